@@ -1,0 +1,21 @@
+"""Where fixtures come from, how hard Hypothesis tries, and that docstring examples run."""
+
+import os
+
+from hypothesis import settings
+from sybil import Sybil
+from sybil.document import PythonDocStringDocument
+from sybil.parsers.doctest import DocTestParser
+
+pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.colours"]
+
+settings.register_profile("dev", max_examples=50, deadline=None)
+settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
+settings.register_profile("nightly", max_examples=5_000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+pytest_collect_file = Sybil(
+    parsers=[DocTestParser()],
+    patterns=["datapatterns/**/*.py"],
+    document_types={".py": PythonDocStringDocument},
+).pytest()

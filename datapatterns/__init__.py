@@ -1,0 +1,1 @@
+"""Data-layer patterns for PostgreSQL and Redis that stay consistent."""

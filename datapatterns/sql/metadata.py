@@ -1,0 +1,42 @@
+"""The library's tables live in one schema; its name is the application's choice."""
+
+import re
+from functools import cache
+
+from sqlalchemy import MetaData
+
+from datapatterns.errors import SchemaNameError
+
+DEFAULT_SCHEMA = "datapatterns"
+"""Where the library's tables live unless the application says otherwise."""
+
+_SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+"""Constraint names that code may rely on."""
+
+
+def checked_schema(name: str) -> str:
+    """Return ``name`` if the library's tables can live in a schema of that name.
+
+    The name becomes part of functions, advisory locks and settings, so it is kept to what
+    PostgreSQL never has to quote.
+
+    Raises:
+        SchemaNameError: It is not 1 to 40 characters of a-z, 0-9 and _.
+    """
+    if not _SCHEMA_NAME.fullmatch(name) or name.startswith("pg_"):
+        raise SchemaNameError(name)
+    return name
+
+
+@cache
+def library_metadata(schema: str = DEFAULT_SCHEMA) -> MetaData:
+    """Return the one MetaData of the library's tables in ``schema``."""
+    return MetaData(schema=checked_schema(schema), naming_convention=NAMING_CONVENTION)

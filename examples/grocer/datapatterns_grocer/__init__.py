@@ -1,0 +1,1 @@
+"""The demo: a year of a real grocer through every pattern."""

@@ -1,0 +1,1 @@
+"""The Alembic environment with the tables of datapatterns."""
