@@ -1,0 +1,64 @@
+"""Run the benchmarks: ``python -m benchmarks [NAME ...] [--rounds N]``."""
+
+import json
+import statistics
+from contextlib import AbstractContextManager
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.interleaving import Claim, Measured, as_json, measure, ratios
+
+HERE = Path(__file__).parent
+NAMES = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+
+
+class BenchmarkModule(Protocol):
+    """What a ``bench_*.py`` offers."""
+
+    def claim(self) -> AbstractContextManager[Claim]:
+        """Set the stage, yield the claim, clean up."""
+        ...
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(NAMES))
+@click.option("--rounds", type=click.IntRange(min=1), default=9, show_default=True)
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=HERE / "results",
+    help="Folder for one JSON file for each benchmark.",
+)
+def main(names: tuple[str, ...], rounds: int, results: Path) -> None:
+    """Measure each claim beside the raw limit and the rival, in the same rounds."""
+    results.mkdir(parents=True, exist_ok=True)
+    for name in names or NAMES:
+        module = cast("BenchmarkModule", import_module(f"benchmarks.bench_{name}"))
+        with module.claim() as claim:
+            measured = measure(claim, rounds=rounds)
+        _show(claim, measured)
+        (results / f"{name}.json").write_text(json.dumps(as_json(claim, measured), indent=2))
+
+
+def _show(claim: Claim, measured: list[Measured]) -> None:
+    ours_to = {ratio.other: ratio for ratio in ratios(measured)}
+    table = Table("", "role", f"{claim.unit}/s", "ours : it", "quartiles", title=claim.title)
+    for each in measured:
+        ratio = ours_to.get(each.name)
+        table.add_row(
+            each.name,
+            each.role,
+            f"{statistics.median(each.rates):,.0f}",
+            f"{ratio.median:.2f}" if ratio else "",
+            f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio else "",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
