@@ -6,16 +6,23 @@ from hypothesis import settings
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.parsers.doctest import DocTestParser
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.colours"]
+pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.colours", "tests.fixtures.pages"]
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
 settings.register_profile("nightly", max_examples=5_000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
-pytest_collect_file = Sybil(
+docstrings = Sybil(
     parsers=[DocTestParser()],
     patterns=["datapatterns/**/*.py"],
     document_types={".py": PythonDocStringDocument},
-).pytest()
+)
+readme = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    patterns=["README.md"],
+    fixtures=["page"],
+)
+pytest_collect_file = (docstrings + readme).pytest()
