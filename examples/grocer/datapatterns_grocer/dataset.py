@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
+
 from datapatterns.errors import SettingsError
 
 LAST_WEEK = 53
@@ -65,7 +66,7 @@ class Dataset:
 
     def lines(self) -> Iterator[Line]:
         """Yield every line, basket by basket in the order of the tills."""
-        yield from map(Line._make, self._stream(f"SELECT {_LINE} FROM sold ORDER BY {_ORDER}"))
+        yield from map(Line._make, self._stream(_LINES))
 
     def baskets(self) -> Iterator[list[Line]]:
         """Yield the lines of one basket after the other, never an empty one."""
@@ -120,7 +121,9 @@ UNION ALL
 SELECT DISTINCT product_id, NULL, NULL, NULL, NULL, NULL FROM sold
  WHERE product_id NOT IN (SELECT product_id FROM read_parquet({file}))
 """
-_LINE = "basket_id, product_id, household_id, store_id, week, quantity, cents, coupon_cents, paid_at"
+_LINE = (
+    "basket_id, product_id, household_id, store_id, week, quantity, cents, coupon_cents, paid_at"
+)
 _ORDER = "paid_at, basket_id, product_id"
 
 
