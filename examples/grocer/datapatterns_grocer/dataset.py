@@ -121,10 +121,10 @@ UNION ALL
 SELECT DISTINCT product_id, NULL, NULL, NULL, NULL, NULL FROM sold
  WHERE product_id NOT IN (SELECT product_id FROM read_parquet({file}))
 """
-_LINE = (
-    "basket_id, product_id, household_id, store_id, week, quantity, cents, coupon_cents, paid_at"
-)
-_ORDER = "paid_at, basket_id, product_id"
+_LINES = """
+SELECT basket_id, product_id, household_id, store_id, week, quantity, cents, coupon_cents, paid_at
+  FROM sold ORDER BY paid_at, basket_id, product_id
+"""
 
 
 def _folder() -> Path:
