@@ -1,13 +1,31 @@
 """Every error that this library raises on purpose.
 
 DataPatternsError
-├── ConfigurationError         fix the code or the settings; retrying cannot help
+├── ConfigurationError        fix the code or the settings; retrying cannot help
+│   ├── AggregateError
+│   ├── EventDataError
+│   ├── EventShapeError
+│   ├── EventTypeError
+│   ├── ImportChunkError
 │   ├── IsolationLevelError
+│   ├── MigrationNeededError
+│   ├── MissingRightsError
+│   ├── ReadOnlyServerError
+│   ├── SchemaManagedElsewhereError
 │   ├── SchemaNameError
-│   └── SettingsError
-├── ConflictError              another writer won; reload, decide again
-├── UnavailableError           a dependency did not answer; retry with backoff
-└── CorruptionError            stored data breaks an invariant; stop and look
+│   ├── SchemaOccupiedError
+│   ├── ServerTooOldError
+│   ├── SettingsError
+│   └── UnknownRevisionError
+├── ConflictError             another writer won; reload, decide again
+│   └── VersionConflictError
+├── UnavailableError          a dependency did not answer; retry with backoff
+│   ├── MigrationBlockedError
+│   └── ServerUnavailableError
+└── CorruptionError           stored data breaks an invariant; stop and look
+    ├── CheckpointError
+    ├── EventGapError
+    └── SchemaDriftError
 
 Callers branch on the four families and log the leaves.
 """
@@ -26,6 +44,80 @@ class ConfigurationError(DataPatternsError):
     """The code or the settings are wrong; retrying cannot help."""
 
 
+class AggregateError(ConfigurationError):
+    """An aggregate is declared so that it cannot be rebuilt from its events.
+
+    Attributes:
+        aggregate: The name of its class.
+    """
+
+    def __init__(self, aggregate: str, advice: str) -> None:
+        super().__init__(f"{aggregate}: {advice}")
+        self.aggregate = aggregate
+
+
+class EventDataError(ConfigurationError):
+    """An event holds data that could not be stored and read back.
+
+    Attributes:
+        event_type: The type of the event.
+        reason: What is wrong with its data, and where.
+    """
+
+    def __init__(self, event_type: str, reason: str) -> None:
+        super().__init__(f"the data of {event_type!r} cannot be stored: {reason}")
+        self.event_type = event_type
+        self.reason = reason
+
+
+class EventShapeError(ConfigurationError):
+    """Stored data does not fit the class that is declared for its type.
+
+    Attributes:
+        event_type: The type of the event.
+        schema_version: The shape that was stored.
+        reason: What does not fit.
+    """
+
+    def __init__(self, event_type: str, *, schema_version: int, reason: str) -> None:
+        super().__init__(
+            f"{event_type!r} as stored in version {schema_version} does not fit its class:"
+            f" {reason}; register an upcaster with @upcast({event_type!r}, {schema_version})"
+        )
+        self.event_type = event_type
+        self.schema_version = schema_version
+        self.reason = reason
+
+
+class EventTypeError(ConfigurationError):
+    """A type of event is not declared, or is declared twice.
+
+    Attributes:
+        event_type: The name of the type, or of the class that has none.
+    """
+
+    def __init__(self, event_type: str, advice: str) -> None:
+        super().__init__(f"{event_type}: {advice}")
+        self.event_type = event_type
+
+
+class ImportChunkError(ConfigurationError):
+    """A chunk of this number was imported before, with other events.
+
+    Attributes:
+        source: The name of what is imported.
+        chunk: The number of the chunk.
+    """
+
+    def __init__(self, source: str, *, chunk: int) -> None:
+        super().__init__(
+            f"chunk {chunk} of {source!r} was imported before, with other events; cut the source"
+            " into the same chunks as before, or import it under another name"
+        )
+        self.source = source
+        self.chunk = chunk
+
+
 class IsolationLevelError(ConfigurationError):
     """The transaction sees too little, or too much, for this operation to be right.
 
@@ -38,6 +130,62 @@ class IsolationLevelError(ConfigurationError):
         super().__init__(f"this needs a {needed} transaction, not {found}; open one for it")
         self.found = found
         self.needed = needed
+
+
+class MigrationNeededError(ConfigurationError):
+    """The library's tables are older than the code that uses them.
+
+    Attributes:
+        schema: Where the tables live, or should.
+        found: The revision they are at; None where there are none yet.
+        needed: The revision this version of the library works with.
+    """
+
+    def __init__(self, schema: str, *, found: str | None, needed: str) -> None:
+        where = f"are at revision {found}" if found else "do not exist yet"
+        super().__init__(
+            f"the tables in schema {schema!r} {where}, {needed} is needed;"
+            " run: datapatterns migrate upgrade"
+        )
+        self.schema = schema
+        self.found = found
+        self.needed = needed
+
+
+class MissingRightsError(ConfigurationError):
+    """The database role may not do this.
+
+    Attributes:
+        reason: What the server said, such as ``permission denied for schema shop``.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; connect as a role that may, or grant it the right")
+        self.reason = reason
+
+
+class ReadOnlyServerError(ConfigurationError):
+    """The server, or its setting for this role, only allows reading."""
+
+    def __init__(self) -> None:
+        super().__init__("this server only allows reading; connect to the primary")
+
+
+class SchemaManagedElsewhereError(ConfigurationError):
+    """The library's tables belong to an application's own Alembic environment.
+
+    Attributes:
+        schema: Where the tables live.
+        version_table: The Alembic version table that counts their revisions.
+    """
+
+    def __init__(self, schema: str, *, version_table: str) -> None:
+        super().__init__(
+            f"the tables in schema {schema!r} are migrated by the Alembic environment that counts"
+            f" in {version_table}; run that one: alembic upgrade heads"
+        )
+        self.schema = schema
+        self.version_table = version_table
 
 
 class SchemaNameError(ConfigurationError):
@@ -55,6 +203,39 @@ class SchemaNameError(ConfigurationError):
         self.name = name
 
 
+class SchemaOccupiedError(ConfigurationError):
+    """The schema holds tables that this library did not make.
+
+    Attributes:
+        schema: Where the library's tables should go.
+        relations: Some of what is there, at most three names.
+    """
+
+    def __init__(self, schema: str, relations: tuple[str, ...]) -> None:
+        super().__init__(
+            f"schema {schema!r} holds tables of somebody else ({', '.join(relations)});"
+            " choose another with --schema or DATAPATTERNS_SCHEMA"
+        )
+        self.schema = schema
+        self.relations = relations
+
+
+class ServerTooOldError(ConfigurationError):
+    """The server lacks what the library builds on.
+
+    Attributes:
+        found: The server's version, such as ``13.4``.
+        needed: The oldest major version that will do.
+    """
+
+    def __init__(self, *, found: str, needed: int) -> None:
+        super().__init__(
+            f"this is PostgreSQL {found}, {needed} or newer is needed; upgrade the server"
+        )
+        self.found = found
+        self.needed = needed
+
+
 class SettingsError(ConfigurationError):
     """A setting is missing or cannot be used.
 
@@ -68,16 +249,133 @@ class SettingsError(ConfigurationError):
         self.advice = advice
 
 
+class UnknownRevisionError(ConfigurationError):
+    """The library's tables, or a request, name a revision that this version does not know.
+
+    Attributes:
+        revision: The revision that was met.
+        newest: The newest revision that is known.
+    """
+
+    def __init__(self, revision: str, *, newest: str) -> None:
+        super().__init__(
+            f"revision {revision!r} is unknown here, the newest is {newest}; if the tables are at"
+            " it, a newer datapatterns made them: upgrade the package"
+        )
+        self.revision = revision
+        self.newest = newest
+
+
 class ConflictError(DataPatternsError):
     """Another writer got there first; reload, decide again."""
+
+
+class VersionConflictError(ConflictError):
+    """The stream is not at the version that the decision was based on.
+
+    Attributes:
+        stream: The stream.
+        expected: What the caller expected: a version, or ``exists``.
+        found: The version that the stream has; 0 if it does not exist.
+    """
+
+    def __init__(self, stream: str, *, expected: int | str, found: int) -> None:
+        super().__init__(
+            f"{stream} is at version {found}, expected {expected}; load it and decide again"
+        )
+        self.stream = stream
+        self.expected = expected
+        self.found = found
 
 
 class UnavailableError(DataPatternsError):
     """A dependency did not answer; retry with backoff."""
 
 
+class MigrationBlockedError(UnavailableError):
+    """Somebody holds what the migration needs; nothing was changed.
+
+    Attributes:
+        holder: Who or what holds it.
+        waited_seconds: How long the migration waited for it.
+    """
+
+    def __init__(self, holder: str, *, waited_seconds: float) -> None:
+        super().__init__(
+            f"gave up after {waited_seconds:g} s: {holder}; nothing was changed, try again"
+        )
+        self.holder = holder
+        self.waited_seconds = waited_seconds
+
+
+class ServerUnavailableError(UnavailableError):
+    """A server did not answer.
+
+    Attributes:
+        server: Which one, without its password.
+        reason: What the driver said.
+    """
+
+    def __init__(self, server: str, reason: str) -> None:
+        super().__init__(
+            f"{server} did not answer ({reason}); check address, user and password, and that it runs"
+        )
+        self.server = server
+        self.reason = reason
+
+
 class CorruptionError(DataPatternsError):
     """Stored data breaks an invariant; stop and look."""
+
+
+class CheckpointError(CorruptionError):
+    """A reader has got further than the log goes: the log was restored to an earlier state.
+
+    Attributes:
+        checkpoint: Where the reader wants to go on.
+        drawn: The last position that the log has given out.
+    """
+
+    def __init__(self, *, checkpoint: int, drawn: int) -> None:
+        super().__init__(
+            f"checkpoint {checkpoint} lies beyond the log, which ends at {drawn}; if the database"
+            " was restored, rebuild what was derived from the lost events"
+        )
+        self.checkpoint = checkpoint
+        self.drawn = drawn
+
+
+class EventGapError(CorruptionError):
+    """A stream lacks an event between two others.
+
+    Attributes:
+        stream: The stream.
+        version: The version that is missing.
+    """
+
+    def __init__(self, stream: str, *, version: int) -> None:
+        super().__init__(f"{stream} lacks version {version}; compare it with a backup")
+        self.stream = stream
+        self.version = version
+
+
+class SchemaDriftError(CorruptionError):
+    """The library's tables are not what its migrations make.
+
+    Attributes:
+        schema: Where the tables live.
+        differences: One line for each; ``-`` is missing, ``+`` is extra.
+    """
+
+    def __init__(self, schema: str, differences: tuple[str, ...]) -> None:
+        shown = "; ".join(differences[:3])
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""  # noqa: PLR2004
+        super().__init__(
+            f"the tables in schema {schema!r} differ from what the migrations make: {shown}{more};"
+            " put back what was changed by hand"
+        )
+        self.schema = schema
+        self.differences = differences
 
 
 def _restore(
