@@ -7,6 +7,10 @@ DataPatternsError
 │   ├── EventShapeError
 │   ├── EventTypeError
 │   ├── ImportChunkError
+│   ├── IndexChangedError
+│   ├── IndexDefinitionError
+│   ├── IndexMissingError
+│   ├── IndexModeError
 │   ├── IsolationLevelError
 │   ├── MigrationNeededError
 │   ├── MissingRightsError
@@ -18,13 +22,16 @@ DataPatternsError
 │   ├── SettingsError
 │   └── UnknownRevisionError
 ├── ConflictError             another writer won; reload, decide again
+│   ├── IndexKeyTakenError
 │   └── VersionConflictError
 ├── UnavailableError          a dependency did not answer; retry with backoff
+│   ├── IndexNotReadyError
 │   ├── MigrationBlockedError
 │   └── ServerUnavailableError
 └── CorruptionError           stored data breaks an invariant; stop and look
     ├── CheckpointError
     ├── EventGapError
+    ├── IndexDiffersError
     └── SchemaDriftError
 
 Callers branch on the four families and log the leaves.
@@ -116,6 +123,66 @@ class ImportChunkError(ConfigurationError):
         )
         self.source = source
         self.chunk = chunk
+
+
+class IndexChangedError(ConfigurationError):
+    """An index table was built from another definition than the one declared.
+
+    Attributes:
+        index: Its name.
+    """
+
+    def __init__(self, index: str) -> None:
+        super().__init__(
+            f"index table {index!r} was built from another definition; declare that one, or"
+            " drop() it, create() it anew and backfill()"
+        )
+        self.index = index
+
+
+class IndexDefinitionError(ConfigurationError):
+    """An index table cannot be declared like this, or not on this table.
+
+    Attributes:
+        index: Its name.
+        problem: What stands in the way, and the way out.
+    """
+
+    def __init__(self, index: str, problem: str) -> None:
+        super().__init__(f"index table {index!r}: {problem}")
+        self.index = index
+        self.problem = problem
+
+
+class IndexMissingError(ConfigurationError):
+    """An index table is declared but was never created in this database.
+
+    Attributes:
+        index: Its name.
+    """
+
+    def __init__(self, index: str) -> None:
+        super().__init__(
+            f"there is no index table {index!r} in this database; create() it in a migration"
+        )
+        self.index = index
+
+
+class IndexModeError(ConfigurationError):
+    """An index table cannot be kept this way.
+
+    Attributes:
+        index: Its name.
+        mode: The mode that was asked for.
+    """
+
+    def __init__(self, index: str, *, mode: str) -> None:
+        super().__init__(
+            f"index table {index!r}: mode {mode!r} is not available yet; use 'local', which"
+            " keeps the index in the database of the rows: over shards, one on each"
+        )
+        self.index = index
+        self.mode = mode
 
 
 class IsolationLevelError(ConfigurationError):
@@ -270,6 +337,24 @@ class ConflictError(DataPatternsError):
     """Another writer got there first; reload, decide again."""
 
 
+class IndexKeyTakenError(ConflictError):
+    """Another row has the key that a unique index table was to take.
+
+    The statement failed, so PostgreSQL accepts nothing more in the transaction: roll it back,
+    or back to a savepoint.
+
+    Attributes:
+        index: The index table's name.
+    """
+
+    def __init__(self, index: str) -> None:
+        super().__init__(
+            f"another row has this key in the unique index table {index!r}; roll back, look it"
+            " up and decide again"
+        )
+        self.index = index
+
+
 class VersionConflictError(ConflictError):
     """The stream is not at the version that the decision was based on.
 
@@ -290,6 +375,23 @@ class VersionConflictError(ConflictError):
 
 class UnavailableError(DataPatternsError):
     """A dependency did not answer; retry with backoff."""
+
+
+class IndexNotReadyError(UnavailableError):
+    """An index table is still being built, so what it doesn't hold may exist all the same.
+
+    Attributes:
+        index: Its name.
+        state: The state it is in.
+    """
+
+    def __init__(self, index: str, *, state: str) -> None:
+        super().__init__(
+            f"index table {index!r} is {state}; backfill() and activate() it, or look rows up"
+            " with miss='scan' meanwhile"
+        )
+        self.index = index
+        self.state = state
 
 
 class MigrationBlockedError(UnavailableError):
@@ -357,6 +459,28 @@ class EventGapError(CorruptionError):
         super().__init__(f"{stream} lacks version {version}; compare it with a backup")
         self.stream = stream
         self.version = version
+
+
+class IndexDiffersError(CorruptionError):
+    """An index table and the rows it was built from do not agree.
+
+    Attributes:
+        index: Its name.
+        missing: Rows without their index row.
+        orphaned: Index rows without their row.
+        different: Index rows that carry other values than their row.
+    """
+
+    def __init__(self, index: str, *, missing: int, orphaned: int, different: int) -> None:
+        super().__init__(
+            f"index table {index!r} differs from its table: {missing} missing, {orphaned}"
+            f" orphaned, {different} different; repair() it (rows missing from a unique index"
+            " after that have a key that another row has: resolve these first)"
+        )
+        self.index = index
+        self.missing = missing
+        self.orphaned = orphaned
+        self.different = different
 
 
 class SchemaDriftError(CorruptionError):
