@@ -420,7 +420,7 @@ class ServerUnavailableError(UnavailableError):
 
     def __init__(self, server: str, reason: str) -> None:
         super().__init__(
-            f"{server} did not answer ({reason}); check address, user and password, and that it runs"
+            f"{server} did not answer ({reason}); check address, user, password, and that it runs"
         )
         self.server = server
         self.reason = reason
