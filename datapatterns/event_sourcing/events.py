@@ -1,0 +1,195 @@
+"""The values that go into and come out of the event store."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any, Final, NewType
+from uuid import UUID, uuid4
+
+Position = NewType("Position", int)
+"""A place in the log that holds the events of all streams."""
+
+START = Position(0)
+"""The place before the first event."""
+
+NEW_STREAM: Final = 0
+"""Expected version of a stream that has no events yet."""
+
+
+class Expected(Enum):
+    """What an append may expect of its stream when it does not name a version.
+
+    Without a version a retry cannot be recognised: it appends once more.
+    """
+
+    ANY = "any"
+    EXISTS = "exists"
+
+
+ANY: Final = Expected.ANY
+"""Append whether or not the stream exists."""
+
+EXISTS: Final = Expected.EXISTS
+"""Append to a stream that has events, whatever its version."""
+
+KEY_BYTES_MAX: Final = 500
+"""The longest key and tenant; all three parts share one index entry."""
+
+_CATEGORY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,99}")
+_EVENT_TYPE = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,199}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StreamId:
+    """Names one stream.
+
+    It is ordered: transactions that append to several streams do so in this order, or they may
+    deadlock.
+
+    >>> str(StreamId("basket", "31198570044"))
+    'basket-31198570044'
+
+    Raises:
+        ValueError: A part is empty, too long or holds what cannot be stored.
+    """
+
+    category: str
+    key: str
+    tenant: str = ""
+
+    def __post_init__(self) -> None:
+        if not _CATEGORY.fullmatch(self.category):
+            raise ValueError(
+                f"{self.category!r} cannot name a category; use 1 to 100 of A-Z, a-z, 0-9, _"
+                " and ., not beginning with a digit or a dot"
+            )
+        if not self.key:
+            raise ValueError("the key of a stream is empty")
+        for part in (self.key, self.tenant):
+            _check_part(part)
+
+    def __str__(self) -> str:
+        stream = f"{self.category}-{self.key}"
+        return f"{self.tenant}/{stream}" if self.tenant else stream
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """Something that is about to have happened.
+
+    Attributes:
+        data: What JSON can hold; dates, UUIDs and decimals become text.
+        schema_version: Which shape ``data`` has, from 1.
+        event_id: Makes a retry recognisable; keep it when you try again.
+        metadata: Who, why, in answer to what; never part of the state.
+
+    Raises:
+        ValueError: The type's name or the schema version cannot be stored.
+    """
+
+    event_type: str
+    data: Mapping[str, Any]
+    schema_version: int = 1
+    event_id: UUID = field(default_factory=uuid4)
+    metadata: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_event_type(self.event_type, self.schema_version)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEvent:
+    """Something that happened.
+
+    Attributes:
+        position: Its place among all events; positions rise but have gaps.
+        version: Its place in its stream, from 1 without gaps.
+        data: As stored, in the shape of ``schema_version``; `EventStore.decode` makes it typed.
+    """
+
+    position: Position
+    stream: StreamId
+    version: int
+    event_type: str
+    schema_version: int
+    data: Mapping[str, Any]
+    metadata: Mapping[str, Any] | None
+    event_id: UUID
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append did.
+
+    Attributes:
+        version: The stream's version after these events.
+        position: The last of them; read models that have reached it show this write.
+        repeated: They were stored by an earlier attempt; nothing was written now.
+    """
+
+    version: int
+    position: Position
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Some events of all streams, in the order that never changes.
+
+    Attributes:
+        events: In rising position.
+        checkpoint: Where to go on; beyond the last event if those that follow do not match.
+        caught_up: Nothing further is final yet.
+    """
+
+    events: list[RecordedEvent]
+    checkpoint: Position
+    caught_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """A transaction that has appended and is still open, so that readers wait before it.
+
+    Attributes:
+        pid: Its session; None for a prepared transaction.
+        state: As in ``pg_stat_activity``, or ``prepared``.
+        since: When the transaction began; None if this role may not see it.
+        query: Its latest statement; None for a prepared transaction.
+        prepared_as: The name to commit or roll it back by; None for a session.
+    """
+
+    pid: int | None
+    state: str
+    since: datetime | None
+    query: str | None
+    prepared_as: str | None = None
+
+
+def check_event_type(name: str, schema_version: int) -> None:
+    """Refuse what cannot name a type of event.
+
+    Raises:
+        ValueError: The name or the schema version is out of bounds.
+    """
+    if not _EVENT_TYPE.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot name a type of event; use 1 to 200 of A-Z, a-z, 0-9, _, ., : and -,"
+            " beginning with a letter or _"
+        )
+    if not 1 <= schema_version < 2**31:
+        raise ValueError(f"schema version {schema_version} is out of bounds; count from 1")
+
+
+def _check_part(part: str) -> None:
+    try:
+        size = len(part.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{part!r} holds half a surrogate pair, which is no text") from error
+    if "\0" in part:
+        raise ValueError(f"{part!r} holds U+0000, which PostgreSQL cannot store")
+    if size > KEY_BYTES_MAX:
+        raise ValueError(f"a key or tenant of {size} bytes is too long; {KEY_BYTES_MAX} is most")

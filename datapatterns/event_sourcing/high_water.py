@@ -1,0 +1,130 @@
+"""Up to where is the log final? And who holds it back?
+
+A position is drawn at INSERT but shows at COMMIT, so events can still appear behind the newest one
+visible. Every appender therefore raises a *fence* first: a shared advisory lock whose key lies
+below all positions that it will draw. A reader stops at the lowest fence. No writer waits for
+another, rolled-back positions and transactions that write other tables hold back nobody.
+"""
+
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Connection,
+    Integer,
+    Select,
+    Text,
+    and_,
+    case,
+    cast,
+    column,
+    func,
+    literal,
+    select,
+    table,
+)
+from sqlalchemy.dialects.postgresql import OID, TIMESTAMP
+
+from datapatterns.errors import CheckpointError, IsolationLevelError
+from datapatterns.event_sourcing.events import Blocker, Position
+from datapatterns.event_sourcing.schema import event_tables
+
+_TWO_INTEGERS = 2  # how pg_locks marks an advisory lock that is named by two integers
+
+_locks = table(
+    "pg_locks",
+    column("locktype", Text),
+    column("database", OID),
+    column("classid", OID),
+    column("objsubid", Integer),
+    column("pid", Integer),
+    column("virtualtransaction", Text),
+    schema="pg_catalog",
+)
+_sessions = table(
+    "pg_stat_activity",
+    column("pid", Integer),
+    column("state", Text),
+    column("xact_start", TIMESTAMP(timezone=True)),
+    column("query", Text),
+    schema="pg_catalog",
+)
+_prepared = table(
+    "pg_prepared_xacts",
+    column("transaction"),
+    column("gid", Text),
+    column("prepared", TIMESTAMP(timezone=True)),
+    schema="pg_catalog",
+)
+_databases = table("pg_database", column("oid", OID), column("datname", Text), schema="pg_catalog")
+
+
+def read_high_water_mark(
+    conn: Connection, *, schema: str, after: Position = Position(0)
+) -> Position:
+    """Do what `EventStore.high_water_mark` promises, for a reader that has got to ``after``."""
+    mark, isolation, drawn = conn.execute(_mark_statement(schema)).one()
+    if mark is None:
+        raise IsolationLevelError(found=isolation, needed="read committed")
+    if after > drawn:
+        raise CheckpointError(checkpoint=after, drawn=drawn)
+    return Position(mark)
+
+
+def list_blockers(conn: Connection, *, schema: str) -> list[Blocker]:
+    """Do what `EventStore.blockers` promises."""
+    return [Blocker(*row) for row in conn.execute(_blockers_statement(schema))]
+
+
+@cache
+def _mark_statement(schema: str) -> Select[Any]:
+    isolation = func.current_setting("transaction_isolation", type_=Text)
+    mark = getattr(func, schema).high_water_mark(type_=BigInteger)
+    # The function refuses other isolation levels, too; asked like this, the refusal leaves the
+    # caller's transaction usable.
+    return select(
+        case((isolation == "read committed", mark)),
+        isolation,
+        func.pg_sequence_last_value(event_tables(schema).position_sequence, type_=BigInteger),
+    )
+
+
+@cache
+def _blockers_statement(schema: str) -> Select[Any]:
+    this_database = (
+        select(_databases.c.oid)
+        .where(_databases.c.datname == func.current_database())
+        .scalar_subquery()
+    )
+    is_fence = and_(
+        _locks.c.locktype == "advisory",
+        _locks.c.objsubid == _TWO_INTEGERS,
+        _locks.c.classid == cast(event_tables(schema).position_sequence, OID),
+        _locks.c.database == this_database,
+    )
+    # A prepared transaction has no session: an inner join would hide the one that nobody ends.
+    is_prepared = _locks.c.virtualtransaction == literal("-1/").concat(
+        cast(_prepared.c.transaction, Text)
+    )
+    since = func.coalesce(_sessions.c.xact_start, _prepared.c.prepared)
+    return (
+        select(
+            _locks.c.pid,
+            func.coalesce(
+                _sessions.c.state,
+                case((cast(_prepared.c.gid.is_not(None), Boolean), "prepared"), else_="unknown"),
+            ),
+            since,
+            _sessions.c.query,
+            _prepared.c.gid,
+        )
+        .select_from(
+            _locks.outerjoin(_sessions, _sessions.c.pid == _locks.c.pid).outerjoin(
+                _prepared, is_prepared
+            )
+        )
+        .where(is_fence)
+        .order_by(since)
+    )

@@ -1,0 +1,135 @@
+"""Tables of the event store."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ColumnElement,
+    Identity,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    Sequence,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    cast,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB, REGCLASS, TIMESTAMP
+
+from datapatterns.sql.metadata import library_metadata
+
+_MOMENT = TIMESTAMP(timezone=True)
+
+
+@dataclass(frozen=True, slots=True)
+class EventTables:
+    """The tables of one event store, and the functions that live beside them."""
+
+    schema: str
+    position: Sequence
+    event_types: Table
+    streams: Table
+    events: Table
+    snapshots: Table
+    import_chunks: Table
+
+    @property
+    def position_sequence(self) -> ColumnElement[Any]:
+        """The sequence, as functions and system tables want it."""
+        return cast(f"{self.schema}.{self.position.name}", REGCLASS)
+
+
+@cache
+def event_tables(schema: str) -> EventTables:
+    """Return the tables of the event store in ``schema``."""
+    metadata = library_metadata(schema)
+    # A session that took positions in advance would draw them from below the fences of others:
+    # CACHE 1 is what makes the position fence right, not a matter of taste.
+    position = Sequence(
+        "event_position",
+        metadata=metadata,
+        data_type=BigInteger,
+        minvalue=0,
+        start=0,
+        cache=1,
+        schema=schema,
+    )
+    return EventTables(
+        schema=schema,
+        position=position,
+        event_types=Table(
+            "event_type",
+            metadata,
+            Column("id", Integer, Identity(always=True), primary_key=True),
+            Column[str]("name", Text, nullable=False),
+            Column[int]("schema_version", Integer, nullable=False),
+            UniqueConstraint("name", "schema_version"),
+            CheckConstraint("schema_version > 0", "positive"),
+        ),
+        streams=Table(
+            "stream",
+            metadata,
+            Column("id", BigInteger, Identity(always=True), primary_key=True),
+            Column[int]("version", BigInteger, nullable=False),
+            Column[datetime]("created_at", _MOMENT, nullable=False),
+            Column[datetime]("last_at", _MOMENT, nullable=False),
+            Column[str]("tenant", Text, nullable=False),
+            Column[str]("category", Text, nullable=False),
+            Column[str]("key", Text, nullable=False),
+            UniqueConstraint("tenant", "category", "key"),
+            CheckConstraint("version > 0", "positive"),
+            postgresql_with={"fillfactor": 80},
+        ),
+        events=Table(
+            "event",
+            metadata,
+            Column[int](
+                "position",
+                BigInteger,
+                server_default=func.nextval(cast(f"{schema}.event_position", REGCLASS)),
+                primary_key=True,
+                autoincrement=False,
+            ),
+            Column[int]("stream_id", BigInteger, nullable=False),
+            Column[int]("version", BigInteger, nullable=False),
+            Column[datetime]("at", _MOMENT, nullable=False),
+            Column[UUID]("event_id", Uuid, nullable=False),
+            Column[int]("type_id", Integer, nullable=False),
+            Column[Any]("data", JSONB, nullable=False),
+            Column[Any]("meta", JSONB),
+            UniqueConstraint("stream_id", "version"),
+            CheckConstraint("version > 0", "positive"),
+        ),
+        snapshots=Table(
+            "snapshot",
+            metadata,
+            Column[int]("stream_id", BigInteger),
+            Column[str]("aggregate", Text),
+            Column[bytes]("fingerprint", LargeBinary),
+            Column[int]("version", BigInteger),
+            Column[int]("position", BigInteger, nullable=False),
+            Column[datetime]("at", _MOMENT, nullable=False),
+            Column[Any]("state", JSONB, nullable=False),
+            PrimaryKeyConstraint("stream_id", "aggregate", "fingerprint", "version"),
+            CheckConstraint("version > 0", "positive"),
+        ),
+        import_chunks=Table(
+            "import_chunk",
+            metadata,
+            Column[str]("source", Text),
+            Column[int]("chunk", BigInteger),
+            Column[int]("events", BigInteger, nullable=False),
+            Column[bytes]("digest", LargeBinary, nullable=False),
+            Column[datetime]("imported_at", _MOMENT, nullable=False, server_default=func.now()),
+            PrimaryKeyConstraint("source", "chunk"),
+        ),
+    )
