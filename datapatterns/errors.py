@@ -3,6 +3,8 @@
 DataPatternsError
 ├── ConfigurationError        fix the code or the settings; retrying cannot help
 │   ├── AggregateError
+│   ├── EmbeddedFolderError
+│   ├── EmbeddedStartError
 │   ├── EventDataError
 │   ├── EventShapeError
 │   ├── EventTypeError
@@ -14,6 +16,7 @@ DataPatternsError
 │   ├── IndexModeError
 │   ├── IsolationLevelError
 │   ├── MigrationNeededError
+│   ├── MissingExtraError
 │   ├── MissingRightsError
 │   ├── ProjectionDefinitionError
 │   ├── ProjectionStoppedError
@@ -31,6 +34,7 @@ DataPatternsError
 │   ├── LeaseLostError
 │   └── VersionConflictError
 ├── UnavailableError          a dependency did not answer; retry with backoff
+│   ├── EmbeddedTimeoutError
 │   ├── IndexNotReadyError
 │   ├── MigrationBlockedError
 │   ├── ReadModelBehindError
@@ -70,6 +74,32 @@ class AggregateError(ConfigurationError):
     def __init__(self, aggregate: str, advice: str) -> None:
         super().__init__(f"{aggregate}: {advice}")
         self.aggregate = aggregate
+
+
+class EmbeddedFolderError(ConfigurationError):
+    """A folder cannot hold embedded servers.
+
+    Attributes:
+        folder: Which one.
+    """
+
+    def __init__(self, folder: object, advice: str) -> None:
+        super().__init__(f"{folder}: {advice}")
+        self.folder = str(folder)
+
+
+class EmbeddedStartError(ConfigurationError):
+    """An embedded server does not start.
+
+    Attributes:
+        server: Which one.
+        problem: Why, with the end of its log if it has one.
+    """
+
+    def __init__(self, server: str, problem: str) -> None:
+        super().__init__(f"{server} does not start: {problem}")
+        self.server = server
+        self.problem = problem
 
 
 class EventDataError(ConfigurationError):
@@ -243,6 +273,20 @@ class MigrationNeededError(ConfigurationError):
         self.needed = needed
 
 
+class MissingExtraError(ConfigurationError):
+    """A package is not installed that only some users need.
+
+    Attributes:
+        package: Which one.
+        extra: The extra of this library that brings it.
+    """
+
+    def __init__(self, package: str, *, extra: str) -> None:
+        super().__init__(f'{package} is not installed; run: pip install "datapatterns[{extra}]"')
+        self.package = package
+        self.extra = extra
+
+
 class MissingRightsError(ConfigurationError):
     """The database role may not do this.
 
@@ -367,14 +411,16 @@ class ServerTooOldError(ConfigurationError):
     """The server lacks what the library builds on.
 
     Attributes:
+        product: What it is, such as ``PostgreSQL``.
         found: The server's version, such as ``13.4``.
         needed: The oldest major version that will do.
     """
 
-    def __init__(self, *, found: str, needed: int) -> None:
+    def __init__(self, product: str, *, found: str, needed: int) -> None:
         super().__init__(
-            f"this is PostgreSQL {found}, {needed} or newer is needed; upgrade the server"
+            f"this is {product} {found}, {needed} or newer is needed; upgrade the server"
         )
+        self.product = product
         self.found = found
         self.needed = needed
 
@@ -484,6 +530,22 @@ class VersionConflictError(ConflictError):
 
 class UnavailableError(DataPatternsError):
     """A dependency did not answer; retry with backoff."""
+
+
+class EmbeddedTimeoutError(UnavailableError):
+    """An embedded server started but does not answer.
+
+    Attributes:
+        server: Which one.
+        seconds: How long it was waited for.
+    """
+
+    def __init__(self, server: str, *, seconds: float) -> None:
+        super().__init__(
+            f"{server} did not answer within {seconds:g} s; try again when the machine is less busy"
+        )
+        self.server = server
+        self.seconds = seconds
 
 
 class IndexNotReadyError(UnavailableError):
