@@ -3,35 +3,50 @@
 DataPatternsError
 ├── ConfigurationError        fix the code or the settings; retrying cannot help
 │   ├── AggregateError
+│   ├── BucketCountError
 │   ├── EmbeddedFolderError
 │   ├── EmbeddedStartError
 │   ├── EventDataError
 │   ├── EventShapeError
 │   ├── EventTypeError
 │   ├── EvictionPolicyError
+│   ├── GroupMismatchError
 │   ├── ImportChunkError
 │   ├── IndexChangedError
 │   ├── IndexDefinitionError
 │   ├── IndexMissingError
 │   ├── IndexModeError
 │   ├── IsolationLevelError
+│   ├── MergeLimitError
 │   ├── MigrationNeededError
 │   ├── MissingExtraError
 │   ├── MissingRightsError
+│   ├── MultiShardWriteError
 │   ├── ProjectionDefinitionError
 │   ├── ProjectionStoppedError
 │   ├── ProjectionVersionError
+│   ├── ReadModelKeyError
 │   ├── ReadOnlyServerError
+│   ├── ScatterRefusedError
 │   ├── SchemaManagedElsewhereError
 │   ├── SchemaNameError
 │   ├── SchemaOccupiedError
 │   ├── ServerTooOldError
 │   ├── SettingsError
-│   └── UnknownRevisionError
+│   ├── ShardKeyChangedError
+│   ├── ShardKeyError
+│   ├── ShardMapExistsError
+│   ├── ShardMapMissingError
+│   ├── ShardedTableError
+│   ├── UnknownRevisionError
+│   ├── UnmergeableQueryError
+│   ├── UnroutableStatementError
+│   └── WrongShardError
 ├── ConflictError             another writer won; reload, decide again
 │   ├── IndexKeyTakenError
 │   ├── LeaseHeldError
 │   ├── LeaseLostError
+│   ├── StaleShardMapError
 │   └── VersionConflictError
 ├── UnavailableError          a dependency did not answer; retry with backoff
 │   ├── EmbeddedTimeoutError
@@ -39,16 +54,20 @@ DataPatternsError
 │   ├── MigrationBlockedError
 │   ├── ReadModelBehindError
 │   ├── ReadModelBuildingError
-│   └── ServerUnavailableError
+│   ├── ServerUnavailableError
+│   └── ShardUnavailableError
 └── CorruptionError           stored data breaks an invariant; stop and look
     ├── CheckpointError
     ├── EventGapError
     ├── ForeignReadModelError
     ├── IndexDiffersError
-    └── SchemaDriftError
+    ├── SchemaDriftError
+    └── ShardMapCorruptError
 
 Callers branch on the four families and log the leaves.
 """
+
+from collections.abc import Iterable
 
 
 class DataPatternsError(Exception):
@@ -74,6 +93,18 @@ class AggregateError(ConfigurationError):
     def __init__(self, aggregate: str, advice: str) -> None:
         super().__init__(f"{aggregate}: {advice}")
         self.aggregate = aggregate
+
+
+class BucketCountError(ConfigurationError):
+    """Keys cannot be spread over this number of buckets.
+
+    Attributes:
+        buckets: The number that was asked for.
+    """
+
+    def __init__(self, buckets: int) -> None:
+        super().__init__(f"{buckets} buckets cannot be addressed by bits; use a power of two")
+        self.buckets = buckets
 
 
 class EmbeddedFolderError(ConfigurationError):
@@ -160,6 +191,25 @@ class EvictionPolicyError(ConfigurationError):
             " model with holes looks whole; use noeviction or a volatile-* policy"
         )
         self.policy = policy
+
+
+class GroupMismatchError(ConfigurationError):
+    """The code declares an entity group otherwise than its stored map.
+
+    Attributes:
+        group: The name of the group.
+        declared: What the code says.
+        stored: What the map was created for.
+    """
+
+    def __init__(self, group: str, *, declared: str, stored: str) -> None:
+        super().__init__(
+            f"group {group!r} is declared as {declared}, but its data was placed by {stored};"
+            " declare what is stored, or copy the data into a new group"
+        )
+        self.group = group
+        self.declared = declared
+        self.stored = stored
 
 
 class ImportChunkError(ConfigurationError):
@@ -253,6 +303,21 @@ class IsolationLevelError(ConfigurationError):
         self.needed = needed
 
 
+class MergeLimitError(ConfigurationError):
+    """A statement over several shards asks for more rows than may be merged in memory.
+
+    Attributes:
+        limit: How many rows may be merged.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"the shards would send more than {limit} rows to be merged; narrow the statement,"
+            " add a LIMIT, or read shard by shard"
+        )
+        self.limit = limit
+
+
 class MigrationNeededError(ConfigurationError):
     """The library's tables are older than the code that uses them.
 
@@ -297,6 +362,21 @@ class MissingRightsError(ConfigurationError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason}; connect as a role that may, or grant it the right")
         self.reason = reason
+
+
+class MultiShardWriteError(ConfigurationError):
+    """One transaction would write to several shards, and so could be half done after a crash.
+
+    Attributes:
+        shards: The shards that it would write to.
+    """
+
+    def __init__(self, shards: Iterable[str]) -> None:
+        self.shards = tuple(sorted(shards))
+        super().__init__(
+            f"this transaction would write to {', '.join(self.shards)}, which cannot commit"
+            " together; commit for each shard key, or place rows in bulk with ShardCluster.placed()"
+        )
 
 
 class ProjectionDefinitionError(ConfigurationError):
@@ -351,11 +431,41 @@ class ProjectionVersionError(ConfigurationError):
         self.live = live
 
 
+class ReadModelKeyError(ConfigurationError):
+    """A key of a read model is not what its table's primary key is.
+
+    Attributes:
+        projection: The read model's name.
+    """
+
+    def __init__(self, projection: str, detail: str) -> None:
+        super().__init__(
+            f"read model {projection}: {detail}; let key= return the column's own type and shape"
+        )
+        self.projection = projection
+        self.detail = detail
+
+
 class ReadOnlyServerError(ConfigurationError):
     """The server, or its setting for this role, only allows reading."""
 
     def __init__(self) -> None:
         super().__init__("this server only allows reading; connect to the primary")
+
+
+class ScatterRefusedError(ConfigurationError):
+    """A statement does not say for which shard key, so it would have to go to every shard.
+
+    Attributes:
+        tables: The sharded tables that it names.
+    """
+
+    def __init__(self, tables: Iterable[str]) -> None:
+        self.tables = tuple(sorted(tables))
+        super().__init__(
+            f"no shard key of {', '.join(self.tables)} follows from the WHERE clause; compare the"
+            " key with = or IN, or allow a read of all shards with execution_options(scatter=True)"
+        )
 
 
 class SchemaManagedElsewhereError(ConfigurationError):
@@ -438,6 +548,77 @@ class SettingsError(ConfigurationError):
         self.advice = advice
 
 
+class ShardKeyChangedError(ConfigurationError):
+    """A row's shard key would change, which would leave it on the wrong shard.
+
+    Attributes:
+        table: The table of the row.
+        column: Its shard key.
+    """
+
+    def __init__(self, *, table: str, column: str) -> None:
+        super().__init__(
+            f"{table}.{column} is a shard key and cannot be changed; delete the row and insert it"
+            " again under the new key, in two transactions"
+        )
+        self.table = table
+        self.column = column
+
+
+class ShardKeyError(ConfigurationError):
+    """A value cannot be, or is not, the shard key that it is used as.
+
+    Attributes:
+        group: The name of the entity group.
+    """
+
+    def __init__(self, group: str, advice: str) -> None:
+        super().__init__(f"shard key of {group!r}: {advice}")
+        self.group = group
+        self.advice = advice
+
+
+class ShardMapExistsError(ConfigurationError):
+    """A shard map cannot be created here, because something else is here already.
+
+    Attributes:
+        place: Where.
+    """
+
+    def __init__(self, place: str, advice: str) -> None:
+        super().__init__(f"{place}: {advice}")
+        self.place = place
+        self.advice = advice
+
+
+class ShardMapMissingError(ConfigurationError):
+    """Nobody has decided yet where the buckets of a group lie.
+
+    Attributes:
+        group: The name of the group.
+    """
+
+    def __init__(self, group: str) -> None:
+        super().__init__(
+            f"the control database has no map of group {group!r};"
+            " create it once with ShardCluster.create_map()"
+        )
+        self.group = group
+
+
+class ShardedTableError(ConfigurationError):
+    """A table cannot be sharded as it is declared.
+
+    Attributes:
+        table: Its name.
+    """
+
+    def __init__(self, table: str, advice: str) -> None:
+        super().__init__(f"table {table!r}: {advice}")
+        self.table = table
+        self.advice = advice
+
+
 class UnknownRevisionError(ConfigurationError):
     """The library's tables, or a request, name a revision that this version does not know.
 
@@ -453,6 +634,50 @@ class UnknownRevisionError(ConfigurationError):
         )
         self.revision = revision
         self.newest = newest
+
+
+class UnmergeableQueryError(ConfigurationError):
+    """The answers of several shards cannot be merged into exactly what one database would say.
+
+    Attributes:
+        clause: The part of the statement that stands in the way.
+    """
+
+    def __init__(self, clause: str, advice: str) -> None:
+        super().__init__(f"{clause} cannot be merged exactly over several shards; {advice}")
+        self.clause = clause
+        self.advice = advice
+
+
+class UnroutableStatementError(ConfigurationError):
+    """It cannot be told which shards a statement is for.
+
+    Attributes:
+        reason: Why.
+    """
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}; {advice}")
+        self.reason = reason
+        self.advice = advice
+
+
+class WrongShardError(ConfigurationError):
+    """The server behind a connection string is another shard than the one it is named for.
+
+    Attributes:
+        expected: The shard that the configuration names.
+        found: The shard that the server says it is; None if it is none yet.
+    """
+
+    def __init__(self, *, expected: str, found: str | None) -> None:
+        state = "has not been made a shard" if found is None else f"says that it is {found!r}"
+        super().__init__(
+            f"the server that is configured as shard {expected!r} {state};"
+            " check the connection strings, and that ShardCluster.create_map() has run"
+        )
+        self.expected = expected
+        self.found = found
 
 
 class ConflictError(DataPatternsError):
@@ -508,6 +733,21 @@ class LeaseLostError(ConflictError):
         )
         self.resource = resource
         self.epoch = epoch
+
+
+class StaleShardMapError(ConflictError):
+    """A shard no longer owns what the map says; the map has been read again.
+
+    Attributes:
+        shard: The shard that refused.
+    """
+
+    def __init__(self, shard: str) -> None:
+        super().__init__(
+            f"shard {shard!r} owns other buckets than the map says;"
+            " repeat the whole transaction, which then follows the new map"
+        )
+        self.shard = shard
 
 
 class VersionConflictError(ConflictError):
@@ -638,6 +878,20 @@ class ServerUnavailableError(UnavailableError):
         self.reason = reason
 
 
+class ShardUnavailableError(UnavailableError):
+    """A shard does not answer.
+
+    Attributes:
+        shard: Which one.
+    """
+
+    def __init__(self, shard: str) -> None:
+        super().__init__(
+            f"shard {shard!r} does not answer; the others are usable, retry when it is back"
+        )
+        self.shard = shard
+
+
 class CorruptionError(DataPatternsError):
     """Stored data breaks an invariant; stop and look."""
 
@@ -728,6 +982,19 @@ class SchemaDriftError(CorruptionError):
         )
         self.schema = schema
         self.differences = differences
+
+
+class ShardMapCorruptError(CorruptionError):
+    """The stored map does not give each bucket to one shard.
+
+    Attributes:
+        group: The name of the group.
+    """
+
+    def __init__(self, group: str, advice: str) -> None:
+        super().__init__(f"the map of group {group!r} is damaged: {advice}")
+        self.group = group
+        self.advice = advice
 
 
 def _restore(
