@@ -4,12 +4,17 @@ DataPatternsError
 ├── ConfigurationError        fix the code or the settings; retrying cannot help
 │   ├── AggregateError
 │   ├── BucketCountError
+│   ├── CacheKeyError
+│   ├── CaptureRefusedError
+│   ├── CapturedTableInUseError
+│   ├── ConsumerMissingError
 │   ├── EmbeddedFolderError
 │   ├── EmbeddedStartError
 │   ├── EventDataError
 │   ├── EventShapeError
 │   ├── EventTypeError
 │   ├── EvictionPolicyError
+│   ├── ForeignSnapshotError
 │   ├── GroupMismatchError
 │   ├── ImportChunkError
 │   ├── IndexChangedError
@@ -38,31 +43,41 @@ DataPatternsError
 │   ├── ShardMapExistsError
 │   ├── ShardMapMissingError
 │   ├── ShardedTableError
+│   ├── TransactionInUseError
+│   ├── UncacheableValueError
 │   ├── UnknownRevisionError
 │   ├── UnmergeableQueryError
 │   ├── UnroutableStatementError
+│   ├── ViewChangedError
+│   ├── ViewDefinitionError
+│   ├── ViewMissingError
 │   └── WrongShardError
 ├── ConflictError             another writer won; reload, decide again
 │   ├── IndexKeyTakenError
 │   ├── LeaseHeldError
 │   ├── LeaseLostError
+│   ├── SnapshotOutdatedError
 │   ├── StaleShardMapError
 │   └── VersionConflictError
 ├── UnavailableError          a dependency did not answer; retry with backoff
+│   ├── CacheBusyError
 │   ├── EmbeddedTimeoutError
 │   ├── IndexNotReadyError
 │   ├── MigrationBlockedError
 │   ├── ReadModelBehindError
 │   ├── ReadModelBuildingError
 │   ├── ServerUnavailableError
-│   └── ShardUnavailableError
+│   ├── ShardUnavailableError
+│   ├── ViewBehindError
+│   └── ViewNotPopulatedError
 └── CorruptionError           stored data breaks an invariant; stop and look
     ├── CheckpointError
     ├── EventGapError
     ├── ForeignReadModelError
     ├── IndexDiffersError
     ├── SchemaDriftError
-    └── ShardMapCorruptError
+    ├── ShardMapCorruptError
+    └── ViewDiffersError
 
 Callers branch on the four families and log the leaves.
 """
@@ -105,6 +120,61 @@ class BucketCountError(ConfigurationError):
     def __init__(self, buckets: int) -> None:
         super().__init__(f"{buckets} buckets cannot be addressed by bits; use a power of two")
         self.buckets = buckets
+
+
+class CacheKeyError(ConfigurationError):
+    """This cannot name a cache or one of its entries.
+
+    Attributes:
+        part: What cannot be part of the name.
+    """
+
+    def __init__(self, part: object, advice: str) -> None:
+        super().__init__(f"{part!r} cannot name a cache entry: {advice}")
+        self.part = repr(part)
+        self.advice = advice
+
+
+class CaptureRefusedError(ConfigurationError):
+    """Changes of this table cannot be captured without missing some.
+
+    Attributes:
+        table: The table, with its schema.
+        reason: What stands in the way, and the way out.
+    """
+
+    def __init__(self, table: str, reason: str) -> None:
+        super().__init__(f"changes of {table} cannot be captured: {reason}")
+        self.table = table
+        self.reason = reason
+
+
+class CapturedTableInUseError(ConfigurationError):
+    """Somebody still consumes the changes of this table.
+
+    Attributes:
+        table: The table, with its schema.
+        consumers: Who consumes its changes.
+    """
+
+    def __init__(self, table: str, consumers: list[str]) -> None:
+        super().__init__(
+            f"changes of {table} are still consumed by {', '.join(consumers)}; drop those first"
+        )
+        self.table = table
+        self.consumers = consumers
+
+
+class ConsumerMissingError(ConfigurationError):
+    """Nobody of this name consumes changes.
+
+    Attributes:
+        name: The name that was asked for.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no consumer is called {name!r}; register it first")
+        self.name = name
 
 
 class EmbeddedFolderError(ConfigurationError):
@@ -191,6 +261,24 @@ class EvictionPolicyError(ConfigurationError):
             " model with holes looks whole; use noeviction or a volatile-* policy"
         )
         self.policy = policy
+
+
+class ForeignSnapshotError(ConfigurationError):
+    """A consumer's snapshot speaks of another cluster's or another database's transactions.
+
+    That is what a dump leaves behind that was restored elsewhere. Comparing transaction ids of
+    two clusters would skip changes silently.
+
+    Attributes:
+        name: The consumer.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name!r} was last advanced in another database; call ChangeLog.rebase(),"
+            " then populate its views again"
+        )
+        self.name = name
 
 
 class GroupMismatchError(ConfigurationError):
@@ -619,6 +707,40 @@ class ShardedTableError(ConfigurationError):
         self.advice = advice
 
 
+class TransactionInUseError(ConfigurationError):
+    """This needs a transaction that has not written anything yet.
+
+    Whether a snapshot shows its own transaction depends on what others do meanwhile; changes
+    made by the transaction that consumes them would be applied twice or never.
+
+    Attributes:
+        operation: What was asked for.
+    """
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation} needs a transaction that has written nothing yet; commit, then begin one"
+        )
+        self.operation = operation
+
+
+class UncacheableValueError(ConfigurationError):
+    """A loader returned what does not come back from a cache as the same type.
+
+    Attributes:
+        value_type: The name of its type.
+        reason: What encoding or decoding it said.
+    """
+
+    def __init__(self, value_type: str, reason: str) -> None:
+        super().__init__(
+            f"a value of type {value_type} cannot be cached: {reason}; return a dataclass, a"
+            " msgspec.Struct or plain data, and name its type"
+        )
+        self.value_type = value_type
+        self.reason = reason
+
+
 class UnknownRevisionError(ConfigurationError):
     """The library's tables, or a request, name a revision that this version does not know.
 
@@ -660,6 +782,49 @@ class UnroutableStatementError(ConfigurationError):
         super().__init__(f"{reason}; {advice}")
         self.reason = reason
         self.advice = advice
+
+
+class ViewChangedError(ConfigurationError):
+    """The view was created from another definition than the one at hand.
+
+    Attributes:
+        view: The view's name.
+    """
+
+    def __init__(self, view: str) -> None:
+        super().__init__(
+            f"the definition of view {view!r} has changed since it was created;"
+            " drop() it, create() it and populate() it in a migration"
+        )
+        self.view = view
+
+
+class ViewDefinitionError(ConfigurationError):
+    """No strategy keeps a view of this query exact.
+
+    Attributes:
+        view: The view's name.
+        clause: What in the query stands in the way.
+        advice: The way out.
+    """
+
+    def __init__(self, view: str, *, clause: str, advice: str) -> None:
+        super().__init__(f"view {view!r} cannot be kept because of {clause}; {advice}")
+        self.view = view
+        self.clause = clause
+        self.advice = advice
+
+
+class ViewMissingError(ConfigurationError):
+    """The view has not been created in this database.
+
+    Attributes:
+        view: The view's name.
+    """
+
+    def __init__(self, view: str) -> None:
+        super().__init__(f"view {view!r} does not exist; create() it in a migration")
+        self.view = view
 
 
 class WrongShardError(ConfigurationError):
@@ -735,6 +900,20 @@ class LeaseLostError(ConflictError):
         self.epoch = epoch
 
 
+class SnapshotOutdatedError(ConflictError):
+    """A table was rewritten after this transaction had taken its snapshot.
+
+    Attributes:
+        table: The table, with its schema.
+    """
+
+    def __init__(self, table: str) -> None:
+        super().__init__(
+            f"{table} was truncated or rewritten meanwhile; begin the transaction again"
+        )
+        self.table = table
+
+
 class StaleShardMapError(ConflictError):
     """A shard no longer owns what the map says; the map has been read again.
 
@@ -770,6 +949,20 @@ class VersionConflictError(ConflictError):
 
 class UnavailableError(DataPatternsError):
     """A dependency did not answer; retry with backoff."""
+
+
+class CacheBusyError(UnavailableError):
+    """The database was busy with other loads for as long as this one could wait.
+
+    Attributes:
+        waited_seconds: How long it waited.
+    """
+
+    def __init__(self, *, waited_seconds: float) -> None:
+        super().__init__(
+            f"no load could begin within {waited_seconds:g} s; retry later, or raise loads_at_once"
+        )
+        self.waited_seconds = waited_seconds
 
 
 class EmbeddedTimeoutError(UnavailableError):
@@ -892,6 +1085,37 @@ class ShardUnavailableError(UnavailableError):
         self.shard = shard
 
 
+class ViewBehindError(UnavailableError):
+    """The view did not contain a write before the deadline.
+
+    Attributes:
+        view: The view's name.
+        timeout_seconds: How long was waited.
+    """
+
+    def __init__(self, view: str, *, timeout_seconds: float) -> None:
+        super().__init__(
+            f"view {view!r} did not contain the write after {timeout_seconds} s;"
+            " refresh it, or read the tables"
+        )
+        self.view = view
+        self.timeout_seconds = timeout_seconds
+
+
+class ViewNotPopulatedError(UnavailableError):
+    """The view has been created, but not filled yet.
+
+    Attributes:
+        view: The view's name.
+    """
+
+    def __init__(self, view: str) -> None:
+        super().__init__(
+            f"view {view!r} has not been populated; call populate() after create() has committed"
+        )
+        self.view = view
+
+
 class CorruptionError(DataPatternsError):
     """Stored data breaks an invariant; stop and look."""
 
@@ -995,6 +1219,21 @@ class ShardMapCorruptError(CorruptionError):
         super().__init__(f"the map of group {group!r} is damaged: {advice}")
         self.group = group
         self.advice = advice
+
+
+class ViewDiffersError(CorruptionError):
+    """A view holds something that its query cannot have produced.
+
+    Attributes:
+        view: The view's name.
+    """
+
+    def __init__(self, view: str) -> None:
+        super().__init__(
+            f"view {view!r} counts fewer rows than none: it missed changes;"
+            " find out how, then rebuild() it"
+        )
+        self.view = view
 
 
 def _restore(

@@ -1,18 +1,241 @@
 """What an application declares, in one object that the CLI and the worker can load."""
 
-from dataclasses import dataclass, field
-from functools import cached_property
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Self
 
-from sqlalchemy import Engine, create_engine
+from redis import Redis
+from sqlalchemy import URL, Engine
+
+from datapatterns.connecting import connect_arguments, open_engine, open_redis, redis_errors
+from datapatterns.errors import ServerTooOldError, SettingsError
+from datapatterns.migrations import Migrations
+from datapatterns.settings import MAIN, Settings, settings_from, shown_database, shown_redis
+from datapatterns.sql.metadata import DEFAULT_SCHEMA
+from datapatterns.sql.server import check_server, library_errors
+from datapatterns.telemetry import SILENT, Observer
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+"""How long to wait for a server to answer before it counts as away."""
+
+OLDEST_REDIS = 7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class ServerReport:
+    """A server that answered.
+
+    Attributes:
+        name: ``main``, the name of a shard, or ``redis``.
+        address: Where it is, without its password.
+        version: What it says it is, such as ``PostgreSQL 18.1``.
+    """
+
+    name: str
+    address: str
+    version: str
+
+
 class DataLayer:
-    """The database an application uses and the patterns laid over it."""
+    """The servers an application uses and the patterns laid over them.
 
-    database_url: str = field(repr=False)
+    What is not given is taken from the environment (see `datapatterns.settings`); a layer without
+    a database can be declared, and says what is missing when the database is used. Nothing connects
+    before it is used. Passwords show in no ``repr``, error or log.
 
-    @cached_property
+    >>> DataLayer("postgresql://shop:secret@db.example/shop", redis_url="redis://:secret@cache")
+    DataLayer(postgresql://shop@db.example/shop, redis=redis://cache, schema=datapatterns)
+
+    Args:
+        database_url: ``postgresql://user:password@host:5432/database``.
+        redis_url: ``redis://``, ``rediss://`` or ``unix://``; Redis 7 or newer, or Valkey.
+        shards: Further databases by name.
+        schema: Where the library's tables live in each database.
+        observer: Receives counts and durations.
+
+    Raises:
+        SettingsError: A URL or a name cannot be used.
+    """
+
+    def __init__(
+        self,
+        database_url: str | URL | None = None,
+        *,
+        redis_url: str | None = None,
+        shards: Mapping[str, str | URL] | None = None,
+        schema: str | None = None,
+        observer: Observer = SILENT,
+    ) -> None:
+        self.settings: Settings = settings_from(
+            os.environ, database_url=database_url, redis_url=redis_url, shards=shards, schema=schema
+        )
+        self.observer = observer
+        found = self.settings
+        self._engine = open_engine(found.database_url) if found.database_url else None
+        self._shard_engines = {name: open_engine(url) for name, url in found.shards.items()}
+        self._redis = (
+            open_redis(found.redis_url, timeout_seconds=CONNECT_TIMEOUT_SECONDS)
+            if found.redis_url
+            else None
+        )
+        self._async_engine: AsyncEngine | None = None
+        self._lock = Lock()
+
+    @classmethod
+    @contextmanager
+    def embedded(
+        cls, *, shards: int = 0, schema: str = DEFAULT_SCHEMA, observer: Observer = SILENT
+    ) -> Iterator[Self]:
+        """Start servers of its own, migrate them, and stop them at the end; needs ``embedded``.
+
+        Args:
+            shards: How many further databases to start, called ``s0``, ``s1`` and so on.
+            schema: Where the library's tables live.
+            observer: Receives counts and durations.
+        """
+        try:
+            from datapatterns.embedded import EmbeddedServers  # noqa: PLC0415 -- needs an extra
+        except ModuleNotFoundError as error:
+            advice = "install the extra: pip install 'datapatterns[embedded]'"
+            raise SettingsError("embedded servers", advice) from error
+        with EmbeddedServers() as servers:
+            layer = cls(
+                servers.postgres(MAIN).url,
+                redis_url=servers.valkey().url,
+                shards={f"s{n}": servers.postgres(f"s{n}").url for n in range(shards)},
+                schema=schema,
+                observer=observer,
+            )
+            with closing(layer):
+                layer.migrations.upgrade()
+                yield layer
+
+    def __repr__(self) -> str:
+        database, redis = self.settings.database_url, self.settings.redis_url
+        parts = [shown_database(database) if database else "no database"]
+        parts += [f"{name}={shown_database(url)}" for name, url in self.settings.shards.items()]
+        parts += [f"redis={shown_redis(redis)}"] if redis else []
+        return f"DataLayer({', '.join(parts)}, schema={self.schema})"
+
+    @property
+    def schema(self) -> str:
+        """Where the library's tables live in each database."""
+        return self.settings.schema
+
+    @property
     def engine(self) -> Engine:
-        """The pool of connections that loops and the CLI draw from."""
-        return create_engine(self.database_url)
+        """The pool of connections to the database.
+
+        Raises:
+            SettingsError: No database was named.
+        """
+        if self._engine is None:
+            raise SettingsError("database URL", "set DATAPATTERNS_DATABASE_URL, or pass it")
+        return self._engine
+
+    @property
+    def async_engine(self) -> "AsyncEngine":
+        """The same database for asyncio; needs the ``async`` extra."""
+        from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 -- needs an extra
+
+        url = self.engine.url
+        with self._lock:
+            if self._async_engine is None:
+                self._async_engine = create_async_engine(
+                    url,
+                    connect_args=connect_arguments(url, CONNECT_TIMEOUT_SECONDS),
+                    pool_pre_ping=True,
+                )
+            return self._async_engine
+
+    @property
+    def shard_engines(self) -> Mapping[str, Engine]:
+        """The pools of connections to the shards, by name."""
+        return MappingProxyType(self._shard_engines)
+
+    @property
+    def redis(self) -> Redis:
+        """The client of Redis or Valkey; it answers in bytes.
+
+        Raises:
+            SettingsError: No Redis was named.
+        """
+        if self._redis is None:
+            raise SettingsError("Redis URL", "set DATAPATTERNS_REDIS_URL, or pass redis_url")
+        return self._redis
+
+    @property
+    def migrations(self) -> Migrations:
+        """The migrations of the library's tables in all databases of this layer."""
+        return Migrations(self._databases(), self.schema, CONNECT_TIMEOUT_SECONDS)
+
+    def check(self) -> list[ServerReport]:
+        """Ask every declared server whether it is there and new enough, and return the answers.
+
+        Raises:
+            ServerTooOldError: PostgreSQL before 14, or Redis before 7.
+            ServerUnavailableError: One did not answer in time.
+        """
+        engines = ({MAIN: self._engine} if self._engine else {}) | self._shard_engines
+        reports = [_asked_database(name, engine) for name, engine in engines.items()]
+        if self._redis is not None:
+            reports.append(_asked_redis(self._redis, shown_redis(str(self.settings.redis_url))))
+        return reports
+
+    def close(self) -> None:
+        """Close all idle connections; using the layer again opens new ones.
+
+        Connections of the async engine belong to its event loop: close them there with
+        ``await layer.aclose()``.
+        """
+        for engine in (self._engine, *self._shard_engines.values()):
+            if engine is not None:
+                engine.dispose()
+        if self._redis is not None:
+            self._redis.close()
+
+    async def aclose(self) -> None:
+        """Close all idle connections, those of the async engine, too."""
+        if self._async_engine is not None:
+            await self._async_engine.dispose()
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _databases(self) -> dict[str, URL]:
+        main = self.settings.database_url
+        return ({MAIN: main} if main else {}) | dict(self.settings.shards)
+
+
+def _asked_database(name: str, engine: Engine) -> ServerReport:
+    address = shown_database(engine.url)
+    with library_errors(address), engine.connect() as conn:
+        check_server(conn)
+        version = ".".join(str(part) for part in conn.dialect.server_version_info or ())
+    return ServerReport(name, address, f"PostgreSQL {version}")
+
+
+def _asked_redis(client: Redis, address: str) -> ServerReport:
+    with redis_errors(address):
+        answer = client.info("server")
+    version = str(answer["redis_version"])
+    if int(version.partition(".")[0]) < OLDEST_REDIS:
+        raise ServerTooOldError("Redis", found=version, needed=OLDEST_REDIS)
+    product = "Valkey" if answer.get("server_name") == "valkey" else "Redis"
+    return ServerReport("redis", address, f"{product} {answer.get('valkey_version', version)}")

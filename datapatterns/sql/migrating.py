@@ -17,11 +17,10 @@ import datapatterns_migrations
 from datapatterns.errors import MigrationBlockedError
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 from datapatterns.sql.migration_status import (
-    BASE,
     MigrationStatus,
+    Revision,
     migration_status,
     resolved_revision,
-    steps,
 )
 from datapatterns.sql.server import check_server, check_writable
 
@@ -38,8 +37,10 @@ def upgrade(
     *,
     schema: str = DEFAULT_SCHEMA,
     wait_seconds: float = TURN_WAIT_SECONDS,
-) -> None:
+) -> tuple[Revision, ...]:
     """Upgrade the library's tables in ``schema``, in the caller's transaction.
+
+    Returns the revisions that ran, oldest first; tables that are there or beyond stay as they are.
 
     One migration at a time: a second one waits for the first to end, and then finds nothing
     left to do. The lock belongs to the transaction, so it works through PgBouncer in
@@ -54,13 +55,15 @@ def upgrade(
             for a revision that does not exist.
     """
     status = _begin(conn, schema=schema, wait_seconds=wait_seconds)
-    if _goes_down(status.revision or BASE, revision):
-        return
+    planned = status.steps_up(revision)
+    if not planned:
+        return ()
     with _table_locks(conn):
         if not conn.scalar(select(func.to_regnamespace(schema).is_not(None))):
             # A role that may not create schemas can still work in one that was made for it.
             conn.execute(CreateSchema(schema))
         command.upgrade(_config(schema, conn), revision)
+    return planned
 
 
 def downgrade(
@@ -69,16 +72,19 @@ def downgrade(
     *,
     schema: str = DEFAULT_SCHEMA,
     wait_seconds: float = TURN_WAIT_SECONDS,
-) -> None:
+) -> tuple[Revision, ...]:
     """Take the library's tables in ``schema`` back to ``revision``, with all data in them.
 
-    ``base`` leaves an empty schema. Raises the same errors as `upgrade`.
+    ``base`` leaves an empty schema. Returns the revisions that were undone, newest first.
+    Raises the same errors as `upgrade`.
     """
     status = _begin(conn, schema=schema, wait_seconds=wait_seconds)
-    if not _goes_down(status.revision or BASE, revision):
-        return
+    planned = status.steps_down(revision)
+    if not planned:
+        return ()
     with _table_locks(conn):
         command.downgrade(_config(schema, conn), revision)
+    return planned
 
 
 def migration_sql(
@@ -95,7 +101,8 @@ def migration_sql(
         f"SELECT pg_advisory_xact_lock({turn_key(schema)})",
         f"CREATE SCHEMA IF NOT EXISTS {schema}",
     ]
-    migrate = command.downgrade if _goes_down(start, revision) else command.upgrade
+    here = MigrationStatus(schema, resolved_revision(start), None)
+    migrate = command.downgrade if here.steps_down(revision) else command.upgrade
     migrate(config, f"{start}:{revision}", sql=True)
     return buffer.getvalue()
 
@@ -174,11 +181,6 @@ def _limits(conn: Connection, *, lock_seconds: float) -> Iterator[None]:
 def _set(conn: Connection, settings: Mapping[str, str | None]) -> None:
     for name, value in settings.items():
         conn.execute(select(func.set_config(name, value, True)))
-
-
-def _goes_down(start: str, revision: str) -> bool:
-    undone = steps(resolved_revision(start), revision)
-    return bool(undone) and undone[0].revision == resolved_revision(start)
 
 
 def _config(schema: str, conn: Connection | None, buffer: StringIO | None = None) -> Config:

@@ -1,6 +1,5 @@
 """Where the library's tables stand, whoever migrated them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,7 +61,24 @@ class MigrationStatus:
     @property
     def pending(self) -> tuple[Revision, ...]:
         """The revisions that are still to come, oldest first."""
-        return steps(self.revision, HEAD) if self.state == "behind" else ()
+        return self.steps_up(HEAD) if self.state == "behind" else ()
+
+    def steps_up(self, revision: str) -> tuple[Revision, ...]:
+        """Return the revisions above this one up to ``revision``, oldest first.
+
+        Raises:
+            UnknownRevisionError: There is no such revision.
+        """
+        return revisions()[_place(self.revision) : _place(resolved_revision(revision))]
+
+    def steps_down(self, revision: str) -> tuple[Revision, ...]:
+        """Return the revisions from this one down to above ``revision``, newest first.
+
+        Raises:
+            UnknownRevisionError: There is no such revision.
+        """
+        undone = revisions()[_place(resolved_revision(revision)) : _place(self.revision)]
+        return tuple(reversed(undone))
 
     @property
     def managed_elsewhere(self) -> bool:
@@ -190,18 +206,5 @@ def resolved_revision(name: str) -> str | None:
     return name
 
 
-def steps(start: str | None, revision: str) -> tuple[Revision, ...]:
-    """Return the revisions from ``start`` to ``revision``, in the order in which they run.
-
-    Upwards they are those above ``start``, oldest first; downwards those that are undone, newest
-    first.
-    """
-    places = _places(revisions())
-    here, there = places[start], places[resolved_revision(revision)]
-    if here <= there:
-        return revisions()[here:there]
-    return tuple(reversed(revisions()[there:here]))
-
-
-def _places(known: Sequence[Revision]) -> dict[str | None, int]:
-    return {None: 0} | {step.revision: place for place, step in enumerate(known, start=1)}
+def _place(revision: str | None) -> int:
+    return 0 if revision is None else [step.revision for step in revisions()].index(revision) + 1

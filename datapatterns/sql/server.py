@@ -33,7 +33,9 @@ def check_server(conn: Connection) -> None:
     """
     version = conn.dialect.server_version_info or (0,)
     if int(version[0]) < OLDEST_POSTGRES:
-        raise ServerTooOldError(found=".".join(map(str, version)), needed=OLDEST_POSTGRES)
+        raise ServerTooOldError(
+            "PostgreSQL", found=".".join(map(str, version)), needed=OLDEST_POSTGRES
+        )
 
 
 def check_writable(conn: Connection) -> None:

@@ -1,0 +1,75 @@
+"""Engines and clients with time-outs, so that a server that is away is an error soon."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from sqlalchemy import URL, Engine, NullPool, create_engine
+
+from datapatterns.errors import MissingRightsError, ServerUnavailableError, SettingsError
+
+
+def open_engine(
+    url: URL, *, connect_timeout_seconds: float = 5.0, for_migrating: bool = False
+) -> Engine:
+    """Return an engine for ``url``; what the URL says itself wins over the defaults here.
+
+    Args:
+        url: A URL for psycopg 3.
+        connect_timeout_seconds: How long to wait for each host of the URL.
+        for_migrating: Keep no connection, prepare no statement (neither survives PgBouncer in
+            transaction mode), and see what others commit while this waits for its turn,
+            whatever the default of the database is.
+    """
+    arguments = connect_arguments(url, connect_timeout_seconds)
+    if for_migrating:
+        arguments["prepare_threshold"] = None
+        return create_engine(
+            url, connect_args=arguments, poolclass=NullPool, isolation_level="READ COMMITTED"
+        )
+    return create_engine(url, connect_args=arguments, pool_pre_ping=True)
+
+
+def connect_arguments(url: URL, connect_timeout_seconds: float) -> dict[str, object]:
+    """Return what the driver is told beyond what ``url`` says."""
+    defaults: dict[str, object] = {
+        "connect_timeout": max(1, math.ceil(connect_timeout_seconds)),
+        "application_name": "datapatterns",
+    }
+    return {name: value for name, value in defaults.items() if name not in url.query}
+
+
+def open_redis(url: str, *, timeout_seconds: float) -> Redis:
+    """Return a client for ``url``; it connects when it is first used.
+
+    Raises:
+        SettingsError: The URL asks for an option that there isn't.
+    """
+    client = Redis.from_url(
+        url, socket_connect_timeout=timeout_seconds, socket_timeout=timeout_seconds
+    )
+    pool = client.connection_pool
+    try:
+        pool.connection_class(**pool.connection_kwargs)  # does not connect
+    except (TypeError, ValueError):
+        raise SettingsError("Redis URL", "an option after the ? is unknown; mend it") from None
+    return client
+
+
+@contextmanager
+def redis_errors(server: str) -> Iterator[None]:
+    """Turn what the Redis client raises into errors of this library.
+
+    Args:
+        server: How to name the server, without its password.
+    """
+    try:
+        yield
+    except (AuthenticationError, NoPermissionError) as error:
+        raise MissingRightsError(str(error)) from error
+    except (RedisConnectionError, RedisTimeoutError) as error:
+        raise ServerUnavailableError(server, str(error)) from error
