@@ -1,0 +1,115 @@
+"""Migrated databases for tests, copied from a template and dropped afterwards."""
+
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import URL, Engine, create_engine, text
+
+from datapatterns.sql.metadata import DEFAULT_SCHEMA
+from datapatterns.sql.migrating import upgrade
+
+_PREFIX = "datapatterns_tests"
+_TEST_DATABASE = re.compile(rf"({_PREFIX}_[0-9a-f]{{12}})_[0-9a-z]+")
+
+
+class Databases:
+    """Hands out databases of one server that hold the library's tables, quickly.
+
+    What a killed run left is dropped by the next. A run is known by a connection that it keeps:
+    its application name begins the names of its databases, and while it is there they are safe.
+
+    Args:
+        server: A database of the server, under a role that may create others.
+        schema: Where the library's tables go.
+    """
+
+    def __init__(self, server: URL, *, schema: str = DEFAULT_SCHEMA) -> None:
+        self._server = server
+        self._schema = schema
+        self._run = f"{_PREFIX}_{secrets.token_hex(6)}"
+        self._admin = create_engine(
+            server,
+            isolation_level="AUTOCOMMIT",
+            connect_args={"application_name": self._run},
+            pool_pre_ping=True,
+        )
+        self._sign_of_life = self._admin.connect()
+        self._drop_leftovers()
+        self._template = f"{self._run}_template"
+
+    def __enter__(self) -> Self:
+        self._create(self._template, template="template0")
+        with _disposed(self._server.set(database=self._template)) as engine, engine.begin() as conn:
+            upgrade(conn, schema=self._schema)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def new(self) -> URL:
+        """Return the address of a new database, to be dropped by the caller or at the end."""
+        name = f"{self._run}_{secrets.token_hex(4)}"
+        self._create(name, template=self._template)
+        return self._server.set(database=name)
+
+    def drop(self, url: URL) -> None:
+        """Drop a database that ``new`` returned, even if somebody is connected to it."""
+        self._drop(str(url.database))
+
+    @contextmanager
+    def lend(self) -> Iterator[URL]:
+        """Lend a new database for a ``with`` block."""
+        url = self.new()
+        try:
+            yield url
+        finally:
+            self.drop(url)
+
+    def close(self) -> None:
+        """Drop the databases of this run."""
+        for name in self._existing():
+            if name.startswith(f"{self._run}_"):
+                self._drop(name)
+        self._sign_of_life.close()
+        self._admin.dispose()
+
+    def _drop_leftovers(self) -> None:
+        # Names first, signs of life second: a run gives its sign before it creates anything, so
+        # whose database was there and whose sign is not, has ended.
+        existing = self._existing()
+        with self._admin.connect() as conn:
+            alive = set(conn.scalars(text("SELECT application_name FROM pg_stat_activity")))
+        for name in existing:
+            match = _TEST_DATABASE.fullmatch(name)
+            if match and match[1] not in alive:
+                self._drop(name)
+
+    def _existing(self) -> list[str]:
+        with self._admin.connect() as conn:
+            return list(conn.scalars(text("SELECT datname FROM pg_database")))
+
+    def _create(self, name: str, *, template: str) -> None:
+        with self._admin.connect() as conn:
+            conn.execute(text(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'))
+
+    def _drop(self, name: str) -> None:
+        with self._admin.connect() as conn:
+            conn.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+
+
+@contextmanager
+def _disposed(url: URL) -> Iterator[Engine]:
+    engine = create_engine(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
