@@ -65,8 +65,6 @@ def projection_tables(schema: str) -> ProjectionTables:
         "projection_shard",
         metadata,
         ShardColumns,
-        ForeignKeyConstraint(
-            ["name", "version"], [projections.c.name, projections.c.version]
-        ),
+        ForeignKeyConstraint(["name", "version"], [projections.c.name, projections.c.version]),
     )
     return ProjectionTables(projections, shards)

@@ -1,0 +1,185 @@
+"""What an application declares: which events change which rows, and how."""
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, Final, TypeVar, overload
+
+from datapatterns.errors import ProjectionDefinitionError
+from datapatterns.event_sourcing.events import RecordedEvent
+
+E = TypeVar("E")
+Apply = Callable[[Any, Any, E, RecordedEvent], object]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+
+class Outcome(Enum):
+    """What a handler may return, instead of nothing."""
+
+    DELETE = "delete"
+
+
+DELETE: Final = Outcome.DELETE
+"""Returned by a handler whose row is to go; a later event with its key begins a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One ``@on``: an event's class, the rows it concerns, and what it does to each."""
+
+    event_class: type
+    keys: Callable[[Any, RecordedEvent], Iterable[Hashable]] | None
+    apply: Callable[[Any, Any, Any, RecordedEvent], object]
+
+
+@overload
+def on(event_class: type[E], /) -> Callable[[Apply[E]], Handler]: ...
+@overload
+def on(
+    event_class: type[E], /, *, key: Callable[[E, RecordedEvent], Hashable]
+) -> Callable[[Apply[E]], Handler]: ...
+@overload
+def on(
+    event_class: type[E], /, *, keys: Callable[[E, RecordedEvent], Iterable[Hashable]]
+) -> Callable[[Apply[E]], Handler]: ...
+def on(
+    event_class: type[E],
+    /,
+    *,
+    key: Callable[[E, RecordedEvent], Hashable] | None = None,
+    keys: Callable[[E, RecordedEvent], Iterable[Hashable]] | None = None,
+) -> Callable[[Apply[E]], Handler]:
+    """Declare that a method is what events of ``event_class`` do.
+
+    The method is called as ``method(self, row, event, meta)``: ``row`` is the row to change, for
+    a `RedisProjection` the changes to add to; ``meta`` is the event as recorded, with its
+    position, stream, time and metadata. It must depend on nothing else, for a rebuild runs it
+    again. Several methods may share the name ``_``.
+
+    Args:
+        event_class: What ``@event`` made; subclasses do not count.
+        key: The primary key of the one row concerned (a tuple if it has several columns), or
+            None if this event concerns no row.
+        keys: The same for several rows; a key that comes twice counts once.
+    """
+
+    def declare(method: Apply[E]) -> Handler:
+        return Handler(event_class, keys if key is None else _only(key), method)
+
+    return declare
+
+
+def _only(
+    key: Callable[[E, RecordedEvent], Hashable],
+) -> Callable[[E, RecordedEvent], Iterable[Hashable]]:
+    def keys(event: E, meta: RecordedEvent) -> tuple[Hashable, ...]:
+        only = key(event, meta)
+        return () if only is None else (only,)
+
+    return keys
+
+
+class _Body(dict[str, Any]):
+    """A class body that keeps every handler, although they share the name ``_``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handlers: list[Handler] = []
+
+    def __setitem__(self, name: str, value: Any) -> None:  # noqa: ANN401 -- anything has a name
+        if isinstance(value, Handler):
+            self.handlers.append(value)
+        super().__setitem__(name, value)
+
+
+class _ProjectionType(type):
+    @classmethod
+    def __prepare__(cls, _name: str, _bases: tuple[type, ...], /, **_options: object) -> _Body:
+        return _Body()
+
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], body: Mapping[str, Any], /, **options: object
+    ) -> "_ProjectionType":
+        inherited = [handler for base in bases for handler in getattr(base, "handlers", ())]
+        own = body.handlers if isinstance(body, _Body) else []
+        return super().__new__(
+            cls, name, bases, {**body, "handlers": (*inherited, *own)}, **options
+        )
+
+
+class AnyProjection(metaclass=_ProjectionType):
+    """What both kinds of projection have; declare a `Projection` or a `RedisProjection`."""
+
+    handlers: ClassVar[tuple[Handler, ...]] = ()
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+    @classmethod
+    def _declare(cls, name: str | None, version: int) -> None:
+        cls.name = name or _snake_case(cls.__name__)
+        cls.version = version
+        if not _NAME.fullmatch(cls.name):
+            raise ProjectionDefinitionError(
+                cls.name, "the name must be 1 to 63 of a-z, 0-9 and _, beginning with a letter"
+            )
+        if not 1 <= version < 2**31:
+            raise ProjectionDefinitionError(cls.name, "count the version from 1")
+        if not cls.handlers:
+            raise ProjectionDefinitionError(cls.name, "declare at least one method with @on")
+
+
+class Projection(AnyProjection):
+    """A read model in a table of the application, which is nobody else's to write.
+
+    Declared as ``class SalesByProduct(Projection, into=ProductSales, version=1)``. Its methods
+    get rows that have the attributes of the mapped class, but are plain values: a new row holds
+    its key, the Python-side defaults of its columns, and None otherwise.
+
+    Attributes:
+        into: The mapped class of the table.
+        name: What its checkpoint is kept under; unless given, the class's name in snake case.
+        version: To be raised with every change of what the methods do; then rebuild.
+
+    Raises:
+        ProjectionDefinitionError: A method has no key, or the name or version cannot be used.
+    """
+
+    into: ClassVar[type]
+
+    def __init_subclass__(cls, *, into: type, version: int, name: str | None = None) -> None:
+        super().__init_subclass__()
+        cls.into = into
+        cls._declare(name, version)
+        for handler in cls.handlers:
+            if handler.keys is None:
+                raise ProjectionDefinitionError(
+                    cls.name,
+                    f"@on({handler.event_class.__name__}) does not say which row it concerns;"
+                    " give key= or keys=",
+                )
+
+
+class RedisProjection(AnyProjection):
+    """A read model in hashes and sorted sets of Redis.
+
+    Declared as ``class Dashboard(RedisProjection, version=1)``. Its methods get `RedisChanges`.
+    Versions have keys of their own: the next one is built beside the one that is read.
+
+    Raises:
+        ProjectionDefinitionError: A method has a key, or the name or version cannot be used.
+    """
+
+    def __init_subclass__(cls, *, version: int, name: str | None = None) -> None:
+        super().__init_subclass__()
+        cls._declare(name, version)
+        for handler in cls.handlers:
+            if handler.keys is not None:
+                raise ProjectionDefinitionError(
+                    cls.name, "in Redis a method names what it changes; leave key= and keys= out"
+                )
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -1,0 +1,181 @@
+"""One page of the log into a table, in one transaction with the checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+
+from datapatterns.cqrs.definition import AnyProjection, Projection
+from datapatterns.cqrs.folding import fold_steps, plan_steps
+from datapatterns.cqrs.leasing import Lease, advance
+from datapatterns.cqrs.progress import ProjectionProgress, longest_prefix
+from datapatterns.cqrs.read_model import ReadModel, read_model_of
+from datapatterns.cqrs.schema import projection_tables
+from datapatterns.errors import ProjectionStoppedError
+from datapatterns.event_sourcing.events import LogPage, Position, RecordedEvent
+from datapatterns.event_sourcing.store import EventStore
+
+_MESSAGE_CHARS_MAX = 500
+
+
+class UnappliableError(Exception):
+    """A page holds an event that cannot be applied; its cause says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableRunner:
+    """Moves a `Projection` on, page by page."""
+
+    store: EventStore
+    projection: type[Projection]
+    page_events: int
+
+    def begin(self, _conn: Connection, lease: Lease) -> Lease:
+        """Return the lease; its checkpoint is the truth, for it lies beside the rows."""
+        return lease
+
+    def page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
+        """Apply one page in a transaction of its own.
+
+        Raises:
+            LeaseLostError: Another runner has the lease; nothing was applied.
+            ProjectionStoppedError: An event cannot be applied; those before it were.
+        """
+        try:
+            with conn.begin():
+                return self._whole_page(conn, lease)
+        except UnappliableError:
+            # Rolled back. Once more, with savepoints: they cost too much for every page.
+            with conn.begin():
+                lease, progress, stopped = self._applicable_part(conn, lease)
+            if stopped is not None:
+                raise stopped from stopped.__cause__
+            return lease, progress
+
+    def _whole_page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
+        page = read_page(conn, self.store, self.projection, lease.position, self.page_events)
+        if page.events:
+            apply_events(
+                conn, self.store, self.projection, read_model_of(self.projection), page.events
+            )
+        if page.checkpoint != lease.position:
+            lease = self._advance(conn, lease, page.checkpoint)
+        return lease, ProjectionProgress(len(page.events), page.checkpoint, page.caught_up)
+
+    def _applicable_part(
+        self, conn: Connection, lease: Lease
+    ) -> tuple[Lease, ProjectionProgress, ProjectionStoppedError | None]:
+        page = read_page(conn, self.store, self.projection, lease.position, self.page_events)
+        model = read_model_of(self.projection)
+
+        def attempt(length: int) -> Exception | None:
+            savepoint = conn.begin_nested()
+            try:
+                apply_events(conn, self.store, self.projection, model, page.events[:length])
+            except UnappliableError as error:
+                return error
+            finally:
+                savepoint.rollback()
+            return None
+
+        length, error = longest_prefix(len(page.events), attempt)
+        apply_events(conn, self.store, self.projection, model, page.events[:length])
+        if error is None:
+            lease = self._advance(conn, lease, page.checkpoint)
+            done = ProjectionProgress(length, page.checkpoint, page.caught_up)
+            return lease, done, None
+        poison = page.events[length]
+        before = Position(max(lease.position, poison.position - 1))
+        record, stopped = describe_stop(self.projection, poison, error)
+        lease = self._advance(conn, lease, before, error=record)
+        return lease, ProjectionProgress(length, before, caught_up=False), stopped
+
+    def _advance(
+        self,
+        conn: Connection,
+        lease: Lease,
+        position: Position,
+        *,
+        error: Mapping[str, Any] | None = None,
+    ) -> Lease:
+        return advance(conn, projection_tables(self.store.schema), lease, position, error=error)
+
+
+def read_page(
+    conn: Connection,
+    store: EventStore,
+    projection: type[AnyProjection],
+    after: Position,
+    limit: int,
+) -> LogPage:
+    """Return the next page of the events that meet a handler of ``projection``.
+
+    Raises:
+        CheckpointError: ``after`` lies beyond the log.
+        EventTypeError: A handler's class is not an event.
+    """
+    types = {store.types.of(handler.event_class).name for handler in projection.handlers}
+    return store.read_log(conn, after, limit=limit, event_types=sorted(types))
+
+
+def apply_events(
+    conn: Connection,
+    store: EventStore,
+    projection: type[Projection],
+    model: ReadModel,
+    events: Sequence[RecordedEvent],
+) -> None:
+    """Fold ``events`` into the rows of ``model``: read them at once, write them at once.
+
+    Raises:
+        UnappliableError: An event cannot be decoded or folded, or its rows cannot be stored.
+    """
+    try:
+        instance = projection()
+        decoded = ((event, meta) for meta in events for event in store.decode(meta))
+        steps = plan_steps(instance, decoded)
+        rows = model.fetch(conn, (step.key for step in steps))
+        fold_steps(instance, steps, rows, new_row=model.new_row)
+        model.write(conn, rows)
+    except DBAPIError as error:
+        # What the data did stops the projection; a lost connection, a deadlock or a missing
+        # table is not the event's fault.
+        if isinstance(error, DataError | IntegrityError):
+            raise UnappliableError from error
+        raise
+    except Exception as error:  # the application's code may raise anything
+        raise UnappliableError from error
+
+
+def describe_stop(
+    projection: type[AnyProjection], poison: RecordedEvent, failure: Exception
+) -> tuple[dict[str, Any], ProjectionStoppedError]:
+    """Return what to keep and what to raise when ``poison`` cannot be applied."""
+    error = failure.__cause__ or failure
+    message = _message(error)
+    stopped = ProjectionStoppedError(
+        projection.name,
+        position=poison.position,
+        event_type=poison.event_type,
+        reason=f"{type(error).__name__}: {message}",
+    )
+    stopped.__cause__ = error
+    record = {
+        "position": poison.position,
+        "event_type": poison.event_type,
+        "error": type(error).__name__,
+        "message": message,
+    }
+    return record, stopped
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, DBAPIError):
+        # The driver's details and SQLAlchemy's parameters quote whole rows.
+        primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+        return str(primary or type(error.orig).__name__)
+    # Nothing that jsonb would refuse: the error must not be lost to another one.
+    text = str(error)[:_MESSAGE_CHARS_MAX].replace("\0", "\\0")
+    return text.encode(errors="backslashreplace").decode()
