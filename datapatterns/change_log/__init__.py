@@ -1,1 +1,19 @@
-"""Captured row changes."""
+"""Row changes as a set: captured by triggers, taken by each consumer exactly once."""
+
+from datapatterns.change_log.consuming import Consumer, current_snapshot
+from datapatterns.change_log.log import ChangeLog
+from datapatterns.change_log.pending import not_shown_by, pending_for
+from datapatterns.change_log.schema import PgSnapshot, Xid8
+from datapatterns.change_log.snapshots import Snapshot, Xid
+
+__all__ = [
+    "ChangeLog",
+    "Consumer",
+    "PgSnapshot",
+    "Snapshot",
+    "Xid",
+    "Xid8",
+    "current_snapshot",
+    "not_shown_by",
+    "pending_for",
+]

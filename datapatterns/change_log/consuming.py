@@ -1,0 +1,204 @@
+"""Consume changes: each consumer takes exactly the difference between two snapshots.
+
+A row is pending for a consumer when it can be seen now and could not be seen in the snapshot that
+the consumer stored last. Writers log a change in the transaction that makes it, so a transaction
+can be seen if and only if its logged rows can be; whenever it commits, it is in the difference
+once. There is no order, no horizon and no wait. Only consumers of one name exclude each other.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Column, Connection, Table, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from datapatterns.change_log.identity import DatabaseIdentity, database_identity
+from datapatterns.change_log.schema import PgSnapshot, Xid8, change_log_tables
+from datapatterns.change_log.snapshots import Snapshot, Xid
+from datapatterns.errors import (
+    ConsumerMissingError,
+    ForeignSnapshotError,
+    IsolationLevelError,
+    TransactionInUseError,
+)
+
+current_snapshot = func.pg_current_snapshot(type_=PgSnapshot)
+_own_xid = func.pg_current_xact_id(type_=Xid8)
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """Who consumes changes, and how far.
+
+    Attributes:
+        name: Unique among all consumers of the schema.
+        kind: What it is, such as ``view`` or ``cache_relay``.
+        snapshot: What it shows has been consumed, and nothing else.
+        populated: Whether it has been advanced since it was registered or rebased. Until then
+            its target may lack, or hold, anything.
+        registered_at: When it was registered.
+        advanced_at: When it was last advanced.
+    """
+
+    name: str
+    kind: str
+    snapshot: Snapshot
+    populated: bool
+    registered_at: datetime
+    advanced_at: datetime | None
+
+
+def register_consumer(
+    conn: Connection, name: str, kind: str, *, schema: str, log_names: Iterable[str] = ()
+) -> None:
+    """Let ``name`` consume changes from now on; do nothing if it does already.
+
+    What is logged from here on is kept until it has been consumed. A consumer whose target must
+    first be filled fills it in a *later* transaction: only then has everybody whose changes are
+    not in the filling statement's snapshot written with this registration in place.
+    """
+    tables = change_log_tables(schema)
+    identity = database_identity(conn)
+    conn.execute(
+        insert(tables.consumers)
+        .values(
+            name=name,
+            kind=kind,
+            snapshot=_snapshot_without_own_changes(conn),
+            system_identifier=identity.system_identifier,
+            database_oid=identity.database_oid,
+        )
+        .on_conflict_do_nothing()
+    )
+    for log_name in log_names:
+        conn.execute(
+            insert(tables.subscriptions)
+            .values(consumer=name, log_name=log_name)
+            .on_conflict_do_nothing()
+        )
+
+
+def forget_consumer(conn: Connection, name: str, *, schema: str) -> None:
+    """Let ``name`` consume changes no more; do nothing if it does not."""
+    consumers = change_log_tables(schema).consumers
+    conn.execute(delete(consumers).where(consumers.c.name == name))
+
+
+def lock_consumer(
+    conn: Connection, name: str, *, schema: str, skip_locked: bool = False
+) -> Consumer | None:
+    """Lock the consumer until the transaction ends and return how far it is.
+
+    Read what is pending in a *later* statement of the same transaction: whoever waited for this
+    lock would otherwise read with a snapshot from before the wait, and consume twice.
+
+    Returns:
+        None if ``skip_locked`` and somebody else holds the lock.
+
+    Raises:
+        ConsumerMissingError: Nobody has registered this name.
+        ForeignSnapshotError: The consumer was last advanced in another database.
+        IsolationLevelError: The transaction is not READ COMMITTED.
+        TransactionInUseError: The transaction has already written something.
+    """
+    _require_read_committed(conn)
+    return hold_consumer(conn, name, schema=schema, skip_locked=skip_locked)
+
+
+def hold_consumer(
+    conn: Connection, name: str, *, schema: str, skip_locked: bool = False
+) -> Consumer | None:
+    """Do as `lock_consumer` does, in any isolation level.
+
+    Above READ COMMITTED the lock fails with a serialization failure if the consumer was advanced
+    after the transaction's snapshot. TRUNCATE does not honour snapshots: who reads captured
+    tables there has to hold them against it first.
+    """
+    require_unwritten(conn, f"consuming changes as {name!r}")
+    consumers = change_log_tables(schema).consumers
+    wanted = consumers.c.name == name
+    locked = (
+        select(*_columns(consumers), consumers.c.system_identifier, consumers.c.database_oid)
+        .where(wanted)
+        .with_for_update(skip_locked=skip_locked)
+    )
+    row = conn.execute(locked).one_or_none()
+    if row is None:
+        if conn.scalar(select(consumers.c.name).where(wanted)) is None:
+            raise ConsumerMissingError(name)
+        return None
+    *facts, system_identifier, database_oid = row
+    require_own_snapshot(conn, name, DatabaseIdentity(system_identifier, database_oid))
+    return Consumer(*facts)
+
+
+def advance_consumer(conn: Connection, name: str, snapshot: Snapshot, *, schema: str) -> None:
+    """Store that ``name``, locked by this transaction, has consumed what ``snapshot`` shows.
+
+    Args:
+        conn: The connection whose transaction holds the consumer's lock. The caller commits.
+        name: The consumer.
+        snapshot: That of the statement which read what was pending, never a later one.
+        schema: Where the library's tables live.
+
+    Raises:
+        ConsumerMissingError: Nobody has registered this name.
+    """
+    consumers = change_log_tables(schema).consumers
+    # What this transaction logs after it has read what was pending stays pending.
+    consumed = snapshot.without(conn.execute(select(_own_xid)).scalar_one())
+    advanced = conn.scalar(
+        update(consumers)
+        .where(consumers.c.name == name)
+        .values(snapshot=consumed, populated=True, advanced_at=func.statement_timestamp())
+        .returning(consumers.c.name)
+    )
+    if advanced is None:
+        raise ConsumerMissingError(name)
+
+
+def read_consumer(conn: Connection, name: str, *, schema: str) -> Consumer | None:
+    """Return how far ``name`` is, without locking it; None if nobody has registered it."""
+    consumers = change_log_tables(schema).consumers
+    row = conn.execute(select(*_columns(consumers)).where(consumers.c.name == name)).one_or_none()
+    return None if row is None else Consumer(*row)
+
+
+def require_unwritten(conn: Connection, operation: str) -> None:
+    """Refuse a transaction that has an id, so that none of its own changes can be pending.
+
+    Raises:
+        TransactionInUseError: The transaction has already written something.
+    """
+    if conn.scalar(select(func.pg_current_xact_id_if_assigned(type_=Xid8))) is not None:
+        raise TransactionInUseError(operation)
+
+
+def require_own_snapshot(conn: Connection, name: str, identity: DatabaseIdentity) -> None:
+    """Refuse a snapshot that was taken in another database.
+
+    Raises:
+        ForeignSnapshotError: ``identity`` is not this database's.
+    """
+    if identity != database_identity(conn):
+        raise ForeignSnapshotError(name)
+
+
+def _require_read_committed(conn: Connection) -> None:
+    found = conn.execute(select(func.current_setting("transaction_isolation"))).scalar_one()
+    if found != "read committed":
+        raise IsolationLevelError(found=found, needed="read committed")
+
+
+def _snapshot_without_own_changes(conn: Connection) -> Snapshot:
+    row = conn.execute(select(current_snapshot, _own_xid)).one()
+    snapshot: Snapshot = row[0]
+    own: Xid = row[1]
+    return snapshot.without(own)
+
+
+def _columns(consumers: Table) -> list[Column[Any]]:
+    names = ("name", "kind", "snapshot", "populated", "registered_at", "advanced_at")
+    return [consumers.c[name] for name in names]

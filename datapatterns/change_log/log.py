@@ -1,0 +1,38 @@
+"""The change log of one schema."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from datapatterns.change_log import consuming
+from datapatterns.change_log.consuming import Consumer
+from datapatterns.change_log.snapshots import Snapshot
+from datapatterns.sql.metadata import DEFAULT_SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLog:
+    """Row changes as a set, taken by each consumer exactly once."""
+
+    schema: str = DEFAULT_SCHEMA
+
+    def register_consumer(
+        self, conn: Connection, name: str, kind: str, *, log_names: Iterable[str] = ()
+    ) -> None:
+        """Let ``name`` consume changes from now on; do nothing if it does already."""
+        consuming.register_consumer(conn, name, kind, schema=self.schema, log_names=log_names)
+
+    def forget_consumer(self, conn: Connection, name: str) -> None:
+        """Let ``name`` consume changes no more; do nothing if it does not."""
+        consuming.forget_consumer(conn, name, schema=self.schema)
+
+    def lock_consumer(
+        self, conn: Connection, name: str, *, skip_locked: bool = False
+    ) -> Consumer | None:
+        """Lock the consumer until the transaction ends; see `consuming.lock_consumer`."""
+        return consuming.lock_consumer(conn, name, schema=self.schema, skip_locked=skip_locked)
+
+    def advance_consumer(self, conn: Connection, name: str, snapshot: Snapshot) -> None:
+        """Store that ``name`` has consumed what ``snapshot`` shows."""
+        consuming.advance_consumer(conn, name, snapshot, schema=self.schema)

@@ -1,0 +1,116 @@
+"""Tables of the change log, and PostgreSQL's types for transactions."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    func,
+)
+from sqlalchemy.dialects.postgresql import OID, TIMESTAMP
+from sqlalchemy.types import TypeDecorator, UserDefinedType
+
+from datapatterns.change_log.snapshots import Snapshot, Xid
+from datapatterns.sql.metadata import library_metadata
+
+
+class _Named(UserDefinedType[str]):
+    """A type that PostgreSQL reads and writes as text."""
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_col_spec(self, **_: object) -> str:
+        return self.name
+
+
+class Xid8(TypeDecorator[Xid]):
+    """A transaction id of 64 bits."""
+
+    impl = _Named("xid8")
+    cache_ok = True
+
+    def process_bind_param(self, value: Xid | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Write the id as PostgreSQL does."""
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Xid | None:  # noqa: ARG002
+        """Read the id as a number."""
+        return None if value is None else Xid(int(value))
+
+
+class PgSnapshot(TypeDecorator[Snapshot]):
+    """Which transactions a statement could see."""
+
+    impl = _Named("pg_snapshot")
+    cache_ok = True
+
+    def process_bind_param(self, value: Snapshot | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Write the snapshot as PostgreSQL does."""
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Snapshot | None:  # noqa: ARG002
+        """Read the snapshot as a value."""
+        return None if value is None else Snapshot.parse(value)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLogTables:
+    """The tables of the change log in one schema; each captured table has a log of its own."""
+
+    consumers: Table
+    captured: Table
+    subscriptions: Table
+
+
+@cache
+def change_log_tables(schema: str) -> ChangeLogTables:
+    """Return the tables of the change log in ``schema``."""
+    metadata = library_metadata(schema)
+    consumers = Table(
+        "change_consumer",
+        metadata,
+        Column("name", Text, primary_key=True),
+        Column("kind", Text, nullable=False),
+        Column("snapshot", PgSnapshot, nullable=False),
+        Column("populated", Boolean, nullable=False, server_default=false()),
+        Column("system_identifier", BigInteger, nullable=False),
+        Column("database_oid", OID, nullable=False),
+        Column(
+            "registered_at",
+            TIMESTAMP(timezone=True),
+            nullable=False,
+            server_default=func.statement_timestamp(),
+        ),
+        Column("advanced_at", TIMESTAMP(timezone=True)),
+    )
+    captured = Table(
+        "captured_table",
+        metadata,
+        Column("log_name", Text, primary_key=True),
+        Column("table_schema", Text, nullable=False),
+        Column("table_name", Text, nullable=False),
+        UniqueConstraint("table_schema", "table_name"),
+    )
+    subscriptions = Table(
+        "change_subscription",
+        metadata,
+        Column(
+            "consumer", Text, ForeignKey(consumers.c.name, ondelete="CASCADE"), primary_key=True
+        ),
+        Column("log_name", Text, ForeignKey(captured.c.log_name), primary_key=True),
+        Index(None, "log_name"),
+    )
+    return ChangeLogTables(consumers, captured, subscriptions)
