@@ -1,0 +1,160 @@
+"""Create an index table with its triggers, and drop it again."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
+
+from datapatterns.errors import IndexChangedError, IndexDefinitionError
+from datapatterns.index_table.catalog import column_facts, table_facts, table_name
+from datapatterns.index_table.definition import IndexDefinition, fingerprint
+from datapatterns.index_table.eligibility import ColumnFacts, column_problems, table_problems
+from datapatterns.index_table.maintenance import (
+    constraint_name,
+    create_function,
+    create_guard_view,
+    create_triggers,
+    entry_name,
+    function_name,
+    view_name,
+)
+from datapatterns.index_table.schema import index_tables
+from datapatterns.index_table.statements import quoted, rendered, run
+
+_PROBE = "datapatterns_index_probe"
+
+
+def create_index(conn: Connection, definition: IndexDefinition) -> bool:
+    """Create the index in state ``building``; return whether it wasn't there already.
+
+    Creating its triggers waits for the transactions that are writing to the table, and makes
+    others wait until the caller commits; set ``lock_timeout`` on a busy table.
+
+    Raises:
+        IndexChangedError: An index of this name was built from another definition.
+        IndexDefinitionError: The table, a column or an expression can't be indexed. Nothing
+            was created and the transaction is still usable.
+    """
+    try:
+        with conn.begin_nested():
+            created = _register(conn, definition)
+            if created:
+                _build(conn, definition)
+    except DBAPIError as error:
+        if not _is_refusal(error):
+            raise
+        raise IndexDefinitionError(definition.name, f"PostgreSQL says: {error.orig}") from error
+    return created
+
+
+def drop_index(conn: Connection, definition: IndexDefinition) -> bool:
+    """Drop the index of this name, whatever it was built from; return whether there was one."""
+    known = index_tables(definition.schema).index_table
+    # Only what create_index() made: the library's own tables live in the same schema.
+    dropped = conn.scalar(
+        delete(known).where(known.c.name == definition.name).returning(known.c.index_id)
+    )
+    if dropped is None:
+        return False
+    # The function's triggers go with it, also where the base table is gone already.
+    run(
+        conn,
+        f"DROP FUNCTION IF EXISTS {function_name(definition)}() CASCADE;\n"
+        f"DROP VIEW IF EXISTS {view_name(definition)};\n"
+        f"DROP TABLE IF EXISTS {entry_name(definition)};",
+    )
+    return True
+
+
+def _register(conn: Connection, definition: IndexDefinition) -> bool:
+    tables = index_tables(definition.schema)
+    known = tables.index_table
+    # The row is also the lock: of two processes that create the same index, one waits here.
+    index_id = conn.scalar(
+        upsert(known)
+        .values(
+            name=definition.name,
+            base_table=definition.base.fullname,
+            is_unique=definition.unique,
+            mode="local",
+            state="building",
+            fingerprint=fingerprint(definition),
+        )
+        .on_conflict_do_nothing(index_elements=[known.c.name])
+        .returning(known.c.index_id)
+    )
+    if index_id is not None:
+        conn.execute(insert(tables.index_backfill).values(index_id=index_id))
+        return True
+    built_from = conn.scalar(select(known.c.fingerprint).where(known.c.name == definition.name))
+    if built_from != fingerprint(definition):
+        raise IndexChangedError(definition.name)
+    return False
+
+
+def _build(conn: Connection, definition: IndexDefinition) -> None:
+    facts = table_facts(conn, definition.base)
+    if facts is None:
+        raise IndexDefinitionError(
+            definition.name, f"there is no table {definition.base.fullname}; create it first"
+        )
+    for problem in table_problems(
+        facts, primary_key=definition.primary_key, used_columns=definition.used_columns
+    ):
+        raise IndexDefinitionError(definition.name, problem)
+    run(conn, create_guard_view(definition))
+    columns = column_facts(conn, definition)
+    matched_by = set(definition.entry_identity)
+    for column in columns:
+        for problem in column_problems(column) if column.name in matched_by else ():
+            raise IndexDefinitionError(definition.name, problem)
+    run(conn, _create_table(definition, columns))
+    loosely_equal = frozenset(column.name for column in columns if column.loosely_equal)
+    run(conn, create_function(definition, loosely_equal=loosely_equal))
+    _rehearse(conn, definition)
+    run(conn, create_triggers(definition, on_table=table_name(definition.base)))
+
+
+def _create_table(definition: IndexDefinition, columns: Sequence[ColumnFacts]) -> str:
+    matched_by = set(definition.entry_identity)
+    declared = [
+        f"{quoted(column.name)} {column.type_sql}"
+        + (f" COLLATE {column.collation_sql}" if column.collation_sql else "")
+        + (" NOT NULL" if column.name in matched_by else "")
+        for column in columns
+    ]
+    # The order of the primary key is the order of look-ups, ranges and pages.
+    identity = definition.key if definition.unique else definition.entry_identity
+    keys = ", ".join(quoted(name) for name in identity)
+    constraint = f"CONSTRAINT {quoted(constraint_name(definition))} PRIMARY KEY ({keys})"
+    return f"CREATE TABLE {entry_name(definition)} ({', '.join([*declared, constraint])})"
+
+
+def _rehearse(conn: Connection, definition: IndexDefinition) -> None:
+    """Fire the function on an empty copy of the base table, and let PostgreSQL judge the key.
+
+    Bodies of functions aren't checked when they are created: an operator that isn't found
+    would break every write. That all expressions are immutable is a rule of its indexes.
+    """
+    copy = definition.transition(_PROBE)
+    key = ", ".join(f"({rendered(definition.projection(copy)[name])})" for name in definition.key)
+    touched = quoted(definition.primary_key[0])
+    with conn.begin_nested() as rehearsal:
+        run(
+            conn,
+            f"CREATE TEMPORARY TABLE {_PROBE} (LIKE {table_name(definition.base)});\n"
+            f"CREATE INDEX ON {_PROBE} ({key}) WHERE {rendered(definition.is_indexed(copy))};\n"
+            f"{create_triggers(definition, on_table=_PROBE)}",
+        )
+        for statement in ("INSERT INTO {0} SELECT * FROM {0}", "DELETE FROM {0}", "TRUNCATE {0}"):
+            run(conn, statement.format(_PROBE))
+        run(conn, f"UPDATE {_PROBE} SET {touched} = {touched}")  # noqa: S608 -- quoted
+        rehearsal.rollback()
+
+
+def _is_refusal(error: DBAPIError) -> bool:
+    # Classes 42 and 0A: PostgreSQL doesn't accept what it was asked. Not: a right is missing,
+    # a lock or the connection was lost.
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return state[:2] in ("42", "0A") and state != "42501"

@@ -1,0 +1,249 @@
+"""The index table as an application declares and uses it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row
+from sqlalchemy.exc import IntegrityError
+
+from datapatterns.errors import IndexKeyTakenError
+from datapatterns.index_table.backfilling import backfill_chunk
+from datapatterns.index_table.creating import create_index, drop_index
+from datapatterns.index_table.definition import Indexable, IndexMode, define
+from datapatterns.index_table.entries import (
+    BackfillProgress,
+    Explanation,
+    IndexEntry,
+    Match,
+    VerifyReport,
+)
+from datapatterns.index_table.looking_up import Miss, lookup_rows, lookup_rows_by_keys
+from datapatterns.index_table.maintenance import constraint_name
+from datapatterns.index_table.ranging import KeyRange, read_entries, read_matches
+from datapatterns.index_table.verifying import activate_index, repair_index, verify_index
+from datapatterns.sql.metadata import DEFAULT_SCHEMA
+
+
+class IndexTable:
+    """Finds rows of a table by something other than its primary key.
+
+    Every method works in the caller's transaction and never commits.
+    """
+
+    def __init__(  # noqa: PLR0913 -- the declaration's vocabulary, all by keyword
+        self,
+        name: str,
+        *,
+        on: Sequence[Indexable],
+        unique: bool = False,
+        include: Sequence[Indexable] = (),
+        where: ColumnElement[bool] | None = None,
+        mode: IndexMode = "local",
+        schema: str = DEFAULT_SCHEMA,
+    ) -> None:
+        """Declare the index; nothing happens in a database before `create`.
+
+        Args:
+            name: Its name, 1 to 40 bytes; also that of its table in the library's schema.
+            on: Columns or immutable expressions, in order. Rows with a NULL aren't indexed.
+            unique: Refuse two rows with one key, in the statement that writes the second.
+            include: Further columns, to be read without the base table.
+            where: Leave out rows for which this isn't true.
+            mode: How the index is kept.
+            schema: The library's schema.
+
+        Raises:
+            IndexDefinitionError: It can't be declared like this.
+            IndexModeError: Index tables can't be kept in this mode.
+            SchemaNameError: ``schema`` can't name the library's schema.
+        """
+        self.definition = define(
+            name, on=on, unique=unique, include=include, where=where, mode=mode, schema=schema
+        )
+
+    def __repr__(self) -> str:
+        key = ", ".join(self.definition.key)
+        return f"IndexTable({self.definition.name!r}, on {self.definition.base.fullname} ({key}))"
+
+    @property
+    def name(self) -> str:
+        """The index's name."""
+        return self.definition.name
+
+    def create(self, conn: Connection) -> bool:
+        """Create it in state ``building``; return False if it was there already.
+
+        From then on every writer keeps it; rows from before come with `backfill`. Waits for
+        transactions that are writing to the table, and makes others wait until the caller
+        commits: set ``lock_timeout`` on a busy table.
+
+        Raises:
+            IndexChangedError: It was built from another definition.
+            IndexDefinitionError: The table, a column or an expression can't be indexed.
+                Nothing was created and the transaction is still usable.
+        """
+        return create_index(conn, self.definition)
+
+    def backfill(self, conn: Connection, *, limit: int = 10_000) -> BackfillProgress:
+        """Index the next ``limit`` rows that were there before; repeat until done.
+
+        Give each chunk a transaction of its own: its rows are locked against writers until
+        the caller commits. Takes up where the last committed chunk ended.
+
+        Raises:
+            IndexMissingError: `create` comes first.
+            IsolationLevelError: The transaction isn't READ COMMITTED.
+        """
+        return backfill_chunk(conn, self.definition, limit=limit)
+
+    def activate(self, conn: Connection) -> VerifyReport:
+        """Verify it and let it be read, from the caller's commit on.
+
+        Raises:
+            IndexNotReadyError: Its backfill isn't done.
+            IndexDiffersError: It doesn't agree with its table; in a unique index, two rows
+                may have one key.
+            IsolationLevelError: The transaction isn't READ COMMITTED.
+        """
+        return activate_index(conn, self.definition)
+
+    def drop(self, conn: Connection) -> bool:
+        """Drop the index of this name, whatever its definition was; False if there is none."""
+        return drop_index(conn, self.definition)
+
+    def lookup(
+        self,
+        conn: Connection,
+        *key: Any,  # noqa: ANN401 -- values of the application's columns
+        limit: int = 1000,
+        after: Sequence[Any] | None = None,
+        miss: Miss = "refuse",
+    ) -> list[Row[Any]]:
+        """Return the rows of the base table with this key, by ascending primary key.
+
+        Args:
+            conn: A connection in a transaction.
+            key: A value for each column of the key.
+            limit: At most how many rows.
+            after: Primary key of the last row of the page before.
+            miss: ``scan`` reads the base table while the index is being built.
+
+        Raises:
+            IndexNotReadyError: It is being built, and ``miss`` is ``refuse``.
+        """
+        return lookup_rows(conn, self.definition, key, limit=limit, after=after, miss=miss)
+
+    def lookup_many(
+        self,
+        conn: Connection,
+        keys: Iterable[Any],
+        *,
+        limit_per_key: int = 1000,
+        miss: Miss = "refuse",
+    ) -> dict[Any, list[Row[Any]]]:
+        """Return the rows for each of ``keys``, in one statement; none is an empty list.
+
+        Args:
+            conn: A connection in a transaction.
+            keys: At most 1,000; tuples if the key has several columns.
+            limit_per_key: At most how many rows for each.
+            miss: ``scan`` reads the base table while the index is being built.
+
+        Raises:
+            IndexNotReadyError: It is being built, and ``miss`` is ``refuse``.
+        """
+        asked = list(dict.fromkeys(keys))
+        several = len(self.definition.key) > 1
+        found = lookup_rows_by_keys(
+            conn,
+            self.definition,
+            asked if several else [(key,) for key in asked],
+            limit_per_key=limit_per_key,
+            miss=miss,
+        )
+        return dict(zip(asked, found, strict=True))
+
+    def lookup_range(
+        self,
+        conn: Connection,
+        *prefix: Any,  # noqa: ANN401 -- values of the application's columns
+        low: Any | None = None,  # noqa: ANN401
+        high: Any | None = None,  # noqa: ANN401
+        limit: int = 1000,
+        after: IndexEntry | None = None,
+    ) -> list[Match[Row[Any]]]:
+        """Return rows in the order of the index, each with its index row.
+
+        Args:
+            conn: A connection in a transaction.
+            prefix: Values of the first columns of the key; none means any.
+            low: The least value of the next column.
+            high: The value of the next column to stop before.
+            limit: At most how many rows.
+            after: ``entry`` of the last match of the page before.
+
+        Raises:
+            IndexNotReadyError: It is being built.
+        """
+        wanted = KeyRange(prefix=prefix, low=low, high=high, after=after, limit=limit)
+        return read_matches(conn, self.definition, wanted)
+
+    def keys(
+        self,
+        conn: Connection,
+        *prefix: Any,  # noqa: ANN401 -- values of the application's columns
+        low: Any | None = None,  # noqa: ANN401
+        high: Any | None = None,  # noqa: ANN401
+        limit: int = 1000,
+        after: IndexEntry | None = None,
+    ) -> list[IndexEntry]:
+        """Return index rows with their included columns, without touching the base table.
+
+        Takes the same arguments as `lookup_range`; ``after`` is the last entry of the page
+        before.
+        """
+        wanted = KeyRange(prefix=prefix, low=low, high=high, after=after, limit=limit)
+        return read_entries(conn, self.definition, wanted)
+
+    def verify(self, conn: Connection) -> VerifyReport:
+        """Compare all rows with all index rows, both ways, in one snapshot."""
+        return verify_index(conn, self.definition)
+
+    def repair(self, conn: Connection) -> VerifyReport:
+        """Make the index what its table says; return what is left of the differences.
+
+        Writers of the table wait until the caller commits. Rows of a unique index whose key
+        another row has stay missing.
+
+        Raises:
+            IsolationLevelError: The transaction isn't READ COMMITTED.
+        """
+        return repair_index(conn, self.definition)
+
+    def explain(self) -> Explanation:
+        """Return how the index is kept, and why that way."""
+        return Explanation(
+            mode="local",
+            reason="index rows live in the database of their rows; triggers write them in the"
+            " transaction of every writer, raw SQL included, so they are never behind",
+        )
+
+    @contextmanager
+    def key_conflicts(self) -> Iterator[None]:
+        """Turn PostgreSQL's refusal of a second row with a unique key into a ConflictError.
+
+        Raises:
+            IndexKeyTakenError: Another row has the key. The transaction accepts nothing more
+                until it is rolled back, or back to a savepoint.
+        """
+        try:
+            yield
+        except IntegrityError as error:
+            violated = getattr(error.orig, "diag", None)
+            if violated is None or (violated.schema_name, violated.constraint_name) != (
+                self.definition.schema,
+                constraint_name(self.definition),
+            ):
+                raise
+            raise IndexKeyTakenError(self.name) from error

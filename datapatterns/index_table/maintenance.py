@@ -1,0 +1,186 @@
+"""The function and triggers that keep a local index right, as SQL.
+
+One function serves four statement triggers. Old index rows go first, so that a swap of unique keys
+within one UPDATE passes. An UPDATE touches only index rows that change.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+from sqlalchemy import ColumnElement, FromClause, Text, cast, collate, select
+
+from datapatterns.index_table.definition import IndexDefinition
+from datapatterns.index_table.statements import quoted, quoted_text, rendered
+
+_OLD = "old_rows"
+_NEW = "new_rows"
+
+# Plans of a function are kept for the session. One made for a bulk statement would read the whole
+# index for every later single row; a probe per changed row is right for both.
+_PLANNER = "SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off"
+
+
+def function_name(definition: IndexDefinition) -> str:
+    """Return the qualified name of the index's trigger function."""
+    return f"{quoted(definition.schema)}.{quoted(f'maintain_{definition.name}')}"
+
+
+def entry_name(definition: IndexDefinition) -> str:
+    """Return the qualified name of the index's own table."""
+    return f"{quoted(definition.schema)}.{quoted(definition.name)}"
+
+
+def view_name(definition: IndexDefinition) -> str:
+    """Return the qualified name of the index's guard view."""
+    return f"{quoted(definition.schema)}.{quoted(f'{definition.name}_guard')}"
+
+
+def constraint_name(definition: IndexDefinition) -> str:
+    """Return the name of the constraint that a second row with a unique key violates."""
+    return f"pk_{definition.name}"
+
+
+def create_guard_view(definition: IndexDefinition) -> str:
+    """Return the statement that creates the guard view.
+
+    A function's body depends on nothing: without the view, dropping a column or changing its
+    type would succeed and then break every write.
+    """
+    expected = select(
+        *(own.label(name) for name, own in definition.projection(definition.base).items())
+    ).where(definition.is_indexed(definition.base))
+    return f"CREATE VIEW {view_name(definition)} AS {rendered(expected)}"
+
+
+def create_function(definition: IndexDefinition, *, loosely_equal: frozenset[str]) -> str:
+    """Return the statements that create the trigger function.
+
+    Args:
+        definition: The index.
+        loosely_equal: Columns of which two equal values may differ, like 1.0 and 1.00.
+    """
+    # SECURITY DEFINER: writers of the base table need no right on the index. Who could attach
+    # the function to a table of their own could write to it, hence the REVOKE.
+    name = function_name(definition)
+    body = _body(definition, loosely_equal)
+    return (
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
+        f" SET search_path = pg_catalog, pg_temp {_PLANNER} AS {quoted_text(body)};\n"
+        f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC;"
+    )
+
+
+def create_triggers(definition: IndexDefinition, *, on_table: str) -> str:
+    """Return the statements that attach the function to ``on_table``.
+
+    ALWAYS, so that rows written under ``session_replication_role = replica`` are seen, too.
+    """
+    rows = {
+        "INSERT": f"REFERENCING NEW TABLE AS {_NEW}",
+        "UPDATE": f"REFERENCING OLD TABLE AS {_OLD} NEW TABLE AS {_NEW}",
+        "DELETE": f"REFERENCING OLD TABLE AS {_OLD}",
+        "TRUNCATE": "",
+    }
+    return "\n".join(
+        f"CREATE TRIGGER {quoted(trigger)} AFTER {event} ON {on_table} {referencing}"
+        f" FOR EACH STATEMENT EXECUTE FUNCTION {function_name(definition)}();\n"
+        f"ALTER TABLE {on_table} ENABLE ALWAYS TRIGGER {quoted(trigger)};"
+        for event, referencing in rows.items()
+        for trigger in [trigger_name(definition, event)]
+    )
+
+
+def trigger_name(definition: IndexDefinition, event: str) -> str:
+    """Return the name of the trigger for ``event``; indexes of two schemas don't collide."""
+    origin = hashlib.sha256(f"{definition.schema}.{definition.name}".encode()).hexdigest()[:8]
+    return f"index_{definition.name}_{origin}_{event[0].lower()}"
+
+
+def _body(definition: IndexDefinition, loosely_equal: frozenset[str]) -> str:
+    old = definition.transition(_OLD)
+    new = definition.transition(_NEW)
+    gone = _projected(definition, old)
+    come = _projected(definition, new)
+    changed_from = _changed(definition, old, new, loosely_equal)
+    changed_to = _changed(definition, new, old, loosely_equal)
+    return f"""
+BEGIN
+    CASE TG_OP
+    WHEN 'INSERT' THEN
+        {_insert(definition, come)};
+    WHEN 'DELETE' THEN
+        {_delete(definition, gone)}
+    WHEN 'UPDATE' THEN
+        {_delete(definition, changed_from)}
+        {_insert(definition, changed_to)};
+    WHEN 'TRUNCATE' THEN
+        TRUNCATE {entry_name(definition)};
+    END CASE;
+    RETURN NULL;
+END
+"""
+
+
+def _projected(definition: IndexDefinition, rows: FromClause) -> str:
+    columns = [own.label(name) for name, own in definition.projection(rows).items()]
+    return rendered(select(*columns).where(definition.is_indexed(rows)))
+
+
+def _changed(
+    definition: IndexDefinition,
+    rows: FromClause,
+    others: FromClause,
+    loosely_equal: frozenset[str],
+) -> str:
+    """Return index rows of ``rows`` that ``others`` don't have, by identity, not equality."""
+
+    def images(side: FromClause) -> list[ColumnElement[str]]:
+        return [
+            collate(cast(own, Text), "C").label(f"image_{ordinal}")
+            for ordinal, (name, own) in enumerate(definition.projection(side).items())
+            if name in loosely_equal
+        ]
+
+    def side(of: FromClause) -> str:
+        own = [value.label(name) for name, value in definition.projection(of).items()]
+        return rendered(select(*own, *images(of)).where(definition.is_indexed(of)))
+
+    columns = _listed(definition.columns)
+    both = f"{side(rows)} EXCEPT ALL {side(others)}"
+    return f"SELECT {columns} FROM ({both}) AS changed"  # noqa: S608 -- rendered, quoted names
+
+
+def _delete(definition: IndexDefinition, gone: str) -> str:
+    same = " AND ".join(
+        f"i.{quoted(name)} = gone.{quoted(name)}" for name in definition.entry_identity
+    )
+    # A snapshot older than a backfill's chunk doesn't show the index row to a transaction that
+    # may well delete the row itself: DELETE would leave an orphan. An INSERT that runs into
+    # such an index row fails with a serialization error instead, and the writer retries.
+    return f"""IF current_setting('transaction_isolation') <> 'read committed' THEN
+            INSERT INTO {entry_name(definition)} ({_listed(definition.columns)})
+            {gone} ON CONFLICT DO NOTHING;
+        END IF;
+        DELETE FROM {entry_name(definition)} AS i USING ({gone}) AS gone WHERE {same};"""  # noqa: S608 -- rendered, quoted names
+
+
+def _insert(definition: IndexDefinition, come: str) -> str:
+    columns = _listed(definition.columns)
+    into = f"INSERT INTO {entry_name(definition)} ({columns})"
+    if definition.unique:
+        # In order, so that two statements with the same keys wait for each other, not deadlock.
+        ordered = f"({come}) AS come ORDER BY {_listed(definition.key)}"
+        return f"{into} SELECT {columns} FROM {ordered}"  # noqa: S608 -- rendered, quoted names
+    # An orphan is in nobody's way: the row it stood for is this one now.
+    carried = [name for name in definition.columns if name not in definition.entry_identity]
+    action = (
+        "DO UPDATE SET "
+        + ", ".join(f"{quoted(name)} = excluded.{quoted(name)}" for name in carried)
+        if carried
+        else "DO NOTHING"
+    )
+    return f"{into} {come} ON CONFLICT ({_listed(definition.entry_identity)}) {action}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(quoted(name) for name in names)

@@ -1,0 +1,97 @@
+"""Tables of the index table pattern, and the table that each index is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Identity,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from datapatterns.index_table.definition import IndexDefinition
+from datapatterns.sql.metadata import DEFAULT_SCHEMA, library_metadata
+
+
+@dataclass(frozen=True, slots=True)
+class IndexTables:
+    """What is known of the indexes in one schema.
+
+    Attributes:
+        index_table: One row for each index: its definition's fingerprint and its state.
+        index_backfill: How far the building of each has come.
+    """
+
+    index_table: Table
+    index_backfill: Table
+
+
+@cache
+def index_tables(schema: str = DEFAULT_SCHEMA) -> IndexTables:
+    """Return the pattern's tables in ``schema``."""
+    metadata = library_metadata(schema)
+    index_table = Table(
+        "index_table",
+        metadata,
+        Column("index_id", Integer, Identity(always=True), primary_key=True),
+        Column("name", Text, nullable=False),
+        Column("base_table", Text, nullable=False),
+        Column("is_unique", Boolean, nullable=False),
+        Column("mode", Text, nullable=False),
+        Column("state", Text, nullable=False),
+        Column("fingerprint", Text, nullable=False),
+        UniqueConstraint("name"),
+        CheckConstraint("mode IN ('local', 'reserve', '2pc', 'async')", "mode"),
+        CheckConstraint("state IN ('building', 'ready')", "state"),
+    )
+    index_backfill = Table(
+        "index_backfill",
+        metadata,
+        Column(
+            "index_id",
+            Integer,
+            ForeignKey(index_table.c.index_id, ondelete="CASCADE"),
+            primary_key=True,
+        ),
+        Column("after_pk", JSONB),
+        Column("rows_done", BigInteger, nullable=False, server_default=text("0")),
+        Column("done", Boolean, nullable=False, server_default=false()),
+        CheckConstraint("rows_done >= 0", "counted"),
+    )
+    return IndexTables(index_table=index_table, index_backfill=index_backfill)
+
+
+@cache
+def entry_table(definition: IndexDefinition) -> Table:
+    """Return the index itself: a row for each indexed row of the base table."""
+    return _table(definition, definition.name)
+
+
+@cache
+def guard_view(definition: IndexDefinition) -> Table:
+    """Return the view that computes what the index should hold."""
+    return _table(definition, f"{definition.name}_guard")
+
+
+def _table(definition: IndexDefinition, name: str) -> Table:
+    # Not among the library's own tables: these belong to the application's declarations.
+    columns: Mapping[str, Any] = definition.projection(definition.base)
+    return Table(
+        name,
+        MetaData(),
+        *(Column(own, expression.type) for own, expression in columns.items()),
+        schema=definition.schema,
+    )
