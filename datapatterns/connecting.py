@@ -5,12 +5,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from redis import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy import URL, Engine, NullPool, create_engine
+from sqlalchemy.exc import DBAPIError
 
-from datapatterns.errors import MissingRightsError, ServerUnavailableError, SettingsError
+from datapatterns.errors import (
+    DataPatternsError,
+    MissingRightsError,
+    ServerUnavailableError,
+    SettingsError,
+)
+from datapatterns.sql.server import named_error
 
 
 def open_engine(
@@ -69,7 +76,26 @@ def redis_errors(server: str) -> Iterator[None]:
     """
     try:
         yield
-    except (AuthenticationError, NoPermissionError) as error:
-        raise MissingRightsError(str(error)) from error
-    except (RedisConnectionError, RedisTimeoutError) as error:
-        raise ServerUnavailableError(server, str(error)) from error
+    except RedisError as error:
+        named = _named_redis_error(error, server)
+        if named is None:
+            raise
+        raise named from error
+
+
+def library_error(error: BaseException) -> DataPatternsError | None:
+    """Return what an error of a driver is called in this library, None if it has no name.
+
+    For the edge of a program, where it is no longer known which server was asked.
+    """
+    if isinstance(error, DBAPIError):
+        return named_error(error.orig, "the database")
+    return _named_redis_error(error, "Redis")
+
+
+def _named_redis_error(error: BaseException, server: str) -> DataPatternsError | None:
+    if isinstance(error, AuthenticationError | NoPermissionError):
+        return MissingRightsError(str(error))
+    if isinstance(error, RedisConnectionError | RedisTimeoutError):
+        return ServerUnavailableError(server, str(error))
+    return None

@@ -22,6 +22,8 @@ from datapatterns.sql.migration_status import (
 from datapatterns.sql.schema_comparison import schema_differences
 from datapatterns.sql.server import check_server, library_errors
 
+__all__ = ["MigrationStatus", "Migrations", "Report", "Revision"]
+
 Report = Callable[[str, tuple[Revision, ...]], None]
 """Is told the name of a database and the revisions that ran there, once they are committed."""
 

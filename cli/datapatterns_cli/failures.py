@@ -1,0 +1,60 @@
+"""What an exception means to the person at the prompt: one line, and an exit code."""
+
+from dataclasses import dataclass
+
+from alembic.util import CommandError
+from redis import RedisError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from datapatterns.connecting import library_error
+from datapatterns.errors import (
+    ConfigurationError,
+    ConflictError,
+    CorruptionError,
+    DataPatternsError,
+    UnavailableError,
+)
+
+EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (ConfigurationError, 2),  # click's own code for wrong usage
+    (CommandError, 2),
+    (ConflictError, 3),
+    (UnavailableError, 4),
+    (CorruptionError, 5),
+)
+UNEXPECTED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What to print of an exception, and the exit code.
+
+    Attributes:
+        name: What programs may look for.
+    """
+
+    message: str
+    name: str
+    notes: tuple[str, ...]
+    exit_code: int
+
+
+def failure(error: Exception) -> Failure:
+    """Return what to say of ``error``; no statement, parameter or password is in it."""
+    known = error if isinstance(error, DataPatternsError) else library_error(error) or error
+    notes = tuple(getattr(error, "__notes__", ()))
+    code = next((code for family, code in EXIT_CODES if isinstance(known, family)), UNEXPECTED)
+    if code == UNEXPECTED:
+        notes = (*notes, "this was not foreseen; --debug shows where it comes from")
+    return Failure(_message(known), type(known).__name__, notes, code)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, DBAPIError):  # its own text quotes statement and parameters
+        said = next(iter(str(error.orig).strip().splitlines()), "nothing")
+        return f"the database said: {said}"
+    if isinstance(error, DataPatternsError | CommandError):
+        return str(error)
+    if isinstance(error, RedisError | SQLAlchemyError):
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return f"{type(error).__name__}: {error}"

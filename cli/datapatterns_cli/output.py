@@ -1,0 +1,122 @@
+"""The only place that prints: tables for people on stdout, JSON for programs, notes on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import IO
+
+import click
+
+Row = Mapping[str, object]
+
+_PIPED_WIDTH = 200
+"""Columns for a reader that has no width; a pipe should not cut what a file could hold."""
+
+
+class Output:
+    """Prints what a command found, in the way that was asked for.
+
+    Args:
+        as_json: Print JSON instead of what is laid out for people.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+
+    def table(self, rows: Sequence[Row], *, empty: str = "nothing found") -> None:
+        """Print ``rows``, which all have the same keys; as JSON, an object on each line."""
+        if self.as_json:
+            for row in rows:
+                self._print_json(row)
+            return
+        if not rows:
+            self.note(empty)
+            return
+        from rich.table import Table  # noqa: PLC0415 -- 30 ms that JSON need not wait for
+
+        table = Table(*(name.replace("_", " ") for name in rows[0]), header_style="bold")
+        for name, column in zip(rows[0], table.columns, strict=True):
+            if all(isinstance(row[name], int | float | Decimal) for row in rows):
+                column.justify = "right"
+        for row in rows:
+            table.add_row(*(_cell(value) for value in row.values()))
+        self._print_rich(table)
+
+    def values(self, values: Row) -> None:
+        """Print names and their values, one on each line; as JSON, one object."""
+        if self.as_json:
+            self._print_json(values)
+            return
+        width = max((len(name) for name in values), default=0)
+        for name, value in values.items():
+            click.echo(f"{name.replace('_', ' '):{width}}  {_cell(value)}")
+
+    def text(self, text: str) -> None:
+        """Print ``text`` as it is."""
+        click.echo(text)
+
+    def note(self, message: str) -> None:
+        """Tell a person something that is not the result, on stderr."""
+        click.echo(message, err=True)
+
+    def error(self, message: str, *, name: str, notes: Sequence[str], exit_code: int) -> None:
+        """Say on stderr what went wrong."""
+        if self.as_json:
+            described = {"error": name, "message": message, "exit_code": exit_code, "notes": notes}
+            click.echo(json.dumps(described), err=True)
+            return
+        click.secho("Error: ", fg="red", nl=False, err=True)
+        click.echo(_visible(message), err=True)
+        for line in notes:
+            click.echo(f"  {_visible(line)}", err=True)
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show on stderr how far something has come; call the result with what was done since.
+
+        Nothing is shown for programs, or where stderr is no terminal.
+        """
+        if self.as_json or not sys.stderr.isatty():
+            yield lambda _: None
+            return
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import Progress  # noqa: PLC0415
+
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda amount: progress.advance(task, amount)
+
+    def _print_json(self, row: Row) -> None:
+        click.echo(json.dumps(dict(row), default=str, ensure_ascii=False))
+
+    def _print_rich(self, renderable: object) -> None:
+        from rich.console import Console  # noqa: PLC0415
+
+        width = None if sys.stdout.isatty() else _PIPED_WIDTH
+        Console(file=sys.stdout, width=width, markup=False, highlight=False).print(renderable)
+
+
+def silence_stdout(stdout: IO[str] | None = None) -> None:
+    """Send to nowhere what Python still holds back for a reader who has left."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, (stdout or sys.stdout).fileno())
+    os.close(nowhere)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _visible(str(value))
+
+
+def _visible(text: str) -> str:
+    """Return ``text`` with control characters written out: data must not steer a terminal."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else repr(character)[1:-1]
+        for character in text
+    )
