@@ -46,6 +46,7 @@ DataPatternsError
 │   ├── TransactionInUseError
 │   ├── UncacheableValueError
 │   ├── UnknownRevisionError
+│   ├── UnknownRowsError
 │   ├── UnmergeableQueryError
 │   ├── UnroutableStatementError
 │   ├── ViewChangedError
@@ -756,6 +757,21 @@ class UnknownRevisionError(ConfigurationError):
         )
         self.revision = revision
         self.newest = newest
+
+
+class UnknownRowsError(ConfigurationError):
+    """A statement writes rows that cache entries are made from, without saying which.
+
+    Attributes:
+        table: The table that it writes.
+    """
+
+    def __init__(self, table: str) -> None:
+        super().__init__(
+            f"this statement writes rows of {table} that a cache watches; say which by"
+            " execution_options(cache_keys=[...]), an empty list if none is cached"
+        )
+        self.table = table
 
 
 class UnmergeableQueryError(ConfigurationError):
