@@ -1,0 +1,155 @@
+"""Values as bytes: a header that says what they are and how long they are good, then MessagePack.
+
+Nothing is ever unpickled: whoever can write to Redis must not be able to run code here.
+"""
+
+import json
+import math
+import struct
+from hashlib import blake2b
+from typing import Generic, NamedTuple, TypeVar, cast
+
+import msgspec
+
+from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.errors import UncacheableValueError
+
+T = TypeVar("T")
+
+# Format, flags, milliseconds that the load took, soft expiry in milliseconds since 1970, and a
+# fingerprint of the value's type.
+_HEADER = struct.Struct("<BBHqI")
+HEADER_BYTES = _HEADER.size
+_FORMAT = 1
+_VALUE, _NEGATIVE = 0, 1
+_TOOK_MS_MAX = 65_535
+# exp(-20) of all draws are smaller than this many compute times: not worth a logarithm.
+_EARLY_AT_MOST = 20
+
+
+class Stored(NamedTuple, Generic[T]):
+    """What was found under a key."""
+
+    value: T
+    soft_expiry_ms: int
+    took_ms: int
+
+
+class Packed(NamedTuple):
+    """What to store, and for how long."""
+
+    raw: bytes
+    ttl_ms: int
+
+
+class Codec(Generic[T]):
+    """Turns values of one type into bytes and back; anything else it finds is no value at all.
+
+    A value of another type, or of an older version of this one, has another fingerprint and is
+    not read: two releases of an application can share a cache.
+    """
+
+    __slots__ = ("_decode", "_encode", "_fingerprint")
+
+    def __init__(self, value_type: object) -> None:
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(value_type).decode
+        self._fingerprint = fingerprint_of(value_type)
+
+    def parse(self, raw: bytes) -> Stored[T] | None:
+        """Return what ``raw`` holds, or None if it was not written by this codec."""
+        if len(raw) < HEADER_BYTES:
+            return None
+        form, flags, took_ms, soft_expiry_ms, fingerprint = _HEADER.unpack_from(raw)
+        if form != _FORMAT or fingerprint != self._fingerprint:
+            return None
+        if flags == _NEGATIVE:
+            return Stored(cast("T", None), soft_expiry_ms, took_ms)
+        if flags != _VALUE:
+            return None  # a later version's tags or compression
+        try:
+            value = self._decode(memoryview(raw)[HEADER_BYTES:])
+        except (msgspec.MsgspecError, RecursionError, MemoryError, UnicodeDecodeError):
+            return None
+        return Stored(cast("T", value), soft_expiry_ms, took_ms)
+
+    def canonical(self, value: T) -> tuple[T, bytes]:
+        """Return ``value`` as a later hit will return it, and its bytes.
+
+        So the first caller gets what the second gets: a value that would come back as another
+        type fails here, not on a day when the cache is warm.
+
+        Raises:
+            UncacheableValueError: It cannot be encoded, or does not come back as its type.
+        """
+        if value is None:
+            return value, b""
+        try:
+            payload = self._encode(value)
+            return cast("T", self._decode(payload)), payload
+        except (msgspec.MsgspecError, TypeError, OverflowError, RecursionError) as error:
+            raise UncacheableValueError(type(value).__name__, str(error)) from error
+
+    def pack(
+        self, value: T, payload: bytes, *, took_ms: float, now_ms: float, policy: CachePolicy,
+        jitter: float,
+    ) -> Packed | None:  # fmt: skip
+        """Return the bytes to store, or None if they are too many or not to be kept.
+
+        Args:
+            value: What ``canonical`` returned, with its ``payload``.
+            payload: The bytes of the value.
+            took_ms: How long the load took.
+            now_ms: Milliseconds since 1970.
+            policy: The times to live by.
+            jitter: A draw between -1 and 1.
+        """
+        absent = value is None
+        fresh = policy.negative_seconds if absent else policy.ttl_seconds
+        if fresh == 0 or HEADER_BYTES + len(payload) > policy.value_bytes_max:
+            return None
+        factor = 1000 * (1 + policy.jitter * jitter)
+        stale = 0 if absent else policy.stale_seconds
+        header = _HEADER.pack(
+            _FORMAT,
+            _NEGATIVE if absent else _VALUE,
+            min(round(took_ms), _TOOK_MS_MAX),
+            round(now_ms + fresh * factor),
+            self._fingerprint,
+        )
+        return Packed(header + payload, max(1, round((fresh + stale) * factor)))
+
+
+def is_fresh(soft_expiry_ms: int, took_ms: int, *, now_ms: float, early_refresh: float) -> bool:
+    """Return whether a value needs no second thought, whatever is drawn."""
+    return soft_expiry_ms > now_ms + took_ms * early_refresh * _EARLY_AT_MOST
+
+
+def is_due(
+    soft_expiry_ms: int, took_ms: int, *, now_ms: float, early_refresh: float, uniform: float
+) -> bool:
+    """Return whether this caller should load the value anew, though it is still there.
+
+    The longer the load took, the earlier somebody does, and seldom two at once.
+
+    Source: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention"
+    (2015).
+
+    Args:
+        soft_expiry_ms: Until when the value is fresh.
+        took_ms: How long it took to load.
+        now_ms: Milliseconds since 1970.
+        early_refresh: The beta of the source.
+        uniform: A draw above 0, at most 1.
+    """
+    return now_ms - took_ms * early_refresh * math.log(uniform) >= soft_expiry_ms
+
+
+def fingerprint_of(value_type: object) -> int:
+    """Return 32 bits that change when the shape of ``value_type`` changes."""
+    try:
+        shape: object = msgspec.json.schema(value_type)
+    except TypeError:  # a type of the user's own that msgspec has no schema for
+        shape = repr(value_type)
+    digest = blake2b(json.dumps(shape, sort_keys=True).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")

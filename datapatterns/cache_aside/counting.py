@@ -1,0 +1,83 @@
+"""Count what a cache does, for its owner and for the application's monitoring."""
+
+from dataclasses import dataclass
+from threading import Lock
+
+from datapatterns.telemetry import Observer
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """How often what happened in this process since the cache was made.
+
+    Attributes:
+        hits: Values served from Redis, the stale ones included.
+        stale: Values served past their time while another caller loaded anew.
+        joined: Values that another caller of this process was about to have.
+        loads: Loads from the database.
+        filled: Loads that were stored.
+        refused: Loads that were not stored because somebody had invalidated, or was about to.
+        unstored: Loads that were not stored for other reasons: too large, absent and not to be
+            remembered, or read from a standby.
+        bypassed: Reads that did not ask Redis, because it was silent or not up to date.
+        foreign: Stored bytes that no value could be read from.
+        waits: Pauses while another process loaded.
+        invalidated: Entries that this process told Redis to forget.
+        undelivered: Entries that it could not; the relay does.
+    """
+
+    hits: int = 0
+    stale: int = 0
+    joined: int = 0
+    loads: int = 0
+    filled: int = 0
+    refused: int = 0
+    unstored: int = 0
+    bypassed: int = 0
+    foreign: int = 0
+    waits: int = 0
+    invalidated: int = 0
+    undelivered: int = 0
+
+    @property
+    def hit_ratio(self) -> float:
+        """The share of reads that needed no load of their own; 0 if there were none."""
+        served = self.hits + self.joined
+        return served / (served + self.loads) if served + self.loads else 0.0
+
+
+class Counters:
+    """Adds up, and tells the observer.
+
+    Args:
+        cache: The cache's name.
+        observer: Where counts go.
+    """
+
+    def __init__(self, cache: str, observer: Observer) -> None:
+        self._cache = cache
+        self._observer = observer
+        self._lock = Lock()
+        self._stats = CacheStats()
+
+    def add(self, what: str, amount: int = 1) -> None:
+        """Count that ``what`` happened."""
+        with self._lock:
+            setattr(self._stats, what, getattr(self._stats, what) + amount)
+        self._observer.count(f"datapatterns.cache.{what}", amount, cache=self._cache)
+
+    def hit(self) -> None:
+        """Count a hit; the same as ``add``, but on the hottest path."""
+        with self._lock:
+            self._stats.hits += 1
+        self._observer.count("datapatterns.cache.hits", 1, cache=self._cache)
+
+    def loaded(self, seconds: float) -> None:
+        """Count a load and how long it took."""
+        self.add("loads")
+        self._observer.duration("datapatterns.cache.load", seconds, cache=self._cache)
+
+    def stats(self) -> CacheStats:
+        """Return the counts so far."""
+        with self._lock:
+            return CacheStats(**{name: getattr(self._stats, name) for name in CacheStats.__slots__})

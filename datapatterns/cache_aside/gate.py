@@ -1,0 +1,123 @@
+"""Serve what Redis holds only while it is certain that Redis has been told of every write."""
+
+import logging
+from threading import Lock
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from datapatterns.cache_aside.flow import CacheSilence
+from datapatterns.cache_aside.relaying import Relay, Standing
+from datapatterns.clock import Clock
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 1.0
+_TURN_SECONDS = 0.01
+
+
+class Gate:
+    """Open while a relay vouches for the server; whoever finds it closed runs a relay round.
+
+    It closes when Redis was silent, for then an invalidation of this process may be missing
+    there; when the server is another one, or another run of it; and when no relay round has
+    ended for too long. So the cache works without a relay process, too: then one of its callers
+    pays for a round now and then.
+
+    Args:
+        relay: What opens the gate.
+        clock: The time.
+    """
+
+    def __init__(self, relay: Relay, clock: Clock) -> None:
+        self._relay = relay
+        self._clock = clock
+        self._checking = Lock()
+        self._state = Lock()
+        self._standing: Standing | None = None
+        self._last_standing: Standing | None = None
+        self._checked_until = 0.0
+        self._retry_at = 0.0
+        self._closings = 1
+        self._closings_mended = 0
+
+    def standing(self) -> Standing | None:
+        """Return where hits may come from, or None if they must not be served now."""
+        standing = self._standing
+        if standing is not None and self._clock.monotonic() < self._checked_until:
+            return standing
+        return self._check()
+
+    def close(self) -> None:
+        """Serve nothing until a relay round that begins after this has ended."""
+        with self._state:
+            self._closings += 1
+            self._standing = None
+
+    def opened_by(self, standing: Standing, *, closings: int) -> None:
+        """Open, unless the gate was closed again since ``closings`` was read."""
+        with self._state:
+            if self._closings == closings:
+                self._standing = self._last_standing = standing
+                self._checked_until = self._clock.monotonic() + CHECK_SECONDS
+                self._closings_mended = closings
+
+    @property
+    def last_standing(self) -> Standing | None:
+        """Where hits came from last, open or not: what invalidations must reach."""
+        return self._last_standing
+
+    @property
+    def closings(self) -> int:
+        """How often the gate was closed."""
+        return self._closings
+
+    def _check(self) -> Standing | None:
+        # Others wait for the one who checks; that takes a round trip, or a relay round.
+        if not self._checking.acquire(timeout=CHECK_SECONDS):
+            return None
+        try:
+            now = self._clock.monotonic()
+            if self._standing is not None and now < self._checked_until:
+                return self._standing
+            if now < self._retry_at:
+                return None
+            self._retry_at = now + CHECK_SECONDS
+            standing = self._vouched_for() or self._after_a_round()
+            if standing is not None:
+                self._retry_at = 0.0
+            return standing
+        except CacheSilence:
+            return None
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+            # The caller is about to load from the same database and will learn it there.
+            logger.warning(
+                "the cache relay cannot reach the database; hits are not served",
+                extra={"error": type(error).__name__},
+            )
+            return None
+        finally:
+            self._checking.release()
+
+    def _vouched_for(self) -> Standing | None:
+        with self._state:
+            closings, standing = self._closings, self._standing
+        if standing is None or closings != self._closings_mended:
+            return None
+        if not self._relay.vouches_for(standing):
+            return None
+        self.opened_by(standing, closings=closings)
+        return standing
+
+    def _after_a_round(self) -> Standing | None:
+        deadline = self._clock.monotonic() + CHECK_SECONDS
+        while True:
+            closings = self._closings
+            _, standing = self._relay.run()
+            if standing is not None:
+                self.opened_by(standing, closings=closings)
+                return standing
+            if self._clock.monotonic() > deadline:
+                return None
+            # Another process is at it; its round may have begun before this gate closed.
+            self._clock.sleep(_TURN_SECONDS)

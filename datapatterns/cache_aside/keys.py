@@ -1,0 +1,83 @@
+"""Name cache entries so that no two keys share one."""
+
+import re
+from datetime import date, datetime
+from hashlib import blake2b
+from typing import TypeAlias
+from uuid import UUID
+
+from datapatterns.errors import CacheKeyError
+
+KeyPart: TypeAlias = int | str | bytes | bool | UUID | date | None
+Key: TypeAlias = KeyPart | tuple[KeyPart, ...]
+
+_ENTRY_BYTES_MAX = 200
+_CACHE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
+# Braces would move the entry to another slot of a Redis cluster, colons separate parts.
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.@ -]")
+
+
+def checked_name(name: str) -> str:
+    """Return ``name`` if it can name a cache.
+
+    Raises:
+        CacheKeyError: It is not 1 to 60 of letters, digits and ``_.-``.
+    """
+    if not _CACHE_NAME.fullmatch(name):
+        raise CacheKeyError(name, "a cache's name is 1 to 60 of letters, digits, _ . and -")
+    return name
+
+
+def entry_of(name: str, key: Key) -> str:
+    """Return the name of the entry that cache ``name`` keeps under ``key``.
+
+    Different keys give different names, and a part's type belongs to the key: 5 and "5" are two
+    entries. So that every writer names the entry that every reader uses, values that are equal
+    without being identical (floats, decimals, moments in different time zones) are refused. A
+    name that would be long ends in a 128-bit hash.
+
+    >>> entry_of("product", 5)
+    'product:i5'
+    >>> entry_of("price", ("a:b", 5))
+    'price:sa%3Ab:i5'
+
+    Raises:
+        CacheKeyError: A part has a type that cannot be part of a key.
+    """
+    if type(key) is int:
+        entry = f"{name}:i{key}"
+    else:
+        parts = key if isinstance(key, tuple) else (key,)
+        entry = ":".join((name, *map(_encoded, parts)))
+    if len(entry) <= _ENTRY_BYTES_MAX:
+        return entry
+    return f"{name}:#{blake2b(entry.encode(), digest_size=16).hexdigest()}"
+
+
+def _encoded(part: object) -> str:
+    match part:
+        case bool():  # before int, of which it is a subclass
+            return "T" if part else "F"
+        case int():
+            return f"i{int(part)}"
+        case str():
+            return f"s{_UNSAFE.sub(_escaped, str(part))}"
+        case None:
+            return "N"
+        case UUID():
+            return f"u{part.hex}"
+        case bytes():
+            return f"b{part.hex()}"
+        case date() if not isinstance(part, datetime):
+            return f"d{part.isoformat()}"
+        case _:
+            raise CacheKeyError(
+                part, "use int, str, bytes, bool, UUID, date or None, or a tuple of them"
+            )
+
+
+def _escaped(unsafe: re.Match[str]) -> str:
+    try:
+        return "".join(f"%{byte:02X}" for byte in unsafe[0].encode())
+    except UnicodeEncodeError:
+        raise CacheKeyError(unsafe.string, "it is not valid Unicode") from None

@@ -1,0 +1,257 @@
+"""Connections to Redis or Valkey that are kept open, each sure which server it talks to.
+
+A hit's cost is the client's: redis-py's pool, retries and options take longer than the server. So
+a link is redis-py's own connection, used directly, by one caller at a time.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+from weakref import WeakSet
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.cache_aside.flow import CacheSilence
+from datapatterns.cache_aside.redis_commands import SCRIPTS, Command
+from datapatterns.errors import SettingsError
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_IDLE_MAX = 64
+_UNREACHABLE = (RedisConnectionError, RedisTimeoutError, OSError)
+_OF_ANOTHER_POOL = ("event_dispatcher", "himport_registry", "maint_notifications", "orig_")
+_FIELD = re.compile(r"^(run_id|master_replid|redis_mode):([^\r\n]*)", re.MULTILINE)
+
+
+class Link:
+    """One open connection; whoever took it is alone with it."""
+
+    __slots__ = ("connection", "identity", "is_used", "pack", "receive", "send")
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self.connection = pool.connection_class(**pool.connection_kwargs)
+        self.connection.connect()
+        self.pack = self.connection.pack_command
+        self.send = self.connection.send_packed_command
+        self.receive = self.connection.read_response
+        self.is_used = False
+        self.identity = self.current_identity()
+
+    def call(self, command: Command) -> object:
+        """Send one command and return its reply; a script that the server misses goes along."""
+        try:
+            return self._call(command)
+        except NoScriptError:
+            _, sha, *rest = command
+            return self._call(("EVAL", SCRIPTS[str(sha)].source, *rest))
+
+    def current_identity(self) -> str:
+        """Return which run of which server answers, as it says now.
+
+        A restart draws another run id, a failover another replication id: after either, values
+        may be back that had been deleted.
+
+        Raises:
+            SettingsError: It is a node of a cluster.
+        """
+        sections = [self._call(("INFO", section)) for section in ("server", "replication")]
+        text = b"".join(section for section in sections if isinstance(section, bytes))
+        found = dict(_FIELD.findall(text.decode(errors="replace")))
+        if found.get("redis_mode") == "cluster":
+            raise SettingsError("redis", "a Redis Cluster is not supported yet; name one server")
+        self.identity = f"{found.get('run_id')}:{found.get('master_replid')}"
+        return self.identity
+
+    def close(self) -> None:
+        """Let go of the server."""
+        self.connection.disconnect()
+
+    def _call(self, command: Command) -> object:
+        self.send(self.pack(*command), check_health=False)
+        reply: object = self.receive(disable_decoding=True)
+        return reply
+
+
+class Links:
+    """Hands out links, and reports silence to whoever must know.
+
+    Args:
+        redis: A URL, or a client whose settings are used.
+        timeout_seconds: How long to wait for a connection or an answer.
+        breaker: What decides whether to ask at all.
+        on_silence: Called whenever the server did not answer, or another one did.
+    """
+
+    def __init__(
+        self,
+        redis: str | Redis,
+        *,
+        timeout_seconds: float,
+        breaker: Breaker,
+        on_silence: Callable[[], None],
+    ) -> None:
+        pool = ConnectionPool.from_url(redis) if isinstance(redis, str) else redis.connection_pool
+        settings = {
+            name: value
+            for name, value in pool.connection_kwargs.items()
+            if not name.startswith(_OF_ANOTHER_POOL)
+        }
+        self._pool = ConnectionPool(
+            connection_class=pool.connection_class,
+            **settings
+            | {
+                "protocol": 2,  # no pushes that could come between a command and its reply
+                "decode_responses": False,
+                "socket_timeout": timeout_seconds,
+                "socket_connect_timeout": timeout_seconds,
+                "retry": Retry(NoBackoff(), 0),
+                "health_check_interval": 0,
+            },
+        )
+        # Many threads can push to a list and pop from it without a lock of ours.
+        self._idle: list[Link] = []
+        self._breaker = breaker
+        self._on_silence = on_silence
+        _instances.add(self)
+
+    def fetch(self, key: str, *, identity: str) -> object:
+        """Return the reply to GET, by the shortest way there is.
+
+        Raises:
+            CacheSilence: There was no answer, an error, or it is another server.
+        """
+        if not self._idle or self._breaker.is_open:
+            return self.call(("GET", key), identity=identity)
+        try:
+            link = self._idle.pop()
+        except IndexError:  # another thread was quicker
+            return self.call(("GET", key), identity=identity)
+        try:
+            if link.identity == identity:
+                link.send(link.pack("GET", key), False)  # noqa: FBT003 -- redis-py's, and hot
+                reply: object = link.receive(disable_decoding=True)
+                self._idle.append(link)
+                return reply
+        except RedisConnectionError:
+            link.close()
+            return self.call(("GET", key), identity=identity)
+        except BaseException as error:
+            link.close()
+            if isinstance(error, _UNREACHABLE):
+                raise self._silence(error) from error
+            if isinstance(error, ResponseError):
+                raise CacheSilence(str(error)) from error
+            raise
+        link.close()
+        self._on_silence()
+        raise CacheSilence("another server answers now")
+
+    def call(self, command: Command, *, identity: str | None = None) -> object:
+        """Return the reply to one command.
+
+        Args:
+            command: The command.
+            identity: The server that it is meant for; None for whichever answers.
+
+        Raises:
+            CacheSilence: There was no answer, an error, or it is another server.
+        """
+        [reply] = self.call_all([command], identity=identity)
+        return reply
+
+    def call_all(self, commands: Sequence[Command], *, identity: str | None = None) -> list[object]:
+        """Return the replies to ``commands``, sent one after the other on one link.
+
+        Raises:
+            CacheSilence: There was no answer, an error, or it is another server.
+        """
+
+        def send(link: Link) -> list[object]:
+            if identity is not None and link.identity != identity:
+                self._on_silence()
+                raise CacheSilence("another server answers now")
+            return [link.call(command) for command in commands]
+
+        return self._with_link(send)
+
+    def current_identity(self) -> str:
+        """Return which run of which server answers now.
+
+        Raises:
+            CacheSilence: There was no answer.
+        """
+        return self._with_link(Link.current_identity)
+
+    def close(self) -> None:
+        """Close the links that nobody uses."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def leave_to_parent(self) -> None:
+        """Forget links that this process inherited: their replies are another's."""
+        self._idle = []
+
+    def _with_link(self, use: Callable[[Link], T]) -> T:
+        if not self._breaker.allows():
+            raise CacheSilence("left alone after failures")
+        try:
+            link = self._idle.pop() if self._idle else Link(self._pool)
+            try:
+                return self._use(link, use)
+            except RedisConnectionError:
+                if not link.is_used:
+                    raise
+            # The server had closed an idle link: that says nothing about how it is now.
+            return self._use(Link(self._pool), use)
+        except _UNREACHABLE as error:
+            raise self._silence(error) from error
+        except ResponseError as error:
+            raise CacheSilence(str(error)) from error
+
+    def _use(self, link: Link, use: Callable[[Link], T]) -> T:
+        try:
+            result = use(link)
+        except BaseException:
+            # After a failure nobody knows whose reply comes next.
+            link.close()
+            raise
+        self._breaker.succeeded()
+        link.is_used = True
+        if len(self._idle) < _IDLE_MAX:
+            self._idle.append(link)
+        else:
+            link.close()
+        return result
+
+    def _silence(self, error: Exception) -> CacheSilence:
+        was_open = self._breaker.is_open
+        self._breaker.failed()
+        self._on_silence()
+        if self._breaker.is_open and not was_open:
+            logger.warning(
+                "Redis does not answer; values come from the database",
+                extra={"error": type(error).__name__},
+            )
+        return CacheSilence(f"{type(error).__name__}: {error}")
+
+
+_instances: WeakSet[Links] = WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for links in _instances:
+        links.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_all_to_parent)

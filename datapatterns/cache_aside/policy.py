@@ -1,0 +1,59 @@
+"""How long values live, how long callers wait, and how much the database is asked at once."""
+
+from dataclasses import dataclass, fields
+
+from datapatterns.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachePolicy:
+    """The times and sizes that one cache lives by.
+
+    Attributes:
+        ttl_seconds: How long a value is fresh.
+        stale_seconds: How long after that it may still be served while one caller loads anew.
+        negative_seconds: How long it is remembered that there is nothing under a key.
+        jitter: The share by which each of these times varies, so that what was stored together
+            does not expire together.
+        early_refresh: How eagerly a value that was slow to load is loaded anew before its time
+            is up (the beta of XFetch); 0 never does.
+        lease_seconds: How long one caller may take to load and still store what it loaded.
+        wait_seconds: How long others wait for it before they load for themselves.
+        redis_timeout_seconds: How long Redis may take to connect or to answer.
+        loads_at_once: How many loads may run in this process at once while Redis is away.
+        value_bytes_max: The largest stored value; larger ones are returned, not stored.
+        vouched_seconds: How long hits are served after the last relay round. It bounds how long
+            a value outlives a write whose process died before it could invalidate.
+        writers_seconds: How long it is remembered who invalidated an entry.
+    """
+
+    ttl_seconds: float = 300
+    stale_seconds: float = 0
+    negative_seconds: float = 30
+    jitter: float = 0.1
+    early_refresh: float = 1.0
+    lease_seconds: float = 3
+    wait_seconds: float = 3
+    redis_timeout_seconds: float = 0.25
+    loads_at_once: int = 8
+    value_bytes_max: int = 1_048_576
+    vouched_seconds: float = 10
+    writers_seconds: float = 60
+
+    def __post_init__(self) -> None:
+        """Refuse times that make no sense, where they are written.
+
+        Raises:
+            SettingsError: A value is negative, or zero where nothing would work.
+        """
+        may_be_zero = {"stale_seconds", "negative_seconds", "jitter", "early_refresh"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value >= 0 or (value == 0 and field.name not in may_be_zero):
+                raise SettingsError(field.name, f"{value!r} is too small; use a positive number")
+        if self.jitter >= 1:
+            raise SettingsError("jitter", f"{self.jitter!r} is a share of a time; stay below 1")
+
+
+DEFAULT_POLICY = CachePolicy()
+"""Five minutes, no stale values, three seconds to load."""

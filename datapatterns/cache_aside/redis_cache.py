@@ -1,0 +1,362 @@
+"""Cache-aside for threads: read through Redis, write to PostgreSQL, forget after the commit."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import BoundedSemaphore
+from time import perf_counter, sleep, time
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from uuid import uuid4
+
+from redis import Redis
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.cache_aside.cached_function import CachedFunction, value_type_of
+from datapatterns.cache_aside.codec import Codec, is_fresh
+from datapatterns.cache_aside.counting import CacheStats, Counters
+from datapatterns.cache_aside.flights import Flights
+from datapatterns.cache_aside.flow import (
+    AnyStep,
+    CacheSilence,
+    Flow,
+    Load,
+    Loaded,
+    Look,
+    Note,
+    Outcome,
+    Pause,
+    read_through,
+)
+from datapatterns.cache_aside.gate import Gate
+from datapatterns.cache_aside.invalidating import Invalidation, record_invalidation
+from datapatterns.cache_aside.keys import Key, checked_name, entry_of
+from datapatterns.cache_aside.links import Links
+from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
+from datapatterns.cache_aside.redis_commands import (
+    answer_to,
+    command_for,
+    invalidations_of,
+    value_key,
+)
+from datapatterns.cache_aside.relaying import Relay, RelayReport, Standing
+from datapatterns.cache_aside.standby import is_standby
+from datapatterns.cache_aside.watching import watch_models
+from datapatterns.cache_aside.writing import after_commit, collecting
+from datapatterns.clock import SYSTEM_CLOCK
+from datapatterns.errors import CacheBusyError, ServerUnavailableError, SettingsError
+from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
+from datapatterns.telemetry import SILENT, Observer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Loader = Callable[[Connection], T]
+
+
+class Cache:
+    """Keeps what is slow to load in Redis or Valkey; share one among threads.
+
+    A value is loaded on a short connection of the cache's own, so what it stores was committed
+    and is no older than the lease it loads under. Once the invalidations of all committed writes
+    have arrived, an entry is absent or equals the database.
+
+    Args:
+        redis: A URL, or a client whose settings are used (its time-outs are the policy's).
+        engine: The primary of the database.
+        name: What the cache holds, such as ``product``; part of every key.
+        policy: The times to live by.
+        schema: Where the library's tables live.
+        target: The name of this Redis; its keys begin with it. One name for one Redis.
+        observer: Where counts and durations go.
+    """
+
+    def __init__(  # noqa: PLR0913 -- a composition root of its own
+        self,
+        redis: str | Redis,
+        engine: Engine,
+        *,
+        name: str,
+        policy: CachePolicy = DEFAULT_POLICY,
+        schema: str = DEFAULT_SCHEMA,
+        target: str = "datapatterns",
+        observer: Observer = SILENT,
+    ) -> None:
+        self.name = checked_name(name)
+        self.engine = engine
+        self.policy = policy
+        self._schema = checked_schema(schema)
+        self._target = checked_name(target)
+        self._counters = Counters(name, observer)
+        self._flights = Flights()
+        self._bulkhead = BoundedSemaphore(policy.loads_at_once)
+        self._loading = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._links = Links(
+            redis,
+            timeout_seconds=policy.redis_timeout_seconds,
+            breaker=Breaker(SYSTEM_CLOCK.monotonic),
+            on_silence=self._close_gate,
+        )
+        self._relay = Relay(engine, self._links, policy, self._schema, self._target)
+        self._gate = Gate(self._relay, SYSTEM_CLOCK)
+        self._codecs: dict[object, Codec[Any]] = {}
+        self._cached: CachedFunction[..., Any] | None = None
+
+    def get_or_load(self, key: Key, load: Loader[T], *, value_type: object = Any) -> T:
+        """Return the value under ``key``; if there is none, ``load`` it and keep it.
+
+        Among concurrent callers, in this process and others, one loads and the others wait. A
+        silent Redis costs time, never the answer. None is remembered, too, but not for long.
+
+        Args:
+            key: What the loader's result depends on.
+            load: Reads the value on the connection it is given; that is in autocommit mode.
+            value_type: What comes back: a dataclass, a ``msgspec.Struct``, a builtin or a
+                composition of them. By default plain data.
+
+        Raises:
+            CacheKeyError: The key has a part that is equal to others without being identical.
+            UncacheableValueError: The value does not come back as ``value_type``.
+            CacheBusyError: Redis is away, and so many loads are under way that no place got
+                free in time.
+        """
+        return self._read(entry_of(self.name, key), self._codec(value_type), load)
+
+    def cached(self, load: Callable[Concatenate[Connection, P], T]) -> CachedFunction[P, T]:
+        """Make a function that takes ``conn`` first into one that reads through this cache.
+
+        The return annotation says what comes back. A cache holds the results of one function.
+
+        Raises:
+            SettingsError: The cache holds another function's results already.
+        """
+        if self._cached is not None and not self._cached.wraps_the_same_as(load):
+            raise SettingsError(
+                f"cache {self.name}", "it caches another function already; give each its own"
+            )
+        codec: Codec[T] = self._codec(value_type_of(load))
+        cached = CachedFunction(load, cache=self, read=lambda e, go: self._read(e, codec, go))
+        self._cached = cached
+        return cached
+
+    def invalidate_in(self, writer: Connection | Session, *keys: Key) -> Invalidation:
+        """Forget ``keys`` if and when the transaction of ``writer`` commits.
+
+        Recorded in that transaction. A session tells of its commit, and so does a connection from
+        `writes`: then it is done before the commit returns to the caller. For any other connection
+        the relay does it, at most ``vouched_seconds`` later. It never fails for want of Redis.
+        """
+        entries = [entry_of(self.name, key) for key in keys]
+        conn = writer if isinstance(writer, Connection) else writer.connection()
+        invalidation = record_invalidation(conn, entries, schema=self._schema, target=self._target)
+        after_commit(writer, lambda: self._deliver(invalidation))
+        return invalidation
+
+    def invalidate(self, *keys: Key) -> None:
+        """Forget ``keys`` now, for instance after a write that nobody recorded.
+
+        Recorded in a transaction of its own first, so that it happens in the end even if Redis is
+        away.
+        """
+        with self.writes() as conn:
+            self.invalidate_in(conn, *keys)
+
+    @contextmanager
+    def writes(self, bind: Engine | Connection | None = None) -> Iterator[Connection]:
+        """Open a transaction and commit it, like ``engine.begin()``; then forget at once.
+
+        What any cache invalidates on this connection is forgotten when the commit has happened.
+        """
+        with (bind or self.engine).begin() as begun:
+            conn = begun if isinstance(begun, Connection) else bind
+            assert isinstance(conn, Connection)
+            with collecting(conn) as acts:
+                yield conn
+        for act in acts:
+            act()
+
+    def watch(self, sessions: type[Session] | sessionmaker[Any], *models: type) -> None:
+        """Forget an entry whenever a session writes the row of ``models`` with that primary key.
+
+        For caches whose key is the primary key. Inserts count, too: absence may be cached.
+
+        Raises (while a session executes):
+            UnknownRowsError: A statement writes rows of ``models`` without saying which; give it
+                ``execution_options(cache_keys=[...])``.
+        """
+        watch_models(sessions, models, self.invalidate_in)
+
+    def relay(self) -> RelayReport:
+        """Send every invalidation that has committed and was not sent yet; one round.
+
+        Run it all the time, somewhere. While nobody does, a reader does when it must.
+
+        Raises:
+            ServerUnavailableError: Redis did not answer; nothing is lost.
+            SettingsError: The engine leads to a standby.
+        """
+        closings = self._gate.closings
+        try:
+            report, standing = self._relay.run()
+        except CacheSilence as silence:
+            raise ServerUnavailableError("Redis", str(silence)) from silence
+        if standing is not None:
+            self._gate.opened_by(standing, closings=closings)
+        return report
+
+    def stats(self) -> CacheStats:
+        """Return what this process has done with the cache."""
+        return self._counters.stats()
+
+    def close(self) -> None:
+        """Close idle connections to Redis; the cache can still be used."""
+        self._links.close()
+
+    def _read(self, entry: str, codec: Codec[T], load: Loader[T]) -> T:
+        standing = self._gate.standing()
+        if standing is not None and (raw := self._glance(entry, standing)):
+            stored = codec.parse(raw)
+            if stored is not None and is_fresh(
+                stored.soft_expiry_ms,
+                stored.took_ms,
+                now_ms=time() * 1000,
+                early_refresh=self.policy.early_refresh,
+            ):
+                self._counters.hit()
+                return stored.value
+        return self._join(entry, codec, load)
+
+    def _glance(self, entry: str, standing: Standing) -> bytes | None:
+        try:
+            raw = self._links.fetch(value_key(standing.prefix, entry), identity=standing.server)
+        except CacheSilence:
+            return None
+        return raw if isinstance(raw, bytes) else None
+
+    def _join(self, entry: str, codec: Codec[T], load: Loader[T]) -> T:
+        has_flown = False
+
+        def fly() -> Outcome[T]:
+            nonlocal has_flown
+            has_flown = True
+            return self._fly(entry, codec, load)
+
+        outcome = self._flights.join(entry, fly, wait_seconds=self.policy.wait_seconds)
+        if outcome is None:  # whoever loads is slow; its fate is not ours
+            return self._load(codec, load, leased=False).value
+        if outcome.source in {"hit", "stale"}:
+            self._counters.hit()
+            if outcome.source == "stale":
+                self._counters.add("stale")
+        elif not has_flown:
+            self._counters.add("joined")
+        return outcome.value
+
+    def _fly(self, entry: str, codec: Codec[T], load: Loader[T]) -> Outcome[T]:
+        standing = self._gate.standing()
+        if standing is None:
+            self._counters.add("bypassed")
+            return Outcome(self._load(codec, load, leased=False).value, "loaded")
+        flow = read_through(entry, codec=codec, policy=self.policy, token=uuid4().hex)
+        outcome = _drive(flow, lambda step: self._perform(step, standing, codec, load))
+        if outcome.source == "filled":
+            self._counters.add("filled")
+        return outcome
+
+    def _perform(
+        self, step: AnyStep, standing: Standing, codec: Codec[T], load: Loader[T]
+    ) -> object:
+        match step:
+            case Load(leased):
+                return self._load(codec, load, leased=leased)
+            case Look():
+                return time() * 1000, 1 - random.random()  # noqa: S311 -- spreads refreshes
+            case Pause(seconds):
+                return sleep(seconds)
+            case Note(what):
+                return self._counters.add(what)
+            case _:
+                command = command_for(step, prefix=standing.prefix, policy=self.policy)
+                return answer_to(step, self._links.call(command, identity=standing.server))
+
+    def _load(self, codec: Codec[T], load: Loader[T], *, leased: bool) -> Loaded[T]:
+        if leased:
+            return self._load_now(codec, load, leased=True)
+        # What protects the database while Redis does not.
+        if not self._bulkhead.acquire(timeout=self.policy.wait_seconds):
+            raise CacheBusyError(waited_seconds=self.policy.wait_seconds)
+        try:
+            return self._load_now(codec, load, leased=False)
+        finally:
+            self._bulkhead.release()
+
+    def _load_now(self, codec: Codec[T], load: Loader[T], *, leased: bool) -> Loaded[T]:
+        began = perf_counter()
+        # In autocommit mode each statement sees what had committed when it began: nothing that
+        # is older than the lease, whatever the isolation level of the application.
+        with self._loading.connect() as conn:
+            may_store = leased and not is_standby(conn)
+            loaded = load(conn)
+        seconds = perf_counter() - began
+        self._counters.loaded(seconds)
+        value, payload = codec.canonical(loaded)
+        packed = may_store and codec.pack(
+            value,
+            payload,
+            took_ms=seconds * 1000,
+            now_ms=time() * 1000,
+            policy=self.policy,
+            jitter=random.uniform(-1, 1),  # noqa: S311 -- spreads expiry
+        )
+        if packed:
+            return Loaded(value, packed.raw, packed.ttl_ms)
+        if leased:
+            self._counters.add("unstored")
+        return Loaded(value, None, 0)
+
+    def _deliver(self, invalidation: Invalidation) -> None:
+        current = self._gate.last_standing
+        prefixes = {invalidation.prefix, current and current.prefix} - {None}
+        try:
+            for prefix in prefixes:
+                self._links.call_all(
+                    invalidations_of(
+                        invalidation.entries,
+                        prefix=str(prefix),
+                        xids=[str(invalidation.xid)],
+                        policy=self.policy,
+                    )
+                )
+            self._counters.add("invalidated", len(invalidation.entries))
+        except (CacheSilence, SettingsError):
+            # The write has committed; the relay will deliver. Until it has, this process serves
+            # no hits: it must see its own writes.
+            self._close_gate()
+            self._counters.add("undelivered", len(invalidation.entries))
+        for entry in invalidation.entries:
+            # Only now: a load that began before the delete must not be joined after it.
+            self._flights.detach(entry)
+
+    def _codec(self, value_type: object) -> Codec[Any]:
+        codec = self._codecs.get(value_type)
+        if codec is None:
+            codec = self._codecs[value_type] = Codec(value_type)
+        return codec
+
+    def _close_gate(self) -> None:
+        self._gate.close()
+
+
+def _drive(flow: Flow[T], perform: Callable[[AnyStep], object]) -> T:
+    resume: Callable[[Any], AnyStep] = flow.send
+    answer: object = None
+    while True:
+        try:
+            step = resume(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        try:
+            resume, answer = flow.send, perform(step)
+        except BaseException as error:  # noqa: BLE001 -- the flow decides, and raises it again
+            resume, answer = flow.throw, error

@@ -1,0 +1,227 @@
+"""Tell Redis of every invalidation that committed, also when the writer died before it could.
+
+What is new is the difference between two snapshots, not what lies behind a counter: ids are drawn
+when a row is written and show when it commits.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, TypeGuard
+from uuid import uuid4
+
+from sqlalchemy import Connection, Engine, Row, delete, func, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from datapatterns.cache_aside.invalidating import entries_in, prefix_of
+from datapatterns.cache_aside.links import Links
+from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.redis_commands import invalidations_of, milliseconds, server_key
+from datapatterns.cache_aside.schema import cache_tables
+from datapatterns.cache_aside.standby import refuse_standby
+from datapatterns.change_log.identity import database_identity
+from datapatterns.change_log.schema import PgSnapshot
+from datapatterns.change_log.snapshots import Snapshot
+
+_ROWS_PER_FETCH = 500
+_COLLECTED_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class RelayReport:
+    """What one round of the relay did.
+
+    Attributes:
+        is_leading: False if another process was at it; then this round did nothing.
+        transactions: How many transactions' invalidations were sent.
+        entries: How many entries these named.
+        has_new_generation: Whether everything was forgotten, because the server is not the one
+            that has been told of all earlier invalidations.
+    """
+
+    is_leading: bool
+    transactions: int = 0
+    entries: int = 0
+    has_new_generation: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A server that has been told everything.
+
+    Attributes:
+        prefix: What the keys there begin with.
+        server: Which run of which server it is.
+    """
+
+    prefix: str
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Carries invalidations from the outbox to one Redis.
+
+    Attributes:
+        engine: The primary of the database.
+        links: The way to Redis.
+        policy: How long to vouch for the server.
+        schema: Where the library's tables live.
+        target: The name under which this Redis is known, and what its keys begin with.
+    """
+
+    engine: Engine
+    links: Links
+    policy: CachePolicy
+    schema: str
+    target: str
+
+    def run(self) -> tuple[RelayReport, Standing | None]:
+        """Send what has committed since the last round, then vouch for the server.
+
+        A server that was restarted or failed over may have values back that had been deleted;
+        they are all forgotten at once, by a new generation of keys. Sending again what had been
+        sent does no harm, so a round that dies half-way is simply run again.
+
+        Raises:
+            CacheSilence: Redis did not answer; nothing is lost.
+            SettingsError: The engine leads to a standby.
+        """
+        server = self.links.current_identity()
+        engine = self.engine.execution_options(isolation_level="READ COMMITTED")
+        with engine.begin() as conn:
+            refuse_standby(conn)
+            identity = f"{server}/{_database_identity(conn)}"
+            held = self._lock(conn, identity)
+            if held is None:
+                return RelayReport(is_leading=False), None
+            if held.identity != identity:
+                self.links.call(("UNLINK", server_key(self._prefix(held))), identity=server)
+                held = self._renew(conn, identity)
+                report = RelayReport(is_leading=True, has_new_generation=True)
+            else:
+                report = self._send_difference(conn, held, server)
+            self._collect(conn)
+        standing = Standing(self._prefix(held), server)
+        self._vouch(standing)
+        return report, standing
+
+    def vouches_for(self, standing: Standing) -> bool:
+        """Return whether some relay still vouches for the server that answers now.
+
+        Raises:
+            CacheSilence: Redis did not answer.
+        """
+        server = self.links.current_identity()
+        mark = self.links.call(("GET", server_key(standing.prefix)), identity=server)
+        return server == standing.server and _names(mark, server)
+
+    def _lock(self, conn: Connection, identity: str) -> Row[Any] | None:
+        """Return this target's row, locked, or None if another process holds it."""
+        target = cache_tables(self.schema).target
+        find = (
+            select(target.c.generation, target.c.identity, target.c.snapshot)
+            .where(target.c.name == self.target)
+            .with_for_update(skip_locked=True)
+        )
+        held = conn.execute(find).one_or_none()
+        if held is None:
+            # Its snapshot is now: in a new generation nothing older can be cached.
+            conn.execute(
+                insert(target)
+                .values(name=self.target, identity=identity)
+                .on_conflict_do_nothing(index_elements=[target.c.name])
+            )
+            held = conn.execute(find).one_or_none()
+        return held
+
+    def _renew(self, conn: Connection, identity: str) -> Row[Any]:
+        target = cache_tables(self.schema).target
+        return conn.execute(
+            update(target)
+            .where(target.c.name == self.target)
+            .values(
+                generation=func.gen_random_uuid(),
+                identity=identity,
+                snapshot=func.pg_current_snapshot(),
+                relayed_at=func.clock_timestamp(),
+            )
+            .returning(target.c.generation, target.c.identity, target.c.snapshot)
+        ).one()
+
+    def _send_difference(self, conn: Connection, held: Row[Any], server: str) -> RelayReport:
+        tables = cache_tables(self.schema)
+        outbox, target = tables.outbox, tables.target
+        before: Snapshot = held.snapshot
+        now = conn.scalars(select(func.pg_current_snapshot(type_=PgSnapshot))).one()
+        # The statement's own snapshot is later than ``now``; what committed in between waits for
+        # the next round, which begins where this one says it ended.
+        unsent = (
+            select(outbox.c.xid, outbox.c.cache_keys)
+            .where(
+                or_(outbox.c.xid >= before.xmax, outbox.c.xid.in_(before.in_progress)),
+                func.pg_visible_in_snapshot(outbox.c.xid, literal(now, PgSnapshot)),
+            )
+            .order_by(outbox.c.xid)
+        )
+        rows = conn.execute(unsent.execution_options(yield_per=_ROWS_PER_FETCH))
+        transactions, entries = self._send(rows, prefix=self._prefix(held), server=server)
+        conn.execute(
+            update(target)
+            .where(target.c.name == self.target)
+            .values(snapshot=now, relayed_at=func.clock_timestamp())
+        )
+        return RelayReport(is_leading=True, transactions=transactions, entries=entries)
+
+    def _send(self, rows: Iterable[Row[Any]], *, prefix: str, server: str) -> tuple[int, int]:
+        transactions = entries = 0
+        for xid, of_one in groupby(rows, key=lambda row: row.xid):
+            names = {name for row in of_one for name in entries_in(row.cache_keys)}
+            self.links.call_all(
+                invalidations_of(names, prefix=prefix, xids=[str(xid)], policy=self.policy),
+                identity=server,
+            )
+            transactions += 1
+            entries += len(names)
+        return transactions, entries
+
+    def _collect(self, conn: Connection) -> None:
+        """Delete what every target has been told, a bounded number of rows."""
+        tables = cache_tables(self.schema)
+        outbox, target = tables.outbox, tables.target
+        horizon = select(func.min(func.pg_snapshot_xmin(target.c.snapshot))).scalar_subquery()
+        told = (
+            select(outbox.c.id)
+            .where(outbox.c.xid < horizon)
+            .order_by(outbox.c.xid)
+            .limit(_COLLECTED_MAX)
+        )
+        conn.execute(delete(outbox).where(outbox.c.id.in_(told)))
+
+    def _vouch(self, standing: Standing) -> None:
+        """Say that this server has been told everything, for a while.
+
+        The mark lasts only so long: a server cut off from the relay, or a dead relay, must not
+        serve hits for ever. A mark that was lost is drawn anew, so that its loss can be seen.
+        """
+        key, server = server_key(standing.prefix), standing.server
+        mark = self.links.call(("GET", key), identity=server)
+        fresh = mark if _names(mark, server) else f"{server}|{uuid4().hex}".encode()
+        life = milliseconds(self.policy.vouched_seconds)
+        self.links.call(("SET", key, fresh, "PX", life), identity=server)
+
+    def _prefix(self, held: Row[Any]) -> str:
+        return prefix_of(self.target, held.generation.hex)
+
+
+def _names(mark: object, server: str) -> TypeGuard[bytes]:
+    return isinstance(mark, bytes) and mark.startswith(f"{server}|".encode())
+
+
+def _database_identity(conn: Connection) -> str:
+    # A restored copy has another identity. After a failover, on another timeline, values may be
+    # cached whose commits were lost.
+    database = database_identity(conn)
+    timeline = func.substr(func.pg_walfile_name(func.pg_current_wal_lsn()), 1, 8)
+    parts = database.system_identifier, database.database_oid, conn.scalar(select(timeline))
+    return ":".join(map(str, parts))

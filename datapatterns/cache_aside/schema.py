@@ -1,0 +1,76 @@
+"""The tables that invalidations and their relay live in."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Identity,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from datapatterns.change_log.schema import PgSnapshot, Xid8
+from datapatterns.sql.metadata import library_metadata
+
+
+@dataclass(frozen=True, slots=True)
+class CacheTables:
+    """The tables of cache-aside in one schema.
+
+    Attributes:
+        outbox: Which entries a transaction made obsolete; it commits with the writes.
+        target: One row for each Redis: up to where it has been told, and what its keys begin with.
+    """
+
+    outbox: Table
+    target: Table
+
+
+@cache
+def cache_tables(schema: str) -> CacheTables:
+    """Return the tables in ``schema``."""
+    metadata = library_metadata(schema)
+    outbox = Table(
+        "cache_outbox",
+        metadata,
+        Column("id", BigInteger, Identity(always=True), primary_key=True),
+        Column(
+            "xid",
+            Xid8,
+            nullable=False,
+            index=True,
+            server_default=text("pg_current_xact_id()"),
+        ),
+        Column(
+            "created_at",
+            DateTime(timezone=True),
+            nullable=False,
+            server_default=text("clock_timestamp()"),
+        ),
+        Column("cache_keys", ARRAY(Text), nullable=False),
+        CheckConstraint("cardinality(cache_keys) > 0", name="cache_keys_given"),
+    )
+    target = Table(
+        "cache_target",
+        metadata,
+        Column("name", Text, primary_key=True),
+        Column("generation", Uuid, nullable=False, server_default=text("gen_random_uuid()")),
+        Column("identity", Text, nullable=False),
+        Column(
+            "snapshot", PgSnapshot, nullable=False, server_default=text("pg_current_snapshot()")
+        ),
+        Column(
+            "relayed_at",
+            DateTime(timezone=True),
+            nullable=False,
+            server_default=text("clock_timestamp()"),
+        ),
+    )
+    return CacheTables(outbox, target)

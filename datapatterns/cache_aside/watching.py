@@ -1,0 +1,54 @@
+"""Forget entries when sessions write the rows they were made from."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import event, inspect
+from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction, sessionmaker
+
+from datapatterns.cache_aside.keys import Key
+from datapatterns.errors import UnknownRowsError
+
+_OPTION = "cache_keys"
+
+
+def watch_models(
+    sessions: type[Session] | sessionmaker[Any],
+    models: Sequence[type],
+    invalidate_in: Callable[..., object],
+) -> None:
+    """Call ``invalidate_in(session, *keys)`` for the rows of ``models`` that are written.
+
+    Args:
+        sessions: Which sessions to watch.
+        models: Mapped classes; their subclasses count.
+        invalidate_in: What records the keys in the session's transaction.
+    """
+    tables = {table.name for model in models for table in inspect(model).tables}
+
+    def after_flush(session: Session, _: UOWTransaction) -> None:
+        touched = [*session.new, *session.dirty, *session.deleted]
+        keys = {key for row in touched if isinstance(row, tuple(models)) for key in _keys_of(row)}
+        if keys:
+            invalidate_in(session, *keys)
+
+    def do_orm_execute(state: ORMExecuteState) -> None:
+        if not (state.is_insert or state.is_update or state.is_delete):
+            return
+        table = getattr(state.statement, "table", None)
+        if table is None or table.name not in tables:
+            return
+        if _OPTION not in state.execution_options:
+            raise UnknownRowsError(table.name)
+        keys: Iterable[Key] = state.execution_options[_OPTION]
+        invalidate_in(state.session, *keys)
+
+    event.listen(sessions, "after_flush", after_flush)
+    event.listen(sessions, "do_orm_execute", do_orm_execute)
+
+
+def _keys_of(row: object) -> set[Key]:
+    # Both, for a primary key may change; before the flush ends, the state has the old one.
+    state = inspect(row, raiseerr=True)
+    identities = {tuple(state.mapper.primary_key_from_instance(row)), state.identity} - {None}
+    return {identity[0] if len(identity) == 1 else identity for identity in identities}

@@ -1,0 +1,61 @@
+"""Remember what a transaction invalidated until it has committed, then act on it.
+
+SQLAlchemy's ``commit`` event of a connection comes before the commit: whoever deleted then would
+invite readers to load the old row again. So a connection's commit is made here, and a session
+tells of its own.
+
+To invalidate too much does no harm, so what a savepoint rolled back stays on the list.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction
+
+AfterCommit: TypeAlias = Callable[[], None]
+
+_of_connections: WeakKeyDictionary[Connection, list[AfterCommit]] = WeakKeyDictionary()
+_of_sessions: WeakKeyDictionary[Session, list[AfterCommit]] = WeakKeyDictionary()
+
+
+@contextmanager
+def collecting(conn: Connection) -> Iterator[list[AfterCommit]]:
+    """Collect what is to be done once the transaction of ``conn`` has committed."""
+    collected: list[AfterCommit] = []
+    _of_connections[conn] = collected
+    try:
+        yield collected
+    finally:
+        del _of_connections[conn]
+
+
+def after_commit(writer: Connection | Session, act: AfterCommit) -> None:
+    """Do ``act`` once the transaction of ``writer`` has committed, if anybody learns of it.
+
+    Nobody does for a connection that is not ``collecting``: the relay acts in its place.
+    """
+    if isinstance(writer, Connection):
+        if (collected := _of_connections.get(writer)) is not None:
+            collected.append(act)
+        return
+    if writer not in _of_sessions:
+        event.listen(writer, "after_commit", _act)
+        event.listen(writer, "after_transaction_end", _forget)
+        _of_sessions[writer] = []
+    _of_sessions[writer].append(act)
+
+
+def _act(session: Session) -> None:
+    # This comes for a released savepoint, too: nothing has committed then.
+    if session.get_nested_transaction() is None:
+        collected, _of_sessions[session] = _of_sessions[session], []
+        for act in collected:
+            act()
+
+
+def _forget(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        _of_sessions[session] = []
