@@ -5,14 +5,17 @@ from datapatterns.change_log.log import ChangeLog
 from datapatterns.change_log.pending import not_shown_by, pending_for
 from datapatterns.change_log.schema import PgSnapshot, Xid8
 from datapatterns.change_log.snapshots import Snapshot, Xid
+from datapatterns.change_log.tokens import ChangeToken, change_token
 
 __all__ = [
     "ChangeLog",
+    "ChangeToken",
     "Consumer",
     "PgSnapshot",
     "Snapshot",
     "Xid",
     "Xid8",
+    "change_token",
     "current_snapshot",
     "not_shown_by",
     "pending_for",

@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Table
 
-from datapatterns.change_log import consuming
+from datapatterns.change_log import capturing, collecting, consuming
 from datapatterns.change_log.consuming import Consumer
 from datapatterns.change_log.snapshots import Snapshot
+from datapatterns.change_log.tokens import ChangeToken, has_consumed
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 
@@ -16,6 +17,14 @@ class ChangeLog:
     """Row changes as a set, taken by each consumer exactly once."""
 
     schema: str = DEFAULT_SCHEMA
+
+    def capture(self, conn: Connection, table: Table | str, columns: Iterable[str]) -> str:
+        """Log changes of ``columns`` from now on; see `capturing.capture`."""
+        return capturing.capture(conn, table, columns, schema=self.schema)
+
+    def release(self, conn: Connection, table: Table | str) -> None:
+        """Capture the changes of ``table`` no more; refuse while somebody consumes them."""
+        capturing.release(conn, table, schema=self.schema)
 
     def register_consumer(
         self, conn: Connection, name: str, kind: str, *, log_names: Iterable[str] = ()
@@ -36,3 +45,15 @@ class ChangeLog:
     def advance_consumer(self, conn: Connection, name: str, snapshot: Snapshot) -> None:
         """Store that ``name`` has consumed what ``snapshot`` shows."""
         consuming.advance_consumer(conn, name, snapshot, schema=self.schema)
+
+    def collect_garbage(self, conn: Connection, *, limit: int = 10_000) -> int:
+        """Delete logged changes that every consumer has consumed; return how many."""
+        return collecting.collect_garbage(conn, schema=self.schema, limit=limit)
+
+    def rebase(self, conn: Connection) -> int:
+        """Let every consumer begin anew, in a restored database; see `collecting.rebase`."""
+        return collecting.rebase(conn, schema=self.schema)
+
+    def has_consumed(self, conn: Connection, name: str, token: ChangeToken) -> bool:
+        """Return whether consumer ``name`` has consumed what ``token`` stands for."""
+        return has_consumed(conn, name, token, schema=self.schema)

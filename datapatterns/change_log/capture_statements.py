@@ -1,0 +1,206 @@
+"""The statements that install capture; nothing here talks to a server."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from datapatterns.change_log.inspecting import IMAGE_PREFIX, SourceColumn, SourceTable
+
+EVENTS = ("INSERT", "DELETE", "UPDATE", "TRUNCATE")
+
+_CREATE_LOG = sql.SQL("""
+CREATE TABLE {log} (
+    change_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    change_sign smallint NOT NULL CHECK (change_sign IN (-1, 0, 1))
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+CREATE INDEX ON {log} (change_xid);
+COMMENT ON TABLE {log} IS {comment};
+""")
+
+# Writers need no right on the log: the function runs as its owner. That is also why nobody else
+# may put it on a table of theirs. An UPDATE logs what it took away and what it added; the rest
+# of the rows, and those changed only in columns that nobody consumes, cancel out.
+_CREATE_FUNCTION = sql.SQL("""
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS {body};
+REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;
+""")
+_BODY = sql.SQL("""
+BEGIN
+    CASE TG_OP
+    WHEN 'INSERT' THEN
+        INSERT INTO {log} ({into}) SELECT {added} FROM new_rows;
+    WHEN 'DELETE' THEN
+        INSERT INTO {log} ({into}) SELECT {removed} FROM old_rows;
+    WHEN 'UPDATE' THEN
+        {update}
+    WHEN 'TRUNCATE' THEN
+        INSERT INTO {log} (change_sign) VALUES (0);
+    END CASE;
+    RETURN NULL;
+END
+""")
+_UPDATE = sql.SQL("""
+        INSERT INTO {log} ({into})
+        SELECT {removed} FROM (
+            SELECT {compared} FROM old_rows EXCEPT ALL SELECT {compared} FROM new_rows) AS q
+        UNION ALL
+        SELECT {added} FROM (
+            SELECT {compared} FROM new_rows EXCEPT ALL SELECT {compared} FROM old_rows) AS q;
+""")
+_CREATE_TRIGGER = sql.SQL("""
+CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {table} {transition}
+FOR EACH STATEMENT EXECUTE FUNCTION {function}();
+ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger};
+""")
+_TRANSITIONS = {
+    "INSERT": sql.SQL("REFERENCING NEW TABLE AS new_rows"),
+    "DELETE": sql.SQL("REFERENCING OLD TABLE AS old_rows"),
+    "UPDATE": sql.SQL("REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows"),
+    "TRUNCATE": sql.SQL(""),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureNames:
+    """What the parts of one captured table are called.
+
+    Two tables may share a name in different schemas, and PostgreSQL cuts names at 63 bytes; so a
+    digest tells them apart.
+    """
+
+    schema: str
+    suffix: str
+
+    @property
+    def log_name(self) -> str:
+        """Return the log's name without its schema."""
+        return f"change_log_{self.suffix}"
+
+    @property
+    def log(self) -> sql.Identifier:
+        """Return the log's name."""
+        return sql.Identifier(self.schema, self.log_name)
+
+    @property
+    def function(self) -> sql.Identifier:
+        """Return the name of the trigger function."""
+        return sql.Identifier(self.schema, f"capture_{self.suffix}")
+
+    @property
+    def guard(self) -> sql.Identifier:
+        """Return the name of the view that keeps captured columns from being dropped."""
+        return sql.Identifier(self.schema, f"capture_guard_{self.suffix}")
+
+    def trigger(self, event: str) -> str:
+        """Return the name of the trigger for ``event``; triggers share no names across tables."""
+        return f"{self.schema}_capture_{event.lower()}"
+
+
+def capture_names(schema: str, table_schema: str, table_name: str) -> CaptureNames:
+    """Return the names for what captures the changes of a table.
+
+    >>> capture_names("datapatterns", "public", "Line item").log_name
+    'change_log_line_item_b99d74ec'
+    """
+    readable = re.sub(r"[^a-z0-9_]", "_", table_name.lower())[:38]
+    digest = hashlib.sha256(f"{table_schema}\0{table_name}".encode()).hexdigest()[:8]
+    return CaptureNames(schema, f"{readable}_{digest}")
+
+
+def create_log(names: CaptureNames, source: SourceTable) -> sql.Composable:
+    """Return the statements that create the log."""
+    comment = sql.Literal(f"Changed rows of {source.full_name}; 1 added, -1 removed, 0 truncated")
+    return _CREATE_LOG.format(log=names.log, comment=comment)
+
+
+def add_columns(names: CaptureNames, columns: Iterable[SourceColumn]) -> sql.Composable:
+    """Return the statement that lets the log hold more columns."""
+    added = [
+        # format_type() and regcollation write names quoted where they have to be.
+        sql.SQL("ADD COLUMN {} ").format(sql.Identifier(column.name)) + _as_written(column.type_sql)
+        for column in columns
+    ]
+    return sql.SQL("ALTER TABLE {} ").format(names.log) + sql.SQL(", ").join(added)
+
+
+def replace_function(names: CaptureNames, columns: Sequence[SourceColumn]) -> sql.Composable:
+    """Return the statements that make the trigger function log ``columns``."""
+    identifiers = [sql.Identifier(column.name) for column in columns]
+    into = _listed([sql.Identifier("change_sign"), *identifiers])
+    body = _BODY.format(
+        log=names.log,
+        into=into,
+        added=_listed([sql.SQL("1"), *identifiers]),
+        removed=_listed([sql.SQL("-1"), *identifiers]),
+        update=_update(names, columns) if columns else sql.SQL("NULL;  -- no column matters"),
+    )
+    return _CREATE_FUNCTION.format(function=names.function, body=sql.Literal(body.as_string(None)))
+
+
+def replace_guard(
+    names: CaptureNames, source: SourceTable, columns: Sequence[SourceColumn]
+) -> sql.Composable:
+    """Return the statements that create the view which depends on the captured columns.
+
+    A function body depends on nothing: without the view, dropping a captured column or changing
+    its type would succeed, and then every write to the table would fail.
+    """
+    shown = [sql.SQL("1 AS guard"), *(_guarded(i, c) for i, c in enumerate(columns, start=1))]
+    return sql.SQL("DROP VIEW IF EXISTS {v}; CREATE VIEW {v} AS SELECT {c} FROM {t}").format(
+        v=names.guard, c=_listed(shown), t=source.identifier
+    )
+
+
+def create_trigger(names: CaptureNames, source: SourceTable, event: str) -> sql.Composable:
+    """Return the statements that create the trigger for ``event``.
+
+    It fires always, so that what a replication role writes is captured, too.
+    """
+    return _CREATE_TRIGGER.format(
+        trigger=sql.Identifier(names.trigger(event)),
+        event=sql.SQL(event),  # one of EVENTS
+        table=source.identifier,
+        transition=_TRANSITIONS[event],
+        function=names.function,
+    )
+
+
+def drop_capture(names: CaptureNames) -> sql.Composable:
+    """Return the statements that remove triggers, function, guard and log."""
+    return sql.SQL(
+        "DROP FUNCTION IF EXISTS {function} CASCADE; DROP VIEW IF EXISTS {guard};"
+        " DROP TABLE IF EXISTS {log};"
+    ).format(function=names.function, guard=names.guard, log=names.log)
+
+
+def _update(names: CaptureNames, columns: Sequence[SourceColumn]) -> sql.Composable:
+    identifiers = [sql.Identifier(column.name) for column in columns]
+    images = [
+        sql.SQL("{}::text AS {}").format(name, sql.Identifier(f"{IMAGE_PREFIX}{number}"))
+        for number, (name, column) in enumerate(zip(identifiers, columns, strict=True))
+        if not column.equality_is_identity
+    ]
+    return _UPDATE.format(
+        log=names.log,
+        into=_listed([sql.Identifier("change_sign"), *identifiers]),
+        added=_listed([sql.SQL("1"), *identifiers]),
+        removed=_listed([sql.SQL("-1"), *identifiers]),
+        compared=_listed([*identifiers, *images]),
+    )
+
+
+def _guarded(number: int, column: SourceColumn) -> sql.Composable:
+    name = sql.Identifier(f"column_{number}")
+    return sql.SQL("{} AS {}").format(sql.Identifier(column.name), name)
+
+
+def _listed(parts: Iterable[sql.Composable]) -> sql.Composable:
+    return sql.SQL(", ").join(parts)
+
+
+def _as_written(fragment: str) -> sql.Composable:
+    return sql.SQL(fragment)  # PostgreSQL wrote it, quoted

@@ -1,0 +1,189 @@
+"""Look at a table before its changes are captured: what would be missed, what equality means."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import sql
+from psycopg.errors import UndefinedFunction
+from sqlalchemy import ARRAY, Connection, Row, Table, Text, func, select, text
+from sqlalchemy.exc import ProgrammingError
+
+from datapatterns.errors import CaptureRefusedError
+from datapatterns.sql.composing import execute
+
+LOG_COLUMNS = ("change_xid", "change_sign")
+"""What each row of a log says about itself, beside the captured columns."""
+
+
+IMAGE_PREFIX = "image of "
+"""What the trigger function calls the text of columns whose equal values may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceColumn:
+    """A column to capture.
+
+    Attributes:
+        name: Its name in the table.
+        type_sql: Its type and collation, as SQL writes them.
+        equality_is_identity: Whether equal values are the same value. 1.0 and 1.00 are equal
+            numerics; comparing only their values would miss the change from one to the other.
+    """
+
+    name: str
+    type_sql: str
+    equality_is_identity: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTable:
+    """A table to capture."""
+
+    oid: int
+    schema: str
+    name: str
+    columns: tuple[SourceColumn, ...]
+
+    @property
+    def full_name(self) -> str:
+        """Return the name for people."""
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """Return the name for SQL."""
+        return sql.Identifier(self.schema, self.name)
+
+
+_TABLE = text("""
+SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
+       c.relpersistence AS persistence, c.relrowsecurity AS secured,
+       EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent))
+           AS inherits,
+       EXISTS (SELECT FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = c.oid) AS subscribes
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = to_regclass(:name)
+""")
+
+# Values of a type are identical when equal if its default B-tree operator class says so with
+# support function 4, and its collation does not call different texts equal. varchar borrows
+# the operators of text.
+_COLUMNS = text("""
+SELECT a.attname AS name,
+       format_type(a.atttypid, a.atttypmod)
+       || CASE WHEN a.attcollation <> t.typcollation
+               THEN ' COLLATE ' || a.attcollation::regcollation::text ELSE '' END AS type_sql,
+       a.attgenerated = 'v' AS is_virtual,
+       (t.typtype = 'e' OR EXISTS (
+            SELECT FROM pg_catalog.pg_opclass o
+            JOIN pg_catalog.pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
+            JOIN pg_catalog.pg_amproc p ON p.amprocfamily = o.opcfamily AND p.amprocnum = 4
+             AND p.amproclefttype = o.opcintype AND p.amprocrighttype = o.opcintype
+            WHERE o.opcdefault
+              AND o.opcintype = CASE WHEN t.oid = 'varchar'::regtype
+                                     THEN 'text'::regtype ELSE t.oid END))
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_collation l
+                       WHERE l.oid = a.attcollation AND NOT l.collisdeterministic)
+           AS equality_is_identity
+FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
+JOIN pg_catalog.pg_type t ON t.oid = CASE WHEN d.typtype = 'd' THEN d.typbasetype ELSE d.oid END
+WHERE a.attrelid = :oid AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+""")
+
+_KINDS = {
+    "p": "it is partitioned, and new partitions would have no triggers",
+    "f": "it is a foreign table, which others change without triggers here",
+    "v": "it is a view; capture the tables below it",
+    "m": "it is a materialized view, which fires no triggers",
+}
+
+
+def table_name(conn: Connection, table: Table | str) -> str:
+    """Return the table's name as SQL writes it."""
+    return table if isinstance(table, str) else conn.dialect.identifier_preparer.format_table(table)
+
+
+def resolve_name(conn: Connection, table: Table | str) -> tuple[str, str]:
+    """Return the table's schema and name, by ``search_path``, even if it does not exist."""
+    name = table_name(conn, table)
+    facts = conn.execute(_TABLE, {"name": name}).one_or_none()
+    if facts is not None:
+        return facts.schema, facts.name
+    parts, current_schema = conn.execute(
+        select(func.parse_ident(name, type_=ARRAY(Text)), func.current_schema(type_=Text))
+    ).one()
+    return (parts[0], parts[1]) if len(parts) > 1 else (current_schema, parts[0])
+
+
+def inspect_source(conn: Connection, table: Table | str) -> SourceTable:
+    """Return the table with all columns that it has.
+
+    Raises:
+        CaptureRefusedError: Some of its changes would be missed.
+    """
+    name = table_name(conn, table)
+    facts = conn.execute(_TABLE, {"name": name}).one_or_none()
+    if facts is None:
+        raise CaptureRefusedError(name, "there is no such table; check its name and search_path")
+    full_name = f"{facts.schema}.{facts.name}"
+    if reason := _obstacle(facts):
+        raise CaptureRefusedError(full_name, reason)
+    columns = tuple(
+        SourceColumn(row.name, row.type_sql, row.equality_is_identity)
+        for row in conn.execute(_COLUMNS, {"oid": facts.oid})
+        if not (row.is_virtual or row.name in LOG_COLUMNS or row.name.startswith(IMAGE_PREFIX))
+    )
+    return SourceTable(facts.oid, facts.schema, facts.name, columns)
+
+
+def choose_columns(
+    conn: Connection, source: SourceTable, names: Iterable[str]
+) -> list[SourceColumn]:
+    """Return the columns called ``names``, in the order of the table.
+
+    Raises:
+        CaptureRefusedError: One does not exist or cannot be captured.
+    """
+    wanted = set(names)
+    chosen = [column for column in source.columns if column.name in wanted]
+    missing = sorted(wanted - {column.name for column in chosen})
+    if missing:
+        raise CaptureRefusedError(
+            source.full_name,
+            f"column {missing[0]!r} does not exist, is virtual (triggers do not see its values)"
+            " or is named like the log's own columns",
+        )
+    for column in chosen:
+        _require_equality(conn, source, column)
+    return chosen
+
+
+def _obstacle(facts: Row[Any]) -> str | None:
+    if facts.kind in _KINDS:
+        return _KINDS[facts.kind]
+    obstacles = {
+        "it is a temporary table, which only one session sees": facts.persistence == "t",
+        "it is unlogged, so a crash empties it without a trace": facts.persistence == "u",
+        "it takes part in inheritance, so rows change through other tables": facts.inherits,
+        "a logical subscription fills it, and that fires no statement triggers": facts.subscribes,
+        "it has row-level security, which the log would get around": facts.secured,
+    }
+    return next((reason for reason, holds in obstacles.items() if holds), None)
+
+
+def _require_equality(conn: Connection, source: SourceTable, column: SourceColumn) -> None:
+    probe = sql.SQL("SELECT {c} FROM {t} WHERE false EXCEPT ALL SELECT {c} FROM {t} WHERE false")
+    try:
+        with conn.begin_nested():
+            execute(conn, probe.format(c=sql.Identifier(column.name), t=source.identifier))
+    except ProgrammingError as error:
+        if not isinstance(error.orig, UndefinedFunction):
+            raise
+        raise CaptureRefusedError(
+            source.full_name,
+            f"values of column {column.name!r} cannot be compared; jsonb can, json cannot",
+        ) from error
