@@ -8,7 +8,13 @@ from sybil.document import PythonDocStringDocument
 from sybil.parsers.doctest import DocTestParser
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.colours", "tests.fixtures.pages"]
+pytest_plugins = [
+    "tests.fixtures.colours",
+    "tests.fixtures.empty_database",
+    "tests.fixtures.owners",
+    "tests.fixtures.pages",
+    "tests.fixtures.servers",
+]
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)

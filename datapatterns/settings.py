@@ -15,7 +15,7 @@ A variable that is set to nothing counts as not set.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -91,15 +91,19 @@ def postgres_url(url: str | URL, setting: str = "database URL") -> URL:
         raise SettingsError(setting, _POSTGRES_ADVICE) from None
     if parsed.drivername not in _POSTGRES:
         raise SettingsError(setting, f"{parsed.drivername!r} is not for this; {_POSTGRES_ADVICE}")
-    if "@" in (parsed.host or ""):
+    if isinstance(url, str) and "@" in f"{parsed.host}{parsed.database}{url.partition('?')[2]}":
         # The rest of a password that holds an @: as a host it would be shown in messages.
-        raise SettingsError(setting, "the password holds an @; write it as %40")
+        raise SettingsError(setting, _ENCODING_ADVICE)
     return parsed.set(drivername="postgresql+psycopg")
 
 
+_ENCODING_ADVICE = (
+    "an @ stands where none can; write special characters of user and password"
+    " percent-encoded (@ is %40, / is %2F, ? is %3F)"
+)
 _POSTGRES_ADVICE = (
-    "write postgresql://user:password@host:5432/database, with special characters in user and"
-    " password percent-encoded (@ is %40, / is %2F)"
+    "write postgresql://user:password@host:5432/database, with special characters of user and"
+    " password percent-encoded (@ is %40, / is %2F, ? is %3F)"
 )
 
 
@@ -112,13 +116,13 @@ def checked_redis_url(url: str, setting: str = "Redis URL") -> str:
     advice = "write redis://user:password@host:6379/0, rediss:// for TLS, or unix:///path/to/socket"
     try:
         parsed = urlsplit(url.strip())
-        scheme, _ = parsed.scheme, parsed.port
+        host, _ = parsed.hostname, parsed.port  # the port is only read, and checked, here
     except ValueError:
         raise SettingsError(setting, advice) from None
-    if scheme not in _REDIS or not (parsed.hostname or scheme == "unix"):
+    if parsed.scheme not in _REDIS or not (host or parsed.scheme == "unix"):
         raise SettingsError(setting, advice)
-    if parsed.netloc.count("@") > 1:
-        raise SettingsError(setting, "the password holds an @; write it as %40")
+    if url.count("@") > 1 or "@" in f"{parsed.path}{parsed.query}{parsed.fragment}":
+        raise SettingsError(setting, _ENCODING_ADVICE)
     return url.strip()
 
 
@@ -133,14 +137,14 @@ def shown_database(url: URL) -> str:
         database=url.database,
         query={"host": host[0]} if host else {},
     )
-    return shown.render_as_string(hide_password=True)
+    return shown.render_as_string(hide_password=True).replace("%2F", "/")
 
 
 def shown_redis(url: str) -> str:
     """Return ``url`` as it may be printed: no user, no password, no options."""
     parsed = urlsplit(url)
     host = parsed.netloc.rpartition("@")[2]
-    return SplitResult(parsed.scheme, host, parsed.path, "", "").geturl()
+    return f"{parsed.scheme}://{host}{parsed.path}"
 
 
 def _first(environ: Mapping[str, str], *names: str) -> tuple[str, str | URL] | None:
