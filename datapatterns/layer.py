@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Self
 from redis import Redis
 from sqlalchemy import URL, Engine
 
+from datapatterns.cache_aside import Cache, CachePolicy
+from datapatterns.cache_aside.policy import DEFAULT_POLICY
 from datapatterns.connecting import connect_arguments, open_engine, open_redis, redis_errors
+from datapatterns.cqrs import Projections
 from datapatterns.errors import ServerTooOldError, SettingsError
+from datapatterns.event_sourcing import EventStore
 from datapatterns.settings import MAIN, Settings, settings_from, shown_database, shown_redis
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.sql.server import check_server, library_errors
@@ -171,6 +175,35 @@ class DataLayer:
         if self._redis is None:
             raise SettingsError("Redis URL", "set DATAPATTERNS_REDIS_URL, or pass redis_url")
         return self._redis
+
+    @property
+    def events(self) -> EventStore:
+        """The event store of the database."""
+        return EventStore(schema=self.schema)
+
+    @property
+    def projections(self) -> Projections:
+        """What runs projections of the event store, into tables and into Redis."""
+        return Projections(store=self.events, redis=self._redis)
+
+    def cache(self, name: str, *, policy: CachePolicy = DEFAULT_POLICY) -> Cache:
+        """Return the cache called ``name``, which the caller keeps, shares and closes.
+
+        Args:
+            name: What it holds, such as ``product``.
+            policy: The times it lives by.
+
+        Raises:
+            SettingsError: No Redis was named, or ``name`` cannot be used.
+        """
+        return Cache(
+            self.redis,
+            self.engine,
+            name=name,
+            policy=policy,
+            schema=self.schema,
+            observer=self.observer,
+        )
 
     @property
     def migrations(self) -> "Migrations":
