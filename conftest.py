@@ -10,6 +10,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 pytest_plugins = [
     "tests.fixtures.colours",
+    "tests.fixtures.commands",
     "tests.fixtures.empty_database",
     "tests.fixtures.owners",
     "tests.fixtures.pages",

@@ -66,15 +66,14 @@ class OwnedFolder:
         """Return the process ids of its servers."""
         return servers_in(self._servers)
 
-    def close(self, *, remove: bool) -> None:
-        """Give it up; the servers must have ended."""
+    def clear(self, *, keep: bool) -> None:
+        """Remove what is in it, or only the sockets; the servers must have ended."""
         _remove_sockets(self.path)
-        if remove:
+        if not keep:
             remove_tree(self.path)
-        self.disown()
 
     def disown(self) -> None:
-        """Forget the lock, as a forked child must: it would keep the folder owned."""
+        """Give the lock up. A forked child must, too: its copy would keep the folder owned."""
         os.close(self._lock)
 
 
@@ -90,8 +89,11 @@ def new_run_folder(account: ServerAccount) -> OwnedFolder:
         for leftover in sorted(parent.glob("run-*")):
             _remove_if_left_over(leftover)
         path = parent / f"run-{secrets.token_hex(4)}"
-        make_passable_folder(path)
-        return OwnedFolder(path, account)
+        try:
+            make_passable_folder(path)
+            return OwnedFolder(path, account)
+        except OSError as error:
+            raise EmbeddedFolderError(path, f"{error.strerror}; set TMPDIR to another") from error
 
 
 def kept_folder(path: Path, account: ServerAccount) -> OwnedFolder:
@@ -102,7 +104,9 @@ def kept_folder(path: Path, account: ServerAccount) -> OwnedFolder:
     """
     path = path.absolute()
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.mkdir(parents=True)
+            make_passable_folder(path)
         path = path.resolve()
         if account.other and not account.can_enter(path):
             raise EmbeddedFolderError(

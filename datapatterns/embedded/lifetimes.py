@@ -65,11 +65,13 @@ def _give_signals_back() -> None:
 
 
 def _stop_and_die(number: int, _: FrameType | None) -> None:
-    for owner in reversed(_owners):
-        owner.stop_before_dying()
-    # What the signal would have done; whoever waits for this process sees why it ended.
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
+    try:
+        for owner in reversed(_owners):
+            owner.stop_before_dying()
+    finally:
+        # What the signal would have done; whoever waits for this process sees why it ended.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def _close_all() -> None:

@@ -18,7 +18,7 @@ from datapatterns.embedded.configuration import (
     VALKEY_UNSAFE_SETTINGS,
     Setting,
 )
-from datapatterns.embedded.folders import kept_folder, new_run_folder, remove_tree
+from datapatterns.embedded.folders import kept_folder, new_run_folder
 from datapatterns.embedded.installation import postgres_programs, valkey_program
 from datapatterns.embedded.postgres_server import PostgresPlace, PostgresServer
 from datapatterns.embedded.processes import stop_processes
@@ -32,8 +32,9 @@ class EmbeddedServers:
     """Starts PostgreSQL and Valkey servers; stops them when it closes.
 
     They listen on sockets that only this account (and root) can reach. They are stopped when
-    the ``with`` block or the process ends, also by SIGTERM, SIGHUP or Ctrl-C; after a SIGKILL
-    the next ``EmbeddedServers`` of this account stops them. A forked child leaves them alone.
+    the ``with`` block or the process ends, also by SIGTERM, SIGHUP or Ctrl-C if this is made in
+    the main thread and the application has no handler of its own. After a SIGKILL the next
+    ``EmbeddedServers`` of this account stops them. A forked child leaves them alone.
 
     Args:
         data_dir: Where to keep the data; by default it goes away with the servers.
@@ -162,16 +163,16 @@ class EmbeddedServers:
             return
         self._owner = None
         lifetimes.forget(self)
-        for server in reversed(self._servers.values()):
+        stop_processes(self._folder.running())  # all at once
+        for server in self._servers.values():
             server.stop()
-        self._folder.close(remove=not self._kept)
+        self._folder.clear(keep=self._kept)
+        self._folder.disown()
 
     def stop_before_dying(self) -> None:
         """Stop the servers without taking a lock; the process is about to end."""
         stop_processes(self._folder.running())
-        if not self._kept:
-            remove_tree(self._folder.sockets)
-            remove_tree(self._folder.path)
+        self._folder.clear(keep=self._kept)
 
     def disown(self) -> None:
         """Forget the servers: they are another process's, from which this one was forked."""
