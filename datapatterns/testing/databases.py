@@ -25,25 +25,29 @@ class Databases:
     Args:
         server: A database of the server, under a role that may create others.
         schema: Where the library's tables go.
+
+    Attributes:
+        server: As given.
+        run: What the names of this run's databases begin with.
     """
 
     def __init__(self, server: URL, *, schema: str = DEFAULT_SCHEMA) -> None:
-        self._server = server
+        self.server = server
         self._schema = schema
-        self._run = f"{_PREFIX}_{secrets.token_hex(6)}"
+        self.run = f"{_PREFIX}_{secrets.token_hex(6)}"
         self._admin = create_engine(
             server,
             isolation_level="AUTOCOMMIT",
-            connect_args={"application_name": self._run},
+            connect_args={"application_name": self.run},
             pool_pre_ping=True,
         )
         self._sign_of_life = self._admin.connect()
         self._drop_leftovers()
-        self._template = f"{self._run}_template"
+        self._template = f"{self.run}_template"
 
     def __enter__(self) -> Self:
         self._create(self._template, template="template0")
-        with _disposed(self._server.set(database=self._template)) as engine, engine.begin() as conn:
+        with _disposed(self.server.set(database=self._template)) as engine, engine.begin() as conn:
             upgrade(conn, schema=self._schema)
         return self
 
@@ -57,9 +61,9 @@ class Databases:
 
     def new(self) -> URL:
         """Return the address of a new database, to be dropped by the caller or at the end."""
-        name = f"{self._run}_{secrets.token_hex(4)}"
+        name = f"{self.run}_{secrets.token_hex(4)}"
         self._create(name, template=self._template)
-        return self._server.set(database=name)
+        return self.server.set(database=name)
 
     def drop(self, url: URL) -> None:
         """Drop a database that ``new`` returned, even if somebody is connected to it."""
@@ -77,7 +81,7 @@ class Databases:
     def close(self) -> None:
         """Drop the databases of this run."""
         for name in self._existing():
-            if name.startswith(f"{self._run}_"):
+            if name.startswith(f"{self.run}_"):
                 self._drop(name)
         self._sign_of_life.close()
         self._admin.dispose()
