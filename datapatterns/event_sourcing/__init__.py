@@ -1,5 +1,6 @@
 """Event sourcing: keep what happened, derive what is."""
 
+from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.event_types import EventTypes, event, upcast
 from datapatterns.event_sourcing.events import (
     ANY,
@@ -15,6 +16,9 @@ from datapatterns.event_sourcing.events import (
     RecordedEvent,
     StreamId,
 )
+from datapatterns.event_sourcing.handling import applies
+from datapatterns.event_sourcing.importing import ImportedEvent
+from datapatterns.event_sourcing.policy import SnapshotPolicy, every, slower_than
 from datapatterns.event_sourcing.store import EventStore
 
 __all__ = [
@@ -22,16 +26,22 @@ __all__ = [
     "EXISTS",
     "NEW_STREAM",
     "START",
+    "Aggregate",
     "Appended",
     "Blocker",
     "EventStore",
     "EventTypes",
     "Expected",
+    "ImportedEvent",
     "LogPage",
     "NewEvent",
     "Position",
     "RecordedEvent",
+    "SnapshotPolicy",
     "StreamId",
+    "applies",
     "event",
+    "every",
+    "slower_than",
     "upcast",
 ]

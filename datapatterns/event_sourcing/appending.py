@@ -20,6 +20,7 @@ APPEND_EVENTS_MAX: Final = 10_000
 APPEND_BYTES_MAX: Final = 67_108_864
 """The most data of one append, as characters of JSON."""
 
+_DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy's own
 _EXPECTED: Final = {Expected.ANY: None, Expected.EXISTS: -1}
 
 
@@ -60,7 +61,9 @@ def append_events(
         },
     ).one()
     if outcome == "conflict":
-        wanted = expected_version.value if expected is None or expected < 0 else expected
+        wanted = (
+            expected_version.value if isinstance(expected_version, Expected) else expected_version
+        )
         raise VersionConflictError(str(stream), expected=wanted, found=version)
     return Appended(version, Position(position), repeated=outcome == "repeated")
 
@@ -134,4 +137,4 @@ def _append_statement(schema: str) -> str:
         column("last_position", BigInteger),
     )
     statement = select(*row).select_from(function.table_valued(*row))
-    return str(statement.compile(dialect=PGDialect_psycopg()))
+    return str(statement.compile(dialect=_DIALECT))

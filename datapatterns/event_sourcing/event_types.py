@@ -16,7 +16,7 @@ from datapatterns.event_sourcing.events import check_event_type
 E = TypeVar("E", bound=type)
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any] | list[dict[str, Any]] | None]
-"""Takes the data of one version; returns that of the next, of several events, or None to drop it."""
+"""Takes the data of one version; returns that of the next, of several, or None to drop it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class EventTypes:
         self._by_name: dict[str, EventType] = {}
         self._by_class: dict[type, EventType] = {}
         self._upcasters: dict[tuple[str, int], Upcaster] = {}
+        self.revision = 0
+        """How often something was declared; what was derived before may be out of date."""
 
     def event(self, name: str, *, version: int = 1) -> Callable[[E], E]:
         """Declare that a frozen dataclass or msgspec Struct is the current shape of ``name``.
@@ -67,6 +69,7 @@ class EventTypes:
             declared = EventType(name, version, cls, msgspec.json.Decoder(cls))
             self._by_name[name] = declared
             self._by_class[cls] = declared
+            self.revision += 1
             return cls
 
         return declare
@@ -89,6 +92,7 @@ class EventTypes:
                     name, f"has two upcasters from version {from_version}; keep one"
                 )
             self._upcasters[name, from_version] = function
+            self.revision += 1
             return function
 
         return register
@@ -166,7 +170,7 @@ class EventTypes:
         return lifted if isinstance(lifted, list) else [lifted]
 
 
-def _check_class(name: str, cls: type) -> None:
+def _check_class(name: str, cls: object) -> None:
     if isinstance(cls, type) and issubclass(cls, msgspec.Struct):
         frozen = cls.__struct_config__.frozen
     elif isinstance(cls, type) and is_dataclass(cls):

@@ -61,10 +61,8 @@ _prepared = table(
 _databases = table("pg_database", column("oid", OID), column("datname", Text), schema="pg_catalog")
 
 
-def read_high_water_mark(
-    conn: Connection, *, schema: str, after: Position = Position(0)
-) -> Position:
-    """Do what `EventStore.high_water_mark` promises, for a reader that has got to ``after``."""
+def read_high_water_mark(conn: Connection, *, schema: str, after: Position) -> Position:
+    """Do what `EventStore.high_water_mark` promises, for a reader that got to ``after``."""
     mark, isolation, drawn = conn.execute(_mark_statement(schema)).one()
     if mark is None:
         raise IsolationLevelError(found=isolation, needed="read committed")

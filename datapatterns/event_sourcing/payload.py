@@ -41,7 +41,27 @@ def encode_event(event: object, *, event_type: str) -> str:
     return _encode(event, event_type=event_type, str_keys=True)
 
 
+def encode_state(state: Mapping[str, Any], *, aggregate: str) -> str:
+    """Return an aggregate's state as JSON that can be stored and read back, of any size.
+
+    Raises:
+        EventDataError: It holds what JSON or PostgreSQL cannot hold.
+    """
+    return _encoder.encode(_plain(dict(state), event_type=aggregate, str_keys=True)).decode()
+
+
 def _encode(value: object, *, event_type: str, str_keys: bool) -> str:
+    encoded = _encoder.encode(_plain(value, event_type=event_type, str_keys=str_keys))
+    if len(encoded) > EVENT_BYTES_MAX:
+        raise EventDataError(
+            event_type,
+            f"it is {len(encoded)} bytes of JSON and {EVENT_BYTES_MAX} is most; store large"
+            " content elsewhere and its key here",
+        )
+    return encoded.decode()
+
+
+def _plain(value: object, *, event_type: str, str_keys: bool) -> dict[str, Any]:
     try:
         plain = msgspec.to_builtins(value, str_keys=str_keys)
         _check(plain, "", 0)
@@ -51,14 +71,7 @@ def _encode(value: object, *, event_type: str, str_keys: bool) -> str:
         raise EventDataError(event_type, "it is nested too deep, or within itself") from error
     if not isinstance(plain, dict):
         raise EventDataError(event_type, "it must be an object with named fields")
-    encoded = _encoder.encode(plain)
-    if len(encoded) > EVENT_BYTES_MAX:
-        raise EventDataError(
-            event_type,
-            f"it is {len(encoded)} bytes of JSON and {EVENT_BYTES_MAX} is most; store large"
-            " content elsewhere and its key here",
-        )
-    return encoded.decode()
+    return plain
 
 
 class _UnstorableError(Exception):

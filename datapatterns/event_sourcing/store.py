@@ -2,10 +2,13 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
+from datapatterns.clock import SYSTEM_CLOCK, Clock
+from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.appending import append_events, encode_batch
 from datapatterns.event_sourcing.event_types import EVENT_TYPES, EventTypes
 from datapatterns.event_sourcing.events import (
@@ -19,8 +22,14 @@ from datapatterns.event_sourcing.events import (
     StreamId,
 )
 from datapatterns.event_sourcing.high_water import list_blockers, read_high_water_mark
+from datapatterns.event_sourcing.importing import ImportedEvent, import_events
+from datapatterns.event_sourcing.loading import Moment, load_aggregate
 from datapatterns.event_sourcing.reading import read_log, read_stream
+from datapatterns.event_sourcing.saving import save_aggregate
+from datapatterns.event_sourcing.snapshotting import is_due, save_snapshot
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
+
+A = TypeVar("A", bound=Aggregate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,7 @@ class EventStore:
     Attributes:
         schema: Where the library's tables live.
         types: The types of events that can be decoded and given as objects.
+        clock: Measures how long loads take, for snapshot policies.
 
     Raises:
         SchemaNameError: The library's tables cannot live in a schema of that name.
@@ -37,6 +47,7 @@ class EventStore:
 
     schema: str = DEFAULT_SCHEMA
     types: EventTypes = field(default=EVENT_TYPES, repr=False)
+    clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
 
     def __post_init__(self) -> None:
         checked_schema(self.schema)
@@ -83,6 +94,118 @@ class EventStore:
             encode_batch(events, types=self.types, metadata=metadata),
             schema=self.schema,
             expected_version=expected_version,
+        )
+
+    def load(
+        self,
+        conn: Connection,
+        aggregate: type[A],
+        key: str,
+        *,
+        version: int | None = None,
+        at: datetime | None = None,
+    ) -> A:
+        """Return the aggregate with that key; without events it is as its class declares.
+
+        One statement reads the latest snapshot that fits and the events that followed it, events
+        of the caller's own transaction among them.
+
+        Args:
+            conn: A connection in a transaction.
+            aggregate: The class.
+            key: Which one.
+            version: As it was after so many events.
+            at: As it was then; all events of an append have one time.
+
+        Raises:
+            AggregateError: The class lacks a handler, a category, or a type for its state.
+            EventGapError: The stream lacks an event.
+            EventShapeError: Stored data does not fit its class, or no upcaster leads to it.
+            EventTypeError: A stored type is not declared.
+            ValueError: The stream has not reached ``version``, or ``at`` has no time zone.
+        """
+        return load_aggregate(
+            conn,
+            aggregate,
+            key,
+            Moment(version, at),
+            schema=self.schema,
+            types=self.types,
+            clock=self.clock,
+        )
+
+    def save(
+        self,
+        conn: Connection,
+        aggregate: Aggregate,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Position:
+        """Append what ``aggregate`` has emitted since the last save; return the last position.
+
+        The position is the token for reading one's own write. Saved once more without new
+        events, the aggregate sends its last batch again: if the COMMIT of the first attempt
+        got through, that is recognised, if not, it is made up for. So call it again when the
+        outcome is unknown.
+
+        Raises:
+            VersionConflictError: The stream has changed since the aggregate was loaded. Nothing
+                was written and the transaction is still usable; load it and decide again.
+        """
+        return save_aggregate(
+            conn, aggregate, schema=self.schema, types=self.types, metadata=metadata
+        )
+
+    def save_snapshot(self, conn: Connection, aggregate: Aggregate, *, keep: int = 3) -> bool:
+        """Store the state, so that later loads begin there; return whether it is new.
+
+        Nothing writes snapshots unasked. Best called after the command's transaction, in one of
+        its own: the command then is not slower for it.
+
+        It is False, and nothing was stored, if there is one at this version already, or if the
+        stream does not hold the events of this state (their transaction was rolled back).
+
+        Args:
+            conn: A connection in a transaction. The caller commits.
+            aggregate: As loaded or saved, without unsaved events.
+            keep: How many snapshots this release may hold of the stream; older ones are deleted.
+                More than one serves questions about the past.
+
+        Raises:
+            AggregateError: The class declares no policy, or its state cannot be stored.
+            ValueError: There are unsaved events, or ``keep`` is not positive.
+        """
+        return save_snapshot(conn, aggregate, schema=self.schema, types=self.types, keep=keep)
+
+    def snapshot_if_due(self, conn: Connection, aggregate: Aggregate, *, keep: int = 3) -> bool:
+        """Do `save_snapshot` if the policy of the aggregate's class asks for it."""
+        return is_due(aggregate) and self.save_snapshot(conn, aggregate, keep=keep)
+
+    def import_events(
+        self, conn: Connection, events: Sequence[ImportedEvent], *, source: str, chunk: int
+    ) -> int:
+        """Write a chunk of events by COPY; return how many, 0 if it was imported before.
+
+        Versions follow the order of ``events`` inside each stream; streams are begun or
+        extended. Positions follow the streams. Readers of the log wait while the chunk is being
+        written: about 20,000 events are a good size.
+
+        Args:
+            conn: A connection in a transaction. The caller commits.
+            events: The chunk.
+            source: The name of what is imported.
+            chunk: The number of the chunk in the source, the same in every attempt.
+
+        Raises:
+            EventDataError: An event could not be stored and read back.
+            EventTypeError: The class of an event is not declared.
+            ImportChunkError: The chunk was imported before, with other events.
+            IsolationLevelError: The connection commits every statement by itself.
+            ValueError: The chunk is empty or too large, or times go back, lie in the future, or
+                are given for some events only. Roll the transaction back.
+        """
+        return import_events(
+            conn, events, source=source, chunk=chunk, schema=self.schema, types=self.types
         )
 
     def read_stream(
@@ -142,7 +265,7 @@ class EventStore:
         Raises:
             IsolationLevelError: The transaction is not READ COMMITTED.
         """
-        return read_high_water_mark(conn, schema=self.schema)
+        return read_high_water_mark(conn, schema=self.schema, after=START)
 
     def blockers(self, conn: Connection) -> list[Blocker]:
         """Return the open transactions that hold the mark back, the longest open first."""

@@ -1,0 +1,169 @@
+"""Write snapshots: states that a load can begin with instead of the first event.
+
+A snapshot is a copy for speed. Its key holds a fingerprint of the code that folded it, so changed
+code finds none and folds the events; two releases keep theirs side by side.
+"""
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Delete,
+    LargeBinary,
+    Text,
+    bindparam,
+    cast,
+    delete,
+    select,
+)
+from sqlalchemy.dialects.postgresql import JSONB, insert
+
+from datapatterns.errors import AggregateError
+from datapatterns.event_sourcing.aggregate import Aggregate
+from datapatterns.event_sourcing.event_types import EventTypes
+from datapatterns.event_sourcing.fingerprint import fingerprint
+from datapatterns.event_sourcing.schema import event_tables
+from datapatterns.event_sourcing.state import StateShape, state_shape
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotKind:
+    """Which snapshots a release of an aggregate can use."""
+
+    aggregate: str
+    fingerprint: bytes
+    shape: StateShape
+
+
+def snapshot_kind(aggregate: type[Aggregate], types: EventTypes) -> SnapshotKind | None:
+    """Return which snapshots ``aggregate`` can use; None if it declares no policy.
+
+    Raises:
+        AggregateError: Its state cannot be stored.
+        EventTypeError: A handler's event is not declared.
+    """
+    if aggregate.snapshot_policy is None:
+        return None
+    return _snapshot_kind(aggregate, types, types.revision)
+
+
+def save_snapshot(
+    conn: Connection, aggregate: Aggregate, *, schema: str, types: EventTypes, keep: int
+) -> bool:
+    """Do what `EventStore.save_snapshot` promises."""
+    if keep < 1:
+        raise ValueError(f"keeping {keep} snapshots means writing none; keep at least 1")
+    history = aggregate._history  # noqa: SLF001 -- its keeper
+    if history.unsaved:
+        raise ValueError(f"{aggregate} has unsaved events; save it first")
+    kind = snapshot_kind(type(aggregate), types)
+    if kind is None:
+        raise AggregateError(
+            type(aggregate).__name__, "has no snapshot policy; give its class snapshot=every(100)"
+        )
+    values = {
+        "category": history.stream.category,
+        "tenant": history.stream.tenant,
+        "key": history.stream.key,
+        "version": history.version,
+        "position": history.position,
+        "aggregate": kind.aggregate,
+        "fingerprint": kind.fingerprint,
+    }
+    stream_id = conn.scalar(
+        _insert_statement(schema), {**values, "state": kind.shape.encode(aggregate)}
+    )
+    if stream_id is None:
+        return False
+    history.snapshot_version = history.version
+    conn.execute(_thin_out_statement(schema), {**values, "stream_id": stream_id, "keep": keep})
+    return True
+
+
+def is_due(aggregate: Aggregate) -> bool:
+    """Do what `EventStore.snapshot_if_due` promises, but for the writing."""
+    history = aggregate._history  # noqa: SLF001 -- its keeper
+    return aggregate.snapshot_policy is not None and aggregate.snapshot_policy.is_due(
+        events=history.version - history.snapshot_version, load_seconds=history.load_seconds
+    )
+
+
+@lru_cache(maxsize=1_000)
+def _snapshot_kind(aggregate: type[Aggregate], types: EventTypes, _revision: int) -> SnapshotKind:
+    shape = state_shape(aggregate, above=Aggregate)
+    events = sorted(aggregate._handlers, key=lambda event: types.of(event).name)  # noqa: SLF001
+    functions: list[tuple[str, Any]] = []
+    schemas = []
+    for event in events:
+        declared = types.of(event)
+        functions.append((declared.name, aggregate._handlers[event]))  # noqa: SLF001 -- its keeper
+        functions += [(f"{declared.name} {v}", f) for v, f in types.upcasters(event).items()]
+        schemas.append((declared.name, declared.schema_version, msgspec.json.schema(event)))
+    return SnapshotKind(
+        aggregate.__qualname__,
+        fingerprint(
+            functions,
+            owners=(aggregate, *events),
+            package=aggregate.__module__.partition(".")[0],
+            extra=(shape.schema(), schemas, aggregate.snapshot_version),
+        ),
+        shape,
+    )
+
+
+@cache
+def _insert_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public name for it
+    tables = event_tables(schema)
+    events, streams, snapshots = tables.events, tables.streams, tables.snapshots
+    # From the event itself: so a state whose events were rolled back, or that another writer's
+    # events have replaced, leaves no snapshot.
+    source = (
+        select(
+            events.c.stream_id,
+            bindparam("aggregate", type_=Text),
+            bindparam("fingerprint", type_=LargeBinary),
+            events.c.version,
+            events.c.position,
+            events.c.at,
+            cast(bindparam("state", type_=Text), JSONB),
+        )
+        .join(streams, streams.c.id == events.c.stream_id)
+        .where(
+            streams.c.tenant == bindparam("tenant"),
+            streams.c.category == bindparam("category"),
+            streams.c.key == bindparam("key"),
+            events.c.version == bindparam("version", type_=BigInteger),
+            events.c.position == bindparam("position", type_=BigInteger),
+        )
+    )
+    columns = [snapshots.c[name] for name in _COLUMNS]
+    return (
+        insert(snapshots)
+        .from_select(columns, source)
+        .on_conflict_do_nothing()
+        .returning(snapshots.c.stream_id)
+    )
+
+
+_COLUMNS = ("stream_id", "aggregate", "fingerprint", "version", "position", "at", "state")
+
+
+@cache
+def _thin_out_statement(schema: str) -> Delete:
+    snapshots = event_tables(schema).snapshots
+    ours = (
+        (snapshots.c.stream_id == bindparam("stream_id", type_=BigInteger))
+        & (snapshots.c.aggregate == bindparam("aggregate", type_=Text))
+        & (snapshots.c.fingerprint == bindparam("fingerprint", type_=LargeBinary))
+    )
+    newest = (
+        select(snapshots.c.version)
+        .where(ours)
+        .order_by(snapshots.c.version.desc())
+        .offset(bindparam("keep", type_=BigInteger))
+    )
+    return delete(snapshots).where(ours, snapshots.c.version.in_(newest))

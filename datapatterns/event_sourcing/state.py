@@ -1,0 +1,129 @@
+"""What an aggregate's state consists of, and how it becomes JSON and comes back the same."""
+
+from dataclasses import dataclass
+from inspect import get_annotations
+from typing import Any, ClassVar, Final, get_origin, get_type_hints
+
+import msgspec
+
+from datapatterns.errors import AggregateError, EventDataError
+from datapatterns.event_sourcing.payload import encode_state
+
+UNCHANGING: Final = (type(None), bool, int, float, complex, str, bytes)
+"""Values that objects can share."""
+
+_GUESSED: Final = (bool, int, float, str)
+
+
+def state_defaults(aggregate: type, *, above: type) -> dict[str, object]:
+    """Return the state that classes above ``above`` declare with a default, by name."""
+    defaults: dict[str, object] = {}
+    for cls in _declaring(aggregate, above):
+        constants = {name for name, hint in get_annotations(cls).items() if _is_constant(hint)}
+        for name, value in vars(cls).items():
+            is_code = callable(value) or hasattr(value, "__get__")
+            if not (name.startswith("__") or name in constants or name in _OWN or is_code):
+                defaults[name] = value
+    return defaults
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """The names and types of an aggregate's state."""
+
+    aggregate: str
+    struct: type[msgspec.Struct]
+    decoder: msgspec.json.Decoder[Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attributes that make up the state."""
+        return self.struct.__struct_fields__
+
+    def schema(self) -> str:
+        """Return a text that differs when the shape does."""
+        return repr(msgspec.json.schema(self.struct))
+
+    def encode(self, aggregate: object) -> str:
+        """Return the state as JSON, once it is sure that it comes back the same.
+
+        Raises:
+            AggregateError: Part of the state is not declared, or would come back changed.
+        """
+        held = {name: value for name, value in vars(aggregate).items() if name not in _OWN}
+        for name in held.keys() - set(self.names):
+            raise AggregateError(
+                self.aggregate, f"sets {name}, which it does not declare; annotate it in the class"
+            )
+        state = {n: getattr(aggregate, n) for n in self.names if hasattr(aggregate, n)}
+        try:
+            encoded = encode_state(state, aggregate=self.aggregate)
+        except EventDataError as error:
+            raise AggregateError(self.aggregate, f"has unstorable state: {error.reason}") from error
+        self._check_round_trip(state, encoded)
+        return encoded
+
+    def restore(self, aggregate: object, encoded: str) -> None:
+        """Give ``aggregate`` the state that was encoded.
+
+        Raises:
+            msgspec.MsgspecError: It is not a state of this shape.
+        """
+        state = self.decoder.decode(encoded)
+        for name in self.names:
+            value = getattr(state, name)
+            if value is not msgspec.UNSET:
+                setattr(aggregate, name, value)
+
+    def _check_round_trip(self, state: dict[str, object], encoded: str) -> None:
+        try:
+            decoded = self.decoder.decode(encoded)
+        except msgspec.ValidationError as error:
+            raise AggregateError(
+                self.aggregate, f"has state that differs from its annotation: {error}"
+            ) from error
+        for name, value in state.items():
+            if getattr(decoded, name) != value:
+                raise AggregateError(
+                    self.aggregate,
+                    f"has state that JSON would change: {name}; annotate it more precisely",
+                )
+
+
+def state_shape(aggregate: type, *, above: type) -> StateShape:
+    """Return the shape of the state that classes above ``above`` declare.
+
+    Raises:
+        AggregateError: A part has neither an annotation nor a plain default, or a type that
+            cannot be decoded.
+    """
+    name = aggregate.__name__
+    hints = {
+        attribute: hint
+        for cls in _declaring(aggregate, above)
+        for attribute, hint in get_type_hints(cls, include_extras=True).items()
+        if attribute not in _OWN and not _is_constant(hint)
+    }
+    for attribute, default in state_defaults(aggregate, above=above).items():
+        if attribute not in hints and type(default) not in _GUESSED:
+            raise AggregateError(name, f"has state of unknown type; annotate {attribute}")
+        hints.setdefault(attribute, type(default))
+    fields = [(a, hint | msgspec.UnsetType, msgspec.UNSET) for a, hint in sorted(hints.items())]
+    try:
+        struct = msgspec.defstruct("State", fields, kw_only=True, forbid_unknown_fields=True)
+        return StateShape(name, struct, msgspec.json.Decoder(struct))
+    except TypeError as error:
+        raise AggregateError(name, f"has state that cannot be decoded: {error}") from error
+
+
+_OWN: Final = frozenset(
+    {"category", "snapshot_policy", "snapshot_version", "_handlers", "_changing", "_history"}
+)
+
+
+def _declaring(aggregate: type, above: type) -> list[type]:
+    return [cls for cls in reversed(aggregate.__mro__) if cls not in above.__mro__]
+
+
+def _is_constant(hint: object) -> bool:
+    return get_origin(hint) is ClassVar or hint is ClassVar or str(hint).startswith("ClassVar")
