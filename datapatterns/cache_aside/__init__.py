@@ -2,9 +2,8 @@
 
 from datapatterns.cache_aside.cached_function import CachedFunction
 from datapatterns.cache_aside.counting import CacheStats
-from datapatterns.cache_aside.invalidating import Invalidation
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_cache import Cache
 from datapatterns.cache_aside.relaying import RelayReport
 
-__all__ = ["Cache", "CachePolicy", "CacheStats", "CachedFunction", "Invalidation", "RelayReport"]
+__all__ = ["Cache", "CachePolicy", "CacheStats", "CachedFunction", "RelayReport"]

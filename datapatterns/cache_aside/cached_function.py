@@ -8,7 +8,6 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from datapatterns.cache_aside.invalidating import Invalidation
 from datapatterns.cache_aside.keys import Key, entry_of
 
 P = ParamSpec("P")
@@ -24,7 +23,7 @@ class Forgetful(Protocol):
         """Forget ``keys`` now."""
         ...
 
-    def invalidate_in(self, writer: Connection | Session, *keys: Key) -> Invalidation:
+    def invalidate_in(self, writer: Connection | Session, *keys: Key) -> None:
         """Forget ``keys`` if and when the transaction of ``writer`` commits."""
         ...
 
@@ -74,9 +73,9 @@ class CachedFunction(Generic[P, T]):
 
     def invalidate_in(
         self, writer: Connection | Session, *args: P.args, **kwargs: P.kwargs
-    ) -> Invalidation:
+    ) -> None:
         """Forget the result of this call if and when the transaction of ``writer`` commits."""
-        return self._cache.invalidate_in(writer, self.key(*args, **kwargs))
+        self._cache.invalidate_in(writer, self.key(*args, **kwargs))
 
     def wraps_the_same_as(self, load: Callable[..., Any]) -> bool:
         """Return whether ``load`` is this function again, perhaps from a module loaded anew."""

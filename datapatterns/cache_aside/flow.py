@@ -117,7 +117,7 @@ class Fill(Step[bool]):
 
 
 @dataclass(frozen=True, slots=True)
-class Release(Step[None]):
+class Release(Step[int]):
     """Give the lease back without storing anything."""
 
     entry: str

@@ -83,10 +83,8 @@ class Gate:
             if now < self._retry_at:
                 return None
             self._retry_at = now + CHECK_SECONDS
-            standing = self._vouched_for() or self._after_a_round()
-            if standing is not None:
+            if (standing := self._vouched_for() or self._after_a_round()) is not None:
                 self._retry_at = 0.0
-            return standing
         except CacheSilence:
             return None
         except (OperationalError, InterfaceError, PoolTimeoutError) as error:
@@ -96,6 +94,8 @@ class Gate:
                 extra={"error": type(error).__name__},
             )
             return None
+        else:
+            return standing
         finally:
             self._checking.release()
 

@@ -57,23 +57,24 @@ def entry_of(name: str, key: Key) -> str:
 def _encoded(part: object) -> str:
     match part:
         case bool():  # before int, of which it is a subclass
-            return "T" if part else "F"
+            encoded = "T" if part else "F"
         case int():
-            return f"i{int(part)}"
+            encoded = f"i{int(part)}"
         case str():
-            return f"s{_UNSAFE.sub(_escaped, str(part))}"
+            encoded = f"s{_UNSAFE.sub(_escaped, str(part))}"
         case None:
-            return "N"
+            encoded = "N"
         case UUID():
-            return f"u{part.hex}"
+            encoded = f"u{part.hex}"
         case bytes():
-            return f"b{part.hex()}"
+            encoded = f"b{part.hex()}"
         case date() if not isinstance(part, datetime):
-            return f"d{part.isoformat()}"
+            encoded = f"d{part.isoformat()}"
         case _:
             raise CacheKeyError(
                 part, "use int, str, bytes, bool, UUID, date or None, or a tuple of them"
             )
+    return encoded
 
 
 def _escaped(unsafe: re.Match[str]) -> str:

@@ -139,7 +139,7 @@ class Links:
             return self.call(("GET", key), identity=identity)
         try:
             if link.identity == identity:
-                link.send(link.pack("GET", key), False)  # noqa: FBT003 -- redis-py's, and hot
+                link.send(link.pack("GET", key), False)
                 reply: object = link.receive(disable_decoding=True)
                 self._idle.append(link)
                 return reply

@@ -90,7 +90,6 @@ class Cache:
         self._counters = Counters(name, observer)
         self._flights = Flights()
         self._bulkhead = BoundedSemaphore(policy.loads_at_once)
-        self._loading = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._links = Links(
             redis,
             timeout_seconds=policy.redis_timeout_seconds,
@@ -120,7 +119,8 @@ class Cache:
             CacheBusyError: Redis is away, and so many loads are under way that no place got
                 free in time.
         """
-        return self._read(entry_of(self.name, key), self._codec(value_type), load)
+        codec: Codec[T] = self._codec(value_type)
+        return self._read(entry_of(self.name, key), codec, load)
 
     def cached(self, load: Callable[Concatenate[Connection, P], T]) -> CachedFunction[P, T]:
         """Make a function that takes ``conn`` first into one that reads through this cache.
@@ -139,18 +139,19 @@ class Cache:
         self._cached = cached
         return cached
 
-    def invalidate_in(self, writer: Connection | Session, *keys: Key) -> Invalidation:
+    def invalidate_in(self, writer: Connection | Session, *keys: Key) -> None:
         """Forget ``keys`` if and when the transaction of ``writer`` commits.
 
         Recorded in that transaction. A session tells of its commit, and so does a connection from
         `writes`: then it is done before the commit returns to the caller. For any other connection
         the relay does it, at most ``vouched_seconds`` later. It never fails for want of Redis.
         """
+        if not keys:
+            return
         entries = [entry_of(self.name, key) for key in keys]
         conn = writer if isinstance(writer, Connection) else writer.connection()
         invalidation = record_invalidation(conn, entries, schema=self._schema, target=self._target)
         after_commit(writer, lambda: self._deliver(invalidation))
-        return invalidation
 
     def invalidate(self, *keys: Key) -> None:
         """Forget ``keys`` now, for instance after a write that nobody recorded.
@@ -272,9 +273,11 @@ class Cache:
             case Look():
                 return time() * 1000, 1 - random.random()  # noqa: S311 -- spreads refreshes
             case Pause(seconds):
-                return sleep(seconds)
+                sleep(seconds)
+                return None
             case Note(what):
-                return self._counters.add(what)
+                self._counters.add(what)
+                return None
             case _:
                 command = command_for(step, prefix=standing.prefix, policy=self.policy)
                 return answer_to(step, self._links.call(command, identity=standing.server))
@@ -294,7 +297,8 @@ class Cache:
         began = perf_counter()
         # In autocommit mode each statement sees what had committed when it began: nothing that
         # is older than the lease, whatever the isolation level of the application.
-        with self._loading.connect() as conn:
+        with self.engine.connect() as conn:
+            conn.execution_options(isolation_level="AUTOCOMMIT")
             may_store = leased and not is_standby(conn)
             loaded = load(conn)
         seconds = perf_counter() - began

@@ -125,22 +125,21 @@ def answer_to(step: RedisStep, reply: object) -> object:
         CacheSilence: The reply is none that the command can have.
     """
     match step, reply:
-        case Fetch(), bytes() | None:
-            return reply
+        case (Fetch(), bytes() | None) | (Release(), int()):
+            answer: object = reply
         case Acquire(), [1, bytes(raw)]:
-            return Found(raw)
-        case Acquire(), [2, *_]:
-            return Granted()
+            answer = Found(raw)
+        case Acquire(), [2]:
+            answer = Granted()
         case Acquire(), [3, int(left_ms)]:
-            return Taken(left_ms)
+            answer = Taken(left_ms)
         case Acquire(), [4]:
-            return Fenced()
+            answer = Fenced()
         case Fill(), int():
-            return reply == 1
-        case Release(), int():
-            return None
+            answer = reply == 1
         case _:
             raise CacheSilence(f"an unexpected reply to {type(step).__name__}")
+    return answer
 
 
 def invalidations_of(
@@ -148,7 +147,7 @@ def invalidations_of(
 ) -> list[Command]:
     """Return the commands that forget ``entries`` and void every load of them under way."""
     names = sorted(set(entries))
-    arguments = (milliseconds(policy.writers_seconds), *xids)
+    arguments: tuple[str | int, ...] = (milliseconds(policy.writers_seconds), *xids)
     return [
         INVALIDATE.by_hash(
             [key for entry in names[start : start + _ENTRIES_PER_CALL]

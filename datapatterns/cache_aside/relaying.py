@@ -4,11 +4,12 @@ What is new is the difference between two snapshots, not what lies behind a coun
 when a row is written and show when it commits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeGuard
-from uuid import uuid4
+from typing import TypeGuard
+from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Engine, Row, delete, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -21,7 +22,7 @@ from datapatterns.cache_aside.schema import cache_tables
 from datapatterns.cache_aside.standby import refuse_standby
 from datapatterns.change_log.identity import database_identity
 from datapatterns.change_log.schema import PgSnapshot
-from datapatterns.change_log.snapshots import Snapshot
+from datapatterns.change_log.snapshots import Snapshot, Xid
 
 _ROWS_PER_FETCH = 500
 _COLLECTED_MAX = 10_000
@@ -59,6 +60,15 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class _Held:
+    """This target's row, locked."""
+
+    generation: UUID
+    identity: str
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
 class Relay:
     """Carries invalidations from the outbox to one Redis.
 
@@ -88,8 +98,7 @@ class Relay:
             SettingsError: The engine leads to a standby.
         """
         server = self.links.current_identity()
-        engine = self.engine.execution_options(isolation_level="READ COMMITTED")
-        with engine.begin() as conn:
+        with self._transaction() as conn:
             refuse_standby(conn)
             identity = f"{server}/{_database_identity(conn)}"
             held = self._lock(conn, identity)
@@ -116,7 +125,15 @@ class Relay:
         mark = self.links.call(("GET", server_key(standing.prefix)), identity=server)
         return server == standing.server and _names(mark, server)
 
-    def _lock(self, conn: Connection, identity: str) -> Row[Any] | None:
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        # Each statement shall see what has committed by then, whatever the application prefers.
+        with self.engine.connect() as conn:
+            conn.execution_options(isolation_level="READ COMMITTED")
+            with conn.begin():
+                yield conn
+
+    def _lock(self, conn: Connection, identity: str) -> _Held | None:
         """Return this target's row, locked, or None if another process holds it."""
         target = cache_tables(self.schema).target
         find = (
@@ -124,20 +141,20 @@ class Relay:
             .where(target.c.name == self.target)
             .with_for_update(skip_locked=True)
         )
-        held = conn.execute(find).one_or_none()
-        if held is None:
+        row = conn.execute(find).one_or_none()
+        if row is None:
             # Its snapshot is now: in a new generation nothing older can be cached.
             conn.execute(
                 insert(target)
                 .values(name=self.target, identity=identity)
                 .on_conflict_do_nothing(index_elements=[target.c.name])
             )
-            held = conn.execute(find).one_or_none()
-        return held
+            row = conn.execute(find).one_or_none()
+        return None if row is None else _Held(*row)
 
-    def _renew(self, conn: Connection, identity: str) -> Row[Any]:
+    def _renew(self, conn: Connection, identity: str) -> _Held:
         target = cache_tables(self.schema).target
-        return conn.execute(
+        row = conn.execute(
             update(target)
             .where(target.c.name == self.target)
             .values(
@@ -148,11 +165,12 @@ class Relay:
             )
             .returning(target.c.generation, target.c.identity, target.c.snapshot)
         ).one()
+        return _Held(*row)
 
-    def _send_difference(self, conn: Connection, held: Row[Any], server: str) -> RelayReport:
+    def _send_difference(self, conn: Connection, held: _Held, server: str) -> RelayReport:
         tables = cache_tables(self.schema)
         outbox, target = tables.outbox, tables.target
-        before: Snapshot = held.snapshot
+        before = held.snapshot
         now = conn.scalars(select(func.pg_current_snapshot(type_=PgSnapshot))).one()
         # The statement's own snapshot is later than ``now``; what committed in between waits for
         # the next round, which begins where this one says it ended.
@@ -173,7 +191,9 @@ class Relay:
         )
         return RelayReport(is_leading=True, transactions=transactions, entries=entries)
 
-    def _send(self, rows: Iterable[Row[Any]], *, prefix: str, server: str) -> tuple[int, int]:
+    def _send(
+        self, rows: Iterable[Row[Xid, list[str]]], *, prefix: str, server: str
+    ) -> tuple[int, int]:
         transactions = entries = 0
         for xid, of_one in groupby(rows, key=lambda row: row.xid):
             names = {name for row in of_one for name in entries_in(row.cache_keys)}
@@ -210,7 +230,7 @@ class Relay:
         life = milliseconds(self.policy.vouched_seconds)
         self.links.call(("SET", key, fresh, "PX", life), identity=server)
 
-    def _prefix(self, held: Row[Any]) -> str:
+    def _prefix(self, held: _Held) -> str:
         return prefix_of(self.target, held.generation.hex)
 
 

@@ -24,7 +24,7 @@ def watch_models(
         models: Mapped classes; their subclasses count.
         invalidate_in: What records the keys in the session's transaction.
     """
-    tables = {table.name for model in models for table in inspect(model).tables}
+    tables: set[str] = {str(table.name) for model in models for table in inspect(model).tables}
 
     def after_flush(session: Session, _: UOWTransaction) -> None:
         touched = [*session.new, *session.dirty, *session.deleted]
