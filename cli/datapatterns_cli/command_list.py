@@ -12,6 +12,7 @@ from datapatterns_cli.shared_options import Group
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (where it is, what `datapatterns --help` says of it)
+    "demo": ("datapatterns_cli.demo:demo", "A year of a real grocer through all six patterns."),
     "doctor": ("datapatterns_cli.doctor:doctor", "Ask every server whether it is there and fit."),
     "migrate": ("datapatterns_cli.migrate:migrate", "Create and upgrade the library's tables."),
 }

@@ -25,7 +25,7 @@ class Invocation:
     @cached_property
     def output(self) -> Output:
         """Where to print."""
-        return Output(as_json=self._option("as_json") is True)
+        return Output(as_json=self.option("as_json") is True)
 
     def layer(self, *, or_embedded: bool = False, needs_server: bool = True) -> "DataLayer":
         """Return the data layer that options and environment name; it is closed at the end.
@@ -41,8 +41,8 @@ class Invocation:
             click.UsageError: No server is named, or options contradict each other.
             SettingsError: A URL cannot be used.
         """
-        urls = {name: self._option(name) for name in _URLS if self._option(name)}
-        app, schema = self._option("app"), self._option("schema")
+        urls = {name: self.option(name) for name in _URLS if self.option(name)}
+        app, schema = self.option("app"), self.option("schema")
         if app and urls:
             raise _usage_error("give --app or URLs, not both")
         if not urls:
@@ -64,7 +64,8 @@ class Invocation:
             "which database? Give --app or --database-url, or set DATAPATTERNS_DATABASE_URL"
         )
 
-    def _option(self, name: str) -> Any:  # noqa: ANN401 -- a flag or a text
+    def option(self, name: str) -> Any:  # noqa: ANN401 -- a flag or a text
+        """Return what was given for a shared option; None if nothing was."""
         return given(self._ctx).get(name)
 
 

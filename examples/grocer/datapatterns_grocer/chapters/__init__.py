@@ -1,0 +1,1 @@
+"""One chapter for each pattern; each shows what it does and returns what must be exact."""

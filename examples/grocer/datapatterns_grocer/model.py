@@ -1,0 +1,82 @@
+"""The grocer's tables: baskets on the shards, receipts and the catalogue on the main database."""
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, Integer, Text
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from datapatterns.sharding import EntityGroup, Hash
+
+HOUSEHOLDS = EntityGroup("household", strategy=Hash(buckets=1024), key=BigInteger)
+
+
+class Sharded(DeclarativeBase):
+    """What lies on every shard."""
+
+
+class Household(Sharded):
+    """Who shops."""
+
+    __tablename__ = "household"
+    __shard__ = HOUSEHOLDS.by("household_id")
+
+    household_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    baskets: Mapped[int] = mapped_column(Integer)
+
+
+class BasketRow(Sharded):
+    """A paid basket; it lies with its household."""
+
+    __tablename__ = "basket"
+    __shard__ = HOUSEHOLDS.by("household_id")
+
+    household_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    basket_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    store_id: Mapped[int] = mapped_column(BigInteger)
+    week: Mapped[int] = mapped_column(Integer)
+    lines: Mapped[int] = mapped_column(Integer)
+    cents: Mapped[int] = mapped_column(BigInteger)
+    paid_at: Mapped[datetime] = mapped_column(TIMESTAMP())
+
+
+class Central(DeclarativeBase):
+    """What lies on the main database."""
+
+
+class Product(Central):
+    """The catalogue. ``on_offer`` is the shop's own, and not in the data set."""
+
+    __tablename__ = "product"
+
+    product_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    department: Mapped[str | None] = mapped_column(Text)
+    brand: Mapped[str | None] = mapped_column(Text)
+    category: Mapped[str | None] = mapped_column(Text)
+    type: Mapped[str | None] = mapped_column(Text)
+    package_size: Mapped[str | None] = mapped_column(Text)
+    on_offer: Mapped[bool] = mapped_column(server_default="false")
+
+
+class LineRow(Central):
+    """One line of a receipt."""
+
+    __tablename__ = "line"
+
+    basket_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    product_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    household_id: Mapped[int] = mapped_column(BigInteger)
+    store_id: Mapped[int] = mapped_column(BigInteger)
+    week: Mapped[int] = mapped_column(Integer)
+    quantity: Mapped[int] = mapped_column(Integer)
+    cents: Mapped[int] = mapped_column(BigInteger)
+
+
+class ProductSales(Central):
+    """The read model that a projection keeps from the events."""
+
+    __tablename__ = "product_sales"
+
+    product_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    quantity: Mapped[int] = mapped_column(BigInteger, default=0)
+    cents: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -1,0 +1,101 @@
+"""Where the story is played: servers, an empty database for each role, and the data set."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+
+from platformdirs import user_data_path
+from sqlalchemy import URL
+
+from datapatterns import DataLayer
+from datapatterns.embedded import EmbeddedServers, ValkeyServer
+from datapatterns_grocer.databases import MAIN_NAME, SHARD_NAMES, demo_databases, server_url
+from datapatterns_grocer.dataset import Dataset, Line
+from datapatterns_grocer.screen import Screen
+
+KEPT_FOLDER = user_data_path("datapatterns") / "demo"
+"""Where servers of the demo's own leave their data when they are asked to."""
+
+LIVE_BASKETS = 3
+"""How many baskets of the end are not loaded but shopped live, in front of the audience."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """What every chapter works with.
+
+    Attributes:
+        redis_server: The server, if it is the demo's own and may be stopped; else None.
+        live: The baskets to be shopped in front of the audience, oldest first.
+    """
+
+    layer: DataLayer
+    dataset: Dataset
+    screen: Screen
+    redis_server: ValkeyServer | None
+    live: list[list[Line]]
+
+    def loaded_baskets(self) -> Iterator[list[Line]]:
+        """Yield the lines of every basket that is not shopped live."""
+        kept_back = {basket[0].basket_id for basket in self.live}
+        for basket in self.dataset.baskets():
+            if basket[0].basket_id not in kept_back:
+                yield basket
+
+
+@contextmanager
+def set_stage(
+    *,
+    weeks: int,
+    screen: Screen,
+    database_url: str | None = None,
+    redis_url: str | None = None,
+    keep: bool = False,
+) -> Iterator[Stage]:
+    """Start what is not given, make the databases, and clear up at the end.
+
+    Args:
+        weeks: How much of the year to read.
+        screen: Where progress goes.
+        database_url: A server on which databases may be created; else servers are started.
+        redis_url: A Redis or Valkey; else one is started.
+        keep: Leave the data, and say where they are.
+    """
+    with ExitStack() as stack:
+        dataset = stack.enter_context(closing(Dataset(weeks)))
+        servers: EmbeddedServers | None = None
+        if database_url is None or redis_url is None:
+            servers = stack.enter_context(EmbeddedServers(KEPT_FOLDER if keep else None))
+        redis_server = None if redis_url or servers is None else servers.valkey()
+        urls: list[URL] = []
+        for server, names in _places(database_url, servers):
+            urls += stack.enter_context(demo_databases(server, names, keep=keep))
+        layer = stack.enter_context(
+            closing(
+                DataLayer(
+                    urls[0],
+                    redis_url=redis_server.url if redis_server else redis_url,
+                    shards={f"s{number}": url for number, url in enumerate(urls[1:])},
+                )
+            )
+        )
+        layer.check()
+        layer.migrations.upgrade()
+        live = list(dataset.baskets())[-LIVE_BASKETS:]
+        yield Stage(layer, dataset, screen, redis_server, live)
+        if keep:
+            where = KEPT_FOLDER if database_url is None else "databases named datapatterns_demo*"
+            screen.say(f"the data stay: {where}; running the demo again makes them anew")
+
+
+def _places(
+    database_url: str | None, servers: EmbeddedServers | None
+) -> list[tuple[URL, tuple[str, ...]]]:
+    """Return which server holds which databases: the given one all, else each one of its own."""
+    if database_url is not None:
+        return [(server_url(database_url), (MAIN_NAME, *SHARD_NAMES))]
+    assert servers is not None
+    return [
+        (servers.postgres(name.removeprefix("datapatterns_")).url, (name,))
+        for name in (MAIN_NAME, *SHARD_NAMES)
+    ]
