@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import URL, Connection
 
 from datapatterns.connecting import open_engine
-from datapatterns.errors import DataPatternsError, SchemaDriftError, SettingsError
+from datapatterns.errors import SchemaDriftError, SettingsError
 from datapatterns.settings import shown_database
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.sql.migrating import TURN_WAIT_SECONDS, downgrade, migration_sql, upgrade
@@ -162,6 +162,6 @@ class Migrations:
     def _named(self, name: str) -> Iterator[None]:
         try:
             yield
-        except DataPatternsError as error:
+        except Exception as error:
             error.add_note(f"in database {name} ({shown_database(self.databases[name])})")
             raise

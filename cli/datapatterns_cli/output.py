@@ -6,14 +6,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 Row = Mapping[str, object]
 
-_PIPED_WIDTH = 200
-"""Columns for a reader that has no width; a pipe should not cut what a file could hold."""
+_ENDLESS = 1_000_000
 
 
 class Output:
@@ -92,11 +94,14 @@ class Output:
     def _print_json(self, row: Row) -> None:
         click.echo(json.dumps(dict(row), default=str, ensure_ascii=False))
 
-    def _print_rich(self, renderable: object) -> None:
+    def _print_rich(self, table: "Table") -> None:
         from rich.console import Console  # noqa: PLC0415
 
-        width = None if sys.stdout.isatty() else _PIPED_WIDTH
-        Console(file=sys.stdout, width=width, markup=False, highlight=False).print(renderable)
+        console = Console(file=sys.stdout, markup=False, highlight=False)
+        if not console.is_terminal:  # a pipe has no width at which to cut
+            console.width = _ENDLESS
+            console.width = console.measure(table).maximum
+        console.print(table)
 
 
 def silence_stdout(stdout: IO[str] | None = None) -> None:
