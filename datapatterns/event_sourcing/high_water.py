@@ -11,7 +11,6 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Connection,
     Integer,
     Select,
@@ -21,7 +20,6 @@ from sqlalchemy import (
     cast,
     column,
     func,
-    literal,
     select,
     table,
 )
@@ -41,6 +39,7 @@ _locks = table(
     column("objsubid", Integer),
     column("pid", Integer),
     column("virtualtransaction", Text),
+    column("transactionid"),
     schema="pg_catalog",
 )
 _sessions = table(
@@ -102,26 +101,32 @@ def _blockers_statement(schema: str) -> Select[Any]:
         _locks.c.classid == cast(event_tables(schema).position_sequence, OID),
         _locks.c.database == this_database,
     )
-    # A prepared transaction has no session: an inner join would hide the one that nobody ends.
-    is_prepared = _locks.c.virtualtransaction == literal("-1/").concat(
-        cast(_prepared.c.transaction, Text)
+    # A prepared transaction has no session: an inner join would hide the one that nobody ends. Its
+    # number is that of another of its locks, the one on itself.
+    itself = _locks.alias("itself")
+    is_itself = and_(
+        itself.c.locktype == "transactionid",
+        itself.c.pid.is_(None),
+        _locks.c.pid.is_(None),
+        itself.c.virtualtransaction == _locks.c.virtualtransaction,
     )
+    is_prepared = cast(_prepared.c.transaction, Text) == cast(itself.c.transactionid, Text)
     since = func.coalesce(_sessions.c.xact_start, _prepared.c.prepared)
     return (
         select(
             _locks.c.pid,
             func.coalesce(
                 _sessions.c.state,
-                case((cast(_prepared.c.gid.is_not(None), Boolean), "prepared"), else_="unknown"),
+                case((_prepared.c.gid.is_not(None), "prepared"), else_="unknown"),
             ),
             since,
             _sessions.c.query,
             _prepared.c.gid,
         )
         .select_from(
-            _locks.outerjoin(_sessions, _sessions.c.pid == _locks.c.pid).outerjoin(
-                _prepared, is_prepared
-            )
+            _locks.outerjoin(_sessions, _sessions.c.pid == _locks.c.pid)
+            .outerjoin(itself, is_itself)
+            .outerjoin(_prepared, is_prepared)
         )
         .where(is_fence)
         .order_by(since)

@@ -275,21 +275,26 @@ def _record_chunk(schema: str) -> Any:  # noqa: ANN401 -- Core has no public nam
 @cache
 def _claim_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public name for it
     streams = event_tables(schema).streams
-    wanted = func.unnest(
-        bindparam("tenants", type_=ARRAY(Text)),
-        bindparam("categories", type_=ARRAY(Text)),
-        bindparam("keys", type_=ARRAY(Text)),
-        bindparam("counts", type_=ARRAY(BigInteger)),
-        bindparam("first", type_=ARRAY(_MOMENT)),
-        bindparam("last", type_=ARRAY(_MOMENT)),
-    ).table_valued(
-        column("tenant", Text),
-        column("category", Text),
-        column("key", Text),
-        column("n", BigInteger),
-        column("first", _MOMENT),
-        column("last", _MOMENT),
-        with_ordinality="place",
+    wanted = (
+        func.unnest(
+            bindparam("tenants", type_=ARRAY(Text)),
+            bindparam("categories", type_=ARRAY(Text)),
+            bindparam("keys", type_=ARRAY(Text)),
+            bindparam("counts", type_=ARRAY(BigInteger)),
+            bindparam("first", type_=ARRAY(_MOMENT)),
+            bindparam("last", type_=ARRAY(_MOMENT)),
+        )
+        .table_valued(
+            column("tenant", Text),
+            column("category", Text),
+            column("key", Text),
+            column("n", BigInteger),
+            column("first", _MOMENT),
+            column("last", _MOMENT),
+            with_ordinality="place",
+            name="wanted",
+        )
+        .render_derived()
     )
     claim = insert(streams).from_select(
         ["tenant", "category", "key", "version", "created_at", "last_at"],

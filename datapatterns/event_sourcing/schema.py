@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Identity,
+    Index,
     Integer,
     LargeBinary,
     PrimaryKeyConstraint,
@@ -72,7 +73,7 @@ def event_tables(schema: str) -> EventTables:
             Column("id", Integer, Identity(always=True), primary_key=True),
             Column[str]("name", Text, nullable=False),
             Column[int]("schema_version", Integer, nullable=False),
-            UniqueConstraint("name", "schema_version"),
+            Index("ix_event_type_name", "name", "schema_version"),
             CheckConstraint("schema_version > 0", "positive"),
         ),
         streams=Table(

@@ -13,14 +13,15 @@ depends_on = None
 
 TABLES = """
 -- Every (name, shape) that was ever stored: a narrow column in each event, and the list that
--- upcasters have to cover.
+-- upcasters have to cover. Not unique: writers of a new type would wait for the transaction of
+-- the first one. Two of them may each add it; any id of a name will do.
 CREATE TABLE {schema}.event_type (
     id integer GENERATED ALWAYS AS IDENTITY CONSTRAINT pk_event_type PRIMARY KEY,
     name text NOT NULL,
     schema_version integer NOT NULL,
-    CONSTRAINT uq_event_type_name UNIQUE (name, schema_version),
     CONSTRAINT ck_event_type_positive CHECK (schema_version > 0)
 );
+CREATE INDEX ix_event_type_name ON {schema}.event_type (name, schema_version);
 
 CREATE TABLE {schema}.stream (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT pk_stream PRIMARY KEY,
@@ -156,25 +157,23 @@ DECLARE
     ids integer[];
 BEGIN
     FOR attempt IN 1..2 LOOP
-        SELECT array_agg(t.id ORDER BY wanted.place) INTO ids
+        SELECT array_agg(known.id ORDER BY wanted.place) INTO ids
           FROM unnest(names, schema_versions) WITH ORDINALITY AS wanted (name, version, place)
-          LEFT JOIN {schema}.event_type AS t
-            ON t.name = wanted.name AND t.schema_version = wanted.version;
+          LEFT JOIN LATERAL (
+               SELECT min(t.id) AS id FROM {schema}.event_type AS t
+                WHERE t.name = wanted.name AND t.schema_version = wanted.version) AS known ON true;
         EXIT WHEN array_position(ids, NULL) IS NULL;
-        -- Sorted, so that two transactions that add the same types do not deadlock.
         INSERT INTO {schema}.event_type (name, schema_version)
         SELECT DISTINCT wanted.name, wanted.version
           FROM unnest(names, schema_versions) AS wanted (name, version)
          WHERE NOT EXISTS (SELECT FROM {schema}.event_type AS t
-                            WHERE t.name = wanted.name AND t.schema_version = wanted.version)
-         ORDER BY 1, 2
-            ON CONFLICT DO NOTHING;
+                            WHERE t.name = wanted.name AND t.schema_version = wanted.version);
     END LOOP;
     RETURN ids;
 END $$;
 
 -- p_expected: NULL any version, 0 a new stream, -1 an existing one, n exactly n.
--- The order of locks is types, stream, fence, position: rivals wait on the stream's row without
+-- The order of locks is stream, fence, position: rivals wait on the stream's row without
 -- a fence that would hold readers back, the loser draws no position, and each stream's versions
 -- rise with its positions. A conflict is a row, so that the caller's transaction stays usable.
 CREATE FUNCTION {schema}.append_events(
