@@ -1,1 +1,26 @@
-"""Sharding."""
+"""Sharding: rows of one key live together on one of several servers."""
+
+from datapatterns.sharding.cluster import ShardCluster
+from datapatterns.sharding.counting import ShardStats, TableCount
+from datapatterns.sharding.definition import EntityGroup, ShardKey
+from datapatterns.sharding.hash_buckets import Hash
+from datapatterns.sharding.pinned_session import PinnedSession
+from datapatterns.sharding.router import Router
+from datapatterns.sharding.shard_map import ShardMap
+from datapatterns.sharding.shard_session import ShardSession
+from datapatterns.sharding.strategy import Key, ShardingStrategy
+
+__all__ = [
+    "EntityGroup",
+    "Hash",
+    "Key",
+    "PinnedSession",
+    "Router",
+    "ShardCluster",
+    "ShardKey",
+    "ShardMap",
+    "ShardSession",
+    "ShardStats",
+    "ShardingStrategy",
+    "TableCount",
+]

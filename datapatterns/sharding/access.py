@@ -1,0 +1,54 @@
+"""What sessions and connections of one cluster share."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import Engine
+
+from datapatterns.errors import StaleShardMapError
+from datapatterns.sharding.ownership import shard_errors
+from datapatterns.sharding.placements import Placements
+from datapatterns.sharding.router import Router
+
+
+@dataclass(frozen=True, slots=True)
+class ShardAccess:
+    """The way to the shards.
+
+    Attributes:
+        engines: One for each shard.
+        router: Which shard holds a key.
+        placements: Which table has which shard key.
+        executor: Runs questions to several shards at once.
+        schema: Where the library's tables live.
+        merge_rows_max: How many rows may be merged for one statement.
+    """
+
+    engines: Mapping[str, Engine]
+    router: Router
+    placements: Placements
+    executor: Executor
+    schema: str
+    merge_rows_max: int
+
+    @contextmanager
+    def asking(self, shard_id: str) -> Iterator[None]:
+        """Name the shard in what goes wrong, and read the map again if that was old.
+
+        Raises:
+            ShardUnavailableError: It does not answer.
+            StaleShardMapError: It owns other buckets than the map says.
+        """
+        with self.learning(), shard_errors(shard_id):
+            yield
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Read the map again if it was old, so that a repeated transaction goes right."""
+        try:
+            yield
+        except StaleShardMapError:
+            self.router.refresh()
+            raise

@@ -1,0 +1,271 @@
+"""The shards of an application, and the ways to reach them."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine
+
+from datapatterns.clock import SYSTEM_CLOCK, Clock
+from datapatterns.errors import SettingsError
+from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.counting import ShardStats, count_rows
+from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.engines import driver_url, shard_engine
+from datapatterns.sharding.initialising import (
+    check_empty,
+    check_ownership,
+    holds_buckets,
+    open_maps,
+    record_map,
+    record_ownership,
+)
+from datapatterns.sharding.loading import load_maps
+from datapatterns.sharding.ownership import claim_shard, shard_errors
+from datapatterns.sharding.pinned_connection import keep_claimed
+from datapatterns.sharding.pinned_session import PinnedSession
+from datapatterns.sharding.placements import Placements
+from datapatterns.sharding.router import Router
+from datapatterns.sharding.scattering import ask_each
+from datapatterns.sharding.schema import UNUSED
+from datapatterns.sharding.shard_map import ShardMap
+from datapatterns.sharding.shard_session import ShardSession
+from datapatterns.sharding.strategy import Key
+from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
+
+Row = TypeVar("Row")
+
+MERGE_ROWS_MAX = 300_000
+"""How many rows of all shards one statement may bring together in memory."""
+
+_SHARD_ID = re.compile(r"[a-z0-9_]{1,30}")
+
+
+class ShardCluster:
+    """Several PostgreSQL servers that hold the entity groups of one application.
+
+    It opens connections when they are needed and keeps them; close it at the end, or use it as a
+    context manager. Threads may share it; a session or connection belongs to one at a time.
+
+    Args:
+        control: Where the shard map is; may be one of the shards.
+        shards: The servers by the names that the map has for them.
+        groups: What is sharded.
+        schema: Where the library's tables live, on all of them.
+        poll_seconds: How often to ask whether the map has changed.
+        engine_options: What `create_engine` takes, for each shard; such as ``pool_size``.
+        clock: What time it is.
+
+    Raises:
+        SettingsError: A shard's name cannot be one.
+    """
+
+    def __init__(  # noqa: PLR0913 -- settings, all by name
+        self,
+        *,
+        control: str | URL,
+        shards: Mapping[str, str | URL],
+        groups: Sequence[EntityGroup],
+        schema: str = DEFAULT_SCHEMA,
+        poll_seconds: float = 1.0,
+        engine_options: Mapping[str, Any] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        if not shards:
+            raise SettingsError("shards", "name at least one")
+        for shard_id in shards:
+            if not _SHARD_ID.fullmatch(shard_id):
+                raise SettingsError("shards", f"{shard_id!r} cannot name one; use a-z, 0-9 and _")
+        if len({group.name for group in groups}) != len(groups) or not groups:
+            raise SettingsError("groups", "name each group once, and at least one")
+        self._schema = checked_schema(schema)
+        self._urls = {shard_id: driver_url(url) for shard_id, url in shards.items()}
+        self._groups = tuple(groups)
+        self._poll_seconds = poll_seconds
+        self._clock = clock
+        self._control = create_engine(driver_url(control), pool_size=1)
+        self._placements = Placements(groups)
+        self._executor = ThreadPoolExecutor(
+            max_workers=min(64, 4 * len(shards) * (os.cpu_count() or 1)),
+            thread_name_prefix="datapatterns-shard",
+        )
+        self.engines: Mapping[str, Engine] = {
+            shard_id: shard_engine(shard_id, url, schema=schema, engine_options=engine_options)
+            for shard_id, url in self._urls.items()
+        }
+        """One engine for each shard, for work that is about a server and not about rows."""
+
+    def create_map(self) -> None:
+        """Spread the buckets of all groups evenly over the shards, once.
+
+        Repeating it does nothing; after a crash in the middle it goes on. Tables that are mapped
+        already may exist, but must be empty.
+
+        Raises:
+            GroupMismatchError: A group was created with another declaration.
+            ShardMapExistsError: There is a map of other shards, or data that no map has placed.
+            WrongShardError: A server belongs to another cluster, or two names mean one server.
+        """
+        with self._control.begin() as conn:
+            record_map(conn, self._groups, self._urls, schema=self._schema)
+            maps = load_maps(
+                conn, self._groups, shards=self._urls, unused=True, schema=self._schema
+            )
+        new = {name: found for name, found in maps.items() if found.epoch == UNUSED}
+        for shard_id in self._urls:
+            with self._unchecked(shard_id) as conn:
+                self._record(conn, shard_id, new)
+        for shard_id, engine in self.engines.items():
+            with shard_errors(shard_id), engine.connect() as conn:
+                check_ownership(conn, shard_id, list(maps.values()), schema=self._schema)
+        with self._control.begin() as conn:
+            open_maps(conn, list(new.values()), schema=self._schema)
+
+    def _record(self, conn: Connection, shard_id: str, new: Mapping[str, ShardMap]) -> None:
+        tables = self._placements.tables()
+        for name, shard_map in new.items():
+            # A shard that has been told already may be in use by now, through another process.
+            if not holds_buckets(conn, shard_map, schema=self._schema):
+                mine = [table for table, key in tables.items() if key.group.name == name]
+                check_empty(conn, shard_id, mine)
+        if new:
+            record_ownership(conn, shard_id, list(new.values()), schema=self._schema)
+
+    @contextmanager
+    def _unchecked(self, shard_id: str) -> Iterator[Connection]:
+        """Begin a transaction on a server that does not know yet which shard it is."""
+        engine = create_engine(self._urls[shard_id])
+        try:
+            with shard_errors(shard_id), engine.begin() as conn:
+                yield conn
+        finally:
+            engine.dispose()
+
+    @cached_property
+    def router(self) -> Router:
+        """Which shard holds a key.
+
+        Raises:
+            GroupMismatchError: A group is declared otherwise than its data was placed.
+            SettingsError: The map names a shard that has no connection string.
+            ShardMapMissingError: Call `create_map` first.
+        """
+        return Router(
+            self._control,
+            self._groups,
+            shards=list(self._urls),
+            schema=self._schema,
+            poll_seconds=self._poll_seconds,
+            clock=self._clock,
+        )
+
+    def session(self, *, scatter: bool = False, **options: Any) -> ShardSession:  # noqa: ANN401 -- what Session takes
+        """Return a session over all shards.
+
+        Args:
+            scatter: Whether reads that name no key go to all shards without being told to.
+            options: What `Session` takes, such as ``expire_on_commit``.
+        """
+        return ShardSession(self._access, scatter=scatter, **options)
+
+    def on(self, group: EntityGroup, **key: Key) -> PinnedSession:
+        """Return a session on the shard of one key, as in ``on(households, household_id=42)``.
+
+        Raises:
+            ShardKeyError: The value is no key of this group.
+        """
+        return PinnedSession(self._access, group, group.key_from(key))
+
+    @contextmanager
+    def connect(self, group: EntityGroup, **key: Key) -> Iterator[Connection]:
+        """Give a connection to the shard of one key, for Core.
+
+        The caller begins and commits, as with any connection. Each transaction begins by keeping
+        the key's bucket on the shard until it ends. What is read and written is up to the caller.
+
+        Raises:
+            ShardKeyError: The value is no key of this group.
+            ShardUnavailableError: The shard does not answer.
+            StaleShardMapError: The key has moved; repeat the transaction on a new connection.
+        """
+        found = group.key_from(key)
+        shard_map = self.router.map_of(group)
+        shard_id = shard_map.shard_of(found)
+        bucket = shard_map.strategy.bucket(found)
+        with self._access.asking(shard_id), self.engines[shard_id].connect() as conn:
+            keep_claimed(conn, shard_map, bucket, schema=self._schema)
+            yield conn
+
+    @contextmanager
+    def begin_bulk(self, group: EntityGroup, shard: str) -> Iterator[Connection]:
+        """Give a connection in a transaction that all buckets of ``group`` on a shard are kept for.
+
+        For COPY and large inserts of rows that `placed` has sorted. Commits at the end of the
+        block. Each shard's transaction is its own: what fails half way is on some shards only, so
+        load in a way that can be repeated.
+
+        Raises:
+            ShardUnavailableError: The shard does not answer.
+            StaleShardMapError: Place the rows again, then repeat.
+        """
+        shard_map = self.router.map_of(group)
+        with self._access.asking(shard), self.engines[shard].begin() as conn:
+            claim_shard(conn, shard_map, shard, schema=self._schema)
+            yield conn
+
+    def placed(
+        self, group: EntityGroup, rows: Iterable[Row], *, key: Callable[[Row], Key]
+    ) -> dict[str, list[Row]]:
+        """Return ``rows`` by the shard of their keys, in their order; touches no shard.
+
+        Raises:
+            ShardKeyError: A key is of another type than the group's.
+        """
+        return self.router.map_of(group).placed(rows, lambda row: group.checked_key(key(row)))
+
+    def stats(self) -> list[ShardStats]:
+        """Return how many rows of each mapped table lie on each shard. Reads them all.
+
+        Raises:
+            ShardUnavailableError: A shard does not answer.
+        """
+        tables = self._placements.tables()
+        maps = {group.name: self.router.map_of(group) for group in self._groups}
+
+        def question(engine: Engine) -> Callable[[], Any]:
+            def count() -> Any:  # noqa: ANN401 -- typed below
+                with engine.connect() as conn:
+                    return count_rows(conn, tables, maps, schema=self._schema)
+
+            return count
+
+        questions = {shard: question(engine) for shard, engine in sorted(self.engines.items())}
+        counts = ask_each(self._executor, questions)
+        return [ShardStats(shard, counted) for shard, counted in counts.items()]
+
+    def close(self) -> None:
+        """Close all connections that nobody uses."""
+        self._executor.shutdown()
+        for engine in (self._control, *self.engines.values()):
+            engine.dispose()
+
+    def __enter__(self) -> "ShardCluster":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    @cached_property
+    def _access(self) -> ShardAccess:
+        return ShardAccess(
+            self.engines,
+            self.router,
+            self._placements,
+            self._executor,
+            self._schema,
+            MERGE_ROWS_MAX,
+        )

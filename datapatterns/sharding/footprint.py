@@ -1,0 +1,248 @@
+"""Tell from a statement which rows it can touch, one SELECT at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from sqlalchemy import Alias, ColumnClause, FromClause, Join, Select, Table, TextClause
+from sqlalchemy.dialects.postgresql import dialect
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.sql.selectable import (
+    CTE,
+    FromGrouping,
+    SelectBase,
+    Subquery,
+    TableValuedAlias,
+    TextualSelect,
+    Values,
+)
+
+from datapatterns.errors import UnroutableStatementError
+from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.key_conditions import (
+    KeyCondition,
+    Leaf,
+    Parameters,
+    conjuncts,
+    key_condition,
+    key_tie,
+)
+from datapatterns.sharding.placements import Placements
+
+_DIALECT = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+# What func.count() and EXISTS put into a statement by themselves.
+_HARMLESS_LITERALS = frozenset(("*", "1"))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The sharded tables of one SELECT, and what holds for every row of it.
+
+    Attributes:
+        leaves: The uses of sharded tables.
+        tied: Whether all rows that are combined have one key, so lie on one shard.
+        outer: Whether a table may be missing from a row.
+        conditions: What the rows' keys must be.
+    """
+
+    leaves: tuple[Leaf, ...]
+    tied: bool
+    outer: bool
+    conditions: tuple[KeyCondition, ...]
+
+    def buckets(self, parameters: Parameters) -> frozenset[int] | None:
+        """Return the buckets that this SELECT can read from; None if that may be all."""
+        if self.tied:
+            return _intersection([c.buckets(parameters) for c in self.conditions])
+        # Untied tables are confined if each is: a condition in WHERE also drops the rows that an
+        # outer join has filled with NULLs.
+        each = [
+            _intersection([c.buckets(parameters) for c in self.conditions if c.leaf is leaf])
+            for leaf in self.leaves
+        ]
+        known = [buckets for buckets in each if buckets is not None]
+        return frozenset().union(*known) if len(known) == len(each) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """All that a statement reads.
+
+    Attributes:
+        group: The entity group of its tables.
+        blocks: Each SELECT in it that names sharded tables.
+        plain: Whether it is a single SELECT, without any other inside.
+    """
+
+    group: EntityGroup
+    blocks: tuple[Block, ...]
+    plain: bool
+
+    @property
+    def tables(self) -> frozenset[str]:
+        """Return the names of the sharded tables."""
+        return frozenset(leaf.name for block in self.blocks for leaf in block.leaves)
+
+    def buckets(self, parameters: Parameters) -> frozenset[int] | None:
+        """Return the buckets that the statement can read from; None if that may be all."""
+        each = [block.buckets(parameters) for block in self.blocks]
+        known = [buckets for buckets in each if buckets is not None]
+        return frozenset().union(*known) if len(known) == len(each) else None
+
+
+def footprint_of(statement: SelectBase, placements: Placements) -> Footprint:
+    """Return what ``statement`` reads.
+
+    Raises:
+        UnroutableStatementError: It names a table of which nothing was declared, tables of two
+            groups, or SQL text, into which nobody can look.
+    """
+    # What the ORM sends may hold more than what was written: eager loads, loader criteria.
+    compiled_state = statement.compile(dialect=_DIALECT).compile_state
+    sent = getattr(compiled_state, "statement", statement)
+    selects = [part for part in visitors.iterate(sent) if isinstance(part, Select)]
+    blocks = [block_of(select, placements) for select in selects]
+    return footprint_of_blocks(
+        sent, [block for block in blocks if block.leaves], placements, plain=selects == [sent]
+    )
+
+
+def footprint_of_blocks(
+    statement: ClauseElement, blocks: Sequence[Block], placements: Placements, *, plain: bool
+) -> Footprint:
+    """Return the footprint of a statement whose SELECTs have been looked at.
+
+    Raises:
+        UnroutableStatementError: As for `footprint_of`.
+    """
+    accounted = {leaf.table for block in blocks for leaf in block.leaves}
+    for part in visitors.iterate(statement):
+        _refuse_text(part)
+        if isinstance(part, Table) and part not in accounted:
+            leaf_of(part, placements)  # names what is undeclared
+            raise UnroutableStatementError(
+                f"table {part.name!r} is used where its rows cannot be told from others",
+                "join it, or read it in a statement of its own",
+            )
+    groups = {leaf.shard_key.group for block in blocks for leaf in block.leaves}
+    if len(groups) != 1:
+        names = sorted(group.name for group in groups)
+        raise UnroutableStatementError(
+            f"the statement names tables of {names}" if names else "it names no sharded table",
+            "use tables of one group, or a connection to one shard with ShardCluster.connect()",
+        )
+    return Footprint(groups.pop(), tuple(blocks), plain)
+
+
+def block_of(select: Select[*tuple[object, ...]], placements: Placements) -> Block:
+    """Return the sharded tables of one SELECT, and what holds for every row of it."""
+    conditions = list(conjuncts(select.whereclause))
+    elements: list[_Element] = []
+    for source in select.get_final_froms():
+        for element, on in _inner_parts(source):
+            conditions.extend(on)
+            elements.append(_element(element, placements))
+    leaves = [leaf for element in elements for leaf in element.leaves]
+    ties = [tie for clause in conditions if (tie := key_tie(clause, leaves)) is not None]
+    keyed = [key_condition(clause, leaves) for clause in conditions]
+    return Block(
+        leaves=tuple(leaves),
+        tied=all(element.tied for element in elements) and _connected(elements, ties),
+        outer=any(element.outer for element in elements),
+        conditions=tuple(condition for condition in keyed if condition is not None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Element:
+    """A table, or an outer join: what a FROM clause combines by inner joins only."""
+
+    leaves: tuple[Leaf, ...]
+    tied: bool = True
+    outer: bool = False
+
+
+def _inner_parts(source: FromClause) -> Iterator[tuple[FromClause, list[ClauseElement]]]:
+    """Take inner joins apart: their ON is as good as a WHERE."""
+    source = _ungrouped(source)
+    if isinstance(source, Join) and not source.isouter and not source.full:
+        yield from _inner_parts(source.left)
+        right = list(_inner_parts(source.right))
+        right[0][1].extend(conjuncts(source.onclause))
+        yield from right
+    else:
+        yield source, []
+
+
+def _element(source: FromClause, placements: Placements) -> _Element:
+    source = _ungrouped(source)
+    if isinstance(source, Join):
+        # The ON of an outer join keeps rows together only if it compares their keys itself.
+        left, right = _element(source.left, placements), _element(source.right, placements)
+        leaves = [*left.leaves, *right.leaves]
+        ties = [key_tie(clause, leaves) for clause in conjuncts(source.onclause)]
+        crossing = any(tie is not None and _crosses(tie, left, right) for tie in ties)
+        alone = not left.leaves or not right.leaves
+        return _Element(tuple(leaves), left.tied and right.tied and (crossing or alone), outer=True)
+    if isinstance(source, Subquery | CTE | Values | TableValuedAlias):
+        return _Element(())
+    return _Element((leaf_of(source, placements),))
+
+
+def leaf_of(used: FromClause, placements: Placements) -> Leaf:
+    """Return one use of a table, or of an alias of it.
+
+    Raises:
+        UnroutableStatementError: Nothing was declared about the table, or it is something else.
+    """
+    table = used.element if isinstance(used, Alias) else used
+    if not isinstance(table, Table):
+        raise UnroutableStatementError(
+            f"the statement uses a {type(used).__name__}", "name a table or an alias instead"
+        )
+    shard_key = placements.shard_key(table)
+    if shard_key is None:
+        raise UnroutableStatementError(
+            f"nothing was declared about table {table.name!r}, so its rows may be anywhere",
+            "give its class a __shard__, or work on one shard with ShardCluster.on()",
+        )
+    return Leaf(used, table, shard_key)
+
+
+def _connected(elements: Sequence[_Element], ties: Sequence[tuple[Leaf, Leaf]]) -> bool:
+    """Return whether the ties connect all elements that hold sharded tables."""
+    groups = [set(element.leaves) for element in elements if element.leaves]
+    for left, right in ties:
+        joined = [group for group in groups if left in group or right in group]
+        groups = [group for group in groups if group not in joined]
+        groups.append(set().union(*joined))
+    return len(groups) <= 1
+
+
+def _crosses(tie: tuple[Leaf, Leaf], left: _Element, right: _Element) -> bool:
+    first, second = tie
+    return (first in left.leaves and second in right.leaves) or (
+        first in right.leaves and second in left.leaves
+    )
+
+
+def _ungrouped(source: FromClause) -> FromClause:
+    while isinstance(source, FromGrouping):
+        source = source.element
+    return source
+
+
+def _refuse_text(part: ClauseElement) -> None:
+    is_text = isinstance(part, TextClause | TextualSelect) or (
+        isinstance(part, ColumnClause) and part.is_literal and part.name not in _HARMLESS_LITERALS
+    )
+    if is_text:
+        raise UnroutableStatementError(
+            "the statement contains SQL text, which may say anything",
+            "write it in expressions, or work on one shard with ShardCluster.on()",
+        )
+
+
+def _intersection(sets: Sequence[frozenset[int]]) -> frozenset[int] | None:
+    return reduce(frozenset.intersection, sets) if sets else None

@@ -1,0 +1,48 @@
+"""Find the shard key of a mapped object."""
+
+from typing import Any
+
+from sqlalchemy import inspect
+from sqlalchemy.orm import InstanceState, Mapper
+
+from datapatterns.errors import ShardKeyChangedError, UnroutableStatementError
+from datapatterns.sharding.definition import ShardKey
+from datapatterns.sharding.placements import Placements
+from datapatterns.sharding.strategy import Key
+
+
+def declared_key(mapper: Mapper[Any], placements: Placements) -> ShardKey:
+    """Return what was declared about a mapped class.
+
+    Raises:
+        UnroutableStatementError: Nothing was.
+    """
+    shard_key = placements.shard_key(mapper.base_mapper.local_table)
+    if shard_key is None:
+        raise UnroutableStatementError(
+            f"nothing was declared about class {mapper.class_.__name__}",
+            "give it a __shard__, or write it on one shard with ShardCluster.on()",
+        )
+    return shard_key
+
+
+def key_of(instance: object, shard_key: ShardKey) -> Key | None:
+    """Return the shard key of a mapped object; None while a new one has none yet.
+
+    Raises:
+        ShardKeyChangedError: It is not the one that the stored row has.
+        ShardKeyError: It is of a wrong type.
+    """
+    state: InstanceState[Any] = inspect(instance)
+    mapper = state.mapper
+    column = mapper.base_mapper.local_table.c[shard_key.column]
+    attribute = mapper.get_property_by_column(column).key
+    value = state.dict.get(attribute)
+    if state.key is not None:
+        # The primary key holds the shard key, so an object's identity remembers the stored one.
+        place = [primary.name for primary in mapper.primary_key].index(column.name)
+        stored = state.key[1][place]
+        if attribute in state.dict and value != stored:
+            raise ShardKeyChangedError(table=column.table.name, column=column.name)
+        value = stored
+    return None if value is None else shard_key.group.checked_key(value)

@@ -1,0 +1,157 @@
+"""Find what a WHERE clause says about the shard key, as far as every row must satisfy it.
+
+Sound, not clever: only conjuncts count. What stands under OR, NOT or CASE, or in the ON of an
+outer join, may be false for a row of the answer.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sqlalchemy import BindParameter, ColumnElement, FromClause, Table
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    BooleanClauseList,
+    ClauseElement,
+    ClauseList,
+    ExpressionClauseList,
+    Grouping,
+    Tuple,
+)
+
+from datapatterns.sharding.definition import ShardKey
+
+Parameters: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One use of a sharded table in a FROM clause.
+
+    Attributes:
+        used: The table, or an alias of it.
+        table: The table.
+        shard_key: What was declared about the table.
+    """
+
+    used: FromClause
+    table: Table
+    shard_key: ShardKey
+
+    @property
+    def name(self) -> str:
+        """Return the table's name."""
+        return self.table.name
+
+    def is_key(self, clause: ClauseElement) -> bool:
+        """Return whether ``clause`` is the key column of this use, and of no other."""
+        # An annotated column hashes as the column that it stands for; == would build SQL.
+        return hash(clause) == hash(self.used.c[self.shard_key.column])
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCondition:
+    """Every row of the answer has a key among some values.
+
+    Attributes:
+        leaf: Whose key.
+        binds: The parameters that hold the values.
+        position: Where the key stands in each value, if the values are tuples.
+    """
+
+    leaf: Leaf
+    binds: tuple[BindParameter[Any], ...]
+    position: int | None = None
+
+    def buckets(self, parameters: Parameters) -> frozenset[int]:
+        """Return the buckets that can hold such a row.
+
+        Raises:
+            ShardKeyError: A value is of another type than the key.
+        """
+        group = self.leaf.shard_key.group
+        values = [value for bind in self.binds for value in _values(bind, parameters)]
+        if self.position is not None:
+            values = [value[self.position] for value in values]
+        # NULL equals nothing, so it adds no row.
+        keys = [group.checked_key(value) for value in values if value is not None]
+        return group.strategy.buckets_for("in", keys)
+
+
+def conjuncts(clause: ClauseElement | None) -> Iterator[ClauseElement]:
+    """Yield the conditions that ``clause`` requires all of."""
+    if isinstance(clause, BooleanClauseList) and clause.operator is operators.and_:
+        for part in clause.clauses:
+            yield from conjuncts(part)
+    elif isinstance(clause, Grouping):
+        yield from conjuncts(clause.element)
+    elif clause is not None:
+        yield clause
+
+
+def key_condition(clause: ClauseElement, leaves: list[Leaf]) -> KeyCondition | None:
+    """Return what a conjunct says about the key of one of ``leaves``, if it does."""
+    if not isinstance(clause, BinaryExpression):
+        return None
+    if clause.operator is operators.eq:
+        for column, value in ((clause.left, clause.right), (clause.right, clause.left)):
+            leaf = _leaf_of(column, leaves)
+            if leaf is not None and _is_plain_bind(value):
+                return KeyCondition(leaf, (value,))
+    if clause.operator is operators.in_op:
+        return _in_condition(clause, leaves)
+    return None
+
+
+def key_tie(clause: ClauseElement, leaves: list[Leaf]) -> tuple[Leaf, Leaf] | None:
+    """Return the two uses of tables whose keys a conjunct makes equal, if it does."""
+    if isinstance(clause, BinaryExpression) and clause.operator is operators.eq:
+        left, right = _leaf_of(clause.left, leaves), _leaf_of(clause.right, leaves)
+        if left is not None and right is not None:
+            return left, right
+    return None
+
+
+def _in_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondition | None:
+    binds = _listed_binds(clause.right)
+    if binds is None:
+        return None
+    left = clause.left
+    if isinstance(left, Grouping):
+        left = left.element
+    if isinstance(left, Tuple):
+        # The values are tuples, which only one expanding parameter can hold.
+        if len(binds) != 1 or not binds[0].expanding:
+            return None
+        for position, column in enumerate(left.clauses):
+            if (leaf := _leaf_of(column, leaves)) is not None:
+                return KeyCondition(leaf, binds, position)
+        return None
+    leaf = _leaf_of(left, leaves)
+    return None if leaf is None else KeyCondition(leaf, binds)
+
+
+def _listed_binds(right: ClauseElement) -> tuple[BindParameter[Any], ...] | None:
+    if isinstance(right, BindParameter):
+        return (right,) if right.expanding else None
+    if isinstance(right, Grouping):
+        right = right.element
+    if isinstance(right, ClauseList | ExpressionClauseList):
+        listed = tuple(right.clauses)
+        if all(_is_plain_bind(value) for value in listed):
+            return listed
+    return None
+
+
+def _leaf_of(clause: ClauseElement, leaves: list[Leaf]) -> Leaf | None:
+    return next((leaf for leaf in leaves if leaf.is_key(clause)), None)
+
+
+def _is_plain_bind(clause: ColumnElement[Any]) -> bool:
+    return isinstance(clause, BindParameter) and not clause.expanding
+
+
+def _values(bind: BindParameter[Any], parameters: Parameters) -> list[Any]:
+    value = parameters[bind.key] if bind.key in parameters else bind.effective_value
+    return list(value) if bind.expanding else [value]

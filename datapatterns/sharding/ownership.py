@@ -1,0 +1,114 @@
+"""A shard answers only for what it owns; these are the questions."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from psycopg import Error as DriverError
+from psycopg import OperationalError
+from sqlalchemy import ARRAY, Boolean, ColumnElement, Connection, Integer, Text, cast, func, select
+from sqlalchemy.exc import DBAPIError
+
+from datapatterns.errors import IsolationLevelError, ShardUnavailableError, StaleShardMapError
+from datapatterns.sharding.shard_map import ShardMap
+from datapatterns.sql.metadata import DEFAULT_SCHEMA
+
+NOT_OWNED = "SD001"
+"""The SQLSTATE of a shard that does not own what a statement or a transaction is about."""
+
+
+def owns_buckets(
+    shard_map: ShardMap, buckets: Collection[int], *, schema: str = DEFAULT_SCHEMA
+) -> ColumnElement[bool]:
+    """Return a condition that fails the statement unless its snapshot shows the buckets as owned.
+
+    It is evaluated once, before any row is read.
+    """
+    function = getattr(func, schema).assert_owned
+    owned: ColumnElement[bool] = function(
+        shard_map.group_id, cast(sorted(buckets), ARRAY(Integer)), type_=Boolean
+    )
+    return owned
+
+
+def agrees_with_map(
+    shard_map: ShardMap, shard_id: str, *, schema: str = DEFAULT_SCHEMA
+) -> ColumnElement[bool]:
+    """Return a condition that fails the statement unless the whole shard agrees with the map."""
+    function = getattr(func, schema).assert_map
+    agrees: ColumnElement[bool] = function(
+        shard_map.group_id, cast(shard_map.digest(shard_id), Text), type_=Boolean
+    )
+    return agrees
+
+
+def claim_buckets(
+    conn: Connection,
+    shard_map: ShardMap,
+    buckets: Collection[int],
+    *,
+    schema: str = DEFAULT_SCHEMA,
+) -> None:
+    """Keep buckets on this shard until the caller's transaction ends.
+
+    Raises:
+        IsolationLevelError: The connection commits each statement by itself.
+    """
+    refuse_autocommit(conn)
+    function = getattr(func, schema).claim_buckets
+    conn.execute(
+        select(function(shard_map.group_id, cast(sorted(buckets), ARRAY(Integer))))
+    ).close()
+
+
+def claim_shard(
+    conn: Connection, shard_map: ShardMap, shard_id: str, *, schema: str = DEFAULT_SCHEMA
+) -> None:
+    """Keep all buckets of a group on this shard until the caller's transaction ends.
+
+    Raises:
+        IsolationLevelError: The connection commits each statement by itself.
+    """
+    refuse_autocommit(conn)
+    function = getattr(func, schema).claim_shard
+    conn.execute(
+        select(function(shard_map.group_id, cast(shard_map.digest(shard_id), Text)))
+    ).close()
+
+
+def refuse_autocommit(conn: Connection) -> None:
+    """Refuse a connection on which a claim would end with its own statement."""
+    driver_connection: Any = conn.connection.dbapi_connection
+    if driver_connection.autocommit:
+        raise IsolationLevelError(found="autocommit", needed="read committed or stricter")
+
+
+@contextmanager
+def shard_errors(shard_id: str) -> Iterator[None]:
+    """Turn what a shard says about ownership, or its silence, into errors that name it.
+
+    Raises:
+        ShardUnavailableError: It cannot be reached, or the connection broke.
+        StaleShardMapError: It does not own what the map says.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == NOT_OWNED:
+            raise StaleShardMapError(shard_id) from error
+        # A connection that was never made has no SQLSTATE and is not "invalidated" either.
+        if error.connection_invalidated or _is_connection_failure(error.orig):
+            raise ShardUnavailableError(shard_id) from error
+        raise
+    except DriverError as error:
+        if error.sqlstate == NOT_OWNED:
+            raise StaleShardMapError(shard_id) from error
+        raise
+
+
+def _is_connection_failure(error: BaseException | None) -> bool:
+    # Class 08: connection exception; 57P: the server is shutting down or starting up.
+    sqlstate = getattr(error, "sqlstate", None)
+    if sqlstate is None:
+        return isinstance(error, OperationalError)
+    return sqlstate.startswith(("08", "57P"))

@@ -1,0 +1,24 @@
+"""A Core connection on the one shard of one key."""
+
+from typing import Any
+
+from psycopg import sql
+from sqlalchemy import Connection, event
+
+from datapatterns.sharding.ownership import refuse_autocommit
+from datapatterns.sharding.shard_map import ShardMap
+from datapatterns.sql.metadata import DEFAULT_SCHEMA
+
+
+def keep_claimed(
+    conn: Connection, shard_map: ShardMap, bucket: int, *, schema: str = DEFAULT_SCHEMA
+) -> None:
+    """Make each transaction of ``conn`` begin by keeping ``bucket`` on this shard."""
+    claim = sql.SQL("SELECT {}(%s, %s)").format(sql.Identifier(schema, "claim_buckets"))
+
+    @event.listens_for(conn, "begin")
+    def claim_first(beginning: Connection) -> None:
+        refuse_autocommit(beginning)
+        # SQLAlchemy would begin once more for a statement of its own.
+        driver_connection: Any = beginning.connection.dbapi_connection
+        driver_connection.execute(claim, (shard_map.group_id, [bucket]))

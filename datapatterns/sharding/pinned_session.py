@@ -1,0 +1,137 @@
+"""A session on the one shard of one key."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from sqlalchemy import ClauseElement, Connection, Delete, Insert, Result, Table, Update, event
+from sqlalchemy.orm import ORMExecuteState, Session, with_loader_criteria
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.selectable import SelectBase
+
+from datapatterns.errors import ScatterRefusedError, ShardKeyError
+from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.footprint import footprint_of, leaf_of
+from datapatterns.sharding.instances import declared_key, key_of
+from datapatterns.sharding.ownership import claim_buckets
+from datapatterns.sharding.strategy import Key
+from datapatterns.sharding.write_keys import changed_rows, insert_keys
+
+
+class PinnedSession(Session):
+    """A plain `Session` on the shard that holds one key, seeing only the rows of that key.
+
+    Mapped classes of the group are filtered by the key, in every SELECT, UPDATE and DELETE; objects
+    and INSERTs of another key are refused. Statements on a group's `Table` must name the key
+    themselves, and SQL text is passed on as it is: it sees whatever the shard holds.
+    """
+
+    def __init__(self, access: ShardAccess, group: EntityGroup, key: Key, **options: Any) -> None:  # noqa: ANN401 -- what Session takes
+        self._access = access
+        self._group = group
+        self._key = key
+        self._bucket = group.strategy.bucket(key)
+        self._shard_map = access.router.map_of(group)
+        self.shard_id = self._shard_map.shard_of(key)
+        super().__init__(bind=access.engines[self.shard_id], **options)
+
+    def connection(self, *args: Any, **named: Any) -> Connection:  # noqa: ANN401 -- as in Session
+        """Return the connection of this session's transaction, on the key's shard."""
+        with self._access.asking(self.shard_id):
+            return super().connection(*args, **named)
+
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        """Write what has changed.
+
+        Raises:
+            ShardKeyError: An object belongs to another key; nothing of the flush is kept.
+        """
+        self.connection_callable = self._connection_for
+        try:
+            super().flush(objects)
+        finally:
+            self.connection_callable = None
+
+    def _connection_for(
+        self,
+        mapper: Any = None,  # noqa: ANN401 -- as SQLAlchemy declares it
+        instance: object | None = None,
+        **_named: Any,  # noqa: ANN401 -- as SQLAlchemy declares it
+    ) -> Connection:
+        shard_key = declared_key(mapper, self._access.placements)
+        key = key_of(instance, shard_key)
+        if shard_key.group is not self._group or key != self._key:
+            raise self._foreign(key)
+        return self.connection()
+
+    def _execute(self, state: ORMExecuteState) -> Result[Any] | None:
+        statement = state.statement
+        placements = self._access.placements
+        sharded = {
+            part: shard_key
+            for part in visitors.iterate(cast("ClauseElement", statement))
+            if isinstance(part, Table) and (shard_key := placements.shard_key(part)) is not None
+        }
+        if any(shard_key.group is not self._group for shard_key in sharded.values()):
+            raise self._foreign(None)
+        if isinstance(statement, Insert) and statement.table in sharded:
+            leaf = leaf_of(statement.table, placements)
+            for key in insert_keys(statement, _sets(state), leaf, state.bind_mapper):
+                if key != self._key:
+                    raise self._foreign(key)
+        elif isinstance(statement, Update | Delete) and statement.table in sharded:
+            footprint, buckets = changed_rows(
+                statement, _sets(state), placements, state.bind_mapper
+            )
+            if not state.is_orm_statement and buckets != frozenset((self._bucket,)):
+                raise ScatterRefusedError(footprint.tables)
+        elif isinstance(statement, SelectBase) and sharded and not state.is_orm_statement:
+            footprint = footprint_of(statement, placements)
+            parameters = next(iter(_sets(state)), {})
+            if footprint.buckets(parameters) != frozenset((self._bucket,)):
+                raise ScatterRefusedError(footprint.tables)
+        if state.is_orm_statement and not state.is_column_load and not state.is_insert:
+            statement = statement.options(*self._criteria())
+        with self._access.asking(self.shard_id):
+            return state.invoke_statement(statement)
+
+    def _criteria(self) -> list[Any]:
+        return [
+            with_loader_criteria(
+                mapper.class_,
+                mapper.local_table.c[shard_key.column] == self._key,
+                include_aliases=True,
+            )
+            for mapper, shard_key in self._group.mappers().items()
+            if shard_key.column in mapper.local_table.c
+        ]
+
+    def _begun(self, connection: Connection) -> None:
+        if not connection.in_nested_transaction():
+            with self._access.asking(self.shard_id):
+                claim_buckets(
+                    connection, self._shard_map, (self._bucket,), schema=self._access.schema
+                )
+
+    def _foreign(self, key: Key | None) -> ShardKeyError:
+        found = "another group" if key is None else f"key {key!r}"
+        return ShardKeyError(
+            self._group.name, f"this session is pinned to {self._key!r}, not to {found}"
+        )
+
+
+@event.listens_for(PinnedSession, "do_orm_execute", retval=True)
+def _on_execute(state: ORMExecuteState) -> Result[Any] | None:
+    return cast("PinnedSession", state.session)._execute(state)  # noqa: SLF001 -- of this module
+
+
+@event.listens_for(PinnedSession, "after_begin")
+def _on_begin(session: Session, _transaction: object, connection: Connection) -> None:
+    cast("PinnedSession", session)._begun(connection)  # noqa: SLF001 -- of this module
+
+
+def _sets(state: ORMExecuteState) -> Sequence[Any]:
+    given = state.parameters
+    if given is None:
+        return ()
+    return given if isinstance(given, list | tuple) else (given,)

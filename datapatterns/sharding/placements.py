@@ -1,0 +1,52 @@
+"""Find the shard key of a table that a statement names."""
+
+from collections.abc import Sequence
+from threading import Lock
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import FromClause, Table
+
+from datapatterns.errors import ShardedTableError
+from datapatterns.sharding.definition import INFO_KEY, EntityGroup, ShardKey
+
+
+class Placements:
+    """What an application has declared about its tables, in the groups of one cluster."""
+
+    def __init__(self, groups: Sequence[EntityGroup]) -> None:
+        self._groups = tuple(groups)
+        self._known: WeakKeyDictionary[Table, ShardKey] = WeakKeyDictionary()
+        self._lock = Lock()
+
+    def shard_key(self, table: FromClause) -> ShardKey | None:
+        """Return the shard key of ``table``, or None if none was declared.
+
+        Raises:
+            ShardedTableError: It was declared in a way that cannot work.
+        """
+        found = self._known.get(table)
+        if found is None and isinstance(table, Table):
+            with self._lock:
+                # A class may have been mapped since; and a table may carry its key itself.
+                self._known.update(self.tables())
+                declared = table.info.get(INFO_KEY)
+                if isinstance(declared, ShardKey):
+                    self._check(table, declared)
+                    self._known[table] = declared
+                found = self._known.get(table)
+        return found
+
+    def tables(self) -> dict[Table, ShardKey]:
+        """Return the tables of all classes mapped so far."""
+        return {
+            table: shard_key
+            for group in self._groups
+            for table, shard_key in group.tables().items()
+        }
+
+    def _check(self, table: Table, shard_key: ShardKey) -> None:
+        shard_key.checked_column(table)
+        if shard_key.group not in self._groups:
+            raise ShardedTableError(
+                table.name, f"this cluster has no group {shard_key.group.name!r}; pass it in groups"
+            )

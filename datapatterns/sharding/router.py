@@ -1,0 +1,82 @@
+"""Keep the shard map in memory, and know when it has changed."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from threading import Lock
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from datapatterns.clock import SYSTEM_CLOCK, Clock
+from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.loading import load_epochs, load_maps
+from datapatterns.sharding.shard_map import ShardMap
+from datapatterns.sql.metadata import DEFAULT_SCHEMA
+
+logger = logging.getLogger(__name__)
+
+
+class Router:
+    """Says which shard holds a key, from a map that is looked after but may be a little old.
+
+    An old map does no harm: shards answer only for what they own, and what they refuse makes the
+    router read the map again. So the control database may be away while routing goes on.
+    """
+
+    def __init__(
+        self,
+        control: Engine,
+        groups: Sequence[EntityGroup],
+        *,
+        shards: Sequence[str],
+        schema: str = DEFAULT_SCHEMA,
+        poll_seconds: float = 1.0,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._control = control
+        self._groups = tuple(groups)
+        self._shards = frozenset(shards)
+        self._schema = schema
+        self._poll_seconds = poll_seconds
+        self._clock = clock
+        self._lock = Lock()
+        self._polled_at = clock.monotonic()
+        self._maps: Mapping[str, ShardMap] = self._load()
+
+    def map_of(self, group: EntityGroup) -> ShardMap:
+        """Return the map of ``group``; asks for its epoch if that was not done for a while."""
+        if self._clock.monotonic() - self._polled_at >= self._poll_seconds:
+            self._poll()
+        return self._maps[group.name]
+
+    def refresh(self) -> None:
+        """Read the map again; keep the old one if the control database does not answer.
+
+        Raises:
+            ConfigurationError: The new map does not go with what the code declares.
+            ShardMapCorruptError: The new map is incomplete.
+        """
+        self._polled_at = self._clock.monotonic()
+        try:
+            self._maps = self._load()
+        except OperationalError:
+            logger.warning("no answer from the control database; the shard map may be old")
+
+    def _poll(self) -> None:
+        # One thread asks, the others go on with what they have.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._polled_at = self._clock.monotonic()
+            with self._control.connect() as conn:
+                epochs = load_epochs(conn, schema=self._schema)
+            if any(epochs.get(name) != known.epoch for name, known in self._maps.items()):
+                self.refresh()
+        except OperationalError:
+            logger.warning("no answer from the control database; the shard map may be old")
+        finally:
+            self._lock.release()
+
+    def _load(self) -> dict[str, ShardMap]:
+        with self._control.connect() as conn:
+            return load_maps(conn, self._groups, shards=self._shards, schema=self._schema)

@@ -1,0 +1,268 @@
+"""Split a SELECT into what each shard computes and how the answers are merged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sqlalchemy import BindParameter, ColumnElement, Numeric, Select, func
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import ClauseElement
+
+from datapatterns.errors import MergeLimitError, UnmergeableQueryError
+from datapatterns.sharding.footprint import Footprint
+from datapatterns.sharding.key_conditions import Parameters
+from datapatterns.sharding.mergeable import (
+    AggregateCall,
+    SortExpression,
+    aggregate_call,
+    aggregates_in,
+    check_identity,
+    check_mergeable_parts,
+    order_key,
+    sort_expression,
+    unlabelled,
+)
+from datapatterns.sharding.merging import Aggregate, OrderKey
+
+AnySelect: TypeAlias = Select[*tuple[Any, ...]]
+
+OFFSET_MAX = 10_000
+"""How deep a page over several shards may lie: each shard must send all rows before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMerge:
+    """How partial aggregates become the rows that the caller selected.
+
+    Attributes:
+        group_by: Where the columns stand that tell groups apart, in the partial rows.
+        aggregates: Where partial aggregates stand there.
+        averages: Sums among them, with the counts that they are to be divided by.
+        output: Where the caller's columns stand there; an average where its sum does.
+    """
+
+    group_by: tuple[int, ...]
+    aggregates: tuple[tuple[int, Aggregate], ...]
+    averages: tuple[tuple[int, int], ...]
+    output: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScatterPlan:
+    """What to send to each shard, and what to do with the answers.
+
+    Attributes:
+        statement: The same for each shard, but for the guard that is added.
+        width: How many columns the caller gets.
+        groups: How to merge partial aggregates; None for plain rows.
+        order: What to order the merged rows by.
+        distinct: Whether repeated rows are dropped.
+        offset: How many merged rows to skip.
+        limit: How many to return at most; None for all.
+        rows_max: How many rows may be merged.
+    """
+
+    statement: AnySelect
+    width: int
+    groups: GroupMerge | None
+    order: tuple[OrderKey, ...]
+    distinct: bool
+    offset: int
+    limit: int | None
+    rows_max: int
+
+
+def plan_scatter(
+    statement: AnySelect, footprint: Footprint, parameters: Parameters, *, rows_max: int
+) -> ScatterPlan:
+    """Return how to answer ``statement`` from several shards.
+
+    Raises:
+        MergeLimitError: It asks for more rows than may be merged.
+        UnmergeableQueryError: The shards' answers cannot be merged exactly.
+    """
+    (block,) = footprint.blocks
+    keys = [leaf for leaf in block.leaves if not block.outer]
+    group_by = [unlabelled(clause) for clause in statement._group_by_clauses]  # noqa: SLF001
+    whole_groups = any(leaf.is_key(clause) for leaf in keys for clause in group_by)
+    check_mergeable_parts(statement, whole_groups=whole_groups)
+    limit = _number(statement._limit_clause, parameters)  # noqa: SLF001
+    offset = _number(statement._offset_clause, parameters) or 0  # noqa: SLF001
+    if offset > OFFSET_MAX:
+        raise UnmergeableQueryError(
+            f"OFFSET {offset}", "continue after the last row's sort columns with WHERE instead"
+        )
+    if limit is not None and limit + offset > rows_max:
+        raise MergeLimitError(rows_max)
+    bounds = _Bounds(offset, limit, rows_max)
+    aggregated = any(map(aggregates_in, _selected(statement))) or bool(group_by)
+    if aggregated and not whole_groups:
+        return _plan_groups(statement, group_by, bounds)
+    return _plan_rows(statement, bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    offset: int
+    limit: int | None
+    rows_max: int
+
+    @property
+    def sent(self) -> int:
+        # One row more than may be merged tells that there are too many.
+        return self.rows_max + 1 if self.limit is None else self.limit + self.offset
+
+
+def _plan_rows(statement: AnySelect, bounds: _Bounds) -> ScatterPlan:
+    """Each group, or each row, is on one shard: what it answers is part of the answer."""
+    selected = _selected(statement)
+    distinct = bool(statement._distinct)  # noqa: SLF001 -- there is no public name
+    if distinct:
+        for column in selected:
+            check_identity(column, "DISTINCT")
+    width = len(statement.column_descriptions)
+    sorts = [sort_expression(clause) for clause in statement._order_by_clauses]  # noqa: SLF001
+    order, hidden = [], []
+    for sort in sorts:
+        position = _position(sort, selected) if distinct else None
+        if distinct and position is None:
+            raise UnmergeableQueryError("ORDER BY beside DISTINCT", "select what it orders by")
+        if position is None:
+            hidden.append(_named(sort, selected).label(None))
+            position = width + len(hidden) - 1
+        order.append(order_key(sort, _named(sort, selected), position))
+    sent = statement.add_columns(*hidden).limit(bounds.sent).offset(None)
+    return ScatterPlan(
+        sent, width, None, tuple(order), distinct, bounds.offset, bounds.limit, bounds.rows_max
+    )
+
+
+def _plan_groups(
+    statement: AnySelect, group_by: Sequence[ColumnElement[Any]], bounds: _Bounds
+) -> ScatterPlan:
+    """A shard's groups are parts of groups; its first ones need not be among the first."""
+    selected = _selected(statement)
+    if statement._distinct:  # noqa: SLF001 -- there is no public name
+        raise UnmergeableQueryError("DISTINCT beside aggregates", "leave it out, or GROUP BY more")
+    partial = _Partial(group_by)
+    output = [partial.add(column) for column in selected]
+    for clause in group_by:
+        partial.add_group(clause)
+    order = []
+    for clause in statement._order_by_clauses:  # noqa: SLF001 -- there is no public name
+        sort = sort_expression(clause)
+        position = _position(sort, selected)
+        if position is None:
+            raise UnmergeableQueryError("ORDER BY beside aggregates", "select what it orders by")
+        call = aggregate_call(selected[position])
+        if call is not None and call.name != "min" and call.name != "max":
+            order.append(sort.key(position, text=False))
+        else:
+            ordered_by = selected[position] if call is None else call.argument
+            order.append(order_key(sort, unlabelled(ordered_by), position))
+    sent = (
+        statement.with_only_columns(*partial.columns, maintain_column_froms=True)
+        .order_by(None)
+        .limit(bounds.rows_max + 1)
+        .offset(None)
+    )
+    merge = GroupMerge(
+        tuple(partial.group_positions),
+        tuple(partial.aggregates),
+        tuple(partial.averages),
+        tuple(output),
+    )
+    return ScatterPlan(
+        sent,
+        len(selected),
+        merge,
+        tuple(order),
+        False,
+        bounds.offset,
+        bounds.limit,
+        bounds.rows_max,
+    )
+
+
+class _Partial:
+    """Collects the columns that each shard computes."""
+
+    def __init__(self, group_by: Sequence[ColumnElement[Any]]) -> None:
+        self.columns: list[ColumnElement[Any]] = []
+        self.group_positions: list[int] = []
+        self.aggregates: list[tuple[int, Aggregate]] = []
+        self.averages: list[tuple[int, int]] = []
+        self._group_by = group_by
+
+    def add(self, column: ColumnElement[Any]) -> int:
+        """Add what one selected column needs; return where its result will stand."""
+        call = aggregate_call(column)
+        if call is not None:
+            return self._add_average(call) if call.name == "avg" else self._add(column, call.name)
+        if aggregates_in(column):
+            raise UnmergeableQueryError(
+                "an expression over aggregates", "select the aggregates, and compute from them"
+            )
+        expression = unlabelled(column)
+        if not any(expression.compare(clause) for clause in self._group_by):
+            raise UnmergeableQueryError(
+                "a column that is not in GROUP BY", "add it there, or take its min()"
+            )
+        check_identity(expression, "GROUP BY")
+        self.group_positions.append(len(self.columns))
+        self.columns.append(column)
+        return len(self.columns) - 1
+
+    def add_group(self, clause: ColumnElement[Any]) -> None:
+        """Add a column that tells groups apart, unless it is selected anyway."""
+        known = [self.columns[position] for position in self.group_positions]
+        if not any(clause.compare(unlabelled(column)) for column in known):
+            check_identity(clause, "GROUP BY")
+            self.group_positions.append(len(self.columns))
+            self.columns.append(clause.label(None))
+
+    def _add(self, column: ColumnElement[Any], name: Aggregate) -> int:
+        self.aggregates.append((len(self.columns), name))
+        self.columns.append(column)
+        return len(self.columns) - 1
+
+    def _add_average(self, call: AggregateCall) -> int:
+        # As numeric, so that it is the dividend that PostgreSQL itself would use.
+        total = self._add(call.over(func.sum(call.argument.cast(Numeric))).label(None), "sum")
+        count = self._add(call.over(func.count(call.argument)).label(None), "count")
+        self.averages.append((total, count))
+        return total
+
+
+def _selected(statement: AnySelect) -> list[ColumnElement[Any]]:
+    return list(statement.selected_columns)
+
+
+def _position(sort: SortExpression, selected: Sequence[ColumnElement[Any]]) -> int | None:
+    for position, column in enumerate(selected):
+        if isinstance(sort.expression, str):
+            if column.key == sort.expression:
+                return position
+        elif sort.expression.compare(unlabelled(column)):
+            return position
+    return None
+
+
+def _named(sort: SortExpression, selected: Sequence[ColumnElement[Any]]) -> ColumnElement[Any]:
+    if not isinstance(sort.expression, str):
+        return sort.expression
+    position = _position(sort, selected)
+    if position is None:
+        raise UnmergeableQueryError(f"ORDER BY {sort.expression!r}", "order by an expression")
+    return unlabelled(selected[position])
+
+
+def _number(clause: ClauseElement | None, parameters: Parameters) -> int | None:
+    if clause is None:
+        return None
+    binds = [part for part in visitors.iterate(clause) if isinstance(part, BindParameter)]
+    if len(binds) == 1:
+        value = parameters.get(binds[0].key, binds[0].effective_value)
+        if type(value) is int and value >= 0 and isinstance(clause, BindParameter):
+            return value
+    raise UnmergeableQueryError("a computed LIMIT or OFFSET", "pass a number")

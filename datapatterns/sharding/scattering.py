@@ -1,0 +1,85 @@
+"""Ask several shards at once, and merge what they say."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, wait
+from typing import Any, TypeVar
+
+from sqlalchemy import ARRAY, BigInteger, Connection, Numeric, cast, column, func, select
+
+from datapatterns.errors import MergeLimitError
+from datapatterns.sharding.merging import merged_groups, merged_rows, ordered_rows
+from datapatterns.sharding.ownership import shard_errors
+from datapatterns.sharding.scatter_plan import GroupMerge, ScatterPlan
+
+T = TypeVar("T")
+
+
+def ask_each(executor: Executor, questions: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+    """Ask shards in parallel; return their answers, in the order of the questions.
+
+    Returns only when all have answered or failed, so that no thread still uses a connection.
+
+    Raises:
+        ShardUnavailableError: One of them does not answer.
+        StaleShardMapError: One of them owns other buckets than the map says.
+    """
+
+    def ask(shard_id: str, question: Callable[[], T]) -> T:
+        with shard_errors(shard_id):
+            return question()
+
+    futures = {
+        shard_id: executor.submit(ask, shard_id, question)
+        for shard_id, question in questions.items()
+    }
+    wait(futures.values())
+    return {shard_id: future.result() for shard_id, future in futures.items()}
+
+
+def merge(
+    plan: ScatterPlan, parts: Sequence[Sequence[Sequence[Any]]], divider: Connection
+) -> list[Sequence[Any]]:
+    """Return the rows that one database would have returned for the whole statement.
+
+    Args:
+        plan: What was sent.
+        parts: What came back from each shard.
+        divider: A connection for averages: PostgreSQL itself decides how many digits they have.
+
+    Raises:
+        MergeLimitError: These are more rows than may be merged.
+        UnmergeableQueryError: A value is of a type that Python compares otherwise.
+    """
+    if sum(map(len, parts)) > plan.rows_max:
+        raise MergeLimitError(plan.rows_max)
+    if plan.groups is None:
+        rows = merged_rows(parts, order=plan.order, distinct=plan.width if plan.distinct else None)
+        rows = [row[: plan.width] for row in rows]
+    else:
+        rows = ordered_rows(_grouped(plan.groups, parts, divider), plan.order)
+    end = None if plan.limit is None else plan.offset + plan.limit
+    return rows[plan.offset : end]
+
+
+def _grouped(
+    groups: GroupMerge, parts: Sequence[Sequence[Sequence[Any]]], divider: Connection
+) -> list[Sequence[Any]]:
+    rows = merged_groups(
+        (row for part in parts for row in part),
+        group_by=groups.group_by,
+        aggregates=groups.aggregates,
+    )
+    for total, count in groups.averages:
+        quotients = _divided(divider, [row[total] for row in rows], [row[count] for row in rows])
+        for row, quotient in zip(rows, quotients, strict=True):
+            row[total] = quotient
+    return [[row[position] for position in groups.output] for row in rows]
+
+
+def _divided(conn: Connection, totals: list[Any], counts: list[Any]) -> list[Any]:
+    pairs = func.unnest(cast(totals, ARRAY(Numeric)), cast(counts, ARRAY(BigInteger)))
+    pair = pairs.table_valued(
+        column("total", Numeric), column("count", BigInteger), with_ordinality="place"
+    ).render_derived()
+    quotient = pair.c.total / func.nullif(pair.c.count, 0)
+    return list(conn.scalars(select(quotient).order_by(pair.c.place)))

@@ -1,0 +1,104 @@
+"""The tables of the shard map, and of what each shard knows about itself."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Identity,
+    Integer,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from datapatterns.sql.metadata import DEFAULT_SCHEMA, library_metadata
+
+UNUSED = 0
+"""The epoch of a map that not all shards have been told of; routers take it for missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardingTables:
+    """The tables of one schema; the first three matter in the control database only.
+
+    Attributes:
+        shard: The shards that exist.
+        shard_group: The entity groups, with what they were declared as.
+        bucket_map: Which shard owns which bucket; what routers load.
+        this_shard: On a shard: who it is.
+        bucket: On a shard: what it owns. The truth, should the map disagree.
+    """
+
+    shard: Table
+    shard_group: Table
+    bucket_map: Table
+    this_shard: Table
+    bucket: Table
+
+
+@cache
+def sharding_tables(schema: str = DEFAULT_SCHEMA) -> ShardingTables:
+    """Return the tables in ``schema``."""
+    metadata = library_metadata(schema)
+    shard_name = "shard_id ~ '^[a-z0-9_]{1,30}$'"
+    shard = Table(
+        "shard",
+        metadata,
+        Column("shard_id", Text, primary_key=True),
+        CheckConstraint(shard_name, name="shard_id"),
+    )
+    shard_group = Table(
+        "shard_group",
+        metadata,
+        Column("group_id", Integer, Identity(always=True), primary_key=True),
+        Column("name", Text, nullable=False),
+        Column("strategy", Text, nullable=False),
+        Column("key_type", Text, nullable=False),
+        Column("buckets", Integer, nullable=False),
+        Column("hash_function", Text, nullable=False),
+        Column("fingerprint", Text, nullable=False),
+        Column("epoch", BigInteger, nullable=False, server_default="1"),
+        UniqueConstraint("name"),
+        CheckConstraint("strategy = 'hash'", name="strategy"),
+        CheckConstraint("key_type IN ('bigint', 'text', 'uuid')", name="key_type"),
+        CheckConstraint("buckets > 0 AND buckets & (buckets - 1) = 0", name="buckets"),
+    )
+    bucket_map = Table(
+        "bucket_map",
+        metadata,
+        Column("group_id", Integer, ForeignKey(shard_group.c.group_id), primary_key=True),
+        Column("bucket", Integer, primary_key=True, autoincrement=False),
+        Column("shard_id", Text, ForeignKey(shard.c.shard_id), nullable=False),
+        Column("epoch", BigInteger, nullable=False, server_default="1"),
+        CheckConstraint("bucket >= 0", name="bucket"),
+    )
+    return ShardingTables(shard, shard_group, bucket_map, _this_shard(schema), _bucket(schema))
+
+
+def _this_shard(schema: str) -> Table:
+    return Table(
+        "this_shard",
+        library_metadata(schema),
+        Column("only_row", Boolean, primary_key=True, server_default="true"),
+        Column("shard_id", Text, nullable=False),
+        CheckConstraint("only_row", name="only_row"),
+        CheckConstraint("shard_id ~ '^[a-z0-9_]{1,30}$'", name="shard_id"),
+    )
+
+
+def _bucket(schema: str) -> Table:
+    return Table(
+        "bucket",
+        library_metadata(schema),
+        Column("group_id", Integer, primary_key=True, autoincrement=False),
+        Column("bucket", Integer, primary_key=True, autoincrement=False),
+        Column("state", Text, nullable=False),
+        Column("epoch", BigInteger, nullable=False),
+        CheckConstraint("bucket >= 0", name="bucket"),
+        CheckConstraint("state IN ('owned', 'incoming', 'moved', 'cleaned')", name="state"),
+    )

@@ -1,0 +1,72 @@
+"""Which shard owns which bucket: a value, and how one is first laid out."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TypeVar
+
+from datapatterns.sharding.hash_buckets import Hash
+from datapatterns.sharding.strategy import Key
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMap:
+    """Where the buckets of one group lie, as of an epoch.
+
+    Attributes:
+        group_id: What the servers call the group.
+        epoch: Raised by each change.
+        strategy: Which bucket holds a key.
+        owners: The shard of each bucket, in the order of the buckets.
+    """
+
+    group_id: int
+    epoch: int
+    strategy: Hash
+    owners: tuple[str, ...]
+
+    def shard_of(self, key: Key) -> str:
+        """Return the shard that holds the rows of ``key``."""
+        return self.owners[self.strategy.bucket(key)]
+
+    def shards_of(self, buckets: Iterable[int]) -> frozenset[str]:
+        """Return the shards that hold any of ``buckets``."""
+        return frozenset(self.owners[bucket] for bucket in buckets)
+
+    def buckets_on(self, shard_id: str) -> list[int]:
+        """Return the buckets of a shard, ascending."""
+        return [bucket for bucket, owner in enumerate(self.owners) if owner == shard_id]
+
+    def digest(self, shard_id: str) -> str | None:
+        """Return what the server's ``map_digest`` says if it agrees; None if it owns nothing."""
+        if not (buckets := self.buckets_on(shard_id)):
+            return None
+        # As text the server sorts nothing: it orders by the bucket's number, as this does.
+        return sha256(",".join(f"{bucket}owned" for bucket in buckets).encode()).hexdigest()
+
+    def placed(self, rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[str, list[Row]]:
+        """Return the rows by shard, in their order; a shard that gets none is left out."""
+        placed: dict[str, list[Row]] = {}
+        lists: dict[Key, list[Row]] = {}
+        for row in rows:
+            row_key = key(row)
+            of_key = lists.get(row_key)
+            if of_key is None:
+                of_key = lists[row_key] = placed.setdefault(self.shard_of(row_key), [])
+            of_key.append(row)
+        return placed
+
+
+def spread_evenly(buckets: int, shards: Sequence[str]) -> tuple[str, ...]:
+    """Return a shard for each bucket, so that no shard gets more than one above another.
+
+    The order of ``shards`` does not matter.
+    """
+    if not shards:
+        raise ValueError("there is no shard to spread buckets over")
+    if len(shards) > buckets:
+        raise ValueError(f"{len(shards)} shards cannot share {buckets} buckets")
+    ordered = sorted(shards)
+    return tuple(ordered[bucket % len(ordered)] for bucket in range(buckets))
