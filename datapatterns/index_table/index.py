@@ -131,6 +131,9 @@ class IndexTable:
 
         Raises:
             IndexNotReadyError: It is being built, and ``miss`` is ``refuse``.
+            IndexMissingError: It was never created. The transaction accepts nothing more.
+            IndexChangedError: It was built from another definition. The transaction may
+                accept nothing more.
         """
         return lookup_rows(conn, self.definition, key, limit=limit, after=after, miss=miss)
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.schema import entry_table
-from datapatterns.index_table.states import index_status, is_ready, require_ready
+from datapatterns.index_table.states import index_status, is_ready, reading, require_ready
 
 Miss = Literal["refuse", "scan"]
 """What a look-up does while the index is being built: refuse, or read the base table."""
@@ -54,7 +54,8 @@ def lookup_rows(
             raise ValueError(f"after={after!r}: a primary key is {definition.primary_key}")
         given |= {f"after_{ordinal}": value for ordinal, value in enumerate(after)}
     paged = after is not None
-    rows = conn.execute(_by_key(definition, "index", paged=paged), given).all()
+    with reading(definition):
+        rows = conn.execute(_by_key(definition, "index", paged=paged), given).all()
     if not rows and not _trust_a_miss(conn, definition, miss):
         rows = conn.execute(_by_key(definition, "scan", paged=paged), given).all()
     return list(rows)
@@ -157,7 +158,8 @@ def _fetch_by_keys(
         .select_from(wanted.join(found, true()))
         .order_by(wanted.c.ordinal, *(found.c[own.key] for own in base.primary_key.columns))
     )
-    result = conn.execute(statement).freeze()
+    with reading(definition):
+        result = conn.execute(statement).freeze()
     grouped: list[list[Row[Any]]] = [[] for _ in asked]
     for (ordinal,), row in zip(
         result().columns(0), result().columns(*range(1, len(base.columns) + 1)), strict=True

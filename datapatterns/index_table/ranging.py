@@ -10,7 +10,7 @@ from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.entries import IndexEntry, Match
 from datapatterns.index_table.looking_up import check_limit, joined
 from datapatterns.index_table.schema import entry_table
-from datapatterns.index_table.states import is_ready, require_ready
+from datapatterns.index_table.states import is_ready, reading, require_ready
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,8 @@ def read_entries(
     """Return the index rows of a range without touching the base table."""
     entries = entry_table(definition)
     statement = _ranged(definition, select(*entries.c), entries, wanted)
-    found = conn.execute(statement).all()
+    with reading(definition):
+        found = conn.execute(statement).all()
     if not found:
         require_ready(conn, definition)
     return [_entry(definition, row) for row in found]
@@ -52,7 +53,8 @@ def read_matches(
     # Labels of their own: both sides have columns of the same names.
     labelled = [own.label(f"entry_{ordinal}") for ordinal, own in enumerate(entries.c)]
     both = select(*labelled, *definition.base.columns).select_from(joined(definition))
-    result = conn.execute(_ranged(definition, both, entries, wanted)).freeze()
+    with reading(definition):
+        result = conn.execute(_ranged(definition, both, entries, wanted)).freeze()
     found_entries = result().columns(*range(len(labelled))).all()
     if not found_entries:
         require_ready(conn, definition)

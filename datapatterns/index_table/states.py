@@ -1,8 +1,11 @@
 """Which state an index is in, and whether it was built from the definition at hand."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.errors import (
     IndexChangedError,
@@ -12,6 +15,9 @@ from datapatterns.errors import (
 )
 from datapatterns.index_table.definition import IndexDefinition, fingerprint
 from datapatterns.index_table.schema import index_tables
+
+_UNDEFINED_TABLE = "42P01"
+_UNDEFINED_COLUMN = "42703"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,28 @@ def require_ready(conn: Connection, definition: IndexDefinition) -> None:
     status = index_status(conn, definition)
     if status.state != "ready":
         raise IndexNotReadyError(definition.name, state=status.state)
+
+
+@contextmanager
+def reading(definition: IndexDefinition) -> Iterator[None]:
+    """Say what it means if the index that a statement reads isn't there, or not so.
+
+    A look-up doesn't ask for the index's state first: that would be a second statement. So the
+    transaction accepts nothing more after one of these errors.
+
+    Raises:
+        IndexMissingError: There is no such table.
+        IndexChangedError: It has no such column.
+    """
+    try:
+        yield
+    except ProgrammingError as error:
+        state = getattr(error.orig, "sqlstate", None)
+        if state == _UNDEFINED_TABLE:
+            raise IndexMissingError(definition.name) from error
+        if state == _UNDEFINED_COLUMN:
+            raise IndexChangedError(definition.name) from error
+        raise
 
 
 def require_read_committed(conn: Connection) -> None:
