@@ -18,6 +18,7 @@ from datapatterns.cqrs import Projections
 from datapatterns.errors import ServerTooOldError, SettingsError
 from datapatterns.event_sourcing import EventStore
 from datapatterns.settings import MAIN, Settings, settings_from, shown_database, shown_redis
+from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.sql.server import check_server, library_errors
 from datapatterns.telemetry import SILENT, Observer
@@ -203,6 +204,24 @@ class DataLayer:
             policy=policy,
             schema=self.schema,
             observer=self.observer,
+        )
+
+    def cluster(self, *groups: EntityGroup) -> ShardCluster:
+        """Return the shards of this layer as a cluster, which the caller keeps and closes.
+
+        The shard map is in the main database.
+
+        Args:
+            groups: What is sharded.
+
+        Raises:
+            SettingsError: No shards, or no database for their map, are named.
+        """
+        return ShardCluster(
+            control=self.engine.url,
+            shards=self.settings.shards,
+            groups=groups,
+            schema=self.schema,
         )
 
     @property
