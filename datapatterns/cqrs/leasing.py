@@ -17,28 +17,25 @@ from sqlalchemy import (
     and_,
     exists,
     func,
-    literal,
     or_,
     select,
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
 
-from datapatterns.cqrs.definition import AnyProjection, Projection
+from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.errors import (
     LeaseHeldError,
     LeaseLostError,
-    ProjectionDefinitionError,
-    ProjectionVersionError,
 )
 from datapatterns.event_sourcing.events import Position
 
 ONLY_SHARD: Final = 0
 """The shard that owns all keys, as long as nothing is split."""
 
-_RUNNABLE = ("building", "live", "standby")
+RUNNABLE: Final = ("building", "live", "standby")
+"""In which states a version may be moved on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,37 +56,6 @@ class Lease:
     build: UUID
     owner: str
     seconds: float
-
-
-def register(
-    conn: Connection, tables: ProjectionTables, projection: type[AnyProjection], *, empty: bool
-) -> None:
-    """Make sure that ``projection`` may run as it is declared, and that it has a checkpoint.
-
-    Args:
-        conn: A connection in a transaction.
-        tables: Where the checkpoints are.
-        projection: What to run.
-        empty: Whether its read model is known to hold nothing.
-
-    Raises:
-        ProjectionVersionError: What is there was built by another version.
-    """
-    name, version = projection.name, projection.version
-    in_table = issubclass(projection, Projection)
-    # Versions of a table take each other's place; those in Redis stand side by side.
-    found = _versions(conn, tables, name)
-    if not found and not empty:
-        raise ProjectionVersionError(name, declared=version, live=None)
-    if version not in found and (not found or not in_table):
-        _insert_version(conn, tables, projection, status="building" if found else "live")
-        found = _versions(conn, tables, name)
-    kind, status = found.get(version, (_kind(projection), "retired"))
-    if kind != _kind(projection):
-        raise ProjectionDefinitionError(name, f"the name is taken by a projection in a {kind}")
-    if status not in _RUNNABLE:
-        live = [v for v, (_, status) in found.items() if status == "live"]
-        raise ProjectionVersionError(name, declared=version, live=live[0] if live else None)
 
 
 def claim(
@@ -143,7 +109,7 @@ def advance(
     runnable = exists().where(
         projections.c.name == lease.name,
         projections.c.version == lease.version,
-        projections.c.status.in_(_RUNNABLE),
+        projections.c.status.in_(RUNNABLE),
     )
     moved = conn.execute(
         update(shards)
@@ -158,6 +124,64 @@ def advance(
     if moved.rowcount == 0:
         raise LeaseLostError(f"projection {lease.name}", epoch=lease.epoch)
     return replace(lease, position=position)
+
+
+def take_over(
+    conn: Connection,
+    tables: ProjectionTables,
+    projection: type[AnyProjection],
+    *,
+    owner: str,
+    seconds: float,
+    all_versions: bool,
+) -> list[Lease]:
+    """Take the leases on this version or on all that can run, whoever holds them.
+
+    What their holders have not committed yet is refused.
+    """
+    shards, projections = tables.shards, tables.projections
+    which = true() if all_versions else shards.c.version == projection.version
+    rows = conn.execute(
+        update(shards)
+        .where(
+            shards.c.name == projection.name,
+            which,
+            projections.c.name == shards.c.name,
+            projections.c.version == shards.c.version,
+            projections.c.status.in_(RUNNABLE),
+        )
+        .values(**_taken(tables, owner, seconds))
+        .returning(shards.c.version, shards.c.position, shards.c.epoch, shards.c.build)
+    )
+    return [
+        Lease(projection.name, version, Position(position), epoch, build, owner, seconds)
+        for version, position, epoch, build in rows
+    ]
+
+
+def begin_build(
+    conn: Connection, tables: ProjectionTables, lease: Lease, *, epoch_min: int
+) -> Lease:
+    """Give the data that are about to be built a name of their own, under a later lease.
+
+    Args:
+        conn: A connection in a transaction.
+        tables: Where the leases are.
+        lease: The latest one.
+        epoch_min: The new lease's epoch is above it, for a store that has seen later ones.
+    """
+    shards = tables.shards
+    build, epoch = conn.execute(
+        update(shards)
+        .where(_held(tables, lease))
+        .values(
+            build=func.gen_random_uuid(),
+            epoch=func.greatest(shards.c.epoch, epoch_min) + 1,
+            error=None,
+        )
+        .returning(shards.c.build, shards.c.epoch)
+    ).one()
+    return replace(lease, build=build, epoch=epoch)
 
 
 def release(conn: Connection, tables: ProjectionTables, lease: Lease) -> None:
@@ -183,6 +207,24 @@ def read_position(
     return None if position is None else Position(position)
 
 
+def read_build(
+    conn: Connection, tables: ProjectionTables, projection: type[AnyProjection]
+) -> UUID | None:
+    """Return which build the data must belong to; None if this version has never run."""
+    return conn.scalar(
+        select(tables.shards.c.build).where(
+            tables.shards.c.name == projection.name,
+            tables.shards.c.version == projection.version,
+            tables.shards.c.shard == ONLY_SHARD,
+        )
+    )
+
+
+def is_latest(conn: Connection, tables: ProjectionTables, lease: Lease) -> bool:
+    """Return whether no later lease was given."""
+    return conn.scalar(select(tables.shards.c.epoch).where(_held(tables, lease))) is not None
+
+
 def _take(
     conn: Connection,
     tables: ProjectionTables,
@@ -201,12 +243,7 @@ def _take(
             shards.c.shard == ONLY_SHARD,
             condition,
         )
-        .values(
-            owner=owner,
-            lease_until=_until(seconds),
-            epoch=shards.c.epoch + 1,
-            updated_at=func.clock_timestamp(),
-        )
+        .values(**_taken(tables, owner, seconds))
         .returning(shards.c.position, shards.c.epoch, shards.c.build)
     ).one_or_none()
     if row is None:
@@ -217,56 +254,13 @@ def _take(
     )
 
 
-def take_over(
-    conn: Connection,
-    tables: ProjectionTables,
-    projection: type[AnyProjection],
-    *,
-    owner: str,
-    seconds: float,
-) -> Lease:
-    """Take the lease, whoever holds it; what its holder has not committed yet is refused."""
-    lease = _take(conn, tables, projection, owner=owner, seconds=seconds, condition=true())
-    assert lease is not None, "take_over() needs a registered projection"  # noqa: S101
-    return lease
-
-
-def _versions(conn: Connection, tables: ProjectionTables, name: str) -> dict[int, tuple[str, str]]:
-    projections = tables.projections
-    rows = conn.execute(
-        select(projections.c.version, projections.c.kind, projections.c.status).where(
-            projections.c.name == name
-        )
-    )
-    return {version: (kind, status) for version, kind, status in rows}
-
-
-def _insert_version(
-    conn: Connection, tables: ProjectionTables, projection: type[AnyProjection], *, status: str
-) -> None:
-    # Two processes may start at the same time; the later one finds what the earlier one did.
-    key = {"name": projection.name, "version": projection.version}
-    conn.execute(
-        insert(tables.projections)
-        .values(**key, kind=_kind(projection), status=status)
-        .on_conflict_do_nothing()
-    )
-    known = exists().where(
-        tables.projections.c.name == projection.name,
-        tables.projections.c.version == projection.version,
-    )
-    conn.execute(
-        insert(tables.shards)
-        .from_select(
-            ["name", "version"],
-            select(literal(projection.name), literal(projection.version)).where(known),
-        )
-        .on_conflict_do_nothing()
-    )
-
-
-def _kind(projection: type[AnyProjection]) -> str:
-    return "table" if issubclass(projection, Projection) else "redis"
+def _taken(tables: ProjectionTables, owner: str, seconds: float) -> dict[str, Any]:
+    return {
+        "owner": owner,
+        "lease_until": _until(seconds),
+        "epoch": tables.shards.c.epoch + 1,
+        "updated_at": func.clock_timestamp(),
+    }
 
 
 def _held(tables: ProjectionTables, lease: Lease) -> ColumnElement[bool]:

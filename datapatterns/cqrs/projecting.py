@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
@@ -69,18 +69,7 @@ class TableRunner:
     ) -> tuple[Lease, ProjectionProgress, ProjectionStoppedError | None]:
         page = read_page(conn, self.store, self.projection, lease.position, self.page_events)
         model = read_model_of(self.projection)
-
-        def attempt(length: int) -> Exception | None:
-            savepoint = conn.begin_nested()
-            try:
-                apply_events(conn, self.store, self.projection, model, page.events[:length])
-            except UnappliableError as error:
-                return error
-            finally:
-                savepoint.rollback()
-            return None
-
-        length, error = longest_prefix(len(page.events), attempt)
+        length, error = find_poison(conn, self.store, self.projection, model, page.events)
         apply_events(conn, self.store, self.projection, model, page.events[:length])
         if error is None:
             lease = self._advance(conn, lease, page.checkpoint)
@@ -116,6 +105,8 @@ def read_page(
         CheckpointError: ``after`` lies beyond the log.
         EventTypeError: A handler's class is not an event.
     """
+    # With the sizes of the day: a plan made while the table was small would scan it for ever.
+    conn.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
     types = {store.types.of(handler.event_class).name for handler in projection.handlers}
     return store.read_log(conn, after, limit=limit, event_types=sorted(types))
 
@@ -149,11 +140,33 @@ def apply_events(
         raise UnappliableError from error
 
 
+def find_poison(
+    conn: Connection,
+    store: EventStore,
+    projection: type[Projection],
+    model: ReadModel,
+    events: Sequence[RecordedEvent],
+) -> tuple[int, Exception | None]:
+    """Return how many of ``events`` can be applied, and what the next one raises; apply none."""
+
+    def attempt(length: int) -> Exception | None:
+        savepoint = conn.begin_nested()
+        try:
+            apply_events(conn, store, projection, model, events[:length])
+        except UnappliableError as error:
+            return error
+        finally:
+            savepoint.rollback()
+        return None
+
+    return longest_prefix(len(events), attempt)
+
+
 def describe_stop(
     projection: type[AnyProjection], poison: RecordedEvent, failure: Exception
 ) -> tuple[dict[str, Any], ProjectionStoppedError]:
     """Return what to keep and what to raise when ``poison`` cannot be applied."""
-    error = failure.__cause__ or failure
+    error = (failure.__cause__ or failure) if isinstance(failure, UnappliableError) else failure
     message = _message(error)
     stopped = ProjectionStoppedError(
         projection.name,
@@ -177,5 +190,5 @@ def _message(error: BaseException) -> str:
         primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
         return str(primary or type(error.orig).__name__)
     # Nothing that jsonb would refuse: the error must not be lost to another one.
-    text = str(error)[:_MESSAGE_CHARS_MAX].replace("\0", "\\0")
-    return text.encode(errors="backslashreplace").decode()
+    shortened = str(error)[:_MESSAGE_CHARS_MAX].replace("\0", "\\0")
+    return shortened.encode(errors="backslashreplace").decode()

@@ -6,17 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from redis import Redis
 from sqlalchemy import Connection, Engine
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
-from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.leasing import read_position
+from datapatterns.cqrs.definition import AnyProjection, Projection, RedisProjection
+from datapatterns.cqrs.differences import Verification
+from datapatterns.cqrs.leasing import read_build, read_position
 from datapatterns.cqrs.progress import ProjectionProgress, ProjectionStatus
 from datapatterns.cqrs.projecting import TableRunner
+from datapatterns.cqrs.rebuilding import TableRebuild
+from datapatterns.cqrs.redis_checkpoint import RedisKeys, RedisReadModel, redis_answers
+from datapatterns.cqrs.redis_projecting import RedisRunner, begin_again
+from datapatterns.cqrs.redis_verifying import RedisReplay, verify_redis
+from datapatterns.cqrs.redis_view import RedisView
 from datapatterns.cqrs.running import (
     CatchUp,
     LeaseTerms,
-    Runner,
     Target,
     fresh_reads,
     leased,
@@ -24,7 +30,9 @@ from datapatterns.cqrs.running import (
 )
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.status import list_statuses
+from datapatterns.cqrs.verifying import verify_table
 from datapatterns.cqrs.waiting import behind, wait_for
+from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 
@@ -37,11 +45,16 @@ class Projections:
         store: Where the events are; checkpoints and leases are kept in the same schema.
         lease_seconds: How long after its latest page a runner keeps a projection to itself. A
             page that takes longer is undone if another runner has claimed it meanwhile.
+        redis: Where the read models of `RedisProjection` are; its memory must not evict them.
+        redis_prefix: What their keys begin with; the schema's name unless given. Databases that
+            share one Redis need different ones.
         clock: What waiting goes by.
     """
 
     store: EventStore = field(default_factory=EventStore)
     lease_seconds: float = 30.0
+    redis: Redis | None = field(default=None, repr=False)
+    redis_prefix: str | None = None
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
 
     def run(
@@ -140,9 +153,94 @@ class Projections:
                 raise behind(conn, self._tables, projection, position=position, token=token)
         return position
 
+    def rebuild(
+        self,
+        engine: Engine,
+        projection: type[AnyProjection],
+        *,
+        timeout_seconds: float = 3_600.0,
+        page_events: int = 5_000,
+        on_page: Callable[[ProjectionProgress], None] = lambda _: None,
+    ) -> ProjectionProgress:
+        """Build the read model anew from the first event; other runners are fenced off.
+
+        Readers of a table keep the old rows until the new ones are there, all at once. Readers
+        in Redis are told by `ReadModelBuildingError` that it is being built; to spare them that,
+        raise the version, and the new one is built beside the old one by `catch_up`.
+
+        Args:
+            engine: Where the events and the checkpoints are.
+            projection: What to rebuild; of a table, this version takes the place of all others.
+            timeout_seconds: How long it may take in Redis.
+            page_events: How many events are folded at once.
+            on_page: Called after each page, for a progress bar.
+
+        Raises:
+            LeaseLostError: Another runner took over meanwhile; what was there stays.
+            ProjectionStoppedError: An event cannot be applied; a table stays as it was.
+            ReadModelBehindError: The time has passed; `catch_up` goes on.
+        """
+        if isinstance(runner := self._runner(projection, page_events), RedisRunner):
+            with redis_answers(), fresh_reads(engine) as conn, conn.begin():
+                begin_again(conn, self.store, runner.projection, runner.model, self._terms())
+            return self.catch_up(
+                engine,
+                projection,
+                timeout_seconds=timeout_seconds,
+                page_events=page_events,
+                on_page=on_page,
+            )
+        return TableRebuild(self.store, runner.projection, self._terms(), page_events, on_page).run(
+            engine
+        )
+
+    def verify(
+        self,
+        engine: Engine,
+        projection: type[AnyProjection],
+        *,
+        page_events: int = 5_000,
+        limit: int = 20,
+    ) -> Verification:
+        """Compare the read model with a replay of the log as of the same position.
+
+        The replay of a table is a temporary table, that of Redis a dict in memory. A runner goes
+        on meanwhile, and waits only for the comparison.
+
+        Args:
+            engine: Where the events and the checkpoints are.
+            projection: What to verify.
+            page_events: How many events are folded at once.
+            limit: How many differences to return at most.
+
+        Raises:
+            ReadModelBuildingError: It was never run, or is not whole.
+        """
+        runner = self._runner(projection, page_events)
+        if isinstance(runner, RedisRunner):
+            replay = RedisReplay(self.store, runner.projection, page_events)
+            return verify_redis(engine, replay, runner.model, limit=limit)
+        return verify_table(
+            engine, self.store, runner.projection, page_events=page_events, limit=limit
+        )
+
     def position(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
-        """Return up to where the read model shows the log; None if it was never run."""
-        return read_position(conn, self._tables, projection)
+        """Return up to where the read model shows the log; None if it is not there or not whole.
+
+        Raises:
+            ServerUnavailableError: It is in Redis, which does not answer.
+        """
+        if not issubclass(projection, RedisProjection):
+            return read_position(conn, self._tables, projection)
+        build = read_build(conn, self._tables, projection)
+        with redis_answers():
+            checkpoint = self._in_redis(projection).checkpoint()
+        ours = checkpoint is not None and checkpoint.whole and checkpoint.build == str(build)
+        return checkpoint.position if checkpoint is not None and ours else None
+
+    def view(self, projection: type[RedisProjection]) -> RedisView:
+        """Return what reads the read model that ``projection`` builds in Redis."""
+        return RedisView(self._in_redis(projection))
 
     def status(self, conn: Connection) -> list[ProjectionStatus]:
         """Return how each version of each projection stands, by name and version.
@@ -160,6 +258,17 @@ class Projections:
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         return LeaseTerms(owner, self.lease_seconds)
 
-    def _runner(self, projection: type[AnyProjection], page_events: int) -> Runner:
-        assert issubclass(projection, Projection)
-        return TableRunner(self.store, projection, page_events)
+    def _runner(
+        self, projection: type[AnyProjection], page_events: int
+    ) -> RedisRunner | TableRunner:
+        if issubclass(projection, RedisProjection):
+            return RedisRunner(self.store, projection, self._in_redis(projection), page_events)
+        if issubclass(projection, Projection):
+            return TableRunner(self.store, projection, page_events)
+        raise TypeError(f"{projection.__name__} is neither a Projection nor a RedisProjection")
+
+    def _in_redis(self, projection: type[RedisProjection]) -> RedisReadModel:
+        if self.redis is None:
+            raise SettingsError("redis", f"{projection.name} lives in Redis; give a client")
+        prefix = self.redis_prefix or self.store.schema
+        return RedisReadModel(self.redis, RedisKeys(prefix, projection.name, projection.version))

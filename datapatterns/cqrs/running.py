@@ -9,9 +9,10 @@ from sqlalchemy import Connection, Engine, select
 
 from datapatterns.clock import Clock
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.leasing import Lease, claim, register, release
+from datapatterns.cqrs.leasing import Lease, claim, release
 from datapatterns.cqrs.progress import ProjectionProgress
 from datapatterns.cqrs.read_model import read_model_of
+from datapatterns.cqrs.registering import register
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindError
 from datapatterns.event_sourcing.events import START, Position

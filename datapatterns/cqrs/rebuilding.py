@@ -1,0 +1,96 @@
+"""Build a read model in a table anew from the log, while readers keep what they have.
+
+The log is folded into a temporary table, page by page. Then one transaction writes the rows that
+differ, moves the checkpoint and makes this version the live one: readers see the old rows until
+it commits, and the new ones from then on. What they wait for meanwhile: the table does not move
+on until then.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine, Table, text
+
+from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.differences import replace_rows
+from datapatterns.cqrs.leasing import Lease, advance, release, take_over
+from datapatterns.cqrs.progress import ProjectionProgress
+from datapatterns.cqrs.read_model import read_model_of
+from datapatterns.cqrs.registering import register_build, take_place
+from datapatterns.cqrs.replaying import Replay, advance_replay, replayed
+from datapatterns.cqrs.running import LeaseTerms, fresh_reads
+from datapatterns.cqrs.schema import ProjectionTables, projection_tables
+from datapatterns.event_sourcing.store import EventStore
+
+
+@dataclass(frozen=True, slots=True)
+class TableRebuild:
+    """Rebuilds one `Projection`."""
+
+    store: EventStore
+    projection: type[Projection]
+    terms: LeaseTerms
+    page_events: int
+    on_page: Callable[[ProjectionProgress], None]
+
+    def run(self, engine: Engine) -> ProjectionProgress:
+        """Return when this version's rows are live."""
+        with fresh_reads(engine) as conn:
+            with conn.begin():
+                register_build(conn, self._tables, self.projection)
+                leases = take_over(
+                    conn,
+                    self._tables,
+                    self.projection,
+                    owner=self.terms.owner,
+                    seconds=self.terms.seconds,
+                    all_versions=True,
+                )
+            try:
+                return self._build(conn, leases)
+            finally:
+                if not conn.invalidated:
+                    with conn.begin():
+                        for lease in leases:
+                            release(conn, self._tables, lease)
+
+    def _build(self, conn: Connection, leases: list[Lease]) -> ProjectionProgress:
+        # Not less than any version has shown: what somebody has waited for must not go away.
+        shown = max(lease.position for lease in leases)
+        events = 0
+
+        def renew(done: ProjectionProgress, conn: Connection) -> None:
+            nonlocal events
+            for lease in leases:
+                advance(conn, self._tables, lease, lease.position)
+            events += done.events
+            self.on_page(done)
+
+        with replayed(conn, self.store, self.projection, page_events=self.page_events) as replay:
+            done = advance_replay(conn, replay, on_page=renew)
+            while done.position < shown:
+                done = advance_replay(conn, replay, on_page=renew)
+            with conn.begin():
+                self._swap(conn, leases, replay)
+        return ProjectionProgress(events, done.position, caught_up=True)
+
+    def _swap(self, conn: Connection, leases: list[Lease], replay: Replay) -> None:
+        model = read_model_of(self.projection)
+        # A page of a runner that has lost its lease may be under way. It has the table until it
+        # is rolled back; nobody can begin to write until this transaction ends.
+        _lock_writers_out(conn, model.table)
+        replace_rows(conn, model, replay.model)
+        for lease in leases:
+            mine = lease.version == self.projection.version
+            moved = advance(conn, self._tables, lease, replay.position if mine else lease.position)
+            if mine:
+                take_place(conn, self._tables, moved)
+
+    @property
+    def _tables(self) -> ProjectionTables:
+        return projection_tables(self.store.schema)
+
+
+def _lock_writers_out(conn: Connection, table: Table) -> None:
+    name = conn.dialect.identifier_preparer.format_table(table)
+    conn.execute(text("LOCK TABLE " + name + " IN SHARE ROW EXCLUSIVE MODE"))

@@ -1,0 +1,46 @@
+"""What must happen in Redis at once: each script compares before it writes, and runs alone."""
+
+from typing import Final
+
+ADOPT: Final = """
+local c = redis.call('HMGET', KEYS[1], 'build', 'epoch', 'position', 'clearing', 'torn')
+if c[2] and tonumber(c[2]) > tonumber(ARGV[2]) then return 'later' end
+if c[1] ~= ARGV[1] or c[4] or c[5] then return 'reset' end
+redis.call('HSET', KEYS[1], 'epoch', ARGV[2])
+return c[3]
+"""
+
+APPLY: Final = """
+local c = redis.call('HMGET', KEYS[1], 'build', 'epoch', 'position', 'clearing', 'torn', 'target')
+if c[1] ~= ARGV[1] or c[2] ~= ARGV[2] or c[3] ~= ARGV[3] or c[4] or c[5] then return 0 end
+redis.call('HSET', KEYS[1], 'torn', '1')
+for i = 5, #ARGV, 4 do
+  local command, key = ARGV[i], KEYS[tonumber(ARGV[i + 1])]
+  if command == 'HSET' or command == 'ZADD' then
+    redis.call(command, key, ARGV[i + 2], ARGV[i + 3])
+  else
+    redis.call(command, key, ARGV[i + 2])
+  end
+end
+redis.call('HSET', KEYS[1], 'position', ARGV[4])
+redis.call('HDEL', KEYS[1], 'torn')
+if c[6] and tonumber(ARGV[4]) >= tonumber(c[6]) then redis.call('HDEL', KEYS[1], 'target') end
+return 1
+"""
+
+BEGIN_CLEARING: Final = """
+local epoch = redis.call('HGET', KEYS[1], 'epoch')
+if epoch and tonumber(epoch) > tonumber(ARGV[2]) then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'build', ARGV[1], 'epoch', ARGV[2], 'position', '0', 'clearing', '1')
+if ARGV[3] ~= '0' then redis.call('HSET', KEYS[1], 'target', ARGV[3]) end
+return 1
+"""
+
+CLEAR: Final = """
+local c = redis.call('HMGET', KEYS[1], 'build', 'epoch', 'clearing')
+if c[1] ~= ARGV[1] or c[2] ~= ARGV[2] or not c[3] then return 0 end
+for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end
+if ARGV[3] == 'last' then redis.call('HDEL', KEYS[1], 'clearing') end
+return 1
+"""

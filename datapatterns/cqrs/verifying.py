@@ -1,0 +1,65 @@
+"""Compare a read model with what the log says, as of the same position."""
+
+from sqlalchemy import Connection, Engine, select
+
+from datapatterns.cqrs.definition import AnyProjection, Projection
+from datapatterns.cqrs.differences import Verification, count_rows, find_differences
+from datapatterns.cqrs.leasing import ONLY_SHARD, read_position
+from datapatterns.cqrs.progress import ProjectionProgress
+from datapatterns.cqrs.read_model import read_model_of
+from datapatterns.cqrs.replaying import advance_replay, replayed
+from datapatterns.cqrs.running import fresh_reads
+from datapatterns.cqrs.schema import projection_tables
+from datapatterns.errors import ReadModelBuildingError
+from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.store import EventStore
+
+
+def verify_table(
+    engine: Engine,
+    store: EventStore,
+    projection: type[Projection],
+    *,
+    page_events: int,
+    limit: int,
+) -> Verification:
+    """Do what `Projections.verify` promises for a table."""
+    model = read_model_of(projection)
+    with (
+        fresh_reads(engine) as conn,
+        replayed(conn, store, projection, page_events=page_events) as replay,
+    ):
+        with conn.begin():
+            position = read_position(conn, projection_tables(store.schema), projection)
+        if position is None:
+            raise ReadModelBuildingError(projection.name, position=None)
+        # Most of it while the runner goes on; only the rest and the comparison hold it up.
+        advance_replay(conn, replay, until=position, on_page=_ignore)
+        with conn.begin():
+            position = _hold(conn, store, projection)
+            while replay.position < position:
+                replay.page(conn, until=position)
+            return Verification(
+                position,
+                count_rows(conn, replay.model),
+                find_differences(conn, model, replay.model, limit=limit),
+            )
+
+
+def _hold(conn: Connection, store: EventStore, projection: type[AnyProjection]) -> Position:
+    # A page under way may write its rows, but cannot commit them before this row is free again.
+    shards = projection_tables(store.schema).shards
+    position = conn.execute(
+        select(shards.c.position)
+        .where(
+            shards.c.name == projection.name,
+            shards.c.version == projection.version,
+            shards.c.shard == ONLY_SHARD,
+        )
+        .with_for_update()
+    ).scalar_one()
+    return Position(position)
+
+
+def _ignore(_done: ProjectionProgress, _conn: Connection) -> None:
+    pass
