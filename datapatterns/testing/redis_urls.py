@@ -1,6 +1,6 @@
 """Name another of a Redis server's numbered databases."""
 
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlencode
 
 
 def with_redis_database(url: str, database: int) -> str:
@@ -9,6 +9,6 @@ def with_redis_database(url: str, database: int) -> str:
     >>> with_redis_database("redis://localhost:6379/1?protocol=3", 4)
     'redis://localhost:6379/1?protocol=3&db=4'
     """
-    parts = urlsplit(url)
-    query = {**parse_qs(parts.query), "db": [str(database)]}
-    return urlunsplit(parts._replace(query=urlencode(query, doseq=True)))
+    address, _, options = url.partition("?")
+    query = {**parse_qs(options), "db": [str(database)]}
+    return f"{address}?{urlencode(query, doseq=True)}"
