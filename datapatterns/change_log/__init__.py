@@ -3,7 +3,7 @@
 from datapatterns.change_log.consuming import Consumer, current_snapshot
 from datapatterns.change_log.log import ChangeLog
 from datapatterns.change_log.pending import not_shown_by, pending_for
-from datapatterns.change_log.schema import PgSnapshot, Xid8
+from datapatterns.change_log.schema import PgSnapshot, Xid8, change_log_tables
 from datapatterns.change_log.snapshots import Snapshot, Xid
 from datapatterns.change_log.tokens import ChangeToken, change_token
 
@@ -15,6 +15,7 @@ __all__ = [
     "Snapshot",
     "Xid",
     "Xid8",
+    "change_log_tables",
     "change_token",
     "current_snapshot",
     "not_shown_by",

@@ -27,12 +27,14 @@ class SourceColumn:
     Attributes:
         name: Its name in the table.
         type_sql: Its type and collation, as SQL writes them.
+        is_nullable: Whether it may be NULL.
         equality_is_identity: Whether equal values are the same value. 1.0 and 1.00 are equal
             numerics; comparing only their values would miss the change from one to the other.
     """
 
     name: str
     type_sql: str
+    is_nullable: bool
     equality_is_identity: bool
 
 
@@ -75,6 +77,7 @@ SELECT a.attname AS name,
        format_type(a.atttypid, a.atttypmod)
        || CASE WHEN a.attcollation <> t.typcollation
                THEN ' COLLATE ' || a.attcollation::regcollation::text ELSE '' END AS type_sql,
+       NOT a.attnotnull AS is_nullable,
        a.attgenerated = 'v' AS is_virtual,
        (t.typtype = 'e' OR EXISTS (
             SELECT FROM pg_catalog.pg_opclass o
@@ -90,7 +93,7 @@ SELECT a.attname AS name,
 FROM pg_catalog.pg_attribute a
 JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
 JOIN pg_catalog.pg_type t ON t.oid = CASE WHEN d.typtype = 'd' THEN d.typbasetype ELSE d.oid END
-WHERE a.attrelid = :oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE a.attrelid = CAST(CAST(:relation AS regclass) AS oid) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 """)
 
@@ -133,11 +136,38 @@ def inspect_source(conn: Connection, table: Table | str) -> SourceTable:
     if reason := _obstacle(facts):
         raise CaptureRefusedError(full_name, reason)
     columns = tuple(
-        SourceColumn(row.name, row.type_sql, row.equality_is_identity)
-        for row in conn.execute(_COLUMNS, {"oid": facts.oid})
-        if not (row.is_virtual or row.name in LOG_COLUMNS or row.name.startswith(IMAGE_PREFIX))
+        column
+        for column in inspect_columns(conn, facts.oid)
+        if column.name not in LOG_COLUMNS and not column.name.startswith(IMAGE_PREFIX)
     )
     return SourceTable(facts.oid, facts.schema, facts.name, columns)
+
+
+def inspect_columns(conn: Connection, relation: int | str) -> list[SourceColumn]:
+    """Return the columns of a relation that triggers see the values of, in its order.
+
+    Args:
+        conn: A connection in a transaction.
+        relation: Its oid, or its name as SQL writes it.
+    """
+    return [
+        SourceColumn(row.name, row.type_sql, row.is_nullable, row.equality_is_identity)
+        for row in conn.execute(_COLUMNS, {"relation": str(relation)})
+        if not row.is_virtual
+    ]
+
+
+def has_equality(conn: Connection, relation: sql.Identifier, column: str) -> bool:
+    """Return whether values of ``column`` can be told apart."""
+    probe = sql.SQL("SELECT {c} FROM {t} WHERE false EXCEPT ALL SELECT {c} FROM {t} WHERE false")
+    try:
+        with conn.begin_nested():
+            execute(conn, probe.format(c=sql.Identifier(column), t=relation))
+    except ProgrammingError as error:
+        if not isinstance(error.orig, UndefinedFunction):
+            raise
+        return False
+    return True
 
 
 def choose_columns(
@@ -158,7 +188,11 @@ def choose_columns(
             " or is named like the log's own columns",
         )
     for column in chosen:
-        _require_equality(conn, source, column)
+        if not has_equality(conn, source.identifier, column.name):
+            raise CaptureRefusedError(
+                source.full_name,
+                f"values of column {column.name!r} cannot be compared; jsonb can be, json cannot",
+            )
     return chosen
 
 
@@ -173,17 +207,3 @@ def _obstacle(facts: Row[Any]) -> str | None:
         "it has row-level security, which the log would get around": facts.secured,
     }
     return next((reason for reason, holds in obstacles.items() if holds), None)
-
-
-def _require_equality(conn: Connection, source: SourceTable, column: SourceColumn) -> None:
-    probe = sql.SQL("SELECT {c} FROM {t} WHERE false EXCEPT ALL SELECT {c} FROM {t} WHERE false")
-    try:
-        with conn.begin_nested():
-            execute(conn, probe.format(c=sql.Identifier(column.name), t=source.identifier))
-    except ProgrammingError as error:
-        if not isinstance(error.orig, UndefinedFunction):
-            raise
-        raise CaptureRefusedError(
-            source.full_name,
-            f"values of column {column.name!r} cannot be compared; jsonb can, json cannot",
-        ) from error

@@ -1,0 +1,164 @@
+"""Ask the server what a query depends on besides its tables.
+
+The server has analysed the query by the time a plain view of it exists: which function each
+operator, cast and call stands for is in the stored rule. So nothing is guessed from names.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, text
+
+from datapatterns.errors import ViewDefinitionError
+
+_RULE = text("""
+SELECT r.ev_action::text FROM pg_catalog.pg_rewrite r
+WHERE r.ev_class = CAST(CAST(:definition AS regclass) AS oid)
+""")
+_FUNCTIONS = text("""
+SELECT p.proname AS name, p.provolatile AS volatility, p.prokind = 'a' AS is_aggregate,
+       n.nspname = 'pg_catalog' AS is_builtin,
+       p.proargtypes::oid[] && ARRAY['float4'::regtype, 'float8'::regtype]::oid[] AS takes_floats
+FROM pg_catalog.pg_proc p
+JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+WHERE p.oid = ANY (CAST(:oids AS oid[]))
+ORDER BY p.proname
+""")
+# What a cast by way of text calls: the output function of one type, the input function of another.
+_TYPE_FUNCTIONS = text("""
+SELECT p.oid FROM pg_catalog.pg_type t
+JOIN pg_catalog.pg_proc p ON p.oid = t.typoutput AND t.oid = ANY (CAST(:sources AS oid[]))
+                          OR p.oid = t.typinput AND t.oid = ANY (CAST(:targets AS oid[]))
+""")
+_BASES = text("""
+SELECT n.nspname AS schema, c.relname AS name, a.attname AS column, c.oid AS oid
+FROM pg_catalog.pg_rewrite r
+JOIN pg_catalog.pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+ AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class
+JOIN pg_catalog.pg_class c ON c.oid = d.refobjid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+                                   AND d.refobjsubid > 0
+WHERE r.ev_class = CAST(CAST(:definition AS regclass) AS oid)
+ORDER BY n.nspname, c.relname, a.attnum
+""")
+
+_ORDER_FREE = frozenset({
+    "avg", "bit_and", "bit_or", "bit_xor", "bool_and", "bool_or", "count", "every", "max", "min",
+    "percentile_cont", "percentile_disc", "range_agg", "range_intersect_agg", "stddev",
+    "stddev_pop", "stddev_samp", "sum", "var_pop", "var_samp", "variance",
+})  # fmt: skip
+_ROUNDED = frozenset({
+    "avg", "stddev", "stddev_pop", "stddev_samp", "sum", "var_pop", "var_samp", "variance",
+})  # fmt: skip
+
+
+class _Clause(NamedTuple):
+    pattern: re.Pattern[str]
+    clause: str
+    advice: str
+
+
+_CLAUSES = [
+    _Clause(
+        re.compile(r":limit(?:Count|Offset) \{"),
+        "LIMIT or OFFSET",
+        "which rows it keeps is not certain; leave it to the reader",
+    ),
+    _Clause(
+        re.compile(r":hasDistinctOn true"),
+        "DISTINCT ON",
+        "which row it keeps is not certain; group, with min() or max()",
+    ),
+    _Clause(
+        re.compile(r"\{WINDOWFUNC "),
+        "a window function",
+        "rows that tie have no certain order; leave it to the reader",
+    ),
+    _Clause(
+        re.compile(r"\{(?:SQLVALUEFUNCTION|NEXTVALUEEXPR|CURRENTOFEXPR) "),
+        "the current time or user",
+        "no change would say that it has passed; leave it to the reader",
+    ),
+    _Clause(re.compile(r"\{TABLESAMPLECLAUSE "), "TABLESAMPLE", "leave it to the reader"),
+    _Clause(re.compile(r"\{ROWMARKCLAUSE "), "FOR UPDATE or FOR SHARE", "a view locks no rows"),
+    _Clause(
+        re.compile(r"\{(?:XMLEXPR|JSONCONSTRUCTOREXPR|JSONEXPR|JSONISPREDICATE) "),
+        "an XML or SQL/JSON expression",
+        "leave it to the reader",
+    ),
+    _Clause(
+        re.compile(r"\{VAR :varno \d+ :varattno 0 "),
+        "a whole row as a value",
+        "name its columns",
+    ),
+]
+_FUNCTION_ID = re.compile(r":(?:funcid|opfuncid|aggfnoid|winfnoid|elemfuncid) (\d+)")
+_TEXT_CAST = re.compile(r"\{COERCEVIAIO :arg .*?:\w*type (\d+)")
+_RESULT_TYPE = re.compile(r":resulttype (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A table that a query reads, and the columns that it reads."""
+
+    schema: str
+    name: str
+    columns: tuple[str, ...]
+
+
+def read_bases(conn: Connection, definition: str) -> list[Base]:
+    """Return the tables below the plain view ``definition``, in the order of their names."""
+    columns: dict[tuple[str, str], list[str]] = {}
+    for row in conn.execute(_BASES, {"definition": definition}):
+        named = columns.setdefault((row.schema, row.name), [])
+        if row.column is not None:
+            named.append(row.column)
+    return [Base(*table, tuple(named)) for table, named in columns.items()]
+
+
+def require_determinism(conn: Connection, view: str, definition: str) -> None:
+    """Let only queries through that give the same rows whenever the tables hold the same.
+
+    Args:
+        conn: A connection in a transaction.
+        view: The view's name, for the message.
+        definition: The plain view of the query, as SQL writes its name.
+
+    Raises:
+        ViewDefinitionError: A clause depends on something else; it is named.
+    """
+    rule = conn.execute(_RULE, {"definition": definition}).scalar_one()
+    for pattern, clause, advice in _CLAUSES:
+        if pattern.search(rule):
+            raise ViewDefinitionError(view, clause=clause, advice=advice)
+    oids = {int(oid) for oid in _FUNCTION_ID.findall(rule)}
+    if sources := [int(oid) for oid in _TEXT_CAST.findall(rule)]:
+        targets = [int(oid) for oid in _RESULT_TYPE.findall(rule)]
+        oids.update(conn.scalars(_TYPE_FUNCTIONS, {"sources": sources, "targets": targets}))
+    for function in conn.execute(_FUNCTIONS, {"oids": sorted(oids)}).all():
+        for objection, way_out in _objections(function):
+            raise ViewDefinitionError(view, clause=objection, advice=way_out)
+
+
+def _objections(function: Row[Any]) -> Iterator[tuple[str, str]]:
+    name = function.name
+    if function.volatility == "v":
+        yield f"the volatile function {name}()", "store its result in a column"
+    if function.volatility == "s":
+        yield (
+            f"{name}(), which depends on the time or on settings",
+            "use an immutable form, such as AT TIME ZONE with a fixed zone, or store its result",
+        )
+    if function.is_aggregate and not (function.is_builtin and name in _ORDER_FREE):
+        yield (
+            f"the aggregate {name}(), which may depend on the order of rows",
+            "leave it to the reader",
+        )
+    if function.is_aggregate and name in _ROUNDED and function.takes_floats:
+        yield (
+            f"{name}() of floating-point numbers, which depends on the order of rows",
+            "cast to numeric first",
+        )

@@ -1,0 +1,44 @@
+"""What the parts of a view are called."""
+
+import re
+from dataclasses import dataclass
+
+from datapatterns.errors import ViewDefinitionError
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+
+
+@dataclass(frozen=True, slots=True)
+class ViewNames:
+    """The relations of one view, and its consumer."""
+
+    schema: str
+    view: str
+
+    @property
+    def stored(self) -> str:
+        """Return the table that holds what the view shows."""
+        return f"{self.view}_stored"
+
+    @property
+    def definition(self) -> str:
+        """Return the plain view that runs the query."""
+        return f"{self.view}_definition"
+
+    @property
+    def consumer(self) -> str:
+        """Return who consumes changes for the view."""
+        return f"view:{self.view}"
+
+
+def view_names(schema: str, view: str) -> ViewNames:
+    """Return the names for a view called ``view``.
+
+    Raises:
+        ViewDefinitionError: No view can be called so.
+    """
+    if not _NAME.fullmatch(view):
+        raise ViewDefinitionError(
+            view, clause="its name", advice="use 1 to 40 of a-z, 0-9 and _, no digit first"
+        )
+    return ViewNames(schema, view)

@@ -1,0 +1,65 @@
+"""What operations on a view answer."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from datapatterns.materialized_view.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshReport:
+    """What a refresh did.
+
+    Attributes:
+        strategy: How it was done. A view that is kept by counting is rebuilt after a TRUNCATE.
+        pending_rows: How many captured changes it took in; an UPDATE is two for each row.
+        rows_changed: How many stored rows were written or deleted.
+        duration_seconds: How long it took, without the commit.
+    """
+
+    strategy: Strategy
+    pending_rows: int
+    rows_changed: int
+    duration_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """How far a view is behind its tables.
+
+    Attributes:
+        populated: Whether it has been filled since it was created or rebased.
+        pending_rows: How many captured changes it lacks, counted up to a limit.
+        stale_seconds: 0 if nothing is pending, else the time since the last refresh: at most so
+            long has the oldest of them been missing.
+        refreshed_at: When it was last refreshed.
+        last_duration_seconds: How long that took.
+    """
+
+    populated: bool
+    pending_rows: int
+    stale_seconds: float
+    refreshed_at: datetime | None
+    last_duration_seconds: float | None
+
+
+class DifferenceKind(StrEnum):
+    """On which side a row is."""
+
+    MISSING = "missing"
+    UNEXPECTED = "unexpected"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A row that view and query do not share.
+
+    Attributes:
+        kind: Missing from the view, or unexpected in it.
+        row: Its values by column.
+    """
+
+    kind: DifferenceKind
+    row: dict[str, Any]

@@ -1,0 +1,43 @@
+"""The table that lists the views of a schema."""
+
+from functools import cache
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+
+from datapatterns.change_log.schema import change_log_tables
+from datapatterns.sql.metadata import library_metadata
+
+
+@cache
+def materialized_views(schema: str) -> Table:
+    """Return the table of views in ``schema``."""
+    consumers = change_log_tables(schema).consumers
+    return Table(
+        "materialized_view",
+        library_metadata(schema),
+        Column("name", Text, primary_key=True),
+        Column("consumer", Text, ForeignKey(consumers.c.name), nullable=False),
+        Column("definition_hash", Text, nullable=False),
+        Column("strategy", Text, nullable=False),
+        Column("reason", Text, nullable=False),
+        Column("sources", JSONB, nullable=False),
+        Column(
+            "created_at",
+            TIMESTAMP(timezone=True),
+            nullable=False,
+            server_default=func.statement_timestamp(),
+        ),
+        Column("duration_seconds", Double),
+        CheckConstraint("strategy IN ('counting', 'rebuild')", "strategy"),
+        UniqueConstraint("consumer"),
+    )

@@ -1,0 +1,54 @@
+"""How a view is kept, and how one asks for it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+
+class Strategy(StrEnum):
+    """How stored rows follow the tables.
+
+    COUNTING adds the signed effect of each changed row; its price grows with what has changed.
+    REBUILD runs the query and writes the rows that differ; its price is that of the query.
+    """
+
+    COUNTING = "counting"
+    REBUILD = "rebuild"
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """Count where counting is exact, rebuild elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incremental:
+    """Count; refuse a query for which counting is not exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """Rebuild, whatever the query."""
+
+
+Maintain: TypeAlias = Auto | Incremental | Full
+
+AUTO = Auto()
+"""How a view is kept unless it is asked for otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Which strategy keeps a view, and why.
+
+    Attributes:
+        strategy: How stored rows follow the tables.
+        reason: The clause that decided it, for people.
+    """
+
+    strategy: Strategy
+    reason: str
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        return f"{self.strategy}: {self.reason}"

@@ -1,0 +1,85 @@
+"""Compare a view with its query, row by row, in one snapshot."""
+
+from psycopg import sql
+from sqlalchemy import Connection, func, select, text
+
+from datapatterns.change_log.consuming import hold_consumer
+from datapatterns.clock import Clock
+from datapatterns.errors import (
+    ConsumerMissingError,
+    IsolationLevelError,
+    SnapshotOutdatedError,
+    ViewMissingError,
+)
+from datapatterns.materialized_view.definition import ViewDefinition
+from datapatterns.materialized_view.records import read_record
+from datapatterns.materialized_view.refreshing import bring_up_to_date
+from datapatterns.materialized_view.reports import Difference, DifferenceKind
+from datapatterns.sql.composing import execute
+
+# Both names are those of one row: as the snapshot shows it, and as it is now.
+_REWRITTEN = text("""
+SELECT c.oid::regclass::text FROM pg_catalog.pg_class c
+WHERE c.oid = ANY (CAST(:sources AS regclass[])::oid[])
+  AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)
+""")
+_DIFFERENCES = sql.SQL("""
+SELECT {missing}, d.* FROM (TABLE {query} EXCEPT ALL TABLE {view}) AS d
+UNION ALL
+SELECT {unexpected}, d.* FROM (TABLE {view} EXCEPT ALL TABLE {query}) AS d
+LIMIT {limit}
+""")
+
+
+def verify_view(
+    conn: Connection, view: ViewDefinition, *, limit: int, clock: Clock
+) -> list[Difference]:
+    """Refresh the view, then return the rows, at most ``limit``, that it gets wrong.
+
+    Both happen in the snapshot of one REPEATABLE READ transaction, so that writers may go on.
+
+    Raises:
+        IsolationLevelError: The transaction is not REPEATABLE READ.
+        SnapshotOutdatedError: A table was truncated just now.
+        TransactionInUseError: The transaction has already written something.
+        ViewChangedError: The view was created from another query.
+        ViewMissingError: The view was not created.
+        ViewNotPopulatedError: The view has not been filled yet.
+    """
+    found = conn.execute(select(func.current_setting("transaction_isolation"))).scalar_one()
+    if found != "repeatable read":
+        raise IsolationLevelError(found=found, needed="repeatable read")
+    names = view.names
+    _hold_sources(conn, view)
+    try:
+        consumer = hold_consumer(conn, names.consumer, schema=names.schema)
+    except ConsumerMissingError as error:
+        raise ViewMissingError(names.view) from error
+    if consumer is not None:
+        bring_up_to_date(conn, view, consumer, clock=clock)
+    return _differences(conn, view, limit)
+
+
+def _hold_sources(conn: Connection, view: ViewDefinition) -> None:
+    """Keep TRUNCATE away: it takes rows from older snapshots, too."""
+    sources = [*read_record(conn, view.names, view.query).sources]
+    for source in sources:
+        execute(conn, sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(source)))
+    rewritten = conn.scalars(_REWRITTEN, {"sources": sources}).first()
+    if rewritten is not None:
+        raise SnapshotOutdatedError(rewritten)
+
+
+def _differences(conn: Connection, view: ViewDefinition, limit: int) -> list[Difference]:
+    names = view.names
+    statement = _DIFFERENCES.format(
+        missing=sql.Literal(DifferenceKind.MISSING.value),
+        unexpected=sql.Literal(DifferenceKind.UNEXPECTED.value),
+        view=sql.Identifier(names.schema, names.view),
+        query=sql.Identifier(names.schema, names.definition),
+        limit=sql.Literal(limit),
+    )
+    return [
+        Difference(DifferenceKind(row[0]), dict(zip(view.columns, row[1:], strict=True)))
+        for row in execute(conn, statement)
+    ]
