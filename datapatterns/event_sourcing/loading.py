@@ -207,8 +207,8 @@ def _load_statement(schema: str) -> Select[Any]:
         snapshot.c.version,
         snapshot.c.position,
         snapshot.c.state,
-        cast(null(), Text),
-        cast(null(), BigInteger),
+        cast(null(), Text).label("name"),
+        cast(null(), BigInteger).label("schema_version"),
         snapshot.c.fits,
     )
     both = begin.union_all(tail)
