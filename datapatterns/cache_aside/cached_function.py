@@ -2,13 +2,15 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_type_hints
 
 from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Session
 
 from datapatterns.cache_aside.keys import Key, entry_of
+from datapatterns.errors import SettingsError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,9 +19,29 @@ T = TypeVar("T")
 class Forgetful(Protocol):
     """The part of a cache that forgets."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the cache holds."""
+        ...
 
     def invalidate(self, *keys: Key) -> None:
+        """Forget ``keys`` now."""
+        ...
+
+    def invalidate_in(self, writer: Connection | Session, *keys: Key) -> None:
+        """Forget ``keys`` if and when the transaction of ``writer`` commits."""
+        ...
+
+
+class ForgetfulAsync(Protocol):
+    """The part of a cache for asyncio that forgets."""
+
+    @property
+    def name(self) -> str:
+        """What the cache holds."""
+        ...
+
+    async def invalidate(self, *keys: Key) -> None:
         """Forget ``keys`` now."""
         ...
 
@@ -33,6 +55,10 @@ class CachedFunction(Generic[P, T]):
 
     Its key is its arguments: one argument is the key itself, several are a tuple, in the order of
     the parameters and with defaults filled in.
+
+    Attributes:
+        load: The function itself: what it reads with a connection of yours is not cached, and
+            shows your own uncommitted writes.
     """
 
     def __init__(
@@ -44,48 +70,114 @@ class CachedFunction(Generic[P, T]):
     ) -> None:
         functools.update_wrapper(self, load)
         self.load = load
+        self._key = _key_of_calls(load)
         self._cache = cache
         self._read = read
-        parameters = list(inspect.signature(load).parameters.values())[1:]
-        self._signature = inspect.Signature(parameters)
-        # A call by position with every argument given needs no binding.
-        self._plain_count = len(parameters) if all(map(_is_plain, parameters)) else -1
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function returns, from the cache if it can."""
-        entry = entry_of(self._cache.name, self.key(*args, **kwargs))
+        entry = entry_of(self._cache.name, self._key(*args, **kwargs))
         return self._read(entry, lambda conn: self.load(conn, *args, **kwargs))
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
-        """Return the key of a call: for the cache, equal calls are the same call."""
-        values: tuple[Any, ...]
-        if not kwargs and len(args) == self._plain_count:
-            values = args
-        else:
-            bound = self._signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            values = (*bound.args, *bound.kwargs.values())
-        return values[0] if len(values) == 1 else values
+        """Return the key of a call."""
+        return self._key(*args, **kwargs)
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Forget the result of this call now."""
-        self._cache.invalidate(self.key(*args, **kwargs))
+        self._cache.invalidate(self._key(*args, **kwargs))
 
     def invalidate_in(
         self, writer: Connection | Session, *args: P.args, **kwargs: P.kwargs
     ) -> None:
         """Forget the result of this call if and when the transaction of ``writer`` commits."""
-        self._cache.invalidate_in(writer, self.key(*args, **kwargs))
+        self._cache.invalidate_in(writer, self._key(*args, **kwargs))
 
-    def wraps_the_same_as(self, load: Callable[..., Any]) -> bool:
-        """Return whether ``load`` is this function again, perhaps from a module loaded anew."""
-        ours, theirs = inspect.unwrap(self.load), inspect.unwrap(load)
-        return (ours.__module__, ours.__qualname__) == (theirs.__module__, theirs.__qualname__)
+
+class AsyncCachedFunction(Generic[P, T]):
+    """A coroutine function that reads through a cache; call it without ``conn``.
+
+    Attributes:
+        load: The function itself, as in `CachedFunction`.
+    """
+
+    def __init__(
+        self,
+        load: Callable[Concatenate[AsyncConnection, P], Awaitable[T]],
+        *,
+        cache: ForgetfulAsync,
+        read: Callable[[str, Callable[[AsyncConnection], Awaitable[T]]], Awaitable[T]],
+    ) -> None:
+        functools.update_wrapper(self, load)
+        self.load = load
+        self._key = _key_of_calls(load)
+        self._cache = cache
+        self._read = read
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what the function returns, from the cache if it can."""
+        entry = entry_of(self._cache.name, self._key(*args, **kwargs))
+        return await self._read(entry, lambda conn: self.load(conn, *args, **kwargs))
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
+        """Return the key of a call."""
+        return self._key(*args, **kwargs)
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Forget the result of this call now."""
+        await self._cache.invalidate(self._key(*args, **kwargs))
+
+    def invalidate_in(
+        self, writer: Connection | Session, *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Forget the result of this call if and when the transaction of ``writer`` commits.
+
+        For ``run_sync`` of an async connection or session.
+        """
+        self._cache.invalidate_in(writer, self._key(*args, **kwargs))
 
 
 def value_type_of(load: Callable[..., Any]) -> object:
     """Return what ``load`` says it returns; plain data if it does not say."""
     return get_type_hints(load).get("return", Any)
+
+
+def refuse_a_second(cache: str, first: object, load: Callable[..., Any]) -> None:
+    """Refuse another function than the first: their keys could not be told apart.
+
+    Raises:
+        SettingsError: It is another function; the same from a module loaded anew is none.
+    """
+    wrapped = inspect.unwrap(first) if callable(first) else load
+    names = {(each.__module__, each.__qualname__) for each in (wrapped, load)}
+    if len(names) > 1:
+        raise SettingsError(
+            f"cache {cache}", "it caches another function already; give each its own"
+        )
+
+
+def _key_of_calls(load: Callable[..., Any]) -> Callable[..., Key]:
+    """Return what turns the arguments of a call into a key: equal calls have one key.
+
+    Raises:
+        SettingsError: It takes any keywords.
+    """
+    parameters = list(inspect.signature(load).parameters.values())[1:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise SettingsError("cached", "a function with **keywords has no key; name its parameters")
+    signature = inspect.Signature(parameters)
+    # A call by position with every argument given needs no binding.
+    plain_count = len(parameters) if all(map(_is_plain, parameters)) else -1
+
+    def key_of_call(*args: Any, **kwargs: Any) -> Key:  # noqa: ANN401 -- whatever it takes
+        values: tuple[Any, ...] = args
+        if kwargs or len(args) != plain_count:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            values = (*bound.args, *bound.kwargs.values())
+        return values[0] if len(values) == 1 else values
+
+    return key_of_call
 
 
 def _is_plain(parameter: inspect.Parameter) -> bool:

@@ -43,10 +43,14 @@ class Gate:
 
     def standing(self) -> Standing | None:
         """Return where hits may come from, or None if they must not be served now."""
+        return self.unchecked() or self._check()
+
+    def unchecked(self) -> Standing | None:
+        """Return what is known without asking anybody; this never blocks."""
         standing = self._standing
         if standing is not None and self._clock.monotonic() < self._checked_until:
             return standing
-        return self._check()
+        return None
 
     def close(self) -> None:
         """Serve nothing until a relay round that begins after this has ended."""

@@ -29,8 +29,9 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _IDLE_MAX = 64
-_UNREACHABLE = (RedisConnectionError, RedisTimeoutError, OSError)
+UNREACHABLE = (RedisConnectionError, RedisTimeoutError, OSError)
 _OF_ANOTHER_POOL = ("event_dispatcher", "himport_registry", "maint_notifications", "orig_")
+WHO_ARE_YOU: Sequence[Command] = (("INFO", "server"), ("INFO", "replication"))
 _FIELD = re.compile(r"^(run_id|master_replid|redis_mode):([^\r\n]*)", re.MULTILINE)
 
 
@@ -65,12 +66,7 @@ class Link:
         Raises:
             SettingsError: It is a node of a cluster.
         """
-        sections = [self._call(("INFO", section)) for section in ("server", "replication")]
-        text = b"".join(section for section in sections if isinstance(section, bytes))
-        found = dict(_FIELD.findall(text.decode(errors="replace")))
-        if found.get("redis_mode") == "cluster":
-            raise SettingsError("redis", "a Redis Cluster is not supported yet; name one server")
-        self.identity = f"{found.get('run_id')}:{found.get('master_replid')}"
+        self.identity = identity_in([self._call(command) for command in WHO_ARE_YOU])
         return self.identity
 
     def close(self) -> None:
@@ -81,6 +77,19 @@ class Link:
         self.send(self.pack(*command), check_health=False)
         reply: object = self.receive(disable_decoding=True)
         return reply
+
+
+def identity_in(replies: Sequence[object]) -> str:
+    """Return which run of which server gave these replies to `WHO_ARE_YOU`.
+
+    Raises:
+        SettingsError: It is a node of a cluster.
+    """
+    text = b"".join(reply for reply in replies if isinstance(reply, bytes))
+    found = dict(_FIELD.findall(text.decode(errors="replace")))
+    if found.get("redis_mode") == "cluster":
+        raise SettingsError("redis", "a Redis Cluster is not supported yet; name one server")
+    return f"{found.get('run_id')}:{found.get('master_replid')}"
 
 
 class Links:
@@ -137,25 +146,24 @@ class Links:
             link = self._idle.pop()
         except IndexError:  # another thread was quicker
             return self.call(("GET", key), identity=identity)
+        if link.identity != identity:
+            link.close()
+            return self.call(("GET", key), identity=identity)
         try:
-            if link.identity == identity:
-                link.send(link.pack("GET", key), False)
-                reply: object = link.receive(disable_decoding=True)
-                self._idle.append(link)
-                return reply
+            link.send(link.pack("GET", key), False)
+            reply: object = link.receive(disable_decoding=True)
         except RedisConnectionError:
             link.close()
             return self.call(("GET", key), identity=identity)
         except BaseException as error:
             link.close()
-            if isinstance(error, _UNREACHABLE):
-                raise self._silence(error) from error
+            if isinstance(error, UNREACHABLE):
+                raise self.silence(error) from error
             if isinstance(error, ResponseError):
                 raise CacheSilence(str(error)) from error
             raise
-        link.close()
-        self._on_silence()
-        raise CacheSilence("another server answers now")
+        self._idle.append(link)
+        return reply
 
     def call(self, command: Command, *, identity: str | None = None) -> object:
         """Return the reply to one command.
@@ -178,9 +186,8 @@ class Links:
         """
 
         def send(link: Link) -> list[object]:
-            if identity is not None and link.identity != identity:
-                self._on_silence()
-                raise CacheSilence("another server answers now")
+            if identity not in {None, link.identity}:
+                raise RedisConnectionError("another server answers")
             return [link.call(command) for command in commands]
 
         return self._with_link(send)
@@ -214,8 +221,8 @@ class Links:
                     raise
             # The server had closed an idle link: that says nothing about how it is now.
             return self._use(Link(self._pool), use)
-        except _UNREACHABLE as error:
-            raise self._silence(error) from error
+        except UNREACHABLE as error:
+            raise self.silence(error) from error
         except ResponseError as error:
             raise CacheSilence(str(error)) from error
 
@@ -234,7 +241,8 @@ class Links:
             link.close()
         return result
 
-    def _silence(self, error: Exception) -> CacheSilence:
+    def silence(self, error: Exception) -> CacheSilence:
+        """Take note that the server did not answer, and return what to raise."""
         was_open = self._breaker.is_open
         self._breaker.failed()
         self._on_silence()

@@ -12,10 +12,10 @@ from redis import Redis
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from datapatterns.cache_aside.breaker import Breaker
-from datapatterns.cache_aside.cached_function import CachedFunction, value_type_of
-from datapatterns.cache_aside.codec import Codec, is_fresh
-from datapatterns.cache_aside.counting import CacheStats, Counters
+from datapatterns.cache_aside.backing import Backing
+from datapatterns.cache_aside.cached_function import CachedFunction, refuse_a_second, value_type_of
+from datapatterns.cache_aside.codec import Codec
+from datapatterns.cache_aside.counting import CacheStats
 from datapatterns.cache_aside.flights import Flights
 from datapatterns.cache_aside.flow import (
     AnyStep,
@@ -29,24 +29,19 @@ from datapatterns.cache_aside.flow import (
     Pause,
     read_through,
 )
-from datapatterns.cache_aside.gate import Gate
-from datapatterns.cache_aside.invalidating import Invalidation, record_invalidation
-from datapatterns.cache_aside.keys import Key, checked_name, entry_of
-from datapatterns.cache_aside.links import Links
+from datapatterns.cache_aside.keys import Key, entry_of
 from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
 from datapatterns.cache_aside.redis_commands import (
     answer_to,
     command_for,
-    invalidations_of,
     value_key,
 )
-from datapatterns.cache_aside.relaying import Relay, RelayReport, Standing
+from datapatterns.cache_aside.relaying import RelayReport, Standing
 from datapatterns.cache_aside.standby import is_standby
 from datapatterns.cache_aside.watching import watch_models
-from datapatterns.cache_aside.writing import after_commit, collecting
-from datapatterns.clock import SYSTEM_CLOCK
-from datapatterns.errors import CacheBusyError, ServerUnavailableError, SettingsError
-from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
+from datapatterns.cache_aside.writing import collecting
+from datapatterns.errors import CacheBusyError
+from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
 
 P = ParamSpec("P")
@@ -82,24 +77,29 @@ class Cache:
         target: str = "datapatterns",
         observer: Observer = SILENT,
     ) -> None:
-        self.name = checked_name(name)
-        self.engine = engine
-        self.policy = policy
-        self._schema = checked_schema(schema)
-        self._target = checked_name(target)
-        self._counters = Counters(name, observer)
         self._flights = Flights()
-        self._bulkhead = BoundedSemaphore(policy.loads_at_once)
-        self._links = Links(
+        self._backing = Backing(
             redis,
-            timeout_seconds=policy.redis_timeout_seconds,
-            breaker=Breaker(SYSTEM_CLOCK.monotonic),
-            on_silence=self._close_gate,
+            engine,
+            name=name,
+            policy=policy,
+            schema=schema,
+            target=target,
+            observer=observer,
+            detach=self._flights.detach,
         )
-        self._relay = Relay(engine, self._links, policy, self._schema, self._target)
-        self._gate = Gate(self._relay, SYSTEM_CLOCK)
-        self._codecs: dict[object, Codec[Any]] = {}
+        self._bulkhead = BoundedSemaphore(policy.loads_at_once)
         self._cached: CachedFunction[..., Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """What the cache holds."""
+        return self._backing.name
+
+    @property
+    def policy(self) -> CachePolicy:
+        """The times to live by."""
+        return self._backing.policy
 
     def get_or_load(self, key: Key, load: Loader[T], *, value_type: object = Any) -> T:
         """Return the value under ``key``; if there is none, ``load`` it and keep it.
@@ -119,7 +119,7 @@ class Cache:
             CacheBusyError: Redis is away, and so many loads are under way that no place got
                 free in time.
         """
-        codec: Codec[T] = self._codec(value_type)
+        codec: Codec[T] = self._backing.codec(value_type)
         return self._read(entry_of(self.name, key), codec, load)
 
     def cached(self, load: Callable[Concatenate[Connection, P], T]) -> CachedFunction[P, T]:
@@ -130,11 +130,8 @@ class Cache:
         Raises:
             SettingsError: The cache holds another function's results already.
         """
-        if self._cached is not None and not self._cached.wraps_the_same_as(load):
-            raise SettingsError(
-                f"cache {self.name}", "it caches another function already; give each its own"
-            )
-        codec: Codec[T] = self._codec(value_type_of(load))
+        refuse_a_second(self.name, self._cached, load)
+        codec: Codec[T] = self._backing.codec(value_type_of(load))
         cached = CachedFunction(load, cache=self, read=lambda e, go: self._read(e, codec, go))
         self._cached = cached
         return cached
@@ -146,12 +143,7 @@ class Cache:
         `writes`: then it is done before the commit returns to the caller. For any other connection
         the relay does it, at most ``vouched_seconds`` later. It never fails for want of Redis.
         """
-        if not keys:
-            return
-        entries = [entry_of(self.name, key) for key in keys]
-        conn = writer if isinstance(writer, Connection) else writer.connection()
-        invalidation = record_invalidation(conn, entries, schema=self._schema, target=self._target)
-        after_commit(writer, lambda: self._deliver(invalidation))
+        self._backing.invalidate_in(writer, keys)
 
     def invalidate(self, *keys: Key) -> None:
         """Forget ``keys`` now, for instance after a write that nobody recorded.
@@ -168,7 +160,7 @@ class Cache:
 
         What any cache invalidates on this connection is forgotten when the commit has happened.
         """
-        with (bind or self.engine).begin() as begun:
+        with (bind or self._backing.engine).begin() as begun:
             conn = begun if isinstance(begun, Connection) else bind
             assert isinstance(conn, Connection)
             with collecting(conn) as acts:
@@ -196,40 +188,29 @@ class Cache:
             ServerUnavailableError: Redis did not answer; nothing is lost.
             SettingsError: The engine leads to a standby.
         """
-        closings = self._gate.closings
-        try:
-            report, standing = self._relay.run()
-        except CacheSilence as silence:
-            raise ServerUnavailableError("Redis", str(silence)) from silence
-        if standing is not None:
-            self._gate.opened_by(standing, closings=closings)
-        return report
+        return self._backing.relay()
 
     def stats(self) -> CacheStats:
         """Return what this process has done with the cache."""
-        return self._counters.stats()
+        return self._backing.counters.stats()
 
     def close(self) -> None:
         """Close idle connections to Redis; the cache can still be used."""
-        self._links.close()
+        self._backing.links.close()
 
     def _read(self, entry: str, codec: Codec[T], load: Loader[T]) -> T:
-        standing = self._gate.standing()
-        if standing is not None and (raw := self._glance(entry, standing)):
-            stored = codec.parse(raw)
-            if stored is not None and is_fresh(
-                stored.soft_expiry_ms,
-                stored.took_ms,
-                now_ms=time() * 1000,
-                early_refresh=self.policy.early_refresh,
-            ):
-                self._counters.hit()
+        standing = self._backing.gate.standing()
+        if standing is not None:
+            raw = self._glance(entry, standing)
+            if (stored := self._backing.fresh(codec, raw)) is not None:
                 return stored.value
         return self._join(entry, codec, load)
 
     def _glance(self, entry: str, standing: Standing) -> bytes | None:
         try:
-            raw = self._links.fetch(value_key(standing.prefix, entry), identity=standing.server)
+            raw = self._backing.links.fetch(
+                value_key(standing.prefix, entry), identity=standing.server
+            )
         except CacheSilence:
             return None
         return raw if isinstance(raw, bytes) else None
@@ -245,24 +226,16 @@ class Cache:
         outcome = self._flights.join(entry, fly, wait_seconds=self.policy.wait_seconds)
         if outcome is None:  # whoever loads is slow; its fate is not ours
             return self._load(codec, load, leased=False).value
-        if outcome.source in {"hit", "stale"}:
-            self._counters.hit()
-            if outcome.source == "stale":
-                self._counters.add("stale")
-        elif not has_flown:
-            self._counters.add("joined")
+        self._backing.count(outcome, has_joined=not has_flown)
         return outcome.value
 
     def _fly(self, entry: str, codec: Codec[T], load: Loader[T]) -> Outcome[T]:
-        standing = self._gate.standing()
+        standing = self._backing.gate.standing()
         if standing is None:
-            self._counters.add("bypassed")
+            self._backing.counters.add("bypassed")
             return Outcome(self._load(codec, load, leased=False).value, "loaded")
         flow = read_through(entry, codec=codec, policy=self.policy, token=uuid4().hex)
-        outcome = _drive(flow, lambda step: self._perform(step, standing, codec, load))
-        if outcome.source == "filled":
-            self._counters.add("filled")
-        return outcome
+        return _drive(flow, lambda step: self._perform(step, standing, codec, load))
 
     def _perform(
         self, step: AnyStep, standing: Standing, codec: Codec[T], load: Loader[T]
@@ -276,11 +249,11 @@ class Cache:
                 sleep(seconds)
                 return None
             case Note(what):
-                self._counters.add(what)
+                self._backing.counters.add(what)
                 return None
             case _:
                 command = command_for(step, prefix=standing.prefix, policy=self.policy)
-                return answer_to(step, self._links.call(command, identity=standing.server))
+                return answer_to(step, self._backing.links.call(command, identity=standing.server))
 
     def _load(self, codec: Codec[T], load: Loader[T], *, leased: bool) -> Loaded[T]:
         if leased:
@@ -297,58 +270,17 @@ class Cache:
         began = perf_counter()
         # In autocommit mode each statement sees what had committed when it began: nothing that
         # is older than the lease, whatever the isolation level of the application.
-        with self.engine.connect() as conn:
+        with self._backing.engine.connect() as conn:
             conn.execution_options(isolation_level="AUTOCOMMIT")
-            may_store = leased and not is_standby(conn)
+            from_standby = is_standby(conn)
             loaded = load(conn)
-        seconds = perf_counter() - began
-        self._counters.loaded(seconds)
-        value, payload = codec.canonical(loaded)
-        packed = may_store and codec.pack(
-            value,
-            payload,
-            took_ms=seconds * 1000,
-            now_ms=time() * 1000,
-            policy=self.policy,
-            jitter=random.uniform(-1, 1),  # noqa: S311 -- spreads expiry
+        return self._backing.packed(
+            codec,
+            loaded,
+            seconds=perf_counter() - began,
+            leased=leased,
+            is_standby=from_standby,
         )
-        if packed:
-            return Loaded(value, packed.raw, packed.ttl_ms)
-        if leased:
-            self._counters.add("unstored")
-        return Loaded(value, None, 0)
-
-    def _deliver(self, invalidation: Invalidation) -> None:
-        current = self._gate.last_standing
-        prefixes = {invalidation.prefix, current and current.prefix} - {None}
-        try:
-            for prefix in prefixes:
-                self._links.call_all(
-                    invalidations_of(
-                        invalidation.entries,
-                        prefix=str(prefix),
-                        xids=[str(invalidation.xid)],
-                        policy=self.policy,
-                    )
-                )
-            self._counters.add("invalidated", len(invalidation.entries))
-        except (CacheSilence, SettingsError):
-            # The write has committed; the relay will deliver. Until it has, this process serves
-            # no hits: it must see its own writes.
-            self._close_gate()
-            self._counters.add("undelivered", len(invalidation.entries))
-        for entry in invalidation.entries:
-            # Only now: a load that began before the delete must not be joined after it.
-            self._flights.detach(entry)
-
-    def _codec(self, value_type: object) -> Codec[Any]:
-        codec = self._codecs.get(value_type)
-        if codec is None:
-            codec = self._codecs[value_type] = Codec(value_type)
-        return codec
-
-    def _close_gate(self) -> None:
-        self._gate.close()
 
 
 def _drive(flow: Flow[T], perform: Callable[[AnyStep], object]) -> T:

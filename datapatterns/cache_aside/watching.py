@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import event, inspect
-from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction, sessionmaker
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session, UOWTransaction, sessionmaker
 
 from datapatterns.cache_aside.keys import Key
 from datapatterns.errors import UnknownRowsError
@@ -24,7 +24,8 @@ def watch_models(
         models: Mapped classes; their subclasses count.
         invalidate_in: What records the keys in the session's transaction.
     """
-    tables: set[str] = {str(table.name) for model in models for table in inspect(model).tables}
+    mappers: list[Mapper[Any]] = [inspect(model) for model in models]
+    tables = {str(getattr(table, "name", "")) for mapper in mappers for table in mapper.tables}
 
     def after_flush(session: Session, _: UOWTransaction) -> None:
         touched = [*session.new, *session.dirty, *session.deleted]

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 import pytest
 from redis import Redis
@@ -175,7 +176,10 @@ def test_what_has_been_relayed_is_collected(cache: Cache, engine: Engine) -> Non
             cache.invalidate_in(conn, number)
 
     assert cache.relay().transactions == 1_200
-    assert cache.relay().transactions == 0
+    # Transactions of others on this server may hold the horizon back for a while.
+    deadline = monotonic() + ENOUGH_SECONDS
+    while outbox(engine) and monotonic() < deadline:
+        assert cache.relay().transactions == 0
     assert outbox(engine) == []
 
 

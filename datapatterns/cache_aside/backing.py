@@ -1,0 +1,179 @@
+"""What a cache stands on, whichever colour it has: connections, gate, relay, outbox, counters."""
+
+import random
+from collections.abc import Callable
+from time import time
+from typing import Any, TypeVar
+
+from redis import Redis
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
+
+from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.cache_aside.codec import Codec, Stored, is_fresh
+from datapatterns.cache_aside.counting import Counters
+from datapatterns.cache_aside.flow import CacheSilence, Loaded, Outcome
+from datapatterns.cache_aside.gate import Gate
+from datapatterns.cache_aside.invalidating import Invalidation, record_invalidation
+from datapatterns.cache_aside.keys import Key, checked_name, entry_of
+from datapatterns.cache_aside.links import Links
+from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.redis_commands import invalidations_of
+from datapatterns.cache_aside.relaying import Relay, RelayReport
+from datapatterns.cache_aside.writing import after_commit
+from datapatterns.clock import SYSTEM_CLOCK
+from datapatterns.errors import ServerUnavailableError, SettingsError
+from datapatterns.sql.metadata import checked_schema
+from datapatterns.telemetry import Observer
+
+T = TypeVar("T")
+
+
+class Backing:
+    """The parts of one cache that block: for asyncio they run in threads.
+
+    Args:
+        redis: A URL, or a client whose settings are used.
+        engine: The primary of the database.
+        name: What the cache holds.
+        policy: The times to live by.
+        schema: Where the library's tables live.
+        target: The name of this Redis.
+        observer: Where counts and durations go.
+        detach: Called with an entry whose load under way must not be joined any more.
+    """
+
+    def __init__(  # noqa: PLR0913 -- a composition root of its own
+        self,
+        redis: str | Redis,
+        engine: Engine,
+        *,
+        name: str,
+        policy: CachePolicy,
+        schema: str,
+        target: str,
+        observer: Observer,
+        detach: Callable[[str], object],
+    ) -> None:
+        self.name = checked_name(name)
+        self.engine = engine
+        self.policy = policy
+        self.counters = Counters(name, observer)
+        self.breaker = Breaker(SYSTEM_CLOCK.monotonic)
+        self.links = Links(
+            redis,
+            timeout_seconds=policy.redis_timeout_seconds,
+            breaker=self.breaker,
+            on_silence=self.close_gate,
+        )
+        self._schema = checked_schema(schema)
+        self._target = checked_name(target)
+        self._relay = Relay(engine, self.links, policy, self._schema, self._target)
+        self.gate = Gate(self._relay, SYSTEM_CLOCK)
+        self._detach = detach
+        self._codecs: dict[object, Codec[Any]] = {}
+
+    def codec(self, value_type: object) -> Codec[Any]:
+        """Return the one codec for values of this type."""
+        codec = self._codecs.get(value_type)
+        if codec is None:
+            codec = self._codecs[value_type] = Codec(value_type)
+        return codec
+
+    def close_gate(self) -> None:
+        """Serve no hits until a relay round has ended."""
+        self.gate.close()
+
+    def invalidate_in(self, writer: Connection | Session, keys: tuple[Key, ...]) -> None:
+        """Record ``keys`` with the writer's transaction, and deliver after its commit."""
+        if not keys:
+            return
+        entries = [entry_of(self.name, key) for key in keys]
+        conn = writer if isinstance(writer, Connection) else writer.connection()
+        invalidation = record_invalidation(conn, entries, schema=self._schema, target=self._target)
+        after_commit(writer, lambda: self._deliver(invalidation))
+
+    def relay(self) -> RelayReport:
+        """Run one relay round.
+
+        Raises:
+            ServerUnavailableError: Redis did not answer; nothing is lost.
+            SettingsError: The engine leads to a standby.
+        """
+        closings = self.gate.closings
+        try:
+            report, standing = self._relay.run()
+        except CacheSilence as silence:
+            raise ServerUnavailableError("Redis", str(silence)) from silence
+        if standing is not None:
+            self.gate.opened_by(standing, closings=closings)
+        return report
+
+    def count(self, outcome: Outcome[Any], *, has_joined: bool) -> None:
+        """Count how a value was come by."""
+        if outcome.source in {"hit", "stale"}:
+            self.counters.hit()
+            if outcome.source == "stale":
+                self.counters.add("stale")
+        elif has_joined:
+            self.counters.add("joined")
+        elif outcome.source == "filled":
+            self.counters.add("filled")
+
+    def packed(
+        self, codec: Codec[T], loaded: T, *, seconds: float, leased: bool, is_standby: bool
+    ) -> Loaded[T]:
+        """Return a loaded value with its bytes, if it may be stored."""
+        self.counters.loaded(seconds)
+        value, payload = codec.canonical(loaded)
+        packed = None
+        if leased and not is_standby:
+            packed = codec.pack(
+                value,
+                payload,
+                took_ms=seconds * 1000,
+                now_ms=time() * 1000,
+                policy=self.policy,
+                jitter=random.uniform(-1, 1),  # noqa: S311 -- spreads expiry
+            )
+        if packed is not None:
+            return Loaded(value, packed.raw, packed.ttl_ms)
+        if leased:
+            self.counters.add("unstored")
+        return Loaded(value, None, 0)
+
+    def fresh(self, codec: Codec[T], raw: bytes | None) -> Stored[T] | None:
+        """Return what ``raw`` holds if no second thought is needed, and count the hit."""
+        stored = codec.parse(raw) if raw else None
+        if stored is None or not is_fresh(
+            stored.soft_expiry_ms,
+            stored.took_ms,
+            now_ms=time() * 1000,
+            early_refresh=self.policy.early_refresh,
+        ):
+            return None
+        self.counters.hit()
+        return stored
+
+    def _deliver(self, invalidation: Invalidation) -> None:
+        current = self.gate.last_standing
+        prefixes = {invalidation.prefix, current and current.prefix} - {None}
+        try:
+            for prefix in prefixes:
+                self.links.call_all(
+                    invalidations_of(
+                        invalidation.entries,
+                        prefix=str(prefix),
+                        xids=[str(invalidation.xid)],
+                        policy=self.policy,
+                    )
+                )
+            self.counters.add("invalidated", len(invalidation.entries))
+        except (CacheSilence, SettingsError):
+            # The write has committed; the relay will deliver. Until it has, this process serves
+            # no hits: it must see its own writes.
+            self.close_gate()
+            self.counters.add("undelivered", len(invalidation.entries))
+        for entry in invalidation.entries:
+            # Only now: a load that began before the delete must not be joined after it.
+            self._detach(entry)
