@@ -215,7 +215,8 @@ def _unwrapped(type_: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def _array_of(column: Column[Any]) -> ARRAY[Any]:
     # A cast to varchar(3)[] cuts longer text without a word, where an INSERT refuses it.
-    return ARRAY(Text() if type(column.type) in _PLAIN_TEXT else column.type)
+    # One dimension, or a list that is a JSON value would be taken for an inner array.
+    return ARRAY(Text() if type(column.type) in _PLAIN_TEXT else column.type, dimensions=1)
 
 
 def _arrays(

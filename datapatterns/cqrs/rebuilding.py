@@ -59,17 +59,19 @@ class TableRebuild:
         shown = max(lease.position for lease in leases)
         events = 0
 
-        def renew(done: ProjectionProgress, conn: Connection) -> None:
-            nonlocal events
+        def renew(conn: Connection) -> None:
             for lease in leases:
                 advance(conn, self._tables, lease, lease.position)
+
+        def count(done: ProjectionProgress) -> None:
+            nonlocal events
             events += done.events
             self.on_page(done)
 
         with replayed(conn, self.store, self.projection, page_events=self.page_events) as replay:
-            done = advance_replay(conn, replay, on_page=renew)
+            done = advance_replay(conn, replay, in_page=renew, on_page=count)
             while done.position < shown:
-                done = advance_replay(conn, replay, on_page=renew)
+                done = advance_replay(conn, replay, in_page=renew, on_page=count)
             with conn.begin():
                 self._swap(conn, leases, replay)
         return ProjectionProgress(events, done.position, caught_up=True)
@@ -80,11 +82,11 @@ class TableRebuild:
         # is rolled back; nobody can begin to write until this transaction ends.
         _lock_writers_out(conn, model.table)
         replace_rows(conn, model, replay.model)
-        for lease in leases:
-            mine = lease.version == self.projection.version
-            moved = advance(conn, self._tables, lease, replay.position if mine else lease.position)
-            if mine:
-                take_place(conn, self._tables, moved)
+        (mine,) = (lease for lease in leases if lease.version == self.projection.version)
+        for other in leases:
+            if other is not mine:  # before they are retired, or none of them can be checked
+                advance(conn, self._tables, other, other.position)
+        take_place(conn, self._tables, advance(conn, self._tables, mine, replay.position))
 
     @property
     def _tables(self) -> ProjectionTables:

@@ -11,7 +11,7 @@ dump holds older data and the older checkpoint, and going on from there is right
 - ``torn``: only inside a script, so it shows if one broke off in the middle.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -134,9 +134,19 @@ class RedisReadModel:
             if key != self.keys.checkpoint:
                 leftovers.append(key)
             if len(leftovers) == _KEYS_PER_CALL:
-                self._clear(ticket, leftovers, last=False)
+                self.clear(ticket, leftovers, last=False)
                 leftovers = []
-        self._clear(ticket, leftovers, last=True)
+        self.clear(ticket, leftovers, last=True)
+
+    def clear(self, ticket: Ticket, leftovers: Sequence[str], *, last: bool) -> None:
+        """Remove keys of an earlier build; with ``last``, the build may begin.
+
+        Raises:
+            LaterEpochError: The caller's lease is not the latest that wrote here.
+        """
+        arguments = (*ticket.arguments, "last" if last else "")
+        if not self._script(CLEAR, [self.keys.checkpoint, *leftovers], arguments):
+            raise LaterEpochError
 
     def stored(self, places: Iterable[Place], after: Position) -> dict[Place, str] | None:
         """Return what ``places`` hold at ``after``; None if Redis is not there (any more).
@@ -214,11 +224,6 @@ class RedisReadModel:
             index = str(keys.setdefault(key, len(keys) + 1))
             arguments += _command(place, value, index)
         return bool(self._script(APPLY, list(keys), arguments))
-
-    def _clear(self, ticket: Ticket, leftovers: list[str], *, last: bool) -> None:
-        arguments = (*ticket.arguments, "last" if last else "")
-        if not self._script(CLEAR, [self.keys.checkpoint, *leftovers], arguments):
-            raise LaterEpochError
 
     def _script(self, script: str, keys: list[str], arguments: Iterable[str]) -> Any:  # noqa: ANN401
         return self.client.register_script(script)(keys=keys, args=list(arguments))

@@ -88,7 +88,8 @@ def advance_replay(
     replay: Replay,
     *,
     until: Position | None = None,
-    on_page: Callable[[ProjectionProgress, Connection], None],
+    in_page: Callable[[Connection], None] = lambda _: None,
+    on_page: Callable[[ProjectionProgress], None] = lambda _: None,
 ) -> ProjectionProgress:
     """Replay to ``until``, or to the end of the log.
 
@@ -96,7 +97,8 @@ def advance_replay(
         conn: The connection of the temporary table, without a transaction.
         replay: What to go on with.
         until: The last position to apply.
-        on_page: Called within the transaction of each page.
+        in_page: Called within the transaction of each page.
+        on_page: Called after it.
 
     Raises:
         ProjectionStoppedError: An event cannot be applied.
@@ -106,7 +108,7 @@ def advance_replay(
         try:
             with conn.begin():
                 done = replay.page(conn, until=until)
-                on_page(done, conn)
+                in_page(conn)
         except UnappliableError:
             replay.position = before
             with conn.begin():
@@ -114,6 +116,7 @@ def advance_replay(
             if stopped is None:
                 raise
             raise stopped from stopped.__cause__
+        on_page(done)
         if done.caught_up:
             return done
 

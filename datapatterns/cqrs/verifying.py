@@ -5,7 +5,6 @@ from sqlalchemy import Connection, Engine, select
 from datapatterns.cqrs.definition import AnyProjection, Projection
 from datapatterns.cqrs.differences import Verification, count_rows, find_differences
 from datapatterns.cqrs.leasing import ONLY_SHARD, read_position
-from datapatterns.cqrs.progress import ProjectionProgress
 from datapatterns.cqrs.read_model import read_model_of
 from datapatterns.cqrs.replaying import advance_replay, replayed
 from datapatterns.cqrs.running import fresh_reads
@@ -34,7 +33,7 @@ def verify_table(
         if position is None:
             raise ReadModelBuildingError(projection.name, position=None)
         # Most of it while the runner goes on; only the rest and the comparison hold it up.
-        advance_replay(conn, replay, until=position, on_page=_ignore)
+        advance_replay(conn, replay, until=position)
         with conn.begin():
             position = _hold(conn, store, projection)
             while replay.position < position:
@@ -59,7 +58,3 @@ def _hold(conn: Connection, store: EventStore, projection: type[AnyProjection]) 
         .with_for_update()
     ).scalar_one()
     return Position(position)
-
-
-def _ignore(_done: ProjectionProgress, _conn: Connection) -> None:
-    pass

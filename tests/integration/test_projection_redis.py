@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from datapatterns.cqrs import Projections, RedisChanges, RedisProjection, on
 from datapatterns.cqrs.leasing import Lease, claim
 from datapatterns.cqrs.redis_changes import Place
-from datapatterns.cqrs.redis_checkpoint import RedisKeys, RedisReadModel, Ticket
+from datapatterns.cqrs.redis_checkpoint import LaterEpochError, RedisKeys, RedisReadModel, Ticket
 from datapatterns.cqrs.redis_projecting import RedisRunner
 from datapatterns.cqrs.registering import register
 from datapatterns.cqrs.schema import projection_tables
@@ -198,6 +198,30 @@ def test_a_runner_that_wakes_up_is_refused_by_postgresql_before_it_reaches_redis
 
         with pytest.raises(LeaseLostError):
             runner.page(conn, stale)
+
+
+def test_a_runner_that_wakes_up_cannot_clear_what_its_heir_has_built(
+    engine: Engine, projections: Projections, redis_client: Redis
+) -> None:
+    append_all(engine, STORE, milk(4))
+    model = in_redis(projections)
+    stale = claimed(engine)
+    with engine.connect() as conn:
+        RedisRunner(STORE, Dashboard, model, page_events=2).begin(conn, stale)
+    lapse(engine)
+    projections.catch_up(engine, Dashboard)
+    ticket = Ticket(stale.build, stale.epoch)
+    data = KEYS.of("zset", "best_sellers")
+
+    with pytest.raises(LaterEpochError):
+        model.adopt(ticket)
+    with pytest.raises(LaterEpochError):
+        model.reset(ticket, target=Position(0))
+    redis_client.hset(KEYS.checkpoint, "clearing", "1")  # as if both were at it
+    with pytest.raises(LaterEpochError):
+        model.clear(ticket, [data], last=True)
+
+    assert redis_client.exists(data)
 
 
 def test_a_redis_that_lost_everything_is_filled_again(

@@ -1,0 +1,84 @@
+import pytest
+
+from datapatterns.cqrs import Projection, RedisChanges, RedisProjection, on
+from datapatterns.cqrs.definition import AnyProjection
+from datapatterns.errors import ProjectionDefinitionError
+from datapatterns.event_sourcing import RecordedEvent
+from tests.fixtures.read_models import (
+    Dashboard,
+    DoorOpened,
+    ItemScanned,
+    ProductSales,
+    ProductsMerged,
+    ProductWithdrawn,
+    SalesByProduct,
+)
+
+
+def test_every_handler_is_kept_although_all_are_named_underscore() -> None:
+    classes = [handler.event_class for handler in SalesByProduct.handlers]
+
+    assert classes == [ItemScanned, ProductWithdrawn, ProductsMerged]
+
+
+def test_names_come_from_the_class_unless_given() -> None:
+    class HTTPCallsByDay2(RedisProjection, version=3):
+        @on(ItemScanned)
+        def _(self, changes: RedisChanges, _e: ItemScanned, _meta: RecordedEvent) -> None: ...
+
+    class Renamed(RedisProjection, version=1, name="kept"):
+        @on(ItemScanned)
+        def _(self, changes: RedisChanges, _e: ItemScanned, _meta: RecordedEvent) -> None: ...
+
+    assert (SalesByProduct.name, SalesByProduct.version) == ("sales_by_product", 1)
+    assert (HTTPCallsByDay2.name, HTTPCallsByDay2.version) == ("http_calls_by_day2", 3)
+    assert Renamed.name == "kept"
+
+
+def test_a_subclass_inherits_handlers_and_adds_its_own() -> None:
+    class More(Dashboard, version=2, name="dashboard"):
+        @on(DoorOpened)
+        def _(self, changes: RedisChanges, _e: DoorOpened, _meta: RecordedEvent) -> None: ...
+
+    classes = [handler.event_class for handler in More.handlers]
+
+    assert classes == [ItemScanned, ProductWithdrawn, DoorOpened]
+    assert len(Dashboard.handlers) == 2
+
+
+def test_a_handler_of_a_table_says_which_row_it_concerns() -> None:
+    with pytest.raises(ProjectionDefinitionError, match="which row"):
+
+        class NoKey(Projection, into=ProductSales, version=1):
+            @on(ItemScanned)
+            def _(self, row: ProductSales, _e: ItemScanned, _meta: RecordedEvent) -> None: ...
+
+
+def test_a_handler_in_redis_has_no_key() -> None:
+    with pytest.raises(ProjectionDefinitionError, match="leave key="):
+
+        class Keyed(RedisProjection, version=1):
+            @on(ItemScanned, key=lambda e, _: e.product)
+            def _(self, changes: RedisChanges, _e: ItemScanned, _meta: RecordedEvent) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "why"),
+    [("Bad", 1, "a-z"), ("a" * 64, 1, "a-z"), ("ok", 0, "from 1"), ("ok", 2**31, "from 1")],
+)
+def test_names_and_versions_must_fit_their_columns(name: str, version: int, why: str) -> None:
+    with pytest.raises(ProjectionDefinitionError, match=why):
+
+        class Bad(Dashboard, version=version, name=name):
+            pass
+
+
+def test_a_projection_without_handlers_is_refused() -> None:
+    with pytest.raises(ProjectionDefinitionError, match="@on"):
+
+        class Idle(RedisProjection, version=1):
+            pass
+
+
+def test_only_the_two_kinds_can_be_declared() -> None:
+    assert AnyProjection.handlers == ()
