@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
@@ -21,6 +22,13 @@ settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, print_blob=True)
 settings.register_profile("nightly", max_examples=5_000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the examples of a page on one worker of pytest-xdist: they build on each other."""
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "loadfile"
+
 
 docstrings = Sybil(
     parsers=[DocTestParser()],
