@@ -86,6 +86,8 @@ def milliseconds(seconds: float) -> str:
 
 
 def _shown(cell: object) -> str:
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
     if isinstance(cell, int):
         return f"{cell:,}"
     if isinstance(cell, float):

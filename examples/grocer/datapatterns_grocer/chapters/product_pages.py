@@ -189,8 +189,9 @@ def _take_redis_away(
         f"Redis was stopped: {sum(p is not None for p in served)} of 20 pages served from the"
         " database, and one written"
     )
+    forgotten = "everything" if report.has_new_generation else f"{report.entries} entry"
     stage.screen.say(
-        f"Redis is back: {report.entries} invalidation replayed before the first hit; on_offer is"
+        f"Redis is back: {forgotten} forgotten before the first hit; on_offer is"
         f" {after and after.on_offer}"
     )
 
