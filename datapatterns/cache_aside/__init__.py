@@ -1,7 +1,6 @@
-"""Cache-aside: keep what was slow to load, and never keep what has become wrong.
+"""Cache-aside: keep what was slow to load, and never keep what has become wrong."""
 
-`AsyncCache` lives in ``datapatterns.cache_aside.redis_cache_async``; it needs the ``async`` extra.
-"""
+from typing import TYPE_CHECKING
 
 from datapatterns.cache_aside.cached_function import CachedFunction
 from datapatterns.cache_aside.counting import CacheStats
@@ -9,4 +8,16 @@ from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_cache import Cache
 from datapatterns.cache_aside.relaying import RelayReport
 
-__all__ = ["Cache", "CachePolicy", "CacheStats", "CachedFunction", "RelayReport"]
+if TYPE_CHECKING:
+    from datapatterns.cache_aside.redis_cache_async import AsyncCache
+
+__all__ = ["AsyncCache", "Cache", "CachePolicy", "CacheStats", "CachedFunction", "RelayReport"]
+
+
+def __getattr__(name: str) -> object:
+    # Only those who use it need the async extra.
+    if name == "AsyncCache":
+        from datapatterns.cache_aside.redis_cache_async import AsyncCache  # noqa: PLC0415
+
+        return AsyncCache
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

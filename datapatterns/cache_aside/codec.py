@@ -7,7 +7,7 @@ import json
 import math
 import struct
 from hashlib import blake2b
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -49,12 +49,13 @@ class Codec(Generic[T]):
     not read: two releases of an application can share a cache.
     """
 
-    __slots__ = ("_decode", "_encode", "_fingerprint")
+    __slots__ = ("_decode", "_encode", "_fingerprint", "_is_plain")
 
     def __init__(self, value_type: object) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(value_type).decode
         self._fingerprint = fingerprint_of(value_type)
+        self._is_plain = value_type is Any
 
     def parse(self, raw: bytes) -> Stored[T] | None:
         """Return what ``raw`` holds, or None if it was not written by this codec."""
@@ -86,9 +87,13 @@ class Codec(Generic[T]):
             return value, b""
         try:
             payload = self._encode(value)
-            return cast("T", self._decode(payload)), payload
+            canonical = cast("T", self._decode(payload))
         except (msgspec.MsgspecError, TypeError, OverflowError, RecursionError) as error:
             raise UncacheableValueError(type(value).__name__, str(error)) from error
+        # Without a type to decode into, tuples come back as lists and objects as dicts.
+        if self._is_plain and canonical != value:
+            raise UncacheableValueError(type(value).__name__, "it would come back as plain data")
+        return canonical, payload
 
     def pack(
         self, value: T, payload: bytes, *, took_ms: float, now_ms: float, policy: CachePolicy,

@@ -14,11 +14,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from datapatterns.cache_aside.backing import Backing
-from datapatterns.cache_aside.cached_function import (
-    AsyncCachedFunction,
-    refuse_a_second,
-    value_type_of,
-)
+from datapatterns.cache_aside.cached_function import refuse_a_second, value_type_of
+from datapatterns.cache_aside.cached_function_async import AsyncCachedFunction
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.counting import CacheStats
 from datapatterns.cache_aside.flow import (

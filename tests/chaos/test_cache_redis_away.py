@@ -237,15 +237,16 @@ def test_callers_of_one_key_share_loads_while_redis_is_away(engine: Engine) -> N
         conn.exec_driver_sql("SELECT pg_sleep(0.2)").close()  # the work
         return 5
 
-    def call() -> int:
-        come.release()
-        return cache.get_or_load(1, load)
-
     policy = CachePolicy(wait_seconds=ENOUGH_SECONDS)
     with (
         open_cache("redis://127.0.0.1:1", engine, policy) as cache,
         ThreadPoolExecutor(callers) as pool,
     ):
+
+        def call() -> int:
+            come.release()
+            return cache.get_or_load(1, load)
+
         futures = [pool.submit(call) for _ in range(callers)]
         for _ in range(callers):
             assert come.acquire(timeout=ENOUGH_SECONDS)

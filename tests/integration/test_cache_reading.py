@@ -34,9 +34,8 @@ def cache(engine: Engine, redis_client: Redis) -> Iterator[Cache]:
         yield cache
 
 
-def value_keys(redis: Redis) -> list[bytes]:
-    found: list[bytes] = redis.keys("*:value:*")
-    return found
+def value_keys(redis: Redis) -> list[bytes | str]:
+    return list(redis.keys("*:value:*"))
 
 
 def never(_: Connection) -> str:
@@ -122,8 +121,9 @@ def test_unusual_keys_and_values_come_back(cache: Cache) -> None:
     key = ("Brötchen {}:\0\r\n", -5, b"\xff", None)
     value = {"ü\0": [None, "x" * 100_000, 2**63, b"\0"]}
 
-    assert cache.get_or_load(key, lambda _: value) == value
-    assert cache.get_or_load(key, never) == value
+    for _ in range(2):
+        assert cache.get_or_load(key, lambda _: value) == value
+    assert cache.stats().loads == 1
 
 
 def test_too_large_a_value_is_served_and_not_stored(engine: Engine, redis_client: Redis) -> None:
@@ -156,7 +156,9 @@ def test_a_value_past_its_time_is_served_while_one_caller_loads(
 
     cache.get_or_load(1, lambda _: "old")
     [key] = value_keys(redis_client)
-    raw = bytearray(redis_client.get(key) or b"")
+    stored = redis_client.get(key)
+    assert isinstance(stored, bytes)
+    raw = bytearray(stored)
     struct.pack_into("<q", raw, 4, 0)
     redis_client.set(key, bytes(raw), keepttl=True)
     with ThreadPoolExecutor(1) as pool:
@@ -257,11 +259,11 @@ def test_the_applications_isolation_level_does_not_reach_the_loader(
     create_products(engine)
     with open_cache(redis_client, engine.execution_options(isolation_level=level)) as cache:
 
-        def load(conn: Connection) -> tuple[str | None, str | None]:
+        def load(conn: Connection) -> list[str | None]:
             before = name_of(conn, 1)
             with engine.begin() as other:
                 rename(other, 1, "second")
-            return before, name_of(conn, 1)
+            return [before, name_of(conn, 1)]
 
         assert cache.get_or_load(1, load) == ["first", "second"]
 

@@ -99,7 +99,7 @@ print(*values, cache.stats().loads, flush=True)
 
 def start_process(engine: Engine, redis_url: str, program: str) -> subprocess.Popen[str]:
     url = engine.url.render_as_string(hide_password=False)
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 -- our own program
         [sys.executable, "-c", program, url, redis_url],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

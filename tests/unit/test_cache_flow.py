@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 
 from datapatterns.cache_aside.codec import Codec
@@ -49,7 +47,7 @@ def outcome_of(flow: Flow[Outcome[str]], answer: object) -> Outcome[str]:
     return outcome
 
 
-def after(flow: Flow[Outcome[str]], *answers: Any) -> AnyStep:
+def after(flow: Flow[Outcome[str]], *answers: object) -> AnyStep:
     """The step that follows these answers; an error is thrown."""
     step = next(flow)
     for answer in answers:

@@ -1,0 +1,176 @@
+"""The same cache from asyncio."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from redis import Redis
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from datapatterns.cache_aside import AsyncCache, CachePolicy
+from tests.fixtures.caches import (
+    ENOUGH_SECONDS,
+    PATIENT,
+    Product,
+    create_products,
+    load_product,
+    open_cache,
+    rename,
+)
+
+pytestmark = [pytest.mark.postgres, pytest.mark.redis]
+
+
+@asynccontextmanager
+async def open_async_cache(
+    redis: str, engine: Engine, policy: CachePolicy = PATIENT
+) -> AsyncIterator[AsyncCache]:
+    async_engine = create_async_engine(engine.url)
+    cache = AsyncCache(redis, async_engine, name="product", policy=policy)
+    yield cache
+    await cache.close()
+    await async_engine.dispose()
+
+
+@pytest.fixture
+def redis(redis_url: str, redis_client: Redis, engine: Engine) -> str:
+    create_products(engine)
+    assert redis_client.dbsize() == 0
+    return redis_url
+
+
+async def load(conn: AsyncConnection, product_id: int) -> Product | None:
+    return await conn.run_sync(load_product, product_id)
+
+
+def test_a_value_is_loaded_once_and_forgotten_by_a_write(redis: str, engine: Engine) -> None:
+    async def scenario() -> None:
+        async with open_async_cache(redis, engine) as cache:
+            product = cache.cached(load)
+            assert await product(1) == await product(product_id=1) == Product(1, "first")
+            assert (cache.stats().loads, cache.stats().hits) == (1, 1)
+
+            async with cache.writes() as conn:
+                await conn.run_sync(rename, 1, "second")
+                await conn.run_sync(product.invalidate_in, 1)
+                assert await product(1) == Product(1, "first")
+            assert await product(1) == Product(1, "second")
+
+            await product.invalidate(1)
+            assert await product(1) == Product(1, "second")
+            assert cache.stats().loads == 3
+
+    asyncio.run(scenario())
+
+
+def test_both_colours_share_their_entries(redis: str, engine: Engine) -> None:
+    async def read() -> None:
+        async with open_async_cache(redis, engine) as cache:
+            assert await cache.cached(load)(1) == Product(1, "first")
+
+    asyncio.run(read())
+    with open_cache(redis, engine) as cache:
+        assert cache.cached(load_product)(1) == Product(1, "first")
+        assert cache.stats().loads == 0
+
+
+def test_two_hundred_tasks_cost_one_load_though_the_first_is_cancelled(
+    redis: str, engine: Engine
+) -> None:
+    async def scenario() -> None:
+        loading, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(conn: AsyncConnection) -> str:
+            loading.set()
+            await go_on.wait()
+            return str((await conn.execute(text("SELECT 'loaded'"))).scalar_one())
+
+        async with open_async_cache(redis, engine) as cache:
+            first = asyncio.create_task(cache.get_or_load(1, slowly))
+            await loading.wait()
+            others = [asyncio.create_task(cache.get_or_load(1, slowly)) for _ in range(200)]
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            go_on.set()
+            async with asyncio.timeout(ENOUGH_SECONDS):
+                values = await asyncio.gather(*others)
+
+            assert first.cancelled()
+            assert set(values) == {"loaded"}
+            assert cache.stats().loads == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_fill_after_an_invalidation_is_refused(redis: str, engine: Engine) -> None:
+    async def scenario() -> None:
+        async with open_async_cache(redis, engine) as cache:
+
+            async def overtaken(conn: AsyncConnection) -> str:
+                found = await load(conn, 1)
+                assert found is not None
+                async with cache.writes() as writing:
+                    await writing.run_sync(rename, 1, "second")
+                    await writing.run_sync(cache.invalidate_in, 1)
+                return found.name
+
+            assert await cache.get_or_load(1, overtaken) == "first"
+            assert cache.stats().refused == 1
+            product = await cache.get_or_load(1, lambda conn: load(conn, 1), value_type=Product)
+            assert product == Product(1, "second")
+
+    asyncio.run(scenario())
+
+
+def test_errors_reach_the_caller_and_free_the_lease(
+    redis: str, engine: Engine, redis_client: Redis
+) -> None:
+    async def fail(_: AsyncConnection) -> int:
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        async with open_async_cache(redis, engine) as cache:
+            with pytest.raises(ZeroDivisionError):
+                await cache.get_or_load(1, fail)
+
+    asyncio.run(scenario())
+    assert redis_client.keys("*:lease:*") == []
+
+
+def test_a_silent_redis_costs_no_page_and_no_write(engine: Engine) -> None:
+    create_products(engine)
+
+    async def scenario() -> None:
+        async with open_async_cache("redis://127.0.0.1:1", engine, CachePolicy()) as cache:
+            product = cache.cached(load)
+            assert await product(1) == Product(1, "first")
+            async with cache.writes() as conn:
+                await conn.run_sync(rename, 1, "second")
+                await conn.run_sync(product.invalidate_in, 1)
+            assert await product(1) == Product(1, "second")
+
+    asyncio.run(scenario())
+    with engine.connect() as conn:
+        assert conn.scalar(text("SELECT count(*) FROM datapatterns.cache_outbox")) == 1
+
+
+def test_the_relay_runs_beside_the_loop(redis: str, engine: Engine) -> None:
+    def write(conn: Connection, cache: AsyncCache) -> None:
+        rename(conn, 1, "second")
+        cache.invalidate_in(conn, 1)
+
+    async def scenario() -> None:
+        async with open_async_cache(redis, engine) as cache:
+            product = cache.cached(load)
+            await product(1)
+            other: AsyncEngine = create_async_engine(engine.url)
+            async with other.begin() as conn:
+                await conn.run_sync(write, cache)
+            await other.dispose()
+
+            assert (await cache.relay()).entries == 1
+            assert await product(1) == Product(1, "second")
+
+    asyncio.run(scenario())
