@@ -41,7 +41,8 @@ from sqlalchemy.sql.elements import (
 from sqlalchemy.sql.util import _deep_deannotate
 from sqlalchemy.sql.visitors import iterate
 
-Query: TypeAlias = Select[Any] | CompoundSelect[Any]
+AnySelect: TypeAlias = Select[*tuple[Any, ...]]
+Query: TypeAlias = AnySelect | CompoundSelect[*tuple[Any, ...]]
 
 DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy's own is untyped
 
@@ -161,16 +162,19 @@ def read_plan(query: Query) -> CountingPlan:
     return CountingPlan(tuple(sources), tuple(conditions), tuple(keys), tuple(measures), outputs)
 
 
-def own_column(part: Any, sources: Iterable[FromClause]) -> Column[Any] | None:  # noqa: ANN401
-    """Return the column of one of ``sources`` that ``part`` means, if it is one.
+def own_source(part: Any, sources: Iterable[FromClause]) -> FromClause | None:  # noqa: ANN401
+    """Return the one of ``sources`` whose column ``part`` is, if it is a column of one.
 
     Taking an expression apart copies the aliases in it; a copy still has the alias's name.
     """
     if not isinstance(part, Column):
         return None
-    named = (source for source in sources if _is_same(source, part.table))
-    source = next(named, None)
-    return None if source is None else source.c[part.key]  # type: ignore[return-value]
+    return next((source for source in sources if _is_same(source, part.table)), None)
+
+
+def _own_column(part: Any, sources: Iterable[FromClause]) -> Column[Any] | None:  # noqa: ANN401
+    source = own_source(part, sources)
+    return None if source is None else source.c[part.key]
 
 
 def _is_same(source: FromClause, other: Any) -> bool:  # noqa: ANN401
@@ -195,7 +199,7 @@ def _flattened(source: FromClause) -> Iterator[FromClause | ColumnElement[Any]]:
 
 def _key(group: ColumnElement[Any], sources: list[FromClause]) -> Column[Any]:
     plain = _unlabelled(group)
-    if (key := own_column(plain, sources)) is None:
+    if (key := _own_column(plain, sources)) is None:
         raise NotCountableError(f"GROUP BY {_shown(plain)} is not a column")
     return key
 
@@ -208,14 +212,14 @@ def _output(
 ) -> Output:
     plain = _unlabelled(column)
     if isinstance(plain, Column):
-        key = own_column(plain, sources)
+        key = _own_column(plain, sources)
         if key is None or key not in _Identities(keys):
             raise NotCountableError(f"{_shown(plain)} is not grouped")
         return Output(OutputKind.KEY, _Identities(keys).index(key))
     kind, argument = _aggregate(plain)
     if argument is None:
         return Output(kind)
-    if (measure := own_column(argument, sources)) is None:
+    if (measure := _own_column(argument, sources)) is None:
         raise NotCountableError(f"{_shown(plain)} does not aggregate a column")
     _require_exact(kind, measure)
     if measure not in _Identities(measures):
@@ -247,13 +251,13 @@ def _require_total(condition: ColumnElement[Any], sources: list[FromClause]) -> 
     while the query itself is fine.
     """
     for part in iterate(condition):
-        known = isinstance(part, _TOTAL) or own_column(part, sources) is not None
+        known = isinstance(part, _TOTAL) or own_source(part, sources) is not None
         operator = getattr(part, "operator", None)
         if not known or (operator is not None and operator not in _OPERATORS):
             raise NotCountableError(f"{_shown(condition)} is more than a comparison of columns")
 
 
-def _require_nothing_else(query: Select[Any], groups: list[ColumnElement[Any]]) -> None:
+def _require_nothing_else(query: AnySelect, groups: list[ColumnElement[Any]]) -> None:
     rebuilt = select(*query.selected_columns).select_from(*query.get_final_froms())
     if query.whereclause is not None:
         rebuilt = rebuilt.where(query.whereclause)
