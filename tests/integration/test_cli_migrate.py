@@ -1,9 +1,9 @@
 """`datapatterns migrate`, as people and programs run it."""
 
 import json
+import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from datapatterns.sql.migrating import turn_key
 from datapatterns.sql.migration_status import revisions
 from datapatterns.testing import wait_until
 from tests.fixtures.blocking import until_blocked_by
-from tests.fixtures.commands import Run, ended, environment_without_servers, start
+from tests.fixtures.commands import COMMAND, Run, ended, environment_without_servers, start
 from tests.fixtures.empty_database import CreateDatabase, shown
 
 pytestmark = pytest.mark.postgres
@@ -157,17 +157,18 @@ def test_an_interrupted_migration_leaves_nothing_and_runs_again(
     engine.dispose()
 
 
-def test_a_reader_who_leaves_early_is_no_error(tmp_path: Path) -> None:
-    command = '"$0" -m datapatterns_cli migrate sql | head -n 1; echo ${PIPESTATUS[0]}'
-    ran = subprocess.run(  # noqa: S603 -- our own command
-        ["bash", "-c", command, sys.executable],  # noqa: S607
-        cwd=tmp_path,
-        env=environment_without_servers(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def test_a_reader_who_left_is_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody:  # noqa: PTH123 -- a descriptor
+        ran = subprocess.run(  # noqa: S603 -- our own command
+            [*COMMAND, "migrate", "sql"],
+            cwd=tmp_path,
+            env=environment_without_servers(),
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
 
-    assert ran.stdout.splitlines()[0] == "BEGIN;"
-    assert ran.stdout.splitlines()[1] in {"0", "141"}
-    assert ran.stderr == ""
+    assert (ran.returncode, ran.stderr) == (141, "")

@@ -11,6 +11,7 @@ from datapatterns.errors import (
     MissingRightsError,
     ReadOnlyServerError,
     SchemaDriftError,
+    SchemaManagedElsewhereError,
     SchemaNameError,
     SchemaOccupiedError,
     ServerTooOldError,
@@ -214,6 +215,29 @@ def test_tables_of_a_newer_library_are_left_alone(engine: Engine, migrations: Mi
             refused()
     with pytest.raises(UnknownRevisionError):
         migrations.downgrade("base")
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ("DROP TABLE datapatterns.library_migration", SchemaOccupiedError),
+        ("UPDATE datapatterns.library_migration SET revision = 'dp9999'", UnknownRevisionError),
+        (
+            "UPDATE datapatterns.library_migration SET version_table = 'public.alembic_version'",
+            SchemaManagedElsewhereError,
+        ),
+    ],
+)
+def test_an_application_that_upgrades_by_itself_is_refused_alike(
+    engine: Engine, change: str, refusal: type[Exception]
+) -> None:
+    with engine.begin() as conn:
+        conn.execute(text(change))
+
+        with pytest.raises(refusal):
+            upgrade(conn)
+        with pytest.raises(refusal):
+            downgrade(conn, "base")
 
 
 def test_a_revision_that_does_not_exist_is_refused_before_anything_happens(
