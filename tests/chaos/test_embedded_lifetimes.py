@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_a_signal_that_the_application_handles_is_the_applications(
     start_owner: StartOwner,
 ) -> None:
     owner = start_owner(
-        then="""
+        first="""
 import signal
 from sqlalchemy import create_engine, text
 def leave(*_):
@@ -50,11 +51,8 @@ def leave(*_):
         os.write(1, conn.scalar(text("SELECT 'still there'")).encode() + b"\\n")
     sys.exit(3)
 signal.signal(signal.SIGTERM, leave)
-print("ready", flush=True)
-sys.stdin.readline()
 """
     )
-    assert owner.hear() == "ready"
 
     code = owner.end(signal.SIGTERM)
 
@@ -64,7 +62,7 @@ sys.stdin.readline()
 
 
 def test_an_owner_that_does_not_close_is_closed_at_exit(start_owner: StartOwner) -> None:
-    owner = start_owner(then="servers.__exit__ = None; sys.stdin.readline(); sys.exit(0)")
+    owner = start_owner()
 
     assert owner.leave() == 0
     assert not running(owner.pids)
@@ -80,6 +78,45 @@ def test_after_a_sigkill_the_next_start_cleans_up(start_owner: StartOwner) -> No
 
     wait_until_gone(killed.pids)
     assert not Path(killed.folder).exists()
+
+
+def test_a_stranger_that_names_the_folder_is_not_taken_for_a_server(
+    start_owner: StartOwner,
+) -> None:
+    killed = start_owner()
+    log = Path(killed.folder, "servers", "postgres", "server.log")
+    with subprocess.Popen(["/usr/bin/tail", "-f", log], stdout=subprocess.DEVNULL) as stranger:  # noqa: S603
+        killed.end(signal.SIGKILL)
+
+        start_owner()
+
+        wait_until_gone(killed.pids)
+        assert stranger.poll() is None
+        stranger.terminate()
+
+
+def test_a_folder_that_others_may_change_is_not_used(
+    start_owner: StartOwner, playground: Path
+) -> None:
+    prepared = playground / f"datapatterns-{os.geteuid()}"
+    prepared.mkdir()
+    prepared.chmod(0o777)
+
+    owner = start_owner()
+
+    assert not Path(owner.folder).is_relative_to(prepared)
+    assert owner.end(signal.SIGTERM) == -signal.SIGTERM
+
+
+def test_half_of_a_copied_cluster_is_never_used(start_owner: StartOwner, playground: Path) -> None:
+    half = playground / "kept" / "servers" / "postgres" / "data.partial"
+    half.mkdir(parents=True)
+    (half / "PG_VERSION").write_text("18")
+
+    owner = start_owner(data_dir=str(playground / "kept"))
+
+    assert ask(owner.url, "SELECT 1") == 1
+    assert not half.exists()
 
 
 def test_two_owners_do_not_harm_each_other(start_owner: StartOwner) -> None:
@@ -114,10 +151,10 @@ def test_a_forked_child_leaves_the_servers_alone(start_owner: StartOwner) -> Non
         then="""
 child = os.fork()
 if child == 0:
-    sys.exit()  # leaves the with block, and runs what is registered for the exit
+    servers.close()
+    sys.exit()  # runs what is registered for the exit
 os.waitpid(child, 0)
 print("child is gone", flush=True)
-sys.stdin.readline()
 """
     )
     assert owner.hear() == "child is gone"
@@ -129,19 +166,14 @@ sys.stdin.readline()
 def test_a_forked_child_does_not_keep_a_dead_owners_servers(start_owner: StartOwner) -> None:
     owner = start_owner(
         then="""
-import time
-if os.fork() == 0:
-    sys.stdin.readline()  # outlives its parent
-    os._exit(0)
-print("forked", flush=True)
-time.sleep(60)
+if os.fork() > 0:
+    print("forked", flush=True)
 """
     )
     assert owner.hear() == "forked"
-    owner.process.kill()
-    owner.process.wait()
+    owner.end(signal.SIGKILL)
 
-    start_owner()
+    start_owner()  # while the child waits for its input
 
     wait_until_gone(owner.pids)
 
