@@ -235,7 +235,7 @@ def _copy(conn: Connection, statement: str, rows: Iterator[str]) -> None:
 
 
 async def _copy_async(driver: AsyncConnection[Any], statement: str, rows: Iterator[str]) -> None:
-    async with driver.cursor() as cursor, cursor.copy(statement) as copy:  # type: ignore[arg-type] # made from a checked name
+    async with driver.cursor() as cursor, cursor.copy(statement) as copy:
         for block in _blocks(rows):
             await copy.write(block)
 

@@ -265,10 +265,10 @@ def test_events_are_append_only(conn: Connection, change: str) -> None:
     ],
 )
 def test_the_database_refuses_rows_that_are_no_events(conn: Connection, values: str) -> None:
-    columns = "(stream_id, version, at, event_id, type_id, data)"
+    columns = "datapatterns.event (stream_id, version, at, event_id, type_id, data)"
 
     with pytest.raises(DBAPIError):
-        conn.exec_driver_sql(f"INSERT INTO datapatterns.event {columns} VALUES {values}")
+        conn.execute(text("INSERT INTO " + columns + " VALUES " + values))
 
 
 def test_writers_of_a_new_type_do_not_wait_for_the_first_of_them(engine: Engine) -> None:

@@ -16,6 +16,7 @@ from datapatterns.event_sourcing import (
     START,
     EventStore,
     ImportedEvent,
+    LogPage,
     NewEvent,
     Position,
     RecordedEvent,
@@ -61,9 +62,12 @@ def write(conn: Connection, key: str, how: str) -> None:
         chunk = [ImportedEvent(StreamId("s", key), event) for event in happened()]
         store.import_events(conn, chunk, source=f"test {key}", chunk=1)
     else:
-        columns = "(stream_id, version, at, event_id, type_id, data)"
-        values = "(99, 1, now(), gen_random_uuid(), 1, '{}')"
-        conn.exec_driver_sql(f"INSERT INTO datapatterns.event {columns} VALUES {values}")
+        conn.execute(
+            text(
+                "INSERT INTO datapatterns.event (stream_id, version, at, event_id, type_id, data)"
+                " VALUES (99, 1, now(), gen_random_uuid(), 1, '{}')"
+            )
+        )
 
 
 def read_across_a_late_commit(engine: Engine, how: str) -> tuple[int, int]:
@@ -252,7 +256,7 @@ def test_a_page_without_matches_moves_the_checkpoint_on(engine: Engine) -> None:
             store.append(conn, StreamId("s", str(n)), events, expected_version=NEW_STREAM)
         store.append(conn, StreamId("s", "x"), [NewEvent("rare", {})], expected_version=ANY)
 
-    pages = []
+    pages: list[LogPage] = []
     checkpoint = START
     with engine.begin() as conn:
         while not pages or not pages[-1].caught_up:
@@ -289,7 +293,7 @@ def test_a_page_of_no_events_is_refused(conn: Connection, limit: int) -> None:
 
 def random_writer(engine: Engine, seed: int) -> int:
     """Append, import, pause in the middle, roll back; return how many events were committed."""
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311 -- to be repeated, not to be secret
     committed = 0
     for round_ in range(40):
         with engine.connect() as conn:

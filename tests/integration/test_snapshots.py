@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg import Cursor
 from sqlalchemy import Connection, Engine, event, text
 
 from datapatterns.errors import (
@@ -71,16 +72,16 @@ def filled(conn: Connection, count: int, key: str = "7") -> Basket:
     return basket
 
 
-def rows_of(conn: Connection, key: str = "7", **moment: Any) -> int:
+def rows_of(conn: Connection, *, version: int | None = None, at: datetime | None = None) -> int:
     """Return how many rows a load of the basket fetches."""
     fetched: list[int] = []
 
-    def count(_: object, cursor: Any, *__: object) -> None:
+    def count(_: object, cursor: Cursor[object], *__: object) -> None:
         fetched.append(cursor.rowcount)
 
     event.listen(conn, "after_cursor_execute", count)
     try:
-        store.load(conn, Basket, key, **moment)
+        store.load(conn, Basket, "7", version=version, at=at)
     finally:
         event.remove(conn, "after_cursor_execute", count)
     return sum(fetched)

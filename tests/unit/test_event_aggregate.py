@@ -42,7 +42,7 @@ class Box(Aggregate, category="box"):
 
 class Lid(Box, category="lid"):
     @applies
-    def _(self, e: Closed) -> None:
+    def _closed(self, e: Closed) -> None:
         self.closed = isinstance(e, Closed)
 
 
@@ -119,7 +119,7 @@ def test_handlers_that_are_not_clear_are_refused_with_the_class() -> None:
 
         class Untyped(Aggregate):
             @applies
-            def _(self, e) -> None: ...  # type: ignore[no-untyped-def] # the point of the test
+            def _(self, e) -> None: ...  # type: ignore[no-untyped-def] # noqa: ANN001 -- the point
 
     with pytest.raises(AggregateError, match="cannot be found"):
 
