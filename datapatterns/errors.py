@@ -584,7 +584,7 @@ class SchemaNameError(ConfigurationError):
     def __init__(self, name: str) -> None:
         super().__init__(
             f"{name!r} cannot name the library's schema; use 1 to 40 of a-z, 0-9 and _,"
-            " not beginning with a digit or pg_"
+            " not beginning with a digit or pg_, and no word of SQL"
         )
         self.name = name
 

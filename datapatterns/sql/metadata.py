@@ -4,12 +4,14 @@ import re
 from functools import cache
 
 from sqlalchemy import MetaData
+from sqlalchemy.dialects.postgresql.base import RESERVED_WORDS
 
 from datapatterns.errors import SchemaNameError
 
 DEFAULT_SCHEMA = "datapatterns"
 """Where the library's tables live unless the application says otherwise."""
 
+_WORDS_OF_SQL = RESERVED_WORDS | {"collation", "concurrently", "lateral", "tablesample"}
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 
 NAMING_CONVENTION = {
@@ -29,9 +31,9 @@ def checked_schema(name: str) -> str:
     PostgreSQL never has to quote.
 
     Raises:
-        SchemaNameError: It is not 1 to 40 characters of a-z, 0-9 and _.
+        SchemaNameError: It is not 1 to 40 characters of a-z, 0-9 and _, or a word of SQL.
     """
-    if not _SCHEMA_NAME.fullmatch(name) or name.startswith("pg_"):
+    if not _SCHEMA_NAME.fullmatch(name) or name.startswith("pg_") or name in _WORDS_OF_SQL:
         raise SchemaNameError(name)
     return name
 

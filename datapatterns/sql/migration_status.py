@@ -128,7 +128,7 @@ class MigrationStatus:
 
 
 @cache
-def migration_table(schema: str = DEFAULT_SCHEMA) -> Table:
+def migration_table(schema: str) -> Table:
     """Return the table whose last row says where the tables stand."""
     return Table(
         "library_migration",

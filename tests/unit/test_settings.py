@@ -144,8 +144,9 @@ def test_a_shard_needs_a_name_that_output_can_show(name: str) -> None:
 def test_a_schema_that_cannot_be_used_is_refused_by_the_name_of_its_setting() -> None:
     with pytest.raises(SettingsError, match="DATAPATTERNS_SCHEMA"):
         settings_from({"DATAPATTERNS_SCHEMA": "drop;"})
-    with pytest.raises(SchemaNameError):
-        settings_from({}, schema="drop;")
+    for name in ("drop;", "order", "user", "lateral", "pg_x", "", "X", "x" * 41):
+        with pytest.raises(SchemaNameError):
+            settings_from({}, schema=name)
 
 
 def test_what_is_shown_of_a_url_has_no_secret() -> None:
