@@ -64,6 +64,8 @@ class DataLayer:
         redis_url: ``redis://``, ``rediss://`` or ``unix://``; Redis 7 or newer, or Valkey.
         shards: Further databases by name.
         schema: Where the library's tables live in each database.
+        redis_prefix: What all keys in Redis begin with; unless given, the name of the schema.
+            Applications that share one Redis need different ones.
         observer: Receives counts and durations.
 
     Raises:
@@ -77,12 +79,14 @@ class DataLayer:
         redis_url: str | None = None,
         shards: Mapping[str, str | URL] | None = None,
         schema: str | None = None,
+        redis_prefix: str | None = None,
         observer: Observer = SILENT,
     ) -> None:
         self.settings: Settings = settings_from(
             os.environ, database_url=database_url, redis_url=redis_url, shards=shards, schema=schema
         )
         self.observer = observer
+        self._redis_prefix = redis_prefix or self.settings.schema
         found = self.settings
         self._engine = open_engine(found.database_url) if found.database_url else None
         self._shard_engines = {name: open_engine(url) for name, url in found.shards.items()}
@@ -185,7 +189,7 @@ class DataLayer:
     @property
     def projections(self) -> Projections:
         """What runs projections of the event store, into tables and into Redis."""
-        return Projections(store=self.events, redis=self._redis)
+        return Projections(store=self.events, redis=self._redis, redis_prefix=self._redis_prefix)
 
     def cache(self, name: str, *, policy: CachePolicy = DEFAULT_POLICY) -> Cache:
         """Return the cache called ``name``, which the caller keeps, shares and closes.
@@ -203,6 +207,7 @@ class DataLayer:
             name=name,
             policy=policy,
             schema=self.schema,
+            target=self._redis_prefix,
             observer=self.observer,
         )
 

