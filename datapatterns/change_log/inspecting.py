@@ -105,14 +105,17 @@ _KINDS = {
 }
 
 
-def table_name(conn: Connection, table: Table | str) -> str:
+def table_name(table: Table | str) -> str:
     """Return the table's name as SQL writes it."""
-    return table if isinstance(table, str) else conn.dialect.identifier_preparer.format_table(table)
+    if isinstance(table, str):
+        return table
+    names = (table.name,) if table.schema is None else (table.schema, table.name)
+    return sql.Identifier(*names).as_string(None)
 
 
 def resolve_name(conn: Connection, table: Table | str) -> tuple[str, str]:
     """Return the table's schema and name, by ``search_path``, even if it does not exist."""
-    name = table_name(conn, table)
+    name = table_name(table)
     facts = conn.execute(_TABLE, {"name": name}).one_or_none()
     if facts is not None:
         return facts.schema, facts.name
@@ -128,7 +131,7 @@ def inspect_source(conn: Connection, table: Table | str) -> SourceTable:
     Raises:
         CaptureRefusedError: Some of its changes would be missed.
     """
-    name = table_name(conn, table)
+    name = table_name(table)
     facts = conn.execute(_TABLE, {"name": name}).one_or_none()
     if facts is None:
         raise CaptureRefusedError(name, "there is no such table; check its name and search_path")

@@ -43,7 +43,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.visitors import replacement_traverse
 
 from datapatterns.change_log import Snapshot, Xid8, current_snapshot, not_shown_by
-from datapatterns.materialized_view.algebra import CountingPlan, own_column, table_of
+from datapatterns.materialized_view.algebra import CountingPlan, own_source, table_of
 from datapatterns.materialized_view.names import ViewNames
 
 ROWS = "rows"
@@ -215,8 +215,8 @@ def _placed(
     """Return keys, conditions and measures, said of the sources that stand for the plan's."""
 
     def replace(element: Any, **_: Any) -> Any:  # noqa: ANN401
-        own = own_column(element, plan.sources)
-        return None if own is None else moved[own.table].c[own.key]
+        own = own_source(element, plan.sources)
+        return None if own is None else moved[own].c[element.key]
 
     def place(expression: ColumnElement[Any]) -> Any:  # noqa: ANN401
         return replacement_traverse(expression, {}, replace)

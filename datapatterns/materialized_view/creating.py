@@ -110,12 +110,15 @@ def log_names(
     """Return the log of each table of the plan.
 
     Raises:
-        ViewChangedError: A table of that name is not among those the view was created from.
+        ViewChangedError: A table of that name is not among those the view was created from; it
+            may have been renamed, and another have taken its name.
     """
+    bases = read_bases(conn, _qualified(view.names, view.names.definition))
+    read = {sql.Identifier(base.schema, base.name).as_string(None) for base in bases}
     logs: dict[Table, str] = {}
     for source in plan.tables:
         found = sql.Identifier(*resolve_name(conn, source)).as_string(None)
-        if found not in record.sources:
+        if found not in read or found not in record.sources:
             raise ViewChangedError(view.names.view)
         logs[source] = record.sources[found]
     return logs

@@ -14,6 +14,7 @@ from datapatterns.materialized_view.strategy import (
 )
 
 _NAME_BYTES = 63
+_UNNAMED = ("", "_no_label")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def _choose(view: str, query: Query, maintain: Maintain) -> tuple[CountingPlan |
 def _column_names(view: str, query: Query) -> tuple[str, ...]:
     names = tuple(str(name) for name in query.selected_columns.keys())  # noqa: SIM118
     for name in names:
-        if name.startswith("%(") or names.count(name) > 1:
+        if name in _UNNAMED or names.count(name) > 1:
             raise ViewDefinitionError(
                 view, clause=f"a column without a name of its own ({name})", advice="label() it"
             )
