@@ -7,19 +7,19 @@ is absolute, and none of the commands that carry it out can fail for what is sto
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 SCORE_MAX: Final = 2**53
 """Scores are floats in Redis; up to here every integer is one."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """One field of a hash, or one member of a sorted set.
+class Place(NamedTuple):
+    """One field of a hash, or one member of a sorted set; a tuple, for it is hashed per change.
 
     Attributes:
         kind: ``hash`` or ``zset``.
         name: The structure's, without the prefix of its keys.
+        field: The field, or the member.
     """
 
     kind: str
@@ -149,5 +149,6 @@ def _text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise TypeError(f"{type(value).__name__} is neither text nor an integer; convert it")
     text = str(value)
-    text.encode()  # half a surrogate pair is refused here, where the event is known
+    if not text.isascii():
+        text.encode()  # half a surrogate pair is refused here, where the event is known
     return text
