@@ -8,7 +8,7 @@ from time import monotonic
 
 import pytest
 from redis import Redis
-from sqlalchemy import Connection, Engine, String, create_engine, delete, insert, text, update
+from sqlalchemy import Engine, String, delete, insert, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from datapatterns.cache_aside import Cache
@@ -173,11 +173,11 @@ def test_an_early_write_that_commits_late_is_relayed(
 
 def test_what_has_been_relayed_is_collected(cache: Cache, engine: Engine) -> None:
     cache.relay()
-    for number in range(1_200):
+    for number in range(600):
         with engine.begin() as conn:
             cache.invalidate_in(conn, number)
 
-    assert cache.relay().transactions == 1_200
+    assert cache.relay().transactions == 600
     # Transactions of others on this server may hold the horizon back for a while.
     deadline = monotonic() + ENOUGH_SECONDS
     while outbox(engine) and monotonic() < deadline:
@@ -347,18 +347,3 @@ def test_two_writers_of_one_row_leave_the_last_value(
         writer.result(ENOUGH_SECONDS)
 
     assert product(1) == Product(1, "third")
-
-
-def test_a_connection_of_a_pool_carries_nothing_over(cache: Cache, engine: Engine) -> None:
-    single = create_engine(engine.url, pool_size=1, max_overflow=0)
-    acted: list[Connection] = []
-    with cache.writes(single) as conn:
-        acted.append(conn)
-    with single.begin() as conn:
-        cache.invalidate_in(conn, 1)
-    before = cache.stats().invalidated
-    with cache.writes(single) as conn:
-        pass
-    single.dispose()
-
-    assert cache.stats().invalidated == before == 0
