@@ -180,6 +180,18 @@ def test_concurrent_appends_that_expect_nothing_all_land(engine: Engine) -> None
         assert times == sorted(times)
 
 
+def test_time_never_goes_back_inside_a_stream(conn: Connection) -> None:
+    store.append(conn, CART, added(), expected_version=NEW_STREAM)
+    conn.execute(text("UPDATE datapatterns.stream SET last_at = now() + interval '1 hour'"))
+
+    for expected in (1, ANY):
+        store.append(conn, CART, added(), expected_version=expected)
+
+    first, *later = [event.recorded_at for event in store.read_stream(conn, CART)]
+    assert later == [conn.scalar(text("SELECT last_at FROM datapatterns.stream"))] * 2
+    assert first < later[0]
+
+
 def test_several_appends_share_a_transaction_and_a_savepoint_takes_back_its_own(
     engine: Engine,
 ) -> None:
@@ -256,19 +268,19 @@ def test_events_are_append_only(conn: Connection, change: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
-    [
-        "(1, 0, now(), gen_random_uuid(), 1, '{}')",
-        "(1, 1, now(), gen_random_uuid(), 1, '{}'), (1, 1, now(), gen_random_uuid(), 1, '{}')",
-        "(NULL, 1, now(), gen_random_uuid(), 1, '{}')",
-        "(1, 1, now(), gen_random_uuid(), 1, NULL)",
-    ],
+    ("version", "data", "rows"), [(0, "{}", 1), (1, "{}", 2), (None, "{}", 1), (1, None, 1)]
 )
-def test_the_database_refuses_rows_that_are_no_events(conn: Connection, values: str) -> None:
-    columns = "datapatterns.event (stream_id, version, at, event_id, type_id, data)"
+def test_the_database_refuses_rows_that_are_no_events(
+    conn: Connection, version: int | None, data: str | None, rows: int
+) -> None:
+    statement = text(
+        "INSERT INTO datapatterns.event (stream_id, version, at, event_id, type_id, data)"
+        " SELECT 1, :version, now(), gen_random_uuid(), 1, CAST(:data AS jsonb)"
+        " FROM generate_series(1, :rows)"
+    )
 
     with pytest.raises(DBAPIError):
-        conn.execute(text("INSERT INTO " + columns + " VALUES " + values))
+        conn.execute(statement, {"version": version, "data": data, "rows": rows})
 
 
 def test_writers_of_a_new_type_do_not_wait_for_the_first_of_them(engine: Engine) -> None:
@@ -310,18 +322,22 @@ def test_positions_beyond_32_bits_keep_their_order(engine: Engine) -> None:
     with engine.begin() as conn:
         conn.execute(text("SELECT setval('datapatterns.event_position', :n)"), {"n": start})
 
-    with engine.connect() as slow, engine.begin() as conn:
+    with engine.connect() as slow, engine.connect() as conn:
         store.append(slow, StreamId("cart", "slow"), added(), expected_version=NEW_STREAM)
         for key in range(5):
             store.append(conn, StreamId("cart", str(key)), added(2), expected_version=NEW_STREAM)
         conn.commit()
+        store.append(conn, StreamId("cart", "beyond"), added(), expected_version=NEW_STREAM)
         with engine.begin() as reader:
             assert store.high_water_mark(reader) == start
         slow.commit()
+        with engine.begin() as reader:
+            assert store.high_water_mark(reader) == start + 11
+        conn.commit()
 
     with engine.begin() as conn:
-        assert store.high_water_mark(conn) == start + 11
-        assert len(store.read_log(conn).events) == 11
+        assert store.high_water_mark(conn) == start + 12
+        assert len(store.read_log(conn).events) == 12
 
 
 def test_ids_of_several_kinds_of_text_come_back(conn: Connection) -> None:

@@ -126,6 +126,7 @@ def test_a_plain_insert_goes_through_the_fence_even_in_a_replica_session(engine:
 
 def test_the_mark_waits_for_the_oldest_open_writer_and_only_for_writers(engine: Engine) -> None:
     marks = []
+    readable = []
     with ExitStack() as stack:
         a, b, other = (stack.enter_context(engine.connect()) for _ in range(3))
         other.execute(text("CREATE TABLE elsewhere (x int)"))  # open to the end, holds nobody
@@ -139,8 +140,10 @@ def test_the_mark_waits_for_the_oldest_open_writer_and_only_for_writers(engine: 
                 end()
             with engine.begin() as conn:
                 marks.append(store.high_water_mark(conn))
+                readable.append([event.stream.key for event in store.read_log(conn).events])
 
     assert marks == [0, 1, 3]
+    assert readable == [[], ["a"], ["a", "c"]]
 
 
 def test_rolled_back_positions_hold_nobody_back(engine: Engine) -> None:

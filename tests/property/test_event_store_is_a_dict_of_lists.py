@@ -4,6 +4,7 @@ from copy import deepcopy
 from typing import Any
 from uuid import UUID
 
+import pytest
 from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -75,15 +76,12 @@ class Store(RuleBasedStateMachine):
         expected = off if isinstance(off, Expected) else version + off
         assume(isinstance(expected, Expected) or expected >= 0)
         fits = expected is ANY or expected == version or (expected is EXISTS and version > 0)
-        found = None
-        try:
-            appended = store.append(self.conn, stream, events, expected_version=expected)
-        except VersionConflictError as conflict:
-            found = conflict.found
         if not fits:
-            assert found == version
+            with pytest.raises(VersionConflictError) as conflict:
+                store.append(self.conn, stream, events, expected_version=expected)
+            assert conflict.value.found == version
             return
-        assert found is None
+        appended = store.append(self.conn, stream, events, expected_version=expected)
         assert appended.version == version + len(events)
         self.model[stream] = events_before + [stored(event) for event in events]
         self.latest = (stream, version, events)

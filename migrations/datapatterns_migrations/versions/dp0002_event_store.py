@@ -31,7 +31,7 @@ CREATE TABLE {schema}.stream (
     tenant text NOT NULL,
     category text NOT NULL,
     key text NOT NULL,
-    CONSTRAINT uq_stream_tenant UNIQUE (tenant, category, key),
+    CONSTRAINT uq_stream_tenant_category_key UNIQUE (tenant, category, key),
     CONSTRAINT ck_stream_positive CHECK (version > 0)
 ) WITH (fillfactor = 80);  -- room for the next version on the same page: a HOT update
 
@@ -52,7 +52,7 @@ CREATE TABLE {schema}.event (
     type_id integer NOT NULL,
     data jsonb NOT NULL,
     meta jsonb,
-    CONSTRAINT uq_event_stream_id UNIQUE (stream_id, version),
+    CONSTRAINT uq_event_stream_id_version UNIQUE (stream_id, version),
     CONSTRAINT ck_event_positive CHECK (version > 0)
 );
 
