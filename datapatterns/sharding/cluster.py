@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine
 
@@ -39,9 +39,6 @@ from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 
 Row = TypeVar("Row")
 
-MERGE_ROWS_MAX = 300_000
-"""How many rows of all shards one statement may bring together in memory."""
-
 _SHARD_ID = re.compile(r"[a-z0-9_]{1,30}")
 
 
@@ -57,6 +54,7 @@ class ShardCluster:
         groups: What is sharded.
         schema: Where the library's tables live, on all of them.
         poll_seconds: How often to ask whether the map has changed.
+        merge_rows_max: How many rows of all shards one statement may bring together in memory.
         engine_options: What `create_engine` takes, for each shard; such as ``pool_size``.
         clock: What time it is.
 
@@ -72,6 +70,7 @@ class ShardCluster:
         groups: Sequence[EntityGroup],
         schema: str = DEFAULT_SCHEMA,
         poll_seconds: float = 1.0,
+        merge_rows_max: int = 300_000,
         engine_options: Mapping[str, Any] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -87,6 +86,7 @@ class ShardCluster:
         self._groups = tuple(groups)
         self._poll_seconds = poll_seconds
         self._clock = clock
+        self._merge_rows_max = merge_rows_max
         self._control = create_engine(driver_url(control), pool_size=1)
         self._placements = Placements(groups)
         self._executor = ThreadPoolExecutor(
@@ -253,7 +253,7 @@ class ShardCluster:
         for engine in (self._control, *self.engines.values()):
             engine.dispose()
 
-    def __enter__(self) -> "ShardCluster":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -267,5 +267,5 @@ class ShardCluster:
             self._placements,
             self._executor,
             self._schema,
-            MERGE_ROWS_MAX,
+            self._merge_rows_max,
         )

@@ -224,6 +224,7 @@ def _mappers_of(owner: type | None) -> "Iterator[Mapper[Any]]":
     mapper: Mapper[Any] | None = inspect(owner, raiseerr=False)
     if mapper is not None:
         yield mapper
-    for derived in owner.__subclasses__():
+    below: list[type] = owner.__subclasses__()
+    for derived in below:
         if "__shard__" not in derived.__dict__:
             yield from _mappers_of(derived)

@@ -38,11 +38,7 @@ def shard_engine(
     @event.listens_for(engine, "connect")
     def settle(connection: DriverConnection[Any], _record: object) -> None:
         try:
-            found, encoding = _introduce(connection, schema)
-            if found != shard_id:
-                raise WrongShardError(expected=shard_id, found=found)
-            if encoding != "UTF8":
-                raise SettingsError(f"shard {shard_id!r}", f"its encoding is {encoding}, not UTF8")
+            _introduce(connection, shard_id, schema)
         except BaseException:
             connection.close()  # the pool does not know it yet
             raise
@@ -55,14 +51,19 @@ def driver_url(url: str | URL) -> URL:
     return make_url(url).set(drivername="postgresql+psycopg")
 
 
-def _introduce(connection: DriverConnection[Any], schema: str) -> tuple[str | None, str]:
+def _introduce(connection: DriverConnection[Any], shard_id: str, schema: str) -> None:
     question = sql.SQL(
         "SELECT (SELECT shard_id FROM {}), current_setting('server_encoding'),"
-        " count(set_config(name, value, false)) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
+        " count(set_config(name, value, false))"
+        " FROM unnest(%s::text[], %s::text[]) AS setting (name, value)"
     ).format(sql.Identifier(schema, "this_shard"))
     names, values = list(SESSION_SETTINGS), list(SESSION_SETTINGS.values())
     row = connection.execute(question, (names, values)).fetchone()
     # Settings of a transaction that is rolled back are forgotten.
     connection.commit()
     assert row is not None
-    return row[0], row[1]
+    found, encoding, _ = row
+    if found != shard_id:
+        raise WrongShardError(expected=shard_id, found=found)
+    if encoding != "UTF8":
+        raise SettingsError(f"shard {shard_id!r}", f"its encoding is {encoding}, not UTF8")

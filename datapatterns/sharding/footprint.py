@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import cast
 
 from sqlalchemy import Alias, ColumnClause, FromClause, Join, Select, Table, TextClause
 from sqlalchemy.dialects.postgresql import dialect
@@ -118,7 +119,7 @@ def footprint_of_blocks(
     """
     accounted = {leaf.table for block in blocks for leaf in block.leaves}
     for part in visitors.iterate(statement):
-        _refuse_text(part)
+        _refuse_text(cast("ClauseElement", part))
         if isinstance(part, Table) and part not in accounted:
             leaf_of(part, placements)  # names what is undeclared
             raise UnroutableStatementError(

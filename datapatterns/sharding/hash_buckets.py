@@ -20,7 +20,7 @@ class Hash:
     and neighbouring keys lie far apart, so a range of keys is on every shard.
 
     >>> Hash(buckets=1024).bucket(1364)
-    1017
+    613
 
     Attributes:
         buckets: A power of two, about a hundred for each shard that may ever be needed.

@@ -92,9 +92,7 @@ def check_empty(conn: Connection, shard_id: str, tables: Collection[Table]) -> N
             )
 
 
-def holds_buckets(
-    conn: Connection, shard_map: ShardMap, *, schema: str = DEFAULT_SCHEMA
-) -> bool:
+def holds_buckets(conn: Connection, shard_map: ShardMap, *, schema: str = DEFAULT_SCHEMA) -> bool:
     """Return whether a shard has been told what it owns of a map."""
     digest = conn.scalar(select(getattr(func, schema).map_digest(shard_map.group_id)))
     return digest is not None

@@ -6,9 +6,9 @@ outer join, may be false for a row of the answer.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
-from sqlalchemy import BindParameter, ColumnElement, FromClause, Table
+from sqlalchemy import BindParameter, FromClause, Table
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import (
     BinaryExpression,
@@ -44,7 +44,7 @@ class Leaf:
         """Return the table's name."""
         return self.table.name
 
-    def is_key(self, clause: ClauseElement) -> bool:
+    def is_key(self, clause: object) -> bool:
         """Return whether ``clause`` is the key column of this use, and of no other."""
         # An annotated column hashes as the column that it stands for; == would build SQL.
         return hash(clause) == hash(self.used.c[self.shard_key.column])
@@ -79,14 +79,14 @@ class KeyCondition:
         return group.strategy.buckets_for("in", keys)
 
 
-def conjuncts(clause: ClauseElement | None) -> Iterator[ClauseElement]:
+def conjuncts(clause: object) -> Iterator[ClauseElement]:
     """Yield the conditions that ``clause`` requires all of."""
     if isinstance(clause, BooleanClauseList) and clause.operator is operators.and_:
         for part in clause.clauses:
             yield from conjuncts(part)
     elif isinstance(clause, Grouping):
         yield from conjuncts(clause.element)
-    elif clause is not None:
+    elif isinstance(clause, ClauseElement):
         yield clause
 
 
@@ -117,7 +117,7 @@ def _in_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondi
     binds = _listed_binds(clause.right)
     if binds is None:
         return None
-    left = clause.left
+    left: object = clause.left
     if isinstance(left, Grouping):
         left = left.element
     if isinstance(left, Tuple):
@@ -132,26 +132,25 @@ def _in_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondi
     return None if leaf is None else KeyCondition(leaf, binds)
 
 
-def _listed_binds(right: ClauseElement) -> tuple[BindParameter[Any], ...] | None:
+def _listed_binds(right: object) -> tuple[BindParameter[Any], ...] | None:
     if isinstance(right, BindParameter):
         return (right,) if right.expanding else None
     if isinstance(right, Grouping):
         right = right.element
     if isinstance(right, ClauseList | ExpressionClauseList):
-        listed = tuple(right.clauses)
-        if all(_is_plain_bind(value) for value in listed):
-            return listed
+        listed = tuple(value for value in right.clauses if _is_plain_bind(value))
+        return listed if len(listed) == len(right.clauses) else None
     return None
 
 
-def _leaf_of(clause: ClauseElement, leaves: list[Leaf]) -> Leaf | None:
+def _leaf_of(clause: object, leaves: list[Leaf]) -> Leaf | None:
     return next((leaf for leaf in leaves if leaf.is_key(clause)), None)
 
 
-def _is_plain_bind(clause: ColumnElement[Any]) -> bool:
+def _is_plain_bind(clause: object) -> TypeGuard[BindParameter[Any]]:
     return isinstance(clause, BindParameter) and not clause.expanding
 
 
 def _values(bind: BindParameter[Any], parameters: Parameters) -> list[Any]:
-    value = parameters[bind.key] if bind.key in parameters else bind.effective_value
+    value: Any = parameters.get(bind.key, bind.effective_value)
     return list(value) if bind.expanding else [value]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -34,9 +34,12 @@ from datapatterns.sharding.merging import Aggregate, OrderKey
 AggregateName: TypeAlias = Aggregate | Literal["avg"]
 
 # By name, for these names are PostgreSQL's; each is the same for a row wherever it lies.
-_ROW_FUNCTIONS = frozenset(
-    ["abs", "ceil", "ceiling", "char_length", "coalesce", "concat", "date_part", "date_trunc", "floor", "greatest", "hash_bucket", "least", "left", "length", "lower", "ltrim", "mod", "nullif", "octet_length", "power", "replace", "right", "round", "rtrim", "sign", "split_part", "strpos", "substring", "trim", "trunc", "upper"]
-)
+_ROW_FUNCTIONS = frozenset((
+    "abs", "ceil", "ceiling", "char_length", "coalesce", "concat", "date_part", "date_trunc",
+    "floor", "greatest", "hash_bucket", "least", "left", "length", "lower", "ltrim", "mod",
+    "nullif", "octet_length", "power", "replace", "right", "round", "rtrim", "sign", "split_part",
+    "strpos", "substring", "trim", "trunc", "upper",
+))  # fmt: skip
 _AGGREGATES: dict[str, AggregateName] = {
     "avg": "avg",
     "bool_and": "bool_and",
@@ -47,9 +50,10 @@ _AGGREGATES: dict[str, AggregateName] = {
     "sum": "sum",
 }
 # These need all rows of a group in one place.
-_WHOLE_GROUP_AGGREGATES = frozenset(
-    ["array_agg", "jsonb_agg", "stddev", "stddev_pop", "stddev_samp", "string_agg", "var_pop", "var_samp", "variance"]
-)
+_WHOLE_GROUP_AGGREGATES = frozenset((
+    "array_agg", "jsonb_agg", "stddev", "stddev_pop", "stddev_samp", "string_agg", "var_pop",
+    "var_samp", "variance",
+))  # fmt: skip
 
 # Exactly these classes: a subclass may compare otherwise, or change values on their way.
 _INTEGERS = (types.SmallInteger, types.Integer, types.BigInteger)
@@ -121,7 +125,7 @@ def check_mergeable_parts(statement: Select[*tuple[Any, ...]], *, whole_groups: 
             raise UnmergeableQueryError(clause, "leave it out, or name the shard key")
     for part in visitors.iterate(statement):
         if part is not statement:
-            _check_part(part, whole_groups=whole_groups)
+            _check_part(cast("ClauseElement", part), whole_groups=whole_groups)
 
 
 def _clauses(
@@ -132,6 +136,14 @@ def _clauses(
     yield "FETCH", statement._fetch_clause is not None  # noqa: SLF001
     yield "FOR UPDATE", statement._for_update_arg is not None  # noqa: SLF001
     yield "HAVING", statement._having_criteria and not whole_groups  # noqa: SLF001
+    extended = (
+        statement._pre_columns_clause,  # noqa: SLF001
+        statement._post_select_clause,  # noqa: SLF001
+        statement._post_criteria_clause,  # noqa: SLF001
+        statement._post_body_clause,  # noqa: SLF001
+    )
+    # DISTINCT ON among others.
+    yield "an extension of SELECT", any(part is not None for part in extended)
     yield "a prefix or suffix", statement._prefixes or statement._suffixes  # noqa: SLF001
     yield "WITH", statement._independent_ctes  # noqa: SLF001
 
@@ -260,7 +272,7 @@ def sort_expression(clause: ClauseElement) -> SortExpression:
 def unlabelled(clause: ClauseElement) -> ColumnElement[Any]:
     """Return the expression itself, without the name that it is selected under."""
     while isinstance(clause, Label | Grouping) or type(clause).__visit_name__ == "label_reference":
-        clause = clause.element  # type: ignore[union-attr]  # each of these wraps one
+        clause = clause.element  # type: ignore[attr-defined]  # each of these wraps one
     assert isinstance(clause, ColumnElement)
     return clause
 

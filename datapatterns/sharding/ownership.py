@@ -111,4 +111,4 @@ def _is_connection_failure(error: BaseException | None) -> bool:
     sqlstate = getattr(error, "sqlstate", None)
     if sqlstate is None:
         return isinstance(error, OperationalError)
-    return sqlstate.startswith(("08", "57P"))
+    return str(sqlstate).startswith(("08", "57P"))

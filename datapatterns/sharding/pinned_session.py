@@ -1,6 +1,6 @@
 """A session on the one shard of one key."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from sqlalchemy import ClauseElement, Connection, Delete, Insert, Result, Table, Update, event
@@ -11,8 +11,9 @@ from sqlalchemy.sql.selectable import SelectBase
 from datapatterns.errors import ScatterRefusedError, ShardKeyError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup
-from datapatterns.sharding.footprint import footprint_of, leaf_of
+from datapatterns.sharding.footprint import Footprint, footprint_of, leaf_of
 from datapatterns.sharding.instances import declared_key, key_of
+from datapatterns.sharding.key_conditions import Parameters
 from datapatterns.sharding.ownership import claim_buckets
 from datapatterns.sharding.strategy import Key
 from datapatterns.sharding.write_keys import changed_rows, insert_keys
@@ -67,33 +68,42 @@ class PinnedSession(Session):
     def _execute(self, state: ORMExecuteState) -> Result[Any] | None:
         statement = state.statement
         placements = self._access.placements
-        sharded = {
-            part: shard_key
+        sharded = [
+            shard_key
             for part in visitors.iterate(cast("ClauseElement", statement))
             if isinstance(part, Table) and (shard_key := placements.shard_key(part)) is not None
-        }
-        if any(shard_key.group is not self._group for shard_key in sharded.values()):
+        ]
+        if any(shard_key.group is not self._group for shard_key in sharded):
             raise self._foreign(None)
-        if isinstance(statement, Insert) and statement.table in sharded:
-            leaf = leaf_of(statement.table, placements)
-            for key in insert_keys(statement, _sets(state), leaf, state.bind_mapper):
-                if key != self._key:
-                    raise self._foreign(key)
-        elif isinstance(statement, Update | Delete) and statement.table in sharded:
-            footprint, buckets = changed_rows(
-                statement, _sets(state), placements, state.bind_mapper
-            )
-            if not state.is_orm_statement and buckets != frozenset((self._bucket,)):
-                raise ScatterRefusedError(footprint.tables)
-        elif isinstance(statement, SelectBase) and sharded and not state.is_orm_statement:
-            footprint = footprint_of(statement, placements)
-            parameters = next(iter(_sets(state)), {})
-            if footprint.buckets(parameters) != frozenset((self._bucket,)):
-                raise ScatterRefusedError(footprint.tables)
+        if sharded:
+            self._check_keys(state)
         if state.is_orm_statement and not state.is_column_load and not state.is_insert:
             statement = statement.options(*self._criteria())
         with self._access.asking(self.shard_id):
             return state.invoke_statement(statement)
+
+    def _check_keys(self, state: ORMExecuteState) -> None:
+        statement, placements = state.statement, self._access.placements
+        sets = _sets(state)
+        if isinstance(statement, Insert):
+            leaf = leaf_of(statement.table, placements)
+            for key in insert_keys(statement, sets, leaf, state.bind_mapper):
+                if key != self._key:
+                    raise self._foreign(key)
+        elif isinstance(statement, Update | Delete):
+            footprint, buckets = changed_rows(statement, sets, placements, state.bind_mapper)
+            self._check_confined(state, footprint, buckets)
+        elif isinstance(statement, SelectBase) and not state.is_orm_statement:
+            footprint = footprint_of(statement, placements)
+            buckets = footprint.buckets(sets[0] if sets else {})
+            self._check_confined(state, footprint, buckets)
+
+    def _check_confined(
+        self, state: ORMExecuteState, footprint: Footprint, buckets: frozenset[int] | None
+    ) -> None:
+        # The ORM adds the key to what is about mapped classes; a Table it leaves alone.
+        if not state.is_orm_statement and (buckets is None or not buckets <= {self._bucket}):
+            raise ScatterRefusedError(footprint.tables)
 
     def _criteria(self) -> list[Any]:
         return [
@@ -130,8 +140,8 @@ def _on_begin(session: Session, _transaction: object, connection: Connection) ->
     cast("PinnedSession", session)._begun(connection)  # noqa: SLF001 -- of this module
 
 
-def _sets(state: ORMExecuteState) -> Sequence[Any]:
+def _sets(state: ORMExecuteState) -> Sequence[Parameters]:
     given = state.parameters
     if given is None:
         return ()
-    return given if isinstance(given, list | tuple) else (given,)
+    return (given,) if isinstance(given, Mapping) else given

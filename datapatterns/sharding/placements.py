@@ -24,8 +24,10 @@ class Placements:
         Raises:
             ShardedTableError: It was declared in a way that cannot work.
         """
+        if not isinstance(table, Table):
+            return None
         found = self._known.get(table)
-        if found is None and isinstance(table, Table):
+        if found is None:
             with self._lock:
                 # A class may have been mapped since; and a table may carry its key itself.
                 self._known.update(self.tables())

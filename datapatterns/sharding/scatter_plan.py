@@ -155,7 +155,7 @@ def _plan_groups(
         if position is None:
             raise UnmergeableQueryError("ORDER BY beside aggregates", "select what it orders by")
         call = aggregate_call(selected[position])
-        if call is not None and call.name != "min" and call.name != "max":
+        if call is not None and call.name not in {"min", "max"}:
             order.append(sort.key(position, text=False))
         else:
             ordered_by = selected[position] if call is None else call.argument

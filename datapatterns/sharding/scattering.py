@@ -50,7 +50,8 @@ def merge(
         MergeLimitError: These are more rows than may be merged.
         UnmergeableQueryError: A value is of a type that Python compares otherwise.
     """
-    if sum(map(len, parts)) > plan.rows_max:
+    bounded = plan.limit is not None and plan.groups is None
+    if not bounded and sum(map(len, parts)) > plan.rows_max:
         raise MergeLimitError(plan.rows_max)
     if plan.groups is None:
         rows = merged_rows(parts, order=plan.order, distinct=plan.width if plan.distinct else None)

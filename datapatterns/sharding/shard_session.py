@@ -258,7 +258,7 @@ class ShardSession(Session):
 
     def _become_writer(self, shard_id: str) -> None:
         if self._writer not in (None, shard_id):
-            raise MultiShardWriteError((cast("str", self._writer), shard_id))
+            raise MultiShardWriteError((self._writer, shard_id))
         self._writer = shard_id
 
     def _claim(self, shard_id: str, shard_map: ShardMap, buckets: Iterable[int]) -> None:

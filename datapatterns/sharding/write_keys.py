@@ -1,9 +1,18 @@
 """Find the shard keys that an INSERT, UPDATE or DELETE is about."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeAlias
 
-from sqlalchemy import BindParameter, Column, ColumnClause, Delete, Insert, Select, Update
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnClause,
+    Delete,
+    Insert,
+    Select,
+    Update,
+)
 from sqlalchemy.dialects.postgresql.dml import OnConflictDoUpdate
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql import visitors
@@ -40,7 +49,7 @@ def insert_keys(
     names = _names(leaf, mapper)
     conflict = statement._post_values_clause  # noqa: SLF001 -- there is no public name
     if isinstance(conflict, OnConflictDoUpdate) and names.intersection(
-        str(getattr(column, "key", column)) for column, _ in conflict.update_values_to_set
+        str(getattr(column, "key", column)) for column in conflict.update_values_to_set
     ):
         raise _changed(leaf)
     group = leaf.shard_key.group
@@ -103,12 +112,16 @@ def _refuse_other_tables(statement: Update | Delete, leaf: Leaf) -> None:
     if statement._independent_ctes:  # noqa: SLF001 -- there is no public name
         raise UnroutableStatementError("the statement has a WITH", "run its parts one by one")
     for part in _outside_selects(statement):
-        if isinstance(part, ColumnClause) and part.table is not None:
-            if hash(part.table) != hash(leaf.used):
-                raise UnroutableStatementError(
-                    f"an UPDATE or DELETE uses columns beside those of {leaf.name!r}",
-                    "put them into a subquery that compares the shard key",
-                )
+        if isinstance(part, ColumnClause) and not _belongs(part, leaf):
+            raise UnroutableStatementError(
+                f"an UPDATE or DELETE uses columns beside those of {leaf.name!r}",
+                "put them into a subquery that compares the shard key",
+            )
+
+
+def _belongs(column: ColumnClause[Any], leaf: Leaf) -> bool:
+    table = getattr(column, "table", None)
+    return table is None or hash(table) == hash(leaf.used)
 
 
 def _outside_selects(element: ClauseElement) -> Iterator[ClauseElement]:
@@ -121,20 +134,15 @@ def _outside_selects(element: ClauseElement) -> Iterator[ClauseElement]:
 def _inserted(statement: Insert, parameters: Sequence[Parameters]) -> Iterator[Mapping[str, Any]]:
     """Yield what each row is given, by the names of columns or attributes."""
     constant = _named(statement._values or {})  # noqa: SLF001 -- there is no public name
-    multiple = statement._multi_values  # noqa: SLF001 -- there is no public name
-    if multiple:
-        for rows in multiple:
-            for row in rows:
-                yield _named(row) if isinstance(row, Mapping) else _by_place(statement, row)
+    several: Any = statement._multi_values  # noqa: SLF001 -- there is no public name
+    if several:
+        for row in chain.from_iterable(several):
+            by_name = row if isinstance(row, Mapping) else dict(zip(statement.table.c, row))  # noqa: B905 -- a short row leaves columns out
+            yield _named(by_name)
     elif parameters:
-        for row in parameters:
-            yield {**constant, **row}
+        yield from ({**constant, **row} for row in parameters)
     else:
         yield constant
-
-
-def _by_place(statement: Insert, row: Sequence[Any]) -> dict[str, Any]:
-    return dict(zip(statement.table.columns.keys(), row, strict=False))
 
 
 def _named(values: Mapping[Any, Any]) -> dict[str, Any]:
