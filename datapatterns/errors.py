@@ -917,17 +917,18 @@ class LeaseLostError(ConflictError):
 
 
 class SnapshotOutdatedError(ConflictError):
-    """A table was rewritten after this transaction had taken its snapshot.
+    """What this transaction needs has moved on since it took its snapshot.
 
     Attributes:
-        table: The table, with its schema.
+        relation: The view that was refreshed, or the table that was truncated or rewritten.
     """
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, relation: str) -> None:
         super().__init__(
-            f"{table} was truncated or rewritten meanwhile; begin the transaction again"
+            f"{relation} was refreshed, truncated or rewritten after this transaction had taken"
+            " its snapshot; begin it again"
         )
-        self.table = table
+        self.relation = relation
 
 
 class StaleShardMapError(ConflictError):

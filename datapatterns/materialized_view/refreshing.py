@@ -23,6 +23,7 @@ from datapatterns.materialized_view.creating import (
 )
 from datapatterns.materialized_view.definition import ViewDefinition
 from datapatterns.materialized_view.freshness import pending_rows
+from datapatterns.materialized_view.locking import WRITING, hold_stored
 from datapatterns.materialized_view.rebuilding import rebuild
 from datapatterns.materialized_view.records import ViewRecord, read_record, record_duration
 from datapatterns.materialized_view.reports import RefreshReport
@@ -73,6 +74,7 @@ def _locked(
     conn: Connection, view: ViewDefinition, *, skip_locked: bool = False
 ) -> Consumer | None:
     log = ChangeLog(view.names.schema)
+    hold_stored(conn, view.names, WRITING)
     try:
         return log.lock_consumer(conn, view.names.consumer, skip_locked=skip_locked)
     except ConsumerMissingError as error:

@@ -1,7 +1,9 @@
 """Compare a view with its query, row by row, in one snapshot."""
 
 from psycopg import sql
+from psycopg.errors import SerializationFailure
 from sqlalchemy import Connection, func, select, text
+from sqlalchemy.exc import OperationalError
 
 from datapatterns.change_log.consuming import hold_consumer
 from datapatterns.clock import Clock
@@ -12,6 +14,7 @@ from datapatterns.errors import (
     ViewMissingError,
 )
 from datapatterns.materialized_view.definition import ViewDefinition
+from datapatterns.materialized_view.locking import VERIFYING, hold_stored
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.refreshing import bring_up_to_date
 from datapatterns.materialized_view.reports import Difference, DifferenceKind
@@ -40,21 +43,27 @@ def verify_view(
 
     Raises:
         IsolationLevelError: The transaction is not REPEATABLE READ.
-        SnapshotOutdatedError: A table was truncated just now.
+        SnapshotOutdatedError: A table was truncated, or the view refreshed, just now.
         TransactionInUseError: The transaction has already written something.
         ViewChangedError: The view was created from another query.
         ViewMissingError: The view was not created.
         ViewNotPopulatedError: The view has not been filled yet.
     """
+    names = view.names
+    # First of all: a snapshot from before this lock would miss what the last refresher wrote.
+    hold_stored(conn, names, VERIFYING)
     found = conn.execute(select(func.current_setting("transaction_isolation"))).scalar_one()
     if found != "repeatable read":
         raise IsolationLevelError(found=found, needed="repeatable read")
-    names = view.names
     _hold_sources(conn, view)
     try:
         consumer = hold_consumer(conn, names.consumer, schema=names.schema)
     except ConsumerMissingError as error:
         raise ViewMissingError(names.view) from error
+    except OperationalError as error:
+        if isinstance(error.orig, SerializationFailure):
+            raise SnapshotOutdatedError(names.view) from error
+        raise
     if consumer is not None:
         bring_up_to_date(conn, view, consumer, clock=clock)
     return _differences(conn, view, limit)

@@ -180,7 +180,8 @@ class MaterializedView:
 
         Raises:
             IsolationLevelError: The transaction is not REPEATABLE READ.
-            SnapshotOutdatedError: A table was truncated just now; begin again.
+            SnapshotOutdatedError: A table was truncated, or the view refreshed, just now; begin
+                again.
             Exception: The errors of `refresh` as well.
         """
         return verify_view(conn, self._definition, limit=limit, clock=clock)

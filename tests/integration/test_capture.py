@@ -124,6 +124,25 @@ def test_writers_need_no_right_on_the_log(engine: Engine, log_name: str) -> None
             conn.rollback()
 
 
+def test_nobody_else_writes_the_log_by_way_of_the_function(engine: Engine, log_name: str) -> None:
+    function = log_name.replace("change_log_", "capture_")
+    with engine.begin() as conn:
+        run(conn, "CREATE ROLE datapatterns_test_intruder")
+        run(conn, "GRANT USAGE ON SCHEMA datapatterns TO datapatterns_test_intruder")
+        run(conn, "GRANT CREATE ON SCHEMA public TO datapatterns_test_intruder")
+        run(conn, "SET LOCAL ROLE datapatterns_test_intruder")
+        run(conn, "CREATE TABLE mine (name text, price numeric)")
+        try:
+            with pytest.raises(DBAPIError, match="permission denied for function"):
+                run(
+                    conn,
+                    "CREATE TRIGGER t AFTER INSERT ON mine REFERENCING NEW TABLE AS new_rows"
+                    f" FOR EACH STATEMENT EXECUTE FUNCTION datapatterns.{function}()",
+                )
+        finally:
+            conn.rollback()
+
+
 def test_capturing_again_changes_nothing_and_locks_nothing(call: Call, log_name: str) -> None:
     assert call(LOG.capture, "public.product", ["price"]) == log_name
 

@@ -12,6 +12,7 @@ from datapatterns.change_log import ChangeLog, change_token
 from datapatterns.errors import (
     ForeignSnapshotError,
     IsolationLevelError,
+    SnapshotOutdatedError,
     TransactionInUseError,
     ViewBehindError,
     ViewChangedError,
@@ -19,7 +20,13 @@ from datapatterns.errors import (
     ViewMissingError,
     ViewNotPopulatedError,
 )
-from datapatterns.materialized_view import DifferenceKind, Full, MaterializedView, Strategy
+from datapatterns.materialized_view import (
+    Difference,
+    DifferenceKind,
+    Full,
+    MaterializedView,
+    Strategy,
+)
 from datapatterns.sql.migrating import upgrade
 from tests.fixtures.blocking import until_blocked_by
 from tests.fixtures.colours import Call
@@ -424,6 +431,66 @@ def test_verify_is_exact_while_others_write(engine: Engine) -> None:
             writer.commit()
 
             assert WEEKLY.verify(conn) == []
+    assert verify(engine, WEEKLY) == []
+
+
+@pytest.mark.parametrize(
+    "rewrite", ["TRUNCATE line", "ALTER TABLE line ADD COLUMN z uuid DEFAULT gen_random_uuid()"]
+)
+def test_verify_notices_that_its_snapshot_lost_rows(engine: Engine, rewrite: str) -> None:
+    create(engine, WEEKLY)
+    with (
+        engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn,
+        conn.begin(),
+    ):
+        conn.execute(text("SELECT count(*) FROM product"))
+        run(engine, rewrite)
+
+        with pytest.raises(SnapshotOutdatedError, match="line"):
+            WEEKLY.verify(conn)
+
+
+def test_verify_waits_for_a_running_refresh(engine: Engine) -> None:
+    create(engine, WEEKLY)
+    run(engine, "UPDATE line SET cents = cents + 1")
+    found: list[Difference] | None = None
+
+    def check() -> None:
+        nonlocal found
+        found = verify(engine, WEEKLY)
+
+    with engine.connect() as refresher:
+        WEEKLY.refresh(refresher)
+        checking = threading.Thread(target=check)
+        checking.start()
+        until_blocked_by(engine, refresher)
+        refresher.commit()
+        checking.join(timeout=30)
+
+    assert found == []
+
+
+def test_verify_fails_if_somebody_refreshes_meanwhile(engine: Engine) -> None:
+    create(engine, WEEKLY)
+    with (
+        engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn,
+        conn.begin(),
+    ):
+        conn.execute(text("SELECT count(*) FROM product"))
+        refresh(engine, WEEKLY)
+
+        with pytest.raises(SnapshotOutdatedError, match="weekly_sales"):
+            WEEKLY.verify(conn)
+
+
+def test_a_rebuild_replaces_a_group_that_differs(engine: Engine) -> None:
+    create(engine, WEEKLY)
+    run(engine, "UPDATE datapatterns.weekly_sales_stored SET rows = rows + 1")
+
+    with engine.begin() as conn:
+        report = WEEKLY.rebuild(conn)
+
+    assert report.rows_changed == 2 * 4
     assert verify(engine, WEEKLY) == []
 
 
