@@ -11,6 +11,7 @@ from sqlalchemy import Engine, create_engine
 from datapatterns.cqrs import Projections
 from datapatterns.errors import ProjectionStoppedError, ReadModelBehindError, UnavailableError
 from datapatterns.event_sourcing import EventStore, Position
+from tests.fixtures.colours import Call
 from tests.fixtures.read_models import (
     ItemScanned,
     SalesByProduct,
@@ -138,6 +139,15 @@ def test_status_shows_staleness_in_positions_and_seconds(shop: Engine) -> None:
     assert 0 < stale.seconds_behind < 60
     assert stale.owner is None
     assert stale.error is None
+
+
+def test_looking_is_an_operation_like_any_other(shop: Engine, call: Call) -> None:
+    projections = Projections(STORE)
+    token = append_all(shop, STORE, [ItemScanned("milk", 1)])
+    projections.run(shop, SalesByProduct)
+
+    assert call(projections.position, SalesByProduct) == token
+    assert [status.position for status in call(projections.status)] == [token]
 
 
 def test_catching_up_waits_for_a_runner_that_has_the_lease(shop: Engine) -> None:
