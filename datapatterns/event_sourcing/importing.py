@@ -126,10 +126,25 @@ def _sort_by_stream(
         if event.recorded_at is not None:
             _check_time(event.stream, part.times, event.recorded_at)
             part.times.append(event.recorded_at)
-        # Without ids: those that were not given are new in every attempt.
-        same = (event.stream, encoded.name, encoded.schema_version, encoded.data, encoded.meta)
-        digest.update(repr((same, event.recorded_at)).encode())
+        digest.update(_same(event, encoded).encode())
     return dict(sorted(parts.items(), key=_lock_order)), digest.digest()
+
+
+def _same(event: ImportedEvent, encoded: EncodedEvent) -> str:
+    # Without ids: those that were not given are new in every attempt. No part holds U+0000.
+    stream = event.stream
+    parts = (
+        stream.tenant,
+        stream.category,
+        stream.key,
+        encoded.name,
+        str(encoded.schema_version),
+        encoded.data,
+        encoded.meta or "",
+        event.recorded_at.isoformat() if event.recorded_at else "",
+        "",
+    )
+    return "\0".join(parts)
 
 
 def _lock_order(item: tuple[StreamId, _StreamPart]) -> StreamId:
