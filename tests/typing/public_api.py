@@ -1,0 +1,119 @@
+"""Types that users rely on. Checked by mypy, never run: an unused ignore is an error, too."""
+
+from dataclasses import dataclass
+from typing import assert_type
+
+from sqlalchemy import BigInteger, Connection, func, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from datapatterns import DataLayer
+from datapatterns.aio import in_transaction
+from datapatterns.cache_aside import Cache
+from datapatterns.cqrs import Projection, ProjectionProgress, RedisChanges, RedisProjection, on
+from datapatterns.event_sourcing import (
+    Aggregate,
+    EventStore,
+    LogPage,
+    NewEvent,
+    Position,
+    RecordedEvent,
+    StreamId,
+    applies,
+    event,
+    every,
+)
+from datapatterns.index_table import IndexTable, VerifyReport
+from datapatterns.materialized_view import MaterializedView, RefreshReport
+from datapatterns.sharding import EntityGroup, Hash, PinnedSession
+
+layer = DataLayer("postgresql://localhost/shop", redis_url="redis://localhost")
+store: EventStore = layer.events
+CART = StreamId("cart", "7")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Line(Base):
+    __tablename__ = "line"
+    line_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    week: Mapped[int]
+    cents: Mapped[int]
+
+
+@event("item.scanned")
+@dataclass(frozen=True, slots=True)
+class ItemScanned:
+    product_id: int
+    cents: int
+
+
+class Cart(Aggregate, category="cart", snapshot=every(100)):
+    cents = 0
+
+    @applies
+    def _(self, e: ItemScanned) -> None:
+        self.cents += e.cents
+
+
+class Sales(Projection, into=Line, version=1):
+    @on(ItemScanned, key=lambda e, _meta: e.product_id)
+    def _(self, row: Line, e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.cents += e.cents
+
+
+class Dashboard(RedisProjection, version=1):
+    @on(ItemScanned)
+    def _(self, changes: RedisChanges, e: ItemScanned, _meta: RecordedEvent) -> None:
+        changes.increment("totals", "cents", e.cents)
+
+
+def events_are_loaded_as_the_class_that_was_asked_for(conn: Connection) -> None:
+    cart = store.load(conn, Cart, "7")
+    assert_type(cart, Cart)
+    assert_type(store.save(conn, cart), Position)
+    assert_type(store.read_log(conn, limit=10), LogPage)
+    store.append(conn, CART, [NewEvent("item.scanned", {})])  # type: ignore[call-arg]  # needs a version
+    store.read_log(conn, 7)  # type: ignore[arg-type]  # not a Position
+    store.load(conn, Line, "7")  # type: ignore[type-var]  # not an aggregate
+
+
+async def operations_keep_their_types_on_the_way_through_asyncio(engine: AsyncEngine) -> None:
+    assert_type(await in_transaction(engine, store.read_log, limit=10), LogPage)
+    assert_type(await in_transaction(engine, store.load, Cart, "7"), Cart)
+    await in_transaction(engine, store.read_log, size=10)  # type: ignore[call-arg]  # no such name
+
+
+def projections_report_their_progress() -> None:
+    assert_type(layer.projections.run(layer.engine, Sales), ProjectionProgress)
+    layer.projections.run(layer.engine, Cart)  # type: ignore[arg-type]  # not a projection
+
+
+def a_cached_function_takes_and_returns_what_it_did_without_conn() -> None:
+    cache: Cache = layer.cache("product")
+
+    @cache.cached
+    def price(conn: Connection, product_id: int) -> int | None:
+        return conn.scalar(select(Line.cents).where(Line.line_id == product_id))
+
+    assert_type(price(7), int | None)
+    price("7")  # type: ignore[arg-type]  # not an int
+
+
+def views_and_indexes_report(conn: Connection) -> None:
+    view = MaterializedView(
+        "weekly", select(Line.week, func.count().label("lines")).group_by(Line.week)
+    )
+    assert_type(view.refresh(conn), RefreshReport | None)
+    index = IndexTable("by_week", on=[Line.week])
+    assert_type(index.verify(conn), VerifyReport)
+
+
+def shards_are_reached_by_key() -> None:
+    households = EntityGroup("household", strategy=Hash(buckets=256), key=BigInteger)
+    assert_type(households.strategy.bucket(7), int)
+    households.strategy.bucket(7.5)  # type: ignore[arg-type]  # a float is no shard key
+    with layer.cluster(households) as cluster:
+        assert_type(cluster.on(households, household_id=7), PinnedSession)
