@@ -211,28 +211,23 @@ def _create_shown(conn: Connection, view: ViewDefinition, strategy: Strategy) ->
     names = view.names
     labels = map(sql.Identifier, view.columns)
     types = inspect_columns(conn, _qualified(names, names.definition))
-    condition = sql.SQL("")
     if strategy is Strategy.COUNTING and view.plan is not None:
         shown = [
             _shown(view.plan, output, found.type_sql)
             for output, found in zip(view.plan.outputs, types, strict=True)
         ]
-        # Groups that have become empty are hidden until they are swept. Without GROUP BY there
-        # is one group, which shows even if it is empty.
-        condition = sql.SQL("WHERE rows <> 0" if view.plan.keys else "")
     else:
         shown = [sql.Identifier(name) for name in stored_columns(view, strategy)]
     selected = (
         sql.SQL("{} AS {}").format(part, label) for part, label in zip(shown, labels, strict=True)
     )
-    create = sql.SQL("CREATE VIEW {} AS SELECT {} FROM {} {}")
+    create = sql.SQL("CREATE VIEW {} AS SELECT {} FROM {}")
     execute(
         conn,
         create.format(
             sql.Identifier(names.schema, names.view),
             sql.SQL(", ").join(selected),
             sql.Identifier(names.schema, names.stored),
-            condition,
         ),
     )
 

@@ -91,6 +91,7 @@ def _count(conn: Connection, view: ViewDefinition, record: ViewRecord, since: Sn
     # A truncation names no rows; and nothing can be subtracted from NaN or infinity.
     if found.truncated or found.unsubtractable:
         return _rebuild(conn, view, Strategy.COUNTING, found.pending)
+    # Without GROUP BY there is one group, which shows even if it is empty.
     if found.emptied and plan.keys:
         _sweep(conn, view, plan)
     return _Outcome(Strategy.COUNTING, found.pending, found.touched, found.snapshot)

@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSON, TEXT, TIMESTAMP, distinct_on
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateSchema
 
 from datapatterns.errors import CaptureRefusedError, ViewChangedError, ViewDefinitionError
 from datapatterns.materialized_view import Full, Incremental, MaterializedView, Strategy
@@ -136,6 +137,32 @@ def test_odd_names_and_literals_are_kept(engine: Engine) -> None:
         refresh(engine, view)
         with engine.connect() as conn:
             assert set(conn.execute(select(view.table)).all()) == {("a", 2), ("b%", 1)}
+
+
+def test_tables_of_one_name_in_two_schemas_are_told_apart(engine: Engine) -> None:
+    archive = Line.metadata.tables["line"].to_metadata(MetaData(), schema="archive")
+    query = (
+        select(Line.week, func.count().label("n"), func.sum(archive.c.cents).label("cents"))
+        .join(archive, archive.c.id == Line.id)
+        .group_by(Line.week)
+    )
+    view = MaterializedView("both", query, maintain=Incremental())
+    with engine.begin() as conn:
+        conn.execute(CreateSchema("archive"))
+        archive.create(conn)
+    create(engine, view)
+    run(
+        engine,
+        "INSERT INTO line VALUES (1, 1, 1, 10), (2, 1, 1, 20)",
+        "INSERT INTO archive.line VALUES (1, 5, 5, 500), (3, 5, 5, 700)",
+        "UPDATE archive.line SET id = 2 WHERE id = 3",
+    )
+
+    refresh(engine, view)
+
+    assert differences(engine, view, query) == 0
+    with engine.connect() as conn:
+        assert conn.execute(select(view.table)).all() == [(1, 2, 1200)]
 
 
 @pytest.mark.parametrize(
