@@ -15,7 +15,7 @@ from datapatterns.errors import SettingsError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.counting import ShardStats, count_rows
 from datapatterns.sharding.definition import EntityGroup
-from datapatterns.sharding.engines import driver_url, shard_engine
+from datapatterns.sharding.engines import driver_url, shard_engine, tables_needed
 from datapatterns.sharding.initialising import (
     check_empty,
     check_ownership,
@@ -107,10 +107,11 @@ class ShardCluster:
 
         Raises:
             GroupMismatchError: A group was created with another declaration.
+            MigrationNeededError: A server does not have the library's tables.
             ShardMapExistsError: There is a map of other shards, or data that no map has placed.
             WrongShardError: A server belongs to another cluster, or two names mean one server.
         """
-        with self._control.begin() as conn:
+        with tables_needed(self._schema), self._control.begin() as conn:
             record_map(conn, self._groups, self._urls, schema=self._schema)
             maps = load_maps(
                 conn, self._groups, shards=self._urls, unused=True, schema=self._schema
@@ -140,7 +141,7 @@ class ShardCluster:
         """Begin a transaction on a server that does not know yet which shard it is."""
         engine = create_engine(self._urls[shard_id])
         try:
-            with shard_errors(shard_id), engine.begin() as conn:
+            with shard_errors(shard_id), tables_needed(self._schema), engine.begin() as conn:
                 yield conn
         finally:
             engine.dispose()

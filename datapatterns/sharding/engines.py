@@ -1,14 +1,20 @@
 """Engines that talk to the right server, in the same way as to all others."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from psycopg import Connection as DriverConnection
+from psycopg import Error as DriverError
 from psycopg import sql
+from psycopg.errors import InvalidSchemaName, UndefinedFunction, UndefinedTable
 from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ProgrammingError
 
-from datapatterns.errors import SettingsError, WrongShardError
+from datapatterns.errors import MigrationNeededError, SettingsError, WrongShardError
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
+
+_REVISION = "dp0005"
 
 SESSION_SETTINGS = {
     "DateStyle": "ISO, MDY",
@@ -30,6 +36,7 @@ def shard_engine(
     """Return an engine whose connections refuse to be those of another shard.
 
     Raises (when a connection is opened):
+        MigrationNeededError: The server does not have the library's tables.
         SettingsError: The server's encoding is not UTF-8, so text would hash otherwise.
         WrongShardError: The server says that it is another shard, or none.
     """
@@ -46,6 +53,22 @@ def shard_engine(
     return engine
 
 
+@contextmanager
+def tables_needed(schema: str) -> Iterator[None]:
+    """Say what to do where the library's tables are missing.
+
+    Raises:
+        MigrationNeededError: They do not exist, or are too old.
+    """
+    try:
+        yield
+    except (ProgrammingError, DriverError) as error:
+        driver_error = error.orig if isinstance(error, ProgrammingError) else error
+        if isinstance(driver_error, UndefinedTable | UndefinedFunction | InvalidSchemaName):
+            raise MigrationNeededError(schema, found=None, needed=_REVISION) from error
+        raise
+
+
 def driver_url(url: str | URL) -> URL:
     """Return ``url`` with the driver that this library speaks to."""
     return make_url(url).set(drivername="postgresql+psycopg")
@@ -58,7 +81,8 @@ def _introduce(connection: DriverConnection[Any], shard_id: str, schema: str) ->
         " FROM unnest(%s::text[], %s::text[]) AS setting (name, value)"
     ).format(sql.Identifier(schema, "this_shard"))
     names, values = list(SESSION_SETTINGS), list(SESSION_SETTINGS.values())
-    row = connection.execute(question, (names, values)).fetchone()
+    with tables_needed(schema):
+        row = connection.execute(question, (names, values)).fetchone()
     # Settings of a transaction that is rolled back are forgotten.
     connection.commit()
     assert row is not None

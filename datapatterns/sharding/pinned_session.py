@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from sqlalchemy import ClauseElement, Connection, Delete, Insert, Result, Table, Update, event
-from sqlalchemy.orm import ORMExecuteState, Session, with_loader_criteria
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session, with_loader_criteria
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.selectable import SelectBase
 
@@ -106,14 +106,14 @@ class PinnedSession(Session):
             raise ScatterRefusedError(footprint.tables)
 
     def _criteria(self) -> list[Any]:
+        key = self._key
         return [
+            # As a lambda, which SQLAlchemy calls for each alias; an expression it would not adapt
+            # in every join.
             with_loader_criteria(
-                mapper.class_,
-                mapper.local_table.c[shard_key.column] == self._key,
-                include_aliases=True,
+                mapper.class_, lambda entity: _key_attribute(entity) == key, include_aliases=True
             )
-            for mapper, shard_key in self._group.mappers().items()
-            if shard_key.column in mapper.local_table.c
+            for mapper in self._group.mappers()
         ]
 
     def _begun(self, connection: Connection) -> None:
@@ -145,3 +145,9 @@ def _sets(state: ORMExecuteState) -> Sequence[Parameters]:
     if given is None:
         return ()
     return (given,) if isinstance(given, Mapping) else given
+
+
+def _key_attribute(entity: Any) -> Any:  # noqa: ANN401 -- a mapped class or an alias of one
+    mapper: Mapper[Any] = entity.__mapper__  # inspect() does not know what stands for an entity
+    column = mapper.base_mapper.local_table.c[mapper.class_.__shard__.column]
+    return getattr(entity, mapper.get_property_by_column(column).key)

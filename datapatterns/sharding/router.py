@@ -9,6 +9,7 @@ from sqlalchemy.exc import OperationalError
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.engines import tables_needed
 from datapatterns.sharding.loading import load_epochs, load_maps
 from datapatterns.sharding.shard_map import ShardMap
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -78,5 +79,5 @@ class Router:
             self._lock.release()
 
     def _load(self) -> dict[str, ShardMap]:
-        with self._control.connect() as conn:
+        with tables_needed(self._schema), self._control.connect() as conn:
             return load_maps(conn, self._groups, shards=self._shards, schema=self._schema)

@@ -127,7 +127,7 @@ def _belongs(column: ColumnClause[Any], leaf: Leaf) -> bool:
 def _outside_selects(element: ClauseElement) -> Iterator[ClauseElement]:
     yield element
     for child in element.get_children():
-        if isinstance(child, ClauseElement) and not isinstance(child, SelectBase):
+        if not isinstance(child, SelectBase):
             yield from _outside_selects(child)
 
 

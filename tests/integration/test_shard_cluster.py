@@ -7,6 +7,7 @@ from sqlalchemy.exc import IntegrityError
 
 from datapatterns.errors import (
     GroupMismatchError,
+    MigrationNeededError,
     SettingsError,
     ShardKeyError,
     ShardMapCorruptError,
@@ -193,6 +194,16 @@ def test_it_works_in_a_schema_of_another_name(shard_urls: list[URL]) -> None:
         with cluster.begin_bulk(households, "s0") as conn:
             assert conn.scalar(select(func.count()).select_from(Basket)) in (0, 4)
         assert sum(shard.tables[0].rows for shard in cluster.stats()) == 4
+
+
+def test_servers_without_the_tables_are_named(shard_urls: list[URL]) -> None:
+    run(shard_urls[2], "DROP SCHEMA datapatterns CASCADE")
+    with shop(shard_urls) as cluster, pytest.raises(MigrationNeededError, match="migrate upgrade"):
+        cluster.create_map()
+
+    run(shard_urls[0], "DROP SCHEMA datapatterns CASCADE")
+    with shop(shard_urls) as cluster, pytest.raises(MigrationNeededError, match="migrate upgrade"):
+        cluster.create_map()
 
 
 # Servers ---------------------------------------------------------------------------------------

@@ -340,7 +340,7 @@ def test_objects_are_written_to_the_shard_of_their_key(cluster: ShardCluster) ->
 
 
 def test_a_deleted_object_is_gone(cluster: ShardCluster) -> None:
-    with cluster.session() as pinned, session.begin():
+    with cluster.session() as session, session.begin():
         basket = session.get_one(Basket, (7, 1))
         for line in list(basket.lines):
             session.delete(line)
@@ -594,13 +594,30 @@ def test_a_pinned_session_sees_the_rows_of_its_key_only(cluster: ShardCluster) -
     near = together(cluster, 7)
 
     with cluster.on(households, household_id=7) as session:
+        other = aliased(Basket)
         assert session.scalars(select(Basket.household_id)).all() == [7]
+        assert session.scalars(select(other.household_id)).all() == [7]
+        pairs = select(Basket.household_id, other.household_id).join(other, other.id == Basket.id)
+        assert session.execute(pairs).all() == [(7, 7)]
+        assert session.scalar(select(select(func.count(Basket.id)).scalar_subquery())) == 1
         assert session.scalar(select(func.count()).select_from(Line)) == 2
         assert session.get(Basket, (near, 1)) is None
         assert session.execute(update(Basket).values(cents=1).returning(Basket.id)).all() == [(1,)]
         session.commit()
 
     assert (stored(cluster, 7), stored(cluster, near)) == ([(1, 1)], [(1, near * 10)])
+
+
+def test_pinned_sessions_do_not_see_each_others_keys(cluster: ShardCluster) -> None:
+    for key in (7, together(cluster, 7), 7, elsewhere(cluster, 7)):
+        with cluster.on(households, household_id=key) as session:
+            joined = select(Basket.household_id, Line.household_id).join(Basket.lines)
+            assert set(session.execute(joined).all()) == {(key, key)}
+            with_lines = session.scalars(select(Basket).options(selectinload(Basket.lines))).one()
+            assert {line.household_id for line in with_lines.lines} == {key}
+            assert session.scalars(select(Basket.id).where(Basket.lines.any())).all() == [1]
+            session.expire_all()
+            assert with_lines.cents == key * 10
 
 
 def test_a_pinned_session_writes_rows_of_its_key_only(cluster: ShardCluster) -> None:

@@ -128,7 +128,7 @@ OWNERSHIP = """
     -- What this shard holds of a group, in a form that a router can compute from its map.
     -- NULL if it holds nothing.
     CREATE FUNCTION {schema}.map_digest(in_group int) RETURNS text
-        LANGUAGE sql STABLE
+        LANGUAGE sql STABLE PARALLEL SAFE
         RETURN (
             SELECT encode(sha256(convert_to(
                 string_agg(bucket || state, ',' ORDER BY bucket), 'UTF8')), 'hex')
@@ -139,7 +139,7 @@ OWNERSHIP = """
     -- For reads: WHERE assert_owned(1, '{17}') AND ... runs once, before the scan, and in the same
     -- snapshot. SD001 means: read the map again, then repeat the transaction.
     CREATE FUNCTION {schema}.assert_owned(in_group int, in_buckets int[]) RETURNS boolean
-        LANGUAGE plpgsql STABLE AS $$
+        LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
     BEGIN
         IF EXISTS (
             SELECT FROM unnest(in_buckets) AS wanted (bucket)
@@ -156,7 +156,7 @@ OWNERSHIP = """
 
     -- For statements sent to whole shards: this snapshot agrees with the map of the router.
     CREATE FUNCTION {schema}.assert_map(in_group int, in_digest text) RETURNS boolean
-        LANGUAGE plpgsql STABLE AS $$
+        LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
     BEGIN
         IF {schema}.map_digest(in_group) IS DISTINCT FROM in_digest THEN
             RAISE EXCEPTION 'the buckets of group % on this shard differ from the map', in_group
