@@ -15,6 +15,8 @@ STOP_SECONDS = 20.0
 """How long a server may take to stop in good order before it is killed."""
 
 _POLL_SECONDS = 0.02
+_PROC = Path("/proc")
+_HAS_PROC = (_PROC / "self" / "stat").exists()
 _SERVER_PROGRAM = re.compile(r"(?:^|/)(?:postgres|initdb|valkey-server)(?=\s|\0)")
 
 
@@ -117,9 +119,14 @@ def servers_in(folder: Path) -> list[int]:
 
 def process_table() -> list[RunningProcess]:
     """Return what runs on this machine, as far as this process may see it."""
-    if Path("/proc/self/stat").exists():
-        found = [_read_proc(p) for p in Path("/proc").iterdir() if p.name.isdigit()]
-        return [process for process in found if process is not None]
+    if not _HAS_PROC:
+        return listed_processes()
+    found = [_read_proc(folder) for folder in _PROC.iterdir() if folder.name.isdigit()]
+    return [process for process in found if process is not None]
+
+
+def listed_processes() -> list[RunningProcess]:
+    """Return what ``ps`` lists, for systems without ``/proc/<pid>``."""
     listed = subprocess.run(
         ["/bin/ps", "-axww", "-o", "pid=,ppid=,stat=,command="],
         capture_output=True,
@@ -163,8 +170,14 @@ def _signal_all(pids: Collection[int], number: signal.Signals) -> None:
 
 def _gone_within(pids: Collection[int], seconds: float) -> bool:
     deadline = SYSTEM_CLOCK.monotonic() + seconds
-    while set(pids) & {process.pid for process in process_table()}:
+    while _still_running(pids):
         if SYSTEM_CLOCK.monotonic() > deadline:
             return False
         SYSTEM_CLOCK.sleep(_POLL_SECONDS)
     return True
+
+
+def _still_running(pids: Collection[int]) -> bool:
+    if _HAS_PROC:  # asked often while servers stop, so not for the whole table
+        return any(_read_proc(_PROC / str(pid)) for pid in pids)
+    return bool(set(pids) & {process.pid for process in listed_processes()})
