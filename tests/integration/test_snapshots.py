@@ -336,6 +336,20 @@ def test_a_new_upcaster_is_changed_code(conn: Connection) -> None:
     assert shop.load(conn, counter, "1").total == 7
 
 
+def test_a_corrected_upcaster_is_changed_code(conn: Connection) -> None:
+    wrong, right = EventTypes(), EventTypes()
+    for ours in (wrong, right):
+        ours.event("basket.scanned", version=2)(Scanned)
+    wrong.upcast("basket.scanned", 1)(lambda data: {**data, "cents": data["cents"] * 7})
+    right.upcast("basket.scanned", 1)(lambda data: {**data, "cents": data["cents"] * 8})
+    old = NewEvent("basket.scanned", {"product": 1, "cents": 1}, schema_version=1)
+    store.append(conn, StreamId("counter", "1"), [old], expected_version=NEW_STREAM)
+    shop = EventStore(types=wrong)
+    shop.save_snapshot(conn, shop.load(conn, release(1), "1"))
+
+    assert EventStore(types=right).load(conn, release(1), "1").total == 8
+
+
 @pytest.mark.parametrize(
     "damage",
     [
