@@ -78,8 +78,8 @@ class TableRebuild:
 
     def _swap(self, conn: Connection, leases: list[Lease], replay: Replay) -> None:
         model = read_model_of(self.projection)
-        # A page of a runner that has lost its lease may be under way. It has the table until it
-        # is rolled back; nobody can begin to write until this transaction ends.
+        # A page of a runner that has lost its lease may be under way, with locks on some rows. It
+        # is waited for before any row is locked here, or the two could wait for each other.
         _lock_writers_out(conn, model.table)
         replace_rows(conn, model, replay.model)
         (mine,) = (lease for lease in leases if lease.version == self.projection.version)

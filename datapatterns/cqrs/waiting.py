@@ -6,7 +6,7 @@ from sqlalchemy import Connection, Engine, select
 
 from datapatterns.clock import Clock
 from datapatterns.cqrs.definition import AnyProjection
-from datapatterns.cqrs.running import POLL_SECONDS_MAX, POLL_SECONDS_MIN, fresh_reads
+from datapatterns.cqrs.running import POLL_SECONDS_MAX, POLL_SECONDS_MIN
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.errors import ReadModelBehindError
 from datapatterns.event_sourcing.events import Position
@@ -27,7 +27,7 @@ def wait_for(
     """
     deadline = clock.monotonic() + timeout_seconds
     pause = POLL_SECONDS_MIN
-    with fresh_reads(engine) as conn:
+    with engine.connect() as conn:
         while True:
             with conn.begin():
                 position = reached(conn)

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, insert, text, update
@@ -21,6 +22,7 @@ from datapatterns.errors import (
     ReadModelBuildingError,
 )
 from datapatterns.event_sourcing import EventStore, RecordedEvent
+from datapatterns.testing.waiting import wait_until
 from tests.fixtures.read_models import (
     ItemScanned,
     ProductSales,
@@ -141,6 +143,49 @@ def test_a_page_under_way_when_the_rebuild_swaps_leaves_nothing(shop: Engine) ->
 
     assert rebuilt.events == 7
     assert sales(shop)["ghost"] == (2, 20, None)
+
+
+def test_the_swap_waits_for_a_page_under_way_before_it_locks_a_row(shop: Engine) -> None:
+    with shop.connect() as page, ThreadPoolExecutor() as pool:
+        transaction = page.begin()
+        page.execute(text("SET LOCAL lock_timeout = '5s'"))
+        page.execute(update(ProductSales).where(ProductSales.product == "tea").values(cents=7))
+        rebuild = pool.submit(PROJECTIONS.rebuild, shop, Doubled)
+        wait_until(lambda: blocked_sessions(shop) == 1, deadline_seconds=30)
+
+        page.execute(update(ProductSales).where(ProductSales.product == "milk").values(cents=7))
+        transaction.rollback()
+
+        assert rebuild.result(timeout=30).events == 6
+    assert sales(shop)["milk"] == (10, 100, None)
+
+
+def blocked_sessions(engine: Engine) -> int:
+    with engine.begin() as conn:
+        blocked = conn.execute(
+            text(
+                "SELECT pid FROM pg_stat_activity"
+                " WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
+            )
+        )
+        return len(blocked.all())
+
+
+def test_a_long_rebuild_renews_its_lease_with_every_page(shop: Engine) -> None:
+    leases: list[datetime] = []
+
+    def look(_done: ProjectionProgress) -> None:
+        with shop.begin() as conn:
+            leases.extend(
+                status.lease_until
+                for status in PROJECTIONS.status(conn)
+                if status.version == 2 and status.lease_until is not None
+            )
+
+    PROJECTIONS.rebuild(shop, Doubled, page_events=2, on_page=look)
+
+    assert len(leases) >= 3
+    assert sorted(set(leases)) == leases
 
 
 def test_a_rebuild_that_fails_leaves_everything_as_it_was(shop: Engine) -> None:
