@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from datapatterns.errors import StaleShardMapError
+from datapatterns.sharding.footprints import Footprints
 from datapatterns.sharding.ownership import shard_errors
 from datapatterns.sharding.placements import Placements
 from datapatterns.sharding.router import Router
@@ -21,6 +22,7 @@ class ShardAccess:
         engines: One for each shard.
         router: Which shard holds a key.
         placements: Which table has which shard key.
+        footprints: What statements read.
         executor: Runs questions to several shards at once.
         schema: Where the library's tables live.
         merge_rows_max: How many rows may be merged for one statement.
@@ -29,6 +31,7 @@ class ShardAccess:
     engines: Mapping[str, Engine]
     router: Router
     placements: Placements
+    footprints: Footprints
     executor: Executor
     schema: str
     merge_rows_max: int

@@ -16,6 +16,7 @@ from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.counting import ShardStats, count_rows
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_url, shard_engine, tables_needed
+from datapatterns.sharding.footprints import Footprints
 from datapatterns.sharding.initialising import (
     check_empty,
     check_ownership,
@@ -266,6 +267,7 @@ class ShardCluster:
             self.engines,
             self.router,
             self._placements,
+            Footprints(self._placements),
             self._executor,
             self._schema,
             self._merge_rows_max,

@@ -26,6 +26,7 @@ from sqlalchemy.sql.selectable import SelectBase
 from datapatterns.errors import (
     MultiShardWriteError,
     ScatterRefusedError,
+    SettingsError,
     ShardKeyError,
     UnmergeableQueryError,
     UnroutableStatementError,
@@ -56,6 +57,9 @@ class ShardSession(Session):
     """
 
     def __init__(self, access: ShardAccess, *, scatter: bool = False, **options: Any) -> None:  # noqa: ANN401 -- what Session takes
+        if options.get("twophase"):
+            # SQLAlchemy prepares readers, too, and leaves branches behind after a crash.
+            raise SettingsError("twophase", "leave it out; a transaction writes to one shard")
         super().__init__(**options)
         self._access = access
         self._scatter = scatter
@@ -111,10 +115,10 @@ class ShardSession(Session):
         )
 
     def _read(self, state: ORMExecuteState, statement: SelectBase) -> Result[Any]:
-        footprint = footprint_of(statement, self._access.placements)
         parameters = _one_set(state)
+        footprint, values = self._access.footprints.of(statement, parameters)
         shard_map = self._access.router.map_of(footprint.group)
-        buckets = footprint.buckets(parameters)
+        buckets = footprint.buckets(values)
         if buckets is not None:
             shards = shard_map.shards_of(buckets)
             if len(shards) <= 1:
@@ -130,6 +134,8 @@ class ShardSession(Session):
                 "a join that does not compare the shard keys",
                 "add the comparison to its ON, or let each table name the key",
             )
+        # Looked at afresh: the plan compares the columns of this very statement.
+        footprint = footprint_of(statement, self._access.placements)
         plan = plan_scatter(statement, footprint, parameters, rows_max=self._access.merge_rows_max)
         return self._gather(state, plan, shard_map, sorted(shards))
 

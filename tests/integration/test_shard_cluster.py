@@ -1,8 +1,23 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from uuid import UUID
 
 import pytest
-from sqlalchemy import URL, Engine, Text, create_engine, func, insert, make_url, select, text
+from sqlalchemy import (
+    URL,
+    Column,
+    Engine,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    create_engine,
+    func,
+    insert,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.exc import IntegrityError
 
 from datapatterns.errors import (
@@ -17,7 +32,7 @@ from datapatterns.errors import (
     StaleShardMapError,
     WrongShardError,
 )
-from datapatterns.sharding import EntityGroup, Hash, ShardCluster
+from datapatterns.sharding import EntityGroup, Hash, Key, ShardCluster
 from datapatterns.sql.migrating import upgrade
 from datapatterns.testing import Databases
 from tests.fixtures.shard_model import Basket, create_tables, households, named, sharded_shop
@@ -204,6 +219,48 @@ def test_servers_without_the_tables_are_named(shard_urls: list[URL]) -> None:
     run(shard_urls[0], "DROP SCHEMA datapatterns CASCADE")
     with shop(shard_urls) as cluster, pytest.raises(MigrationNeededError, match="migrate upgrade"):
         cluster.create_map()
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        (Text, ["", "a", "Ä", "😀", *map(str, range(20))]),
+        (Uuid, [UUID(int=number**20) for number in range(20)]),
+    ],
+)
+def test_another_group_may_come_later_with_keys_of_another_type(
+    shard_urls: list[URL], key: type[Text | Uuid[UUID]], values: list[Key]
+) -> None:
+    tenants = EntityGroup("tenant", strategy=Hash(buckets=16), key=key)
+    table = Table(
+        "tenant_row",
+        MetaData(),
+        Column("tenant", key(), primary_key=True),
+        info={"shard": tenants.by("tenant")},
+    )
+    with ShardCluster(
+        control=shard_urls[0], shards=named(shard_urls), groups=[households, tenants]
+    ) as cluster:
+        cluster.create_map()
+        for engine in cluster.engines.values():
+            table.create(engine)
+        for value in values:
+            with cluster.session() as session, session.begin():
+                session.execute(insert(table).values(tenant=value))
+
+        with cluster.session() as session:
+            for value in values:
+                assert session.scalar(select(table).where(table.c.tenant == value)) == value
+            everywhere = select(func.count()).select_from(table).execution_options(scatter=True)
+            assert session.scalar(everywhere) == len(values)
+        used = [engine for engine in cluster.engines.values() if _holds_rows(engine, table)]
+        assert len(used) == len(shard_urls)
+
+
+def _holds_rows(engine: Engine, table: Table) -> bool:
+    with engine.connect() as conn:
+        return bool(conn.scalar(select(func.count()).select_from(table)))
 
 
 # Servers ---------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import (
     URL,
     Connection,
     Engine,
+    Select,
     bindparam,
     delete,
     func,
@@ -13,6 +14,7 @@ from sqlalchemy import (
     literal_column,
     select,
     text,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import distinct_on
@@ -25,6 +27,7 @@ from datapatterns.errors import (
     MergeLimitError,
     MultiShardWriteError,
     ScatterRefusedError,
+    SettingsError,
     ShardKeyChangedError,
     ShardKeyError,
     UnmergeableQueryError,
@@ -161,6 +164,30 @@ def test_a_list_of_keys_is_read_from_their_shards(cluster: ShardCluster) -> None
         empty = session.scalars(statement.where(Basket.household_id.in_([]))).all()
 
     assert (listed, empty) == ([30, 20, 10], [])
+
+
+def test_statements_of_one_shape_are_routed_by_their_own_values(cluster: ShardCluster) -> None:
+    """What was found out about the first must not be taken for the others."""
+    other = aliased(Basket)
+    shapes: list[Callable[[int], Select[int | None]]] = [
+        lambda key: select(Basket.cents).where(Basket.cents > -key, Basket.household_id == key),
+        lambda key: select(Basket.cents).where(Basket.household_id.in_([key])),
+        lambda key: select(Basket.cents).where(
+            tuple_(Basket.id, Basket.household_id).in_([(1, key)])
+        ),
+        lambda key: select(Basket.cents).where(
+            Basket.household_id == other.household_id, other.cents >= 0, other.household_id == key
+        ),
+        lambda key: select(Basket.cents).where(
+            Basket.household_id == key,
+            Basket.id.in_(select(Line.basket_id).where(Line.household_id == key)),
+        ),
+    ]
+
+    with cluster.session() as session:
+        for shape in shapes:
+            found = [session.scalar(shape(key)) for key in range(1, BASKETS)]
+            assert found == [key * 10 for key in range(1, BASKETS)]
 
 
 def test_aliases_are_told_apart(cluster: ShardCluster) -> None:
@@ -465,6 +492,11 @@ def test_a_new_object_without_a_key_is_refused(cluster: ShardCluster) -> None:
         session.add(Basket(id=1))
         with pytest.raises(ShardKeyError, match="not set"):
             session.flush()
+
+
+def test_a_two_phase_commit_without_recovery_is_refused(cluster: ShardCluster) -> None:
+    with pytest.raises(SettingsError, match="one shard"):
+        cluster.session(twophase=True)
 
 
 def test_a_class_that_is_not_sharded_is_not_written(cluster: ShardCluster) -> None:

@@ -117,6 +117,8 @@ def matches(
             left.basket_number == right.basket_number,
             and_(left.basket_number == right.basket_number, left.household_id == 3),
             and_(left.basket_number == right.basket_number, right.household_id == 3),
+            and_(left.household_id == right.household_id, left.household_id == 3),
+            and_(left.household_id == right.household_id, right.household_id == 3),
             or_(left.household_id == right.household_id, right.household_id == 3),
         ]
     )
@@ -149,8 +151,9 @@ def statements(draw: st.DrawFn) -> Select[*tuple[Any, ...]]:
         )
         found = found.add_columns(THIRD.number).join(THIRD, on, isouter=draw(st.booleans()))
     if shape == "exists":
-        inner = select(Line.number).where(draw(matches(Line, Basket)))
-        inner = inner.where(*draw(st.lists(conditions([Line]), max_size=1)))
+        asked: Any = draw(st.sampled_from([Line, OTHER]))
+        inner = select(asked.basket_number).where(draw(matches(asked, Basket)))
+        inner = inner.where(*draw(st.lists(conditions([asked]), max_size=1)))
         found = found.where(inner.exists())
     found = found.where(*draw(st.lists(conditions(uses), max_size=2)))
     if shape == "union":

@@ -1,0 +1,78 @@
+"""Look into statements of one shape once: finding the key costs, hashing it does not."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import BindParameter
+from sqlalchemy.sql.selectable import SelectBase
+
+from datapatterns.sharding.footprint import Footprint, footprint_of
+from datapatterns.sharding.key_conditions import Parameters
+from datapatterns.sharding.placements import Placements
+
+_SHAPES_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A footprint, and where in any statement of the shape its parameters stand."""
+
+    footprint: Footprint
+    positions: tuple[tuple[str, int], ...]
+
+
+class Footprints:
+    """Remembers what statements of one shape read.
+
+    The shape is what SQLAlchemy caches compiled statements by: equal shapes differ in the values
+    of parameters only, and these stand in the same order.
+    """
+
+    def __init__(self, placements: Placements) -> None:
+        self._placements = placements
+        self._shapes: dict[tuple[Any, ...], _Shape] = {}
+
+    def of(self, statement: SelectBase, parameters: Parameters) -> tuple[Footprint, Parameters]:
+        """Return what ``statement`` reads, with the parameters to ask that footprint with.
+
+        Raises:
+            UnroutableStatementError: As `footprint_of` does.
+        """
+        key = statement._generate_cache_key()  # noqa: SLF001 -- there is no public name
+        if key is None:  # SQLAlchemy cannot cache it either
+            return footprint_of(statement, self._placements), parameters
+        shape = self._shapes.get(key.key)
+        if shape is None:
+            footprint = footprint_of(statement, self._placements)
+            positions = _positions(footprint, key.bindparams)
+            if positions is not None:
+                self._remember(key.key, _Shape(footprint, positions))
+            return footprint, parameters
+        values = dict(parameters)
+        for name, position in shape.positions:
+            bind = key.bindparams[position]
+            values[name] = parameters.get(bind.key, bind.effective_value)
+        return shape.footprint, values
+
+    def _remember(self, key: tuple[Any, ...], shape: _Shape) -> None:
+        while len(self._shapes) >= _SHAPES_MAX:
+            # Another thread may have dropped the oldest one just now.
+            self._shapes.pop(next(iter(self._shapes)), None)
+        self._shapes[key] = shape
+
+
+def _positions(
+    footprint: Footprint, binds: Iterable[BindParameter[Any]]
+) -> tuple[tuple[str, int], ...] | None:
+    """Return where each parameter of the conditions stands; None if one is not among them."""
+    places = {bind.key: place for place, bind in enumerate(binds)}
+    names = {
+        bind.key
+        for block in footprint.blocks
+        for condition in block.conditions
+        for bind in condition.binds
+    }
+    if not names.issubset(places):
+        return None
+    return tuple((name, places[name]) for name in sorted(names))
