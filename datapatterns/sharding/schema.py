@@ -16,7 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from datapatterns.sql.metadata import DEFAULT_SCHEMA, library_metadata
+from datapatterns.sql.metadata import library_metadata
 
 UNUSED = 0
 """The epoch of a map that not all shards have been told of; routers take it for missing."""
@@ -42,7 +42,7 @@ class ShardingTables:
 
 
 @cache
-def sharding_tables(schema: str = DEFAULT_SCHEMA) -> ShardingTables:
+def sharding_tables(schema: str, /) -> ShardingTables:
     """Return the tables in ``schema``."""
     metadata = library_metadata(schema)
     shard_name = "shard_id ~ '^[a-z0-9_]{1,30}$'"
