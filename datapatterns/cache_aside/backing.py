@@ -15,11 +15,12 @@ from datapatterns.cache_aside.counting import Counters
 from datapatterns.cache_aside.flow import CacheSilence, Loaded, Outcome
 from datapatterns.cache_aside.gate import Gate
 from datapatterns.cache_aside.invalidating import Invalidation, record_invalidation
-from datapatterns.cache_aside.keys import Key, checked_name, entry_of
+from datapatterns.cache_aside.keys import Key, checked_name, checked_target, entry_of
 from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_commands import invalidations_of
 from datapatterns.cache_aside.relaying import Relay, RelayReport
+from datapatterns.cache_aside.writers import Home, checked_writer, refuse_autocommit
 from datapatterns.cache_aside.writing import after_commit
 from datapatterns.clock import SYSTEM_CLOCK
 from datapatterns.errors import ServerUnavailableError, SettingsError
@@ -67,7 +68,8 @@ class Backing:
             on_silence=self.close_gate,
         )
         self._schema = checked_schema(schema)
-        self._target = checked_name(target)
+        self._target = checked_target(target)
+        self._home = Home(engine)
         self._relay = Relay(engine, self.links, policy, self._schema, self._target)
         self.gate = Gate(self._relay, SYSTEM_CLOCK)
         self._detach = detach
@@ -84,14 +86,26 @@ class Backing:
         """Serve no hits until a relay round has ended."""
         self.gate.close()
 
-    def invalidate_in(self, writer: Connection | Session, keys: tuple[Key, ...]) -> None:
-        """Record ``keys`` with the writer's transaction, and deliver after its commit."""
+    def invalidate_in(
+        self, writer: Connection | Session, keys: tuple[Key, ...], *, is_alone: bool = False
+    ) -> None:
+        """Record ``keys`` with the writer's transaction, and deliver after its commit.
+
+        Args:
+            writer: Who writes.
+            keys: What becomes obsolete.
+            is_alone: Whether nothing else is written: then it may be in autocommit mode.
+        """
         if not keys:
             return
         entries = [entry_of(self.name, key) for key in keys]
+        writer = checked_writer(writer)
         conn = writer if isinstance(writer, Connection) else writer.connection()
+        if not is_alone:
+            refuse_autocommit(conn)
+        self._home.refuse_strangers(conn)
         invalidation = record_invalidation(conn, entries, schema=self._schema, target=self._target)
-        after_commit(writer, lambda: self._deliver(invalidation))
+        after_commit(writer, conn, lambda: self._deliver(invalidation))
 
     def relay(self) -> RelayReport:
         """Run one relay round.

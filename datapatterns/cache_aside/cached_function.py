@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_type_hints
 
 from sqlalchemy import Connection
@@ -77,8 +78,21 @@ class CachedFunction(Generic[P, T]):
 
 
 def value_type_of(load: Callable[..., Any]) -> object:
-    """Return what ``load`` says it returns; plain data if it does not say."""
-    return get_type_hints(load).get("return", Any)
+    """Return what ``load`` says it returns; plain data if it does not say.
+
+    Raises:
+        SettingsError: It names a type that cannot be found where it is defined.
+    """
+    written = getattr(load, "__annotations__", {})
+    # Nothing but the result is looked up: parameters may have names for type checkers alone.
+    result = {"return": written["return"]} if "return" in written else {}
+    names = getattr(inspect.unwrap(load), "__globals__", {})
+    try:
+        return get_type_hints(SimpleNamespace(__annotations__=result), names).get("return", Any)
+    except NameError as error:
+        raise SettingsError(
+            "cached", f"{error} when the program runs; import what the function returns"
+        ) from error
 
 
 def refuse_a_second(cache: str, first: object, load: Callable[..., Any]) -> None:
@@ -87,9 +101,7 @@ def refuse_a_second(cache: str, first: object, load: Callable[..., Any]) -> None
     Raises:
         SettingsError: It is another function; the same from a module loaded anew is none.
     """
-    wrapped = inspect.unwrap(first) if callable(first) else load
-    names = {(each.__module__, each.__qualname__) for each in (wrapped, load)}
-    if len(names) > 1:
+    if callable(first) and not _are_same(inspect.unwrap(first), load):
         raise SettingsError(
             f"cache {cache}", "it caches another function already; give each its own"
         )
@@ -117,6 +129,17 @@ def key_of_calls(load: Callable[..., Any]) -> Callable[..., Key]:
         return values[0] if len(values) == 1 else values
 
     return key_of_call
+
+
+def _are_same(first: Callable[..., Any], load: Callable[..., Any]) -> bool:
+    if first == load:
+        return True
+    names = [
+        (getattr(each, "__module__", None), getattr(each, "__qualname__", None))
+        for each in (first, load)
+    ]
+    # Lambdas and functions within functions share their names with others.
+    return names[0] == names[1] and "<" not in str(names[0][1]) and names[0][1] is not None
 
 
 def _is_plain(parameter: inspect.Parameter) -> bool:

@@ -88,7 +88,13 @@ class Codec(Generic[T]):
         try:
             payload = self._encode(value)
             canonical = cast("T", self._decode(payload))
-        except (msgspec.MsgspecError, TypeError, OverflowError, RecursionError) as error:
+        except (
+            msgspec.MsgspecError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise UncacheableValueError(type(value).__name__, str(error)) from error
         # Without a type to decode into, tuples come back as lists and objects as dicts.
         if self._is_plain and canonical != value:

@@ -10,10 +10,35 @@ from datapatterns.cache_aside.flow import Outcome
 T = TypeVar("T")
 
 
+class Turns:
+    """Counts the moments at which what a load under way will bring may be settled."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def begin(self) -> None:
+        """Say, before Redis is asked for a value or to store one, that whoever comes is late.
+
+        Once it has answered, the entry may be invalidated before the load has landed. Whoever
+        asks after that must not be given what was read or stored before.
+        """
+        self.count += 1
+
+
 @dataclass(slots=True, eq=False)
 class Flight(Generic[T]):
-    """A load under way."""
+    """A load under way.
 
+    Attributes:
+        kind: What the value is decoded by; others want another value.
+        turns: How far it has come.
+        landed: Set when there is an outcome.
+    """
+
+    kind: object
+    turns: Turns = field(default_factory=Turns)
     landed: Event = field(default_factory=Event)
     outcome: Outcome[T] | None = None
     error: Exception | None = None
@@ -27,23 +52,29 @@ class Flights:
         self._flights: dict[str, Flight[Any]] = {}
 
     def join(
-        self, entry: str, go: Callable[[], Outcome[T]], *, wait_seconds: float
+        self,
+        entry: str,
+        go: Callable[[Turns], Outcome[T]],
+        *,
+        wait_seconds: float,
+        kind: object = None,
     ) -> Outcome[T] | None:
         """Return what ``go`` returns here or for another caller, or None if that takes too long.
 
-        A caller takes another's outcome only if it cannot be older than the call: it was stored,
-        so that no invalidation had come, or its load began after this caller had asked. Errors of
-        the loader reach everybody who waited for it.
+        A caller takes another's outcome only if it cannot be older than the call: it was stored or
+        found after this caller had asked, so that no invalidation had come, or its load began
+        then. Errors of the loader reach everybody who waited for it.
         """
-        flight, leads = self._lead_or_join(entry)
+        flight, turn, leads = self._lead_or_join(entry, kind)
         if leads:
             return self._fly(entry, flight, go)
         if not flight.landed.wait(wait_seconds):
             return None
-        if (outcome := _outcome_of(flight)) is not None and outcome.may_be_shared:
+        outcome = _outcome_of(flight)
+        if outcome is not None and outcome.may_be_shared and turn < flight.turns.count:
             return outcome
         # Whoever leads now began after this caller asked.
-        flight, leads = self._lead_or_join(entry)
+        flight, _, leads = self._lead_or_join(entry, kind)
         if leads:
             return self._fly(entry, flight, go)
         return _outcome_of(flight) if flight.landed.wait(wait_seconds) else None
@@ -53,17 +84,17 @@ class Flights:
         with self._lock:
             self._flights.pop(entry, None)
 
-    def _lead_or_join(self, entry: str) -> tuple[Flight[Any], bool]:
+    def _lead_or_join(self, entry: str, kind: object) -> tuple[Flight[Any], int, bool]:
         with self._lock:
             flight = self._flights.get(entry)
-            if flight is not None:
-                return flight, False
-            flight = self._flights[entry] = Flight()
-            return flight, True
+            if flight is not None and flight.kind is kind:
+                return flight, flight.turns.count, False
+            flight = self._flights[entry] = Flight(kind)
+            return flight, 0, True
 
-    def _fly(self, entry: str, flight: Flight[T], go: Callable[[], Outcome[T]]) -> Outcome[T]:
+    def _fly(self, entry: str, flight: Flight[T], go: Callable[[Turns], Outcome[T]]) -> Outcome[T]:
         try:
-            flight.outcome = go()
+            flight.outcome = go(flight.turns)
         except Exception as error:
             flight.error = error
             raise

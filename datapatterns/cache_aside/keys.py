@@ -6,7 +6,7 @@ from hashlib import blake2b
 from typing import TypeAlias
 from uuid import UUID
 
-from datapatterns.errors import CacheKeyError
+from datapatterns.errors import CacheKeyError, SettingsError
 
 KeyPart: TypeAlias = int | str | bytes | bool | UUID | date | None
 Key: TypeAlias = KeyPart | tuple[KeyPart, ...]
@@ -26,6 +26,19 @@ def checked_name(name: str) -> str:
     if not _CACHE_NAME.fullmatch(name):
         raise CacheKeyError(name, "a cache's name is 1 to 60 of letters, digits, _ . and -")
     return name
+
+
+def checked_target(target: str) -> str:
+    """Return ``target`` if what all keys in Redis begin with can be called so.
+
+    Raises:
+        SettingsError: It is not 1 to 60 of letters, digits and ``_.-``.
+    """
+    if not _CACHE_NAME.fullmatch(target):
+        raise SettingsError(
+            "prefix of keys in Redis", f"{target!r} is not 1 to 60 of letters, digits, _ . and -"
+        )
+    return target
 
 
 def entry_of(name: str, key: Key) -> str:
@@ -61,7 +74,8 @@ def _encoded(part: object) -> str:
         case int():
             encoded = f"i{int(part)}"
         case str():
-            encoded = f"s{_UNSAFE.sub(_escaped, str(part))}"
+            # An enum's own str() may be its name; it is equal to its value.
+            encoded = f"s{_UNSAFE.sub(_escaped, str.__str__(part))}"
         case None:
             encoded = "N"
         case UUID():

@@ -15,7 +15,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _IDLE_MAX = 64
-UNREACHABLE = (RedisConnectionError, RedisTimeoutError, OSError)
+UNREACHABLE = (RedisConnectionError, RedisTimeoutError, InvalidResponse, OSError)
 _OF_ANOTHER_POOL = ("event_dispatcher", "himport_registry", "maint_notifications", "orig_")
 WHO_ARE_YOU: Sequence[Command] = (("INFO", "server"), ("INFO", "replication"))
 _FIELD = re.compile(r"^(run_id|master_replid|redis_mode):([^\r\n]*)", re.MULTILINE)
@@ -92,6 +92,18 @@ def identity_in(replies: Sequence[object]) -> str:
     return f"{found.get('run_id')}:{found.get('master_replid')}"
 
 
+def _pool_of(url: str) -> ConnectionPool:
+    try:
+        pool = ConnectionPool.from_url(url)
+        pool.connection_class(**pool.connection_kwargs)  # does not connect
+    except (TypeError, ValueError):
+        # What they say may quote the password.
+        raise SettingsError(
+            "redis", "this is no URL of a Redis; write redis://user:password@host:6379/0"
+        ) from None
+    return pool
+
+
 class Links:
     """Hands out links, and reports silence to whoever must know.
 
@@ -100,6 +112,12 @@ class Links:
         timeout_seconds: How long to wait for a connection or an answer.
         breaker: What decides whether to ask at all.
         on_silence: Called whenever the server did not answer, or another one did.
+
+    Attributes:
+        database: The number of the database within the server.
+
+    Raises:
+        SettingsError: The URL cannot be used.
     """
 
     def __init__(
@@ -110,7 +128,8 @@ class Links:
         breaker: Breaker,
         on_silence: Callable[[], None],
     ) -> None:
-        pool = ConnectionPool.from_url(redis) if isinstance(redis, str) else redis.connection_pool
+        pool = _pool_of(redis) if isinstance(redis, str) else redis.connection_pool
+        self._source = pool  # settings of a sentinel's client refer to it weakly
         settings = {
             name: value
             for name, value in pool.connection_kwargs.items()
@@ -128,6 +147,7 @@ class Links:
                 "health_check_interval": 0,
             },
         )
+        self.database = int(settings.get("db") or 0)
         # Many threads can push to a list and pop from it without a lock of ours.
         self._idle: list[Link] = []
         self._breaker = breaker

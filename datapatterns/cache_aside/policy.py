@@ -4,6 +4,9 @@ from dataclasses import dataclass, fields
 
 from datapatterns.errors import SettingsError
 
+# Thirty years in seconds: in milliseconds, too, it fits what Redis and threads can count.
+_MOST = 1_000_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachePolicy:
@@ -44,13 +47,17 @@ class CachePolicy:
         """Refuse times that make no sense, where they are written.
 
         Raises:
-            SettingsError: A value is negative, or zero where nothing would work.
+            SettingsError: A value is negative, or zero where nothing would work, or endless.
         """
         may_be_zero = {"stale_seconds", "negative_seconds", "jitter", "early_refresh"}
         for field in fields(self):
             value = getattr(self, field.name)
             if not value >= 0 or (value == 0 and field.name not in may_be_zero):
                 raise SettingsError(field.name, f"{value!r} is too small; use a positive number")
+            if value > _MOST:
+                raise SettingsError(field.name, f"{value!r} is too large; stay below {_MOST:,}")
+        if self.loads_at_once != int(self.loads_at_once):
+            raise SettingsError("loads_at_once", f"{self.loads_at_once!r} is no whole number")
         if self.jitter >= 1:
             raise SettingsError("jitter", f"{self.jitter!r} is a share of a time; stay below 1")
 

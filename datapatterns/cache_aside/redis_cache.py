@@ -16,10 +16,12 @@ from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.cached_function import CachedFunction, refuse_a_second, value_type_of
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.counting import CacheStats
-from datapatterns.cache_aside.flights import Flights
+from datapatterns.cache_aside.flights import Flights, Turns
 from datapatterns.cache_aside.flow import (
     AnyStep,
     CacheSilence,
+    Fetch,
+    Fill,
     Flow,
     Load,
     Loaded,
@@ -141,7 +143,12 @@ class Cache:
 
         Recorded in that transaction. A session tells of its commit, and so does a connection from
         `writes`: then it is done before the commit returns to the caller. For any other connection
-        the relay does it, at most ``vouched_seconds`` later. It never fails for want of Redis.
+        the relay does it, at most ``vouched_seconds`` later; so it does for a session that joined
+        the transaction of such a connection. It never fails for want of Redis.
+
+        Raises:
+            IsolationLevelError: The writer is in autocommit mode.
+            SettingsError: It writes to another database, or is an async one.
         """
         self._backing.invalidate_in(writer, keys)
 
@@ -152,7 +159,7 @@ class Cache:
         away.
         """
         with self.writes() as conn:
-            self.invalidate_in(conn, *keys)
+            self._backing.invalidate_in(conn, keys, is_alone=True)
 
     @contextmanager
     def writes(self, bind: Engine | Connection | None = None) -> Iterator[Connection]:
@@ -218,24 +225,30 @@ class Cache:
     def _join(self, entry: str, codec: Codec[T], load: Loader[T]) -> T:
         has_flown = False
 
-        def fly() -> Outcome[T]:
+        def fly(turns: Turns) -> Outcome[T]:
             nonlocal has_flown
             has_flown = True
-            return self._fly(entry, codec, load)
+            return self._fly(entry, codec, load, turns)
 
-        outcome = self._flights.join(entry, fly, wait_seconds=self.policy.wait_seconds)
+        outcome = self._flights.join(entry, fly, wait_seconds=self.policy.wait_seconds, kind=codec)
         if outcome is None:  # whoever loads is slow; its fate is not ours
             return self._load(codec, load, leased=False).value
         self._backing.count(outcome, has_joined=not has_flown)
         return outcome.value
 
-    def _fly(self, entry: str, codec: Codec[T], load: Loader[T]) -> Outcome[T]:
+    def _fly(self, entry: str, codec: Codec[T], load: Loader[T], turns: Turns) -> Outcome[T]:
         standing = self._backing.gate.standing()
         if standing is None:
             self._backing.counters.add("bypassed")
             return Outcome(self._load(codec, load, leased=False).value, "loaded")
         flow = read_through(entry, codec=codec, policy=self.policy, token=uuid4().hex)
-        return _drive(flow, lambda step: self._perform(step, standing, codec, load))
+
+        def perform(step: AnyStep) -> object:
+            if isinstance(step, Fetch | Fill):
+                turns.begin()
+            return self._perform(step, standing, codec, load)
+
+        return _drive(flow, perform)
 
     def _perform(
         self, step: AnyStep, standing: Standing, codec: Codec[T], load: Loader[T]

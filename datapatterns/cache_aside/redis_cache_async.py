@@ -2,10 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from time import perf_counter, time
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import Connection, create_engine
@@ -18,9 +18,12 @@ from datapatterns.cache_aside.cached_function import refuse_a_second, value_type
 from datapatterns.cache_aside.cached_function_async import AsyncCachedFunction
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.counting import CacheStats
+from datapatterns.cache_aside.flights import Turns
 from datapatterns.cache_aside.flow import (
     AnyStep,
     CacheSilence,
+    Fetch,
+    Fill,
     Flow,
     Load,
     Loaded,
@@ -44,6 +47,12 @@ from datapatterns.telemetry import SILENT, Observer
 P = ParamSpec("P")
 T = TypeVar("T")
 AsyncLoader = Callable[[AsyncConnection], Awaitable[T]]
+
+
+class _Flight(NamedTuple):
+    task: asyncio.Task[Outcome[Any]]
+    codec: Codec[Any]
+    turns: Turns
 
 
 class AsyncCache:
@@ -73,7 +82,7 @@ class AsyncCache:
         observer: Observer = SILENT,
     ) -> None:
         self._engine = engine
-        self._flights: dict[str, asyncio.Task[Outcome[Any]]] = {}
+        self._flights: dict[str, _Flight] = {}
         self._backing = Backing(
             redis,
             create_engine(engine.url, poolclass=NullPool),
@@ -135,7 +144,7 @@ class AsyncCache:
     async def invalidate(self, *keys: Key) -> None:
         """Forget ``keys`` now; it happens in the end even if Redis is away."""
         async with self.writes() as conn:
-            await conn.run_sync(self.invalidate_in, *keys)
+            await conn.run_sync(self._backing.invalidate_in, keys, is_alone=True)
 
     @asynccontextmanager
     async def writes(self, engine: AsyncEngine | None = None) -> AsyncIterator[AsyncConnection]:
@@ -144,8 +153,9 @@ class AsyncCache:
             assert conn.sync_connection is not None
             with collecting(conn.sync_connection) as acts:
                 yield conn
-        for act in acts:
-            await asyncio.to_thread(act)
+        if acts:
+            # It has committed: whoever is cancelled now has written, and shall see what he wrote.
+            await asyncio.shield(asyncio.to_thread(_do_all, acts))
 
     async def relay(self) -> RelayReport:
         """Send every invalidation that has committed and was not sent yet; one round.
@@ -189,21 +199,27 @@ class AsyncCache:
 
     async def _join(self, entry: str, codec: Codec[T], load: AsyncLoader[T]) -> T:
         for has_waited in (False, True):
-            task = self._flights.get(entry)
-            leads = task is None
-            if task is None:
-                task = asyncio.create_task(self._fly(entry, codec, load))
-                task.add_done_callback(lambda done: self._landed(entry, done))
-                self._flights[entry] = task
-            outcome: Outcome[T] | None = await self._outcome_of(task, waits=not leads)
+            flight = self._flights.get(entry)
+            leads = flight is None or flight.codec is not codec
+            if flight is None or leads:
+                flight = self._take_off(entry, codec, load)
+            turn = flight.turns.count
+            outcome: Outcome[T] | None = await self._outcome_of(flight.task, waits=not leads)
             if outcome is None:
                 break  # whoever loads is slow; its fate is not ours
-            # Another's outcome must not be older than this call: it was stored, so that no
-            # invalidation had come, or its load began after this caller had asked.
-            if leads or has_waited or outcome.may_be_shared:
+            # Another's outcome must not be older than this call, as in `Flights.join`.
+            is_younger = outcome.may_be_shared and turn < flight.turns.count
+            if leads or has_waited or is_younger:
                 self._backing.count(outcome, has_joined=not leads)
                 return outcome.value
         return (await self._load(codec, load, leased=False)).value
+
+    def _take_off(self, entry: str, codec: Codec[T], load: AsyncLoader[T]) -> "_Flight":
+        turns = Turns()
+        task = asyncio.create_task(self._fly(entry, codec, load, turns))
+        task.add_done_callback(lambda done: self._landed(entry, done))
+        flight = self._flights[entry] = _Flight(task, codec, turns)
+        return flight
 
     async def _outcome_of(
         self, task: asyncio.Task[Outcome[T]], *, waits: bool
@@ -216,18 +232,27 @@ class AsyncCache:
         return shielded.result() if done else None
 
     def _landed(self, entry: str, task: asyncio.Task[Outcome[Any]]) -> None:
-        if self._flights.get(entry) is task:
+        flight = self._flights.get(entry)
+        if flight is not None and flight.task is task:
             del self._flights[entry]
         if not task.cancelled():
             task.exception()  # if every caller was cancelled, nobody else asks for it
 
-    async def _fly(self, entry: str, codec: Codec[T], load: AsyncLoader[T]) -> Outcome[T]:
+    async def _fly(
+        self, entry: str, codec: Codec[T], load: AsyncLoader[T], turns: Turns
+    ) -> Outcome[T]:
         standing = await self._standing()
         if standing is None:
             self._backing.counters.add("bypassed")
             return Outcome((await self._load(codec, load, leased=False)).value, "loaded")
         flow = read_through(entry, codec=codec, policy=self.policy, token=uuid4().hex)
-        return await _drive(flow, lambda step: self._perform(step, standing, codec, load))
+
+        async def perform(step: AnyStep) -> object:
+            if isinstance(step, Fetch | Fill):
+                turns.begin()
+            return await self._perform(step, standing, codec, load)
+
+        return await _drive(flow, perform)
 
     async def _perform(
         self, step: AnyStep, standing: Standing, codec: Codec[T], load: AsyncLoader[T]
@@ -272,6 +297,11 @@ class AsyncCache:
         return self._backing.packed(
             codec, loaded, seconds=perf_counter() - began, leased=leased, is_standby=from_standby
         )
+
+
+def _do_all(acts: Iterable[Callable[[], None]]) -> None:
+    for act in acts:
+        act()
 
 
 async def _drive(flow: Flow[T], perform: Callable[[AnyStep], Awaitable[object]]) -> T:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeGuard
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Engine, Row, delete, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from datapatterns.cache_aside.flow import CacheSilence
 from datapatterns.cache_aside.invalidating import entries_in, prefix_of
 from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.policy import CachePolicy
@@ -98,9 +98,11 @@ class Relay:
             SettingsError: The engine leads to a standby.
         """
         server = self.links.current_identity()
+        began_ms = self._server_ms(server)
         with self._transaction() as conn:
             refuse_standby(conn)
-            identity = f"{server}/{_database_identity(conn)}"
+            # Databases of one server share its identity, not its entries.
+            identity = f"{server}/{self.links.database}/{_database_identity(conn)}"
             held = self._lock(conn, identity)
             if held is None:
                 return RelayReport(is_leading=False), None
@@ -112,18 +114,34 @@ class Relay:
                 report = self._send_difference(conn, held, server)
             self._collect(conn)
         standing = Standing(self._prefix(held), server)
-        self._vouch(standing)
+        self._vouch(standing, began_ms)
         return report, standing
 
     def vouches_for(self, standing: Standing) -> bool:
-        """Return whether some relay still vouches for the server that answers now.
+        """Return whether some relay vouched for the server that answers now, and lately enough.
+
+        Another cache may have vouched for longer than this one trusts.
 
         Raises:
             CacheSilence: Redis did not answer.
         """
         server = self.links.current_identity()
-        mark = self.links.call(("GET", server_key(standing.prefix)), identity=server)
-        return server == standing.server and _names(mark, server)
+        if server != standing.server:
+            return False
+        key = server_key(standing.prefix)
+        mark, left_ms = self.links.call_all([("GET", key), ("PTTL", key)], identity=server)
+        life_ms = _life_in(mark, server)
+        if life_ms is None or not isinstance(left_ms, int) or left_ms <= 0:
+            return False
+        return life_ms - left_ms <= milliseconds(self.policy.vouched_seconds)
+
+    def _server_ms(self, server: str) -> int:
+        reply = self.links.call(("TIME",), identity=server)
+        match reply:
+            case [bytes(seconds), bytes(microseconds)]:
+                return int(seconds) * 1000 + int(microseconds) // 1000
+            case _:
+                raise CacheSilence("an unexpected reply to TIME")
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -218,24 +236,35 @@ class Relay:
         )
         conn.execute(delete(outbox).where(outbox.c.id.in_(told)))
 
-    def _vouch(self, standing: Standing) -> None:
-        """Say that this server has been told everything, for a while.
+    def _vouch(self, standing: Standing, began_ms: int) -> None:
+        """Say that this server has been told everything that had committed at ``began_ms``.
 
         The mark lasts only so long: a server cut off from the relay, or a dead relay, must not
-        serve hits for ever. A mark that was lost is drawn anew, so that its loss can be seen.
+        serve hits for ever. Its end is a time of the server's, so that a round or a command that
+        took long does not last longer. It holds how long it lasts in all, and so its age is known.
+        A mark that was lost is drawn anew, so that its loss can be seen.
         """
         key, server = server_key(standing.prefix), standing.server
         mark = self.links.call(("GET", key), identity=server)
-        fresh = mark if _names(mark, server) else f"{server}|{uuid4().hex}".encode()
-        life = milliseconds(self.policy.vouched_seconds)
-        self.links.call(("SET", key, fresh, "PX", life), identity=server)
+        life_ms, known_ms = milliseconds(self.policy.vouched_seconds), _life_in(mark, server)
+        draw = uuid4().hex.encode()
+        if known_ms is not None and isinstance(mark, bytes):
+            # Whoever trusts a shorter time looks at the age.
+            life_ms, draw = max(life_ms, known_ms), mark.rpartition(b"|")[2]
+        fresh = b"%s|%d|%s" % (server.encode(), life_ms, draw)
+        self.links.call(("SET", key, fresh, "PXAT", began_ms + life_ms), identity=server)
 
     def _prefix(self, held: _Held) -> str:
         return prefix_of(self.target, held.generation.hex)
 
 
-def _names(mark: object, server: str) -> TypeGuard[bytes]:
-    return isinstance(mark, bytes) and mark.startswith(f"{server}|".encode())
+def _life_in(mark: object, server: str) -> int | None:
+    """Return for how many milliseconds ``mark`` vouches for ``server``, None if it does not."""
+    beginning = f"{server}|".encode()
+    if not isinstance(mark, bytes) or not mark.startswith(beginning):
+        return None
+    life, _, _ = mark.removeprefix(beginning).partition(b"|")
+    return int(life) if life.isdigit() else None
 
 
 def _database_identity(conn: Connection) -> str:

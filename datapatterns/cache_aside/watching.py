@@ -25,7 +25,6 @@ def watch_models(
         invalidate_in: What records the keys in the session's transaction.
     """
     mappers: list[Mapper[Any]] = [inspect(model) for model in models]
-    tables = {str(getattr(table, "name", "")) for mapper in mappers for table in mapper.tables}
 
     def after_flush(session: Session, _: UOWTransaction) -> None:
         touched = [*session.new, *session.dirty, *session.deleted]
@@ -37,15 +36,26 @@ def watch_models(
         if not (state.is_insert or state.is_update or state.is_delete):
             return
         table = getattr(state.statement, "table", None)
-        if table is None or table.name not in tables:
+        if table is None or not _is_of(mappers, table):
             return
         if _OPTION not in state.execution_options:
             raise UnknownRowsError(table.name)
-        keys: Iterable[Key] = state.execution_options[_OPTION]
-        invalidate_in(state.session, *keys)
+        invalidate_in(state.session, *_listed(state.execution_options[_OPTION]))
 
     event.listen(sessions, "after_flush", after_flush)
     event.listen(sessions, "do_orm_execute", do_orm_execute)
+
+
+def _is_of(mappers: Iterable[Mapper[Any]], table: object) -> bool:
+    # Looked up each time: subclasses may be mapped later than a watch begins.
+    name = getattr(table, "name", None)
+    families = (each for mapper in mappers for each in mapper.self_and_descendants)
+    return any(name == getattr(own, "name", "") for each in families for own in each.tables)
+
+
+def _listed(keys: str | bytes | Iterable[Key]) -> Iterable[Key]:
+    # A key alone, whose letters or parts are no keys.
+    return [keys] if isinstance(keys, str | bytes) else keys
 
 
 def _keys_of(row: object) -> set[Key]:

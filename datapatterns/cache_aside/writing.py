@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 AfterCommit: TypeAlias = Callable[[], None]
 
 _of_connections: WeakKeyDictionary[Connection, list[AfterCommit]] = WeakKeyDictionary()
-_of_sessions: WeakKeyDictionary[Session, list[AfterCommit]] = WeakKeyDictionary()
+_of_sessions: WeakKeyDictionary[Session, list[tuple[Connection, AfterCommit]]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -32,28 +32,40 @@ def collecting(conn: Connection) -> Iterator[list[AfterCommit]]:
         del _of_connections[conn]
 
 
-def after_commit(writer: Connection | Session, act: AfterCommit) -> None:
+def after_commit(writer: Connection | Session, conn: Connection, act: AfterCommit) -> None:
     """Do ``act`` once the transaction of ``writer`` has committed, if anybody learns of it.
 
     Nobody does for a connection that is not ``collecting``: the relay acts in its place.
+
+    Args:
+        writer: Who commits.
+        conn: The connection that it writes on.
+        act: What to do.
     """
     if isinstance(writer, Connection):
-        if (collected := _of_connections.get(writer)) is not None:
-            collected.append(act)
+        _leave_to(conn, act)
         return
     if writer not in _of_sessions:
         event.listen(writer, "after_commit", _act)
         event.listen(writer, "after_transaction_end", _forget)
         _of_sessions[writer] = []
-    _of_sessions[writer].append(act)
+    _of_sessions[writer].append((conn, act))
+
+
+def _leave_to(conn: Connection, act: AfterCommit) -> None:
+    if (collected := _of_connections.get(conn)) is not None:
+        collected.append(act)
 
 
 def _act(session: Session) -> None:
     # This comes for a released savepoint, too: nothing has committed then.
     if session.get_nested_transaction() is None:
         collected, _of_sessions[session] = _of_sessions[session], []
-        for act in collected:
-            act()
+        for conn, act in collected:
+            if conn.in_transaction():  # the session has joined it; another will commit it
+                _leave_to(conn, act)
+            else:
+                act()
 
 
 def _forget(session: Session, transaction: SessionTransaction) -> None:

@@ -3,6 +3,7 @@ value is stale once it answers again."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Event, Lock, Semaphore
 from time import monotonic
 
@@ -228,6 +229,24 @@ def test_the_database_gets_a_bounded_number_of_loads(engine: Engine) -> None:
 
     assert values == [5] * 150
     assert 1 <= most <= 3
+
+
+def test_a_server_that_speaks_something_else_costs_no_page_and_no_write(engine: Engine) -> None:
+    create_products(engine)
+
+    class Babble(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1_000)
+            self.request.sendall(b"\x15\x03\x01\x00\x02\x02\x50")  # of TLS: an alert
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Babble) as server, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(server.serve_forever)
+        with open_cache(f"redis://127.0.0.1:{server.server_address[1]}", engine) as cache:
+            assert read(cache) == "first"
+            write(cache, "second")
+            assert read(cache) == "second"
+        server.shutdown()
+        serving.result(ENOUGH_SECONDS)
 
 
 def test_no_place_in_time_is_an_error_with_advice(engine: Engine) -> None:

@@ -1,7 +1,7 @@
 """The same cache from asyncio."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from datapatterns.cache_aside import AsyncCache, CachePolicy
+from datapatterns.cache_aside.redis_cache_async import AsyncLoader
 from tests.fixtures.caches import (
     ENOUGH_SECONDS,
     PATIENT,
@@ -100,6 +101,67 @@ def test_two_hundred_tasks_cost_one_load_though_the_first_is_cancelled(
             assert first.cancelled()
             assert set(values) == {"loaded"}
             assert cache.stats().loads == 1
+
+    asyncio.run(scenario())
+
+
+def test_who_comes_after_the_fill_was_sent_looks_for_himself(
+    redis: str, engine: Engine, redis_client: Redis
+) -> None:
+    """What was stored may be invalidated again before the one who stored it has learned of it."""
+
+    async def scenario() -> None:
+        async with open_async_cache(redis, engine) as cache:
+
+            async def load_and_pause(conn: AsyncConnection) -> Product | None:
+                redis_client.client_pause(20_000, all=False)  # no write is carried out
+                return await load(conn, 1)
+
+            async def get(loader: AsyncLoader[Product | None]) -> Product | None:
+                return await cache.get_or_load(1, loader, value_type=Product)
+
+            await cache.get_or_load(2, lambda conn: load(conn, 2), value_type=Product)
+            gets = calls_of_get(redis_client)
+            first = asyncio.create_task(get(load_and_pause))
+            try:
+                await until(lambda: redis_client.info("clients")["blocked_clients"] == 1)
+                late = asyncio.create_task(get(lambda conn: load(conn, 1)))
+                await until(lambda: calls_of_get(redis_client) == gets + 3)
+                await until(lambda: len(asyncio.all_tasks()) == 4)  # it waits, by a task of its own
+            finally:
+                redis_client.client_unpause()
+            assert await first == await late == Product(1, "first")
+            assert (cache.stats().loads, cache.stats().joined) == (2, 0)
+
+    asyncio.run(scenario())
+
+
+def calls_of_get(redis: Redis) -> int:
+    return int(redis.info("commandstats")["cmdstat_get"]["calls"])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(ENOUGH_SECONDS):
+        while not condition():  # noqa: ASYNC110 -- the server is asked
+            await asyncio.sleep(0.001)
+
+
+def test_callers_of_another_type_do_not_get_each_others_value(redis: str, engine: Engine) -> None:
+    async def scenario() -> None:
+        loading, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(_: AsyncConnection) -> str:
+            loading.set()
+            await go_on.wait()
+            return "plain"
+
+        async with open_async_cache(redis, engine) as cache:
+            plain = asyncio.create_task(cache.get_or_load(1, slowly))
+            await loading.wait()
+            other = await cache.get_or_load(1, lambda conn: load(conn, 1), value_type=Product)
+            go_on.set()
+
+            assert (await plain, other) == ("plain", Product(1, "first"))
 
     asyncio.run(scenario())
 

@@ -78,6 +78,28 @@ def test_a_cache_holds_one_functions_results(cache: Cache) -> None:
         cache.cached(name_of)
 
 
+def test_functions_that_share_their_name_are_told_apart(cache: Cache) -> None:
+    cache.cached(lambda _, key: key)
+
+    with pytest.raises(SettingsError, match="another function"):
+        cache.cached(lambda _, key: -key)
+
+
+def test_parameters_may_have_names_for_type_checkers_alone(cache: Cache) -> None:
+    def load(conn: "OnlyForCheckers", key: int) -> list[int]:  # type: ignore[name-defined]  # noqa: ARG001, F821 -- that is the point
+        return [key]
+
+    assert cache.cached(load)(1) == cache.cached(load)(1) == [1]
+
+
+def test_a_result_must_have_a_name_that_can_be_found(cache: Cache) -> None:
+    def load(conn: Connection) -> "OnlyForCheckers":  # type: ignore[name-defined]  # noqa: ARG001, F821 -- that is the point
+        return None
+
+    with pytest.raises(SettingsError, match="import what the function returns"):
+        cache.cached(load)
+
+
 def test_absence_is_remembered_and_forgotten_by_an_insert(cache: Cache) -> None:
     product = cache.cached(load_product)
     assert product(21) is None
@@ -266,6 +288,41 @@ def test_the_applications_isolation_level_does_not_reach_the_loader(
             return [before, name_of(conn, 1)]
 
         assert cache.get_or_load(1, load) == ["first", "second"]
+
+
+def test_callers_of_another_type_do_not_get_each_others_value(cache: Cache) -> None:
+    """Nor do they wait for each other longer than for another process."""
+    gate = Gate()
+
+    def slowly(_: Connection) -> str:
+        gate.stop_here()
+        return "plain"
+
+    with ThreadPoolExecutor(1) as pool:
+        plain = pool.submit(cache.get_or_load, 1, slowly)
+        gate.wait_until_reached()
+        other = cache.get_or_load(1, lambda conn: load_product(conn, 1), value_type=Product)
+        gate.open()
+
+        assert plain.result(ENOUGH_SECONDS) == "plain"
+        assert other == Product(1, "first")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "http://cache", "redis://:se#cret@cache", "redis://cache:se", "redis://cache?no=option"],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_quoting_it(engine: Engine, url: str) -> None:
+    with pytest.raises(SettingsError, match="redis://user:password") as refused:
+        Cache(url, engine, name="product")
+
+    assert "se#" not in str(refused.value)
+    assert refused.value.__suppress_context__
+
+
+def test_a_prefix_that_could_be_mistaken_is_refused(engine: Engine, redis_client: Redis) -> None:
+    with pytest.raises(SettingsError, match="prefix"):
+        Cache(redis_client, engine, name="product", target="shop:eu")
 
 
 def test_another_schema_works_the_same(engine: Engine, redis_client: Redis) -> None:

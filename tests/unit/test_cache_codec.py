@@ -120,6 +120,11 @@ def test_with_a_type_the_first_caller_gets_what_the_second_gets() -> None:
     assert canonical == ["a", "b"]
 
 
+def test_a_value_that_is_no_unicode_is_refused() -> None:
+    with pytest.raises(UncacheableValueError, match="surrogates"):
+        Codec[Any](Any).canonical("\ud800")
+
+
 def test_too_large_a_value_is_not_stored() -> None:
     policy = CachePolicy(value_bytes_max=100)
 
@@ -150,7 +155,15 @@ def test_what_is_fresh_is_due_for_nobody() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"ttl_seconds": 0}, {"lease_seconds": -1}, {"jitter": 1}, {"ttl_seconds": float("nan")}],
+    [
+        {"ttl_seconds": 0},
+        {"lease_seconds": -1},
+        {"jitter": 1},
+        {"ttl_seconds": float("nan")},
+        {"wait_seconds": float("inf")},
+        {"ttl_seconds": 1e15},
+        {"loads_at_once": 2.5},
+    ],
 )
 def test_times_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(SettingsError):

@@ -1,6 +1,6 @@
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from enum import StrEnum
+from enum import Enum, StrEnum
 from uuid import UUID
 
 import pytest
@@ -23,7 +23,11 @@ def test_an_enum_is_the_string_that_the_database_stores() -> None:
     class Size(StrEnum):
         SMALL = "small"
 
+    class OldSize(str, Enum):  # noqa: UP042 -- its str() is its name
+        SMALL = "small"
+
     assert entry_of("product", Size.SMALL) == entry_of("product", "small")
+    assert entry_of("product", OldSize.SMALL) == entry_of("product", "small")
 
 
 @pytest.mark.parametrize(
