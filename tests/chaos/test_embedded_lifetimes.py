@@ -43,7 +43,6 @@ def test_a_signal_that_the_application_handles_is_the_applications(
 ) -> None:
     owner = start_owner(
         first="""
-import signal
 from sqlalchemy import create_engine, text
 def leave(*_):
     with create_engine(started[0].url).connect() as conn:
