@@ -31,7 +31,8 @@ def test_dependencies_point_down_and_decisions_are_pure() -> None:
 def test_a_file_can_be_read_in_one_sitting_and_its_name_says_what_is_in_it(source: Path) -> None:
     lines = len((ROOT / source).read_text().splitlines())
 
-    assert lines <= 400 or str(source) in LONG_FOR_A_REASON
+    # Tests are read one at a time, so a file of them may be longer.
+    assert lines <= (700 if source.parts[0] == "tests" else 400) or str(source) in LONG_FOR_A_REASON
     assert source.stem not in VAGUE_NAMES
 
 
