@@ -19,6 +19,7 @@ DataPatternsError
 │   ├── ImportChunkError
 │   ├── IndexChangedError
 │   ├── IndexDefinitionError
+│   ├── IndexDetachedError
 │   ├── IndexMissingError
 │   ├── IndexModeError
 │   ├── IsolationLevelError
@@ -345,6 +346,24 @@ class IndexDefinitionError(ConfigurationError):
         super().__init__(f"index table {index!r}: {problem}")
         self.index = index
         self.problem = problem
+
+
+class IndexDetachedError(ConfigurationError):
+    """Rows were written past an index table: its triggers don't fire for its table.
+
+    Attributes:
+        index: Its name.
+        table: The table that it was declared on.
+    """
+
+    def __init__(self, index: str, *, table: str) -> None:
+        super().__init__(
+            f"the triggers of index table {index!r} don't all fire for table {table}; if they"
+            " were disabled, repair() it; if another table took the place of the one it was"
+            " built on, drop() it, create() it anew and backfill()"
+        )
+        self.index = index
+        self.table = table
 
 
 class IndexMissingError(ConfigurationError):

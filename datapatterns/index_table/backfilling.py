@@ -35,7 +35,10 @@ from datapatterns.index_table.entries import BackfillProgress
 from datapatterns.index_table.maintenance import entry_name, view_name
 from datapatterns.index_table.schema import entry_table, index_tables
 from datapatterns.index_table.statements import run
-from datapatterns.index_table.states import index_status, require_read_committed
+from datapatterns.index_table.states import require_kept, require_read_committed
+
+# Names that no column and no table of an application has: a CTE would hide such a table.
+_ORDINAL = "datapatterns_ordinal"
 
 
 def backfill_chunk(
@@ -52,13 +55,14 @@ def backfill_chunk(
         limit: At most how many rows to index.
 
     Raises:
+        IndexDetachedError: Its triggers don't fire for every writer.
         IsolationLevelError: The transaction isn't READ COMMITTED.
         ValueError: ``limit`` is below 1.
     """
     if limit < 1:
         raise ValueError(f"limit={limit}: a chunk has at least one row")
     require_read_committed(conn)
-    status = index_status(conn, definition)
+    status = require_kept(conn, definition)
     backfills = index_tables(definition.schema).index_backfill
     this_index = backfills.c.index_id == status.index_id
     # Two processes that build one index take turns.
@@ -123,23 +127,23 @@ def _beyond(definition: IndexDefinition, after_pk: str | None) -> ColumnElement[
 def _index_chunk(definition: IndexDefinition, chunk: Select[Any], limit: int) -> Select[Any]:
     primary_key = definition.primary_key
     due = chunk.add_columns(
-        func.row_number().over(order_by=definition.base.primary_key.columns).label("ordinal")
-    ).cte("due")
+        func.row_number().over(order_by=definition.base.primary_key.columns).label(_ORDINAL)
+    ).cte("datapatterns_due")
     # Waiting for a row while others are locked would deadlock with writers that change rows in
     # another order. So rows that somebody holds are skipped, and the chunk ends before the
     # first of them; the next one begins with waiting for it. Rows that are gone look the same.
     locked = chunk.with_for_update(read=True, skip_locked=True).cte("locked")
     same_row = and_(*(due.c[name] == locked.c[name] for name in primary_key))
     first_gap = (
-        select(func.coalesce(func.min(due.c.ordinal), limit + 1))
+        select(func.coalesce(func.min(due.c[_ORDINAL]), limit + 1))
         .select_from(due.outerjoin(locked, same_row))
         .where(locked.c[primary_key[0]].is_(None))
         .scalar_subquery()
     )
     ready = (
-        select(due.c.ordinal, *(locked.c[name] for name in definition.columns))
+        select(due.c[_ORDINAL], *(locked.c[name] for name in definition.columns))
         .select_from(due.join(locked, same_row))
-        .where(due.c.ordinal < first_gap)
+        .where(due.c[_ORDINAL] < first_gap)
         .cte("ready")
     )
     # An index row that is there already was written by a trigger, so it is newer or the same.
@@ -162,5 +166,5 @@ def _last_primary_key(definition: IndexDefinition, ready: CTE) -> ColumnElement[
         for name in definition.primary_key
         for part in (cast(literal(name), Text), ready.c[name])
     ]
-    last = select(cast(func.jsonb_build_object(*named), Text)).order_by(ready.c.ordinal.desc())
+    last = select(cast(func.jsonb_build_object(*named), Text)).order_by(ready.c[_ORDINAL].desc())
     return last.limit(1).scalar_subquery()

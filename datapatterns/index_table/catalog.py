@@ -5,7 +5,7 @@ from sqlalchemy import Connection, Table, text
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.eligibility import ColumnFacts, TableFacts
 from datapatterns.index_table.maintenance import view_name
-from datapatterns.index_table.statements import quoted
+from datapatterns.index_table.statements import table_name
 
 _TABLE_FACTS = text("""
     SELECT c.relkind::text AS kind, c.relpersistence::text AS persistence,
@@ -55,12 +55,6 @@ _COLUMN_FACTS = text("""
     WHERE a.attrelid = to_regclass(:name) AND a.attnum > 0 AND NOT a.attisdropped
     ORDER BY a.attnum
 """)
-
-
-def table_name(table: Table) -> str:
-    """Return a table's name as SQL; without schema it is found on the search path."""
-    parts = [part for part in (table.schema, table.name) if part is not None]
-    return ".".join(quoted(part) for part in parts)
 
 
 def table_facts(conn: Connection, table: Table) -> TableFacts | None:

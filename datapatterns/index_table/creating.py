@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.errors import IndexChangedError, IndexDefinitionError
-from datapatterns.index_table.catalog import column_facts, table_facts, table_name
+from datapatterns.errors import IndexDefinitionError
+from datapatterns.index_table.catalog import column_facts, table_facts
 from datapatterns.index_table.definition import IndexDefinition, fingerprint
 from datapatterns.index_table.eligibility import ColumnFacts, column_problems, table_problems
 from datapatterns.index_table.maintenance import (
+    TRIGGER_SEARCH_PATH,
     constraint_name,
     create_function,
     create_guard_view,
@@ -20,7 +21,8 @@ from datapatterns.index_table.maintenance import (
     view_name,
 )
 from datapatterns.index_table.schema import index_tables
-from datapatterns.index_table.statements import quoted, rendered, run
+from datapatterns.index_table.statements import quoted, rendered, run, table_name
+from datapatterns.index_table.states import index_status, require_transaction
 
 _PROBE = "datapatterns_index_probe"
 
@@ -35,7 +37,10 @@ def create_index(conn: Connection, definition: IndexDefinition) -> bool:
         IndexChangedError: An index of this name was built from another definition.
         IndexDefinitionError: The table, a column or an expression can't be indexed. Nothing
             was created and the transaction is still usable.
+        IndexDetachedError: It was built on another table, in whose place this one is now.
+        IsolationLevelError: The connection is in autocommit mode.
     """
+    require_transaction(conn)
     try:
         with conn.begin_nested():
             created = _register(conn, definition)
@@ -49,7 +54,12 @@ def create_index(conn: Connection, definition: IndexDefinition) -> bool:
 
 
 def drop_index(conn: Connection, definition: IndexDefinition) -> bool:
-    """Drop the index of this name, whatever it was built from; return whether there was one."""
+    """Drop the index of this name, whatever it was built from; return whether there was one.
+
+    Raises:
+        IsolationLevelError: The connection is in autocommit mode.
+    """
+    require_transaction(conn)
     known = index_tables(definition.schema).index_table
     # Only what create_index() made: the library's own tables live in the same schema.
     dropped = conn.scalar(
@@ -87,9 +97,7 @@ def _register(conn: Connection, definition: IndexDefinition) -> bool:
     if index_id is not None:
         conn.execute(insert(tables.index_backfill).values(index_id=index_id))
         return True
-    built_from = conn.scalar(select(known.c.fingerprint).where(known.c.name == definition.name))
-    if built_from != fingerprint(definition):
-        raise IndexChangedError(definition.name)
+    index_status(conn, definition)
     return False
 
 
@@ -150,7 +158,32 @@ def _rehearse(conn: Connection, definition: IndexDefinition) -> None:
         for statement in ("INSERT INTO {0} SELECT * FROM {0}", "DELETE FROM {0}", "TRUNCATE {0}"):
             run(conn, statement.format(_PROBE))
         run(conn, f"UPDATE {_PROBE} SET {touched} = {touched}")  # noqa: S608 -- quoted
+        _require_one_meaning(conn, definition)
         rehearsal.rollback()
+
+
+def _require_one_meaning(conn: Connection, definition: IndexDefinition) -> None:
+    # With another search path, = on citext is that of text: rows would be left out unseen.
+    copy = definition.transition(_PROBE)
+    columns = [own.label(name) for name, own in definition.projection(copy).items()]
+    meaning = rendered(select(*columns).where(definition.is_indexed(copy)))
+    run(
+        conn,
+        f"CREATE TEMPORARY VIEW {_PROBE}_here AS {meaning};\n"
+        f"SET LOCAL search_path = {TRIGGER_SEARCH_PATH};\n"
+        f"CREATE TEMPORARY VIEW {_PROBE}_there AS {meaning}",
+    )
+    here, there = (
+        conn.scalar(select(func.pg_get_viewdef(func.to_regclass(f"{_PROBE}_{place}"))))
+        for place in ("here", "there")
+    )
+    if here != there:
+        raise IndexDefinitionError(
+            definition.name,
+            "an operator or function of its key or predicate comes from an extension or schema"
+            " that a trigger doesn't search; cast its columns to types of PostgreSQL's own, as"
+            " citext to text, or name the function's schema",
+        )
 
 
 def _is_refusal(error: DBAPIError) -> bool:

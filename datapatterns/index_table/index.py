@@ -82,6 +82,8 @@ class IndexTable:
             IndexChangedError: It was built from another definition.
             IndexDefinitionError: The table, a column or an expression can't be indexed.
                 Nothing was created and the transaction is still usable.
+            IndexDetachedError: It was built on another table, in whose place this one is now.
+            IsolationLevelError: The connection is in autocommit mode.
         """
         return create_index(conn, self.definition)
 
@@ -93,6 +95,7 @@ class IndexTable:
 
         Raises:
             IndexMissingError: `create` comes first.
+            IndexDetachedError: Its triggers don't fire for every writer of its table.
             IsolationLevelError: The transaction isn't READ COMMITTED.
         """
         return backfill_chunk(conn, self.definition, limit=limit)
@@ -104,12 +107,17 @@ class IndexTable:
             IndexNotReadyError: Its backfill isn't done.
             IndexDiffersError: It doesn't agree with its table; in a unique index, two rows
                 may have one key.
+            IndexDetachedError: Its triggers don't fire for every writer of its table.
             IsolationLevelError: The transaction isn't READ COMMITTED.
         """
         return activate_index(conn, self.definition)
 
     def drop(self, conn: Connection) -> bool:
-        """Drop the index of this name, whatever its definition was; False if there is none."""
+        """Drop the index of this name, whatever its definition was; False if there is none.
+
+        Raises:
+            IsolationLevelError: The connection is in autocommit mode.
+        """
         return drop_index(conn, self.definition)
 
     def lookup(
@@ -131,6 +139,7 @@ class IndexTable:
 
         Raises:
             IndexNotReadyError: It is being built, and ``miss`` is ``refuse``.
+            IndexDetachedError: Its triggers don't fire for every writer of its table.
             IndexMissingError: It was never created. The transaction accepts nothing more.
             IndexChangedError: It was built from another definition. The transaction may
                 accept nothing more.
@@ -210,16 +219,21 @@ class IndexTable:
         return read_entries(conn, self.definition, wanted)
 
     def verify(self, conn: Connection) -> VerifyReport:
-        """Compare all rows with all index rows, both ways, in one snapshot."""
+        """Compare all rows with all index rows, both ways, in one snapshot.
+
+        Raises:
+            IndexDetachedError: It was built on another table, in whose place this one is now.
+        """
         return verify_index(conn, self.definition)
 
     def repair(self, conn: Connection) -> VerifyReport:
         """Make the index what its table says; return what is left of the differences.
 
-        Writers of the table wait until the caller commits. Rows of a unique index whose key
-        another row has stay missing.
+        Triggers that were disabled fire again. Writers of the table wait until the caller
+        commits. Rows of a unique index whose key another row has stay missing.
 
         Raises:
+            IndexDetachedError: It was built on another table, in whose place this one is now.
             IsolationLevelError: The transaction isn't READ COMMITTED.
         """
         return repair_index(conn, self.definition)

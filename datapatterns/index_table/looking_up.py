@@ -34,7 +34,10 @@ Miss = Literal["refuse", "scan"]
 LOOKUP_KEYS_MAX = 1000
 """At most how many keys one look-up asks for."""
 
-_Source = Literal["index", "scan"]
+Source = Literal["index", "scan"]
+"""What a look-up reads."""
+
+_WANTED = "datapatterns_wanted"
 
 
 def lookup_rows(
@@ -56,8 +59,9 @@ def lookup_rows(
     paged = after is not None
     with reading(definition):
         rows = conn.execute(_by_key(definition, "index", paged=paged), given).all()
-    if not rows and not _trust_a_miss(conn, definition, miss):
-        rows = conn.execute(_by_key(definition, "scan", paged=paged), given).all()
+    if not rows:
+        source = source_after_miss(conn, definition, miss)
+        rows = conn.execute(_by_key(definition, source, paged=paged), given).all()
     return list(rows)
 
 
@@ -77,8 +81,10 @@ def lookup_rows_by_keys(
     if not asked:
         return []
     found = _fetch_by_keys(conn, definition, "index", asked, limit_per_key)
-    if not all(found) and not _trust_a_miss(conn, definition, miss):
-        found = _fetch_by_keys(conn, definition, "scan", asked, limit_per_key)
+    # One row is enough to know that the index was ready when it was asked.
+    if not any(found):
+        source = source_after_miss(conn, definition, miss)
+        found = _fetch_by_keys(conn, definition, source, asked, limit_per_key)
     return found
 
 
@@ -97,6 +103,18 @@ def joined(definition: IndexDefinition) -> FromClause:
     )
 
 
+def source_after_miss(conn: Connection, definition: IndexDefinition, miss: Miss) -> Source:
+    """Return what to read again after nothing was found.
+
+    Asked only then, so that a hit stays one statement. The index may have become ready since
+    it was read: a miss is certain only when it was ready before.
+    """
+    if miss == "scan" and index_status(conn, definition).state != "ready":
+        return "scan"
+    require_ready(conn, definition)
+    return "index"
+
+
 def check_limit(limit: int) -> None:
     """Raise ValueError unless ``limit`` asks for something."""
     if limit < 1:
@@ -104,7 +122,7 @@ def check_limit(limit: int) -> None:
 
 
 @cache
-def _by_key(definition: IndexDefinition, source: _Source, *, paged: bool) -> Select[Any]:
+def _by_key(definition: IndexDefinition, source: Source, *, paged: bool) -> Select[Any]:
     # Built once for each index; building takes longer than running it.
     base, entries = definition.base, entry_table(definition)
     own_key = definition.projection(base)
@@ -130,7 +148,7 @@ def _by_key(definition: IndexDefinition, source: _Source, *, paged: bool) -> Sel
 def _fetch_by_keys(
     conn: Connection,
     definition: IndexDefinition,
-    source: _Source,
+    source: Source,
     asked: Sequence[tuple[Any, ...]],
     limit_per_key: int,
 ) -> list[list[Row[Any]]]:
@@ -138,9 +156,9 @@ def _fetch_by_keys(
     own_key = definition.projection(base)
     columns = [column(f"key_{n}", own_key[name].type) for n, name in enumerate(definition.key)]
     wanted = (
-        values(column("ordinal", Integer), *columns, name="wanted")
+        values(column("ordinal", Integer), *columns, name=_WANTED)
         .data([(ordinal, *key) for ordinal, key in enumerate(asked)])
-        .alias("wanted")
+        .alias(_WANTED)
     )
     keys = {name: wanted.c[f"key_{n}"] for n, name in enumerate(definition.key)}
     rows = select(*base.columns).where(
@@ -166,14 +184,6 @@ def _fetch_by_keys(
     ):
         grouped[ordinal].append(row)
     return grouped
-
-
-def _trust_a_miss(conn: Connection, definition: IndexDefinition, miss: Miss) -> bool:
-    # Asked only when nothing was found, so that a hit stays one statement.
-    if miss == "scan":
-        return index_status(conn, definition).state == "ready"
-    require_ready(conn, definition)
-    return True
 
 
 def _key_values(definition: IndexDefinition, key: Sequence[Any]) -> dict[str, Any]:

@@ -7,13 +7,18 @@ within one UPDATE passes. An UPDATE touches only index rows that change.
 import hashlib
 from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, FromClause, Text, cast, collate, select
+from sqlalchemy import ColumnElement, FromClause, Text, collate, func, select
 
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.statements import quoted, quoted_text, rendered
 
 _OLD = "old_rows"
 _NEW = "new_rows"
+
+TRIGGER_SEARCH_PATH = "pg_catalog, pg_temp"
+"""Where the trigger function looks for operators and functions, whoever writes."""
+
+_EVENTS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 
 # Plans of a function are kept for the session. One made for a bulk statement would read the whole
 # index for every later single row; a probe per changed row is right for both.
@@ -65,7 +70,7 @@ def create_function(definition: IndexDefinition, *, loosely_equal: frozenset[str
     body = _body(definition, loosely_equal)
     return (
         f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
-        f" SET search_path = pg_catalog, pg_temp {_PLANNER} AS {quoted_text(body)};\n"
+        f" SET search_path = {TRIGGER_SEARCH_PATH} {_PLANNER} AS {quoted_text(body)};\n"
         f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC;"
     )
 
@@ -81,17 +86,29 @@ def create_triggers(definition: IndexDefinition, *, on_table: str) -> str:
         "DELETE": f"REFERENCING OLD TABLE AS {_OLD}",
         "TRUNCATE": "",
     }
-    return "\n".join(
-        f"CREATE TRIGGER {quoted(trigger)} AFTER {event} ON {on_table} {referencing}"
-        f" FOR EACH STATEMENT EXECUTE FUNCTION {function_name(definition)}();\n"
-        f"ALTER TABLE {on_table} ENABLE ALWAYS TRIGGER {quoted(trigger)};"
+    created = "\n".join(
+        f"CREATE TRIGGER {quoted(_trigger_name(definition, event))} AFTER {event} ON {on_table}"
+        f" {referencing} FOR EACH STATEMENT EXECUTE FUNCTION {function_name(definition)}();"
         for event, referencing in rows.items()
-        for trigger in [trigger_name(definition, event)]
+    )
+    return f"{created}\n{enable_triggers(definition, on_table=on_table)}"
+
+
+def enable_triggers(definition: IndexDefinition, *, on_table: str) -> str:
+    """Return the statements after which the triggers fire for every writer."""
+    return "\n".join(
+        f"ALTER TABLE {on_table} ENABLE ALWAYS TRIGGER {quoted(trigger)};"
+        for trigger in trigger_names(definition)
     )
 
 
-def trigger_name(definition: IndexDefinition, event: str) -> str:
-    """Return the name of the trigger for ``event``; indexes of two schemas don't collide."""
+def trigger_names(definition: IndexDefinition) -> tuple[str, ...]:
+    """Return the names of all triggers of the index."""
+    return tuple(_trigger_name(definition, event) for event in _EVENTS)
+
+
+def _trigger_name(definition: IndexDefinition, event: str) -> str:
+    # Indexes of two schemas don't collide.
     origin = hashlib.sha256(f"{definition.schema}.{definition.name}".encode()).hexdigest()[:8]
     return f"index_{definition.name}_{origin}_{event[0].lower()}"
 
@@ -107,12 +124,12 @@ def _body(definition: IndexDefinition, loosely_equal: frozenset[str]) -> str:
 BEGIN
     CASE TG_OP
     WHEN 'INSERT' THEN
-        {_insert(definition, come)};
+        {_insert(definition, come)}
     WHEN 'DELETE' THEN
         {_delete(definition, gone)}
     WHEN 'UPDATE' THEN
         {_delete(definition, changed_from)}
-        {_insert(definition, changed_to)};
+        {_insert(definition, changed_to)}
     WHEN 'TRUNCATE' THEN
         TRUNCATE {entry_name(definition)};
     END CASE;
@@ -135,8 +152,9 @@ def _changed(
     """Return index rows of ``rows`` that ``others`` don't have, by identity, not equality."""
 
     def images(side: FromClause) -> list[ColumnElement[str]]:
+        # Not a cast to text, which takes the blanks off a bpchar.
         return [
-            collate(cast(own, Text), "C").label(f"image_{ordinal}")
+            collate(func.format("%s", own, type_=Text), "C").label(f"image_{ordinal}")
             for ordinal, (name, own) in enumerate(definition.projection(side).items())
             if name in loosely_equal
         ]
@@ -151,26 +169,36 @@ def _changed(
 
 
 def _delete(definition: IndexDefinition, gone: str) -> str:
-    same = " AND ".join(
-        f"i.{quoted(name)} = gone.{quoted(name)}" for name in definition.entry_identity
-    )
     # A snapshot older than a backfill's chunk doesn't show the index row to a transaction that
     # may well delete the row itself: DELETE would leave an orphan. An INSERT that runs into
     # such an index row fails with a serialization error instead, and the writer retries.
+    #
+    # A trigger of the application may write to the same rows: its statement's index rows are
+    # kept before those of the statement that fired it. So what is gone and what has come is
+    # asked of the rows as they are now.
+    same = _same(definition.entry_identity, "i", "gone")
+    kept = _same(definition.entry_identity, "kept", "gone")
     return f"""IF current_setting('transaction_isolation') <> 'read committed' THEN
             INSERT INTO {entry_name(definition)} ({_listed(definition.columns)})
             {gone} ON CONFLICT DO NOTHING;
         END IF;
-        DELETE FROM {entry_name(definition)} AS i USING ({gone}) AS gone WHERE {same};"""  # noqa: S608 -- rendered, quoted names
+        DELETE FROM {entry_name(definition)} AS i USING ({gone}) AS gone WHERE {same}
+            AND NOT EXISTS (SELECT FROM {view_name(definition)} AS kept WHERE {kept});"""  # noqa: S608 -- rendered, quoted names
 
 
 def _insert(definition: IndexDefinition, come: str) -> str:
-    columns = _listed(definition.columns)
-    into = f"INSERT INTO {entry_name(definition)} ({columns})"
+    columns = ", ".join(f"now.{quoted(name)}" for name in definition.columns)
+    same_row = _same(definition.primary_key, "now", "come")
+    current = (
+        f"SELECT {columns} FROM ({come}) AS come JOIN {view_name(definition)} AS now ON {same_row}"  # noqa: S608 -- rendered, quoted names
+    )
+    into = f"INSERT INTO {entry_name(definition)} ({_listed(definition.columns)})"
     if definition.unique:
+        same = _same(definition.entry_identity, "i", "own")
+        own = f"DELETE FROM {entry_name(definition)} AS i USING ({current}) AS own WHERE {same};"  # noqa: S608 -- rendered, quoted names
         # In order, so that two statements with the same keys wait for each other, not deadlock.
-        ordered = f"({come}) AS come ORDER BY {_listed(definition.key)}"
-        return f"{into} SELECT {columns} FROM {ordered}"  # noqa: S608 -- rendered, quoted names
+        keys = ", ".join(f"now.{quoted(name)}" for name in definition.key)
+        return f"{own} {into} {current} ORDER BY {keys};"
     # An orphan is in nobody's way: the row it stood for is this one now.
     carried = [name for name in definition.columns if name not in definition.entry_identity]
     action = (
@@ -179,7 +207,11 @@ def _insert(definition: IndexDefinition, come: str) -> str:
         if carried
         else "DO NOTHING"
     )
-    return f"{into} {come} ON CONFLICT ({_listed(definition.entry_identity)}) {action}"
+    return f"{into} {current} ON CONFLICT ({_listed(definition.entry_identity)}) {action};"
+
+
+def _same(names: Iterable[str], one: str, other: str) -> str:
+    return " AND ".join(f"{one}.{quoted(name)} = {other}.{quoted(name)}" for name in names)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -42,6 +42,8 @@ def read_entries(
         found = conn.execute(statement).all()
     if not found:
         require_ready(conn, definition)
+        # It may have become so since the statement.
+        found = conn.execute(statement).all()
     return [_entry(definition, row) for row in found]
 
 
@@ -53,11 +55,14 @@ def read_matches(
     # Labels of their own: both sides have columns of the same names.
     labelled = [own.label(f"entry_{ordinal}") for ordinal, own in enumerate(entries.c)]
     both = select(*labelled, *definition.base.columns).select_from(joined(definition))
+    statement = _ranged(definition, both, entries, wanted)
     with reading(definition):
-        result = conn.execute(_ranged(definition, both, entries, wanted)).freeze()
-    found_entries = result().columns(*range(len(labelled))).all()
-    if not found_entries:
+        result = conn.execute(statement).freeze()
+    if not result().first():
         require_ready(conn, definition)
+        # It may have become so since the statement.
+        result = conn.execute(statement).freeze()
+    found_entries = result().columns(*range(len(labelled))).all()
     own = range(len(labelled), len(labelled) + len(definition.base.columns))
     found_rows = result().columns(*own).all()
     return [

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from datapatterns.index_table.definition import IndexDefinition
-from datapatterns.sql.metadata import DEFAULT_SCHEMA, library_metadata
+from datapatterns.sql.metadata import library_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class IndexTables:
 
 
 @cache
-def index_tables(schema: str = DEFAULT_SCHEMA) -> IndexTables:
+def index_tables(schema: str, /) -> IndexTables:
     """Return the pattern's tables in ``schema``."""
     metadata = library_metadata(schema)
     index_table = Table(

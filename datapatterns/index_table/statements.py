@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ClauseElement, Connection, CursorResult
+from sqlalchemy import ClauseElement, Connection, CursorResult, Table
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 # A paramstyle that leaves % alone: the text becomes part of a function, not of a statement
@@ -19,6 +19,12 @@ def rendered(construct: ClauseElement) -> str:
 def quoted(name: str) -> str:
     """Return ``name`` as an identifier."""
     return _DIALECT.identifier_preparer.quote_identifier(name)
+
+
+def table_name(table: Table) -> str:
+    """Return a table's name as SQL; without schema it is found on the search path."""
+    parts = [part for part in (table.schema, table.name) if part is not None]
+    return ".".join(quoted(part) for part in parts)
 
 
 def quoted_text(value: str) -> str:

@@ -3,21 +3,29 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import ColumnElement, Connection, Select, column, func, select, table
 from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.errors import (
     IndexChangedError,
+    IndexDetachedError,
     IndexMissingError,
     IndexNotReadyError,
     IsolationLevelError,
 )
 from datapatterns.index_table.definition import IndexDefinition, fingerprint
+from datapatterns.index_table.maintenance import trigger_names
 from datapatterns.index_table.schema import index_tables
+from datapatterns.index_table.statements import table_name
 
 _UNDEFINED_TABLE = "42P01"
 _UNDEFINED_COLUMN = "42703"
+
+_trigger = table(
+    "pg_trigger", column("tgrelid"), column("tgname"), column("tgenabled"), schema="pg_catalog"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +35,12 @@ class IndexStatus:
     Attributes:
         index_id: Its number in this database.
         state: ``building`` (written, not read) or ``ready``.
+        kept: Its triggers fire for every writer.
     """
 
     index_id: int
     state: str
+    kept: bool
 
 
 def index_status(conn: Connection, definition: IndexDefinition) -> IndexStatus:
@@ -39,18 +49,25 @@ def index_status(conn: Connection, definition: IndexDefinition) -> IndexStatus:
     Raises:
         IndexMissingError: It was never created in this database.
         IndexChangedError: It was built from another definition.
+        IndexDetachedError: Its triggers aren't on its table.
     """
     known = index_tables(definition.schema).index_table
     found = conn.execute(
-        select(known.c.index_id, known.c.state, known.c.fingerprint).where(
-            known.c.name == definition.name
-        )
+        select(
+            known.c.index_id,
+            known.c.state,
+            known.c.fingerprint,
+            _triggers(definition).scalar_subquery().label("triggers"),
+            _firing(definition).label("kept"),
+        ).where(known.c.name == definition.name)
     ).one_or_none()
     if found is None:
         raise IndexMissingError(definition.name)
     if found.fingerprint != fingerprint(definition):
         raise IndexChangedError(definition.name)
-    return IndexStatus(index_id=found.index_id, state=found.state)
+    if found.triggers < len(trigger_names(definition)):
+        raise _detached(definition)
+    return IndexStatus(index_id=found.index_id, state=found.state, kept=found.kept)
 
 
 def is_ready(definition: IndexDefinition) -> ColumnElement[bool]:
@@ -62,6 +79,7 @@ def is_ready(definition: IndexDefinition) -> ColumnElement[bool]:
             known.c.name == definition.name,
             known.c.state == "ready",
             known.c.fingerprint == fingerprint(definition),
+            _firing(definition),
         )
         .exists()
     )
@@ -74,10 +92,44 @@ def require_ready(conn: Connection, definition: IndexDefinition) -> None:
         IndexNotReadyError: It is still being built.
         IndexMissingError: It was never created in this database.
         IndexChangedError: It was built from another definition.
+        IndexDetachedError: Its triggers don't fire for every writer of its table.
     """
-    status = index_status(conn, definition)
+    status = require_kept(conn, definition)
     if status.state != "ready":
         raise IndexNotReadyError(definition.name, state=status.state)
+
+
+def require_kept(conn: Connection, definition: IndexDefinition) -> IndexStatus:
+    """Return the state of the index, unless writers pass it by.
+
+    Raises:
+        IndexMissingError: It was never created in this database.
+        IndexChangedError: It was built from another definition.
+        IndexDetachedError: Its triggers don't fire for every writer of its table.
+    """
+    status = index_status(conn, definition)
+    if not status.kept:
+        raise _detached(definition)
+    return status
+
+
+def _triggers(definition: IndexDefinition) -> Select[Any]:
+    # The table that the name means here and now: another one may have taken its place.
+    base = func.to_regclass(table_name(definition.base))
+    return select(func.count()).where(
+        _trigger.c.tgrelid == base, _trigger.c.tgname.in_(trigger_names(definition))
+    )
+
+
+def _firing(definition: IndexDefinition) -> ColumnElement[bool]:
+    # Triggers that were disabled and enabled again aren't ALWAYS any more: rows that were
+    # written meanwhile are missing until repair() says otherwise.
+    always = _triggers(definition).where(_trigger.c.tgenabled == "A").scalar_subquery()
+    return always == len(trigger_names(definition))
+
+
+def _detached(definition: IndexDefinition) -> IndexDetachedError:
+    return IndexDetachedError(definition.name, table=definition.base.fullname)
 
 
 @contextmanager
@@ -106,8 +158,20 @@ def require_read_committed(conn: Connection) -> None:
     """Raise unless each statement of the transaction sees what was committed before it.
 
     Raises:
-        IsolationLevelError: The transaction keeps an older snapshot.
+        IsolationLevelError: The transaction keeps an older snapshot, or there is none.
     """
+    require_transaction(conn)
     found = conn.exec_driver_sql("SELECT current_setting('transaction_isolation')").scalar_one()
     if found != "read committed":
         raise IsolationLevelError(found=found, needed="read committed")
+
+
+def require_transaction(conn: Connection) -> None:
+    """Raise unless what is done on the connection is done as a whole or not at all.
+
+    Raises:
+        IsolationLevelError: It is in autocommit mode.
+    """
+    driver: Any = conn.connection.dbapi_connection
+    if driver.autocommit:
+        raise IsolationLevelError(found="autocommit", needed="read committed")

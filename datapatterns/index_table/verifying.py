@@ -22,12 +22,12 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.types import UserDefinedType
 
 from datapatterns.errors import IndexDiffersError, IndexNotReadyError
-from datapatterns.index_table.catalog import table_name
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.entries import IndexDifference, VerifyReport
+from datapatterns.index_table.maintenance import enable_triggers
 from datapatterns.index_table.schema import entry_table, guard_view, index_tables
-from datapatterns.index_table.statements import run
-from datapatterns.index_table.states import index_status, require_read_committed
+from datapatterns.index_table.statements import run, table_name
+from datapatterns.index_table.states import index_status, require_kept, require_read_committed
 
 SAMPLES_MAX = 20
 """At most how many differences a report names."""
@@ -78,7 +78,7 @@ def activate_index(conn: Connection, definition: IndexDefinition) -> VerifyRepor
         IsolationLevelError: The transaction isn't READ COMMITTED.
     """
     require_read_committed(conn)
-    status = index_status(conn, definition)
+    status = require_kept(conn, definition)
     tables = index_tables(definition.schema)
     known, backfills = tables.index_table, tables.index_backfill
     done = conn.scalar(select(backfills.c.done).where(backfills.c.index_id == status.index_id))
@@ -101,9 +101,12 @@ def repair_index(conn: Connection, definition: IndexDefinition) -> VerifyReport:
         IsolationLevelError: The transaction isn't READ COMMITTED.
     """
     require_read_committed(conn)
-    index_status(conn, definition)
+    kept = index_status(conn, definition).kept
+    base = table_name(definition.base)
     # Nothing may be in flight: its index rows can't be seen yet.
-    run(conn, f"LOCK TABLE {table_name(definition.base)} IN SHARE ROW EXCLUSIVE MODE")
+    run(conn, f"LOCK TABLE {base} IN SHARE ROW EXCLUSIVE MODE")
+    if not kept:
+        run(conn, enable_triggers(definition, on_table=base))
     entries, expected = entry_table(definition), guard_view(definition)
     conn.execute(
         delete(entries).where(

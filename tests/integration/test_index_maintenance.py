@@ -11,6 +11,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    cast,
     func,
     text,
 )
@@ -278,6 +279,35 @@ def test_a_function_that_the_trigger_would_not_find_is_refused(engine: Engine) -
         index,
         "own_lower",
     )
+
+
+def test_an_expression_that_would_mean_something_else_to_the_trigger_is_refused(
+    engine: Engine,
+) -> None:
+    for_bob = IndexTable("for_bob", on=[customer.c.name], where=customer.c.email == "Bob")
+    with engine.begin() as conn:
+        by_email.drop(conn)
+        run(conn, "CREATE EXTENSION citext; ALTER TABLE customer ALTER email TYPE citext")
+
+        with pytest.raises(IndexDefinitionError, match="doesn't search"):
+            for_bob.create(conn)
+
+        as_text = cast(customer.c.email, Text) == "Bob"
+        assert IndexTable("for_bob", on=[customer.c.name], where=as_text).create(conn)
+
+
+def test_blanks_at_the_end_are_a_change(engine: Engine) -> None:
+    by_id = IndexTable("customer_by_id", on=[customer.c.id], include=[customer.c.name])
+    with engine.begin() as conn:
+        by_name.drop(conn)
+        run(conn, "ALTER TABLE customer ALTER name TYPE bpchar")
+    build(engine, by_id)
+
+    with engine.begin() as conn:
+        run(conn, "UPDATE customer SET name = name || '   ' WHERE id < 5")
+        run(conn, "UPDATE customer SET name = 'x   ' WHERE id = 6")
+        run(conn, "UPDATE customer SET name = 'x' WHERE id = 6")
+        assert_agrees(conn, by_id)
 
 
 def test_virtual_generated_columns_are_refused_and_stored_ones_kept(engine: Engine) -> None:

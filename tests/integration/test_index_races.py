@@ -1,11 +1,11 @@
 """Two transactions at once, in the order that hurts."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from datapatterns.errors import IndexKeyTakenError
@@ -217,6 +217,32 @@ def test_a_builder_that_dies_loses_one_chunk_at_most(engine: Engine, building: I
 
     assert chunk(engine, 8).rows_done == 16
     finish(engine)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda conn: by_product.lookup(conn, 5),
+        lambda conn: by_product.lookup(conn, 5, miss="scan"),
+        lambda conn: by_product.lookup_many(conn, [5])[5],
+        lambda conn: by_product.lookup_range(conn, 5),
+        lambda conn: by_product.keys(conn, 5),
+    ],
+)
+def test_a_miss_before_an_index_became_ready_is_not_trusted_after(
+    engine: Engine, building: IndexTable, read: Callable[[Connection], Sized]
+) -> None:
+    backfill(engine, building)
+    reader = create_engine(engine.url)
+
+    @event.listens_for(reader, "after_cursor_execute", once=True)
+    def activate(*_: object) -> None:
+        with engine.begin() as conn:
+            building.activate(conn)
+
+    with reader.connect() as conn:
+        assert len(read(conn)) == 1
+    reader.dispose()
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
