@@ -65,6 +65,7 @@ def shops(databases: Databases) -> Iterator[tuple[ShardCluster, Engine]]:
 
 
 keys = st.sampled_from([*HOUSEHOLDS, 99])
+keyed = keys.map(lambda key: Basket.household_id == key)
 
 
 def comparisons(uses: Sequence[Any]) -> st.SearchStrategy[ColumnElement[bool]]:
@@ -154,7 +155,7 @@ def statements(draw: st.DrawFn) -> Select[*tuple[Any, ...]]:
         asked: Any = draw(st.sampled_from([Line, OTHER]))
         inner = select(asked.basket_number).where(draw(matches(asked, Basket)))
         inner = inner.where(*draw(st.lists(conditions([asked]), max_size=1)))
-        found = found.where(inner.exists())
+        found = found.where(inner.exists(), *draw(st.lists(keyed, max_size=1)))
     found = found.where(*draw(st.lists(conditions(uses), max_size=2)))
     if shape == "union":
         again = select(Basket.household_id, Basket.id).where(draw(conditions([Basket])))
