@@ -1,9 +1,10 @@
 """Reading through a cache, on real servers."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from time import monotonic
 
 import pytest
 from redis import Redis
@@ -291,21 +292,63 @@ def test_the_applications_isolation_level_does_not_reach_the_loader(
 
 
 def test_callers_of_another_type_do_not_get_each_others_value(cache: Cache) -> None:
-    """Nor do they wait for each other longer than for another process."""
     gate = Gate()
 
     def slowly(_: Connection) -> str:
         gate.stop_here()
         return "plain"
 
-    with ThreadPoolExecutor(1) as pool:
+    def load(conn: Connection) -> Product | None:
+        return load_product(conn, 1)
+
+    with ThreadPoolExecutor(2) as pool:
         plain = pool.submit(cache.get_or_load, 1, slowly)
         gate.wait_until_reached()
-        other = cache.get_or_load(1, lambda conn: load_product(conn, 1), value_type=Product)
+        other = pool.submit(cache.get_or_load, 1, load, value_type=Product)
+        until(lambda: cache.stats().waits > 0)
         gate.open()
 
         assert plain.result(ENOUGH_SECONDS) == "plain"
-        assert other == Product(1, "first")
+        assert other.result(ENOUGH_SECONDS) == Product(1, "first")
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_who_comes_after_the_fill_was_sent_looks_for_himself(
+    cache: Cache, redis_client: Redis, *, is_late: bool
+) -> None:
+    """What was stored may be invalidated again before the one who stored it has learned of it."""
+    gate = Gate()
+
+    def load_and_pause(conn: Connection) -> str | None:
+        if is_late:
+            redis_client.client_pause(20_000, all=False)  # no write is carried out
+        else:
+            gate.stop_here()
+        return name_of(conn, 1)
+
+    cache.get_or_load(2, lambda conn: name_of(conn, 2))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.get_or_load, 1, load_and_pause)
+        try:
+            if is_late:
+                until(lambda: redis_client.info("clients")["blocked_clients"] == 1)
+            else:
+                gate.wait_until_reached()
+            second = pool.submit(cache.get_or_load, 1, never)
+            # What a caller that waits does can only be seen from inside.
+            [flight] = cache._flights._flights.values()  # noqa: SLF001
+            until(lambda: bool(flight.landed._cond._waiters))  # type: ignore[attr-defined]  # noqa: SLF001 -- CPython's
+        finally:
+            redis_client.client_unpause()
+            gate.open()
+        assert first.result(ENOUGH_SECONDS) == second.result(ENOUGH_SECONDS) == "first"
+    assert cache.stats().joined == (0 if is_late else 1)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = monotonic() + ENOUGH_SECONDS
+    while not condition():
+        assert monotonic() < deadline
 
 
 @pytest.mark.parametrize(
