@@ -977,6 +977,9 @@ class VersionConflictError(ConflictError):
     def __init__(self, stream: str, *, expected: int | str, found: int) -> None:
         super().__init__(
             f"{stream} is at version {found}, expected {expected}; load it and decide again"
+            if found != expected
+            else f"{stream} is at version {found}, but the events that the decision was based on"
+            " were rolled back and others took their place; load it and decide again"
         )
         self.stream = stream
         self.expected = expected

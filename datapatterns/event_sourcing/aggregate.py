@@ -1,9 +1,11 @@
 """Aggregates: state that is folded from the events of one stream, and decides about new ones."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from inspect import get_annotations
 from types import FunctionType
-from typing import ClassVar
+from typing import ClassVar, Final, NamedTuple
 from uuid import UUID, uuid4
 
 from datapatterns.errors import AggregateError
@@ -11,6 +13,14 @@ from datapatterns.event_sourcing.events import START, Position, StreamId
 from datapatterns.event_sourcing.handling import Handling
 from datapatterns.event_sourcing.policy import SnapshotPolicy
 from datapatterns.event_sourcing.state import UNCHANGING, state_defaults
+
+
+class Batch(NamedTuple):
+    """What a save sends: the events with their ids, and the event that they follow."""
+
+    expected_version: int
+    after: Position
+    events: list[tuple[UUID, object]]
 
 
 @dataclass(slots=True)
@@ -23,7 +33,7 @@ class History:
         snapshot_version: Of the snapshot that the load began with, or that was last written.
         load_seconds: How long the load took.
         unsaved: Events emitted since the last save, with their ids.
-        sent: The batch of the last save and the version it expected, for a retry.
+        sent: The batch of the last save, for a retry.
     """
 
     stream: StreamId
@@ -32,7 +42,7 @@ class History:
     snapshot_version: int = 0
     load_seconds: float = 0.0
     unsaved: list[tuple[UUID, object]] = field(default_factory=list)
-    sent: tuple[int, list[tuple[UUID, object]]] | None = None
+    sent: Batch | None = None
 
 
 class Aggregate(metaclass=Handling):
@@ -62,6 +72,12 @@ class Aggregate(metaclass=Handling):
         snapshot_version: int | None = None,
     ) -> None:
         super().__init_subclass__()
+        for name in sorted(_TAKEN & (vars(cls).keys() | get_annotations(cls).keys())):
+            raise AggregateError(
+                cls.__name__,
+                f"declares {name}, which means something in every aggregate; call it otherwise,"
+                ' or give it as class argument: class Basket(Aggregate, category="basket")',
+            )
         if category is not None:
             StreamId(category, "any")  # refuses what cannot name a category
             cls.category = category
@@ -105,8 +121,10 @@ class Aggregate(metaclass=Handling):
         Raises:
             AggregateError: No handler applies it.
         """
+        # The state may go on with a list of the event, and change it before it is saved.
+        kept = event if _is_unchanging(event) else deepcopy(event)
         self._apply(event)
-        self._history.unsaved.append((uuid4(), event))
+        self._history.unsaved.append((uuid4(), kept))
         self._history.version += 1
 
     def _apply(self, event: object) -> None:
@@ -119,6 +137,17 @@ class Aggregate(metaclass=Handling):
                 " event changes nothing",
             )
         handler(self, event)
+
+
+_TAKEN: Final = frozenset(
+    {"category", "snapshot_policy", "snapshot_version", "stream", "unsaved", "version"}
+)
+
+
+def _is_unchanging(event: object) -> bool:
+    fields: Iterable[str] = getattr(event, "__struct_fields__", ())
+    names = (*fields, *getattr(event, "__dataclass_fields__", ()))
+    return bool(names) and all(isinstance(getattr(event, n, None), UNCHANGING) for n in names)
 
 
 def stream_of(aggregate: type[Aggregate], key: str) -> StreamId:

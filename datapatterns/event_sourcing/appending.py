@@ -5,14 +5,16 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
-from sqlalchemy import BigInteger, Connection, Integer, Text, Uuid, bindparam, column, func, select
+import msgspec
+from sqlalchemy import BigInteger, Connection, Integer, Text, Uuid, bindparam, column, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from datapatterns.errors import VersionConflictError
+from datapatterns.errors import EventDataError, VersionConflictError
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import Appended, Expected, NewEvent, Position, StreamId
 from datapatterns.event_sourcing.payload import encode_event, encode_mapping
+from datapatterns.event_sourcing.schema import event_tables
 
 APPEND_EVENTS_MAX: Final = 10_000
 """The most events of one append; import more in chunks."""
@@ -41,8 +43,13 @@ def append_events(
     *,
     schema: str,
     expected_version: int | Expected,
+    position: Position | None = None,
 ) -> Appended:
-    """Do what `EventStore.append` promises."""
+    """Do what `EventStore.append` promises.
+
+    ``position`` is that of the event with the expected version, if the caller knows it: then an
+    event that has taken its place is a conflict, too.
+    """
     expected = _expected(expected_version)
     names, schema_versions, event_ids, data, meta = zip(*encoded, strict=True)
     # By the driver's own statement: Core's execute costs as much again as the round trip.
@@ -58,6 +65,7 @@ def append_events(
             "event_ids": list(event_ids),
             "data": list(data),
             "meta": list(meta),
+            "position": position,
         },
     ).one()
     if outcome == "conflict":
@@ -86,7 +94,7 @@ def encode_batch(
             " append in batches, or use import_events"
         )
     encoded = [encode(event, types=types, metadata=metadata) for event in events]
-    size = sum(len(event.data) for event in encoded)
+    size = sum(len(event.data) + len(event.meta or "") for event in encoded)
     if size > APPEND_BYTES_MAX:
         raise ValueError(
             f"{size} characters of data are too many for one append, {APPEND_BYTES_MAX} is most;"
@@ -102,6 +110,13 @@ def encode(
     if not isinstance(event, NewEvent):
         declared = types.of(type(event))
         data = encode_event(event, event_type=declared.name)
+        # Classes do not check what they are made of. What does not fit would stop every reader.
+        try:
+            declared.decoder.decode(data)
+        except msgspec.ValidationError as error:
+            raise EventDataError(
+                declared.name, f"it does not fit its class: {error}; give what the fields declare"
+            ) from error
         meta = encode_mapping(metadata, event_type=declared.name) if metadata else None
         return EncodedEvent(declared.name, declared.schema_version, uuid4(), data, meta)
     data = encode_mapping(event.data, event_type=event.event_type)
@@ -120,7 +135,8 @@ def _expected(expected_version: int | Expected) -> int | None:
 
 @cache
 def _append_statement(schema: str) -> str:
-    function = getattr(func, schema).append_events(
+    function = event_tables(schema).function(
+        "append_events",
         bindparam("tenant", type_=Text),
         bindparam("category", type_=Text),
         bindparam("key", type_=Text),
@@ -130,6 +146,7 @@ def _append_statement(schema: str) -> str:
         bindparam("event_ids", type_=ARRAY(Uuid)),
         bindparam("data", type_=ARRAY(Text)),
         bindparam("meta", type_=ARRAY(Text)),
+        bindparam("position", type_=BigInteger),
     )
     row = (
         column("outcome", Text),

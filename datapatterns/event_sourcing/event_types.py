@@ -5,6 +5,7 @@ never rewritten: they are lifted, step by step, each time they are read.
 """
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Final, TypeVar
 
@@ -126,6 +127,8 @@ class EventTypes:
         """
         declared = self._declared(name, schema_version)
         shapes = [dict(data)]
+        if schema_version < declared.schema_version:
+            shapes = [deepcopy(shapes[0])]  # upcasters may change what they are given
         for version in range(schema_version, declared.schema_version):
             shapes = [new for old in shapes for new in self._lift(name, version, old)]
         return [_convert(declared, schema_version, shape) for shape in shapes]
@@ -167,7 +170,9 @@ class EventTypes:
         lifted = upcaster(data)
         if lifted is None:
             return []
-        return lifted if isinstance(lifted, list) else [lifted]
+        # [old] * 2 is one object twice: what the next upcaster changes in one, it must not find
+        # changed in the other.
+        return [deepcopy(one) for one in lifted] if isinstance(lifted, list) else [lifted]
 
 
 def _check_class(name: str, cls: object) -> None:

@@ -38,6 +38,7 @@ class _Handlers(dict[str, object]):
 class Handling(type):
     """Collects the handlers of a class and of those it extends."""
 
+    _own_handlers: dict[type, FunctionType]
     _handlers: dict[type, FunctionType]
 
     @classmethod
@@ -49,11 +50,10 @@ class Handling(type):
     ) -> "Handling":
         """Make the class; refuse it if its handlers are not clear."""
         cls = super().__new__(mcs, name, bases, body, **options)
-        own = dict(_handled(name, body.handlers))
-        inherited = (vars(base).get("_handlers", {}) for base in reversed(cls.__mro__[1:]))
-        cls._handlers = {
-            e: handler for handlers in (*inherited, own) for e, handler in handlers.items()
-        }
+        cls._own_handlers = dict(_handled(name, body.handlers))
+        # Own ones only, or what a base inherits would win over what another base overrides.
+        all_handlers = (vars(base).get("_own_handlers", {}) for base in reversed(cls.__mro__))
+        cls._handlers = {e: handler for own in all_handlers for e, handler in own.items()}
         return cls
 
 

@@ -78,7 +78,7 @@ def list_blockers(conn: Connection, *, schema: str) -> list[Blocker]:
 @cache
 def _mark_statement(schema: str) -> Select[Any]:
     isolation = func.current_setting("transaction_isolation", type_=Text)
-    mark = getattr(func, schema).high_water_mark(type_=BigInteger)
+    mark = event_tables(schema).function("high_water_mark", returns=BigInteger())
     # The function refuses other isolation levels, too; asked like this, the refusal leaves the
     # caller's transaction usable.
     return select(

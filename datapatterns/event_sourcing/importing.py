@@ -8,7 +8,7 @@ events is refused.
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
 
@@ -30,11 +30,17 @@ from sqlalchemy.util import await_only
 from datapatterns.errors import ImportChunkError, IsolationLevelError
 from datapatterns.event_sourcing.appending import EncodedEvent, encode
 from datapatterns.event_sourcing.event_types import EventTypes
-from datapatterns.event_sourcing.events import StreamId
+from datapatterns.event_sourcing.events import StreamId, is_text
 from datapatterns.event_sourcing.schema import event_tables
 
 IMPORT_EVENTS_MAX: Final = 200_000
 """The most events of one chunk; readers of the log wait while a chunk is being written."""
+
+SOURCE_BYTES_MAX: Final = 500
+"""The longest name of a source; it is part of an index entry."""
+
+_EARLIEST: Final = datetime(1, 1, 3, tzinfo=UTC)
+"""In time zones west of Greenwich, what lies before could show as a day before the year 1."""
 
 _ROWS_PER_WRITE: Final = 2_000
 _MOMENT: Final = TIMESTAMP(timezone=True)
@@ -100,6 +106,11 @@ def _check_transaction(conn: Connection) -> None:
 def _check_chunk(events: Sequence[ImportedEvent], *, source: str, chunk: int) -> None:
     if not events:
         raise ValueError(f"chunk {chunk} of {source!r} is empty")
+    if not is_text(source) or len(source.encode()) > SOURCE_BYTES_MAX:
+        raise ValueError(
+            f"{source[:80]!r} cannot name a source; use at most {SOURCE_BYTES_MAX} bytes of text"
+            " without U+0000"
+        )
     if len(events) > IMPORT_EVENTS_MAX:
         raise ValueError(
             f"{len(events)} events are too many for one chunk, {IMPORT_EVENTS_MAX} is most;"
@@ -154,6 +165,11 @@ def _lock_order(item: tuple[StreamId, _StreamPart]) -> StreamId:
 def _check_time(stream: StreamId, times: list[datetime], recorded_at: datetime) -> None:
     if recorded_at.utcoffset() is None:
         raise ValueError(f"{recorded_at} in {stream} has no time zone; give one")
+    if recorded_at < _EARLIEST:
+        raise ValueError(
+            f"{recorded_at} in {stream} lies so early that not every session could read it; leave"
+            " the time out if it is not known"
+        )
     if times and recorded_at < times[-1]:
         raise ValueError(f"{stream} goes back in time, from {times[-1]} to {recorded_at}; sort it")
 
@@ -210,10 +226,11 @@ def _type_ids(
     kinds = sorted({(e.name, e.schema_version) for part in parts for e in part.events})
     ids = conn.scalar(
         select(
-            getattr(func, schema).event_type_ids(
+            event_tables(schema).function(
+                "event_type_ids",
                 bindparam("names", type_=ARRAY(Text)),
                 bindparam("schema_versions", type_=ARRAY(Integer)),
-                type_=ARRAY(Integer),
+                returns=ARRAY(Integer),
             )
         ),
         {"names": [name for name, _ in kinds], "schema_versions": [v for _, v in kinds]},

@@ -136,8 +136,8 @@ def _fold(loaded: Aggregate, rows: list[Any], types: EventTypes) -> None:
             raise EventGapError(str(loaded.stream), version=expected)
         for event in types.decode_json(name, schema_version, data):
             loaded._apply(event)  # noqa: SLF001 -- its keeper
+        history.version = version  # after it was applied, as when it was emitted
     if rows:
-        history.version = rows[-1][1]
         history.position = Position(rows[-1][2])
 
 

@@ -24,7 +24,9 @@ from sqlalchemy import (
     cast,
     func,
 )
-from sqlalchemy.dialects.postgresql import JSONB, REGCLASS, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSON, JSONB, REGCLASS, TIMESTAMP
+from sqlalchemy.sql.functions import Function
+from sqlalchemy.types import TypeEngine
 
 from datapatterns.sql.metadata import library_metadata
 
@@ -48,9 +50,16 @@ class EventTables:
         """The sequence, as functions and system tables want it."""
         return cast(f"{self.schema}.{self.position.name}", REGCLASS)
 
+    def function(
+        self, name: str, *arguments: ColumnElement[Any], returns: TypeEngine[Any] | None = None
+    ) -> Function[Any]:
+        """Return a call of the function of that name that the migration made."""
+        # Not func.<schema>: that takes off the last _ of a name, and has names of its own.
+        return Function(name, *arguments, type_=returns, packagenames=(self.schema,))
+
 
 @cache
-def event_tables(schema: str) -> EventTables:
+def event_tables(schema: str, /) -> EventTables:
     """Return the tables of the event store in ``schema``."""
     metadata = library_metadata(schema)
     # A session that took positions in advance would draw them from below the fences of others:
@@ -119,7 +128,7 @@ def event_tables(schema: str) -> EventTables:
             Column[int]("version", BigInteger),
             Column[int]("position", BigInteger, nullable=False),
             Column[datetime]("at", _MOMENT, nullable=False),
-            Column[Any]("state", JSONB, nullable=False),
+            Column[Any]("state", JSON, nullable=False),
             PrimaryKeyConstraint("stream_id", "aggregate", "fingerprint", "version"),
             CheckConstraint("version > 0", "positive"),
         ),

@@ -20,7 +20,7 @@ from sqlalchemy import (
     delete,
     select,
 )
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import JSON, insert
 
 from datapatterns.errors import AggregateError
 from datapatterns.event_sourcing.aggregate import Aggregate
@@ -129,7 +129,7 @@ def _insert_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public
             events.c.version,
             events.c.position,
             events.c.at,
-            cast(bindparam("state", type_=Text), JSONB),
+            cast(bindparam("state", type_=Text), JSON),
         )
         .join(streams, streams.c.id == events.c.stream_id)
         .where(

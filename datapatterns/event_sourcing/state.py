@@ -50,10 +50,12 @@ class StateShape:
         Raises:
             AggregateError: Part of the state is not declared, or would come back changed.
         """
-        held = {name: value for name, value in vars(aggregate).items() if name not in _OWN}
-        for name in held.keys() - set(self.names):
+        for name in vars(aggregate).keys() - {"_history"} - set(self.names):
             raise AggregateError(
-                self.aggregate, f"sets {name}, which it does not declare; annotate it in the class"
+                self.aggregate,
+                f"sets {name}, which means something in every aggregate; call it otherwise"
+                if name in _OWN
+                else f"sets {name}, which it does not declare; annotate it in the class",
             )
         state = {n: getattr(aggregate, n) for n in self.names if hasattr(aggregate, n)}
         try:
@@ -117,7 +119,15 @@ def state_shape(aggregate: type, *, above: type) -> StateShape:
 
 
 _OWN: Final = frozenset(
-    {"category", "snapshot_policy", "snapshot_version", "_handlers", "_changing", "_history"}
+    {
+        "category",
+        "snapshot_policy",
+        "snapshot_version",
+        "_handlers",
+        "_own_handlers",
+        "_changing",
+        "_history",
+    }
 )
 
 

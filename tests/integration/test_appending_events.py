@@ -346,3 +346,38 @@ def test_ids_of_several_kinds_of_text_come_back(conn: Connection) -> None:
         store.append(conn, stream, added(), expected_version=NEW_STREAM)
 
         assert store.read_stream(conn, stream)[0].stream == stream
+
+
+def test_an_event_that_does_not_fit_its_class_is_refused_before_anything_is_sent(
+    conn: Connection,
+) -> None:
+    wrong = ItemAdded("egg", "six")  # type: ignore[arg-type] # the point
+
+    with pytest.raises(EventDataError, match="quantity"):
+        store.append(conn, CART, [wrong], expected_version=NEW_STREAM)
+
+    assert store.read_stream(conn, CART) == []
+
+
+def test_metadata_counts_as_data_of_an_append(conn: Connection) -> None:
+    with pytest.raises(ValueError, match="too many for one append"):
+        store.append(
+            conn, CART, added(100), expected_version=ANY, metadata={"much": "x" * 1_000_000}
+        )
+
+
+def test_a_loser_leaves_no_type_behind(conn: Connection) -> None:
+    with pytest.raises(VersionConflictError):
+        store.append(conn, CART, [NewEvent("never.stored", {})], expected_version=3)
+
+    assert conn.scalar(text("SELECT count(*) FROM datapatterns.event_type")) == 0
+
+
+@pytest.mark.parametrize("schema", ["till_", "__till", "opts", "plpgsql"])
+def test_a_schema_may_have_any_name_that_is_allowed(engine: Engine, schema: str) -> None:
+    other = EventStore(schema=schema, types=types)
+    with engine.begin() as conn:
+        upgrade(conn, schema=schema)
+        other.append(conn, CART, added(), expected_version=NEW_STREAM)
+    with engine.begin() as conn:
+        assert len(other.read_log(conn).events) == 1

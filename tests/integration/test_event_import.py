@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from threading import Barrier
 
 import pytest
@@ -147,6 +147,7 @@ def test_the_time_of_now_never_goes_back_inside_a_stream(conn: Connection) -> No
         (sold("b", 1, at=datetime.now(UTC) + timedelta(days=1)), "future"),
         (sold("a", 1, at=datetime(2017, 1, 2)), "time zone"),  # noqa: DTZ001 -- the point
         (sold("b", 1) * 200_001, "too many"),
+        (sold("b", 1, at=datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))), "so early"),
     ],
 )
 def test_what_cannot_be_imported_is_refused(
@@ -165,6 +166,14 @@ def test_data_that_cannot_be_stored_is_refused_before_anything_is_written(
 
     with pytest.raises(EventDataError):
         store.import_events(conn, [*sold("a", 1), bad], source="till", chunk=1)
+
+    assert not conn.in_transaction()
+
+
+@pytest.mark.parametrize("source", ["\0", "\ud800", "x" * 501])
+def test_a_source_that_cannot_be_stored_is_refused(conn: Connection, source: str) -> None:
+    with pytest.raises(ValueError, match="cannot name a source"):
+        store.import_events(conn, sold("a", 1), source=source, chunk=1)
 
     assert not conn.in_transaction()
 

@@ -468,3 +468,104 @@ def test_state_of_many_kinds_survives(conn: Connection) -> None:
     assert loaded.seen == {0, 1, 2}
     assert loaded.at == datetime(2026, 1, 1, tzinfo=UTC)
     assert not hasattr(loaded, "unset")
+
+
+def test_a_state_of_events_that_others_replaced_cannot_be_saved(engine: Engine) -> None:
+    with engine.connect() as conn:
+        basket = filled(conn, 2)
+        conn.rollback()
+    with engine.begin() as conn:
+        theirs = filled(conn, 2)
+        basket.scan(1)
+
+        with pytest.raises(VersionConflictError, match="rolled back"):
+            store.save(conn, basket)
+
+        assert state(store.load(conn, Basket, "7")) == state(theirs)
+
+
+def test_a_savepoint_that_was_rolled_back_takes_the_loaded_state_along(conn: Connection) -> None:
+    filled(conn, 1)
+    savepoint = conn.begin_nested()
+    store.append(conn, StreamId("basket", "7"), [Scanned(1, 1)], expected_version=1)
+    basket = store.load(conn, Basket, "7")
+    savepoint.rollback()
+    store.append(conn, StreamId("basket", "7"), [Scanned(2, 2)], expected_version=1)
+    basket.scan(3)
+
+    with pytest.raises(VersionConflictError):
+        store.save(conn, basket)
+
+
+class Trail(Aggregate, category="trail", snapshot=every(1)):
+    """Its state depends on the order of keys and on the version."""
+
+    places: dict[str, int] = {}  # noqa: RUF012 -- each object gets its own
+
+    @applies
+    def _(self, e: Scanned) -> None:
+        self.places[f"{e.product:b}"] = self.version
+
+
+def test_snapshot_replay_and_memory_agree_on_order_and_version(conn: Connection) -> None:
+    trail = Trail("1")
+    for product in (9, 2, 5, 1):
+        trail.emit(Scanned(product, 1))
+    store.save(conn, trail)
+
+    replayed_trail = store.load(conn, Trail, "1")
+    assert store.save_snapshot(conn, replayed_trail)
+    loaded = store.load(conn, Trail, "1")
+
+    expected = [("1001", 0), ("10", 1), ("101", 2), ("1", 3)]
+    assert list(trail.places.items()) == expected
+    assert list(replayed_trail.places.items()) == expected
+    assert list(loaded.places.items()) == expected
+
+
+@types.event("trail.begun")
+@dataclass(frozen=True, slots=True)
+class Begun:
+    names: list[str]
+
+
+class Names(Aggregate, category="names"):
+    names: list[str] = []  # noqa: RUF012 -- each object gets its own
+
+    @applies
+    def _(self, e: Begun) -> None:
+        self.names = e.names
+
+    @applies
+    def _(self, e: Scanned) -> None:
+        self.names.append(str(e.product))
+
+
+def test_what_the_state_does_with_a_list_of_an_event_does_not_change_the_event(
+    conn: Connection,
+) -> None:
+    names, given = Names("1"), ["a"]
+    names.emit(Begun(given))
+    names.emit(Scanned(2, 2))
+    given.append("late")
+
+    store.save(conn, names)
+
+    assert names.unsaved == ()
+    assert store.load(conn, Names, "1").names == ["a", "2"]
+
+
+def test_state_under_a_name_that_every_aggregate_has_is_not_left_out_of_a_snapshot(
+    conn: Connection,
+) -> None:
+    class Product(Aggregate, category="product", snapshot=every(1)):
+        @applies
+        def _(self, e: Scanned) -> None:
+            vars(self)["category"] = str(e.product)
+
+    product = Product("1")
+    product.emit(Scanned(1, 1))
+    store.save(conn, product)
+
+    with pytest.raises(AggregateError, match="call it otherwise"):
+        store.save_snapshot(conn, product)

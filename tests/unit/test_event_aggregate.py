@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from types import new_class
 from typing import ClassVar
 
 import pytest
@@ -133,3 +134,34 @@ def test_a_bad_category_is_refused_with_the_class() -> None:
 
         class Bad(Aggregate, category="a-b"):
             pass
+
+
+def test_of_two_bases_the_one_that_overrides_a_handler_wins() -> None:
+    class Plain(Box):
+        pass
+
+    class Loud(Box):
+        @applies
+        def _(self, e: Put) -> None:
+            self.names.append(e.name.upper())
+
+    class Both(Plain, Loud):
+        pass
+
+    both = Both("1")
+    both.emit(Put("a"))
+
+    assert both.names == ["A"]
+
+
+@pytest.mark.parametrize("name", ["category", "snapshot_version", "stream", "unsaved", "version"])
+def test_state_may_not_take_a_name_that_every_aggregate_has(name: str) -> None:
+    def annotated(body: dict[str, object]) -> None:
+        body["__annotations__"] = {name: int}
+
+    def given(body: dict[str, object]) -> None:
+        body[name] = 1
+
+    for fill in (annotated, given):
+        with pytest.raises(AggregateError, match=f"declares {name}.*call it otherwise"):
+            new_class("Other", (Box,), exec_body=fill)

@@ -188,3 +188,22 @@ def test_a_bad_stream_is_refused(parts: tuple[str, ...]) -> None:
 def test_streams_have_an_order_and_a_name() -> None:
     assert StreamId("a", "2") < StreamId("b", "1")
     assert str(StreamId("basket", "a-1", tenant="t")) == "t/basket-a-1"
+
+
+def test_upcasters_may_change_what_they_are_given_however_deep_it_lies() -> None:
+    types = EventTypes()
+    types.event("item.scanned", version=3)(Scanned)
+
+    @types.upcast("item.scanned", 1)
+    def _twice(old: dict[str, Any]) -> list[dict[str, Any]]:
+        old["prices"].append(5)
+        return [old] * 2
+
+    @types.upcast("item.scanned", 2)
+    def _last_price(old: dict[str, Any]) -> dict[str, Any]:
+        return {"product": old["product"], "cents": old["prices"].pop()}
+
+    data: dict[str, Any] = {"product": 7, "prices": []}
+
+    assert types.decode("item.scanned", 1, data) == [Scanned(7, 5)] * 2
+    assert data == {"product": 7, "prices": []}

@@ -63,7 +63,7 @@ CREATE TABLE {schema}.snapshot (
     version bigint NOT NULL,
     position bigint NOT NULL,     -- of the event with that version, and
     at timestamptz NOT NULL,      -- its time: so a snapshot serves questions about the past
-    state jsonb NOT NULL,
+    state json NOT NULL,          -- as written: jsonb would change the order of keys
     CONSTRAINT pk_snapshot PRIMARY KEY (stream_id, aggregate, fingerprint, version),
     CONSTRAINT ck_snapshot_positive CHECK (version > 0)
 );
@@ -90,7 +90,7 @@ DECLARE
     bound bigint;
     class oid := '{schema}.event_position'::regclass::oid;
     transaction text := pg_current_xact_id()::text;
-    note text := '{schema}.fence_' || class;
+    note text := 'datapatterns.fence_' || class;
 BEGIN
     IF current_setting(note, true) IS NOT DISTINCT FROM transaction THEN
         RETURN;
@@ -173,23 +173,32 @@ BEGIN
 END $$;
 
 -- p_expected: NULL any version, 0 a new stream, -1 an existing one, n exactly n.
+-- p_position: that of event n, if the caller knows it. A version alone does not tell whether the
+-- event it was based on was rolled back, and another one has taken its place.
 -- The order of locks is stream, fence, position: rivals wait on the stream's row without
 -- a fence that would hold readers back, the loser draws no position, and each stream's versions
 -- rise with its positions. A conflict is a row, so that the caller's transaction stays usable.
 CREATE FUNCTION {schema}.append_events(
     p_tenant text, p_category text, p_key text, p_expected bigint,
-    p_names text[], p_schema_versions integer[], p_event_ids uuid[], p_data text[], p_meta text[])
+    p_names text[], p_schema_versions integer[], p_event_ids uuid[], p_data text[], p_meta text[],
+    p_position bigint DEFAULT NULL)
 RETURNS TABLE (outcome text, stream_version bigint, last_position bigint)
 LANGUAGE plpgsql AS $$
 DECLARE
     n bigint := cardinality(p_event_ids);
-    type_ids integer[] := {schema}.event_type_ids(p_names, p_schema_versions);
+    type_ids integer[];
     sid bigint;
     reached bigint;
     moment timestamptz;
     stored_ids uuid[];
 BEGIN
-    IF p_expected = 0 THEN
+    IF p_position IS NOT NULL AND NOT EXISTS (
+        SELECT FROM {schema}.stream AS s JOIN {schema}.event AS e ON e.stream_id = s.id
+         WHERE s.tenant = p_tenant AND s.category = p_category AND s.key = p_key
+           AND e.version = p_expected AND e.position = p_position)
+    THEN
+        reached := NULL;
+    ELSIF p_expected = 0 THEN
         INSERT INTO {schema}.stream AS s (tenant, category, key, version, created_at, last_at)
         VALUES (p_tenant, p_category, p_key, n, clock_timestamp(), clock_timestamp())
             ON CONFLICT (tenant, category, key) DO NOTHING
@@ -230,6 +239,7 @@ BEGIN
         RETURN;
     END IF;
 
+    type_ids := {schema}.event_type_ids(p_names, p_schema_versions);
     PERFORM {schema}.raise_fence();
     WITH appended AS (
         INSERT INTO {schema}.event AS e
@@ -269,7 +279,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     run("""
         DROP FUNCTION {schema}.append_events(
-            text, text, text, bigint, text[], integer[], uuid[], text[], text[]);
+            text, text, text, bigint, text[], integer[], uuid[], text[], text[], bigint);
         DROP FUNCTION {schema}.event_type_ids(text[], integer[]);
         DROP FUNCTION {schema}.high_water_mark();
         DROP TABLE {schema}.import_chunk, {schema}.snapshot, {schema}.event, {schema}.stream,
