@@ -1,81 +1,136 @@
 """A hash of what code does, so that a snapshot is never used by code that would fold differently.
 
-It covers the byte code, defaults and closures of the given functions, and what they name: module
-constants, functions and classes of the same package, methods and constants of the classes given.
-Layout, comments, file names and memory addresses do not matter, nor does the hash seed. It does
-not see other packages, what objects hold, nor code that is looked up by a computed name; for
-those an aggregate has ``snapshot_version``.
+It covers the byte code, defaults and closures of the given functions, and what they name:
+constants, functions and classes of the same packages, also by way of a module, methods and
+constants of the classes given, and classes of fields. Layout, comments, file names and memory
+addresses do not matter, nor does the hash seed. It does not see other packages, what their objects
+hold, relative imports inside a function, nor code that is looked up by a computed name; for those
+an aggregate has ``snapshot_version``.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
 from enum import Enum
-from types import CodeType, FunctionType
-from typing import Any
+from fractions import Fraction
+from functools import cached_property, lru_cache, partial, partialmethod
+from importlib import import_module
+from re import Pattern
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    ModuleType,
+)
+from typing import Any, Final, TypeGuard, get_args, get_type_hints
+from uuid import UUID
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+import msgspec
+
+_TELLING = (
+    *(type(None), bool, int, float, complex, str, bytes),
+    *(Decimal, Fraction, UUID, date, time, timedelta, tzinfo, range),
+)
+"""Values whose ``repr`` says all of them."""
+
+_PARTS: Final[dict[type, Callable[[Any], object]]] = {
+    property: lambda wrapper: [wrapper.fget, wrapper.fset, wrapper.fdel],
+    staticmethod: lambda wrapper: wrapper.__func__,
+    classmethod: lambda wrapper: wrapper.__func__,
+    cached_property: lambda wrapper: wrapper.func,
+    partial: lambda wrapper: [wrapper.func, wrapper.args, wrapper.keywords],
+    partialmethod: lambda wrapper: [wrapper.func, wrapper.args, wrapper.keywords],
+    type(lru_cache(len)): lambda wrapper: wrapper.__wrapped__,
+    MethodType: lambda method: [method.__self__, method.__func__],
+    BuiltinFunctionType: lambda function: function.__qualname__,
+    Pattern: lambda pattern: [pattern.pattern, pattern.flags],
+}
+"""What objects of the standard library hold that matters here."""
 
 
 def fingerprint(
-    functions: Iterable[tuple[str, Any]], *, owners: Iterable[type], package: str, extra: object
+    code: Iterable[tuple[str, Any]],
+    *,
+    owners: Iterable[type],
+    packages: Collection[str],
+    extra: object,
 ) -> bytes:
-    """Return 32 bytes that change when one of ``functions`` does something else.
+    """Return 32 bytes that change when something in ``code`` does something else.
 
     Args:
-        functions: By name, in an order that does not depend on chance.
+        code: Functions, classes and values by name, in an order that does not depend on chance.
         owners: Classes whose attributes the functions use through their arguments.
-        package: The top-level package whose code is followed; others count by name only.
+        packages: The top-level packages whose code is followed; others count by name only.
         extra: Anything else that matters, with a ``repr`` that tells it apart.
     """
-    reading = _Reading(tuple(owners), package)
-    parts = [(name, reading.describe(function)) for name, function in functions]
+    reading = _Reading(tuple(owners), packages)
+    parts = [(name, reading.describe(value)) for name, value in code]
     return hashlib.sha256(repr((parts, extra)).encode()).digest()
+
+
+def classes_in(hint: object) -> Iterator[type]:
+    """Return the classes that a type hint names, in its order."""
+    if isinstance(hint, type):
+        yield hint
+    for part in get_args(hint):
+        yield from classes_in(part)
 
 
 class _Reading:
     """Describes code once; where it is met again, by its number."""
 
-    def __init__(self, owners: tuple[type, ...], package: str) -> None:
+    def __init__(self, owners: tuple[type, ...], packages: Collection[str]) -> None:
         self._owners = owners
-        self._package = package
+        self._packages = packages
         self._seen: dict[int, int] = {}
+        self._kept: list[object] = []
 
     def describe(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
         if isinstance(value, Enum):
-            return type(value).__qualname__, value.name
-        if isinstance(value, _PLAIN):
+            return type(value).__qualname__, value.name, self.describe(value.value)
+        if isinstance(value, _TELLING):
             return type(value).__name__, repr(value)
-        if isinstance(value, list | tuple):
+        if isinstance(value, tuple):
             return type(value).__name__, [self.describe(part) for part in value]
         if isinstance(value, set | frozenset):  # their order depends on the hash seed
             return type(value).__name__, sorted(repr(self.describe(part)) for part in value)
-        if isinstance(value, dict):
-            return "dict", [(self.describe(k), self.describe(v)) for k, v in value.items()]
-        return self._describe_code(value)
-
-    def _describe_code(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
-        if isinstance(value, property):
-            return "property", self.describe(value.fget)
-        if isinstance(value, staticmethod | classmethod):
-            return type(value).__name__, self.describe(value.__func__)
-        if not isinstance(value, FunctionType | type):
-            return type(value).__qualname__
         if id(value) in self._seen:
             return "seen", self._seen[id(value)]
         self._seen[id(value)] = len(self._seen)
-        return self._class(value) if isinstance(value, type) else self._function(value)
+        self._kept.append(value)  # or another object might get its id
+        return self._describe_object(value)
+
+    def _describe_object(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, FunctionType):
+            return self._function(value)
+        kind = type(value).__qualname__
+        if isinstance(value, list):
+            return kind, [self.describe(part) for part in value]
+        if isinstance(value, dict | MappingProxyType):
+            return kind, [(self.describe(k), self.describe(v)) for k, v in value.items()]
+        if names := _fields(type(value)):
+            held = [(name, self.describe(getattr(value, name, None))) for name in names]
+            return kind, self.describe(type(value)), held
+        parts = _PARTS.get(type(value))
+        return kind, parts and self.describe(parts(value))
 
     def _class(self, cls: type) -> object:
         if not self._is_ours(cls):
             return cls.__qualname__
-        members = sorted(vars(cls).items())
-        described = [
+        bases = [self.describe(base) for base in cls.__mro__[1:]]
+        members = [
             (name, self.describe(member))
-            for name, member in members
-            if isinstance(member, FunctionType | property | staticmethod | classmethod | Enum)
-            or (isinstance(member, _PLAIN) and not name.startswith("__"))
+            for name, member in sorted(vars(cls).items())
+            if isinstance(member, FunctionType) or not name.startswith("__")
         ]
-        return cls.__qualname__, [base.__qualname__ for base in cls.__mro__], described
+        held = [self.describe(part) for hint in _hints(cls) for part in classes_in(hint)]
+        return cls.__qualname__, bases, members, held
 
     def _function(self, function: FunctionType) -> object:
         # A decorator of another package keeps the function that matters in a cell.
@@ -83,25 +138,58 @@ class _Reading:
         wrapped = self.describe(getattr(function, "__wrapped__", None))
         if not self._is_ours(function):
             return function.__qualname__, cells, wrapped
+        names = sorted(_names_in(function.__code__))
+        places: list[Mapping[str, Any]] = [function.__globals__]
+        places += map(vars, self._modules(function, names))
+        # All classes above an owner: super() names what is overridden.
+        places += [vars(cls) for o in self._owners for cls in o.__mro__ if self._is_ours(cls)]
         used = [
-            (name, self.describe(found))
-            for name in sorted(_names_in(function.__code__))
-            for found in self._look_up(function, name)
+            (name, self.describe(place[name]))
+            for name in names
+            for place in places
+            if name in place
         ]
         defaults = self.describe(function.__defaults__), self.describe(function.__kwdefaults__)
         return _code(function.__code__), defaults, cells, wrapped, used
 
-    def _look_up(self, function: FunctionType, name: str) -> Iterable[object]:
-        if name in function.__globals__:
-            yield function.__globals__[name]
-        for owner in self._owners:
-            for cls in owner.__mro__:
-                if name in vars(cls) and self._is_ours(cls):
-                    yield vars(cls)[name]
-                    break
+    def _modules(self, function: FunctionType, names: list[str]) -> list[ModuleType]:
+        """Return our modules that a function names, or imports when it runs."""
+        # Only what is imported inside has dots; it is imported here, so that the answer does
+        # not depend on whether the function ran before.
+        dotted = [name for name in names if "." in name and _top(name) in self._packages]
+        modules = [import_module(name) for name in dotted]
+        places = [function.__globals__, *map(vars, modules)]
+        for place in places:  # it grows: package.module.name
+            for module in filter(self._is_our_module, map(place.get, names)):
+                if module not in modules:
+                    modules.append(module)
+                    places.append(vars(module))
+        return modules
+
+    def _is_our_module(self, value: object) -> TypeGuard[ModuleType]:
+        return isinstance(value, ModuleType) and _top(value.__name__) in self._packages
 
     def _is_ours(self, code: Any) -> bool:  # noqa: ANN401 -- a class or a function
-        return str(code.__module__).partition(".")[0] == self._package
+        return _top(str(code.__module__)) in self._packages
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _fields(cls: type) -> tuple[str, ...]:
+    if is_dataclass(cls):
+        return tuple(cls.__dataclass_fields__)
+    return cls.__struct_fields__ if issubclass(cls, msgspec.Struct) else ()
+
+
+def _hints(cls: type) -> Iterable[object]:
+    if not _fields(cls):
+        return ()
+    try:
+        return get_type_hints(cls).values()
+    except NameError:  # only the type checker can resolve it, so no data can be decoded into it
+        return ()
 
 
 def _names_in(code: CodeType) -> set[str]:

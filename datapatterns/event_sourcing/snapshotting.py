@@ -6,7 +6,7 @@ code finds none and folds the events; two releases keep theirs side by side.
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 from sqlalchemy import (
@@ -25,9 +25,9 @@ from sqlalchemy.dialects.postgresql import JSON, insert
 from datapatterns.errors import AggregateError
 from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.event_types import EventTypes
-from datapatterns.event_sourcing.fingerprint import fingerprint
+from datapatterns.event_sourcing.fingerprint import classes_in, fingerprint
 from datapatterns.event_sourcing.schema import event_tables
-from datapatterns.event_sourcing.state import StateShape, state_shape
+from datapatterns.event_sourcing.state import StateShape, state_defaults, state_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +96,41 @@ def is_due(aggregate: Aggregate) -> bool:
 def _snapshot_kind(aggregate: type[Aggregate], types: EventTypes, _revision: int) -> SnapshotKind:
     shape = state_shape(aggregate, above=Aggregate)
     events = sorted(aggregate._handlers, key=lambda event: types.of(event).name)  # noqa: SLF001
-    functions: list[tuple[str, Any]] = []
+    # What the fold starts from, and the values that it works with and their operators.
+    held = [*shape.hints, *(hint for event in events for hint in get_type_hints(event).values())]
+    code: list[tuple[str, Any]] = [
+        ("__init__", aggregate.__init__),
+        ("defaults", state_defaults(aggregate, above=Aggregate)),
+        ("values", [cls for hint in held for cls in classes_in(hint)]),
+    ]
+    packages = {_top_package(cls) for cls in (*_own_classes(aggregate), *events)}
     schemas = []
     for event in events:
         declared = types.of(event)
-        functions.append((declared.name, aggregate._handlers[event]))  # noqa: SLF001 -- its keeper
-        functions += [(f"{declared.name} {v}", f) for v, f in types.upcasters(event).items()]
+        code.append((declared.name, aggregate._handlers[event]))  # noqa: SLF001 -- its keeper
+        code.append((f"{declared.name} made", getattr(event, "__post_init__", None)))
+        upcasters = types.upcasters(event)
+        code += [(f"{declared.name} {version}", step) for version, step in upcasters.items()]
+        packages.update(_top_package(step) for step in upcasters.values())
         schemas.append((declared.name, declared.schema_version, msgspec.json.schema(event)))
     return SnapshotKind(
         aggregate.__qualname__,
         fingerprint(
-            functions,
+            code,
             owners=(aggregate, *events),
-            package=aggregate.__module__.partition(".")[0],
+            packages=packages,
             extra=(shape.schema(), schemas, aggregate.snapshot_version),
         ),
         shape,
     )
+
+
+def _own_classes(aggregate: type[Aggregate]) -> list[type]:
+    return [cls for cls in aggregate.__mro__ if cls not in Aggregate.__mro__]
+
+
+def _top_package(code: Any) -> str:  # noqa: ANN401 -- a class or a function
+    return str(code.__module__).partition(".")[0]
 
 
 @cache

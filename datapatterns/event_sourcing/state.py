@@ -40,6 +40,11 @@ class StateShape:
         """The attributes that make up the state."""
         return self.struct.__struct_fields__
 
+    @property
+    def hints(self) -> tuple[object, ...]:
+        """The types of the attributes, in the order of their names."""
+        return tuple(get_type_hints(self.struct).values())
+
     def schema(self) -> str:
         """Return a text that differs when the shape does."""
         return repr(msgspec.json.schema(self.struct))

@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
@@ -569,3 +570,76 @@ def test_state_under_a_name_that_every_aggregate_has_is_not_left_out_of_a_snapsh
 
     with pytest.raises(AggregateError, match="call it otherwise"):
         store.save_snapshot(conn, product)
+
+
+def limited(limit: int) -> type[Any]:
+    """Return an aggregate with state that no handler names, as releases may have it."""
+
+    class Limited(Aggregate, category="limited", snapshot=every(1)):
+        limit_cents = limit
+
+        @applies
+        def _(self, e: Scanned) -> None: ...
+
+    return Limited
+
+
+def started(start: int) -> type[Any]:
+    """Return an aggregate that sets its state itself, as releases may do it."""
+
+    class Started(Aggregate, category="started", snapshot=every(1)):
+        start_cents: int
+
+        def __init__(self, key: str) -> None:
+            super().__init__(key)
+            self.start_cents = start
+
+        @applies
+        def _(self, e: Scanned) -> None: ...
+
+    return Started
+
+
+def rounded(step: int) -> type[Any]:
+    """Return an aggregate whose state has operators, as releases may define them."""
+
+    @dataclass
+    class Money:
+        cents: int = 0
+
+        if step == 1:
+
+            def __add__(self, cents: int) -> Any:  # noqa: ANN401 -- Money, a local class
+                return Money(self.cents + cents)
+
+        else:
+
+            def __add__(self, cents: int) -> Any:  # noqa: ANN401 -- Money, a local class
+                return Money(self.cents + cents + 5)
+
+    def _apply(self: Any, e: Scanned) -> None:  # noqa: ANN401 -- an aggregate without a name yet
+        self.money = self.money + e.cents
+
+    class Rounded(Aggregate, category="rounded", snapshot=every(1)):
+        money: Money = Money()
+        handler = applies(_apply)
+
+    return Rounded
+
+
+@pytest.mark.parametrize("release_of", [limited, started, rounded])
+def test_other_defaults_and_values_do_not_use_the_snapshots_of_those_before(
+    conn: Connection, release_of: Callable[[int], type[Any]]
+) -> None:
+    before, same, later = release_of(1), release_of(1), release_of(2)
+    aggregate = before("1")
+    aggregate.emit(Scanned(1, 1))
+    store.save(conn, aggregate)
+    assert store.save_snapshot(conn, aggregate)
+
+    def snapshot_version(cls: type[Any]) -> int:
+        history = store.load(conn, cls, "1")._history  # noqa: SLF001 -- what the load began with
+        return int(history.snapshot_version)
+
+    assert snapshot_version(same) == 1
+    assert snapshot_version(later) == 0

@@ -1,13 +1,18 @@
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datapatterns.event_sourcing import Aggregate, EventTypes, applies, every
 from datapatterns.event_sourcing.fingerprint import fingerprint
+from datapatterns.event_sourcing.snapshotting import snapshot_kind
 
 PLAIN = "def f(self, e):\n    self.total = e['amount'] + 1\n"
 
@@ -17,7 +22,7 @@ def of(source: str, *, name: str = "f") -> bytes:
     module: dict[str, Any] = {"__name__": "shop.model"}
     exec(source, module)  # noqa: S102 -- the texts below
     owners = [module["C"]] if "C" in module else []
-    return fingerprint([("f", module[name])], owners=owners, package="shop", extra="")
+    return fingerprint([("f", module[name])], owners=owners, packages={"shop"}, extra="")
 
 
 def test_layout_and_comments_do_not_matter() -> None:
@@ -86,6 +91,55 @@ INDIRECT = {
         "def f(self, e):\n    self.t = Line().sum()\n"
     ),
     "set": "def f(self, e):\n    self.t = e in {'a', 'b', 'c', %s}\n",
+    "overridden method": (
+        "class B:\n    def h(self):\n        return %s\nclass C(B):\n    def h(self):\n"
+        "        return super().h()\n    def f(self, e):\n        self.t = self.h()\nf = C.f\n"
+    ),
+    "method of a base of another class": (
+        "class Base:\n    def sum(self):\n        return %s\nclass Line(Base):\n    pass\n"
+        "def f(self, e):\n    self.t = Line().sum()\n"
+    ),
+    "table of another class": (
+        "class Rates:\n    BY_NAME = {'a': %s}\ndef f(self, e):\n    self.t = Rates.BY_NAME['a']\n"
+    ),
+    "setter": (
+        "class C:\n    def _set(self, t):\n        self.s = %s * t\n    t = property(None, _set)\n"
+        "    def f(self, e):\n        self.t = 1\nf = C.f\n"
+    ),
+    "cached helper": (
+        "from functools import cache\n@cache\ndef h():\n    return %s\n"
+        "def f(self, e):\n    self.t = h()\n"
+    ),
+    "partial": (
+        "from functools import partial\nh = partial(int, %s)\ndef f(self, e):\n    self.t = h()\n"
+    ),
+    "bound method": (
+        "class H:\n    def h(self):\n        return %s\nh = H().h\n"
+        "def f(self, e):\n    self.t = h()\n"
+    ),
+    "decimal": (
+        "from decimal import Decimal\nVAT = Decimal('0.%s')\ndef f(self, e):\n    self.t = VAT\n"
+    ),
+    "pattern": "import re\nP = re.compile('%s')\ndef f(self, e):\n    self.t = P.match(e)\n",
+    "mapping proxy": (
+        "from types import MappingProxyType\nVAT = MappingProxyType({'a': %s})\n"
+        "def f(self, e):\n    self.t = VAT['a']\n"
+    ),
+    "value of an enumeration": (
+        "from enum import Enum\nclass Kind(Enum):\n    BIG = %s\n"
+        "def f(self, e):\n    self.t = Kind.BIG.value\n"
+    ),
+    "field of an object": (
+        "from dataclasses import dataclass\n@dataclass\nclass Rates:\n    vat: int\n"
+        "RATES = Rates(%s)\ndef f(self, e):\n    self.t = RATES.vat\n"
+    ),
+    "class of a field": (
+        "from dataclasses import dataclass\n@dataclass\nclass Money:\n    c: int\n"
+        "    def __add__(self, other):\n        return %s\n"
+        "@dataclass\nclass Line:\n    money: Money\n"
+        "def f(self, e):\n    self.t = Line(e).money + e\n"
+    ),
+    "list that holds itself": "L = [%s]\nL.append(L)\ndef f(self, e):\n    self.t = L\n",
 }
 
 
@@ -93,6 +147,33 @@ INDIRECT = {
 def test_what_the_code_names_counts_as_its_own(module: str) -> None:
     assert of(module % "1") == of(module % "1")
     assert of(module % "1") != of(module % "2")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "from shop import pricing\ndef f(self, e):\n    self.t = pricing.cents()\n",
+        "import shop.pricing\ndef f(self, e):\n    self.t = shop.pricing.cents()\n",
+        "def f(self, e):\n    from shop.pricing import cents\n    self.t = cents()\n",
+    ],
+)
+def test_code_in_another_module_of_the_package_counts_too(
+    use: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fingerprint_with(cents: int) -> bytes:
+        for name in ("shop", "shop.pricing"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        pricing = f"def cents():\n    return {cents}\n"
+        (tmp_path / "shop" / "pricing.py").write_text(pricing)
+        importlib.invalidate_caches()
+        return of(use)
+
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # its times count in whole seconds
+
+    assert fingerprint_with(1) == fingerprint_with(1) != fingerprint_with(2)
 
 
 def test_code_that_calls_itself_has_a_fingerprint() -> None:
@@ -136,6 +217,35 @@ def test_whatever_code_names_has_a_description_without_addresses(value: object) 
         return f
 
     one, other = (
-        fingerprint([("f", handler())], owners=(), package="tests", extra="") for _ in range(2)
+        fingerprint([("f", handler())], owners=(), packages={"tests"}, extra="") for _ in range(2)
     )
     assert one == other
+
+
+def kind_of(*, post_init: str = "pass", upcast: str = "return old") -> bytes:
+    """Return the fingerprint of an aggregate whose event and upcaster live in another package."""
+    types = EventTypes()
+    shared: dict[str, Any] = {"__name__": "shared.events", "dataclass": dataclass}
+    code = (
+        f"@dataclass(frozen=True)\nclass Sold:\n    def __post_init__(self):\n        {post_init}\n"
+    )
+    exec(f"{code}def lift(old):\n    {upcast}\n", shared)  # noqa: S102 -- the texts below
+    sold = types.event("sold", version=2)(shared["Sold"])
+    types.upcast("sold", 1)(shared["lift"])
+
+    def apply(self: object, e: object) -> None: ...
+
+    apply.__annotations__["e"] = sold
+
+    class Till(Aggregate, category="till", snapshot=every(1)):
+        handler = applies(apply)
+
+    kind = snapshot_kind(Till, types)
+    assert kind is not None
+    return kind.fingerprint
+
+
+def test_events_and_upcasters_of_another_package_are_followed() -> None:
+    assert kind_of() == kind_of()
+    assert kind_of() != kind_of(post_init="print(self)")
+    assert kind_of() != kind_of(upcast="return None")
