@@ -1,0 +1,101 @@
+"""Look rows up by another column, beside PostgreSQL's own index and beside a scan."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import BigInteger, Connection, Text, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from benchmarks.interleaving import Claim, Contestant
+from datapatterns import DataLayer
+from datapatterns.index_table import IndexTable
+
+ROWS = 200_000
+KEYS = 20_000
+LOOKUPS = 200
+
+
+class Base(DeclarativeBase):
+    """The tables of this benchmark."""
+
+
+class Line(Base):
+    """A line of a receipt; both columns hold the same, one has an index of PostgreSQL's own."""
+
+    __tablename__ = "line"
+
+    line_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    product_id: Mapped[int] = mapped_column(BigInteger)
+    indexed_id: Mapped[int] = mapped_column(BigInteger, index=True)
+    memo: Mapped[str] = mapped_column(Text)
+
+
+BY_PRODUCT = IndexTable("line_by_product", on=[Line.product_id])
+
+
+@contextmanager
+def claim() -> Iterator[Claim]:
+    """200,000 rows, ten for each key, all in memory."""
+    with DataLayer.embedded() as layer:
+        engine = layer.engine
+        Base.metadata.create_all(engine)
+        with engine.begin() as conn:
+            BY_PRODUCT.create(conn)
+            conn.execute(
+                text(
+                    f"INSERT INTO line SELECT n, n % {KEYS}, n % {KEYS}, repeat('m', 80)"
+                    f" FROM generate_series(1, {ROWS}) n"
+                )
+            )
+        done = False
+        while not done:
+            with engine.begin() as conn:
+                done = BY_PRODUCT.backfill(conn, limit=ROWS).done
+        with engine.begin() as conn:
+            BY_PRODUCT.activate(conn)
+        with engine.connect() as conn:
+            conn.execution_options(isolation_level="AUTOCOMMIT").execute(text("VACUUM ANALYZE"))
+        with engine.connect() as conn:
+            yield Claim(
+                "ten rows of one key out of 200,000",
+                "look-ups",
+                [
+                    Contestant("index.lookup", "ours", _ours(conn)),
+                    Contestant("PostgreSQL's own index", "limit", _own(conn)),
+                    Contestant("scan", "rival", _scan(conn)),
+                ],
+            )
+
+
+def _ours(conn: Connection) -> Callable[[], int]:
+    def run() -> int:
+        for key in range(LOOKUPS):
+            assert len(BY_PRODUCT.lookup(conn, key * 7)) == ROWS // KEYS
+        return LOOKUPS
+
+    return run
+
+
+def _own(conn: Connection) -> Callable[[], int]:
+    statement = select(*Line.__table__.columns)
+
+    def run() -> int:
+        for key in range(LOOKUPS):
+            rows = conn.execute(statement.where(Line.indexed_id == key * 7)).all()
+            assert len(rows) == ROWS // KEYS
+        return LOOKUPS
+
+    return run
+
+
+def _scan(conn: Connection) -> Callable[[], int]:
+    statement = select(*Line.__table__.columns)
+    lookups = LOOKUPS // 50
+
+    def run() -> int:
+        for key in range(lookups):
+            rows = conn.execute(statement.where(Line.product_id == key * 7)).all()
+            assert len(rows) == ROWS // KEYS
+        return lookups
+
+    return run
