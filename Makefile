@@ -17,10 +17,11 @@ demo: $(VENV)/.demo ## Run a grocer's data through all six patterns (ARGS="--wee
 	@$(BIN)/datapatterns demo $(ARGS)
 
 test: $(VENV)/.dev ## Run the everyday suite on embedded servers, or on DATABASE_URL and REDIS_URL
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not torture" $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-torture: $(VENV)/.dev ## Run the heavy proofs
-	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m torture $(ARGS)
+torture: $(VENV)/.dev ## Run properties with many more examples, and everything that breaks servers
+	@HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} $(BIN)/python -m pytest \
+	  -n $(WORKERS) --dist loadfile --timeout 3600 tests/property tests/chaos $(ARGS)
 
 check: $(VENV)/.dev ## Lint, types and layer contracts
 	@$(BIN)/ruff check
