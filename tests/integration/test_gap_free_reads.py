@@ -364,3 +364,13 @@ def test_random_writers_lose_no_event_for_any_reader(engine: Engine, tails: list
         versions = [event.version for event in stored if event.stream.key == key]
         assert versions == list(range(1, len(versions) + 1))
     assert len(tails) == 2  # the fixture compares what they saw once they have caught up
+
+
+def test_a_temporary_table_named_like_a_catalog_hides_no_fence(engine: Engine) -> None:
+    with engine.connect() as writer, engine.connect() as reader:
+        reader.execute(text("CREATE TEMP TABLE pg_locks (LIKE pg_catalog.pg_locks)"))
+        write(writer, "open", "append")
+
+        mark = store.high_water_mark(reader)
+
+    assert mark == START

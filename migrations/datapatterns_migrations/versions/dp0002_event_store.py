@@ -118,6 +118,7 @@ ALTER TABLE {schema}.event ENABLE ALWAYS TRIGGER raise_fence;
 -- Every position up to the result is final: its row shows to any LATER statement, or never will.
 -- A key lies behind `drawn` if its appender may own positions up to it, ahead of it if it was
 -- taken since. It has 31 bits: a transaction must end before a billion positions are drawn.
+-- Catalogs are named with their schema, as a temporary table comes before them otherwise.
 CREATE FUNCTION {schema}.high_water_mark() RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     drawn bigint;
@@ -139,10 +140,11 @@ BEGIN
     END IF;
     SELECT max(behind) INTO held
       FROM (SELECT (drawn - objid::bigint) & 2147483647 AS behind
-              FROM pg_locks
+              FROM pg_catalog.pg_locks
              WHERE locktype = 'advisory' AND objsubid = 2
                AND classid = '{schema}.event_position'::regclass::oid
-               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND database = (SELECT oid FROM pg_catalog.pg_database
+                                WHERE datname = current_database())
            ) AS fences
      WHERE behind < 1073741824;
     RETURN drawn - coalesce(held, 0);
