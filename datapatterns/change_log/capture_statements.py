@@ -121,7 +121,8 @@ def add_columns(names: CaptureNames, columns: Iterable[SourceColumn]) -> sql.Com
     """Return the statement that lets the log hold more columns."""
     added = [
         # format_type() and regcollation write names quoted where they have to be.
-        sql.SQL("ADD COLUMN {} ").format(sql.Identifier(column.name)) + _as_written(column.type_sql)
+        sql.SQL("ADD COLUMN {} ").format(sql.Identifier(column.name))
+        + _as_written(column.logged_type_sql)
         for column in columns
     ]
     return sql.SQL("ALTER TABLE {} ").format(names.log) + sql.SQL(", ").join(added)
@@ -129,6 +130,12 @@ def add_columns(names: CaptureNames, columns: Iterable[SourceColumn]) -> sql.Com
 
 def replace_function(names: CaptureNames, columns: Sequence[SourceColumn]) -> sql.Composable:
     """Return the statements that make the trigger function log ``columns``."""
+    body = function_body(names, columns)
+    return _CREATE_FUNCTION.format(function=names.function, body=sql.Literal(body))
+
+
+def function_body(names: CaptureNames, columns: Sequence[SourceColumn]) -> str:
+    """Return the body of the trigger function that logs ``columns``."""
     identifiers = [sql.Identifier(column.name) for column in columns]
     into = _listed([sql.Identifier("change_sign"), *identifiers])
     body = _BODY.format(
@@ -138,7 +145,7 @@ def replace_function(names: CaptureNames, columns: Sequence[SourceColumn]) -> sq
         removed=_listed([sql.SQL("-1"), *identifiers]),
         update=_update(names, columns) if columns else sql.SQL("NULL;  -- no column matters"),
     )
-    return _CREATE_FUNCTION.format(function=names.function, body=sql.Literal(body.as_string(None)))
+    return body.as_string(None)
 
 
 def replace_guard(

@@ -103,7 +103,7 @@ def lock_consumer(
         IsolationLevelError: The transaction is not READ COMMITTED.
         TransactionInUseError: The transaction has already written something.
     """
-    _require_read_committed(conn)
+    require_read_committed(conn)
     return hold_consumer(conn, name, schema=schema, skip_locked=skip_locked)
 
 
@@ -186,7 +186,12 @@ def require_own_snapshot(conn: Connection, name: str, identity: DatabaseIdentity
         raise ForeignSnapshotError(name)
 
 
-def _require_read_committed(conn: Connection) -> None:
+def require_read_committed(conn: Connection) -> None:
+    """Refuse a transaction whose snapshot is older than its statement.
+
+    Raises:
+        IsolationLevelError: The transaction is not READ COMMITTED.
+    """
     found = conn.execute(select(func.current_setting("transaction_isolation"))).scalar_one()
     if found != "read committed":
         raise IsolationLevelError(found=found, needed="read committed")

@@ -27,6 +27,7 @@ class SourceColumn:
     Attributes:
         name: Its name in the table.
         type_sql: Its type and collation, as SQL writes them.
+        logged_type_sql: The same, without domains: these may forbid the NULLs of a truncation.
         is_nullable: Whether it may be NULL.
         equality_is_identity: Whether equal values are the same value. 1.0 and 1.00 are equal
             numerics; comparing only their values would miss the change from one to the other.
@@ -34,6 +35,7 @@ class SourceColumn:
 
     name: str
     type_sql: str
+    logged_type_sql: str
     is_nullable: bool
     equality_is_identity: bool
 
@@ -74,9 +76,10 @@ WHERE c.oid = to_regclass(:name)
 # the operators of text.
 _COLUMNS = text("""
 SELECT a.attname AS name,
-       format_type(a.atttypid, a.atttypmod)
-       || CASE WHEN a.attcollation <> t.typcollation
-               THEN ' COLLATE ' || a.attcollation::regcollation::text ELSE '' END AS type_sql,
+       format_type(a.atttypid, a.atttypmod) AS type_sql,
+       format_type(t.oid, d.typmod) AS logged_type_sql,
+       CASE WHEN a.attcollation <> t.typcollation
+            THEN ' COLLATE ' || a.attcollation::regcollation::text ELSE '' END AS collated,
        NOT a.attnotnull AS is_nullable,
        a.attgenerated = 'v' AS is_virtual,
        (t.typtype = 'e' OR EXISTS (
@@ -91,8 +94,15 @@ SELECT a.attname AS name,
                        WHERE l.oid = a.attcollation AND NOT l.collisdeterministic)
            AS equality_is_identity
 FROM pg_catalog.pg_attribute a
-JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
-JOIN pg_catalog.pg_type t ON t.oid = CASE WHEN d.typtype = 'd' THEN d.typbasetype ELSE d.oid END
+CROSS JOIN LATERAL (
+    WITH RECURSIVE domain (oid, typmod) AS (
+        SELECT a.atttypid, a.atttypmod
+        UNION ALL
+        SELECT n.typbasetype, n.typtypmod
+        FROM domain JOIN pg_catalog.pg_type n ON n.oid = domain.oid AND n.typtype = 'd')
+    SELECT domain.oid, domain.typmod FROM domain
+    JOIN pg_catalog.pg_type b ON b.oid = domain.oid AND b.typtype <> 'd') AS d
+JOIN pg_catalog.pg_type t ON t.oid = d.oid
 WHERE a.attrelid = CAST(CAST(:relation AS regclass) AS oid) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 """)
@@ -154,7 +164,13 @@ def inspect_columns(conn: Connection, relation: int | str) -> list[SourceColumn]
         relation: Its oid, or its name as SQL writes it.
     """
     return [
-        SourceColumn(row.name, row.type_sql, row.is_nullable, row.equality_is_identity)
+        SourceColumn(
+            row.name,
+            row.type_sql + row.collated,
+            row.logged_type_sql + row.collated,
+            row.is_nullable,
+            row.equality_is_identity,
+        )
         for row in conn.execute(_COLUMNS, {"relation": str(relation)})
         if not row.is_virtual
     ]

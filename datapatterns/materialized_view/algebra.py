@@ -7,6 +7,7 @@ does not recognise is not counted, so that a clause it has never heard of costs 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -98,6 +99,16 @@ class CountingPlan:
         return [column for column in table.columns if column.key in named]
 
     @property
+    def compares_local_times(self) -> bool:
+        """Whether a condition has a date or time without a zone in it."""
+        bound = (p for c in self.conditions for p in iterate(c) if isinstance(p, BindParameter))
+        values = (v for p in bound for v in (p.value or () if p.expanding else (p.value,)))
+        return any(
+            isinstance(v, date) and (not isinstance(v, datetime) or v.tzinfo is None)
+            for v in values
+        )
+
+    @property
     def tables(self) -> list[Table]:
         """Return each table once."""
         return list(dict.fromkeys(table_of(source) for source in self.sources))
@@ -159,7 +170,9 @@ def read_plan(query: Query) -> CountingPlan:
     outputs = tuple(_output(c, keys, measures, sources) for c in query.selected_columns)
     if not keys and not any(output.kind != OutputKind.KEY for output in outputs):
         raise NotCountableError("it does not group rows")
-    return CountingPlan(tuple(sources), tuple(conditions), tuple(keys), tuple(measures), outputs)
+    plan = CountingPlan(tuple(sources), tuple(conditions), tuple(keys), tuple(measures), outputs)
+    _require_selected_as_stored(plan)
+    return plan
 
 
 def own_source(part: Any, sources: Iterable[FromClause]) -> FromClause | None:  # noqa: ANN401
@@ -231,7 +244,8 @@ def _aggregate(element: ColumnElement[Any]) -> tuple[OutputKind, Any]:
     if not isinstance(element, FunctionElement) or getattr(element, "packagenames", None):
         raise NotCountableError(f"{_shown(element)} is neither a column nor a plain aggregate")
     name, arguments = element.name.lower(), [*element.clauses]
-    if name == "count" and (not arguments or getattr(arguments[0], "name", None) == "*"):
+    named = next((getattr(a, "name", None) for a in arguments if not isinstance(a, Column)), None)
+    if name == "count" and (not arguments or named == "*"):
         return OutputKind.ROWS, None
     if name not in {"count", "sum", "avg"} or len(arguments) != 1:
         raise NotCountableError(f"{_shown(element)} cannot be counted; count, sum and avg can")
@@ -258,11 +272,19 @@ def _require_total(condition: ColumnElement[Any], sources: list[FromClause]) -> 
 
 
 def _require_nothing_else(query: AnySelect, groups: list[ColumnElement[Any]]) -> None:
-    rebuilt = select(*query.selected_columns).select_from(*query.get_final_froms())
+    # Of plain parts: the ORM adds conditions of its own, as for inheritance in a single table.
+    rebuilt = select(*map(_plain, query.selected_columns))
+    rebuilt = rebuilt.select_from(*map(_plain, query.get_final_froms()))
     if query.whereclause is not None:
-        rebuilt = rebuilt.where(query.whereclause)
-    if _shown(rebuilt.group_by(*groups)) != _shown(query):
+        rebuilt = rebuilt.where(_plain(query.whereclause))
+    if _shown(rebuilt.group_by(*map(_plain, groups))) != _shown(query):
         raise NotCountableError("it has clauses beyond SELECT, FROM, WHERE and GROUP BY")
+
+
+def _require_selected_as_stored(plan: CountingPlan) -> None:
+    for column in (column for table in plan.tables for column in plan.columns_of(table)):
+        if column.type.column_expression(column) is not None:
+            raise NotCountableError(f"{_shown(column)} is not selected as it is stored")
 
 
 def _unlabelled(element: Any) -> Any:  # noqa: ANN401

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     BigInteger,
+    BindParameter,
     Column,
     ColumnClause,
     ColumnElement,
@@ -215,6 +216,9 @@ def _placed(
     """Return keys, conditions and measures, said of the sources that stand for the plan's."""
 
     def replace(element: Any, **_: Any) -> Any:  # noqa: ANN401
+        if isinstance(element, BindParameter):
+            # As the plain view has it: 'a' takes the column's type, 'a'::varchar may not.
+            return element.render_literal_execute()
         own = own_source(element, plan.sources)
         return None if own is None else moved[own].c[element.key]
 

@@ -62,7 +62,10 @@ def create_view(conn: Connection, view: ViewDefinition) -> None:
             definition_hash=definition_hash(names.view, view.query),
             strategy=explanation.strategy.value,
             reason=explanation.reason,
-            sources=logs,
+            sources={
+                base.full_name: {"log": logs[base.full_name], "columns": base.columns}
+                for base in bases
+            },
         )
     )
 
@@ -73,15 +76,16 @@ def drop_view(conn: Connection, names: ViewNames) -> None:
     sources = conn.scalar(select(views.c.sources).where(views.c.name == names.view))
     if sources is None:
         return
-    drop = sql.SQL("DROP VIEW {}; DROP TABLE {}; DROP VIEW {}")
+    # The last one is gone if a table was dropped with CASCADE.
+    drop = sql.SQL("DROP VIEW {}; DROP TABLE {}; DROP VIEW IF EXISTS {}")
     parts = (names.view, names.stored, names.definition)
     execute(conn, drop.format(*(sql.Identifier(names.schema, part) for part in parts)))
     conn.execute(delete(views).where(views.c.name == names.view))
     log.forget_consumer(conn, names.consumer)
     subscriptions = change_log_tables(names.schema).subscriptions
     consumed = set(conn.scalars(select(subscriptions.c.log_name)))
-    for source, log_name in sources.items():
-        if log_name not in consumed:
+    for source, facts in sources.items():
+        if facts["log"] not in consumed:
             log.release(conn, source)
 
 
@@ -110,18 +114,29 @@ def log_names(
     """Return the log of each table of the plan.
 
     Raises:
-        ViewChangedError: A table of that name is not among those the view was created from; it
-            may have been renamed, and another have taken its name.
+        ViewChangedError: The query would read another table of that name, by ``search_path``.
     """
-    bases = read_bases(conn, _qualified(view.names, view.names.definition))
-    read = {sql.Identifier(base.schema, base.name).as_string(None) for base in bases}
     logs: dict[Table, str] = {}
     for source in plan.tables:
         found = sql.Identifier(*resolve_name(conn, source)).as_string(None)
-        if found not in read or found not in record.sources:
+        if found not in record.sources:
             raise ViewChangedError(view.names.view)
         logs[source] = record.sources[found]
     return logs
+
+
+def require_same_names(conn: Connection, view: ViewDefinition, record: ViewRecord) -> None:
+    """Refuse a view of tables or columns that are called otherwise by now.
+
+    The plain view follows what it was created from, by whatever name; the query in the code and
+    the capture of changes go by names. Others may have taken them.
+
+    Raises:
+        ViewChangedError: One was renamed, or dropped with CASCADE.
+    """
+    bases = read_bases(conn, _qualified(view.names, view.names.definition))
+    if {base.full_name: [*base.columns] for base in bases} != record.columns:
+        raise ViewChangedError(view.names.view)
 
 
 def columns_compared_as_text(
@@ -164,6 +179,10 @@ def _server_obstacle(conn: Connection, plan: CountingPlan) -> str | None:
     for source in plan.tables:
         for found in inspect_source(conn, source).columns:
             types[source, found.name] = found
+    compared = {c for t in plan.tables for c in plan.columns_of(t)}
+    zoned = (c.name for c in compared if _is_zoned(types.get((c.table, c.name))))
+    if plan.compares_local_times and (name := next(zoned, None)) is not None:
+        return f"{name} has a time zone, and a condition compares with a time that has none"
     knows = _has_nulls_not_distinct(conn)
     for key in plan.keys:
         key_column = types.get((table_of(key.table), key.name))
@@ -178,13 +197,14 @@ def _server_obstacle(conn: Connection, plan: CountingPlan) -> str | None:
     return None
 
 
+def _is_zoned(column: SourceColumn | None) -> bool:
+    return column is not None and "with time zone" in column.type_sql
+
+
 def _capture(conn: Connection, names: ViewNames, bases: Iterable[Base]) -> dict[str, str]:
     """Capture all tables, always in the order of their names, so that two never deadlock."""
     log = ChangeLog(names.schema)
-    identifiers = {
-        sql.Identifier(base.schema, base.name).as_string(None): base.columns for base in bases
-    }
-    return {source: log.capture(conn, source, found) for source, found in identifiers.items()}
+    return {base.full_name: log.capture(conn, base.full_name, base.columns) for base in bases}
 
 
 def _create_stored(conn: Connection, view: ViewDefinition, strategy: Strategy) -> None:

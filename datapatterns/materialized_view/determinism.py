@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from psycopg import sql
 from sqlalchemy import Connection, Row, text
 
 from datapatterns.errors import ViewDefinitionError
@@ -26,6 +27,9 @@ JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 WHERE p.oid = ANY (CAST(:oids AS oid[]))
 ORDER BY p.proname
 """)
+_OPERATOR_FUNCTIONS = text("""
+SELECT o.oprcode::oid FROM pg_catalog.pg_operator o WHERE o.oid = ANY (CAST(:operators AS oid[]))
+""")
 # What a cast by way of text calls: the output function of one type, the input function of another.
 _TYPE_FUNCTIONS = text("""
 SELECT p.oid FROM pg_catalog.pg_type t
@@ -41,7 +45,7 @@ JOIN pg_catalog.pg_class c ON c.oid = d.refobjid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
                                    AND d.refobjsubid > 0
-WHERE r.ev_class = CAST(CAST(:definition AS regclass) AS oid)
+WHERE r.ev_class = to_regclass(:definition)
 ORDER BY n.nspname, c.relname, a.attnum
 """)
 
@@ -94,9 +98,15 @@ _CLAUSES = [
         "a whole row as a value",
         "name its columns",
     ),
+    _Clause(
+        re.compile(r"\{VAR :varno \d+ :varattno -\d"),
+        "a system column",
+        "it may change while no value does; leave it to the reader",
+    ),
 ]
 _FUNCTION_ID = re.compile(r":(?:funcid|opfuncid|aggfnoid|winfnoid|elemfuncid) (\d+)")
 _TEXT_CAST = re.compile(r"\{COERCEVIAIO :arg .*?:\w*type (\d+)")
+_ROW_COMPARISON = re.compile(r"\{ROWCOMPARE\w* :rctype \d+ :opnos \(o ([\d ]+)\)")
 _RESULT_TYPE = re.compile(r":resulttype (\d+)")
 
 
@@ -108,9 +118,17 @@ class Base:
     name: str
     columns: tuple[str, ...]
 
+    @property
+    def full_name(self) -> str:
+        """Return the table's name as SQL writes it."""
+        return sql.Identifier(self.schema, self.name).as_string(None)
+
 
 def read_bases(conn: Connection, definition: str) -> list[Base]:
-    """Return the tables below the plain view ``definition``, in the order of their names."""
+    """Return the tables below the plain view ``definition``, in the order of their names.
+
+    None if there is no such view, as after DROP TABLE ... CASCADE.
+    """
     columns: dict[tuple[str, str], list[str]] = {}
     for row in conn.execute(_BASES, {"definition": definition}):
         named = columns.setdefault((row.schema, row.name), [])
@@ -138,6 +156,8 @@ def require_determinism(conn: Connection, view: str, definition: str) -> None:
     if sources := [int(oid) for oid in _TEXT_CAST.findall(rule)]:
         targets = [int(oid) for oid in _RESULT_TYPE.findall(rule)]
         oids.update(conn.scalars(_TYPE_FUNCTIONS, {"sources": sources, "targets": targets}))
+    if operators := [int(oid) for row in _ROW_COMPARISON.findall(rule) for oid in row.split()]:
+        oids.update(conn.scalars(_OPERATOR_FUNCTIONS, {"operators": operators}))
     for function in conn.execute(_FUNCTIONS, {"oids": sorted(oids)}).all():
         for objection, way_out in _objections(function):
             raise ViewDefinitionError(view, clause=objection, advice=way_out)

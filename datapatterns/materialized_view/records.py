@@ -1,7 +1,7 @@
 """What the database knows of a view."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, select, update
@@ -21,11 +21,13 @@ class ViewRecord:
     Attributes:
         explanation: How it is kept, and why.
         sources: The log of each table that it reads, by the table's name in SQL.
+        columns: The columns that it reads of each, in the table's order.
         last_duration_seconds: How long the last refresh took.
     """
 
     explanation: Explanation
     sources: Mapping[str, str]
+    columns: Mapping[str, Sequence[str]]
     last_duration_seconds: float | None
 
 
@@ -57,7 +59,9 @@ def find_record(conn: Connection, names: ViewNames, query: Query) -> ViewRecord 
     if row.definition_hash != definition_hash(names.view, query):
         raise ViewChangedError(names.view)
     explanation = Explanation(Strategy(row.strategy), row.reason)
-    return ViewRecord(explanation, row.sources, row.duration_seconds)
+    sources = {name: source["log"] for name, source in row.sources.items()}
+    columns = {name: source["columns"] for name, source in row.sources.items()}
+    return ViewRecord(explanation, sources, columns, row.duration_seconds)
 
 
 def read_record(conn: Connection, names: ViewNames, query: Query) -> ViewRecord:

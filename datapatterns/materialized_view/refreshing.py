@@ -19,6 +19,7 @@ from datapatterns.materialized_view.creating import (
     columns_compared_as_text,
     fresh_rows,
     log_names,
+    require_same_names,
     stored_columns,
 )
 from datapatterns.materialized_view.definition import ViewDefinition
@@ -50,6 +51,9 @@ def rebuild_view(conn: Connection, view: ViewDefinition, *, clock: Clock) -> Ref
     started = clock.monotonic()
     consumer = _locked(conn, view)
     record = read_record(conn, view.names, view.query)
+    require_same_names(conn, view, record)
+    if record.explanation.strategy is Strategy.COUNTING and view.plan is not None:
+        log_names(conn, view, view.plan, record)
     pending = 0
     if consumer is not None and consumer.populated:
         pending = _count_pending(conn, view, record, consumer.snapshot)[0]
@@ -65,6 +69,7 @@ def bring_up_to_date(
     record = read_record(conn, view.names, view.query)
     if not consumer.populated:
         raise ViewNotPopulatedError(view.names.view)
+    require_same_names(conn, view, record)
     follow = _count if record.explanation.strategy is Strategy.COUNTING else _rebuild_if_changed
     outcome = follow(conn, view, record, consumer.snapshot)
     return _finish(conn, view, outcome, clock.monotonic() - started)

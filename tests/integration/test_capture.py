@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, inspect
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.change_log import ChangeLog
-from datapatterns.errors import CapturedTableInUseError, CaptureRefusedError
+from datapatterns.errors import CapturedTableInUseError, CaptureRefusedError, IsolationLevelError
 from datapatterns.sql.migrating import downgrade
 from tests.fixtures.blocking import until_blocked_by
 from tests.fixtures.colours import Call
@@ -236,6 +236,53 @@ def test_renaming_a_column_needs_capturing_again_in_the_same_migration(
         run(conn, "INSERT INTO product VALUES (3, 'rice', 1)")
 
         assert logged(conn, log_name, "title, price") == [(1, "rice", "1")]
+
+
+def test_a_new_column_under_a_captured_name_is_captured(engine: Engine, log_name: str) -> None:
+    with engine.begin() as conn:
+        run(conn, "ALTER TABLE product RENAME COLUMN name TO title")
+        LOG.capture(conn, "product", ["title"])
+        run(conn, "ALTER TABLE product ADD COLUMN name text")
+        LOG.capture(conn, "product", ["name"])
+        run(conn, "INSERT INTO product VALUES (3, 'rice', 1, 'x', 'new')")
+
+        assert logged(conn, log_name, "title, name") == [(1, "rice", "new")]
+
+
+@pytest.mark.usefixtures("log_name")
+def test_a_new_column_of_another_type_under_a_captured_name_is_refused(engine: Engine) -> None:
+    with engine.begin() as conn:
+        run(conn, "ALTER TABLE product RENAME COLUMN name TO title")
+        LOG.capture(conn, "product", ["title"])
+        run(conn, "ALTER TABLE product ADD COLUMN name int")
+
+        with pytest.raises(CaptureRefusedError, match="'name' is integer"):
+            LOG.capture(conn, "product", ["name"])
+
+
+@pytest.mark.usefixtures("log_name")
+def test_capture_needs_to_see_what_others_installed_meanwhile(engine: Engine) -> None:
+    snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
+    with snapshot.connect() as conn:
+        run(conn, "SELECT 1")
+        with engine.begin() as other:
+            LOG.capture(other, "product", ["note"])
+
+        with pytest.raises(IsolationLevelError):
+            LOG.capture(conn, "product", ["id"])
+
+
+def test_a_table_with_values_of_a_domain_without_nulls_can_be_truncated(engine: Engine) -> None:
+    with engine.begin() as conn:
+        run(conn, "CREATE DOMAIN sure AS int NOT NULL; CREATE DOMAIN surer AS sure CHECK (true)")
+        run(conn, "CREATE TABLE stock (a surer, b surer); INSERT INTO stock VALUES (1, 1)")
+        LOG.capture(conn, "stock", ["a"])
+        run(conn, "INSERT INTO stock VALUES (2, 2)")
+        log_name = LOG.capture(conn, "stock", ["b"])
+        run(conn, "TRUNCATE stock")
+
+        signs = conn.exec_driver_sql(f"SELECT change_sign FROM datapatterns.{log_name}")  # noqa: S608
+        assert sorted(signs.scalars()) == [0, 1]
 
 
 @pytest.mark.usefixtures("log_name")
