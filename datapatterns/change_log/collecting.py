@@ -6,6 +6,7 @@ from sqlalchemy import Column, Connection, any_, column, delete, func, select, t
 from datapatterns.change_log.consuming import (
     current_snapshot,
     require_own_snapshot,
+    require_read_committed,
     require_unwritten,
 )
 from datapatterns.change_log.identity import DatabaseIdentity, database_identity
@@ -16,6 +17,8 @@ from datapatterns.sql.composing import execute
 def collect_garbage(conn: Connection, *, schema: str, limit: int = 10_000) -> int:
     """Delete logged changes that every consumer has consumed; return how many.
 
+    Logs that somebody is registering for are left for the next time.
+
     Args:
         conn: A connection in a transaction. The caller commits.
         schema: Where the library's tables live.
@@ -23,11 +26,16 @@ def collect_garbage(conn: Connection, *, schema: str, limit: int = 10_000) -> in
 
     Raises:
         ForeignSnapshotError: A consumer was last advanced in another database.
+        IsolationLevelError: The transaction is not READ COMMITTED.
     """
+    require_read_committed(conn)
     tables = change_log_tables(schema)
+    # Who registers holds these rows; once they are ours, a later statement sees all consumers.
+    free = select(tables.captured.c.log_name).with_for_update(skip_locked=True)
+    log_names = conn.scalars(free).all()
     _require_own_snapshots(conn, schema)
     deleted = 0
-    for log_name in conn.scalars(select(tables.captured.c.log_name)).all():
+    for log_name in log_names:
         xmin = (
             select(func.pg_snapshot_xmin(tables.consumers.c.snapshot, type_=Xid8))
             .join(tables.subscriptions, tables.subscriptions.c.consumer == tables.consumers.c.name)

@@ -61,6 +61,12 @@ def register_consumer(
     """
     tables = change_log_tables(schema)
     identity = database_identity(conn)
+    # Before the snapshot: nobody collects garbage from these logs until the consumer can be seen.
+    wanted = sorted(log_names)
+    captured = tables.captured.c.log_name
+    conn.execute(
+        select(captured).where(captured.in_(wanted)).with_for_update(read=True, key_share=True)
+    )
     conn.execute(
         insert(tables.consumers)
         .values(
@@ -72,7 +78,7 @@ def register_consumer(
         )
         .on_conflict_do_nothing()
     )
-    for log_name in log_names:
+    for log_name in wanted:
         conn.execute(
             insert(tables.subscriptions)
             .values(consumer=name, log_name=log_name)

@@ -202,6 +202,30 @@ def test_registering_again_keeps_what_is_pending(engine: Engine) -> None:
         assert consume(conn) == [1]
 
 
+def test_garbage_is_kept_for_who_is_registering(engine: Engine) -> None:
+    with engine.begin() as conn:
+        conn.execute(text("CREATE TABLE stock (id int)"))
+        log_name = LOG.capture(conn, "stock", ["id"])
+    count = text(f"SELECT count(*) FROM datapatterns.{log_name}")  # noqa: S608
+    with engine.connect() as writer, engine.connect() as registrar:
+        writer.execute(text("INSERT INTO stock VALUES (1)"))
+        LOG.register_consumer(registrar, "late", "test", log_names=[log_name])
+        writer.commit()
+        with engine.begin() as conn:
+            assert LOG.collect_garbage(conn) == 0
+        registrar.commit()
+
+    with engine.begin() as conn:
+        assert LOG.collect_garbage(conn) == 0
+        assert conn.execute(count).scalar_one() == 1
+
+
+def test_collecting_garbage_needs_to_see_who_registered_meanwhile(engine: Engine) -> None:
+    snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
+    with snapshot.connect() as conn, pytest.raises(IsolationLevelError):
+        LOG.collect_garbage(conn)
+
+
 def test_nobody_consumes_under_an_unknown_name(engine: Engine) -> None:
     with engine.connect() as conn:
         with pytest.raises(ConsumerMissingError):
