@@ -106,7 +106,7 @@ _CLAUSES = [
 ]
 _FUNCTION_ID = re.compile(r":(?:funcid|opfuncid|aggfnoid|winfnoid|elemfuncid) (\d+)")
 _TEXT_CAST = re.compile(r"\{COERCEVIAIO :arg .*?:\w*type (\d+)")
-_ROW_COMPARISON = re.compile(r"\{ROWCOMPARE\w* :rctype \d+ :opnos \(o ([\d ]+)\)")
+_ROW_COMPARISON = re.compile(r"\{ROWCOMPARE\w* :\w+ \d+ :opnos \(o ([\d ]+)\)")
 _RESULT_TYPE = re.compile(r":resulttype (\d+)")
 
 

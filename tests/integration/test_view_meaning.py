@@ -10,6 +10,7 @@ from sqlalchemy import (
     DateTime,
     Engine,
     Integer,
+    Label,
     MetaData,
     String,
     Table,
@@ -85,7 +86,7 @@ def test_a_time_without_a_zone_means_one_moment(engine: Engine) -> None:
     create(engine, view)
     run(engine, "INSERT INTO visit VALUES ('2025-12-31 20:00+00')")
 
-    shown = set()
+    shown: set[int] = set()
     for zone in ("Asia/Tokyo", "America/New_York"):
         with engine.begin() as conn:
             conn.execute(text(f"SET LOCAL timezone = '{zone}'"))
@@ -118,8 +119,8 @@ def test_a_column_that_is_selected_as_something_else_is_not_counted() -> None:
 @pytest.mark.parametrize("name", ["ctid", "xmin", "tableoid"])
 def test_system_columns_are_refused(engine: Engine, name: str) -> None:
     Base.metadata.create_all(engine)
-    shown = literal_column(f"employee.{name}::text").label("shown")
-    view = MaterializedView("shown", select(shown).select_from(Employee))
+    system: Label[str] = literal_column(f"employee.{name}::text").label("shown")
+    view = MaterializedView("shown", select(system).select_from(Employee))
 
     with engine.connect() as conn, pytest.raises(ViewDefinitionError, match="system column"):
         view.create(conn)
