@@ -220,6 +220,30 @@ def test_garbage_is_kept_for_who_is_registering(engine: Engine) -> None:
         assert conn.execute(count).scalar_one() == 1
 
 
+def test_garbage_is_kept_from_the_moment_that_registering_looks(engine: Engine) -> None:
+    with engine.begin() as conn:
+        conn.execute(text("CREATE TABLE stock (id int)"))
+        log_name = LOG.capture(conn, "stock", ["id"])
+
+    def register() -> None:
+        with engine.begin() as conn:
+            LOG.register_consumer(conn, "late", "test", log_names=[log_name])
+
+    with engine.connect() as writer, engine.connect() as namesake:
+        writer.execute(text("INSERT INTO stock VALUES (1)"))
+        LOG.register_consumer(namesake, "late", "test")
+        registrar = threading.Thread(target=register)
+        registrar.start()
+        until_blocked_by(engine, namesake)
+        writer.commit()
+        with engine.begin() as conn:
+            collected = LOG.collect_garbage(conn)
+        namesake.rollback()
+        registrar.join()
+
+    assert collected == 0
+
+
 def test_collecting_garbage_needs_to_see_who_registered_meanwhile(engine: Engine) -> None:
     snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
     with snapshot.connect() as conn, pytest.raises(IsolationLevelError):
