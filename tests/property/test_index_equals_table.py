@@ -79,14 +79,16 @@ def test_index_equals_table_after_any_statements(
             pass
         by_email.create(conn)
         by_name.create(conn)
+        was_shared = is_shared(conn)
         for _ in executed(conn, meanwhile):
+            was_shared |= is_shared(conn)
             by_email.backfill(conn, limit=2)
             by_name.backfill(conn, limit=2)
         while not by_email.backfill(conn, limit=2).done:
             pass
         while not by_name.backfill(conn, limit=2).done:
             pass
-        activate_unique(conn)
+        activate_unique(conn, was_shared=was_shared)
         by_name.activate(conn)
         assert_equal(conn)
         for _ in executed(conn, after):
@@ -96,10 +98,15 @@ def test_index_equals_table_after_any_statements(
         conn.rollback()
 
 
-def activate_unique(conn: Connection) -> None:
-    # While an index is being built, a row it doesn't hold yet can't stop another one.
-    shared = text("SELECT count(*) > count(DISTINCT email) FROM customer WHERE email IS NOT NULL")
-    if conn.scalar(shared):
+def is_shared(conn: Connection) -> bool:
+    shared = "SELECT count(*) > count(DISTINCT email) FROM customer WHERE email IS NOT NULL"
+    return conn.execute(text(shared)).scalar_one() is True
+
+
+def activate_unique(conn: Connection, *, was_shared: bool) -> None:
+    # While an index is being built, a row it doesn't hold yet can't stop another one. The row
+    # that came too late stays without an index row, even when the other one is gone by now.
+    if is_shared(conn):
         with pytest.raises(IndexDiffersError):
             by_email.activate(conn)
         conn.execute(
@@ -108,7 +115,8 @@ def activate_unique(conn: Connection) -> None:
                 " WHERE o.email = c.email AND (o.tenant_id, o.id) < (c.tenant_id, c.id))"
             )
         )
-        by_email.repair(conn)
+    if was_shared:
+        assert by_email.repair(conn).clean
     by_email.activate(conn)
 
 
