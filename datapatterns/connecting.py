@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from redis import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy import URL, Engine, NullPool, create_engine
@@ -17,7 +17,7 @@ from datapatterns.errors import (
     ServerUnavailableError,
     SettingsError,
 )
-from datapatterns.sql.server import named_error
+from datapatterns.sql.server import check_server, library_errors, named_error
 
 
 def open_engine(
@@ -41,6 +41,22 @@ def open_engine(
     return create_engine(url, connect_args=arguments, pool_pre_ping=True)
 
 
+def database_version(engine: Engine, server: str) -> str:
+    """Return the version of a PostgreSQL server, such as ``18.1``.
+
+    Args:
+        engine: Its engine.
+        server: How to name it, without its password.
+
+    Raises:
+        ServerTooOldError: It is older than PostgreSQL 14.
+        ServerUnavailableError: It did not answer in time.
+    """
+    with library_errors(server), engine.connect() as conn:
+        check_server(conn)
+        return ".".join(str(part) for part in conn.dialect.server_version_info or ())
+
+
 def connect_arguments(url: URL, connect_timeout_seconds: float) -> dict[str, object]:
     """Return what the driver is told beyond what ``url`` says."""
     defaults: dict[str, object] = {
@@ -56,14 +72,16 @@ def open_redis(url: str, *, timeout_seconds: float) -> Redis:
     Raises:
         SettingsError: The URL asks for an option that there isn't.
     """
-    client = Redis.from_url(
-        url, socket_connect_timeout=timeout_seconds, socket_timeout=timeout_seconds
-    )
-    pool = client.connection_pool
     try:
+        client = Redis.from_url(
+            url, socket_connect_timeout=timeout_seconds, socket_timeout=timeout_seconds
+        )
+        pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # does not connect
     except (TypeError, ValueError):
-        raise SettingsError("Redis URL", "an option after the ? is unknown; mend it") from None
+        raise SettingsError(
+            "Redis URL", "an option after the ? is unknown or has a wrong value; mend it"
+        ) from None
     return client
 
 
@@ -98,4 +116,6 @@ def _named_redis_error(error: BaseException, server: str) -> DataPatternsError |
         return MissingRightsError(str(error))
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
         return ServerUnavailableError(server, str(error))
+    if isinstance(error, ResponseError) and str(error).startswith("DB index is out of range"):
+        return SettingsError("Redis URL", f"{server} has no database of this number; use 0")
     return None

@@ -13,14 +13,19 @@ from sqlalchemy import URL, Engine
 
 from datapatterns.cache_aside import Cache, CachePolicy
 from datapatterns.cache_aside.policy import DEFAULT_POLICY
-from datapatterns.connecting import connect_arguments, open_engine, open_redis, redis_errors
+from datapatterns.connecting import (
+    connect_arguments,
+    database_version,
+    open_engine,
+    open_redis,
+    redis_errors,
+)
 from datapatterns.cqrs import Projections
 from datapatterns.errors import ServerTooOldError, SettingsError
 from datapatterns.event_sourcing import EventStore
 from datapatterns.settings import MAIN, Settings, settings_from, shown_database, shown_redis
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
-from datapatterns.sql.server import check_server, library_errors
 from datapatterns.telemetry import SILENT, Observer
 
 if TYPE_CHECKING:
@@ -286,10 +291,7 @@ class DataLayer:
 
 def _asked_database(name: str, engine: Engine) -> ServerReport:
     address = shown_database(engine.url)
-    with library_errors(address), engine.connect() as conn:
-        check_server(conn)
-        version = ".".join(str(part) for part in conn.dialect.server_version_info or ())
-    return ServerReport(name, address, f"PostgreSQL {version}")
+    return ServerReport(name, address, f"PostgreSQL {database_version(engine, address)}")
 
 
 def _asked_redis(client: Redis, address: str) -> ServerReport:

@@ -26,8 +26,11 @@ from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 MAIN = "main"
 """What the database that is not a shard is called wherever databases are listed."""
 
+HIGHEST_PORT = 65_535
+
 _POSTGRES = {"postgres", "postgresql", "postgresql+psycopg"}
 _REDIS = {"redis", "rediss", "unix"}
+_REDIS_DATABASE = re.compile(r"/?[0-9]{0,9}")
 _SHARD_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
@@ -94,6 +97,12 @@ def postgres_url(url: str | URL, setting: str = "database URL") -> URL:
     if isinstance(url, str) and "@" in f"{parsed.host}{parsed.database}{url.partition('?')[2]}":
         # The rest of a password that holds an @: as a host it would be shown in messages.
         raise SettingsError(setting, _ENCODING_ADVICE)
+    if parsed.port is not None and not 0 < parsed.port <= HIGHEST_PORT:
+        # The number is not shown: where the host was forgotten, it is the password.
+        raise SettingsError(setting, f"the port is none of 1 to {HIGHEST_PORT}; {_POSTGRES_ADVICE}")
+    if "password" in parsed.query:  # where SQLAlchemy would show it in the repr of an engine
+        last = parsed.normalized_query["password"][-1]
+        parsed = parsed.difference_update_query(["password"]).set(password=last)
     return parsed.set(drivername="postgresql+psycopg")
 
 
@@ -123,6 +132,9 @@ def checked_redis_url(url: str, setting: str = "Redis URL") -> str:
         raise SettingsError(setting, advice)
     if url.count("@") > 1 or "@" in f"{parsed.path}{parsed.query}{parsed.fragment}":
         raise SettingsError(setting, _ENCODING_ADVICE)
+    if parsed.scheme != "unix" and not _REDIS_DATABASE.fullmatch(parsed.path):
+        # The client would take database 0 instead, and not say so.
+        raise SettingsError(setting, "the database is a number; " + advice)
     return url.strip()
 
 

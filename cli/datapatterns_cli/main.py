@@ -71,7 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = cli.main(arguments, prog_name="datapatterns", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        # The command line could not be read, so nobody knows what its options are.
+        if "--json" in (sys.argv[1:] if arguments is None else arguments):
+            name, message = type(error).__name__, error.format_message()
+            Output(as_json=True).error(message, name=name, notes=(), exit_code=error.exit_code)
+        else:
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted; what was committed stays, the rest is undone.", err=True)

@@ -14,6 +14,9 @@ def given(ctx: click.Context) -> dict[str, Any]:
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    if isinstance(value, str) and not value.strip():
+        # As "$UNSET" leaves it: to go on with the environment's would work on another database.
+        raise click.BadParameter("it is empty; give a value, or leave the option out", ctx, param)
     if value is not None and value is not False:
         given(ctx)[str(param.name)] = value
 

@@ -34,7 +34,7 @@ class CacheTables:
 
 
 @cache
-def cache_tables(schema: str) -> CacheTables:
+def cache_tables(schema: str, /) -> CacheTables:
     """Return the tables in ``schema``."""
     metadata = library_metadata(schema)
     outbox = Table(

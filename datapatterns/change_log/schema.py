@@ -76,7 +76,7 @@ class ChangeLogTables:
 
 
 @cache
-def change_log_tables(schema: str) -> ChangeLogTables:
+def change_log_tables(schema: str, /) -> ChangeLogTables:
     """Return the tables of the change log in ``schema``."""
     metadata = library_metadata(schema)
     consumers = Table(

@@ -57,7 +57,7 @@ class ProjectionTables:
 
 
 @cache
-def projection_tables(schema: str) -> ProjectionTables:
+def projection_tables(schema: str, /) -> ProjectionTables:
     """Return the tables of the projections in ``schema``."""
     metadata = library_metadata(schema)
     projections = Table("projection", metadata, ProjectionColumns)

@@ -19,7 +19,7 @@ from datapatterns.sql.metadata import library_metadata
 
 
 @cache
-def materialized_views(schema: str) -> Table:
+def materialized_views(schema: str, /) -> Table:
     """Return the table of views in ``schema``."""
     consumers = change_log_tables(schema).consumers
     return Table(

@@ -39,6 +39,6 @@ def checked_schema(name: str) -> str:
 
 
 @cache
-def library_metadata(schema: str = DEFAULT_SCHEMA) -> MetaData:
+def library_metadata(schema: str, /) -> MetaData:
     """Return the one MetaData of the library's tables in ``schema``."""
     return MetaData(schema=checked_schema(schema), naming_convention=NAMING_CONVENTION)

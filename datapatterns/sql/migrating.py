@@ -17,6 +17,7 @@ import datapatterns_migrations
 from datapatterns.errors import MigrationBlockedError
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 from datapatterns.sql.migration_status import (
+    BASE,
     MigrationStatus,
     Revision,
     migration_status,
@@ -29,6 +30,9 @@ TURN_WAIT_SECONDS = 60.0
 
 TABLE_LOCK_SECONDS = 5.0
 """How long a statement of a migration waits for a table; what waits makes others wait, too."""
+
+LONGEST_MILLISECONDS = 2**31 - 1
+"""The longest time that a PostgreSQL setting can hold."""
 
 
 def upgrade(
@@ -62,7 +66,9 @@ def upgrade(
         if not conn.scalar(select(func.to_regnamespace(schema).is_not(None))):
             # A role that may not create schemas can still work in one that was made for it.
             conn.execute(CreateSchema(schema))
-        command.upgrade(_config(schema, conn), revision)
+        config = _config(schema, conn)
+        _count_as_recorded(config, status)
+        command.upgrade(config, revision)
     return planned
 
 
@@ -83,7 +89,9 @@ def downgrade(
     if not planned:
         return ()
     with _table_locks(conn):
-        command.downgrade(_config(schema, conn), revision)
+        config = _config(schema, conn)
+        _count_as_recorded(config, status)
+        command.downgrade(config, revision)
     return planned
 
 
@@ -154,6 +162,16 @@ def _holder(conn: Connection, key: int) -> str:
     return f"another migration is under way in session {found.pid}{name}{since}"
 
 
+def _count_as_recorded(config: Config, status: MigrationStatus) -> None:
+    """Let Alembic start from where the record says that the tables stand.
+
+    Its version table may say otherwise: emptied by hand, left out of a dump, or still at the
+    revision at which an application's own environment took over. Then it would do nothing, or
+    run what has run.
+    """
+    command.stamp(config, status.revision or BASE, purge=True)
+
+
 @contextmanager
 def _table_locks(conn: Connection) -> Iterator[None]:
     """Wait a little for each table, and say so when that was not enough."""
@@ -171,7 +189,9 @@ def _table_locks(conn: Connection) -> Iterator[None]:
 def _limits(conn: Connection, *, lock_seconds: float) -> Iterator[None]:
     """Set this transaction's limits on waiting; afterwards the caller has its own back."""
     # A role's statement_timeout is meant for its everyday queries, not for building an index.
-    limits = {"lock_timeout": f"{int(lock_seconds * 1000)}ms", "statement_timeout": "0"}
+    # A lock_timeout of 0 would be none at all.
+    milliseconds = round(min(max(lock_seconds * 1000, 1), LONGEST_MILLISECONDS))
+    limits = {"lock_timeout": f"{milliseconds}ms", "statement_timeout": "0"}
     found = {name: conn.scalar(select(func.current_setting(name))) for name in limits}
     _set(conn, limits)
     yield

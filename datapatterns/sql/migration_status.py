@@ -128,7 +128,7 @@ class MigrationStatus:
 
 
 @cache
-def migration_table(schema: str) -> Table:
+def migration_table(schema: str, /) -> Table:
     """Return the table whose last row says where the tables stand."""
     return Table(
         "library_migration",
@@ -163,7 +163,9 @@ def migration_status(conn: Connection, *, schema: str = DEFAULT_SCHEMA) -> Migra
         .order_by(migrations.c.migration_id.desc())
         .limit(1)
     ).one_or_none()
-    return MigrationStatus(schema, *(last or (None, None)))
+    if last is None:  # a record that was emptied by hand tells nothing about the other tables
+        return MigrationStatus(schema, None, None, _relations(conn, schema))
+    return MigrationStatus(schema, last.revision, last.version_table)
 
 
 def _relations(conn: Connection, schema: str) -> tuple[str, ...]:
@@ -172,7 +174,7 @@ def _relations(conn: Connection, schema: str) -> tuple[str, ...]:
             "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
             " WHERE n.nspname = :schema AND c.relkind IN ('r', 'p', 'v', 'm', 'f')"
             # What is left after a downgrade to base, and what an extension brought.
-            " AND c.relname <> 'library_version'"
+            " AND c.relname NOT IN ('library_version', 'library_migration')"
             " AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass"
             "   AND d.objid = c.oid AND d.deptype = 'e')"
             " ORDER BY c.relname LIMIT 3"

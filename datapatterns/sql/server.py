@@ -43,8 +43,11 @@ def check_writable(conn: Connection) -> None:
 
     Raises:
         ReadOnlyServerError: The transaction is read only, as on a standby.
-        IsolationLevelError: It keeps the snapshot of its first statement.
+        IsolationLevelError: It keeps the snapshot of its first statement, or there is none: in
+            autocommit mode each statement stands alone.
     """
+    if conn.dialect.detect_autocommit_setting(conn.connection.driver_connection):  # type: ignore[arg-type]  # it is open
+        raise IsolationLevelError(found="autocommit", needed="read committed")
     isolation, read_only = conn.execute(
         text(
             "SELECT current_setting('transaction_isolation'),"

@@ -146,6 +146,36 @@ def test_a_mistake_in_naming_servers_is_told_in_one_line_with_advice(
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.parametrize("option", ["--database-url", "--app", "--redis-url", "--schema"])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_option_does_not_fall_back_to_another_database(
+    run: Run, monkeypatch: pytest.MonkeyPatch, option: str, empty: str
+) -> None:
+    monkeypatch.setenv("DATAPATTERNS_DATABASE_URL", "postgresql://ann@127.0.0.1:1/shop")
+
+    ran = run("migrate", "downgrade", "base", "--yes", option, empty)
+
+    assert ran.code == 2
+    assert f"'{option}': it is empty" in ran.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["migrate", "status", "--app", "no.such:layer", "--json"],
+        ["demo", "--weeks", "0", "--json"],
+        ["--json", "no-such-command"],
+        ["migrate", "status", "--json"],
+    ],
+)
+def test_wrong_usage_is_json_for_programs_too(run: Run, arguments: list[str]) -> None:
+    ran = run(*arguments)
+
+    told = json.loads(ran.err)
+    assert (ran.code, told["exit_code"]) == (2, 2)
+    assert told["message"]
+
+
 def test_an_app_that_cannot_be_imported_is_told_from_one_that_is_not_there(
     run: Run, app: str
 ) -> None:

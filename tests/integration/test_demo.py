@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from redis import Redis
 from sqlalchemy import URL, create_engine, text
+from sqlalchemy.exc import ProgrammingError
 
 from datapatterns import ConfigurationError, ConflictError
 from datapatterns.embedded import EmbeddedServers
@@ -138,6 +140,67 @@ def test_a_second_demo_on_one_server_is_told_to_wait(own_server: URL) -> None:
         demo_databases(own_server, NAMES, keep=False),
     ):
         pytest.fail("two demos at once")
+
+
+def test_a_second_demo_through_another_database_of_the_server_is_told_to_wait(
+    own_server: URL,
+) -> None:
+    with demo_databases(own_server, NAMES, keep=False) as urls:
+        with (
+            pytest.raises(ConflictError, match="another demo"),
+            demo_databases(own_server.set(database="template1"), NAMES, keep=False),
+        ):
+            pytest.fail("two demos at once")
+        assert set(NAMES) <= databases_on(urls[0])
+
+
+def test_a_demo_that_was_killed_before_it_could_sign_a_database_runs_again(
+    own_server: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("datapatterns_grocer.databases._MARK", "it's a syntax error")
+        patch.setattr("datapatterns_grocer.databases._drop", lambda _conn, _name: None)
+        with pytest.raises(ProgrammingError), demo_databases(own_server, NAMES, keep=False):
+            pytest.fail("the demo went on")
+    assert MAIN_NAME in databases_on(own_server)
+
+    with demo_databases(own_server, NAMES, keep=False) as urls:
+        engine = create_engine(urls[0])
+        engine.connect().close()
+        engine.dispose()
+
+    assert not databases_on(own_server) & set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "advice"),
+    [
+        ("postgresql://ann:hid@den@127.0.0.1:1/x", 2, "percent-encoded"),
+        ("mysql://ann:hidden@127.0.0.1:1/x", 2, "write postgresql://"),
+        ("ann:hidden@127.0.0.1/x", 2, "write postgresql://"),
+        ("postgresql://ann:hidden@127.0.0.1:1/x", 4, "postgresql://ann@127.0.0.1:1/x did not"),
+    ],
+)
+def test_a_wrong_url_is_told_with_advice_and_without_its_password(
+    capsys: pytest.CaptureFixture[str], url: str, code: int, advice: str
+) -> None:
+    assert main(["demo", "--database-url", url]) == code
+
+    printed = capsys.readouterr()
+    assert advice in printed.err
+    assert "hid" not in printed.err
+    assert "den@" not in printed.err
+
+
+def test_a_server_that_never_answers_does_not_hold_the_demo_up(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        url = f"postgresql://ann@127.0.0.1:{port}/x?connect_timeout=2"
+        assert main(["demo", "--database-url", url]) == 4
+
+    assert "did not answer" in capsys.readouterr().err
 
 
 @pytest.mark.chaos

@@ -4,8 +4,10 @@ import asyncio
 import pickle
 import socket
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
+from redis import Redis
 from sqlalchemy import URL, func, select, text
 
 from datapatterns import DataLayer
@@ -125,6 +127,19 @@ def test_a_database_that_is_too_old_is_refused(database_url: URL) -> None:
 
         with pytest.raises(ServerTooOldError, match="PostgreSQL 13"):
             layer.check()
+
+
+@pytest.mark.redis
+def test_a_redis_without_a_database_of_that_number_is_a_mistake_in_the_settings(
+    redis_url: str, redis_client: Redis
+) -> None:
+    databases = int(redis_client.config_get("databases")["databases"])
+    beyond = urlsplit(redis_url)._replace(path=f"/{databases}", query="").geturl()
+    if beyond.startswith("unix:"):
+        beyond = f"{redis_url.partition('?')[0]}?db={databases}"
+
+    with DataLayer(redis_url=beyond) as layer, pytest.raises(SettingsError, match="no database"):
+        layer.check()
 
 
 @pytest.mark.redis

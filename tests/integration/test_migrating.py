@@ -134,6 +134,52 @@ def test_schemas_do_not_wait_for_each_other(engine: Engine) -> None:
         assert upgrade(conn, schema="shop", wait_seconds=0.05)
 
 
+@pytest.mark.parametrize("wait_seconds", [0, 0.0001, -1])
+def test_a_migration_that_may_not_wait_gives_up_at_once(
+    engine: Engine, wait_seconds: float
+) -> None:
+    with engine.begin() as first, engine.begin() as second:
+        first.execute(select(func.pg_advisory_xact_lock(turn_key("datapatterns"))))
+        second.execute(text("SET LOCAL statement_timeout = 0"))
+
+        with pytest.raises(MigrationBlockedError):
+            upgrade(second, wait_seconds=wait_seconds)
+
+
+def test_a_migration_may_wait_for_longer_than_a_setting_can_say(engine: Engine) -> None:
+    with engine.begin() as conn:
+        assert upgrade(conn, wait_seconds=float("inf")) == ()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM datapatterns.library_version",
+        "DROP TABLE datapatterns.library_version",
+        "UPDATE datapatterns.library_version SET version_num = 'dp0002'",
+        "UPDATE datapatterns.library_version SET version_num = 'dp9999'",
+    ],
+)
+def test_the_record_decides_where_the_tables_stand_whatever_alembics_table_says(
+    engine: Engine, migrations: Migrations, damage: str
+) -> None:
+    migrations.downgrade("dp0004")
+    with engine.begin() as conn:
+        conn.execute(text(damage))
+
+    migrations.upgrade()
+    migrations.check()
+    with engine.begin() as conn:
+        conn.execute(text(damage))
+    migrations.downgrade("base")
+
+    with engine.connect() as conn:
+        left = conn.scalars(
+            text("SELECT tablename FROM pg_tables WHERE schemaname = 'datapatterns'")
+        ).all()
+    assert left == ["library_version"]
+
+
 def test_a_table_in_use_stops_a_migration_soon_instead_of_stopping_everybody(
     engine: Engine, migrations: Migrations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +198,16 @@ def test_a_transaction_that_keeps_its_snapshot_is_refused(engine: Engine) -> Non
 
     with careful.begin() as conn, pytest.raises(IsolationLevelError):
         upgrade(conn)
+
+
+def test_autocommit_is_refused_before_half_of_it_is_done(empty_url: URL) -> None:
+    engine = create_engine(empty_url, isolation_level="AUTOCOMMIT")
+
+    with engine.connect() as conn:
+        with pytest.raises(IsolationLevelError, match="autocommit"):
+            upgrade(conn)
+        assert migration_status(conn).revision is None
+    engine.dispose()
 
 
 def test_a_server_that_only_allows_reading_is_refused(database_url: URL) -> None:
@@ -221,6 +277,7 @@ def test_tables_of_a_newer_library_are_left_alone(engine: Engine, migrations: Mi
     ("change", "refusal"),
     [
         ("DROP TABLE datapatterns.library_migration", SchemaOccupiedError),
+        ("DELETE FROM datapatterns.library_migration", SchemaOccupiedError),
         ("UPDATE datapatterns.library_migration SET revision = 'dp9999'", UnknownRevisionError),
         (
             "UPDATE datapatterns.library_migration SET version_table = 'public.alembic_version'",

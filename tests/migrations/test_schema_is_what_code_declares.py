@@ -47,7 +47,7 @@ def test_the_migrated_schema_is_what_the_code_declares(engine: Engine) -> None:
                 "compare_server_default": False,
             },
         )
-        differences = compare_metadata(context, library_metadata())
+        differences = compare_metadata(context, library_metadata(DEFAULT_SCHEMA))
 
     assert [describe(found) for found in differences if kind(found) in KINDS] == []
 

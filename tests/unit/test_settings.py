@@ -89,6 +89,8 @@ def test_urls_keep_what_they_say(url: str, expected: tuple[object, ...]) -> None
         "postgresql://u:a@hidden/b@host/x",
         "postgresql://u:a@b?hidden=c@host/x",
         "postgresql://u:p@host:hidden/x",
+        "postgresql://u:99999/hidden",
+        "postgresql://u:p@host:0/hidden",
     ],
 )
 def test_a_database_url_that_cannot_be_used_is_refused_without_being_shown(url: str) -> None:
@@ -112,6 +114,9 @@ def test_a_database_url_that_cannot_be_used_is_refused_without_being_shown(url: 
         "redis://u:1/hidden@host",
         "redis://u:1#hidden@host",
         "redis://u:1?hidden=x@host",
+        "redis://host/hidden",
+        "redis://host/-1",
+        "redis://host/0/1",
     ],
 )
 def test_a_redis_url_that_cannot_be_used_is_refused_without_being_shown(url: str) -> None:
@@ -121,9 +126,19 @@ def test_a_redis_url_that_cannot_be_used_is_refused_without_being_shown(url: str
     assert "hidden" not in str(refused.value)
 
 
-def test_an_unknown_option_of_a_redis_url_is_refused_at_once() -> None:
+@pytest.mark.parametrize("option", ["colour=green", "db=green"])
+def test_an_unusable_option_of_a_redis_url_is_refused_at_once(option: str) -> None:
     with pytest.raises(SettingsError, match="option"):
-        DataLayer(redis_url="redis://host?colour=green")
+        DataLayer(redis_url=f"redis://host?{option}")
+
+
+def test_a_password_among_the_options_is_as_hidden_as_one_before_the_host() -> None:
+    url = "postgresql://u:old@host/x?password=first&connect_timeout=3&password=hidden"
+    layer = DataLayer(url, shards={"s0": url})
+
+    assert layer.engine.url.password == "hidden"
+    assert layer.engine.url.query == {"connect_timeout": "3"}
+    assert "hidden" not in f"{layer.engine!r} {layer.shard_engines!r} {layer!r}"
 
 
 @pytest.mark.parametrize(

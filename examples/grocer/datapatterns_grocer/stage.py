@@ -11,7 +11,8 @@ from sqlalchemy import URL
 
 from datapatterns import DataLayer
 from datapatterns.embedded import EmbeddedServers, ValkeyServer
-from datapatterns_grocer.databases import MAIN_NAME, SHARD_NAMES, demo_databases, server_url
+from datapatterns.settings import checked_redis_url, postgres_url
+from datapatterns_grocer.databases import MAIN_NAME, SHARD_NAMES, demo_databases
 from datapatterns_grocer.dataset import Dataset, Line
 from datapatterns_grocer.screen import Screen
 
@@ -63,6 +64,10 @@ def set_stage(
         redis_url: A Redis or Valkey; else one is started.
         keep: Leave the data, and say where they are.
     """
+    # Both are looked at before anything starts.
+    given = None if database_url is None else postgres_url(database_url, "--database-url")
+    if redis_url is not None:
+        redis_url = checked_redis_url(redis_url, "--redis-url")
     with ExitStack() as stack:
         dataset = stack.enter_context(closing(Dataset(weeks)))
         servers: EmbeddedServers | None = None
@@ -70,7 +75,7 @@ def set_stage(
             servers = stack.enter_context(EmbeddedServers(KEPT_FOLDER if keep else None))
         redis_server = None if redis_url or servers is None else servers.valkey()
         urls: list[URL] = []
-        for server, names in _places(database_url, servers):
+        for server, names in _places(given, servers):
             urls += stack.enter_context(demo_databases(server, names, keep=keep))
         layer = stack.enter_context(
             closing(
@@ -95,11 +100,11 @@ def set_stage(
 
 
 def _places(
-    database_url: str | None, servers: EmbeddedServers | None
+    given: URL | None, servers: EmbeddedServers | None
 ) -> list[tuple[URL, tuple[str, ...]]]:
     """Return which server holds which databases: the given one all, else each one of its own."""
-    if database_url is not None:
-        return [(server_url(database_url), (MAIN_NAME, *SHARD_NAMES))]
+    if given is not None:
+        return [(given, (MAIN_NAME, *SHARD_NAMES))]
     assert servers is not None
     return [
         (servers.postgres(name.removeprefix("datapatterns_")).url, (name,))
