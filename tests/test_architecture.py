@@ -14,6 +14,7 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*.py")
 )
 LONG_FOR_A_REASON = {  # path -> why it reads better in one piece
+    "tests/integration/test_shard_session.py": "every promise of the sessions over the same shop",
     "datapatterns/errors.py": "the whole tree of errors in one place: what callers branch on",
 }
 VAGUE_NAMES = {"base", "common", "core", "helpers", "manager", "misc", "utils"}

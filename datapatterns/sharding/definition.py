@@ -17,6 +17,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TupleType,
+    TypeDecorator,
     Unicode,
     UnicodeText,
     Uuid,
@@ -46,6 +48,13 @@ _GROUP_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 INFO_KEY = "shard"
 """Where a `Table` that no class is mapped to carries its `ShardKey`: in ``Table.info``."""
+
+
+def is_plain_key_type(type_: TypeEngine[Any]) -> bool:
+    """Return whether parameters of ``type_`` reach the server as the values that they are."""
+    if isinstance(type_, TupleType):
+        return all(map(is_plain_key_type, type_.types))
+    return not isinstance(type_, TypeDecorator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,18 @@ class EntityGroup:
         if isinstance(key, int) and not -(2**63) <= key < 2**63:
             raise ShardKeyError(self.name, f"{key} does not fit into a bigint")
         return key
+
+    def stored_key(self, key: object, column: Column[Any]) -> Key:
+        """Return ``key`` if ``column`` keeps it as it is.
+
+        Raises:
+            ShardKeyError: As for `checked_key`, or it is too long: PostgreSQL would cut off blanks.
+        """
+        found = self.checked_key(key)
+        length = getattr(column.type, "length", None)
+        if isinstance(found, str) and length is not None and len(found) > length:
+            raise ShardKeyError(self.name, f"{found!r} is longer than {column.name} can be")
+        return found
 
     def key_from(self, keywords: Mapping[str, Key]) -> Key:
         """Return the key that a caller wrote by its column, as in ``household_id=42``.

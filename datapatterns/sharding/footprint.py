@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import cast
 
-from sqlalchemy import Alias, ColumnClause, FromClause, Join, Select, Table, TextClause
+from sqlalchemy import Alias, ColumnClause, FromClause, Join, Select, Table, TextClause, UpdateBase
 from sqlalchemy.dialects.postgresql import dialect
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ClauseElement
@@ -30,6 +30,7 @@ from datapatterns.sharding.key_conditions import (
     key_tie,
 )
 from datapatterns.sharding.placements import Placements
+from datapatterns.sharding.strategy import Key
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 # What func.count() and EXISTS put into a statement by themselves.
@@ -45,25 +46,28 @@ class Block:
         tied: Whether all rows that are combined have one key, so lie on one shard.
         outer: Whether a table may be missing from a row.
         conditions: What the rows' keys must be.
+        outer_conditions: What the keys of tables must be that may be missing, unless they are.
     """
 
     leaves: tuple[Leaf, ...]
     tied: bool
     outer: bool
     conditions: tuple[KeyCondition, ...]
+    outer_conditions: tuple[KeyCondition, ...] = ()
 
-    def buckets(self, parameters: Parameters) -> frozenset[int] | None:
-        """Return the buckets that this SELECT can read from; None if that may be all."""
-        if self.tied:
-            return _intersection([c.buckets(parameters) for c in self.conditions])
+    def keys(self, parameters: Parameters) -> frozenset[Key] | None:
+        """Return the keys of all rows that this SELECT can use; None if that may be any."""
+        if self.tied and self.conditions:
+            return _intersection([c.keys(parameters) for c in self.conditions])
         # Untied tables are confined if each is: a condition in WHERE also drops the rows that an
         # outer join has filled with NULLs.
-        each = [
-            _intersection([c.buckets(parameters) for c in self.conditions if c.leaf is leaf])
-            for leaf in self.leaves
-        ]
-        known = [buckets for buckets in each if buckets is not None]
-        return frozenset().union(*known) if len(known) == len(each) else None
+        conditions = (*self.conditions, *self.outer_conditions)
+        return _union(
+            [
+                _intersection([c.keys(parameters) for c in conditions if c.leaf is leaf])
+                for leaf in self.leaves
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +89,25 @@ class Footprint:
         """Return the names of the sharded tables."""
         return frozenset(leaf.name for block in self.blocks for leaf in block.leaves)
 
+    def keys(self, parameters: Parameters) -> frozenset[Key] | None:
+        """Return the keys of all rows that the statement can use; None if that may be any."""
+        return _union([block.keys(parameters) for block in self.blocks])
+
     def buckets(self, parameters: Parameters) -> frozenset[int] | None:
         """Return the buckets that the statement can read from; None if that may be all."""
-        each = [block.buckets(parameters) for block in self.blocks]
-        known = [buckets for buckets in each if buckets is not None]
-        return frozenset().union(*known) if len(known) == len(each) else None
+        keys = self.keys(parameters)
+        return None if keys is None else self.group.strategy.buckets_for("in", list(keys))
 
 
-def footprint_of(statement: SelectBase, placements: Placements) -> Footprint:
+def footprint_of(
+    statement: SelectBase, placements: Placements, *, strict: bool = True
+) -> Footprint:
     """Return what ``statement`` reads.
+
+    Args:
+        statement: A SELECT, or a UNION of some.
+        placements: What was declared about tables.
+        strict: Whether to refuse SQL text and tables of which nothing was declared.
 
     Raises:
         UnroutableStatementError: It names a table of which nothing was declared, tables of two
@@ -103,14 +117,23 @@ def footprint_of(statement: SelectBase, placements: Placements) -> Footprint:
     compiled_state = statement.compile(dialect=_DIALECT).compile_state
     sent = getattr(compiled_state, "statement", statement)
     selects = [part for part in visitors.iterate(sent) if isinstance(part, Select)]
-    blocks = [block_of(select, placements) for select in selects]
+    blocks = [block_of(select, placements, strict=strict) for select in selects]
     return footprint_of_blocks(
-        sent, [block for block in blocks if block.leaves], placements, plain=selects == [sent]
+        sent,
+        [block for block in blocks if block.leaves],
+        placements,
+        plain=selects == [sent],
+        strict=strict,
     )
 
 
 def footprint_of_blocks(
-    statement: ClauseElement, blocks: Sequence[Block], placements: Placements, *, plain: bool
+    statement: ClauseElement,
+    blocks: Sequence[Block],
+    placements: Placements,
+    *,
+    plain: bool,
+    strict: bool = True,
 ) -> Footprint:
     """Return the footprint of a statement whose SELECTs have been looked at.
 
@@ -119,8 +142,13 @@ def footprint_of_blocks(
     """
     accounted = {leaf.table for block in blocks for leaf in block.leaves}
     for part in visitors.iterate(statement):
-        _refuse_text(cast("ClauseElement", part))
+        if part is not statement:
+            refuse_change(cast("ClauseElement", part))
+        if strict:
+            refuse_text(cast("ClauseElement", part))
         if isinstance(part, Table) and part not in accounted:
+            if not strict and placements.shard_key(part) is None:
+                continue
             leaf_of(part, placements)  # names what is undeclared
             raise UnroutableStatementError(
                 f"table {part.name!r} is used where its rows cannot be told from others",
@@ -136,14 +164,16 @@ def footprint_of_blocks(
     return Footprint(groups.pop(), tuple(blocks), plain)
 
 
-def block_of(select: Select[*tuple[object, ...]], placements: Placements) -> Block:
+def block_of(
+    select: Select[*tuple[object, ...]], placements: Placements, *, strict: bool = True
+) -> Block:
     """Return the sharded tables of one SELECT, and what holds for every row of it."""
     conditions = list(conjuncts(select.whereclause))
     elements: list[_Element] = []
     for source in select.get_final_froms():
         for element, on in _inner_parts(source):
             conditions.extend(on)
-            elements.append(_element(element, placements))
+            elements.append(_element(element, placements, strict=strict))
     leaves = [leaf for element in elements for leaf in element.leaves]
     ties = [tie for clause in conditions if (tie := key_tie(clause, leaves)) is not None]
     keyed = [key_condition(clause, leaves) for clause in conditions]
@@ -152,6 +182,7 @@ def block_of(select: Select[*tuple[object, ...]], placements: Placements) -> Blo
         tied=all(element.tied for element in elements) and _connected(elements, ties),
         outer=any(element.outer for element in elements),
         conditions=tuple(condition for condition in keyed if condition is not None),
+        outer_conditions=tuple(found for element in elements for found in element.conditions),
     )
 
 
@@ -162,6 +193,7 @@ class _Element:
     leaves: tuple[Leaf, ...]
     tied: bool = True
     outer: bool = False
+    conditions: tuple[KeyCondition, ...] = ()
 
 
 def _inner_parts(source: FromClause) -> Iterator[tuple[FromClause, list[ClauseElement]]]:
@@ -176,17 +208,29 @@ def _inner_parts(source: FromClause) -> Iterator[tuple[FromClause, list[ClauseEl
         yield source, []
 
 
-def _element(source: FromClause, placements: Placements) -> _Element:
+def _element(source: FromClause, placements: Placements, *, strict: bool) -> _Element:
     source = _ungrouped(source)
     if isinstance(source, Join):
         # The ON of an outer join keeps rows together only if it compares their keys itself.
-        left, right = _element(source.left, placements), _element(source.right, placements)
+        left = _element(source.left, placements, strict=strict)
+        right = _element(source.right, placements, strict=strict)
         leaves = [*left.leaves, *right.leaves]
         ties = [key_tie(clause, leaves) for clause in conjuncts(source.onclause)]
         crossing = any(tie is not None and _crosses(tie, left, right) for tie in ties)
         alone = not left.leaves or not right.leaves
-        return _Element(tuple(leaves), left.tied and right.tied and (crossing or alone), outer=True)
+        # Nor does it confine the table whose rows all stay.
+        confined = [] if source.full else list(right.leaves) if source.isouter else leaves
+        keyed = [key_condition(clause, confined) for clause in conjuncts(source.onclause)]
+        found = [condition for condition in keyed if condition is not None]
+        return _Element(
+            tuple(leaves),
+            left.tied and right.tied and (crossing or alone),
+            outer=True,
+            conditions=(*left.conditions, *right.conditions, *found),
+        )
     if isinstance(source, Subquery | CTE | Values | TableValuedAlias):
+        return _Element(())
+    if not strict and placements.shard_key(getattr(source, "element", source)) is None:
         return _Element(())
     return _Element((leaf_of(source, placements),))
 
@@ -234,7 +278,25 @@ def _ungrouped(source: FromClause) -> FromClause:
     return source
 
 
-def _refuse_text(part: ClauseElement) -> None:
+def refuse_change(part: ClauseElement) -> None:
+    """Refuse an INSERT, UPDATE or DELETE inside of another statement.
+
+    Raises:
+        UnroutableStatementError: It is one.
+    """
+    if isinstance(part, UpdateBase):
+        raise UnroutableStatementError(
+            f"the statement contains another {type(part).__name__.upper()}",
+            "run that one by itself, in the same transaction",
+        )
+
+
+def refuse_text(part: ClauseElement) -> None:
+    """Refuse SQL text.
+
+    Raises:
+        UnroutableStatementError: It is some.
+    """
     is_text = isinstance(part, TextClause | TextualSelect) or (
         isinstance(part, ColumnClause) and part.is_literal and part.name not in _HARMLESS_LITERALS
     )
@@ -245,5 +307,10 @@ def _refuse_text(part: ClauseElement) -> None:
         )
 
 
-def _intersection(sets: Sequence[frozenset[int]]) -> frozenset[int] | None:
+def _intersection(sets: Sequence[frozenset[Key]]) -> frozenset[Key] | None:
     return reduce(frozenset.intersection, sets) if sets else None
+
+
+def _union(sets: Sequence[frozenset[Key] | None]) -> frozenset[Key] | None:
+    known = [keys for keys in sets if keys is not None]
+    return frozenset().union(*known) if len(known) == len(sets) else None

@@ -70,7 +70,7 @@ def _positions(
     names = {
         bind.key
         for block in footprint.blocks
-        for condition in block.conditions
+        for condition in (*block.conditions, *block.outer_conditions)
         for bind in condition.binds
     }
     if not names.issubset(places):

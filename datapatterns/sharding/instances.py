@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from sqlalchemy import inspect
+from sqlalchemy import ClauseElement, Column, inspect
 from sqlalchemy.orm import InstanceState, Mapper
 
 from datapatterns.errors import ShardKeyChangedError, UnroutableStatementError
 from datapatterns.sharding.definition import ShardKey
 from datapatterns.sharding.placements import Placements
 from datapatterns.sharding.strategy import Key
+from datapatterns.sharding.write_keys import refuse_subqueries
 
 
 def declared_key(mapper: Mapper[Any], placements: Placements) -> ShardKey:
@@ -31,7 +32,8 @@ def key_of(instance: object, shard_key: ShardKey) -> Key | None:
 
     Raises:
         ShardKeyChangedError: It is not the one that the stored row has.
-        ShardKeyError: It is of a wrong type.
+        ShardKeyError: It is of a wrong type, or too long.
+        UnroutableStatementError: An attribute is to be set to a subquery.
     """
     state: InstanceState[Any] = inspect(instance)
     mapper = state.mapper
@@ -45,4 +47,8 @@ def key_of(instance: object, shard_key: ShardKey) -> Key | None:
         if attribute in state.dict and value != stored:
             raise ShardKeyChangedError(table=column.table.name, column=column.name)
         value = stored
-    return None if value is None else shard_key.group.checked_key(value)
+    for written in state.dict.values():
+        if isinstance(written, ClauseElement):
+            refuse_subqueries(written)
+    assert isinstance(column, Column)  # the primary key's
+    return None if value is None else shard_key.group.stored_key(value, column)

@@ -20,7 +20,8 @@ from sqlalchemy.sql.elements import (
     Tuple,
 )
 
-from datapatterns.sharding.definition import ShardKey
+from datapatterns.sharding.definition import ShardKey, is_plain_key_type
+from datapatterns.sharding.strategy import Key
 
 Parameters: TypeAlias = Mapping[str, Any]
 
@@ -64,8 +65,8 @@ class KeyCondition:
     binds: tuple[BindParameter[Any], ...]
     position: int | None = None
 
-    def buckets(self, parameters: Parameters) -> frozenset[int]:
-        """Return the buckets that can hold such a row.
+    def keys(self, parameters: Parameters) -> frozenset[Key]:
+        """Return the keys that such a row can have.
 
         Raises:
             ShardKeyError: A value is of another type than the key.
@@ -75,8 +76,7 @@ class KeyCondition:
         if self.position is not None:
             values = [value[self.position] for value in values]
         # NULL equals nothing, so it adds no row.
-        keys = [group.checked_key(value) for value in values if value is not None]
-        return group.strategy.buckets_for("in", keys)
+        return frozenset(group.checked_key(value) for value in values if value is not None)
 
 
 def conjuncts(clause: object) -> Iterator[ClauseElement]:
@@ -134,7 +134,7 @@ def _in_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondi
 
 def _listed_binds(right: object) -> tuple[BindParameter[Any], ...] | None:
     if isinstance(right, BindParameter):
-        return (right,) if right.expanding else None
+        return (right,) if right.expanding and is_plain_key_type(right.type) else None
     if isinstance(right, Grouping):
         right = right.element
     if isinstance(right, ClauseList | ExpressionClauseList):
@@ -148,7 +148,12 @@ def _leaf_of(clause: object, leaves: list[Leaf]) -> Leaf | None:
 
 
 def _is_plain_bind(clause: object) -> TypeGuard[BindParameter[Any]]:
-    return isinstance(clause, BindParameter) and not clause.expanding
+    # A type of the application's own may send another value than the one that is hashed here.
+    return (
+        isinstance(clause, BindParameter)
+        and not clause.expanding
+        and is_plain_key_type(clause.type)
+    )
 
 
 def _values(bind: BindParameter[Any], parameters: Parameters) -> list[Any]:

@@ -22,6 +22,7 @@ from sqlalchemy.sql.elements import (
     ClauseElement,
     CollationClause,
     Grouping,
+    TypeCoerce,
     UnaryExpression,
 )
 from sqlalchemy.sql.functions import FunctionElement
@@ -285,4 +286,7 @@ def _is_c_text(expression: ColumnElement[Any]) -> bool:
     if isinstance(expression, BinaryExpression) and expression.operator is operators.collate:
         collation = expression.right
         return isinstance(collation, CollationClause) and collation.collation == "C"
+    # A collation that is written inside prevails over those of columns.
+    if any(isinstance(part, CollationClause | TypeCoerce) for part in visitors.iterate(expression)):
+        return False
     return type(expression.type) in _TEXTS and getattr(expression.type, "collation", None) == "C"

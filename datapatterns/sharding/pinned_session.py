@@ -1,14 +1,26 @@
 """A session on the one shard of one key."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
-from sqlalchemy import ClauseElement, Connection, Delete, Insert, Result, Table, Update, event
-from sqlalchemy.orm import Mapper, ORMExecuteState, Session, with_loader_criteria
+from sqlalchemy import (
+    ClauseElement,
+    CompoundSelect,
+    Connection,
+    Delete,
+    Executable,
+    Insert,
+    Result,
+    Select,
+    Table,
+    Update,
+    event,
+)
+from sqlalchemy.orm import FromStatement, Mapper, ORMExecuteState, Session, with_loader_criteria
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.selectable import SelectBase
 
-from datapatterns.errors import ScatterRefusedError, ShardKeyError
+from datapatterns.errors import ScatterRefusedError, ShardKeyError, UnroutableStatementError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.footprint import Footprint, footprint_of, leaf_of
@@ -16,7 +28,7 @@ from datapatterns.sharding.instances import declared_key, key_of
 from datapatterns.sharding.key_conditions import Parameters
 from datapatterns.sharding.ownership import claim_buckets
 from datapatterns.sharding.strategy import Key
-from datapatterns.sharding.write_keys import changed_rows, insert_keys
+from datapatterns.sharding.write_keys import changed_rows, insert_keys, updates_by_primary_key
 
 
 class PinnedSession(Session):
@@ -40,6 +52,20 @@ class PinnedSession(Session):
         """Return the connection of this session's transaction, on the key's shard."""
         with self._access.asking(self.shard_id):
             return super().connection(*args, **named)
+
+    def bulk_save_objects(self, *_args: Any, **_named: Any) -> NoReturn:  # noqa: ANN401 -- as in Session
+        """Refuse to write rows past all checks of their keys.
+
+        Raises:
+            UnroutableStatementError: Always.
+        """
+        raise UnroutableStatementError(
+            "bulk_save_objects() and its like write rows without a look at their keys",
+            "use add_all(), or execute insert() or update() with a list of rows",
+        )
+
+    bulk_insert_mappings = bulk_save_objects
+    bulk_update_mappings = bulk_save_objects
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         """Write what has changed.
@@ -76,34 +102,61 @@ class PinnedSession(Session):
         if any(shard_key.group is not self._group for shard_key in sharded):
             raise self._foreign(None)
         if sharded:
-            self._check_keys(state)
+            self._check_keys(state, statement)
         if state.is_orm_statement and not state.is_column_load and not state.is_insert:
             statement = statement.options(*self._criteria())
         with self._access.asking(self.shard_id):
             return state.invoke_statement(statement)
 
-    def _check_keys(self, state: ORMExecuteState) -> None:
-        statement, placements = state.statement, self._access.placements
+    def _check_keys(self, state: ORMExecuteState, statement: Executable) -> None:
+        placements = self._access.placements
         sets = _sets(state)
+        if isinstance(statement, FromStatement):
+            self._check_keys(state, statement.element)
+            return
         if isinstance(statement, Insert):
             leaf = leaf_of(statement.table, placements)
             for key in insert_keys(statement, sets, leaf, state.bind_mapper):
                 if key != self._key:
                     raise self._foreign(key)
         elif isinstance(statement, Update | Delete):
-            footprint, buckets = changed_rows(statement, sets, placements, state.bind_mapper)
-            self._check_confined(state, footprint, buckets)
-        elif isinstance(statement, SelectBase) and not state.is_orm_statement:
-            footprint = footprint_of(statement, placements)
-            buckets = footprint.buckets(sets[0] if sets else {})
-            self._check_confined(state, footprint, buckets)
+            self._check_change(state, statement)
+        elif isinstance(statement, SelectBase):
+            self._check_read(statement, sets[0] if sets else {}, strict=not state.is_orm_statement)
 
-    def _check_confined(
-        self, state: ORMExecuteState, footprint: Footprint, buckets: frozenset[int] | None
-    ) -> None:
+    def _check_change(self, state: ORMExecuteState, statement: Update | Delete) -> None:
+        by_primary_key = updates_by_primary_key(state)
+        footprint, keys = changed_rows(
+            statement,
+            _sets(state),
+            self._access.placements,
+            state.bind_mapper,
+            by_primary_key=by_primary_key,
+        )
+        if "parententity" not in statement.table._annotations or by_primary_key:  # noqa: SLF001 -- as SQLAlchemy asks
+            self._check_confined(footprint, keys)
+            return
         # The ORM adds the key to what is about mapped classes; a Table it leaves alone.
-        if not state.is_orm_statement and (buckets is None or not buckets <= {self._bucket}):
+        for part in visitors.iterate(statement):
+            if isinstance(part, Select) and self._names_sharded(part):
+                self._check_read(part, {}, strict=True)
+
+    def _check_read(self, statement: SelectBase, parameters: Parameters, *, strict: bool) -> None:
+        if isinstance(statement, Select | CompoundSelect):  # else SQL text, which is refused below
+            statement = statement.options(*self._criteria())
+        footprint = footprint_of(statement, self._access.placements, strict=strict)
+        self._check_confined(footprint, footprint.keys(parameters))
+
+    def _check_confined(self, footprint: Footprint, keys: frozenset[Key] | None) -> None:
+        if keys is None or not keys <= {self._key}:
             raise ScatterRefusedError(footprint.tables)
+
+    def _names_sharded(self, select: SelectBase) -> bool:
+        placements = self._access.placements
+        return any(
+            isinstance(part, Table) and placements.shard_key(part) is not None
+            for part in visitors.iterate(select)
+        )
 
     def _criteria(self) -> list[Any]:
         key = self._key

@@ -142,6 +142,8 @@ def _plan_groups(
 ) -> ScatterPlan:
     """A shard's groups are parts of groups; its first ones need not be among the first."""
     selected = _selected(statement)
+    if len(selected) != len(statement.column_descriptions):
+        raise UnmergeableQueryError("a Bundle of aggregates", "select its columns one by one")
     if statement._distinct:  # noqa: SLF001 -- there is no public name
         raise UnmergeableQueryError("DISTINCT beside aggregates", "leave it out, or GROUP BY more")
     partial = _Partial(group_by)

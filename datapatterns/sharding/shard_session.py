@@ -39,7 +39,7 @@ from datapatterns.sharding.ownership import agrees_with_map, claim_buckets, owns
 from datapatterns.sharding.scatter_plan import AnySelect, ScatterPlan, plan_scatter
 from datapatterns.sharding.scattering import ask_each, merge
 from datapatterns.sharding.shard_map import ShardMap
-from datapatterns.sharding.write_keys import changed_rows, insert_keys
+from datapatterns.sharding.write_keys import changed_rows, insert_keys, updates_by_primary_key
 
 
 class ShardSession(Session):
@@ -199,12 +199,17 @@ class ShardSession(Session):
         return self._write(state, shard_map, buckets)
 
     def _change(self, state: ORMExecuteState, statement: Update | Delete) -> Result[Any]:
-        footprint, buckets = changed_rows(
-            statement, _all_sets(state), self._access.placements, state.bind_mapper
+        footprint, keys = changed_rows(
+            statement,
+            _all_sets(state),
+            self._access.placements,
+            state.bind_mapper,
+            by_primary_key=updates_by_primary_key(state),
         )
-        if buckets is None:
+        if keys is None:
             raise ScatterRefusedError(footprint.tables)
-        return self._write(state, self._access.router.map_of(footprint.group), buckets)
+        shard_map = self._access.router.map_of(footprint.group)
+        return self._write(state, shard_map, shard_map.strategy.buckets_for("in", list(keys)))
 
     def _write(
         self, state: ORMExecuteState, shard_map: ShardMap, buckets: frozenset[int]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from sqlalchemy import (
     BindParameter,
@@ -14,13 +14,22 @@ from sqlalchemy import (
     Update,
 )
 from sqlalchemy.dialects.postgresql.dml import OnConflictDoUpdate
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, ORMExecuteState
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import ShardKeyChangedError, ShardKeyError, UnroutableStatementError
-from datapatterns.sharding.footprint import Block, Footprint, block_of, footprint_of_blocks, leaf_of
+from datapatterns.sharding.definition import is_plain_key_type
+from datapatterns.sharding.footprint import (
+    Block,
+    Footprint,
+    block_of,
+    footprint_of_blocks,
+    leaf_of,
+    refuse_change,
+    refuse_text,
+)
 from datapatterns.sharding.key_conditions import Leaf, Parameters, conjuncts, key_condition
 from datapatterns.sharding.placements import Placements
 from datapatterns.sharding.strategy import Key
@@ -54,7 +63,15 @@ def insert_keys(
         raise _changed(leaf)
     group = leaf.shard_key.group
     rows = list(_inserted(statement, parameters))
-    return [group.checked_key(_key_value(row, names, group.name)) for row in rows]
+    replaced = (
+        conflict.update_values_to_set.values() if isinstance(conflict, OnConflictDoUpdate) else ()
+    )
+    written = chain(replaced, *(row.values() for row in rows))
+    for part in (statement, conflict, *written):
+        if isinstance(part, ClauseElement):
+            refuse_subqueries(part)
+    keys = (_key_value(row, names, group.name) for row in rows)
+    return [group.stored_key(key, leaf.table.c[leaf.shard_key.column]) for key in keys]
 
 
 def changed_rows(
@@ -62,8 +79,17 @@ def changed_rows(
     parameters: Sequence[Parameters],
     placements: Placements,
     mapper: Mapper[Any] | None,
-) -> tuple[Footprint, frozenset[int] | None]:
-    """Return what ``statement`` reads, and the buckets of all rows that it can change.
+    *,
+    by_primary_key: bool,
+) -> tuple[Footprint, frozenset[Key] | None]:
+    """Return what ``statement`` reads, and the keys of all rows that it can use.
+
+    Args:
+        statement: What is to be executed.
+        parameters: With these parameters.
+        placements: What was declared about tables.
+        mapper: Of the class that the statement is about.
+        by_primary_key: Whether the parameters are rows, as `updates_by_primary_key` tells.
 
     Raises:
         ShardKeyChangedError: It sets a shard key.
@@ -71,7 +97,6 @@ def changed_rows(
     """
     leaf = leaf_of(statement.table, placements)
     names = _names(leaf, mapper)
-    by_primary_key = isinstance(statement, Update) and statement.whereclause is None
     if isinstance(statement, Update):
         _refuse_new_key(statement, () if by_primary_key else parameters, leaf, names)
     _refuse_other_tables(statement, leaf)
@@ -85,15 +110,48 @@ def changed_rows(
     footprint = footprint_of_blocks(
         statement, [own, *(block for block in nested if block.leaves)], placements, plain=not nested
     )
-    if by_primary_key and parameters and names.intersection(parameters[0]):
+    if by_primary_key:
         group = leaf.shard_key.group
-        keys = [group.checked_key(_key_value(row, names, group.name)) for row in parameters]
-        return footprint, group.strategy.buckets_for("in", keys)
-    if len(parameters) > 1:
-        each = [footprint.buckets(row) for row in parameters]
-        known = [buckets for buckets in each if buckets is not None]
-        return footprint, frozenset().union(*known) if len(known) == len(each) else None
-    return footprint, footprint.buckets(parameters[0] if parameters else {})
+        for value in chain(*(row.values() for row in parameters)):
+            if isinstance(value, ClauseElement):
+                refuse_subqueries(value)
+        found = [group.checked_key(_key_value(row, names, group.name)) for row in parameters]
+        return footprint, frozenset(found)
+    each = [footprint.keys(row) for row in parameters or ({},)]
+    known = [keys for keys in each if keys is not None]
+    return footprint, frozenset().union(*known) if len(known) == len(each) else None
+
+
+def updates_by_primary_key(state: ORMExecuteState) -> bool:
+    """Return whether SQLAlchemy takes the parameters of an UPDATE for rows with primary keys.
+
+    It does so for a list and a mapped class only. Else they are what all rows are set to.
+    """
+    statement = state.statement
+    return (
+        isinstance(statement, Update)
+        and statement.whereclause is None
+        and isinstance(state.parameters, list)
+        and "parententity" in statement.table._annotations  # noqa: SLF001 -- as SQLAlchemy asks
+        and state.execution_options.get("dml_strategy", "auto") in {"auto", "bulk"}
+    )
+
+
+def refuse_subqueries(written: ClauseElement) -> None:
+    """Refuse what is written if it is read on the one shard that it is written to.
+
+    Raises:
+        UnroutableStatementError: It contains another statement, or SQL text.
+    """
+    for part in visitors.iterate(written):
+        refuse_text(cast("ClauseElement", part))
+        if part is not written:
+            refuse_change(cast("ClauseElement", part))
+        if isinstance(part, SelectBase):
+            raise UnroutableStatementError(
+                "a written value is a subquery, which would see one shard",
+                "read it before, and write its value",
+            )
 
 
 def _refuse_new_key(
@@ -154,7 +212,7 @@ def _key_value(row: Mapping[str, Any], names: frozenset[str], group: str) -> obj
     if len(given) != 1:
         raise ShardKeyError(group, f"a row has no value for {sorted(names)}; give it one")
     (value,) = given
-    if isinstance(value, BindParameter):
+    if isinstance(value, BindParameter) and is_plain_key_type(value.type):
         return value.effective_value
     if isinstance(value, ClauseElement):
         raise ShardKeyError(group, "it is computed by the server; pass its value")
