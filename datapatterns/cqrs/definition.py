@@ -1,7 +1,7 @@
 """What an application declares: which events change which rows, and how."""
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Final, TypeVar, overload
@@ -56,7 +56,7 @@ def on(
     The method is called as ``method(self, row, event, meta)``: ``row`` is the row to change, for
     a `RedisProjection` the changes to add to; ``meta`` is the event as recorded, with its
     position, stream, time and metadata. It must depend on nothing else, for a rebuild runs it
-    again. Several methods may share the name ``_``.
+    again. Several methods may share the name ``_``; under any other, a subclass may override it.
 
     Args:
         event_class: What ``@event`` made; subclasses do not count.
@@ -86,11 +86,11 @@ class _Body(dict[str, Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.handlers: list[Handler] = []
+        self.handlers: list[tuple[str, Handler]] = []
 
     def __setitem__(self, name: str, value: Any) -> None:  # noqa: ANN401 -- anything has a name
         if isinstance(value, Handler):
-            self.handlers.append(value)
+            self.handlers.append((name, value))
         super().__setitem__(name, value)
 
 
@@ -102,19 +102,32 @@ class _ProjectionType(type):
     def __new__(
         cls, name: str, bases: tuple[type, ...], body: Mapping[str, Any], /, **options: object
     ) -> "_ProjectionType":
-        inherited = [handler for base in bases for handler in getattr(base, "handlers", ())]
         own = body.handlers if isinstance(body, _Body) else []
-        return super().__new__(
-            cls, name, bases, {**body, "handlers": (*inherited, *own)}, **options
-        )
+        return super().__new__(cls, name, bases, {**body, "own_handlers": tuple(own)}, **options)
 
 
 class AnyProjection(metaclass=_ProjectionType):
     """What both kinds of projection have; declare a `Projection` or a `RedisProjection`."""
 
+    own_handlers: ClassVar[tuple[tuple[str, Handler], ...]]
     handlers: ClassVar[tuple[Handler, ...]] = ()
     name: ClassVar[str]
     version: ClassVar[int]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.handlers = tuple(cls._inherited())
+
+    @classmethod
+    def _inherited(cls) -> Iterator[Handler]:
+        # Each class counts once, however many ways lead to it, and a name means what it does for
+        # any method: the most derived class that has it decides. Nobody overrides an underscore.
+        derived_first = cls.__mro__
+        for place in reversed(range(len(derived_first))):
+            for name, handler in vars(derived_first[place]).get("own_handlers", ()):
+                derived = derived_first[:place]
+                if name == "_" or not any(name in vars(other) for other in derived):
+                    yield handler
 
     @classmethod
     def _declare(cls, name: str | None, version: int) -> None:
@@ -126,6 +139,13 @@ class AnyProjection(metaclass=_ProjectionType):
             )
         if not 1 <= version < 2**31:
             raise ProjectionDefinitionError(cls.name, "count the version from 1")
+        for base in cls.__mro__:
+            if not isinstance(base, _ProjectionType) and _declares_handlers(base):
+                raise ProjectionDefinitionError(
+                    cls.name,
+                    f"{base.__name__} is no projection, so those of its methods that share a name"
+                    " are lost; declare them here, or in a projection to inherit from",
+                )
         if not cls.handlers:
             raise ProjectionDefinitionError(cls.name, "declare at least one method with @on")
 
@@ -179,6 +199,10 @@ class RedisProjection(AnyProjection):
                 raise ProjectionDefinitionError(
                     cls.name, "in Redis a method names what it changes; leave key= and keys= out"
                 )
+
+
+def _declares_handlers(cls: type) -> bool:
+    return any(isinstance(value, Handler) for value in vars(cls).values())
 
 
 def _snake_case(name: str) -> str:

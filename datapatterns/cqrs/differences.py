@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from datapatterns.cqrs.read_model import ReadModel
+from datapatterns.cqrs.read_model import ReadModel, undecorated
 from datapatterns.event_sourcing.events import Position
 
 
@@ -108,8 +108,13 @@ def _same_key(left: ReadModel, right: ReadModel) -> ColumnElement[bool]:
 
 def _comparable(columns: Sequence[ColumnElement[Any]]) -> ColumnElement[Any]:
     # json, unlike jsonb, has no equality.
-    plain = [cast(c, JSONB) if type(c.type) is JSON else c for c in columns]
+    plain = [cast(c, JSONB) if _is_json(c) else c for c in columns]
     return tuple_(*plain) if len(plain) > 1 else plain[0]
+
+
+def _is_json(column: ColumnElement[Any]) -> bool:
+    type_ = undecorated(column.type)
+    return isinstance(type_, JSON) and not isinstance(type_, JSONB)
 
 
 def _difference(model: ReadModel, stored: Sequence[Any], expected: Sequence[Any]) -> Difference:

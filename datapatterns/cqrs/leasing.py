@@ -196,15 +196,36 @@ def release(conn: Connection, tables: ProjectionTables, lease: Lease) -> None:
 def read_position(
     conn: Connection, tables: ProjectionTables, projection: type[AnyProjection]
 ) -> Position | None:
-    """Return how far the projection is; None if this version has never run."""
+    """Return how far the rows of a table are; None if this version did not build them."""
     position = conn.scalar(
         select(tables.shards.c.position).where(
+            is_live(tables, projection),
             tables.shards.c.name == projection.name,
             tables.shards.c.version == projection.version,
             tables.shards.c.shard == ONLY_SHARD,
         )
     )
     return None if position is None else Position(position)
+
+
+def is_live(tables: ProjectionTables, projection: type[AnyProjection]) -> ColumnElement[bool]:
+    """Return the condition that this version is the one that is read."""
+    return exists().where(
+        tables.projections.c.name == projection.name,
+        tables.projections.c.version == projection.version,
+        tables.projections.c.status == "live",
+    )
+
+
+def read_live_version(
+    conn: Connection, tables: ProjectionTables, projection: type[AnyProjection]
+) -> int | None:
+    """Return which version is the one that is read; None if none is."""
+    return conn.scalar(
+        select(tables.projections.c.version).where(
+            tables.projections.c.name == projection.name, tables.projections.c.status == "live"
+        )
+    )
 
 
 def read_build(

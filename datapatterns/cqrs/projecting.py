@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, StatementError
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
 from datapatterns.cqrs.folding import fold_steps, plan_steps
@@ -18,6 +18,15 @@ from datapatterns.event_sourcing.events import LogPage, Position, RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 
 _MESSAGE_CHARS_MAX = 500
+
+_OF_DATA: Final = (
+    "21",  # two keys that only the database finds equal
+    "44",  # WITH CHECK OPTION of a view
+    "54",  # too long for an index
+    "42846",  # a class of value that cannot become the column's
+    "P0001",  # refused by a trigger
+)
+"""Which SQLSTATEs, besides those of the classes 22 and 23, values are to blame for."""
 
 
 class UnappliableError(Exception):
@@ -130,14 +139,24 @@ def apply_events(
         rows = model.fetch(conn, (step.key for step in steps))
         fold_steps(instance, steps, rows, new_row=model.new_row)
         model.write(conn, rows)
+        # Now, not at the commit, where nobody would know that it was an event.
+        conn.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
     except DBAPIError as error:
         # What the data did stops the projection; a lost connection, a deadlock or a missing
         # table is not the event's fault.
-        if isinstance(error, DataError | IntegrityError):
+        if is_of_data(error):
             raise UnappliableError from error
         raise
     except Exception as error:  # the application's code may raise anything
         raise UnappliableError from error
+
+
+def is_of_data(error: DBAPIError) -> bool:
+    """Return whether the values are to blame, rather than the server, the table or the right."""
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is None:  # the driver has refused them, before the server saw any
+        return isinstance(error, DataError | ProgrammingError)
+    return isinstance(error, DataError | IntegrityError) or sqlstate.startswith(_OF_DATA)
 
 
 def find_poison(
@@ -167,7 +186,7 @@ def describe_stop(
 ) -> tuple[dict[str, Any], ProjectionStoppedError]:
     """Return what to keep and what to raise when ``poison`` cannot be applied."""
     error = (failure.__cause__ or failure) if isinstance(failure, UnappliableError) else failure
-    message = _message(error)
+    message = message_of(error)
     stopped = ProjectionStoppedError(
         projection.name,
         position=poison.position,
@@ -184,11 +203,12 @@ def describe_stop(
     return record, stopped
 
 
-def _message(error: BaseException) -> str:
-    if isinstance(error, DBAPIError):
+def message_of(error: BaseException | None) -> str:
+    """Return what happened in a line that can be stored and shown, without whole rows."""
+    if isinstance(error, StatementError):
         # The driver's details and SQLAlchemy's parameters quote whole rows.
-        primary = getattr(getattr(error.orig, "diag", None), "message_primary", None)
-        return str(primary or type(error.orig).__name__)
+        diagnosis = getattr(error.orig, "diag", None)
+        return getattr(diagnosis, "message_primary", None) or message_of(error.orig)
     # Nothing that jsonb would refuse: the error must not be lost to another one.
     shortened = str(error)[:_MESSAGE_CHARS_MAX].replace("\0", "\\0")
     return shortened.encode(errors="backslashreplace").decode()

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 from uuid import uuid4
 
 from redis import Redis
@@ -36,6 +37,9 @@ from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 
+LEASE_SECONDS_MAX: Final = 86_400
+"""For longer nobody should wait for a runner that died."""
+
 
 @dataclass(frozen=True, slots=True)
 class Projections:
@@ -49,6 +53,9 @@ class Projections:
         redis_prefix: What their keys begin with; the schema's name unless given. Databases that
             share one Redis need different ones.
         clock: What waiting goes by.
+
+    Raises:
+        ValueError: ``lease_seconds`` is not positive, or more than a day.
     """
 
     store: EventStore = field(default_factory=EventStore)
@@ -56,6 +63,10 @@ class Projections:
     redis: Redis | None = field(default=None, repr=False)
     redis_prefix: str | None = None
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lease_seconds <= LEASE_SECONDS_MAX:
+            raise ValueError(f"a lease of {self.lease_seconds} seconds cannot be kept")
 
     def run(
         self,
@@ -72,7 +83,10 @@ class Projections:
             LeaseLostError: Another runner took over meanwhile; the page was undone.
             ProjectionStoppedError: An event cannot be applied; all before it were.
             ProjectionVersionError: The read model was built by another version; rebuild it.
+            ValueError: ``pages_max`` or ``page_events`` is not positive.
         """
+        if pages_max < 1:
+            raise ValueError(f"{pages_max} pages move nothing on; ask for at least 1")
         runner = self._runner(projection, page_events)
         with (
             fresh_reads(engine) as conn,
@@ -177,6 +191,8 @@ class Projections:
 
         Raises:
             LeaseLostError: Another runner took over meanwhile; what was there stays.
+            ProjectionDefinitionError: The table refuses a row that the log gives, or is the read
+                model of another projection; it stays as it was.
             ProjectionStoppedError: An event cannot be applied; a table stays as it was.
             ReadModelBehindError: The time has passed; `catch_up` goes on.
         """
@@ -214,8 +230,12 @@ class Projections:
             limit: How many differences to return at most.
 
         Raises:
+            ProjectionVersionError: Another version built what is in the table.
             ReadModelBuildingError: It was never run, or is not whole.
+            ValueError: ``limit`` is not positive.
         """
+        if limit < 1:
+            raise ValueError(f"{limit} differences would look like none; ask for at least 1")
         runner = self._runner(projection, page_events)
         if isinstance(runner, RedisRunner):
             replay = RedisReplay(self.store, runner.projection, page_events)
@@ -226,6 +246,8 @@ class Projections:
 
     def position(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
         """Return up to where the read model shows the log; None if it is not there or not whole.
+
+        Rows of a table that another version has built are not there for this one.
 
         Raises:
             ServerUnavailableError: It is in Redis, which does not answer.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, make_dataclass
+from decimal import Decimal
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -15,7 +16,9 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Delete,
+    Float,
     Insert,
+    Numeric,
     Select,
     String,
     Table,
@@ -171,7 +174,7 @@ def read_model_of(projection: type[Projection]) -> ReadModel:
         )
     attributes = {attribute.columns[0]: attribute.key for attribute in mapper.column_attrs}
     key = tuple(table.primary_key.columns)
-    rest = [c for c in table.columns if not c.primary_key and c.computed is None]
+    rest = [c for c in table.columns if not c.primary_key and not c.computed and c in attributes]
     fields = tuple(Field(attributes[c], c, _initial(projection.name, c)) for c in (*key, *rest))
     return ReadModel(
         projection.name,
@@ -183,7 +186,7 @@ def read_model_of(projection: type[Projection]) -> ReadModel:
 
 
 def _initial(projection: str, column: Column[Any]) -> Callable[[], Any]:
-    if isinstance(_unwrapped(column.type), ARRAY):
+    if isinstance(undecorated(column.type), ARRAY):
         raise ProjectionDefinitionError(
             projection, f"column {column.name} is an array, which cannot be upserted; use JSONB"
         )
@@ -209,20 +212,45 @@ def _initial(projection: str, column: Column[Any]) -> Callable[[], Any]:
     return (lambda: value) if isinstance(value, Hashable) else lambda: deepcopy(value)
 
 
-def _unwrapped(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+def undecorated(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return what a type is in the database, without what the application puts around it."""
     return type_.impl_instance if isinstance(type_, TypeDecorator) else type_
 
 
 def _array_of(column: Column[Any]) -> ARRAY[Any]:
     # A cast to varchar(3)[] cuts longer text without a word, where an INSERT refuses it.
     # One dimension, or a list that is a JSON value would be taken for an inner array.
-    return ARRAY(Text() if type(column.type) in _PLAIN_TEXT else column.type, dimensions=1)
+    return ARRAY(_of_any_length(column.type), dimensions=1)
+
+
+def _of_any_length(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    if type(undecorated(type_)) not in _PLAIN_TEXT:
+        return type_
+    if not isinstance(type_, TypeDecorator):
+        return Text()
+    longer = type_.copy()
+    longer.impl = Text()
+    return longer
 
 
 def _arrays(
     columns: Sequence[Column[Any]], values: Iterable[tuple[Any, ...]]
 ) -> dict[str, list[Any]]:
-    return {f"v{i}": list(part) for i, part in enumerate(values) if i < len(columns)}
+    return {
+        f"v{i}": _of_one_class(columns[i], part)
+        for i, part in enumerate(values)
+        if i < len(columns)
+    }
+
+
+def _of_one_class(column: Column[Any], values: Iterable[Any]) -> list[Any]:
+    # An INSERT of one row takes an integer, such as the default 0, for any number; the driver
+    # refuses a list of several classes. Which rows share a list is chance, so always convert.
+    if isinstance(column.type, Float):
+        return [float(v) if isinstance(v, int | Decimal) else v for v in values]
+    if isinstance(column.type, Numeric):
+        return [Decimal(str(v)) if isinstance(v, int | float) else v for v in values]
+    return list(values)
 
 
 def _unnested(columns: Sequence[Column[Any]]) -> TableValuedAlias:

@@ -10,16 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, Table, text
+from sqlalchemy.exc import DBAPIError
 
 from datapatterns.cqrs.definition import Projection
 from datapatterns.cqrs.differences import replace_rows
 from datapatterns.cqrs.leasing import Lease, advance, release, take_over
 from datapatterns.cqrs.progress import ProjectionProgress
-from datapatterns.cqrs.read_model import read_model_of
+from datapatterns.cqrs.projecting import is_of_data, message_of
+from datapatterns.cqrs.read_model import ReadModel, read_model_of
 from datapatterns.cqrs.registering import register_build, take_place
 from datapatterns.cqrs.replaying import Replay, advance_replay, replayed
 from datapatterns.cqrs.running import LeaseTerms, fresh_reads
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
+from datapatterns.errors import ProjectionDefinitionError
 from datapatterns.event_sourcing.store import EventStore
 
 
@@ -81,12 +84,14 @@ class TableRebuild:
         # A page of a runner that has lost its lease may be under way, with locks on some rows. It
         # is waited for before any row is locked here, or the two could wait for each other.
         _lock_writers_out(conn, model.table)
-        replace_rows(conn, model, replay.model)
+        # Before the rows, which may take longer than a lease: whoever claims one now waits.
         (mine,) = (lease for lease in leases if lease.version == self.projection.version)
         for other in leases:
             if other is not mine:  # before they are retired, or none of them can be checked
                 advance(conn, self._tables, other, other.position)
-        take_place(conn, self._tables, advance(conn, self._tables, mine, replay.position))
+        mine = advance(conn, self._tables, mine, replay.position)
+        _replace(conn, model, replay.model)
+        take_place(conn, self._tables, mine)
 
     @property
     def _tables(self) -> ProjectionTables:
@@ -95,4 +100,16 @@ class TableRebuild:
 
 def _lock_writers_out(conn: Connection, table: Table) -> None:
     name = conn.dialect.identifier_preparer.format_table(table)
-    conn.execute(text("LOCK TABLE " + name + " IN SHARE ROW EXCLUSIVE MODE"))
+    # Not by text(), for which a colon or a percent sign in the name would mean something.
+    conn.exec_driver_sql("LOCK TABLE " + name + " IN SHARE ROW EXCLUSIVE MODE")
+
+
+def _replace(conn: Connection, model: ReadModel, rows: ReadModel) -> None:
+    try:
+        replace_rows(conn, model, rows)
+        conn.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+    except DBAPIError as error:
+        if is_of_data(error):
+            refused = f"its table refuses what the log gives: {message_of(error)}; change one"
+            raise ProjectionDefinitionError(model.name, refused) from error
+        raise

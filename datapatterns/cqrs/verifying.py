@@ -4,13 +4,12 @@ from sqlalchemy import Connection, Engine, select
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
 from datapatterns.cqrs.differences import Verification, count_rows, find_differences
-from datapatterns.cqrs.leasing import ONLY_SHARD, read_position
+from datapatterns.cqrs.leasing import ONLY_SHARD, read_live_version, read_position
 from datapatterns.cqrs.read_model import read_model_of
 from datapatterns.cqrs.replaying import advance_replay, replayed
 from datapatterns.cqrs.running import fresh_reads
 from datapatterns.cqrs.schema import projection_tables
-from datapatterns.errors import ReadModelBuildingError
-from datapatterns.event_sourcing.events import Position
+from datapatterns.errors import DataPatternsError, ProjectionVersionError, ReadModelBuildingError
 from datapatterns.event_sourcing.store import EventStore
 
 
@@ -30,12 +29,16 @@ def verify_table(
     ):
         with conn.begin():
             position = read_position(conn, projection_tables(store.schema), projection)
-        if position is None:
-            raise ReadModelBuildingError(projection.name, position=None)
+            if position is None:
+                raise _not_live(conn, store, projection)
         # Most of it while the runner goes on; only the rest and the comparison hold it up.
         advance_replay(conn, replay, until=position)
         with conn.begin():
-            position = _hold(conn, store, projection)
+            _hold(conn, store, projection)
+            # A later statement: a rebuild that was waited for may have taken the place.
+            position = read_position(conn, projection_tables(store.schema), projection)
+            if position is None:
+                raise _not_live(conn, store, projection)
             while replay.position < position:
                 replay.page(conn, until=position)
             return Verification(
@@ -45,10 +48,10 @@ def verify_table(
             )
 
 
-def _hold(conn: Connection, store: EventStore, projection: type[AnyProjection]) -> Position:
+def _hold(conn: Connection, store: EventStore, projection: type[AnyProjection]) -> None:
     # A page under way may write its rows, but cannot commit them before this row is free again.
     shards = projection_tables(store.schema).shards
-    position = conn.execute(
+    conn.execute(
         select(shards.c.position)
         .where(
             shards.c.name == projection.name,
@@ -57,4 +60,12 @@ def _hold(conn: Connection, store: EventStore, projection: type[AnyProjection]) 
         )
         .with_for_update()
     ).scalar_one()
-    return Position(position)
+
+
+def _not_live(
+    conn: Connection, store: EventStore, projection: type[AnyProjection]
+) -> DataPatternsError:
+    live = read_live_version(conn, projection_tables(store.schema), projection)
+    if live is None:
+        return ReadModelBuildingError(projection.name, position=None)
+    return ProjectionVersionError(projection.name, declared=projection.version, live=live)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from sqlalchemy import Connection, Engine, select
 
 from datapatterns.clock import Clock
-from datapatterns.cqrs.definition import AnyProjection
+from datapatterns.cqrs.definition import AnyProjection, Projection
+from datapatterns.cqrs.leasing import read_live_version
 from datapatterns.cqrs.running import POLL_SECONDS_MAX, POLL_SECONDS_MIN
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.errors import ReadModelBehindError
@@ -27,15 +28,14 @@ def wait_for(
     """
     deadline = clock.monotonic() + timeout_seconds
     pause = POLL_SECONDS_MIN
-    with engine.connect() as conn:
-        while True:
-            with conn.begin():
-                position = reached(conn)
-            left = deadline - clock.monotonic()
-            if left <= 0 or (position is not None and position >= token):
-                return position
-            clock.sleep(min(pause, left))
-            pause = min(2 * pause, POLL_SECONDS_MAX)
+    while True:
+        with engine.begin() as conn:  # and back to the pool, where a runner may wait for it
+            position = reached(conn)
+        left = deadline - clock.monotonic()
+        if left <= 0 or (position is not None and position >= token):
+            return position
+        clock.sleep(min(pause, left))
+        pause = min(2 * pause, POLL_SECONDS_MAX)
 
 
 def behind(
@@ -53,9 +53,10 @@ def behind(
             tables.shards.c.version == projection.version,
         )
     )
-    stopped = (
-        None
-        if error is None
-        else f"stopped before {error['event_type']} at {error['position']}: {error['error']}"
-    )
+    live = read_live_version(conn, tables, projection)
+    stopped = None
+    if error is not None:
+        stopped = f"stopped before {error['event_type']} at {error['position']}: {error['error']}"
+    elif live is not None and live != projection.version and issubclass(projection, Projection):
+        stopped = f"version {live} has built the table"
     return ReadModelBehindError(projection.name, position=position, token=token, stopped_by=stopped)
