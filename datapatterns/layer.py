@@ -204,7 +204,8 @@ class DataLayer:
             policy: The times it lives by.
 
         Raises:
-            SettingsError: No Redis was named, or ``name`` cannot be used.
+            SettingsError: No Redis was named.
+            CacheKeyError: ``name`` cannot be used.
         """
         return Cache(
             self.redis,
