@@ -197,8 +197,7 @@ def test_a_server_that_never_answers_does_not_hold_the_demo_up(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        url = f"postgresql://ann@127.0.0.1:{port}/x?connect_timeout=2"
-        assert main(["demo", "--database-url", url]) == 4
+        assert main(["demo", "--database-url", f"postgresql://ann@127.0.0.1:{port}/x"]) == 4
 
     assert "did not answer" in capsys.readouterr().err
 

@@ -133,7 +133,7 @@ def test_a_database_that_is_too_old_is_refused(database_url: URL) -> None:
 def test_a_redis_without_a_database_of_that_number_is_a_mistake_in_the_settings(
     redis_url: str, redis_client: Redis
 ) -> None:
-    databases = int(redis_client.config_get("databases")["databases"])
+    databases = int(str(redis_client.config_get("databases")["databases"]))
     beyond = urlsplit(redis_url)._replace(path=f"/{databases}", query="").geturl()
     if beyond.startswith("unix:"):
         beyond = f"{redis_url.partition('?')[0]}?db={databases}"

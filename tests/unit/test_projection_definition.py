@@ -46,6 +46,49 @@ def test_a_subclass_inherits_handlers_and_adds_its_own() -> None:
     assert len(Dashboard.handlers) == 2
 
 
+def test_a_handler_counts_once_however_many_bases_lead_to_it() -> None:
+    class Left(SalesByProduct, into=ProductSales, version=1): ...
+
+    class Right(SalesByProduct, into=ProductSales, version=1): ...
+
+    class Both(Left, Right, into=ProductSales, version=1): ...
+
+    assert Both.handlers == SalesByProduct.handlers
+
+
+def test_a_handler_with_a_name_is_overridden_like_any_method() -> None:
+    class Base(RedisProjection, version=1):
+        @on(ItemScanned)
+        def scanned(self, changes: RedisChanges, _e: ItemScanned, _meta: RecordedEvent) -> None: ...
+
+        @on(DoorOpened)
+        def opened(self, changes: RedisChanges, _e: DoorOpened, _meta: RecordedEvent) -> None: ...
+
+    class Left(Base, version=1):
+        @on(ItemScanned)
+        def scanned(self, changes: RedisChanges, _e: ItemScanned, _meta: RecordedEvent) -> None: ...
+
+    class Right(Base, version=1):
+        opened = None
+
+    class Both(Left, Right, version=1): ...
+
+    assert Left.handlers == (Base.opened, Left.scanned)
+    assert Both.handlers == (Left.scanned,)
+
+
+def test_handlers_that_no_projection_declares_are_refused() -> None:
+    class Mixin:
+        @on(ItemScanned)
+        def _(self, changes: RedisChanges, _e: ItemScanned, _meta: RecordedEvent) -> None: ...
+
+    with pytest.raises(ProjectionDefinitionError, match="Mixin is no projection"):
+
+        class Mixed(Mixin, RedisProjection, version=1):
+            @on(DoorOpened)
+            def _(self, changes: RedisChanges, _e: DoorOpened, _meta: RecordedEvent) -> None: ...
+
+
 def test_a_handler_of_a_table_says_which_row_it_concerns() -> None:
     with pytest.raises(ProjectionDefinitionError, match="which row"):
 

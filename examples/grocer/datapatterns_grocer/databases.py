@@ -1,7 +1,7 @@
 """Databases of the demo's own, on a server that may be somebody's.
 
-They carry a comment that says whose they are. Only databases with that comment are ever dropped, and
-those that were interrupted before they got it; another one of the same name is refused.
+They carry a comment that says whose they are. Only databases with that comment are ever dropped,
+and those whose making was interrupted before they got it; another one of the same name is refused.
 """
 
 from collections.abc import Iterator, Sequence
