@@ -229,7 +229,7 @@ def _of_any_length(type_: TypeEngine[Any]) -> TypeEngine[Any]:
     if not isinstance(type_, TypeDecorator):
         return Text()
     longer = type_.copy()
-    longer.impl = Text()
+    longer.impl = longer.impl_instance = Text()
     return longer
 
 

@@ -22,6 +22,7 @@ from datapatterns.cqrs.registering import register_build, take_place
 from datapatterns.cqrs.replaying import Replay, advance_replay, replayed
 from datapatterns.cqrs.running import LeaseTerms, fresh_reads
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
+from datapatterns.cqrs.targets import quoted_table, resolve_target
 from datapatterns.errors import ProjectionDefinitionError
 from datapatterns.event_sourcing.store import EventStore
 
@@ -91,7 +92,8 @@ class TableRebuild:
                 advance(conn, self._tables, other, other.position)
         mine = advance(conn, self._tables, mine, replay.position)
         _replace(conn, model, replay.model)
-        take_place(conn, self._tables, mine)
+        target = resolve_target(conn, self.projection)
+        take_place(conn, self._tables, mine, target=target)
 
     @property
     def _tables(self) -> ProjectionTables:
@@ -99,9 +101,8 @@ class TableRebuild:
 
 
 def _lock_writers_out(conn: Connection, table: Table) -> None:
-    name = conn.dialect.identifier_preparer.format_table(table)
     # Not by text(), for which a colon or a percent sign in the name would mean something.
-    conn.exec_driver_sql("LOCK TABLE " + name + " IN SHARE ROW EXCLUSIVE MODE")
+    conn.exec_driver_sql("LOCK TABLE " + quoted_table(conn, table) + " IN SHARE ROW EXCLUSIVE MODE")
 
 
 def _replace(conn: Connection, model: ReadModel, rows: ReadModel) -> None:
@@ -110,6 +111,9 @@ def _replace(conn: Connection, model: ReadModel, rows: ReadModel) -> None:
         conn.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
     except DBAPIError as error:
         if is_of_data(error):
-            refused = f"its table refuses what the log gives: {message_of(error)}; change one"
+            refused = (
+                f"its table refuses what the log gives: {message_of(error)}; change"
+                " one of them, then rebuild"
+            )
             raise ProjectionDefinitionError(model.name, refused) from error
         raise

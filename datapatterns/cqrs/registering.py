@@ -1,11 +1,14 @@
 """Which versions of a projection there are, and which of them may run."""
 
-from sqlalchemy import Connection, and_, exists, literal, select, update
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, and_, exists, false, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
 from datapatterns.cqrs.leasing import RUNNABLE, Lease
 from datapatterns.cqrs.schema import ProjectionTables
+from datapatterns.cqrs.targets import resolve_target
 from datapatterns.errors import ProjectionDefinitionError, ProjectionVersionError
 
 
@@ -21,24 +24,31 @@ def register(
         empty: Whether its read model is known to hold nothing.
 
     Raises:
+        ProjectionDefinitionError: Its table is another projection's, or not the one it built.
         ProjectionVersionError: What is there was built by another version.
     """
     name, version = projection.name, projection.version
     in_table = issubclass(projection, Projection)
+    target = resolve_target(conn, projection)
     # Versions of a table take each other's place; those in Redis stand side by side.
-    found = _versions(conn, tables, name)
+    found = _versions(conn, tables, name, target)
     if not found and not empty:
         raise ProjectionVersionError(name, declared=version, live=None)
     if version not in found and (not found or not in_table):
-        _insert_version(conn, tables, projection, status="building" if found else "live")
-        found = _versions(conn, tables, name)
-    if any(kind != _kind(projection) for kind, _ in found.values()):
+        status = "building" if found else "live"
+        _insert_version(conn, tables, projection, status=status, target=target)
+        found = _versions(conn, tables, name, target)
+    if any(known.kind != _kind(projection) for known in found.values()):
         raise _taken_name(projection)
     # While a table is rebuilt for this version, another one's rows are in it.
     runnable = ("live",) if in_table else RUNNABLE
-    if version not in found or found[version][1] not in runnable:
-        live = [v for v, (_, status) in found.items() if status == "live"]
+    if version not in found or found[version].status not in runnable:
+        live = [v for v, known in found.items() if known.status == "live"]
         raise ProjectionVersionError(name, declared=version, live=live[0] if live else None)
+    if found[version].target != target:
+        raise ProjectionDefinitionError(
+            name, f"its rows are in {found[version].target}, not in {target}; rebuild it there"
+        )
 
 
 def register_build(
@@ -47,29 +57,35 @@ def register_build(
     """Make sure that this version has a checkpoint, whichever version built what is there.
 
     Raises:
-        ProjectionDefinitionError: The name is taken by a projection of the other kind.
+        ProjectionDefinitionError: Its name is taken by a projection of the other kind, or its
+            table by another one.
     """
-    found = _versions(conn, tables, projection.name)
-    if any(kind != _kind(projection) for kind, _ in found.values()):
+    target = resolve_target(conn, projection)
+    found = _versions(conn, tables, projection.name, target)
+    if any(known.kind != _kind(projection) for known in found.values()):
         raise _taken_name(projection)
     if projection.version not in found:
         # Not live before it is built: a runner must not begin with what is there.
-        _insert_version(conn, tables, projection, status="building")
-    elif found[projection.version][1] not in RUNNABLE:
+        _insert_version(conn, tables, projection, status="building", target=target)
+    elif found[projection.version].status not in RUNNABLE:
         _set_status(conn, tables, projection.name, projection.version, "building")
 
 
-def take_place(conn: Connection, tables: ProjectionTables, lease: Lease) -> None:
+def take_place(
+    conn: Connection, tables: ProjectionTables, lease: Lease, *, target: str | None
+) -> None:
     """Make a version live in the place of all others, which may not run any more."""
+    projections = tables.projections
     conn.execute(
-        update(tables.projections)
-        .where(
-            tables.projections.c.name == lease.name,
-            tables.projections.c.version != lease.version,
-        )
+        update(projections)
+        .where(projections.c.name == lease.name, projections.c.version != lease.version)
         .values(status="retired")
     )
-    _set_status(conn, tables, lease.name, lease.version, "live")
+    conn.execute(
+        update(projections)
+        .where(projections.c.name == lease.name, projections.c.version == lease.version)
+        .values(status="live", target=target)
+    )
 
 
 def promote(conn: Connection, tables: ProjectionTables, lease: Lease) -> None:
@@ -86,24 +102,43 @@ def promote(conn: Connection, tables: ProjectionTables, lease: Lease) -> None:
     _set_status(conn, tables, lease.name, lease.version, "live")
 
 
-def _versions(conn: Connection, tables: ProjectionTables, name: str) -> dict[int, tuple[str, str]]:
-    projections = tables.projections
+@dataclass(frozen=True, slots=True)
+class _Version:
+    kind: str
+    status: str
+    target: str | None
+
+
+def _versions(
+    conn: Connection, tables: ProjectionTables, name: str, target: str | None
+) -> dict[int, _Version]:
+    columns = tables.projections.c
+    # None is no table: read models in Redis have keys of their own.
+    in_target = false() if target is None else columns.target == target
     rows = conn.execute(
-        select(projections.c.version, projections.c.kind, projections.c.status).where(
-            projections.c.name == name
+        select(columns.name, columns.version, columns.kind, columns.status, columns.target).where(
+            or_(columns.name == name, and_(in_target, columns.status == "live"))
         )
-    )
-    return {version: (kind, status) for version, kind, status in rows}
+    ).all()
+    owners = {row.name for row in rows} - {name}
+    if owners:
+        raise _taken_table(name, target, owners.pop())
+    return {version: _Version(kind, status, target) for _, version, kind, status, target in rows}
 
 
 def _insert_version(
-    conn: Connection, tables: ProjectionTables, projection: type[AnyProjection], *, status: str
+    conn: Connection,
+    tables: ProjectionTables,
+    projection: type[AnyProjection],
+    *,
+    status: str,
+    target: str | None,
 ) -> None:
     # Two processes may start at the same time; the later one finds what the earlier one did.
     key = {"name": projection.name, "version": projection.version}
     conn.execute(
         insert(tables.projections)
-        .values(**key, kind=_kind(projection), status=status)
+        .values(**key, kind=_kind(projection), status=status, target=target)
         .on_conflict_do_nothing()
     )
     known = exists().where(
@@ -134,6 +169,14 @@ def _taken_name(projection: type[AnyProjection]) -> ProjectionDefinitionError:
     other = "Redis" if issubclass(projection, Projection) else "a table"
     return ProjectionDefinitionError(
         projection.name, f"the name is taken by a projection in {other}; choose another"
+    )
+
+
+def _taken_table(name: str, target: str | None, owner: str) -> ProjectionDefinitionError:
+    return ProjectionDefinitionError(
+        name,
+        f"{target} is the read model of {owner}; give it a table of its own, or if only its class"
+        f' was renamed, name="{owner}"',
     )
 
 

@@ -29,6 +29,7 @@ class ProjectionColumns(TypedColumns):
     version: Named[int] = Column(Integer, primary_key=True)
     kind: Named[str] = Column(Text)
     status: Named[str] = Column(Text)
+    target: Named[str | None] = Column(Text)
     created_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
 
 

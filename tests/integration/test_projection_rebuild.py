@@ -233,7 +233,7 @@ def test_only_rows_that_differ_are_written(shop: Engine) -> None:
 
 def test_a_name_cannot_change_from_a_table_to_redis(shop: Engine) -> None:
     with shop.begin() as conn:
-        conn.execute(text("UPDATE datapatterns.projection SET kind = 'redis'"))
+        conn.execute(text("UPDATE datapatterns.projection SET kind = 'redis', target = NULL"))
 
     with pytest.raises(ProjectionDefinitionError, match="taken"):
         PROJECTIONS.run(shop, SalesByProduct)

@@ -68,6 +68,21 @@ def test_a_dashboard_shows_what_happened(engine: Engine, projections: Projection
         view.top("best_sellers", 0)
 
 
+def test_two_dashboards_do_not_meet(engine: Engine, projections: Projections) -> None:
+    class Doors(RedisProjection, version=1):
+        @on(DoorOpened)
+        def _(self, changes: RedisChanges, _e: DoorOpened, _meta: RecordedEvent) -> None:
+            changes.increment("cents_by_product", "milk")
+
+    append_all(engine, STORE, [*milk(1), DoorOpened()])
+
+    projections.catch_up(engine, Dashboard)
+    projections.catch_up(engine, Doors)
+
+    assert projections.view(Dashboard).hash("cents_by_product") == {"milk": "100"}
+    assert projections.view(Doors).hash("cents_by_product") == {"milk": "1"}
+
+
 def test_a_client_that_decodes_answers_works_as_well(
     engine: Engine, redis_url: str, redis_client: Redis
 ) -> None:

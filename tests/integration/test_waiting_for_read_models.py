@@ -118,6 +118,35 @@ def test_a_wait_on_an_engine_of_repeatable_read_sees_what_happens(shop: Engine) 
     strict.dispose()
 
 
+def test_a_wait_does_not_keep_the_connection_that_the_runner_needs(shop: Engine) -> None:
+    token = append_all(shop, STORE, [ItemScanned("milk", 1)])
+    single = create_engine(shop.url, pool_size=1, max_overflow=0, pool_timeout=30)
+
+    class RunningClock(ManualClock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            Projections(STORE).catch_up(single, SalesByProduct)
+
+    position = Projections(STORE, clock=RunningClock()).wait(
+        single, SalesByProduct, token, timeout_seconds=1
+    )
+    single.dispose()
+
+    assert position == token
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_limits_that_would_find_or_do_nothing_are_refused(shop: Engine, limit: int) -> None:
+    projections = Projections(STORE)
+
+    with pytest.raises(ValueError, match="at least 1"):
+        projections.verify(shop, SalesByProduct, limit=limit)
+    with pytest.raises(ValueError, match="at least 1"):
+        projections.run(shop, SalesByProduct, pages_max=limit)
+    with pytest.raises(ValueError, match="lease"):
+        Projections(STORE, lease_seconds=limit)
+
+
 def test_status_shows_staleness_in_positions_and_seconds(shop: Engine) -> None:
     projections = Projections(STORE)
     append_all(shop, STORE, [ItemScanned("milk", 1)])

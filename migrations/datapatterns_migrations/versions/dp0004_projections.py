@@ -19,15 +19,21 @@ CREATE TABLE {schema}.projection (
   version int NOT NULL,
   kind text NOT NULL,
   status text NOT NULL,
+  target text,
   created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   CONSTRAINT pk_projection PRIMARY KEY (name, version),
   CONSTRAINT ck_projection_named CHECK (name ~ '^[a-z][a-z0-9_]{0,62}$'),
   CONSTRAINT ck_projection_versioned CHECK (version > 0),
   CONSTRAINT ck_projection_kind CHECK (kind IN ('table', 'redis')),
+  CONSTRAINT ck_projection_target CHECK ((kind = 'table') = (target IS NOT NULL)),
   CONSTRAINT ck_projection_status
     CHECK (status IN ('building', 'live', 'standby', 'retired', 'failed')));
 CREATE UNIQUE INDEX ix_projection_one_live_version ON {schema}.projection (name)
   WHERE status = 'live';
+CREATE UNIQUE INDEX ix_projection_one_live_target ON {schema}.projection (target)
+  WHERE status = 'live';
+COMMENT ON COLUMN {schema}.projection.target IS
+  'the table that holds the rows, with its schema: no two projections may write one';
 
 -- A shard owns the keys whose hash & mask is its number; mask 0 means that it owns them all.
 CREATE TABLE {schema}.projection_shard (
