@@ -108,7 +108,7 @@ def test_a_server_that_never_answers_is_away_after_the_time_out(
     redis = DataLayer(redis_url=f"redis://127.0.0.1:{silent_port}/0", database_url=None)
 
     for layer in (database, redis):
-        with pytest.raises(ServerUnavailableError):
+        with layer, pytest.raises(ServerUnavailableError):
             layer.check()
 
 
@@ -151,7 +151,7 @@ def test_a_redis_that_asks_for_a_password_is_told_from_one_that_is_away(
     scheme = redis_url.partition("://")[0]
     layer = DataLayer(redis_url=f"{scheme}://nobody:hidden@{host}")
 
-    with pytest.raises(MissingRightsError) as refused:
+    with layer, pytest.raises(MissingRightsError) as refused:
         layer.check()
 
     assert "hidden" not in str(refused.value)
