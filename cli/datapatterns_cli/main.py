@@ -9,7 +9,7 @@ import click
 
 from datapatterns_cli.command_list import LazyGroup
 from datapatterns_cli.invocation import Invocation
-from datapatterns_cli.output import Output, silence_stdout
+from datapatterns_cli.output import Output, replace_what_stdout_cannot_say, silence_stdout
 from datapatterns_cli.shared_options import given
 
 INTERRUPTED = 130  # as shells report a command that SIGINT ended
@@ -68,6 +68,7 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    replace_what_stdout_cannot_say()
     try:
         result = cli.main(arguments, prog_name="datapatterns", standalone_mode=False)
     except click.ClickException as error:

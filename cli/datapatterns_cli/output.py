@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from io import TextIOWrapper
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -92,7 +93,8 @@ class Output:
             yield lambda amount: progress.advance(task, amount)
 
     def _print_json(self, row: Row) -> None:
-        click.echo(json.dumps(dict(row), default=str, ensure_ascii=False))
+        in_unicode = sys.stdout.encoding.lower().startswith("utf")
+        click.echo(json.dumps(dict(row), default=str, ensure_ascii=not in_unicode))
 
     def _print_rich(self, table: "Table") -> None:
         from rich.console import Console  # noqa: PLC0415
@@ -102,6 +104,12 @@ class Output:
             console.width = _ENDLESS
             console.width = console.measure(table).maximum
         console.print(table)
+
+
+def replace_what_stdout_cannot_say() -> None:
+    """Let a letter or a line that the encoding lacks become a question mark, not an error."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def silence_stdout(stdout: IO[str] | None = None) -> None:

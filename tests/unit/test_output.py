@@ -1,9 +1,12 @@
+import io
 import json
+import sys
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
 
+from datapatterns_cli.main import main
 from datapatterns_cli.output import Output
 
 ROWS = [
@@ -70,3 +73,21 @@ def test_progress_is_shown_where_somebody_looks(
         advance(3)
 
     assert "loading" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", b"K?se ?"), ("latin-1", b"K\xe4se ?")])
+def test_an_encoding_that_lacks_a_letter_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, shown: bytes
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+
+    main(["--version"])
+    Output().table([{"name": "Käse █"}])
+    Output(as_json=True).values({"name": "Käse █"})
+    Output().values({"name": "Käse █"})
+    sys.stdout.flush()
+
+    *_, people, _frame, programs, _ = written.getvalue().splitlines()
+    assert shown in people
+    assert json.loads(programs) == {"name": "Käse █"}
