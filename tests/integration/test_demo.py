@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 from redis import Redis
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.exc import ProgrammingError
 
 from datapatterns import ConfigurationError, ConflictError
+from datapatterns.connecting import open_engine
 from datapatterns.embedded import EmbeddedServers
 from datapatterns.embedded.processes import servers_in
 from datapatterns_cli.main import main
@@ -168,6 +169,26 @@ def test_a_demo_that_was_killed_before_it_could_sign_a_database_runs_again(
         engine = create_engine(urls[0])
         engine.connect().close()
         engine.dispose()
+
+    assert not databases_on(own_server) & set(NAMES)
+
+
+def test_ctrl_c_during_a_statement_still_drops_the_databases(
+    own_server: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("COMMENT ON"):
+            raise KeyboardInterrupt
+
+    def interruptible(url: URL) -> Engine:
+        engine = open_engine(url)
+        event.listen(engine, "after_cursor_execute", interrupt)
+        return engine
+
+    monkeypatch.setattr("datapatterns_grocer.databases.open_engine", interruptible)
+
+    with pytest.raises(KeyboardInterrupt), demo_databases(own_server, NAMES, keep=False):
+        pytest.fail("the demo went on")
 
     assert not databases_on(own_server) & set(NAMES)
 

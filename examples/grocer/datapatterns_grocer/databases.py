@@ -7,7 +7,7 @@ and those whose making was interrupted before they got it; another one of the sa
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from sqlalchemy import URL, Connection, text
+from sqlalchemy import URL, Connection, Engine, text
 
 from datapatterns.connecting import database_version, open_engine
 from datapatterns.errors import ConflictError, SettingsError
@@ -50,8 +50,7 @@ def demo_databases(server: URL, names: Sequence[str], *, keep: bool) -> Iterator
                 yield [server.set(database=name) for name in names]
             finally:
                 if not keep:
-                    for name in names:
-                        _drop(conn, name)
+                    _drop_all(engine, names)
     finally:
         engine.dispose()
 
@@ -98,6 +97,13 @@ def _refuse_a_strangers(conn: Connection, name: str) -> None:
             f"there is a database {name} that the demo did not make; rename it, or name another"
             " server",
         )
+
+
+def _drop_all(engine: Engine, names: Sequence[str]) -> None:
+    # On a connection of its own: Ctrl-C breaks the one whose statement it interrupts.
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        for name in names:
+            _drop(conn, name)
 
 
 def _drop(conn: Connection, name: str) -> None:
