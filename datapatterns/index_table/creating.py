@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, literal, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
@@ -10,6 +10,7 @@ from datapatterns.errors import IndexDefinitionError
 from datapatterns.index_table.catalog import column_facts, table_facts
 from datapatterns.index_table.definition import IndexDefinition, fingerprint
 from datapatterns.index_table.eligibility import ColumnFacts, column_problems, table_problems
+from datapatterns.index_table.looking_up import joined
 from datapatterns.index_table.maintenance import (
     TRIGGER_SEARCH_PATH,
     constraint_name,
@@ -158,6 +159,8 @@ def _rehearse(conn: Connection, definition: IndexDefinition) -> None:
         for statement in ("INSERT INTO {0} SELECT * FROM {0}", "DELETE FROM {0}", "TRUNCATE {0}"):
             run(conn, statement.format(_PROBE))
         run(conn, f"UPDATE {_PROBE} SET {touched} = {touched}")  # noqa: S608 -- quoted
+        # A name that is no Column of the table is ambiguous beside the index.
+        conn.execute(select(literal(1)).select_from(joined(definition)).limit(0)).close()
         _require_one_meaning(conn, definition)
         rehearsal.rollback()
 

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, Literal, cast
 
 from sqlalchemy import (
+    BindParameter,
     Column,
     ColumnClause,
     ColumnElement,
@@ -139,7 +140,9 @@ def define(  # noqa: PLR0913 -- the declaration's vocabulary, all by keyword
     if mode != "local":
         raise IndexModeError(name, mode=mode)
     key = [_expression(part) for part in on]
-    base = _base_table(name, key if where is None else [*key, where])
+    expressions = key if where is None else [*key, where]
+    _check_values(name, expressions)
+    base = _base_table(name, expressions)
     definition = IndexDefinition(
         name=name,
         base=base,
@@ -192,6 +195,12 @@ def _check_name(name: str) -> None:
 def _expression(part: Indexable) -> ColumnElement[Any]:
     # select() turns attributes of mapped classes into columns.
     return select(part).selected_columns[0]
+
+
+def _check_values(name: str, expressions: Sequence[ColumnElement[Any]]) -> None:
+    for element in (part for expression in expressions for part in iterate(expression)):
+        if isinstance(element, BindParameter) and element.required:
+            raise IndexDefinitionError(name, f"its parameter {element.key!r} needs a value")
 
 
 def _base_table(name: str, expressions: Sequence[ColumnElement[Any]]) -> Table:

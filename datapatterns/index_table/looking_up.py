@@ -11,12 +11,14 @@ from typing import Any, Literal
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Enum,
     FromClause,
     Integer,
     Row,
     Select,
     and_,
     bindparam,
+    cast,
     column,
     select,
     true,
@@ -160,7 +162,7 @@ def _fetch_by_keys(
         .data([(ordinal, *key) for ordinal, key in enumerate(asked)])
         .alias(_WANTED)
     )
-    keys = {name: wanted.c[f"key_{n}"] for n, name in enumerate(definition.key)}
+    keys = {name: _typed(wanted.c[f"key_{n}"]) for n, name in enumerate(definition.key)}
     rows = select(*base.columns).where(
         *(own_key[name] == value for name, value in keys.items()), definition.is_indexed(base)
     )
@@ -184,6 +186,11 @@ def _fetch_by_keys(
     ):
         grouped[ordinal].append(row)
     return grouped
+
+
+def _typed(given: ColumnElement[Any]) -> ColumnElement[Any]:
+    # In VALUES, PostgreSQL takes an enumeration's labels for text.
+    return cast(given, given.type) if isinstance(given.type, Enum) else given
 
 
 def _key_values(definition: IndexDefinition, key: Sequence[Any]) -> dict[str, Any]:

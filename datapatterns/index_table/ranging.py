@@ -100,10 +100,13 @@ def _bounds(
     bounds: list[ColumnElement[bool]] = [
         entries.c[name] == value for name, value in zip(names, wanted.prefix, strict=False)
     ]
+    if not ranged:
+        return bounds
+    ranged_by = entries.c[names[len(wanted.prefix)]]
     if wanted.low is not None:
-        bounds.append(entries.c[names[len(wanted.prefix)]] >= wanted.low)
+        bounds.append(ranged_by >= literal(wanted.low, ranged_by.type))
     if wanted.high is not None:
-        bounds.append(entries.c[names[len(wanted.prefix)]] < wanted.high)
+        bounds.append(ranged_by < literal(wanted.high, ranged_by.type))
     return bounds
 
 

@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy import (
     Boolean,
     Column,
+    ColumnElement,
     Computed,
     Connection,
     Engine,
@@ -12,7 +13,9 @@ from sqlalchemy import (
     Table,
     Text,
     cast,
+    column,
     func,
+    literal_column,
     text,
 )
 from sqlalchemy.exc import DBAPIError, NotSupportedError, ProgrammingError
@@ -294,6 +297,14 @@ def test_an_expression_that_would_mean_something_else_to_the_trigger_is_refused(
 
         as_text = cast(customer.c.email, Text) == "Bob"
         assert IndexTable("for_bob", on=[customer.c.name], where=as_text).create(conn)
+
+
+@pytest.mark.parametrize("predicate", [literal_column("email").is_not(None), column("email") > "a"])
+def test_a_name_that_is_no_column_of_the_table_is_refused(
+    conn: Connection, predicate: ColumnElement[bool]
+) -> None:
+    with pytest.raises(IndexDefinitionError, match="ambiguous"):
+        IndexTable("nameless", on=[customer.c.email], where=predicate).create(conn)
 
 
 def test_blanks_at_the_end_are_a_change(engine: Engine) -> None:

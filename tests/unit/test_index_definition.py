@@ -1,7 +1,7 @@
 import pickle
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, Text, func, literal
+from sqlalchemy import Column, Integer, MetaData, Table, Text, bindparam, func, literal
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.errors import (
@@ -91,6 +91,12 @@ def test_a_declaration_over_no_or_several_tables_is_refused() -> None:
         IndexTable("i", on=[keyless.c.email])
     with pytest.raises(IndexDefinitionError, match="not on a subquery"):
         IndexTable("i", on=[person.alias().c.email])
+
+
+def test_a_parameter_without_value_is_refused() -> None:
+    with pytest.raises(IndexDefinitionError, match="'least' needs a value"):
+        IndexTable("i", on=[person.c.email], where=person.c.id > bindparam("least"))
+    IndexTable("i", on=[person.c.email], where=person.c.id > bindparam("least", 5))
 
 
 @pytest.mark.parametrize("mode", ["reserve", "2pc", "async", "nonsense"])
