@@ -26,6 +26,7 @@ from datapatterns.event_sourcing import (
 from datapatterns.index_table import IndexTable, VerifyReport
 from datapatterns.materialized_view import MaterializedView, RefreshReport
 from datapatterns.sharding import EntityGroup, Hash, PinnedSession
+from datapatterns.testing import DeciderSpec, Decision
 
 layer = DataLayer("postgresql://localhost/shop", redis_url="redis://localhost")
 store: EventStore = layer.events
@@ -52,6 +53,9 @@ class ItemScanned:
 
 class Cart(Aggregate, category="cart", snapshot=every(100)):
     cents = 0
+
+    def scan(self, product_id: int, cents: int) -> None:
+        self.emit(ItemScanned(product_id, cents))
 
     @applies
     def _(self, e: ItemScanned) -> None:
@@ -117,3 +121,9 @@ def shards_are_reached_by_key() -> None:
     households.strategy.bucket(7.5)  # type: ignore[arg-type]  # a float is no shard key
     with layer.cluster(households) as cluster:
         assert_type(cluster.on(households, household_id=7), PinnedSession)
+
+
+def a_spec_takes_the_commands_of_its_subject() -> None:
+    decision = DeciderSpec(Cart).given(ItemScanned(7, 149)).when(Cart.scan, 7, cents=149)
+    assert_type(decision, Decision[Cart])
+    DeciderSpec(Cart).when(Cart.scan, 7, euros=1)  # type: ignore[call-arg]

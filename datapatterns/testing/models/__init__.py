@@ -1,0 +1,7 @@
+"""Tools that test what users build from the patterns: deciders, projections, views, caches."""
+
+from datapatterns.testing.models.decider import Call, Decider, ImpureEvolveError
+from datapatterns.testing.models.decider_spec import DeciderSpec, Decision
+from datapatterns.testing.models.story import SpecError
+
+__all__ = ["Call", "Decider", "DeciderSpec", "Decision", "ImpureEvolveError", "SpecError"]
