@@ -8,6 +8,7 @@ from sqlalchemy import URL, Connection
 
 from datapatterns.connecting import open_engine
 from datapatterns.errors import SchemaDriftError, SettingsError
+from datapatterns.failpoints import failpoint
 from datapatterns.settings import shown_database
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.sql.migrating import TURN_WAIT_SECONDS, downgrade, migration_sql, upgrade
@@ -83,6 +84,7 @@ class Migrations:
         for name in self.databases:
             with self._transaction(name) as conn:
                 ran = upgrade(conn, revision, schema=self.schema, wait_seconds=wait_seconds)
+            failpoint("migration.committed")
             if report is not None:
                 report(name, ran)
 

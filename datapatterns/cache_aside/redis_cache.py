@@ -43,6 +43,7 @@ from datapatterns.cache_aside.standby import is_standby
 from datapatterns.cache_aside.watching import watch_models
 from datapatterns.cache_aside.writing import collecting
 from datapatterns.errors import CacheBusyError
+from datapatterns.failpoints import failpoint
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
 
@@ -172,6 +173,7 @@ class Cache:
             assert isinstance(conn, Connection)
             with collecting(conn) as acts:
                 yield conn
+        failpoint("cache.write-committed")
         for act in acts:
             act()
 
@@ -255,6 +257,8 @@ class Cache:
     ) -> object:
         match step:
             case Load(leased):
+                if leased:
+                    failpoint("cache.lease-granted")
                 return self._load(codec, load, leased=leased)
             case Look():
                 return time() * 1000, 1 - random.random()  # noqa: S311 -- spreads refreshes
@@ -265,6 +269,8 @@ class Cache:
                 self._backing.counters.add(what)
                 return None
             case _:
+                if isinstance(step, Fill):
+                    failpoint("cache.value-loaded")
                 command = command_for(step, prefix=standing.prefix, policy=self.policy)
                 return answer_to(step, self._backing.links.call(command, identity=standing.server))
 

@@ -41,6 +41,7 @@ from datapatterns.cache_aside.relaying import RelayReport, Standing
 from datapatterns.cache_aside.standby import is_standby
 from datapatterns.cache_aside.writing import collecting
 from datapatterns.errors import CacheBusyError
+from datapatterns.failpoints import failpoint
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
 
@@ -153,6 +154,7 @@ class AsyncCache:
             assert conn.sync_connection is not None
             with collecting(conn.sync_connection) as acts:
                 yield conn
+        failpoint("cache.write-committed")
         if acts:
             # It has committed: whoever is cancelled now has written, and shall see what he wrote.
             await asyncio.shield(asyncio.to_thread(_do_all, acts))
@@ -259,6 +261,8 @@ class AsyncCache:
     ) -> object:
         match step:
             case Load(leased):
+                if leased:
+                    failpoint("cache.lease-granted")
                 return await self._load(codec, load, leased=leased)
             case Look():
                 return time() * 1000, 1 - random.random()  # noqa: S311 -- spreads refreshes
@@ -269,6 +273,8 @@ class AsyncCache:
                 self._backing.counters.add(what)
                 return None
             case _:
+                if isinstance(step, Fill):
+                    failpoint("cache.value-loaded")
                 command = command_for(step, prefix=standing.prefix, policy=self.policy)
                 return answer_to(step, await self._links.call(command, identity=standing.server))
 

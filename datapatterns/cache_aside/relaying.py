@@ -23,6 +23,7 @@ from datapatterns.cache_aside.standby import refuse_standby
 from datapatterns.change_log.identity import database_identity
 from datapatterns.change_log.schema import PgSnapshot
 from datapatterns.change_log.snapshots import Snapshot, Xid
+from datapatterns.failpoints import failpoint
 
 _ROWS_PER_FETCH = 500
 _COLLECTED_MAX = 10_000
@@ -108,11 +109,13 @@ class Relay:
                 return RelayReport(is_leading=False), None
             if held.identity != identity:
                 self.links.call(("UNLINK", server_key(self._prefix(held))), identity=server)
+                failpoint("relay.mark-removed")
                 held = self._renew(conn, identity)
                 report = RelayReport(is_leading=True, has_new_generation=True)
             else:
                 report = self._send_difference(conn, held, server)
             self._collect(conn)
+        failpoint("relay.committed")
         standing = Standing(self._prefix(held), server)
         self._vouch(standing, began_ms)
         return report, standing
@@ -202,6 +205,7 @@ class Relay:
         )
         rows = conn.execute(unsent.execution_options(yield_per=_ROWS_PER_FETCH))
         transactions, entries = self._send(rows, prefix=self._prefix(held), server=server)
+        failpoint("relay.sent")
         conn.execute(
             update(target)
             .where(target.c.name == self.target)

@@ -16,6 +16,7 @@ from datapatterns.cqrs.schema import projection_tables
 from datapatterns.errors import ProjectionStoppedError
 from datapatterns.event_sourcing.events import LogPage, Position, RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.failpoints import failpoint
 
 _MESSAGE_CHARS_MAX = 500
 
@@ -54,14 +55,16 @@ class TableRunner:
         """
         try:
             with conn.begin():
-                return self._whole_page(conn, lease)
+                lease, progress = self._whole_page(conn, lease)
+            stopped = None
         except UnappliableError:
             # Rolled back. Once more, with savepoints: they cost too much for every page.
             with conn.begin():
                 lease, progress, stopped = self._applicable_part(conn, lease)
-            if stopped is not None:
-                raise stopped from stopped.__cause__
-            return lease, progress
+        failpoint("projection.page-committed")
+        if stopped is not None:
+            raise stopped from stopped.__cause__
+        return lease, progress
 
     def _whole_page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
         page = read_page(conn, self.store, self.projection, lease.position, self.page_events)
@@ -98,6 +101,7 @@ class TableRunner:
         *,
         error: Mapping[str, Any] | None = None,
     ) -> Lease:
+        failpoint("projection.page-applied")
         return advance(conn, projection_tables(self.store.schema), lease, position, error=error)
 
 

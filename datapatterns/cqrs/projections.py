@@ -36,6 +36,7 @@ from datapatterns.cqrs.waiting import behind, wait_for
 from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.failpoints import failpoint
 
 LEASE_SECONDS_MAX: Final = 86_400
 """For longer nobody should wait for a runner that died."""
@@ -199,6 +200,7 @@ class Projections:
         if isinstance(runner := self._runner(projection, page_events), RedisRunner):
             with redis_answers(), fresh_reads(engine) as conn, conn.begin():
                 begin_again(conn, self.store, runner.projection, runner.model, self._terms())
+            failpoint("redis-rebuild.begun")
             return self.catch_up(
                 engine,
                 projection,

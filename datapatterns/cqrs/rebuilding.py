@@ -25,6 +25,7 @@ from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.targets import quoted_table, resolve_target
 from datapatterns.errors import ProjectionDefinitionError
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.failpoints import failpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class TableRebuild:
                     seconds=self.terms.seconds,
                     all_versions=True,
                 )
+            failpoint("rebuild.leases-taken")
             try:
                 return self._build(conn, leases)
             finally:
@@ -76,8 +78,10 @@ class TableRebuild:
             done = advance_replay(conn, replay, in_page=renew, on_page=count)
             while done.position < shown:
                 done = advance_replay(conn, replay, in_page=renew, on_page=count)
+            failpoint("rebuild.replayed")
             with conn.begin():
                 self._swap(conn, leases, replay)
+            failpoint("rebuild.swapped")
         return ProjectionProgress(events, done.position, caught_up=True)
 
     def _swap(self, conn: Connection, leases: list[Lease], replay: Replay) -> None:
@@ -92,6 +96,7 @@ class TableRebuild:
                 advance(conn, self._tables, other, other.position)
         mine = advance(conn, self._tables, mine, replay.position)
         _replace(conn, model, replay.model)
+        failpoint("rebuild.rows-replaced")
         target = resolve_target(conn, self.projection)
         take_place(conn, self._tables, mine, target=target)
 

@@ -27,6 +27,7 @@ from datapatterns.cqrs.redis_changes import Place
 from datapatterns.cqrs.redis_scripts import ADOPT, APPLY, BEGIN_CLEARING, CLEAR
 from datapatterns.errors import ServerUnavailableError
 from datapatterns.event_sourcing.events import Position
+from datapatterns.failpoints import failpoint
 
 _KEYS_PER_CALL: Final = 500
 _PARTS: Final = 2  # of a key, after what all keys begin with: kind and name
@@ -128,6 +129,7 @@ class RedisReadModel:
         arguments = (*ticket.arguments, str(target))
         if not self._script(BEGIN_CLEARING, [self.keys.checkpoint], arguments):
             raise LaterEpochError
+        failpoint("redis-projection.clearing")
         pattern = f"{_escaped(self.keys.tag)}:*"
         leftovers: list[str] = []
         for key in map(decoded, self.client.scan_iter(match=pattern, count=1_000)):

@@ -34,6 +34,7 @@ from datapatterns.errors import (
 )
 from datapatterns.event_sourcing.events import LogPage, Position, RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.failpoints import failpoint
 
 Outcome = dict[Place, str | None]
 
@@ -69,6 +70,7 @@ class RedisRunner:
                 with conn.begin():
                     target = self.store.high_water_mark(conn)
                     lease = self._confirm(conn, lease, Position(0))
+                failpoint("redis-projection.build-confirmed")
                 self.model.reset(ticket, target=target)
                 position = Position(0)
         except LaterEpochError as error:
@@ -97,6 +99,7 @@ class RedisRunner:
             if page.checkpoint == after:
                 return lease, ProjectionProgress(0, after, page.caught_up)
             lease = self._confirm(conn, lease, after)
+        failpoint("redis-projection.page-read")
         length, outcome, failure = self._applicable_part(lease, page, after)
         position, stopped, record = page.checkpoint, None, None
         if failure is not None:
@@ -105,6 +108,7 @@ class RedisRunner:
         ticket = Ticket(lease.build, lease.epoch)
         if not self.model.apply(ticket, outcome, after=after, position=position):
             raise LeaseLostError(self._resource, epoch=lease.epoch)
+        failpoint("redis-projection.page-applied")
         caught_up = page.caught_up and stopped is None
         with conn.begin():
             lease = advance(conn, self._tables, lease, position, error=record)

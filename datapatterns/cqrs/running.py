@@ -16,6 +16,7 @@ from datapatterns.cqrs.registering import register
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindError
 from datapatterns.event_sourcing.events import START, Position
+from datapatterns.failpoints import failpoint
 
 POLL_SECONDS_MIN: Final = 0.002
 POLL_SECONDS_MAX: Final = 0.05
@@ -65,6 +66,7 @@ def leased(
         register(conn, tables, projection, empty=is_empty(conn, projection))
         lease = claim(conn, tables, projection, owner=terms.owner, seconds=terms.seconds)
     latest = [lease]
+    failpoint("projection.lease-claimed")
     try:
         yield latest
     finally:

@@ -18,6 +18,7 @@ from pathlib import Path
 from datapatterns.embedded.accounts import ServerAccount, make_passable_folder
 from datapatterns.embedded.processes import servers_in, stop_processes
 from datapatterns.errors import EmbeddedFolderError
+from datapatterns.failpoints import failpoint
 
 # The shortest limit of the systems this runs on (104 bytes on macOS, with the final zero),
 # less the longest name of a socket in the folder.
@@ -91,6 +92,7 @@ def new_run_folder(account: ServerAccount) -> OwnedFolder:
         path = parent / f"run-{secrets.token_hex(4)}"
         try:
             make_passable_folder(path)
+            failpoint("embedded.folder-made")
             return OwnedFolder(path, account)
         except OSError as error:
             raise EmbeddedFolderError(path, f"{error.strerror}; set TMPDIR to another") from error
@@ -139,6 +141,7 @@ def cached_folder(name: str, account: ServerAccount, make: Callable[[Path], None
             partial = cache / f"{name}.partial"
             make_passable_folder(partial)
             make(partial)
+            failpoint("embedded.cache-made")
             partial.rename(final)
     return final
 

@@ -20,6 +20,7 @@ from datapatterns.embedded.installation import PostgresPrograms
 from datapatterns.embedded.processes import ServerProcess
 from datapatterns.embedded.starting import wait_until_it_answers
 from datapatterns.errors import EmbeddedStartError
+from datapatterns.failpoints import failpoint
 
 SUPERUSER = "postgres"
 
@@ -115,6 +116,7 @@ class PostgresServer:
             self._make_data()
         self._configure()
         self._process.start()
+        failpoint("embedded.process-started")
         wait_until_it_answers("PostgreSQL", self._process, self._answers)
         if self._password is not None:
             self._set_password(self._password)
@@ -146,6 +148,7 @@ class PostgresServer:
         problem = self._account.run(["/bin/cp", "-Rp", f"{template}/data/.", partial])
         if problem:
             raise EmbeddedStartError("PostgreSQL", f"its data folder cannot be made: {problem}")
+        failpoint("embedded.data-copied")
         partial.rename(self._data)
 
     def _initdb(self, folder: Path) -> None:

@@ -14,6 +14,7 @@ from datapatterns.embedded.accounts import ServerAccount
 from datapatterns.embedded.configuration import Setting, valkey_configuration
 from datapatterns.embedded.processes import ServerProcess
 from datapatterns.embedded.starting import wait_until_it_answers
+from datapatterns.failpoints import failpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class ValkeyServer:
             return
         self._configure()
         self._process.start()
+        failpoint("embedded.process-started")
         wait_until_it_answers("Valkey", self._process, self._answers)
 
     def stop(self) -> None:

@@ -32,6 +32,7 @@ from datapatterns.event_sourcing.appending import EncodedEvent, encode
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import StreamId, is_text
 from datapatterns.event_sourcing.schema import event_tables
+from datapatterns.failpoints import failpoint
 
 IMPORT_EVENTS_MAX: Final = 200_000
 """The most events of one chunk; readers of the log wait while a chunk is being written."""
@@ -91,6 +92,7 @@ def import_events(
         return 0
     [now] = recorded
     claimed = _claim(conn, parts, schema=schema, now=now)
+    failpoint("import.streams-claimed")
     type_ids = _type_ids(conn, parts.values(), schema=schema)
     rows = _rows(parts, claimed, type_ids)
     _copy(conn, _copy_statement(schema), rows)

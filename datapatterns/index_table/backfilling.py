@@ -30,6 +30,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from datapatterns.errors import IndexMissingError
+from datapatterns.failpoints import failpoint
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.entries import BackfillProgress
 from datapatterns.index_table.maintenance import entry_name, view_name
@@ -80,6 +81,7 @@ def backfill_chunk(
     due = _due(definition, after_pk, limit)
     conn.execute(due.limit(1).with_for_update(read=True))
     found = conn.execute(_index_chunk(definition, due, limit)).one()
+    failpoint("index.chunk-indexed")
     progress = BackfillProgress(
         rows_done=rows_done + found.indexed,
         done=found.indexed == found.due < limit,

@@ -16,6 +16,7 @@ from datapatterns.change_log.inspecting import (
     resolve_name,
 )
 from datapatterns.errors import ViewChangedError, ViewDefinitionError
+from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view import counting
 from datapatterns.materialized_view.algebra import CountingPlan, Output, OutputKind, table_of
 from datapatterns.materialized_view.definition import ViewDefinition
@@ -52,6 +53,7 @@ def create_view(conn: Connection, view: ViewDefinition) -> None:
         )
     explanation = _explain(conn, view)
     logs = _capture(conn, names, bases)
+    failpoint("view.tables-captured")
     _create_stored(conn, view, explanation.strategy)
     _create_shown(conn, view, explanation.strategy)
     ChangeLog(names.schema).register_consumer(conn, names.consumer, "view", log_names=logs.values())

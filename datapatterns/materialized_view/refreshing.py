@@ -13,6 +13,7 @@ from datapatterns.errors import (
     ViewMissingError,
     ViewNotPopulatedError,
 )
+from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view import counting
 from datapatterns.materialized_view.algebra import CountingPlan
 from datapatterns.materialized_view.creating import (
@@ -143,6 +144,7 @@ def _count_pending(
 def _finish(
     conn: Connection, view: ViewDefinition, outcome: _Outcome, seconds: float
 ) -> RefreshReport:
+    failpoint("view.rows-written")
     names = view.names
     ChangeLog(names.schema).advance_consumer(conn, names.consumer, outcome.snapshot)
     record_duration(conn, names, seconds)

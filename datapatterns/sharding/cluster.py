@@ -12,6 +12,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import SettingsError
+from datapatterns.failpoints import failpoint
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.counting import ShardStats, count_rows
 from datapatterns.sharding.definition import EntityGroup
@@ -117,10 +118,12 @@ class ShardCluster:
             maps = load_maps(
                 conn, self._groups, shards=self._urls, unused=True, schema=self._schema
             )
+        failpoint("shard-map.recorded")
         new = {name: found for name, found in maps.items() if found.epoch == UNUSED}
         for shard_id in self._urls:
             with self._unchecked(shard_id) as conn:
                 self._record(conn, shard_id, new)
+            failpoint("shard-map.shard-told")
         for shard_id, engine in self.engines.items():
             with shard_errors(shard_id), engine.connect() as conn:
                 check_ownership(conn, shard_id, list(maps.values()), schema=self._schema)

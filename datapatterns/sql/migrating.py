@@ -15,6 +15,7 @@ from sqlalchemy.schema import CreateSchema
 
 import datapatterns_migrations
 from datapatterns.errors import MigrationBlockedError
+from datapatterns.failpoints import failpoint
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 from datapatterns.sql.migration_status import (
     BASE,
@@ -68,7 +69,9 @@ def upgrade(
             conn.execute(CreateSchema(schema))
         config = _config(schema, conn)
         _count_as_recorded(config, status)
+        failpoint("migration.begun")
         command.upgrade(config, revision)
+        failpoint("migration.revised")
     return planned
 
 

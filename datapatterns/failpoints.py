@@ -1,0 +1,132 @@
+"""Places where the process may be made to die, to prove that dying there does no harm.
+
+Each stands between two effects of which a crash may leave one: a COMMIT and what Redis is told of
+it, a copy of data and the name that makes it valid. Passing one that is not armed costs a call and
+a look at an empty dict.
+
+``DATAPATTERNS_FAILPOINTS`` arms them for a whole process, which then ends at once, as by SIGKILL,
+with the exit code 86: ``"relay.sent"``, or ``"relay.sent@3"`` for the third time, or several after
+commas. `armed` arms one in this process, with an action of the test's.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
+from typing import Final, NoReturn
+
+EXIT_CODE: Final = 86
+"""What a process ends with that died at a failpoint."""
+
+VARIABLE: Final = "DATAPATTERNS_FAILPOINTS"
+"""The environment variable that arms failpoints for a whole process."""
+
+FAILPOINTS: Final[Mapping[str, str]] = {
+    # name: what has happened by then, and what has not
+    "cache.lease-granted": "a reader may fill an entry, and has not read the database yet",
+    "cache.value-loaded": "a value is read, and not in Redis yet",
+    "cache.write-committed": "a write has committed, and Redis has not been told",
+    "embedded.cache-made": "a folder that owners share is complete, and not under its name yet",
+    "embedded.data-copied": "a cluster's files are complete, and not under their name yet",
+    "embedded.folder-made": "a folder for servers exists, and nobody owns it yet",
+    "embedded.process-started": "a server's process runs, and does not answer yet",
+    "import.streams-claimed": "streams have their new versions, and not the events yet",
+    "index.chunk-indexed": "rows are indexed, and the progress is not moved yet",
+    "migration.begun": "a migration has its turn, and has changed nothing yet",
+    "migration.committed": "one database is migrated, and the next is not",
+    "migration.revised": "the tables are changed, and not committed yet",
+    "projection.lease-claimed": "a runner has a lease, and has not done anything yet",
+    "projection.page-applied": "rows are written, and the checkpoint is not moved yet",
+    "projection.page-committed": "a page is committed, and the lease is not given back",
+    "rebuild.leases-taken": "other runners are fenced off, and nothing is replayed yet",
+    "rebuild.replayed": "the new rows are complete, and readers see the old ones",
+    "rebuild.rows-replaced": "the rows are swapped, and this version is not the live one yet",
+    "rebuild.swapped": "the swap is committed, and the leases are not given back",
+    "redis-projection.build-confirmed": "PostgreSQL knows of a build, and Redis does not yet",
+    "redis-projection.clearing": "Redis knows of a build, and holds leftovers of another",
+    "redis-projection.page-applied": "Redis has a page, and PostgreSQL does not know",
+    "redis-projection.page-read": "a page is read and confirmed, and not in Redis yet",
+    "redis-rebuild.begun": "PostgreSQL knows of a new build, and Redis holds the old one",
+    "relay.committed": "invalidations are noted as sent, and the server is not vouched for",
+    "relay.mark-removed": "a strange server is not vouched for, and has no new generation yet",
+    "relay.sent": "Redis has been told of invalidations, and that is not noted yet",
+    "shard-map.recorded": "the control database has a map, and no shard does",
+    "shard-map.shard-told": "a shard knows what it owns, and the next does not",
+    "view.rows-written": "a view's rows are new, and its consumer is where it was",
+    "view.tables-captured": "changes are captured, and the view is not there yet",
+}
+"""Every failpoint there is."""
+
+Action = Callable[[], object]
+"""What is done at a failpoint that is armed; it may block, raise, or end the process."""
+
+
+class _Armed:
+    """One failpoint with what is done there, at one visit or at each."""
+
+    def __init__(self, action: Action, visit: int | None) -> None:
+        self._action = action
+        self._visit = visit
+        self._visits = 0
+        self._lock = Lock()
+
+    def reached(self) -> None:
+        with self._lock:
+            self._visits += 1
+            is_due = self._visit in {None, self._visits}
+        if is_due:
+            self._action()
+
+
+_armed: dict[str, _Armed] = {}
+
+
+def failpoint(name: str) -> None:
+    """Mark a place where dying must do no harm; does nothing unless it is armed."""
+    if _armed and (found := _armed.get(name)) is not None:
+        found.reached()
+
+
+@contextmanager
+def armed(name: str, action: Action, *, visit: int | None = 1) -> Iterator[None]:
+    """Do ``action`` at the failpoint ``name`` within the block, in whatever thread gets there.
+
+    Args:
+        name: One of ``FAILPOINTS``.
+        action: Called without arguments. What it raises, the code under test raises.
+        visit: At which visit, counted from 1; None for each of them.
+
+    Raises:
+        ValueError: There is no such failpoint, it is armed already, or ``visit`` is below 1.
+    """
+    _arm(name, action, visit)
+    try:
+        yield
+    finally:
+        del _armed[name]
+
+
+def _arm(name: str, action: Action, visit: int | None) -> None:
+    if name not in FAILPOINTS:
+        raise ValueError(f"{name!r} is no failpoint; there are {', '.join(sorted(FAILPOINTS))}")
+    if visit is not None and visit < 1:
+        raise ValueError(f"visit {visit} of {name!r} never comes; count from 1")
+    if name in _armed:
+        raise ValueError(f"failpoint {name!r} is armed already; disarm it first")
+    _armed[name] = _Armed(action, visit)
+
+
+def _arm_from_environment(setting: str) -> None:
+    for part in filter(None, map(str.strip, setting.split(","))):
+        name, at, visit = part.partition("@")
+        if at and not visit.isdecimal():
+            raise ValueError(f"{VARIABLE}: {part!r} should be a name, or a name@3")
+        _arm(name, _die, int(visit or 1))
+
+
+def _die() -> NoReturn:
+    # No handler, no finally, no buffer is flushed: as if the machine had stopped the process.
+    os._exit(EXIT_CODE)
+
+
+_arm_from_environment(os.environ.get(VARIABLE, ""))
