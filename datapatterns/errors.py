@@ -16,6 +16,7 @@ DataPatternsError
 │   ├── EvictionPolicyError
 │   ├── ForeignSnapshotError
 │   ├── GroupMismatchError
+│   ├── HistoryError
 │   ├── ImportChunkError
 │   ├── IndexChangedError
 │   ├── IndexDefinitionError
@@ -300,6 +301,28 @@ class GroupMismatchError(ConfigurationError):
         self.group = group
         self.declared = declared
         self.stored = stored
+
+
+class HistoryError(ConfigurationError):
+    """A recorded history cannot be checked, because no clients can have done what it says.
+
+    Attributes:
+        reason: What is wrong with it.
+        line: The line of its file, counted from 1; None if it was not read from a file.
+        event: The index of the event; None if it has none.
+    """
+
+    def __init__(self, reason: str, *, line: int | None = None, event: int | None = None) -> None:
+        places = [
+            f"{name} {number}"
+            for name, number in (("line", line), ("event", event))
+            if number is not None
+        ]
+        where = f" at {', '.join(places)}" if places else ""
+        super().__init__(f"the history cannot be checked{where}: {reason}; correct what records it")
+        self.reason = reason
+        self.line = line
+        self.event = event
 
 
 class ImportChunkError(ConfigurationError):
