@@ -28,6 +28,7 @@ from sqlalchemy.dialects.postgresql import JSON, JSONB, REGCLASS, TIMESTAMP
 from sqlalchemy.sql.functions import Function
 from sqlalchemy.types import TypeEngine
 
+from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import library_metadata
 
 _MOMENT = TIMESTAMP(timezone=True)
@@ -54,8 +55,7 @@ class EventTables:
         self, name: str, *arguments: ColumnElement[Any], returns: TypeEngine[Any] | None = None
     ) -> Function[Any]:
         """Return a call of the function of that name that the migration made."""
-        # Not func.<schema>: that takes off the last _ of a name, and has names of its own.
-        return Function(name, *arguments, type_=returns, packagenames=(self.schema,))
+        return library_function(self.schema, name, *arguments, returns=returns)
 
 
 @cache

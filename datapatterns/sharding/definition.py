@@ -22,7 +22,6 @@ from sqlalchemy import (
     Unicode,
     UnicodeText,
     Uuid,
-    func,
     inspect,
 )
 from sqlalchemy.dialects import postgresql
@@ -33,6 +32,7 @@ from sqlalchemy.types import UUID as SQL_UUID
 from datapatterns.errors import ShardedTableError, ShardKeyError
 from datapatterns.sharding.hash_buckets import Hash
 from datapatterns.sharding.strategy import Key
+from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 KeyTypeName: TypeAlias = Literal["bigint", "text", "uuid"]
@@ -159,9 +159,9 @@ class EntityGroup:
         self, column: ColumnElement[Any], *, schema: str = DEFAULT_SCHEMA
     ) -> ColumnElement[int]:
         """Return the SQL expression for the bucket of a row with this shard key."""
-        function = getattr(getattr(func, schema), "hash_bucket")  # noqa: B009 -- a SQL name
-        bucket: ColumnElement[int] = function(column, self.strategy.buckets, type_=Integer)
-        return bucket
+        return library_function(
+            schema, "hash_bucket", column, self.strategy.buckets, returns=Integer()
+        )
 
     def tables(self) -> "dict[Table, ShardKey]":
         """Return the tables of all classes mapped so far, with their shard keys.

@@ -9,6 +9,7 @@ from datapatterns.errors import ShardMapExistsError, WrongShardError
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.schema import UNUSED, sharding_tables
 from datapatterns.sharding.shard_map import ShardMap, spread_evenly
+from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 
@@ -94,7 +95,7 @@ def check_empty(conn: Connection, shard_id: str, tables: Collection[Table]) -> N
 
 def holds_buckets(conn: Connection, shard_map: ShardMap, *, schema: str = DEFAULT_SCHEMA) -> bool:
     """Return whether a shard has been told what it owns of a map."""
-    digest = conn.scalar(select(getattr(func, schema).map_digest(shard_map.group_id)))
+    digest = conn.scalar(select(library_function(schema, "map_digest", shard_map.group_id)))
     return digest is not None
 
 
@@ -139,7 +140,7 @@ def check_ownership(
         ShardMapExistsError: It does.
     """
     for shard_map in maps:
-        found = conn.scalar(select(getattr(func, schema).map_digest(shard_map.group_id)))
+        found = conn.scalar(select(library_function(schema, "map_digest", shard_map.group_id)))
         if found != shard_map.digest(shard_id):
             raise ShardMapExistsError(
                 f"shard {shard_id!r}",

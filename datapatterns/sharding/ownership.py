@@ -6,11 +6,12 @@ from typing import Any
 
 from psycopg import Error as DriverError
 from psycopg import OperationalError
-from sqlalchemy import ARRAY, Boolean, ColumnElement, Connection, Integer, Text, cast, func, select
+from sqlalchemy import ARRAY, Boolean, ColumnElement, Connection, Integer, Text, cast, select
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import IsolationLevelError, ShardUnavailableError, StaleShardMapError
 from datapatterns.sharding.shard_map import ShardMap
+from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 NOT_OWNED = "SD001"
@@ -24,22 +25,16 @@ def owns_buckets(
 
     It is evaluated once, before any row is read.
     """
-    function = getattr(func, schema).assert_owned
-    owned: ColumnElement[bool] = function(
-        shard_map.group_id, cast(sorted(buckets), ARRAY(Integer)), type_=Boolean
-    )
-    return owned
+    wanted = cast(sorted(buckets), ARRAY(Integer))
+    return library_function(schema, "assert_owned", shard_map.group_id, wanted, returns=Boolean())
 
 
 def agrees_with_map(
     shard_map: ShardMap, shard_id: str, *, schema: str = DEFAULT_SCHEMA
 ) -> ColumnElement[bool]:
     """Return a condition that fails the statement unless the whole shard agrees with the map."""
-    function = getattr(func, schema).assert_map
-    agrees: ColumnElement[bool] = function(
-        shard_map.group_id, cast(shard_map.digest(shard_id), Text), type_=Boolean
-    )
-    return agrees
+    digest = cast(shard_map.digest(shard_id), Text)
+    return library_function(schema, "assert_map", shard_map.group_id, digest, returns=Boolean())
 
 
 def claim_buckets(
@@ -55,9 +50,9 @@ def claim_buckets(
         IsolationLevelError: The connection commits each statement by itself.
     """
     refuse_autocommit(conn)
-    function = getattr(func, schema).claim_buckets
+    wanted = cast(sorted(buckets), ARRAY(Integer))
     conn.execute(
-        select(function(shard_map.group_id, cast(sorted(buckets), ARRAY(Integer))))
+        select(library_function(schema, "claim_buckets", shard_map.group_id, wanted))
     ).close()
 
 
@@ -70,9 +65,9 @@ def claim_shard(
         IsolationLevelError: The connection commits each statement by itself.
     """
     refuse_autocommit(conn)
-    function = getattr(func, schema).claim_shard
+    digest = cast(shard_map.digest(shard_id), Text)
     conn.execute(
-        select(function(shard_map.group_id, cast(shard_map.digest(shard_id), Text)))
+        select(library_function(schema, "claim_shard", shard_map.group_id, digest))
     ).close()
 
 
