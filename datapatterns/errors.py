@@ -14,6 +14,7 @@ DataPatternsError
 │   ├── EventShapeError
 │   ├── EventTypeError
 │   ├── EvictionPolicyError
+│   ├── FaultRefusedError
 │   ├── ForeignSnapshotError
 │   ├── GroupMismatchError
 │   ├── HistoryError
@@ -264,6 +265,20 @@ class EvictionPolicyError(ConfigurationError):
             " model with holes looks whole; use noeviction or a volatile-* policy"
         )
         self.policy = policy
+
+
+class FaultRefusedError(ConfigurationError):
+    """A fault can't be brought about here, or would reach further than asked.
+
+    Attributes:
+        fault: What was to be done.
+        advice: Why not, and what to do instead.
+    """
+
+    def __init__(self, fault: str, advice: str) -> None:
+        super().__init__(f"{fault}: {advice}")
+        self.fault = fault
+        self.advice = advice
 
 
 class ForeignSnapshotError(ConfigurationError):
