@@ -1,5 +1,8 @@
 """Tools for tests of applications, and of this library."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from datapatterns.testing.clock import ManualClock
 from datapatterns.testing.databases import Databases
 from datapatterns.testing.models import (
@@ -12,7 +15,11 @@ from datapatterns.testing.models import (
 )
 from datapatterns.testing.waiting import wait_until
 
+if TYPE_CHECKING:
+    from datapatterns.testing.models.aggregate_machine import AggregateMachine, aggregate_machine
+
 __all__ = [
+    "AggregateMachine",
     "Call",
     "Databases",
     "Decider",
@@ -21,5 +28,18 @@ __all__ = [
     "ImpureEvolveError",
     "ManualClock",
     "SpecError",
+    "aggregate_machine",
     "wait_until",
 ]
+
+# Only when they are asked for: a plugin of pytest must load where Hypothesis is not installed.
+_NEED_HYPOTHESIS = {
+    "AggregateMachine": "datapatterns.testing.models.aggregate_machine",
+    "aggregate_machine": "datapatterns.testing.models.aggregate_machine",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 -- whatever has the name
+    if name in _NEED_HYPOTHESIS:
+        return getattr(import_module(_NEED_HYPOTHESIS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

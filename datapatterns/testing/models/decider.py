@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from datapatterns.event_sourcing import Aggregate
+from datapatterns.event_sourcing.state import state_defaults
 
 S = TypeVar("S")
 C_contra = TypeVar("C_contra", contravariant=True)
@@ -140,7 +141,9 @@ class _AggregateClass:
         return Decided(state.unsaved, state, error)
 
     def values(self, state: Aggregate, /) -> dict[str, object]:
-        return {name: value for name, value in vars(state).items() if name != "_history"}
+        # What is still as in the class is not in the object.
+        names = state_defaults(self.cls, above=Aggregate) | vars(state)
+        return {name: getattr(state, name) for name in sorted(names) if name != "_history"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,14 +148,14 @@ class Decision(Generic[S]):
         error = self.decided.error
         refusal = [] if error is None else [f"got       {type(error).__name__}: {error}"]
         got = refusal or told("got", self.decided.events)
-        lines = [
+        raise SpecError(
+            "the decision is another",
             *told("given", self.given),
             *told("when", [self.command]),
             *expected,
             *got,
             *differences,
-        ]
-        raise SpecError("\n".join(["the decision is another", *lines])) from error
+        ) from error
 
 
 class _Missing:

@@ -10,6 +10,9 @@ _LABEL_CHARS = 10
 class SpecError(AssertionError):
     """A spec does not hold; the message tells what was given, expected and got."""
 
+    def __init__(self, claim: str, *story: str) -> None:
+        super().__init__("\n".join([claim, *story]))
+
 
 def told(label: str, things: Iterable[object], *, nothing: str = "nothing") -> list[str]:
     """Return a line for each of ``things``, the first behind ``label``.
