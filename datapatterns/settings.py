@@ -94,7 +94,7 @@ def postgres_url(url: str | URL, setting: str = "database URL") -> URL:
         raise SettingsError(setting, _POSTGRES_ADVICE) from None
     if parsed.drivername not in _POSTGRES:
         raise SettingsError(setting, f"{parsed.drivername!r} is not for this; {_POSTGRES_ADVICE}")
-    if isinstance(url, str) and "@" in f"{parsed.host}{parsed.database}{url.partition('?')[2]}":
+    if isinstance(url, str) and _has_stray_at(url, parsed):
         # The rest of a password that holds an @: as a host it would be shown in messages.
         raise SettingsError(setting, _ENCODING_ADVICE)
     if parsed.port is not None and not 0 < parsed.port <= HIGHEST_PORT:
@@ -104,6 +104,12 @@ def postgres_url(url: str | URL, setting: str = "database URL") -> URL:
         last = parsed.normalized_query["password"][-1]
         parsed = parsed.difference_update_query(["password"]).set(password=last)
     return parsed.set(drivername="postgresql+psycopg")
+
+
+def _has_stray_at(url: str, parsed: URL) -> bool:
+    # The parser drops without a word what stands behind a host in brackets.
+    dropped = url.partition(f"@[{parsed.host}]")[2]
+    return "@" in f"{parsed.host}{parsed.database}{url.partition('?')[2]}{dropped}"
 
 
 _ENCODING_ADVICE = (

@@ -1,6 +1,6 @@
 """Whatever a password is made of, and however it is written, nobody reads it from us."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from datapatterns import DataLayer
@@ -11,6 +11,7 @@ awkward = st.text(alphabet="@:/?#%[]=& ab1\\'\"é", max_size=6)
 passwords = st.builds(lambda before, after: f"{before}{CANARY}{after}", awkward, awkward)
 
 
+@example(password=f"@[{CANARY}]", before="")
 @given(password=passwords, before=st.sampled_from(["", "postgres", "postgresql+psycopg"]))
 def test_a_database_password_is_never_shown(password: str, before: str) -> None:
     _assert_hidden(lambda: DataLayer(f"{before or 'postgresql'}://ann:{password}@host:1/shop"))
