@@ -5,6 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 from datapatterns.testing.clock import ManualClock
 from datapatterns.testing.databases import Databases
+from datapatterns.testing.interleaving import (
+    DivergedError,
+    Exploration,
+    Explorer,
+    Fault,
+    Gate,
+    InterleavingError,
+    Outcome,
+    StuckError,
+)
 from datapatterns.testing.models import (
     Call,
     Decider,
@@ -12,6 +22,10 @@ from datapatterns.testing.models import (
     Decision,
     ImpureEvolveError,
     SpecError,
+    StoredPayload,
+    assert_upcasters,
+    read_corpus,
+    record_corpus,
 )
 from datapatterns.testing.waiting import wait_until
 
@@ -25,10 +39,22 @@ __all__ = [
     "Decider",
     "DeciderSpec",
     "Decision",
+    "DivergedError",
+    "Exploration",
+    "Explorer",
+    "Fault",
+    "Gate",
     "ImpureEvolveError",
+    "InterleavingError",
     "ManualClock",
+    "Outcome",
     "SpecError",
+    "StoredPayload",
+    "StuckError",
     "aggregate_machine",
+    "assert_upcasters",
+    "read_corpus",
+    "record_corpus",
     "wait_until",
 ]
 

@@ -77,10 +77,10 @@ cents = st.integers(0, 100)
 calls = st.builds(Call, st.sampled_from([Account.deposit, Account.withdraw, Account.hold]), cents)
 
 
-def run(machine: type[RuleBasedStateMachine], *, steps: int = 15) -> None:
+def run(machine: type[RuleBasedStateMachine]) -> None:
     run_state_machine_as_test(
         machine,
-        settings=settings(machine.TestCase.settings, stateful_step_count=steps, database=None),
+        settings=settings(machine.TestCase.settings, stateful_step_count=15, database=None),
     )
 
 
@@ -90,7 +90,15 @@ def test_an_aggregate_that_is_right_passes() -> None:
 
 def failure(machine: type[RuleBasedStateMachine]) -> str:
     with pytest.raises(SpecError) as failing:
-        run(machine)
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                machine.TestCase.settings,
+                max_examples=300,
+                stateful_step_count=15,
+                derandomize=True,
+            ),
+        )
     return str(failing.value)
 
 

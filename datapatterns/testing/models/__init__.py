@@ -1,7 +1,20 @@
 """Tools that test what users build from the patterns: deciders, projections, views, caches."""
 
+from datapatterns.testing.models.corpus import StoredPayload, read_corpus, record_corpus
 from datapatterns.testing.models.decider import Call, Decider, ImpureEvolveError
 from datapatterns.testing.models.decider_spec import DeciderSpec, Decision
 from datapatterns.testing.models.story import SpecError
+from datapatterns.testing.models.upcasting import assert_upcasters
 
-__all__ = ["Call", "Decider", "DeciderSpec", "Decision", "ImpureEvolveError", "SpecError"]
+__all__ = [
+    "Call",
+    "Decider",
+    "DeciderSpec",
+    "Decision",
+    "ImpureEvolveError",
+    "SpecError",
+    "StoredPayload",
+    "assert_upcasters",
+    "read_corpus",
+    "record_corpus",
+]
