@@ -1,9 +1,9 @@
 """Who goes next: schedules as data, and the searches over them; pure.
 
 A schedule is the list of the gates that were opened, in order. The unit of a search is the
-*preemption*: a switch away from a task that could have gone on. Most races need one or two of them
-(Musuvathi and Qadeer, "Iterative Context Bounding for Systematic Testing of Multithreaded Programs",
-PLDI 2007), so that a search in the order of preemptions finds the simplest story first.
+*preemption*: a switch away from a task that could have gone on. Most races need one or two of
+them (Musuvathi and Qadeer, "Iterative Context Bounding for Systematic Testing of Multithreaded
+Programs", PLDI 2007), so that a search in the order of preemptions finds the simplest story first.
 """
 
 import heapq
@@ -23,7 +23,7 @@ class Fault(StrEnum):
     """What can befall a task at a gate."""
 
     CRASH = "crash"
-    """Its process dies before the request is sent: all its connections close, nothing of it goes on."""
+    """Its process dies before the request is sent: its connections close, nothing of it goes on."""
     REQUEST_LOST = "request-lost"
     """Its connection breaks before the server has heard the request."""
     REPLY_LOST = "reply-lost"
@@ -56,7 +56,9 @@ class Choice:
 class Chooser(Protocol):
     """Decides which of the gates at hand is opened."""
 
-    def __call__(self, ready: Sequence[Gate]) -> Choice: ...
+    def __call__(self, ready: Sequence[Gate]) -> Choice:
+        """Return whose gate is opened, and what befalls that task."""
+        ...
 
 
 class DivergedError(AssertionError):
@@ -205,8 +207,8 @@ class BoundedSearch:
                 choice = prefix.choices[len(taken)]
                 if choice.task not in {gate.task for gate in ready}:
                     raise DivergedError(
-                        f"step {len(taken) + 1}: {choice.task!r} is not ready, only {_names(ready)}; "
-                        "the code under test does not do the same each time"
+                        f"step {len(taken) + 1}: {choice.task!r} is not ready, only {_names(ready)}"
+                        "; the code under test does not do the same each time"
                     )
             else:
                 choice = Choice(ordered[0].task)

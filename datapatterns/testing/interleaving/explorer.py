@@ -1,11 +1,13 @@
 """What users hold in their hands: connections that are gated, and searches over schedules."""
 
+# ruff: noqa: ANN401 -- what drivers, and the functions of users, take and return
+
 import asyncio
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import redis
 import redis.asyncio as redis_async
@@ -32,8 +34,9 @@ from datapatterns.testing.interleaving.tasks import State, Task, in_flight
 
 Scenario = Callable[[], Mapping[str, Callable[[], Any]]]
 """Prepares one schedule, ungated, and returns its tasks by name: plain or ``async`` functions."""
+Gated = TypeVar("Gated", GatedConnection, GatedAsyncConnection)
 Invariant = Callable[[Outcome], Any]
-"""Looks at what a schedule has left, ungated; raises AssertionError or returns False if it is wrong."""
+"""Looks at what a schedule has left, ungated; raises AssertionError, or returns False, if wrong."""
 
 MAX_SCHEDULES = 10_000
 DEADLOCK_TIMEOUT_MILLISECONDS = 20
@@ -90,7 +93,7 @@ class Explorer:
             with in_flight():
                 return self._gate(GatedConnection.connect(*args, **kwargs), args, kwargs)
 
-        engine.connect().close()  # the dialect asks its questions now, and not in the first schedule
+        engine.connect().close()  # the dialect asks its questions now, not in the first schedule
         self._engines.append(engine)
         return engine
 
@@ -137,7 +140,7 @@ class Explorer:
 
     # -- searches ------------------------------------------------------------------------------
 
-    def explore(
+    def explore(  # noqa: PLR0913 -- the bounds of a search, all by keyword
         self,
         scenario: Scenario,
         *,
@@ -228,7 +231,7 @@ class Explorer:
             raise InterleavingError(broken, outcome, schedules=schedules)
         return outcome
 
-    def _gate(self, connection: Any, args: Any, kwargs: Any) -> Any:
+    def _gate(self, connection: Gated, args: Any, kwargs: Any) -> Gated:
         options = {name: value for name, value in kwargs.items() if name not in _OWN_OPTIONS}
         self._servers.watch(connection.info, *args, **options)
         connection.servers = self._servers

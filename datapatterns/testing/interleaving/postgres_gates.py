@@ -5,6 +5,8 @@ psycopg sends everything as a generator that it gives to ``Connection.wait``: st
 is overridden.
 """
 
+# ruff: noqa: ANN401 -- what drivers, and the functions of users, take and return
+
 from collections.abc import Generator
 from typing import Any, TypeVar
 
@@ -24,7 +26,6 @@ class _GatedLink:
     """What both kinds of connection need; ``servers`` is set when one is made."""
 
     pgconn: psycopg.pq.abc.PGconn
-    info: psycopg.ConnectionInfo
     servers: Servers
     used_by: Task | None = None
 
@@ -32,7 +33,7 @@ class _GatedLink:
         """Return the session behind it, unless it is closed."""
         if self.pgconn.status == psycopg.pq.ConnStatus.BAD:
             return None
-        return self.servers.backend_of(self.info)
+        return self.servers.backend_of(psycopg.ConnectionInfo(self.pgconn))
 
     def in_transaction(self) -> bool:
         """Return whether a transaction is open."""

@@ -4,8 +4,9 @@ The gate is where packed commands are sent, beneath clients, pipelines, scripts 
 connections of the pool directly. The handshake of a new connection passes it freely.
 """
 
+# ruff: noqa: ANN401 -- what drivers, and the functions of users, take and return
+
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, cast
 
 import redis
@@ -151,18 +152,12 @@ def gated_client(url: str, **options: Any) -> redis.Redis:
 def gated_async_client(url: str, **options: Any) -> redis_async.Redis:
     """Return an ordinary asynchronous client whose connections are gated."""
     pool = async_connections.ConnectionPool.from_url(url, **options)
-    pool.connection_class = _gated_async(pool.connection_class)
+    pool.connection_class = _gated(pool.connection_class, _GatedAsync)
     return redis_async.Redis(connection_pool=pool)
 
 
-@cache
-def _gated(base: type) -> type:
-    return type(f"Gated{base.__name__}", (_Gated, base), {})
-
-
-@cache
-def _gated_async(base: type) -> type:
-    return type(f"Gated{base.__name__}", (_GatedAsync, base), {})
+def _gated(base: Any, gates: Any = _Gated) -> Any:
+    return type(f"Gated{base.__name__}", (gates, base), {})
 
 
 def _commands(packed: bytes | str | Iterable[bytes]) -> list[list[bytes]]:

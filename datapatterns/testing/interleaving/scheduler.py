@@ -1,4 +1,6 @@
-"""One schedule: one task moves at a time, and everybody else is parked, blocked, waiting or done."""
+"""One schedule: one task moves at a time; all others are parked, blocked, waiting or done."""
+
+# ruff: noqa: ANN401 -- what drivers, and the functions of users, take and return
 
 import asyncio
 import inspect
@@ -85,7 +87,7 @@ class Scheduler:
     def _start(self, task: Task) -> None:
         if inspect.iscoroutinefunction(task.function):
             running = asyncio.run_coroutine_threadsafe(self._run_async(task), self._loop())
-            task.cancel = lambda: bool(running.cancel()) and None
+            task.cancel = running.cancel
             return
         task.thread = threading.Thread(
             target=copy_context().run, args=(self._run, task), name=f"task {task.name}", daemon=True

@@ -1,5 +1,7 @@
 """What the servers say about the connections of a schedule: who waits, and who is gone."""
 
+# ruff: noqa: ANN401 -- what drivers, and the functions of users, take and return
+
 import threading
 import time
 from collections import defaultdict
@@ -49,7 +51,8 @@ class Servers:
 
         Args:
             info: What a task's connection says of itself.
-            args: How psycopg opened it; and ``kwargs``.
+            args: How psycopg opened it.
+            kwargs: The same, by name.
 
         Raises:
             psycopg.OperationalError: It cannot be reached.

@@ -1,5 +1,7 @@
 """The tasks of a schedule, and the gates where they wait until it is their turn."""
 
+# ruff: noqa: ANN401 -- what drivers, and the functions of users, take and return
+
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -90,9 +92,9 @@ class Task:
         self.thread: threading.Thread | None = None
         self.dead = False
         self.fault: Fault | None = None
-        self.cancel: Callable[[], None] = lambda: None
+        self.cancel: Callable[[], object] = lambda: None
         self._fault: Fault | None = None
-        self._release: Callable[[], None] = lambda: None
+        self._release: Callable[[], object] = lambda: None
 
     def open(self, fault: Fault | None) -> None:
         """Let it pass the gate where it is parked; only with ``changed`` held."""
@@ -109,7 +111,7 @@ class Task:
         turn = threading.Event()
         self._park(gate, turn.set)
         turn.wait()
-        return Fault.CRASH if self.dead else self._fault
+        return self._fate()
 
     async def arrive_async(self, gate: Gate) -> Fault | None:
         """Park this coroutine at a gate; return the fault that the scheduler has chosen."""
@@ -124,14 +126,17 @@ class Task:
             with self._board.changed:
                 self.state = State.RUNNING
             raise
+        return self._fate()
+
+    def _fate(self) -> Fault | None:
         return Fault.CRASH if self.dead else self._fault
 
-    def _park(self, gate: Gate, release: Callable[[], None]) -> None:
+    def _park(self, gate: Gate, release: Callable[[], object]) -> None:
         with self._board.changed:
             if self.state is State.PARKED:
                 raise RuntimeError(
-                    f"{self.name!r} is at two gates at once: {self.last_label!r} and {gate.label!r}; "
-                    "give each concurrent branch a task of its own"
+                    f"{self.name!r} is at two gates at once: {self.last_label!r} and "
+                    f"{gate.label!r}; give each concurrent branch a task of its own"
                 )
             self.gate, self.last_label, self._release = gate, gate.label, release
             self.state = State.PARKED
