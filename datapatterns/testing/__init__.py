@@ -5,6 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from datapatterns.testing.clock import ManualClock
 from datapatterns.testing.databases import Databases
+from datapatterns.testing.faults import (
+    FailpointNotReachedError,
+    FaultProxy,
+    PostgresFaults,
+    RedisFaults,
+    armed,
+    halted_at,
+    run_until_failpoint,
+)
 from datapatterns.testing.interleaving import (
     DivergedError,
     Exploration,
@@ -42,19 +51,26 @@ __all__ = [
     "DivergedError",
     "Exploration",
     "Explorer",
+    "FailpointNotReachedError",
     "Fault",
+    "FaultProxy",
     "Gate",
     "ImpureEvolveError",
     "InterleavingError",
     "ManualClock",
     "Outcome",
+    "PostgresFaults",
+    "RedisFaults",
     "SpecError",
     "StoredPayload",
     "StuckError",
     "aggregate_machine",
+    "armed",
     "assert_upcasters",
+    "halted_at",
     "read_corpus",
     "record_corpus",
+    "run_until_failpoint",
     "wait_until",
 ]
 

@@ -7,7 +7,7 @@ Each worker of pytest-xdist has databases of its own, and a Redis database of it
 
 import os
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 from redis import Redis
@@ -15,6 +15,8 @@ from sqlalchemy import URL, Engine, create_engine, make_url
 
 from datapatterns.embedded import EmbeddedServers, PostgresServer, ValkeyServer
 from datapatterns.testing.databases import Databases
+from datapatterns.testing.faults import FaultProxy, FaultProxyFactory, PostgresFaults, RedisFaults
+from datapatterns.testing.faults.addresses import Address
 from datapatterns.testing.redis_urls import with_redis_database
 
 
@@ -92,3 +94,30 @@ def datapatterns_valkey_server() -> Iterator[ValkeyServer]:
     """An embedded Valkey server for one test, to be stopped, killed or paused."""
     with EmbeddedServers() as servers:
         yield servers.valkey()
+
+
+@pytest.fixture
+def datapatterns_fault_proxy() -> Iterator[FaultProxyFactory]:
+    """Makes proxies before servers, to break what passes through them."""
+    with ExitStack() as stack:
+
+        def make(address: Address) -> FaultProxy[Address]:
+            return stack.enter_context(FaultProxy(address))
+
+        yield make
+
+
+@pytest.fixture
+def datapatterns_postgres_faults(
+    datapatterns_postgres_server: PostgresServer,
+) -> Iterator[PostgresFaults]:
+    """A PostgreSQL server of its own for one test, and what may happen to it."""
+    with PostgresFaults(datapatterns_postgres_server) as faults:
+        yield faults
+
+
+@pytest.fixture
+def datapatterns_redis_faults(datapatterns_valkey_server: ValkeyServer) -> Iterator[RedisFaults]:
+    """A Valkey server of its own for one test, and what may happen to it."""
+    with RedisFaults(datapatterns_valkey_server) as faults:
+        yield faults

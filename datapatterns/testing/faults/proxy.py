@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from datapatterns.testing.faults.addresses import Address, Upstream, through_proxy, upstream_of
 from datapatterns.testing.faults.listening import Listener
@@ -164,6 +164,14 @@ class FaultProxy(Generic[Address]):
             step.close()
             raise RuntimeError("this proxy is closed; make a new one")
         return asyncio.run_coroutine_threadsafe(step, self._loop).result(_CONTROL_SECONDS)
+
+
+class FaultProxyFactory(Protocol):
+    """Makes proxies, and closes them at the end of a test: ``datapatterns_fault_proxy``."""
+
+    def __call__(self, address: Address) -> FaultProxy[Address]:
+        """Return a new proxy before the server with this address."""
+        ...
 
 
 async def _new_listener(upstream: Upstream) -> Listener:
