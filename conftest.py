@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.fixtures.commands",
     "tests.fixtures.empty_database",
     "tests.fixtures.owners",
+    "tests.fixtures.least_rights",
     "tests.fixtures.pages",
     "tests.fixtures.servers",
 ]

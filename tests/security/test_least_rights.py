@@ -1,0 +1,276 @@
+"""Each pattern does its work under the rights that the documentation tells users to grant."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import NoPermissionError, ResponseError
+from sqlalchemy import URL, BigInteger, Connection, MetaData, func, insert, select, text, update
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from datapatterns.cache_aside import Cache
+from datapatterns.change_log import ChangeLog
+from datapatterns.cqrs import Projections
+from datapatterns.event_sourcing import (
+    ANY,
+    NEW_STREAM,
+    START,
+    EventStore,
+    ImportedEvent,
+    NewEvent,
+    StreamId,
+)
+from datapatterns.index_table import IndexTable
+from datapatterns.materialized_view import MaterializedView
+from datapatterns.sharding import EntityGroup, Hash, ShardCluster
+from tests.fixtures.caches import PATIENT
+from tests.fixtures.index_tables import backfill
+from tests.fixtures.least_rights import LeastRights, least_rights_on, redis_user, run
+from tests.fixtures.read_models import Base as ReadModels
+from tests.fixtures.read_models import (
+    Dashboard,
+    ItemScanned,
+    ProductSales,
+    SalesByProduct,
+)
+from tests.fixtures.view_tables import verify
+
+store = EventStore()
+households = EntityGroup("household", strategy=Hash(buckets=16))
+
+
+class Shop(DeclarativeBase):
+    pass
+
+
+class Product(Shop):
+    __tablename__ = "product"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    department: Mapped[str | None]
+
+
+class Line(Shop):
+    __tablename__ = "line"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    product_id: Mapped[int] = mapped_column(index=True)
+    cents: Mapped[int]
+
+
+class Customer(Shop):
+    __tablename__ = "customer"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    email: Mapped[str | None]
+    name: Mapped[str]
+
+
+class Sharded(DeclarativeBase):
+    metadata = MetaData()
+
+
+class Basket(Sharded):
+    __tablename__ = "basket"
+    __shard__ = households.by("household_id")
+
+    household_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    cents: Mapped[int]
+
+
+weekly = MaterializedView(
+    "sales_by_department",
+    select(Product.department, func.sum(Line.cents).label("cents"))
+    .join(Line, Product.id == Line.product_id)
+    .group_by(Product.department),
+)
+largest = MaterializedView("largest_line", select(func.max(Line.cents).label("largest")))
+by_email = IndexTable(
+    "customer_by_email", on=[Customer.email], unique=True, include=[Customer.name]
+)
+
+
+@pytest.fixture(scope="module")
+def rights(least_rights: LeastRights) -> LeastRights:
+    """A database with a shop, which belongs to the owner."""
+    with least_rights.owner.begin() as conn:
+        Shop.metadata.create_all(conn)
+        ReadModels.metadata.create_all(conn)
+    least_rights.grant(2)
+    return least_rights
+
+
+@pytest.fixture
+def redis_of_app(redis_url: str) -> Iterator[Redis]:
+    """A client under the rights of the page."""
+    with redis_user(redis_url) as client:
+        yield client
+
+
+def test_the_application_appends_loads_and_reads(rights: LeastRights) -> None:
+    stream = StreamId("till", secrets.token_hex(4))
+
+    with rights.app.begin() as conn:
+        appended = store.append(conn, stream, [NewEvent("a.b", {})], expected_version=NEW_STREAM)
+        store.append(conn, stream, [NewEvent("a.b", {})], expected_version=appended.version)
+    with rights.reader.begin() as conn:
+        page = store.read_log(conn, START)
+
+    assert [event.version for event in page.events if event.stream == stream] == [1, 2]
+    with rights.reader.begin() as conn:
+        assert store.blockers(conn) == []
+
+
+def test_the_owner_imports(rights: LeastRights) -> None:
+    chunk = [ImportedEvent(StreamId("till", "imported"), NewEvent("a.b", {}))]
+
+    with rights.owner.begin() as conn:
+        assert store.import_events(conn, chunk, source="old", chunk=1) == 1
+
+
+def test_the_worker_projects_what_the_application_appends(
+    rights: LeastRights, redis_of_app: Redis
+) -> None:
+    projections = Projections(store, redis=redis_of_app)
+    with rights.app.begin() as conn:
+        stream = StreamId("basket", secrets.token_hex(4))
+        token = store.append(conn, stream, [ItemScanned("milk", 99)], expected_version=ANY).position
+
+    for projection in (SalesByProduct, Dashboard):
+        projections.catch_up(rights.worker, projection)
+        projections.wait(rights.app, projection, token, timeout_seconds=5)
+        projections.rebuild(rights.worker, projection)
+        assert projections.verify(rights.worker, projection).differences == []
+
+    with rights.app.begin() as conn:
+        assert conn.scalar(select(ProductSales.cents).filter_by(product="milk")) == 99
+    assert projections.view(Dashboard).hash("cents_by_product") == {"milk": "99"}
+    with rights.reader.begin() as conn:
+        assert {status.positions_behind for status in projections.status(conn)} == {0}
+
+
+def test_the_worker_refreshes_views_of_what_the_application_writes(rights: LeastRights) -> None:
+    for view in (weekly, largest):
+        with rights.owner.begin() as conn:
+            view.create(conn)
+    rights.grant(3)
+    for view in (weekly, largest):
+        with rights.worker.begin() as conn:
+            view.populate(conn)
+
+    with rights.app.begin() as conn:
+        conn.execute(insert(Product), [{"id": 1, "department": "dairy"}])
+        conn.execute(insert(Line), [{"id": 1, "product_id": 1, "cents": 250}])
+    for view in (weekly, largest):
+        with rights.worker.begin() as conn:
+            view.refresh(conn)
+        assert verify(rights.worker, view) == []
+
+    with rights.reader.begin() as conn:
+        assert conn.execute(select(weekly.table)).all() == [("dairy", 250)]
+        assert conn.execute(select(largest.table)).all() == [(250,)]
+        assert weekly.freshness(conn).pending_rows == 0
+    with rights.worker.begin() as conn:
+        ChangeLog().collect_garbage(conn)
+
+
+def test_the_application_writes_and_asks_an_index_table_that_the_owner_builds(
+    rights: LeastRights,
+) -> None:
+    with rights.app.begin() as conn:
+        conn.execute(insert(Customer), [{"id": 1, "email": "ann@x.example", "name": "Ann"}])
+    with rights.owner.begin() as conn:
+        by_email.create(conn)
+    backfill(rights.owner, by_email)
+    with rights.owner.begin() as conn:
+        by_email.activate(conn)
+
+    with rights.app.begin() as conn:
+        conn.execute(insert(Customer), [{"id": 2, "email": "bob@x.example", "name": "Bob"}])
+        conn.execute(update(Customer).filter_by(id=1).values(email="anna@x.example"))
+    with rights.app.begin() as conn:
+        assert [row.name for row in by_email.lookup(conn, "anna@x.example")] == ["Ann"]
+        assert by_email.verify(conn).clean
+        with pytest.raises(ProgrammingError, match="permission denied"):
+            conn.execute(text("DELETE FROM datapatterns.customer_by_email"))
+
+
+def test_the_application_caches_and_the_worker_relays(
+    rights: LeastRights, redis_of_app: Redis
+) -> None:
+    run(rights.owner, "INSERT INTO product VALUES (5, 'bread')")
+    with closing(Cache(redis_of_app, rights.app, name="product", policy=PATIENT)) as cache:
+
+        @cache.cached
+        def department(conn: Connection, number: int) -> str | None:
+            return conn.scalar(select(Product.department).filter_by(id=number))
+
+        assert department(5) == department(5) == "bread"
+        with cache.writes() as conn:
+            conn.execute(update(Product).filter_by(id=5).values(department="rolls"))
+            department.invalidate_in(conn, 5)
+        assert department(5) == department(5) == "rolls"
+        assert (cache.stats().hits, cache.stats().loads) == (2, 2)
+
+        with rights.app.begin() as conn:  # a writer that nobody tells Redis of
+            conn.execute(update(Product).filter_by(id=5).values(department="cake"))
+            department.invalidate_in(conn, 5)
+        with closing(
+            Cache(redis_of_app, rights.worker, name="product", policy=PATIENT)
+        ) as of_worker:
+            assert of_worker.relay().transactions == 2
+        assert department(5) == "cake"
+
+
+def test_shards_work_for_an_application_that_owns_nothing(server_url: URL) -> None:
+    with least_rights_on(server_url, databases=2) as shards:
+
+        def cluster_of(role: str) -> ShardCluster:
+            urls = [getattr(rights, role).url for rights in shards]
+            return ShardCluster(
+                control=urls[0], shards={"s0": urls[0], "s1": urls[1]}, groups=[households]
+            )
+
+        with cluster_of("owner") as cluster:
+            cluster.create_map()
+        for rights in shards:
+            with rights.owner.begin() as conn:
+                Sharded.metadata.create_all(conn)
+                conn.execute(
+                    text(f"GRANT SELECT, INSERT, UPDATE, DELETE ON basket TO {rights.prefix}app")
+                )
+
+        with cluster_of("app") as cluster:
+            with cluster.session() as session:
+                session.add(Basket(household_id=7, id=1, cents=250))
+                session.commit()
+            with cluster.on(households, household_id=7) as pinned:
+                assert pinned.scalars(select(Basket.cents)).all() == [250]
+            rows = [{"household_id": n, "id": 1, "cents": n} for n in range(20, 40)]
+            for shard, mine in cluster.placed(
+                households, rows, key=lambda row: row["household_id"]
+            ).items():
+                with cluster.begin_bulk(households, shard) as conn:
+                    conn.execute(insert(Basket), mine)
+            with cluster.session(scatter=True) as session:
+                assert session.scalar(select(func.count()).select_from(Basket)) == 21
+            assert all(t.misplaced == 0 for shard in cluster.stats() for t in shard.tables)
+
+
+def test_redis_refuses_what_no_pattern_needs(redis_of_app: Redis) -> None:
+    client: Any = redis_of_app  # execute_command has no types
+    for command in (
+        ("FLUSHALL",), ("FLUSHDB",), ("KEYS", "*"), ("CONFIG", "GET", "*"),
+        ("ACL", "LIST"), ("SHUTDOWN",), ("MONITOR",), ("MODULE", "LIST"), ("GET", "other"),
+        ("SET", "datapatterns", "1"), ("EVAL", "return redis.call('KEYS', '*')", "0"),
+        ("EVAL", "return redis.call('GET', 'other')", "0"),
+    ):  # fmt: skip
+        with pytest.raises(ResponseError) as refused:
+            client.execute_command(*command)
+        said = str(refused.value)  # of a script, each version in its own words
+        assert isinstance(refused.value, NoPermissionError) or "ACL" in said or "can't run" in said
