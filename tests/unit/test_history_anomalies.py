@@ -1,0 +1,222 @@
+"""One small history for each anomaly, and for what looks like one but is none."""
+
+import pytest
+
+from datapatterns.testing.histories import ConsistencyModel, check_history, verdict
+from tests.fixtures.histories import (
+    append,
+    at_once,
+    in_turn,
+    ok,
+    read,
+    rolled_back,
+    then,
+    unknown,
+)
+
+EXACTLY = {
+    "write cycle": (
+        at_once(
+            ok(append("x", 1), append("y", 1)),
+            ok(append("x", 2), append("y", 2)),
+            ok(read("x", 1, 2), read("y", 2, 1)),
+        ),
+        {"G0"},
+    ),
+    "aborted read": (
+        at_once(rolled_back(append("x", 1)), ok(read("x", 1))),
+        {"G1a"},
+    ),
+    "intermediate read": (
+        at_once(ok(append("x", 1), append("x", 2)), ok(read("x", 1)), ok(read("x", 1, 2))),
+        {"G1b", "G-single"},
+    ),
+    "circular information flow": (
+        at_once(ok(append("x", 1), read("y", 1)), ok(append("y", 1), read("x", 1))),
+        {"G1c"},
+    ),
+    "circular information flow of Elle's paper": (
+        at_once(
+            ok(append("x", 1), read("y", 1)),
+            ok(append("x", 2), append("y", 1)),
+            ok(read("x", 1, 2)),
+        ),
+        {"G1c"},
+    ),
+    "read skew": (
+        at_once(ok(append("x", 1), append("y", 1)), ok(read("x"), read("y", 1)), ok(read("x", 1))),
+        {"G-single"},
+    ),
+    "lost update": (
+        at_once(ok(read("x"), append("x", 1)), ok(read("x"), append("x", 2)), ok(read("x", 1, 2))),
+        {"G-single", "lost-update"},
+    ),
+    "lost update that nobody read": (
+        at_once(ok(read("x"), append("x", 1)), ok(read("x"), append("x", 2))),
+        {"G2-item", "lost-update"},
+    ),
+    "long fork": (
+        at_once(
+            ok(append("x", 1)),
+            ok(append("y", 1)),
+            ok(read("x", 1), read("y")),
+            ok(read("x"), read("y", 1)),
+        ),
+        {"G-nonadjacent"},
+    ),
+    "write skew": (
+        at_once(
+            ok(read("x"), append("y", 1)),
+            ok(read("y"), append("x", 1)),
+            ok(read("x", 1), read("y", 1)),
+        ),
+        {"G2-item"},
+    ),
+    "write skew that nobody read": (
+        at_once(ok(read("x"), append("y", 1)), ok(read("y"), append("x", 1))),
+        {"G2-item"},
+    ),
+    "half of an unknown transaction": (
+        at_once(
+            unknown(append("x", 1), append("y", 1)), ok(read("x", 1)), ok(read("y"), read("x", 1))
+        ),
+        {"G-single"},
+    ),
+    "stale read": (
+        in_turn(ok(append("x", 1)), ok(read("x")), ok(read("x", 1))),
+        {"G-single-realtime", "stale-read"},
+    ),
+    "acknowledged append that nobody finds": (
+        in_turn(ok(append("x", 1)), ok(read("x"))),
+        {"G-single-realtime", "stale-read"},
+    ),
+    "append ordered before an older one": (
+        then(
+            in_turn(ok(append("x", 1)), ok(append("x", 2))),
+            at_once(ok(), ok(), ok(read("x", 2, 1))),
+        ),
+        {"G0-realtime"},
+    ),
+    "read of what was not begun yet": (
+        in_turn(ok(read("x", 1)), ok(append("x", 1))),
+        {"G1c-realtime"},
+    ),
+    "long fork in time": (
+        then(
+            at_once(ok(append("x", 1)), ok(append("y", 1)), ok(read("x", 1), read("y"))),
+            in_turn(ok(), ok(), ok(), ok(read("x"), read("y", 1))),
+        ),
+        {"G-nonadjacent", "stale-read", "G-single-realtime"},
+    ),
+    "write skew in time": (
+        then(
+            at_once(ok(read("x"), append("y", 1)), ok(), ok(append("z", 1))),
+            at_once(ok(), ok(read("z"), append("x", 1))),
+        ),
+        {"G-single-realtime", "stale-read"},
+    ),
+    "own append not seen": (
+        in_turn(ok(append("x", 1)), ok(read("x")), processes=[0, 0]),
+        {"G-single-process", "read-your-writes-violation", "stale-read"},
+    ),
+    "list that shrinks": (
+        then(
+            at_once(ok(append("x", 1)), ok(append("x", 2)), ok(read("x", 1, 2))),
+            in_turn(ok(read("x", 1)), processes=[2]),
+        ),
+        {"G-single-process", "non-monotonic-read", "stale-read"},
+    ),
+    "two orders of one list": (
+        at_once(ok(append("x", 1)), ok(append("x", 2)), ok(read("x", 1)), ok(read("x", 2))),
+        {"incompatible-order"},
+    ),
+    "own append not seen in the transaction": (
+        at_once(ok(append("x", 1), read("x"))),
+        {"internal"},
+    ),
+    "two reads of one transaction differ": (
+        at_once(ok(append("x", 1)), ok(read("x"), read("x", 1))),
+        {"internal"},
+    ),
+    "value from nowhere": (at_once(ok(read("x", 9))), {"garbage-read"}),
+    "value twice": (at_once(ok(append("x", 1)), ok(read("x", 1, 1))), {"duplicate-elements"}),
+}
+
+NOTHING = {
+    "nothing": [],
+    "concurrent read of an old version": at_once(
+        ok(append("x", 1)), ok(read("x")), ok(read("x", 1))
+    ),
+    "unknown append, seen": at_once(unknown(append("x", 1)), ok(read("x", 1))),
+    "unknown append, not seen": at_once(unknown(append("x", 1)), ok(read("x"))),
+    "unknown append, seen late": in_turn(unknown(append("x", 1)), ok(read("x")), ok(read("x", 1))),
+    "rolled-back append, not seen": in_turn(rolled_back(append("x", 1)), ok(read("x"))),
+    "own appends": at_once(ok(read("x"), append("x", 1), append("x", 2), read("x", 1, 2))),
+    "own append after others'": in_turn(
+        ok(append("x", 1)), ok(append("x", 2), read("x", 1, 2)), ok(read("x", 1, 2))
+    ),
+    "appends that nobody read": at_once(
+        *(ok(append("x", value), append("y", value)) for value in range(9))
+    ),
+    "read and append that nobody read": at_once(ok(read("x"), append("x", 1))),
+}
+
+
+@pytest.mark.parametrize("name", EXACTLY)
+def test_a_history_gets_the_names_of_its_anomalies_and_no_other(name: str) -> None:
+    history, expected = EXACTLY[name]
+
+    assert set(check_history(history).anomalies) == expected
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_some_order_explains_is_no_anomaly(name: str) -> None:
+    assert not check_history(NOTHING[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest"),
+    [
+        ("value from nowhere", "read-uncommitted"),
+        ("write cycle", "read-uncommitted"),
+        ("aborted read", "read-committed"),
+        ("circular information flow", "read-committed"),
+        ("read skew", "snapshot-isolation"),
+        ("lost update", "snapshot-isolation"),
+        ("long fork", "snapshot-isolation"),
+        ("write skew", "serializable"),
+        ("own append not seen", "strong-session-serializable"),
+        ("stale read", "strict-serializable"),
+    ],
+)
+def test_a_level_forbids_its_anomalies_and_those_of_the_levels_below(
+    name: str, lowest: ConsistencyModel
+) -> None:
+    rising: list[ConsistencyModel] = [
+        "read-uncommitted",
+        "read-committed",
+        "snapshot-isolation",
+        "serializable",
+        "strong-session-serializable",
+        "strict-serializable",
+    ]
+
+    refused = [model for model in rising if verdict(EXACTLY[name][0], model=model)]
+
+    assert refused == rising[rising.index(lowest) :]
+
+
+def test_strong_snapshot_isolation_allows_write_skew_and_no_stale_read() -> None:
+    skew, stale, forgotten = (
+        EXACTLY[name][0] for name in ("write skew", "stale read", "own append not seen")
+    )
+
+    assert not verdict(skew, model="strong-snapshot-isolation")
+    assert verdict(stale, model="strong-snapshot-isolation")
+    assert not verdict(stale, model="strong-session-snapshot-isolation")
+    assert verdict(forgotten, model="strong-session-snapshot-isolation")
+
+
+def test_an_unknown_level_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"'repeatable' is none of .*strict-serializable"):
+        verdict([], model="repeatable")  # type: ignore[arg-type]
