@@ -39,6 +39,7 @@ from datapatterns.testing.models import (
 from datapatterns.testing.waiting import wait_until
 
 if TYPE_CHECKING:
+    from datapatterns.testing.models import strategies
     from datapatterns.testing.models.aggregate_machine import AggregateMachine, aggregate_machine
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "read_corpus",
     "record_corpus",
     "run_until_failpoint",
+    "strategies",
     "wait_until",
 ]
 
@@ -82,6 +84,8 @@ _NEED_HYPOTHESIS = {
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 -- whatever has the name
+    if name == "strategies":
+        return import_module("datapatterns.testing.models.strategies")
     if name in _NEED_HYPOTHESIS:
         return getattr(import_module(_NEED_HYPOTHESIS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
