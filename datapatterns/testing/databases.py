@@ -2,12 +2,12 @@
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, text
 
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.sql.migrating import upgrade
@@ -25,15 +25,22 @@ class Databases:
     Args:
         server: A database of the server, under a role that may create others.
         schema: Where the library's tables go.
+        prepare: Called once with a connection to the first database: what it creates, all have.
 
     Attributes:
         server: As given.
         run: What the names of this run's databases begin with.
     """
 
-    def __init__(self, server: URL, *, schema: str = DEFAULT_SCHEMA) -> None:
+    def __init__(
+        self,
+        server: URL,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        prepare: Callable[[Connection], object] | None = None,
+    ) -> None:
         self.server = server
-        self._schema = schema
+        self._schema, self._prepare = schema, prepare
         self.run = f"{_PREFIX}_{secrets.token_hex(6)}"
         self._admin = create_engine(
             server,
@@ -49,6 +56,8 @@ class Databases:
         self._create(self._template, template="template0")
         with _disposed(self.server.set(database=self._template)) as engine, engine.begin() as conn:
             upgrade(conn, schema=self._schema)
+            if self._prepare is not None:
+                self._prepare(conn)
         return self
 
     def __exit__(

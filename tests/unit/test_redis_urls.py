@@ -1,7 +1,7 @@
 import pytest
 from redis import Redis
 
-from datapatterns.testing.redis_urls import with_redis_database
+from datapatterns_pytest.redis_urls import with_redis_database
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,16 @@
 """Name another of a Redis server's numbered databases."""
 
+from contextlib import closing
 from urllib.parse import parse_qs, urlencode
+
+from redis import Redis
+
+
+def of_worker(url: str, worker: str) -> str:
+    """Return ``url`` for the database of a worker of pytest-xdist, called ``gw0``, ``gw1`` ..."""
+    with closing(Redis.from_url(url)) as client:
+        first = int(client.connection_pool.connection_kwargs.get("db") or 0)
+    return with_redis_database(url, first + int(worker.removeprefix("gw")))
 
 
 def with_redis_database(url: str, database: int) -> str:

@@ -1,0 +1,60 @@
+"""How much a run has explored."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from datapatterns.testing import Exploration
+
+
+@dataclass(slots=True)
+class Explored:
+    """The explorations of a run, added up.
+
+    Attributes:
+        explorations: How many there were.
+        unfinished: How many of them stopped at a limit before all schedules had run.
+        schedules: How many schedules ran.
+        seconds: How long they took.
+    """
+
+    explorations: int = 0
+    unfinished: int = 0
+    schedules: int = 0
+    seconds: float = 0.0
+
+    def report(self, exploration: "Exploration") -> None:
+        """Add an exploration."""
+        self.add(
+            explorations=1,
+            unfinished=not exploration.exhausted,
+            schedules=exploration.schedules,
+            seconds=exploration.seconds,
+        )
+
+    def add(self, *, explorations: int, unfinished: int, schedules: int, seconds: float) -> None:
+        """Add the sums of some."""
+        self.explorations += explorations
+        self.unfinished += unfinished
+        self.schedules += schedules
+        self.seconds += seconds
+
+    def sums(self) -> dict[str, float]:
+        """Return what `add` takes."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if not self.schedules:
+            return ""
+        rate = self.schedules / self.seconds if self.seconds else 0.0
+        partial = f", {self.unfinished} of them only in part" if self.unfinished else ""
+        return (
+            f"datapatterns: {self.explorations} explorations{partial}: "
+            f"{self.schedules:,} schedules in {self.seconds:.1f} s ({rate:,.0f} a second)"
+        )
+
+
+explored_in: pytest.StashKey[Explored] = pytest.StashKey()
+"""Where a run's configuration keeps them."""
