@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.fixtures.empty_database",
     "tests.fixtures.owners",
     "tests.fixtures.least_rights",
+    "tests.fixtures.lost_commits",
     "tests.fixtures.pages",
     "tests.fixtures.servers",
 ]

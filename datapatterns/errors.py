@@ -2,6 +2,7 @@
 
 DataPatternsError
 ├── ConfigurationError        fix the code or the settings; retrying cannot help
+│   ├── AbortedTransactionError
 │   ├── AggregateError
 │   ├── BucketCountError
 │   ├── CacheKeyError
@@ -65,6 +66,7 @@ DataPatternsError
 │   └── VersionConflictError
 ├── UnavailableError          a dependency did not answer; retry with backoff
 │   ├── CacheBusyError
+│   ├── CommitUnansweredError
 │   ├── EmbeddedTimeoutError
 │   ├── IndexNotReadyError
 │   ├── MigrationBlockedError
@@ -74,16 +76,19 @@ DataPatternsError
 │   ├── ShardUnavailableError
 │   ├── ViewBehindError
 │   └── ViewNotPopulatedError
-└── CorruptionError           stored data breaks an invariant; stop and look
-    ├── CheckpointError
-    ├── EventGapError
-    ├── ForeignReadModelError
-    ├── IndexDiffersError
-    ├── SchemaDriftError
-    ├── ShardMapCorruptError
-    └── ViewDiffersError
+├── CorruptionError           stored data breaks an invariant; stop and look
+│   ├── CheckpointError
+│   ├── EventGapError
+│   ├── ForeignReadModelError
+│   ├── IndexDiffersError
+│   ├── SchemaDriftError
+│   ├── ShardMapCorruptError
+│   └── ViewDiffersError
+└── OutcomeUnknownError       it has happened or it has not; find out, or send what knows itself
 
-Callers branch on the four families and log the leaves.
+Callers branch on the four families and log the leaves. `OutcomeUnknownError` stands apart: it is
+neither a failure nor a success, so it must not pass for an `UnavailableError` that a loop retries.
+Operations that find out by themselves what they have done raise `CommitUnansweredError` instead.
 """
 
 from collections.abc import Iterable
@@ -100,6 +105,24 @@ class DataPatternsError(Exception):
 
 class ConfigurationError(DataPatternsError):
     """The code or the settings are wrong; retrying cannot help."""
+
+
+class AbortedTransactionError(ConfigurationError):
+    """An error of a statement was caught inside its transaction, which then was to be committed.
+
+    PostgreSQL answers such a COMMIT with a ROLLBACK and no error, so all of it would be lost
+    without a word.
+
+    Attributes:
+        attempted: What was to be committed.
+    """
+
+    def __init__(self, attempted: str) -> None:
+        super().__init__(
+            f"{attempted} cannot be committed: one of its statements has failed, and the error was"
+            " caught; let the error out, or put what may fail into conn.begin_nested()"
+        )
+        self.attempted = attempted
 
 
 class AggregateError(ConfigurationError):
@@ -1042,6 +1065,23 @@ class CacheBusyError(UnavailableError):
         self.waited_seconds = waited_seconds
 
 
+class CommitUnansweredError(UnavailableError):
+    """The answer to a COMMIT was lost, of an operation that finds out what it has done.
+
+    Attributes:
+        attempted: What was to be committed.
+        reason: How the answer was lost.
+    """
+
+    def __init__(self, attempted: str, *, reason: str) -> None:
+        super().__init__(
+            f"the COMMIT of {attempted} was not answered ({reason}); run it again: it goes on from"
+            " what was committed"
+        )
+        self.attempted = attempted
+        self.reason = reason
+
+
 class EmbeddedTimeoutError(UnavailableError):
     """An embedded server started but does not answer.
 
@@ -1311,6 +1351,44 @@ class ViewDiffersError(CorruptionError):
             " find out how, then rebuild() it"
         )
         self.view = view
+
+
+class OutcomeUnknownError(DataPatternsError):
+    """A COMMIT was sent and its answer was lost: the transaction has happened, or it has not.
+
+    Not an `UnavailableError`: to repeat what has happened may do it twice.
+
+    Attributes:
+        attempted: What was to be committed.
+        reason: How the answer was lost.
+        ids: What makes a repetition recognisable, such as the ids of the events.
+        xid: The transaction, if it was traced; `read_outcome` asks what became of it.
+        server: In which life of which server ``xid`` means this transaction.
+    """
+
+    def __init__(
+        self,
+        attempted: str,
+        *,
+        reason: str,
+        ids: Iterable[object] = (),
+        xid: int | None = None,
+        server: str | None = None,
+    ) -> None:
+        self.attempted = attempted
+        self.reason = reason
+        self.ids = tuple(ids)
+        self.xid = xid
+        self.server = server
+        advice = "repeat it only if it recognises its repetition, or look for what it wrote"
+        if self.ids:
+            advice = f"repeat it with the same ids ({', '.join(map(str, self.ids[:3]))})"
+        if xid is not None:
+            advice += f", or ask read_outcome() about its transaction {xid}"
+        super().__init__(
+            f"whether {attempted} has been committed is unknown, for the answer was lost"
+            f" ({reason}); {advice}"
+        )
 
 
 def _restore(

@@ -12,6 +12,7 @@ from datapatterns.errors import (
     ConflictError,
     CorruptionError,
     DataPatternsError,
+    OutcomeUnknownError,
     UnavailableError,
 )
 
@@ -21,6 +22,7 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (ConflictError, 3),
     (UnavailableError, 4),
     (CorruptionError, 5),
+    (OutcomeUnknownError, 6),
 )
 UNEXPECTED = 1
 

@@ -61,7 +61,8 @@ def cli(ctx: click.Context) -> None:
       export DATAPATTERNS_APP=shop.data:layer
 
     Exit codes: 0 done; 1 not foreseen; 2 wrong settings or usage; 3 another writer won, run it
-    again; 4 a server did not answer; 5 stored data are wrong; 130 interrupted.
+    again; 4 a server did not answer; 5 stored data are wrong; 6 the answer to a COMMIT was lost,
+    so find out; 130 interrupted.
     """  # noqa: D301 -- \b is click's mark for lines to keep
     ctx.obj = Invocation(ctx)
 

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns import DataLayer
-from datapatterns.aio import in_transaction
+from datapatterns.aio import in_transaction, transaction
 from datapatterns.cache_aside import Cache
 from datapatterns.cqrs import Projection, ProjectionProgress, RedisChanges, RedisProjection, on
 from datapatterns.event_sourcing import (
@@ -87,6 +87,8 @@ def events_are_loaded_as_the_class_that_was_asked_for(conn: Connection) -> None:
 async def operations_keep_their_types_on_the_way_through_asyncio(engine: AsyncEngine) -> None:
     assert_type(await in_transaction(engine, store.read_log, limit=10), LogPage)
     assert_type(await in_transaction(engine, store.load, Cart, "7"), Cart)
+    async with transaction(engine, attempted="a cart", ids=[CART], traced=True) as conn:
+        assert_type(await conn.run_sync(store.read_log, limit=10), LogPage)
     await in_transaction(engine, store.read_log, size=10)  # type: ignore[call-arg]  # no such name
 
 

@@ -16,9 +16,11 @@ PACKAGES = (
     "datapatterns.event_sourcing",
     "datapatterns.index_table",
     "datapatterns.materialized_view",
+    "datapatterns.outcomes",
     "datapatterns.sharding",
     "datapatterns.telemetry",
     "datapatterns.testing",
+    "datapatterns.transactions",
 )
 
 

@@ -1,0 +1,201 @@
+"""Transactions whose COMMIT either happened, or did not, or says that nobody knows.
+
+SQLAlchemy's own ``begin()`` reports a COMMIT whose answer was lost as it reports a statement that
+failed, and a COMMIT that the server turned into a ROLLBACK as a success.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakSet
+
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
+
+from datapatterns.errors import (
+    AbortedTransactionError,
+    CommitUnansweredError,
+    OutcomeUnknownError,
+)
+from datapatterns.outcomes import Trace, is_unknown, take_trace
+
+__all__ = ["committing", "transaction", "watch_commits"]
+
+A_TRANSACTION: Final = "a transaction"
+"""What an error calls a transaction that nobody has named."""
+
+_LOST: Final = (TransactionStatus.INERROR, TransactionStatus.UNKNOWN)
+
+
+@contextmanager
+def transaction(
+    engine: Engine,
+    *,
+    attempted: str = A_TRANSACTION,
+    ids: Iterable[object] = (),
+    traced: bool = False,
+) -> Iterator[Connection]:
+    """Open a transaction and commit it, like ``engine.begin()``; say so if nobody knows whether.
+
+    Args:
+        engine: Where.
+        attempted: What it is for, in the words of an error message.
+        ids: What makes a repetition recognisable, such as the ids of events; the error has them.
+        traced: Take the transaction's id before the COMMIT, for `read_outcome`. It costs two
+            round trips and a flush of the log.
+
+    Raises:
+        AbortedTransactionError: An error was caught in the block, so nothing can be committed.
+        OutcomeUnknownError: The COMMIT was sent and its answer was lost.
+    """
+    with engine.connect() as conn, committing(conn, attempted, ids=ids, traced=traced):
+        yield conn
+
+
+@contextmanager
+def committing(
+    conn: Connection,
+    attempted: str = A_TRANSACTION,
+    *,
+    ids: Iterable[object] = (),
+    traced: bool = False,
+) -> Iterator[None]:
+    """Do as `transaction` does, on a connection that is there already."""
+    pending = PendingCommit(attempted, tuple(ids), traced)
+    try:
+        with conn.begin():
+            yield
+            pending.prepare(conn)
+    except BaseException as error:
+        pending.explain(error)
+        raise
+
+
+@contextmanager
+def resuming(conn: Connection, attempted: str) -> Iterator[None]:
+    """Do as `committing` does, for work that finds out by itself how far it has got.
+
+    Raises:
+        AbortedTransactionError: An error was caught in the block, so nothing can be committed.
+        CommitUnansweredError: The answer to the COMMIT was lost; do the same again.
+    """
+    try:
+        with committing(conn, attempted):
+            yield
+    except OutcomeUnknownError as error:
+        raise CommitUnansweredError(attempted, reason=error.reason) from error.__cause__
+
+
+@contextmanager
+def reading(conn: Connection) -> Iterator[None]:
+    """Begin a transaction that writes nothing; it ends by ROLLBACK, so no COMMIT can be lost."""
+    with conn.begin() as begun:
+        yield
+        begun.rollback()
+
+
+@dataclass(slots=True)
+class PendingCommit:
+    """What is known of a COMMIT before it is sent.
+
+    Attributes:
+        sent: Whether it may have been sent.
+        trace: What to ask by; None also for a transaction that wrote nothing.
+    """
+
+    attempted: str
+    ids: tuple[object, ...]
+    traced: bool
+    sent: bool = False
+    trace: Trace | None = None
+
+    def prepare(self, conn: Connection) -> None:
+        """Make sure that there is something to commit; call it last.
+
+        Raises:
+            AbortedTransactionError: The server would answer the COMMIT with a ROLLBACK.
+        """
+        refuse_aborted(conn, self.attempted)
+        if self.traced:
+            self.trace = take_trace(conn)
+        self.sent = True
+
+    def explain(self, error: BaseException) -> None:
+        """Raise what ``error`` means if it hides an unknown outcome; return if it does not.
+
+        Whatever is no `Exception`, such as a cancellation, must stay what it is: then the unknown
+        outcome is its cause.
+        """
+        if not self.sent or not is_unknown(error):
+            return
+        if self.traced and self.trace is None:
+            return  # nothing was written, so nothing can have been committed
+        cause = error.__cause__ if isinstance(error, OutcomeUnknownError) else error
+        unknown = _unknown(self.attempted, cause, self.ids, self.trace)
+        if isinstance(error, Exception):
+            raise unknown from cause
+        error.__cause__ = unknown
+
+
+def refuse_aborted(conn: Connection, attempted: str) -> None:
+    """Refuse to commit what the server will roll back.
+
+    Raises:
+        AbortedTransactionError: A statement has failed, or the connection is lost.
+    """
+    driver: Any = None if conn.invalidated else conn.connection.driver_connection
+    if driver is None or driver.info.transaction_status in _LOST:
+        raise AbortedTransactionError(attempted)
+
+
+def watch_commits(engine: Engine) -> Engine:
+    """Give what is committed on ``engine`` the errors of `transaction`; return the engine.
+
+    That goes for ``engine.begin()``, for ``conn.commit()`` and for sessions. Of an `AsyncEngine`
+    watch the ``sync_engine``.
+    """
+    under_way: WeakSet[Connection] = WeakSet()
+
+    @event.listens_for(engine, "begin")
+    def begun(conn: Connection) -> None:
+        under_way.discard(conn)
+
+    @event.listens_for(engine, "commit")
+    def about_to_commit(conn: Connection) -> None:
+        refuse_aborted(conn, A_TRANSACTION)
+        under_way.add(conn)
+
+    @event.listens_for(engine, "handle_error")
+    def failed(context: ExceptionContext) -> None:
+        conn = context.connection
+        if conn is None or conn not in under_way:
+            return
+        under_way.discard(conn)
+        error = context.original_exception
+        if isinstance(error, Exception) and is_unknown(error):
+            raise _unknown(A_TRANSACTION, context.sqlalchemy_exception or error) from error
+
+    return engine
+
+
+def _unknown(
+    attempted: str,
+    cause: BaseException | None,
+    ids: tuple[object, ...] = (),
+    trace: Trace | None = None,
+) -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        attempted,
+        reason=_reason(cause),
+        ids=ids,
+        xid=None if trace is None else trace.xid,
+        server=None if trace is None else trace.server,
+    )
+
+
+def _reason(cause: BaseException | None) -> str:
+    # Of a driver's error the first line: further ones may quote rows.
+    original = getattr(cause, "orig", None) or cause
+    return next(iter(str(original).strip().splitlines()), "") or type(original).__name__
