@@ -18,6 +18,7 @@ from datapatterns.errors import (
     SettingsError,
 )
 from datapatterns.sql.server import check_server, library_errors, named_error
+from datapatterns.urls import without_secret_options
 
 
 def open_engine(
@@ -33,12 +34,18 @@ def open_engine(
             whatever the default of the database is.
     """
     arguments = connect_arguments(url, connect_timeout_seconds)
+    url, _ = without_secret_options(url)
     if for_migrating:
         arguments["prepare_threshold"] = None
         return create_engine(
-            url, connect_args=arguments, poolclass=NullPool, isolation_level="READ COMMITTED"
+            url,
+            connect_args=arguments,
+            poolclass=NullPool,
+            isolation_level="READ COMMITTED",
+            hide_parameters=True,
         )
-    return create_engine(url, connect_args=arguments, pool_pre_ping=True)
+    # Parameters are rows and events: neither logs nor errors are the place for them.
+    return create_engine(url, connect_args=arguments, pool_pre_ping=True, hide_parameters=True)
 
 
 def database_version(engine: Engine, server: str) -> str:
@@ -63,7 +70,8 @@ def connect_arguments(url: URL, connect_timeout_seconds: float) -> dict[str, obj
         "connect_timeout": max(1, math.ceil(connect_timeout_seconds)),
         "application_name": "datapatterns",
     }
-    return {name: value for name, value in defaults.items() if name not in url.query}
+    _, secrets = without_secret_options(url)
+    return {name: value for name, value in defaults.items() if name not in url.query} | secrets
 
 
 def open_redis(url: str, *, timeout_seconds: float) -> Redis:

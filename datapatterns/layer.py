@@ -23,10 +23,11 @@ from datapatterns.connecting import (
 from datapatterns.cqrs import Projections
 from datapatterns.errors import ServerTooOldError, SettingsError
 from datapatterns.event_sourcing import EventStore
-from datapatterns.settings import MAIN, Settings, settings_from, shown_database, shown_redis
+from datapatterns.settings import MAIN, Settings, settings_from
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
+from datapatterns.urls import shown_database, shown_redis
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -163,10 +164,12 @@ class DataLayer:
         url = self.engine.url
         with self._lock:
             if self._async_engine is None:
+                declared = self.settings.database_url or url
                 self._async_engine = create_async_engine(
                     url,
-                    connect_args=connect_arguments(url, CONNECT_TIMEOUT_SECONDS),
+                    connect_args=connect_arguments(declared, CONNECT_TIMEOUT_SECONDS),
                     pool_pre_ping=True,
+                    hide_parameters=True,
                 )
             return self._async_engine
 

@@ -9,7 +9,6 @@ from sqlalchemy import URL, Connection
 from datapatterns.connecting import open_engine
 from datapatterns.errors import SchemaDriftError, SettingsError
 from datapatterns.failpoints import failpoint
-from datapatterns.settings import shown_database
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.sql.migrating import TURN_WAIT_SECONDS, downgrade, migration_sql, upgrade
 from datapatterns.sql.migration_status import (
@@ -22,6 +21,7 @@ from datapatterns.sql.migration_status import (
 )
 from datapatterns.sql.schema_comparison import schema_differences
 from datapatterns.sql.server import check_server, library_errors
+from datapatterns.urls import shown_database
 
 __all__ = ["MigrationStatus", "Migrations", "Report", "Revision"]
 

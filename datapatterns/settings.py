@@ -15,22 +15,16 @@ A variable that is set to nothing counts as not set.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL
 
 from datapatterns.errors import SchemaNameError, SettingsError
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
+from datapatterns.urls import checked_redis_url, postgres_url
 
 MAIN = "main"
 """What the database that is not a shard is called wherever databases are listed."""
 
-HIGHEST_PORT = 65_535
-
-_POSTGRES = {"postgres", "postgresql", "postgresql+psycopg"}
-_REDIS = {"redis", "rediss", "unix"}
-_REDIS_DATABASE = re.compile(r"/?[0-9]{0,9}")
 _SHARD_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
@@ -79,90 +73,6 @@ def settings_from(
         shards=_checked_shards(found_shards),
         schema=_schema(environ, schema),
     )
-
-
-def postgres_url(url: str | URL, setting: str = "database URL") -> URL:
-    """Return ``url`` for the driver that the library uses, psycopg 3.
-
-    Raises:
-        SettingsError: It is no URL of a PostgreSQL database; ``setting`` says which one.
-    """
-    try:
-        parsed = make_url(url.strip() if isinstance(url, str) else url)
-    except (ArgumentError, ValueError):
-        # Not chained: what the parser says may quote a piece of the password.
-        raise SettingsError(setting, _POSTGRES_ADVICE) from None
-    if parsed.drivername not in _POSTGRES:
-        raise SettingsError(setting, f"{parsed.drivername!r} is not for this; {_POSTGRES_ADVICE}")
-    if isinstance(url, str) and _has_stray_at(url, parsed):
-        # The rest of a password that holds an @: as a host it would be shown in messages.
-        raise SettingsError(setting, _ENCODING_ADVICE)
-    if parsed.port is not None and not 0 < parsed.port <= HIGHEST_PORT:
-        # The number is not shown: where the host was forgotten, it is the password.
-        raise SettingsError(setting, f"the port is none of 1 to {HIGHEST_PORT}; {_POSTGRES_ADVICE}")
-    if "password" in parsed.query:  # where SQLAlchemy would show it in the repr of an engine
-        last = parsed.normalized_query["password"][-1]
-        parsed = parsed.difference_update_query(["password"]).set(password=last)
-    return parsed.set(drivername="postgresql+psycopg")
-
-
-def _has_stray_at(url: str, parsed: URL) -> bool:
-    # The parser drops without a word what stands behind a host in brackets.
-    dropped = url.partition(f"@[{parsed.host}]")[2]
-    return "@" in f"{parsed.host}{parsed.database}{url.partition('?')[2]}{dropped}"
-
-
-_ENCODING_ADVICE = (
-    "an @ stands where none can; write special characters of user and password"
-    " percent-encoded (@ is %40, / is %2F, ? is %3F)"
-)
-_POSTGRES_ADVICE = (
-    "write postgresql://user:password@host:5432/database, with special characters of user and"
-    " password percent-encoded (@ is %40, / is %2F, ? is %3F)"
-)
-
-
-def checked_redis_url(url: str, setting: str = "Redis URL") -> str:
-    """Return ``url`` if it is one of a Redis or Valkey server.
-
-    Raises:
-        SettingsError: It is none; ``setting`` says which one.
-    """
-    advice = "write redis://user:password@host:6379/0, rediss:// for TLS, or unix:///path/to/socket"
-    try:
-        parsed = urlsplit(url.strip())
-        host, _ = parsed.hostname, parsed.port  # the port is only read, and checked, here
-    except ValueError:
-        raise SettingsError(setting, advice) from None
-    if parsed.scheme not in _REDIS or not (host or parsed.scheme == "unix"):
-        raise SettingsError(setting, advice)
-    if url.count("@") > 1 or "@" in f"{parsed.path}{parsed.query}{parsed.fragment}":
-        raise SettingsError(setting, _ENCODING_ADVICE)
-    if parsed.scheme != "unix" and not _REDIS_DATABASE.fullmatch(parsed.path):
-        # The client would take database 0 instead, and not say so.
-        raise SettingsError(setting, "the database is a number; " + advice)
-    return url.strip()
-
-
-def shown_database(url: URL) -> str:
-    """Return ``url`` as it may be printed: no password, and no options but the host."""
-    host = [value for name, value in url.normalized_query.items() if name == "host"]
-    shown = URL.create(
-        "postgresql",
-        username=url.username,
-        host=url.host,
-        port=url.port,
-        database=url.database,
-        query={"host": host[0]} if host else {},
-    )
-    return shown.render_as_string(hide_password=True).replace("%2F", "/")
-
-
-def shown_redis(url: str) -> str:
-    """Return ``url`` as it may be printed: no user, no password, no options."""
-    parsed = urlsplit(url)
-    host = parsed.netloc.rpartition("@")[2]
-    return f"{parsed.scheme}://{host}{parsed.path}"
 
 
 def _first(environ: Mapping[str, str], *names: str) -> tuple[str, str | URL] | None:

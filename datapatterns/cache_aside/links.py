@@ -23,6 +23,7 @@ from datapatterns.cache_aside.breaker import Breaker
 from datapatterns.cache_aside.flow import CacheSilence
 from datapatterns.cache_aside.redis_commands import SCRIPTS, Command
 from datapatterns.errors import SettingsError
+from datapatterns.urls import checked_redis_url
 
 T = TypeVar("T")
 
@@ -93,8 +94,9 @@ def identity_in(replies: Sequence[object]) -> str:
 
 
 def _pool_of(url: str) -> ConnectionPool:
+    checked = checked_redis_url(url, "redis")
     try:
-        pool = ConnectionPool.from_url(url)
+        pool = ConnectionPool.from_url(checked)
         pool.connection_class(**pool.connection_kwargs)  # does not connect
     except (TypeError, ValueError):
         # What they say may quote the password.

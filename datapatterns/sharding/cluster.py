@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine
+from sqlalchemy import URL, Connection, Engine
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import SettingsError
@@ -16,7 +16,7 @@ from datapatterns.failpoints import failpoint
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.counting import ShardStats, count_rows
 from datapatterns.sharding.definition import EntityGroup
-from datapatterns.sharding.engines import driver_url, shard_engine, tables_needed
+from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
 from datapatterns.sharding.footprints import Footprints
 from datapatterns.sharding.initialising import (
     check_empty,
@@ -89,7 +89,7 @@ class ShardCluster:
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._merge_rows_max = merge_rows_max
-        self._control = create_engine(driver_url(control), pool_size=1)
+        self._control = driver_engine(driver_url(control), pool_size=1)
         self._placements = Placements(groups)
         self._executor = ThreadPoolExecutor(
             max_workers=min(64, 4 * len(shards) * (os.cpu_count() or 1)),
@@ -143,7 +143,7 @@ class ShardCluster:
     @contextmanager
     def _unchecked(self, shard_id: str) -> Iterator[Connection]:
         """Begin a transaction on a server that does not know yet which shard it is."""
-        engine = create_engine(self._urls[shard_id])
+        engine = driver_engine(self._urls[shard_id])
         try:
             with shard_errors(shard_id), tables_needed(self._schema), engine.begin() as conn:
                 yield conn

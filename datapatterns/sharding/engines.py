@@ -8,11 +8,12 @@ from psycopg import Connection as DriverConnection
 from psycopg import Error as DriverError
 from psycopg import sql
 from psycopg.errors import InvalidSchemaName, UndefinedFunction, UndefinedTable
-from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.errors import MigrationNeededError, SettingsError, WrongShardError
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
+from datapatterns.urls import postgres_url, without_secret_options
 
 _REVISION = "dp0005"
 
@@ -40,7 +41,7 @@ def shard_engine(
         SettingsError: The server's encoding is not UTF-8, so text would hash otherwise.
         WrongShardError: The server says that it is another shard, or none.
     """
-    engine = create_engine(driver_url(url), **(engine_options or {}))
+    engine = driver_engine(driver_url(url), **(engine_options or {}))
 
     @event.listens_for(engine, "connect")
     def settle(connection: DriverConnection[Any], _record: object) -> None:
@@ -69,9 +70,20 @@ def tables_needed(schema: str) -> Iterator[None]:
         raise
 
 
+def driver_engine(url: URL, **options: Any) -> Engine:  # noqa: ANN401 -- what create_engine takes
+    """Return an engine that shows no secret of ``url`` and no row."""
+    shown, secrets = without_secret_options(url)
+    arguments = {**secrets, **options.pop("connect_args", {})}
+    return create_engine(shown, connect_args=arguments, **{"hide_parameters": True, **options})
+
+
 def driver_url(url: str | URL) -> URL:
-    """Return ``url`` with the driver that this library speaks to."""
-    return make_url(url).set(drivername="postgresql+psycopg")
+    """Return ``url`` with the driver that this library speaks to.
+
+    Raises:
+        SettingsError: It is no URL of a PostgreSQL database.
+    """
+    return postgres_url(url)
 
 
 def _introduce(connection: DriverConnection[Any], shard_id: str, schema: str) -> None:

@@ -3,13 +3,8 @@ from sqlalchemy import URL
 
 from datapatterns import DataLayer
 from datapatterns.errors import SchemaNameError, SettingsError
-from datapatterns.settings import (
-    checked_redis_url,
-    postgres_url,
-    settings_from,
-    shown_database,
-    shown_redis,
-)
+from datapatterns.settings import settings_from
+from datapatterns.urls import checked_redis_url, postgres_url, shown_database, shown_redis
 
 ENVIRONMENT = {
     "DATABASE_URL": "postgresql://host/everybodys",

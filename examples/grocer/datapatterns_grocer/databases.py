@@ -11,7 +11,7 @@ from sqlalchemy import URL, Connection, Engine, text
 
 from datapatterns.connecting import database_version, open_engine
 from datapatterns.errors import ConflictError, SettingsError
-from datapatterns.settings import shown_database
+from datapatterns.urls import shown_database
 
 MAIN_NAME = "datapatterns_demo"
 SHARD_NAMES = tuple(f"{MAIN_NAME}_s{number}" for number in range(4))

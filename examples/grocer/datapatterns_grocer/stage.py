@@ -11,7 +11,7 @@ from sqlalchemy import URL
 
 from datapatterns import DataLayer
 from datapatterns.embedded import EmbeddedServers, ValkeyServer
-from datapatterns.settings import checked_redis_url, postgres_url
+from datapatterns.urls import checked_redis_url, postgres_url
 from datapatterns_grocer.databases import MAIN_NAME, SHARD_NAMES, demo_databases
 from datapatterns_grocer.dataset import Dataset, Line
 from datapatterns_grocer.screen import Screen
