@@ -1,0 +1,144 @@
+"""What a projection makes of pages of events, each time from nothing."""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import new_class
+from typing import Any, Protocol, TypeAlias
+
+from sqlalchemy import Connection, Table, delete, inspect, select
+
+from datapatterns.cqrs import Projection, RedisProjection
+from datapatterns.cqrs.definition import AnyProjection
+from datapatterns.cqrs.projecting import UnappliableError, apply_events
+from datapatterns.cqrs.read_model import read_model_of
+from datapatterns.cqrs.redis_changes import Place
+from datapatterns.cqrs.redis_projecting import fold_changes
+from datapatterns.event_sourcing import EventStore, RecordedEvent
+from datapatterns.testing.models.purity import watched
+
+Pages: TypeAlias = Sequence[Sequence[RecordedEvent]]
+Contents: TypeAlias = dict[tuple[Hashable, ...], Any]
+"""What a read model holds: by table and primary key the row, by place in Redis the value."""
+Notice: TypeAlias = Callable[[str], object]
+ApplyPage: TypeAlias = Callable[[Connection, Sequence[RecordedEvent]], object]
+
+
+class Projected(Protocol):
+    """A kind of projection, as the spec asks it."""
+
+    @property
+    def survives_redelivery(self) -> bool:
+        """Whether it must bear to be given a page twice, as nothing keeps a checkpoint for it."""
+        ...
+
+    def contents(self, pages: Pages, notice: Notice) -> Contents:
+        """Return what the read model holds after ``pages``, each handled by a new process."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InTable:
+    """A `Projection`, in the table of its mapped class."""
+
+    projection: type[Projection]
+    store: EventStore
+    conn: Connection
+    survives_redelivery: bool = False
+
+    def contents(self, pages: Pages, notice: Notice) -> Contents:
+        """Apply each page as a runner does, on an instance of its own."""
+        model = read_model_of(self.projection)
+        guarded = _guarded(self.projection, notice, into=self.projection.into)
+        with _emptied(self.conn, [model.table]):
+            for page in pages:
+                try:
+                    apply_events(self.conn, self.store, guarded, model, page)
+                except UnappliableError as error:
+                    raise (error.__cause__ or error) from None
+            return _rows(self.conn, [model.table])
+
+
+@dataclass(frozen=True, slots=True)
+class InRedis:
+    """A `RedisProjection`; what Redis would hold, without Redis."""
+
+    projection: type[RedisProjection]
+    store: EventStore
+    survives_redelivery: bool = False
+
+    def contents(self, pages: Pages, notice: Notice) -> Contents:
+        """Fold each page as a runner does, on an instance of its own."""
+        guarded = _guarded(self.projection, notice)
+        places: dict[Place, str] = {}
+        for page in pages:
+            changes = fold_changes(self.store, guarded, page)
+            for place, value in changes.resolved(places).items():
+                if value is None:
+                    places.pop(place, None)
+                else:
+                    places[place] = value
+        return {tuple(place): value for place, value in places.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ByFunction:
+    """An application's own projector, which writes ``tables`` and keeps its own checkpoint."""
+
+    apply: ApplyPage
+    tables: Sequence[Table]
+    conn: Connection
+    survives_redelivery: bool = True
+
+    def contents(self, pages: Pages, notice: Notice) -> Contents:
+        """Call the function for each page."""
+        # Not watched: it talks to the server, and the driver looks at the clock.
+        del notice
+        with _emptied(self.conn, self.tables):
+            for page in pages:
+                self.apply(self.conn, page)
+            return _rows(self.conn, self.tables)
+
+
+def table_of(model: Any) -> Table:  # noqa: ANN401 -- a mapped class or a table
+    """Return the table of a mapped class, or the table itself."""
+    return model if isinstance(model, Table) else inspect(model).local_table
+
+
+def _guarded(projection: type[Any], notice: Notice, **options: Any) -> type[Any]:  # noqa: ANN401
+    watching: type[AnyProjection] = new_class(
+        projection.__name__,
+        (projection,),
+        {"name": projection.name, "version": projection.version, **options},
+    )
+    watching.handlers = tuple(
+        replace(
+            handler,
+            apply=watched(handler.apply, notice),
+            keys=handler.keys and watched(handler.keys, notice),
+        )
+        for handler in projection.handlers
+    )
+    return watching
+
+
+@contextmanager
+def _emptied(conn: Connection, tables: Sequence[Table]) -> Iterator[None]:
+    began = not conn.in_transaction()
+    savepoint = conn.begin_nested()
+    try:
+        for table in tables:
+            conn.execute(delete(table))
+        yield
+    finally:
+        savepoint.rollback()
+        if began:
+            conn.rollback()
+
+
+def _rows(conn: Connection, tables: Sequence[Table]) -> Contents:
+    return {
+        (table.fullname, *(row[c.name] for c in table.primary_key)): dict(row)
+        for table in tables
+        for row in conn.execute(select(table).order_by(*table.primary_key)).mappings()
+    }
