@@ -17,6 +17,7 @@ from datapatterns.errors import ProjectionStoppedError
 from datapatterns.event_sourcing.events import LogPage, Position, RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
+from datapatterns.transactions import resuming
 
 _MESSAGE_CHARS_MAX = 500
 
@@ -50,16 +51,17 @@ class TableRunner:
         """Apply one page in a transaction of its own.
 
         Raises:
+            CommitUnansweredError: Whether it was applied, the next lease's checkpoint says.
             LeaseLostError: Another runner has the lease; nothing was applied.
             ProjectionStoppedError: An event cannot be applied; those before it were.
         """
         try:
-            with conn.begin():
+            with resuming(conn, self._a_page):
                 lease, progress = self._whole_page(conn, lease)
             stopped = None
         except UnappliableError:
             # Rolled back. Once more, with savepoints: they cost too much for every page.
-            with conn.begin():
+            with resuming(conn, self._a_page):
                 lease, progress, stopped = self._applicable_part(conn, lease)
         failpoint("projection.page-committed")
         if stopped is not None:
@@ -103,6 +105,10 @@ class TableRunner:
     ) -> Lease:
         failpoint("projection.page-applied")
         return advance(conn, projection_tables(self.store.schema), lease, position, error=error)
+
+    @property
+    def _a_page(self) -> str:
+        return f"a page of projection {self.projection.name}"
 
 
 def read_page(

@@ -37,6 +37,7 @@ from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
+from datapatterns.transactions import reading, resuming
 
 LEASE_SECONDS_MAX: Final = 86_400
 """For longer nobody should wait for a runner that died."""
@@ -80,6 +81,7 @@ class Projections:
         """Apply at most ``pages_max`` pages of events, each in a transaction of its own.
 
         Raises:
+            CommitUnansweredError: The connection broke during a COMMIT; run it again.
             LeaseHeldError: Another runner is at it.
             LeaseLostError: Another runner took over meanwhile; the page was undone.
             ProjectionStoppedError: An event cannot be applied; all before it were.
@@ -116,6 +118,7 @@ class Projections:
             on_page: Called after each page, for a progress bar.
 
         Raises:
+            CommitUnansweredError: The connection broke during a COMMIT; do it again.
             ProjectionStoppedError: An event cannot be applied; all before it were.
             ProjectionVersionError: The read model was built by another version; rebuild it.
             ReadModelBehindError: The time has passed; what was applied stays.
@@ -123,7 +126,7 @@ class Projections:
         deadline = self.clock.monotonic() + timeout_seconds
         with fresh_reads(engine) as conn:
             if until is None:
-                with conn.begin():
+                with reading(conn):
                     until = self.store.high_water_mark(conn)
             work = CatchUp(
                 self._tables,
@@ -164,7 +167,7 @@ class Projections:
             clock=self.clock,
         )
         if position is None or position < token:
-            with engine.begin() as conn:
+            with engine.connect() as conn:
                 raise behind(conn, self._tables, projection, position=position, token=token)
         return position
 
@@ -191,6 +194,7 @@ class Projections:
             on_page: Called after each page, for a progress bar.
 
         Raises:
+            CommitUnansweredError: The connection broke during a COMMIT; rebuild it again.
             LeaseLostError: Another runner took over meanwhile; what was there stays.
             ProjectionDefinitionError: The table refuses a row that the log gives, or is the read
                 model of another projection; it stays as it was.
@@ -198,7 +202,8 @@ class Projections:
             ReadModelBehindError: The time has passed; `catch_up` goes on.
         """
         if isinstance(runner := self._runner(projection, page_events), RedisRunner):
-            with redis_answers(), fresh_reads(engine) as conn, conn.begin():
+            again = f"the new build of projection {projection.name}"
+            with redis_answers(), fresh_reads(engine) as conn, resuming(conn, again):
                 begin_again(conn, self.store, runner.projection, runner.model, self._terms())
             failpoint("redis-rebuild.begun")
             return self.catch_up(

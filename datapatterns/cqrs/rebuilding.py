@@ -26,6 +26,7 @@ from datapatterns.cqrs.targets import quoted_table, resolve_target
 from datapatterns.errors import ProjectionDefinitionError
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
+from datapatterns.transactions import resuming
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class TableRebuild:
     def run(self, engine: Engine) -> ProjectionProgress:
         """Return when this version's rows are live."""
         with fresh_reads(engine) as conn:
-            with conn.begin():
+            with resuming(conn, self._this):
                 register_build(conn, self._tables, self.projection)
                 leases = take_over(
                     conn,
@@ -56,7 +57,7 @@ class TableRebuild:
                 return self._build(conn, leases)
             finally:
                 if not conn.invalidated:
-                    with conn.begin():
+                    with resuming(conn, self._this):
                         for lease in leases:
                             release(conn, self._tables, lease)
 
@@ -79,7 +80,7 @@ class TableRebuild:
             while done.position < shown:
                 done = advance_replay(conn, replay, in_page=renew, on_page=count)
             failpoint("rebuild.replayed")
-            with conn.begin():
+            with resuming(conn, self._this):
                 self._swap(conn, leases, replay)
             failpoint("rebuild.swapped")
         return ProjectionProgress(events, done.position, caught_up=True)
@@ -99,6 +100,10 @@ class TableRebuild:
         failpoint("rebuild.rows-replaced")
         target = resolve_target(conn, self.projection)
         take_place(conn, self._tables, mine, target=target)
+
+    @property
+    def _this(self) -> str:
+        return f"the rebuild of projection {self.projection.name}"
 
     @property
     def _tables(self) -> ProjectionTables:

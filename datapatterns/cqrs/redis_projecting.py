@@ -35,6 +35,7 @@ from datapatterns.errors import (
 from datapatterns.event_sourcing.events import LogPage, Position, RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
+from datapatterns.transactions import reading, resuming
 
 Outcome = dict[Place, str | None]
 
@@ -67,20 +68,20 @@ class RedisRunner:
         try:
             position = self.model.adopt(ticket)
             if position is None:
-                with conn.begin():
+                with resuming(conn, self._resource):
                     target = self.store.high_water_mark(conn)
                     lease = self._confirm(conn, lease, Position(0))
                 failpoint("redis-projection.build-confirmed")
                 self.model.reset(ticket, target=target)
                 position = Position(0)
         except LaterEpochError as error:
-            with conn.begin():
+            with reading(conn):
                 if not is_latest(conn, self._tables, lease):
                     raise LeaseLostError(self._resource, epoch=lease.epoch) from error
             raise ForeignReadModelError(
                 self.projection.name, "a lease wrote it that PostgreSQL has not given yet"
             ) from error
-        with conn.begin():
+        with resuming(conn, self._resource):
             return self._confirm(conn, lease, position)
 
     @redis_answers()
@@ -94,7 +95,7 @@ class RedisRunner:
                 finds out.
         """
         after = lease.position
-        with conn.begin():
+        with resuming(conn, self._resource):
             page = read_page(conn, self.store, self.projection, after, self.page_events)
             if page.checkpoint == after:
                 return lease, ProjectionProgress(0, after, page.caught_up)
@@ -110,7 +111,7 @@ class RedisRunner:
             raise LeaseLostError(self._resource, epoch=lease.epoch)
         failpoint("redis-projection.page-applied")
         caught_up = page.caught_up and stopped is None
-        with conn.begin():
+        with resuming(conn, self._resource):
             lease = advance(conn, self._tables, lease, position, error=record)
             if caught_up:
                 promote(conn, self._tables, lease)

@@ -14,6 +14,7 @@ from datapatterns.cqrs.running import fresh_reads
 from datapatterns.errors import ReadModelBuildingError
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.transactions import reading
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ class RedisReplay:
         """Fold the log up to ``until``."""
         with fresh_reads(engine) as conn:
             while self.position < until:
-                with conn.begin():
+                with reading(conn):
                     page = read_page(
                         conn, self.store, self.projection, self.position, self.page_events
                     )

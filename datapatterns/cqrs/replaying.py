@@ -21,6 +21,7 @@ from datapatterns.cqrs.projecting import (
 from datapatterns.cqrs.read_model import ReadModel, read_model_of
 from datapatterns.event_sourcing.events import START, Position, RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.transactions import reading, resuming
 
 _IDENTIFIER_BYTES_MAX: Final = 63
 
@@ -73,13 +74,14 @@ def replayed(
 ) -> Iterator[Replay]:
     """Give an empty replay; its table goes at the end, or with the connection."""
     model = _replay_model(projection)
-    with conn.begin():
+    this = f"a replay of projection {projection.name}"
+    with resuming(conn, this):
         conn.execute(CreateTable(model.table))
     try:
         yield Replay(store, projection, model, page_events)
     finally:
         if not conn.invalidated:
-            with conn.begin():
+            with resuming(conn, this):
                 conn.execute(DropTable(model.table))
 
 
@@ -106,12 +108,12 @@ def advance_replay(
     while True:
         before = replay.position
         try:
-            with conn.begin():
+            with resuming(conn, f"a replay of projection {replay.projection.name}"):
                 done = replay.page(conn, until=until)
                 in_page(conn)
         except UnappliableError:
             replay.position = before
-            with conn.begin():
+            with reading(conn):
                 stopped = replay.diagnose(conn)
             if stopped is None:
                 raise

@@ -17,6 +17,7 @@ from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindError
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.failpoints import failpoint
+from datapatterns.transactions import reading, resuming
 
 POLL_SECONDS_MIN: Final = 0.002
 POLL_SECONDS_MAX: Final = 0.05
@@ -62,7 +63,7 @@ def leased(
         LeaseHeldError: Another runner has it.
         ProjectionVersionError: The read model was built by another version.
     """
-    with conn.begin():
+    with resuming(conn, f"the lease on projection {projection.name}"):
         register(conn, tables, projection, empty=is_empty(conn, projection))
         lease = claim(conn, tables, projection, owner=terms.owner, seconds=terms.seconds)
     latest = [lease]
@@ -72,7 +73,7 @@ def leased(
     finally:
         # After a lost connection there is nothing to give back with; the lease lapses.
         if not conn.invalidated:
-            with conn.begin():
+            with resuming(conn, f"giving back projection {projection.name}"):
                 release(conn, tables, latest[0])
 
 
@@ -131,7 +132,7 @@ class CatchUp:
                 done = self._pages(conn, target, on_page)
             except (LeaseHeldError, LeaseLostError):
                 # Somebody else is at it, which serves as well.
-                with conn.begin():
+                with reading(conn):
                     position = self.reached(conn)
                 done = ProjectionProgress(0, position or START, caught_up=False)
             events += done.events

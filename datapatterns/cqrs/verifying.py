@@ -11,6 +11,7 @@ from datapatterns.cqrs.running import fresh_reads
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.errors import DataPatternsError, ProjectionVersionError, ReadModelBuildingError
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.transactions import reading
 
 
 def verify_table(
@@ -27,13 +28,13 @@ def verify_table(
         fresh_reads(engine) as conn,
         replayed(conn, store, projection, page_events=page_events) as replay,
     ):
-        with conn.begin():
+        with reading(conn):
             position = read_position(conn, projection_tables(store.schema), projection)
             if position is None:
                 raise _not_live(conn, store, projection)
         # Most of it while the runner goes on; only the rest and the comparison hold it up.
         advance_replay(conn, replay, until=position)
-        with conn.begin():
+        with reading(conn):
             _hold(conn, store, projection)
             # A later statement: a rebuild that was waited for may have taken the place.
             position = read_position(conn, projection_tables(store.schema), projection)

@@ -29,7 +29,7 @@ def wait_for(
     deadline = clock.monotonic() + timeout_seconds
     pause = POLL_SECONDS_MIN
     while True:
-        with engine.begin() as conn:  # and back to the pool, where a runner may wait for it
+        with engine.connect() as conn:  # and back to the pool, where a runner may wait for it
             position = reached(conn)
         left = deadline - clock.monotonic()
         if left <= 0 or (position is not None and position >= token):
