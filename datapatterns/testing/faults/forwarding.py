@@ -87,14 +87,14 @@ class Connection:
                 way.cancel()
             outcomes = await asyncio.gather(*ways, return_exceptions=True)
             self._settle_trap()
+            for outcome in outcomes:
+                if not _has_left(outcome) and not isinstance(outcome, _CutError):
+                    logger.error("the proxy hung up", exc_info=outcome)
             if is_cut:
                 reset(self._to_client)
             await close(self._to_client)
             # The server reads all that was sent before it learns that the client is gone.
             await close(self._to_server)
-        for outcome in outcomes:
-            if not _has_left(outcome) and not isinstance(outcome, _CutError):
-                logger.error("the proxy hung up", exc_info=outcome)
 
     async def _pass_requests(self) -> None:
         conditions = self._conditions

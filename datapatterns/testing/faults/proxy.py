@@ -60,6 +60,11 @@ class FaultProxy(Generic[Address]):
         self.close()
 
     @property
+    def port(self) -> int:
+        """Its port on 127.0.0.1."""
+        return self._listener.port
+
+    @property
     def connections(self) -> int:
         """How many connections are open, through to the server."""
         return self._listener.open_connections
