@@ -19,9 +19,9 @@ demo: $(VENV)/.demo ## Run a grocer's data through all six patterns (ARGS="--wee
 test: $(VENV)/.dev ## Run the everyday suite on embedded servers, or on DATABASE_URL and REDIS_URL
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-torture: $(VENV)/.dev ## Run properties with many more examples, and everything that breaks servers
+torture: $(VENV)/.dev ## Run properties and interleavings far more thoroughly, and all that breaks servers
 	@HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} $(BIN)/python -m pytest \
-	  -n $(WORKERS) --dist loadfile --timeout 3600 tests/property tests/chaos $(ARGS)
+	  -n $(WORKERS) --dist loadfile --timeout 3600 tests/property tests/interleavings tests/chaos $(ARGS)
 
 check: $(VENV)/.dev ## Lint, types and layer contracts
 	@$(BIN)/ruff check
