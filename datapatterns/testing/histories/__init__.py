@@ -11,17 +11,43 @@ from datapatterns.testing.histories.checking import (
 from datapatterns.testing.histories.events import HistoryEvent, Operation
 from datapatterns.testing.histories.files import dump_history, load_history
 from datapatterns.testing.histories.levels import ConsistencyModel
+from datapatterns.testing.histories.oracles import check_bank, check_sequence, check_set
+from datapatterns.testing.histories.recording import RecordedClient, RecordedTransaction, Recorder
+from datapatterns.testing.histories.registers import (
+    RegisterCall,
+    RegisterViolation,
+    check_register,
+)
+from datapatterns.testing.histories.workload import (
+    ListStore,
+    ListWorkload,
+    list_transactions,
+    run_list_append,
+)
 
 __all__ = [
     "ConsistencyModel",
     "HistoryEvent",
     "HistoryReport",
     "InconsistentHistoryError",
+    "ListStore",
+    "ListWorkload",
     "Operation",
+    "RecordedClient",
+    "RecordedTransaction",
+    "Recorder",
+    "RegisterCall",
+    "RegisterViolation",
     "Witness",
     "assert_consistent",
+    "check_bank",
     "check_history",
+    "check_register",
+    "check_sequence",
+    "check_set",
     "dump_history",
+    "list_transactions",
     "load_history",
+    "run_list_append",
     "verdict",
 ]
