@@ -1,9 +1,11 @@
 """The address that leads through a proxy is the server's, but for the place."""
 
+from traceback import format_exception
+
 import pytest
 from sqlalchemy import make_url
 
-from datapatterns.errors import FaultRefusedError
+from datapatterns.errors import FaultRefusedError, SettingsError
 from datapatterns.testing.faults.addresses import Upstream, through_proxy, upstream_of
 from datapatterns.testing.faults.postgres_dialogue import PostgresDialogue
 from datapatterns.testing.faults.redis_dialogue import RedisDialogue
@@ -34,11 +36,19 @@ def test_an_address_says_where_the_server_listens(address: str, upstream: Upstre
         ("postgresql:///shop?host=a&host=b", "several hosts"),
         ("mysql://localhost/shop", "neither postgresql, redis nor unix"),
         ("rediss://localhost:6379/0", "redis:// address"),
+        ("postgresql://u:secret@host:x/shop", "none of PostgreSQL or Redis"),
+        ("shop", "none of PostgreSQL or Redis"),
     ],
 )
 def test_an_address_that_no_proxy_can_stand_before_is_refused(address: str, advice: str) -> None:
-    with pytest.raises(FaultRefusedError, match=advice):
+    with pytest.raises(FaultRefusedError, match=advice) as caught:
         upstream_of(address)
+    assert "secret" not in "".join(format_exception(caught.value))
+
+
+def test_half_an_address_of_redis_is_refused() -> None:
+    with pytest.raises(SettingsError, match="Redis URL"):
+        upstream_of("redis://:secret@host:x/0")
 
 
 def test_user_password_database_and_options_stay_and_tls_goes() -> None:

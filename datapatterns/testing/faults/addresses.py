@@ -5,11 +5,13 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from datapatterns.errors import FaultRefusedError
 from datapatterns.testing.faults.dialogues import Dialogue
 from datapatterns.testing.faults.postgres_dialogue import PostgresDialogue
 from datapatterns.testing.faults.redis_dialogue import RedisDialogue
+from datapatterns.urls import checked_redis_url
 
 Address = TypeVar("Address", URL, str)
 
@@ -43,10 +45,15 @@ def upstream_of(address: URL | str) -> Upstream:
     Raises:
         FaultRefusedError: It is none of PostgreSQL or Redis, names no host or several, or asks
             for TLS where only the client's driver could do without.
+        SettingsError: It is no whole address of Redis.
     """
     if isinstance(address, str) and _scheme(address) in _REDIS_SCHEMES | {"rediss"}:
         return _redis_upstream(address)
-    url = make_url(address)
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError):
+        # Not chained: what the parser says may quote a piece of the password.
+        raise _refused("the address is none of PostgreSQL or Redis") from None
     if url.get_backend_name() != "postgresql":
         raise _refused(f"{url.get_backend_name()} is neither postgresql, redis nor unix")
     return _postgres_upstream(url)
@@ -83,7 +90,7 @@ def _postgres_through(url: URL, port: int) -> URL:
 
 
 def _redis_upstream(url: str) -> Upstream:
-    parts = urlsplit(url)
+    parts = urlsplit(checked_redis_url(url))
     if parts.scheme == "rediss":
         raise _refused("TLS hides what passes; give the proxy the server's redis:// address")
     if parts.scheme == "unix":
