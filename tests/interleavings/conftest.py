@@ -6,8 +6,9 @@ from typing import Any
 import psycopg
 import pytest
 from redis import Redis
-from sqlalchemy import URL, Engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from datapatterns.testing import Databases
 from datapatterns.testing.interleaving import Explorer
@@ -35,16 +36,39 @@ def explorer(stage_url: URL, redis_url: str) -> Iterator[Explorer]:
 
 
 @pytest.fixture(scope="module")
-def stage(explorer: Explorer, stage_url: URL) -> Iterator[Stage]:
-    engine, async_engine = explorer.engine(), explorer.async_engine()
-    for pooled in (engine, async_engine.sync_engine):
-        let_nobody_inherit(pooled)
+def plain(stage_url: URL) -> Iterator[Engine]:
+    """For set-up and checks."""
+    engine = create_engine(stage_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def gated(explorer: Explorer) -> Engine:
+    """For tasks."""
+    engine = explorer.engine()
+    let_nobody_inherit(engine)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def gated_async(explorer: Explorer) -> AsyncEngine:
+    """For asynchronous tasks."""
+    engine = explorer.async_engine()
+    let_nobody_inherit(engine.sync_engine)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def stage(
+    explorer: Explorer, gated: Engine, gated_async: AsyncEngine, stage_url: URL
+) -> Iterator[Stage]:
     address = stage_url.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(address, autocommit=True) as plain:
         plain.execute(TABLES.encode())
         yield Stage(
-            engine=engine,
-            async_engine=async_engine,
+            engine=gated,
+            async_engine=gated_async,
             redis=explorer.redis(decode_responses=True),
             plain=plain,
         )
