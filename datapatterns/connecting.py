@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
 from sqlalchemy import URL, Engine, NullPool, create_engine
 from sqlalchemy.exc import DBAPIError
 
@@ -18,6 +20,7 @@ from datapatterns.errors import (
     SettingsError,
 )
 from datapatterns.sql.server import check_server, library_errors, named_error
+from datapatterns.transactions import watch_commits
 from datapatterns.urls import without_secret_options
 
 
@@ -25,6 +28,8 @@ def open_engine(
     url: URL, *, connect_timeout_seconds: float = 5.0, for_migrating: bool = False
 ) -> Engine:
     """Return an engine for ``url``; what the URL says itself wins over the defaults here.
+
+    A COMMIT whose answer is lost raises `OutcomeUnknownError`, whoever makes it.
 
     Args:
         url: A URL for psycopg 3.
@@ -45,7 +50,9 @@ def open_engine(
             hide_parameters=True,
         )
     # Parameters are rows and events: neither logs nor errors are the place for them.
-    return create_engine(url, connect_args=arguments, pool_pre_ping=True, hide_parameters=True)
+    return watch_commits(
+        create_engine(url, connect_args=arguments, pool_pre_ping=True, hide_parameters=True)
+    )
 
 
 def database_version(engine: Engine, server: str) -> str:
@@ -77,12 +84,18 @@ def connect_arguments(url: URL, connect_timeout_seconds: float) -> dict[str, obj
 def open_redis(url: str, *, timeout_seconds: float) -> Redis:
     """Return a client for ``url``; it connects when it is first used.
 
+    It does not send a command again whose reply was lost, as clients do by default: an INCR would
+    count twice.
+
     Raises:
         SettingsError: The URL asks for an option that there isn't.
     """
     try:
         client = Redis.from_url(
-            url, socket_connect_timeout=timeout_seconds, socket_timeout=timeout_seconds
+            url,
+            socket_connect_timeout=timeout_seconds,
+            socket_timeout=timeout_seconds,
+            retry=Retry(NoBackoff(), 0),
         )
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # does not connect

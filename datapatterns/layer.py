@@ -27,6 +27,7 @@ from datapatterns.settings import MAIN, Settings, settings_from
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
+from datapatterns.transactions import watch_commits
 from datapatterns.urls import shown_database, shown_redis
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ class DataLayer:
                     pool_pre_ping=True,
                     hide_parameters=True,
                 )
+                watch_commits(self._async_engine.sync_engine)
             return self._async_engine
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import URL, Connection
 
 from datapatterns.connecting import open_engine
-from datapatterns.errors import SchemaDriftError, SettingsError
+from datapatterns.errors import CommitUnansweredError, SchemaDriftError, SettingsError
 from datapatterns.failpoints import failpoint
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.sql.migrating import TURN_WAIT_SECONDS, downgrade, migration_sql, upgrade
@@ -21,9 +21,12 @@ from datapatterns.sql.migration_status import (
 )
 from datapatterns.sql.schema_comparison import schema_differences
 from datapatterns.sql.server import check_server, library_errors
+from datapatterns.transactions import reading, resuming
 from datapatterns.urls import shown_database
 
 __all__ = ["MigrationStatus", "Migrations", "Report", "Revision"]
+
+Steps = tuple[Revision, ...]
 
 Report = Callable[[str, tuple[Revision, ...]], None]
 """Is told the name of a database and the revisions that ran there, once they are committed."""
@@ -51,7 +54,7 @@ class Migrations:
         self._refuse_none()
         found = {}
         for name in self.databases:
-            with self._transaction(name) as conn:
+            with self._reading(name) as conn:
                 check_server(conn)
                 found[name] = migration_status(conn, schema=self.schema)
         return found
@@ -82,8 +85,10 @@ class Migrations:
         """
         self.plan(revision)
         for name in self.databases:
-            with self._transaction(name) as conn:
-                ran = upgrade(conn, revision, schema=self.schema, wait_seconds=wait_seconds)
+            ran = self._done(
+                name,
+                lambda conn: upgrade(conn, revision, schema=self.schema, wait_seconds=wait_seconds),
+            )
             failpoint("migration.committed")
             if report is not None:
                 report(name, ran)
@@ -101,8 +106,12 @@ class Migrations:
         """
         self.plan(revision, down=True)
         for name in self.databases:
-            with self._transaction(name) as conn:
-                undone = downgrade(conn, revision, schema=self.schema, wait_seconds=wait_seconds)
+            undone = self._done(
+                name,
+                lambda conn: downgrade(
+                    conn, revision, schema=self.schema, wait_seconds=wait_seconds
+                ),
+            )
             if report is not None:
                 report(name, undone)
 
@@ -125,10 +134,10 @@ class Migrations:
                 status.refuse_unless_current()
             if revision_only:
                 continue
-            with self._transaction(name) as conn:
+            with self._reading(name) as conn:
                 differences = schema_differences(conn, schema=self.schema)
-                conn.rollback()
-                if differences:
+            if differences:
+                with self._named(name):
                     raise SchemaDriftError(self.schema, differences)
 
     def sql(self, revision: str = HEAD, *, start: str = BASE) -> str:
@@ -146,8 +155,24 @@ class Migrations:
                 "there is no database to migrate; set DATAPATTERNS_DATABASE_URL",
             )
 
+    def _done(self, name: str, migrate: Callable[[Connection], Steps]) -> Steps:
+        """Return the revisions that ``migrate`` has run and committed."""
+        try:
+            with self._connection(name) as conn, resuming(conn, "a migration"):
+                ran = migrate(conn)
+        except CommitUnansweredError:
+            # If that was committed there is nothing left to do.
+            with self._connection(name) as conn, resuming(conn, "a migration"):
+                ran = migrate(conn) or ran
+        return ran
+
     @contextmanager
-    def _transaction(self, name: str) -> Iterator[Connection]:
+    def _reading(self, name: str) -> Iterator[Connection]:
+        with self._connection(name) as conn, reading(conn):
+            yield conn
+
+    @contextmanager
+    def _connection(self, name: str) -> Iterator[Connection]:
         url = self.databases[name]
         engine = open_engine(
             url,
@@ -155,7 +180,7 @@ class Migrations:
             for_migrating=True,
         )
         try:
-            with self._named(name), library_errors(shown_database(url)), engine.begin() as conn:
+            with self._named(name), library_errors(shown_database(url)), engine.connect() as conn:
                 yield conn
         finally:
             engine.dispose()

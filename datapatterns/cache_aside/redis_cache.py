@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import BoundedSemaphore
 from time import perf_counter, sleep, time
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -41,11 +41,13 @@ from datapatterns.cache_aside.redis_commands import (
 from datapatterns.cache_aside.relaying import RelayReport, Standing
 from datapatterns.cache_aside.standby import is_standby
 from datapatterns.cache_aside.watching import watch_models
-from datapatterns.cache_aside.writing import collecting
+from datapatterns.cache_aside.writing import AfterCommit, act_on, collecting
 from datapatterns.errors import CacheBusyError
 from datapatterns.failpoints import failpoint
+from datapatterns.outcomes import find_unknown_outcome
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
+from datapatterns.transactions import committing
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -166,16 +168,27 @@ class Cache:
     def writes(self, bind: Engine | Connection | None = None) -> Iterator[Connection]:
         """Open a transaction and commit it, like ``engine.begin()``; then forget at once.
 
-        What any cache invalidates on this connection is forgotten when the commit has happened.
+        What any cache invalidates on this connection is forgotten when the commit has happened,
+        or may have happened.
+
+        Raises:
+            AbortedTransactionError: An error was caught in the block, so nothing can be committed.
+            OutcomeUnknownError: The COMMIT was sent and its answer was lost.
         """
-        with (bind or self._backing.engine).begin() as begun:
-            conn = begun if isinstance(begun, Connection) else bind
-            assert isinstance(conn, Connection)
-            with collecting(conn) as acts:
+        acts: list[AfterCommit] = []
+        try:
+            with (
+                self._connection(bind) as conn,
+                committing(conn, f"a write to what cache {self.name!r} holds"),
+                collecting(conn) as acts,
+            ):
                 yield conn
+        except BaseException as error:
+            if find_unknown_outcome(error) is not None:
+                act_on(acts)  # to forget too much does no harm; what commits later, the relay tells
+            raise
         failpoint("cache.write-committed")
-        for act in acts:
-            act()
+        act_on(acts)
 
     def watch(self, sessions: type[Session] | sessionmaker[Any], *models: type) -> None:
         """Forget an entry whenever a session writes the row of ``models`` with that primary key.
@@ -206,6 +219,11 @@ class Cache:
     def close(self) -> None:
         """Close idle connections to Redis; the cache can still be used."""
         self._backing.links.close()
+
+    def _connection(self, bind: Engine | Connection | None) -> AbstractContextManager[Connection]:
+        if isinstance(bind, Connection):
+            return nullcontext(bind)
+        return (bind or self._backing.engine).connect()
 
     def _read(self, entry: str, codec: Codec[T], load: Loader[T]) -> T:
         standing = self._backing.gate.standing()

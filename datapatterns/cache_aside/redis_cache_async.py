@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import perf_counter, time
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
+from datapatterns.aio import transaction
 from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.cached_function import refuse_a_second, value_type_of
 from datapatterns.cache_aside.cached_function_async import AsyncCachedFunction
@@ -39,9 +40,10 @@ from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
 from datapatterns.cache_aside.redis_commands import answer_to, command_for, value_key
 from datapatterns.cache_aside.relaying import RelayReport, Standing
 from datapatterns.cache_aside.standby import is_standby
-from datapatterns.cache_aside.writing import collecting
+from datapatterns.cache_aside.writing import AfterCommit, act_on, collecting
 from datapatterns.errors import CacheBusyError
 from datapatterns.failpoints import failpoint
+from datapatterns.outcomes import find_unknown_outcome
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
 
@@ -149,15 +151,29 @@ class AsyncCache:
 
     @asynccontextmanager
     async def writes(self, engine: AsyncEngine | None = None) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction and commit it, like ``engine.begin()``; then forget at once."""
-        async with (engine or self._engine).begin() as conn:
-            assert conn.sync_connection is not None
-            with collecting(conn.sync_connection) as acts:
-                yield conn
+        """Open a transaction and commit it, like ``engine.begin()``; then forget at once.
+
+        Raises:
+            AbortedTransactionError: An error was caught in the block, so nothing can be committed.
+            OutcomeUnknownError: The COMMIT was sent and its answer was lost; forgotten all the
+                same.
+        """
+        acts: list[AfterCommit] = []
+        attempted = f"a write to what cache {self._backing.name!r} holds"
+        try:
+            async with transaction(engine or self._engine, attempted=attempted) as conn:
+                assert conn.sync_connection is not None
+                with collecting(conn.sync_connection) as acts:
+                    yield conn
+        except BaseException as error:
+            if acts and find_unknown_outcome(error) is not None:
+                # To forget too much does no harm; what commits later, the relay tells.
+                await asyncio.shield(asyncio.to_thread(act_on, acts))
+            raise
         failpoint("cache.write-committed")
         if acts:
             # It has committed: whoever is cancelled now has written, and shall see what he wrote.
-            await asyncio.shield(asyncio.to_thread(_do_all, acts))
+            await asyncio.shield(asyncio.to_thread(act_on, acts))
 
     async def relay(self) -> RelayReport:
         """Send every invalidation that has committed and was not sent yet; one round.
@@ -303,11 +319,6 @@ class AsyncCache:
         return self._backing.packed(
             codec, loaded, seconds=perf_counter() - began, leased=leased, is_standby=from_standby
         )
-
-
-def _do_all(acts: Iterable[Callable[[], None]]) -> None:
-    for act in acts:
-        act()
 
 
 async def _drive(flow: Flow[T], perform: Callable[[AnyStep], Awaitable[object]]) -> T:

@@ -24,6 +24,7 @@ from datapatterns.change_log.identity import database_identity
 from datapatterns.change_log.schema import PgSnapshot
 from datapatterns.change_log.snapshots import Snapshot, Xid
 from datapatterns.failpoints import failpoint
+from datapatterns.transactions import resuming
 
 _ROWS_PER_FETCH = 500
 _COLLECTED_MAX = 10_000
@@ -96,6 +97,7 @@ class Relay:
 
         Raises:
             CacheSilence: Redis did not answer; nothing is lost.
+            CommitUnansweredError: The connection broke during the COMMIT; nothing is lost.
             SettingsError: The engine leads to a standby.
         """
         server = self.links.current_identity()
@@ -151,7 +153,7 @@ class Relay:
         # Each statement shall see what has committed by then, whatever the application prefers.
         with self.engine.connect() as conn:
             conn.execution_options(isolation_level="READ COMMITTED")
-            with conn.begin():
+            with resuming(conn, f"a round of the relay to {self.target!r}"):
                 yield conn
 
     def _lock(self, conn: Connection, identity: str) -> _Held | None:

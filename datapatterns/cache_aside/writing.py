@@ -7,7 +7,7 @@ tells of its own.
 To invalidate too much does no harm, so what a savepoint rolled back stays on the list.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
@@ -30,6 +30,12 @@ def collecting(conn: Connection) -> Iterator[list[AfterCommit]]:
         yield collected
     finally:
         del _of_connections[conn]
+
+
+def act_on(acts: Iterable[AfterCommit]) -> None:
+    """Do all that was collected."""
+    for act in acts:
+        act()
 
 
 def after_commit(writer: Connection | Session, conn: Connection, act: AfterCommit) -> None:

@@ -1,4 +1,8 @@
-"""What must happen in Redis at once: each script compares before it writes, and runs alone."""
+"""What must happen in Redis at once: each script compares before it writes, and runs alone.
+
+Clients send a command again whose reply was lost, some ten times by default. So each script
+recognises what it has done under the same lease, and says so again.
+"""
 
 from typing import Final
 
@@ -12,7 +16,8 @@ return c[3]
 
 APPLY: Final = """
 local c = redis.call('HMGET', KEYS[1], 'build', 'epoch', 'position', 'clearing', 'torn', 'target')
-if c[1] ~= ARGV[1] or c[2] ~= ARGV[2] or c[3] ~= ARGV[3] or c[4] or c[5] then return 0 end
+if c[1] ~= ARGV[1] or c[2] ~= ARGV[2] or c[4] or c[5] then return 0 end
+if c[3] ~= ARGV[3] then return c[3] == ARGV[4] and 1 or 0 end
 redis.call('HSET', KEYS[1], 'torn', '1')
 for i = 5, #ARGV, 4 do
   local command, key = ARGV[i], KEYS[tonumber(ARGV[i + 1])]
@@ -39,7 +44,8 @@ return 1
 
 CLEAR: Final = """
 local c = redis.call('HMGET', KEYS[1], 'build', 'epoch', 'clearing')
-if c[1] ~= ARGV[1] or c[2] ~= ARGV[2] or not c[3] then return 0 end
+if c[1] ~= ARGV[1] or c[2] ~= ARGV[2] then return 0 end
+if not c[3] then return ARGV[3] == 'last' and 1 or 0 end
 for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end
 if ARGV[3] == 'last' then redis.call('HDEL', KEYS[1], 'clearing') end
 return 1

@@ -38,6 +38,7 @@ from datapatterns.sharding.shard_map import ShardMap
 from datapatterns.sharding.shard_session import ShardSession
 from datapatterns.sharding.strategy import Key
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
+from datapatterns.transactions import resuming, transaction
 
 Row = TypeVar("Row")
 
@@ -108,12 +109,13 @@ class ShardCluster:
         already may exist, but must be empty.
 
         Raises:
+            CommitUnansweredError: A connection broke during a COMMIT; do it again.
             GroupMismatchError: A group was created with another declaration.
             MigrationNeededError: A server does not have the library's tables.
             ShardMapExistsError: There is a map of other shards, or data that no map has placed.
             WrongShardError: A server belongs to another cluster, or two names mean one server.
         """
-        with tables_needed(self._schema), self._control.begin() as conn:
+        with tables_needed(self._schema), self._recording() as conn:
             record_map(conn, self._groups, self._urls, schema=self._schema)
             maps = load_maps(
                 conn, self._groups, shards=self._urls, unused=True, schema=self._schema
@@ -127,7 +129,7 @@ class ShardCluster:
         for shard_id, engine in self.engines.items():
             with shard_errors(shard_id), engine.connect() as conn:
                 check_ownership(conn, shard_id, list(maps.values()), schema=self._schema)
-        with self._control.begin() as conn:
+        with self._recording() as conn:
             open_maps(conn, list(new.values()), schema=self._schema)
 
     def _record(self, conn: Connection, shard_id: str, new: Mapping[str, ShardMap]) -> None:
@@ -141,11 +143,21 @@ class ShardCluster:
             record_ownership(conn, shard_id, list(new.values()), schema=self._schema)
 
     @contextmanager
+    def _recording(self) -> Iterator[Connection]:
+        with self._control.connect() as conn, resuming(conn, "the shard map"):
+            yield conn
+
+    @contextmanager
     def _unchecked(self, shard_id: str) -> Iterator[Connection]:
         """Begin a transaction on a server that does not know yet which shard it is."""
         engine = driver_engine(self._urls[shard_id])
         try:
-            with shard_errors(shard_id), tables_needed(self._schema), engine.begin() as conn:
+            with (
+                shard_errors(shard_id),
+                tables_needed(self._schema),
+                engine.connect() as conn,
+                resuming(conn, f"the shard map on {shard_id}"),
+            ):
                 yield conn
         finally:
             engine.dispose()
@@ -214,11 +226,16 @@ class ShardCluster:
         load in a way that can be repeated.
 
         Raises:
-            ShardUnavailableError: The shard does not answer.
+            OutcomeUnknownError: The COMMIT was sent and its answer was lost.
+            ShardUnavailableError: The shard does not answer; nothing was loaded.
             StaleShardMapError: Place the rows again, then repeat.
         """
         shard_map = self.router.map_of(group)
-        with self._access.asking(shard), self.engines[shard].begin() as conn:
+        attempted = f"a bulk load on {shard}"
+        with (
+            self._access.asking(shard),
+            transaction(self.engines[shard], attempted=attempted) as conn,
+        ):
             claim_shard(conn, shard_map, shard, schema=self._schema)
             yield conn
 

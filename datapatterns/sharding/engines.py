@@ -13,6 +13,7 @@ from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.errors import MigrationNeededError, SettingsError, WrongShardError
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
+from datapatterns.transactions import watch_commits
 from datapatterns.urls import postgres_url, without_secret_options
 
 _REVISION = "dp0005"
@@ -51,7 +52,7 @@ def shard_engine(
             connection.close()  # the pool does not know it yet
             raise
 
-    return engine
+    return watch_commits(engine)
 
 
 @contextmanager
