@@ -40,6 +40,7 @@ DataPatternsError
 │   ├── SchemaManagedElsewhereError
 │   ├── SchemaNameError
 │   ├── SchemaOccupiedError
+│   ├── SearchTooLargeError
 │   ├── ServerTooOldError
 │   ├── SettingsError
 │   ├── ShardKeyChangedError
@@ -684,6 +685,22 @@ class SchemaOccupiedError(ConfigurationError):
         )
         self.schema = schema
         self.relations = relations
+
+
+class SearchTooLargeError(ConfigurationError):
+    """There are more schedules within the bounds than anybody would wait for.
+
+    Attributes:
+        explored: How many ran; nothing was found in them.
+        known: How many more are known; each can lead to others.
+    """
+
+    def __init__(self, *, explored: int, known: int) -> None:
+        self.explored, self.known = explored, known
+        super().__init__(
+            f"after {explored:,} schedules at least {known:,} are left; lower max_preemptions or "
+            "narrow crash_at, use fewer or shorter tasks, set max_schedules, or let search() draw"
+        )
 
 
 class ServerTooOldError(ConfigurationError):

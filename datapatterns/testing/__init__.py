@@ -15,6 +15,8 @@ from datapatterns.testing.faults import (
     run_until_failpoint,
 )
 from datapatterns.testing.interleaving import (
+    Choice,
+    Chooser,
     DivergedError,
     Exploration,
     Explorer,
@@ -22,13 +24,20 @@ from datapatterns.testing.interleaving import (
     Gate,
     InterleavingError,
     Outcome,
+    ScheduleError,
     StuckError,
+    VirtualClock,
+    pause_point,
+    pause_point_async,
 )
 from datapatterns.testing.models import (
     Call,
     Decider,
     DeciderSpec,
     Decision,
+    Derived,
+    DerivedCache,
+    DerivedTable,
     ImpureEvolveError,
     ProjectionSpec,
     SpecError,
@@ -40,16 +49,28 @@ from datapatterns.testing.models import (
 from datapatterns.testing.waiting import wait_until
 
 if TYPE_CHECKING:
+    from datapatterns.testing.interleaving.schedules import Schedule, schedules
     from datapatterns.testing.models import strategies
     from datapatterns.testing.models.aggregate_machine import AggregateMachine, aggregate_machine
+    from datapatterns.testing.models.consistency_machine import (
+        ConsistencyMachine,
+        consistency_machine,
+    )
+
 
 __all__ = [
     "AggregateMachine",
     "Call",
+    "Choice",
+    "Chooser",
+    "ConsistencyMachine",
     "Databases",
     "Decider",
     "DeciderSpec",
     "Decision",
+    "Derived",
+    "DerivedCache",
+    "DerivedTable",
     "DivergedError",
     "Exploration",
     "Explorer",
@@ -64,16 +85,23 @@ __all__ = [
     "PostgresFaults",
     "ProjectionSpec",
     "RedisFaults",
+    "Schedule",
+    "ScheduleError",
     "SpecError",
     "StoredPayload",
     "StuckError",
+    "VirtualClock",
     "aggregate_machine",
     "armed",
     "assert_upcasters",
+    "consistency_machine",
     "halted_at",
+    "pause_point",
+    "pause_point_async",
     "read_corpus",
     "record_corpus",
     "run_until_failpoint",
+    "schedules",
     "strategies",
     "wait_until",
 ]
@@ -81,7 +109,11 @@ __all__ = [
 # Only when they are asked for: a plugin of pytest must load where Hypothesis is not installed.
 _NEED_HYPOTHESIS = {
     "AggregateMachine": "datapatterns.testing.models.aggregate_machine",
+    "Schedule": "datapatterns.testing.interleaving.schedules",
     "aggregate_machine": "datapatterns.testing.models.aggregate_machine",
+    "ConsistencyMachine": "datapatterns.testing.models.consistency_machine",
+    "consistency_machine": "datapatterns.testing.models.consistency_machine",
+    "schedules": "datapatterns.testing.interleaving.schedules",
 }
 
 

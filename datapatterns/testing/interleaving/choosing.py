@@ -1,22 +1,20 @@
-"""Who goes next: schedules as data, and the searches over them; pure.
+"""Who goes next: gates, and what decides which of them is opened; pure.
 
 A schedule is the list of the gates that were opened, in order. The unit of a search is the
 *preemption*: a switch away from a task that could have gone on. Most races need one or two of
 them (Musuvathi and Qadeer, "Iterative Context Bounding for Systematic Testing of Multithreaded
 Programs", PLDI 2007), so that a search in the order of preemptions finds the simplest story first.
+
+Whoever sleeps lets others go first, for nothing; waking it before its turn is a preemption. So a
+loop that polls cannot keep a search busy for ever (the same, "Fair Stateless Model Checking",
+PLDI 2008).
 """
 
-import heapq
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import count, groupby
+from itertools import count
 from typing import Protocol
-
-_NAME = re.compile(r"[A-Za-z_]\w{0,39}")
-_STEP = re.compile(r"([A-Za-z_]\w*)(?:\*(\d{1,6})|!([a-z-]+))?")
-_TOKEN_CHARACTERS_MAX = 100_000
 
 
 class Fault(StrEnum):
@@ -38,11 +36,15 @@ class Gate:
         task: The name of the task.
         label: The SQL text, shortened; ``COMMIT``, ``ROLLBACK``; or ``redis `` and the command.
         yields: It is a sleep: whoever sleeps lets others go first.
+        due: When the sleep ends, in seconds of the explorer's clock.
+        in_server: A server is asked; a connection can be lost here.
     """
 
     task: str
     label: str
     yields: bool = False
+    due: float = 0.0
+    in_server: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,61 +63,28 @@ class Chooser(Protocol):
         ...
 
 
-class DivergedError(AssertionError):
-    """A schedule does not fit the code any more, or the code does not do the same each time."""
+class UnreadyError(Exception):
+    """A chooser wants a gate that is not there; the scheduler tells it as a `DivergedError`."""
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Refuse names that a token cannot hold.
+def free_of_charge(ready: Sequence[Gate], last: str | None) -> list[Gate]:
+    """Return the gates whose opening preempts nobody.
 
-    Raises:
-        ValueError: One isn't made of 1 to 40 letters, digits and underscores.
+    Args:
+        ready: All that could be opened.
+        last: The task that has moved last.
     """
-    for name in names:
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"the task name {name!r} is not usable in a replay token; "
-                "use up to 40 letters, digits and underscores, a letter first"
-            )
+    awake = [gate for gate in ready if not gate.yields]
+    if not awake:
+        soonest = min((gate.due for gate in ready), default=0.0)
+        return [gate for gate in ready if gate.due == soonest]
+    return [gate for gate in awake if gate.task == last] or awake
 
 
 def in_order(ready: Sequence[Gate], last: str | None) -> list[Gate]:
-    """Return the gates with the one that needs no switch first and the sleepers last."""
-    return sorted(ready, key=lambda gate: (gate.yields, gate.task != last))
-
-
-def to_token(choices: Iterable[Choice]) -> str:
-    """Write a schedule as text: ``alice*2.bob!crash``.
-
-    >>> to_token([Choice("a"), Choice("a"), Choice("b", Fault.CRASH)])
-    'a*2.b!crash'
-    """
-    parts = []
-    for choice, same in groupby(choices):
-        times = len(list(same))
-        if choice.fault:
-            parts += [f"{choice.task}!{choice.fault}"] * times
-        else:
-            parts.append(choice.task if times == 1 else f"{choice.task}*{times}")
-    return ".".join(parts)
-
-
-def from_token(token: str) -> list[Choice]:
-    """Read what `to_token` wrote.
-
-    Raises:
-        ValueError: It is not such a text.
-    """
-    if len(token) > _TOKEN_CHARACTERS_MAX:
-        raise ValueError(f"a replay token has at most {_TOKEN_CHARACTERS_MAX:,} characters")
-    choices = []
-    for part in token.split(".") if token else []:
-        match = _STEP.fullmatch(part)
-        if not match or (match[3] and match[3] not in set(Fault)):
-            raise ValueError(f"{part!r} is no step of a replay token such as 'alice*2.bob!crash'")
-        times = int(match[2] or 1)
-        choices += [Choice(match[1], Fault(match[3]) if match[3] else None)] * times
-    return choices
+    """Return the gates with those that preempt nobody first; the first is the least change."""
+    free = free_of_charge(ready, last)
+    return sorted(ready, key=lambda gate: (gate not in free, gate.yields, gate.task != last))
 
 
 def replaying(choices: Iterable[Choice]) -> Chooser:
@@ -125,129 +94,48 @@ def replaying(choices: Iterable[Choice]) -> Chooser:
     def choose(ready: Sequence[Gate]) -> Choice:
         choice = next(left, None)
         if choice is None:
-            raise DivergedError(f"the token has ended, and {_names(ready)} could go on")
+            raise UnreadyError(f"the schedule has ended, and {names_of(ready)} could go on")
         if choice.task not in {gate.task for gate in ready}:
-            raise DivergedError(f"{choice.task!r} is not ready, only {_names(ready)}")
+            raise UnreadyError(f"{choice.task!r} is not ready, only {names_of(ready)}")
         return choice
 
     return choose
 
 
-def picking(picks: Iterable[int], faults: Mapping[int, Fault] | None = None) -> Chooser:
+def picking(
+    picks: Mapping[int, int],
+    *,
+    faults: Mapping[int, Fault] | None = None,
+    fault_at: Callable[[Gate], bool] = lambda _: True,
+) -> Chooser:
     """Return a chooser for generated numbers.
 
-    0 means "no preemption", and so does the end of the numbers: what shrinks, shrinks to the fewest
-    switches.
+    A step that is not named takes the first gate in order, which preempts nobody: what shrinks,
+    shrinks to the fewest switches.
 
     Args:
-        picks: Which of the gates in order, modulo their number, step by step.
-        faults: What happens at the steps of these numbers, counted from 0.
+        picks: Step -> which of the gates in order, modulo their number; both from 0.
+        faults: What happens at which of the opened gates that ``fault_at`` accepts, from 0.
+        fault_at: Where a fault may happen.
     """
-    left, steps, befalls = iter(picks), count(), faults or {}
+    steps, eligible, befalls = count(), count(), faults or {}
     last: str | None = None
 
     def choose(ready: Sequence[Gate]) -> Choice:
         nonlocal last
-        gate = in_order(ready, last)[next(left, 0) % len(ready)]
+        gate = in_order(ready, last)[picks.get(next(steps), 0) % len(ready)]
         last = gate.task
-        return Choice(gate.task, befalls.get(next(steps)))
+        fault = befalls.get(next(eligible)) if fault_at(gate) else None
+        return Choice(gate.task, fault if fault and befits(fault, gate) else None)
 
     return choose
 
 
-class BoundedSearch:
-    """All schedules within a bound, those with the fewest preemptions and faults first.
-
-    Stateless: each schedule runs from the start, along a prefix that an earlier one has found and
-    then without preemptions. No schedule runs twice. The number of schedules grows with the power
-    of the bound; `explored` and `found` say how far it has come.
-
-    Args:
-        max_preemptions: How often a task may be left that could go on.
-        faults: What may befall a task.
-        max_faults: How often, in one schedule.
-        fault_at: At which gates; unless given, at all.
-    """
-
-    def __init__(
-        self,
-        *,
-        max_preemptions: int,
-        faults: Sequence[Fault] = (),
-        max_faults: int = 1,
-        fault_at: Callable[[Gate], bool] = lambda _: True,
-    ) -> None:
-        if max_preemptions < 0 or max_faults < 0:
-            raise ValueError("bounds of a search are not negative")
-        self._max_preemptions, self._max_faults = max_preemptions, max_faults
-        self._faults, self._fault_at = tuple(faults), fault_at
-        self._ties = count()
-        self._open: list[tuple[int, int, int, _Prefix]] = [(0, 0, 0, _Prefix((), 0, 0))]
-        self.explored = 0
-
-    @property
-    def found(self) -> int:
-        """How many more schedules are known and still to be run."""
-        return len(self._open)
-
-    def next_chooser(self) -> Chooser:
-        """Return the chooser of the next schedule; call only while `found` is not 0."""
-        *_, prefix = heapq.heappop(self._open)
-        self.explored += 1
-        return self._chooser(prefix)
-
-    def _chooser(self, prefix: "_Prefix") -> Chooser:
-        taken: list[Choice] = []
-        last: str | None = None
-
-        def choose(ready: Sequence[Gate]) -> Choice:
-            nonlocal last
-            ordered = in_order(ready, last)
-            if len(taken) < len(prefix.choices):
-                choice = prefix.choices[len(taken)]
-                if choice.task not in {gate.task for gate in ready}:
-                    raise DivergedError(
-                        f"step {len(taken) + 1}: {choice.task!r} is not ready, only {_names(ready)}"
-                        "; the code under test does not do the same each time"
-                    )
-            else:
-                choice = Choice(ordered[0].task)
-                self._remember_others(prefix, taken, ordered, last)
-            taken.append(choice)
-            last = choice.task
-            return choice
-
-        return choose
-
-    def _remember_others(
-        self, prefix: "_Prefix", taken: list[Choice], ordered: list[Gate], last: str | None
-    ) -> None:
-        # Beyond its prefix a schedule makes no preemption and no fault, so that the prefix's
-        # own count is the count of everything up to here.
-        first = ordered[0]
-        for gate in ordered:
-            costs = first.task == last and not first.yields and gate is not first
-            preemptions = prefix.preemptions + costs
-            if preemptions > self._max_preemptions:
-                continue
-            if gate is not first:
-                self._push(taken, Choice(gate.task), preemptions, prefix.faults)
-            if prefix.faults < self._max_faults and self._fault_at(gate):
-                for fault in self._faults:
-                    self._push(taken, Choice(gate.task, fault), preemptions, prefix.faults + 1)
-
-    def _push(self, taken: list[Choice], choice: Choice, preemptions: int, faults: int) -> None:
-        prefix = _Prefix((*taken, choice), preemptions, faults)
-        entry = (preemptions + faults, len(prefix.choices), next(self._ties), prefix)
-        heapq.heappush(self._open, entry)
+def befits(fault: Fault, gate: Gate) -> bool:
+    """Return whether a fault can happen at a gate: only a crash can, where no server is asked."""
+    return gate.in_server or fault is Fault.CRASH
 
 
-@dataclass(frozen=True, slots=True)
-class _Prefix:
-    choices: tuple[Choice, ...]
-    preemptions: int
-    faults: int
-
-
-def _names(ready: Sequence[Gate]) -> str:
+def names_of(ready: Sequence[Gate]) -> str:
+    """Return the names of tasks for a message."""
     return ", ".join(sorted(repr(gate.task) for gate in ready)) or "nobody"

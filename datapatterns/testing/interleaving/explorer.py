@@ -1,75 +1,87 @@
 """What users hold in their hands: connections that are gated, and searches over schedules."""
 
-# ruff: noqa: ANN401 -- what drivers, and the functions of users, take and return
+# ruff: noqa: ANN401 -- options of SQLAlchemy, psycopg and redis-py
 
-import asyncio
-import threading
+import inspect
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import redis
 import redis.asyncio as redis_async
-from psycopg.errors import DeadlockDetected
-from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import URL, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from datapatterns.testing.interleaving.choosing import (
-    BoundedSearch,
-    Chooser,
-    Fault,
-    Gate,
-    check_names,
-    from_token,
-    replaying,
-    to_token,
-)
-from datapatterns.testing.interleaving.postgres_gates import GatedAsyncConnection, GatedConnection
-from datapatterns.testing.interleaving.redis_gates import gated_async_client, gated_client
+from datapatterns.errors import SearchTooLargeError
+from datapatterns.testing.interleaving.bounding import BoundedSearch
+from datapatterns.testing.interleaving.choosing import Chooser, Fault, Gate, replaying
+from datapatterns.testing.interleaving.connections import Connections, driven
+from datapatterns.testing.interleaving.loop import LoopThread
+from datapatterns.testing.interleaving.postgres_gates import GatedConnection
 from datapatterns.testing.interleaving.results import Exploration, InterleavingError, Outcome
 from datapatterns.testing.interleaving.scheduler import Scheduler
-from datapatterns.testing.interleaving.servers import Servers
-from datapatterns.testing.interleaving.tasks import State, Task, in_flight
+from datapatterns.testing.interleaving.stage import Stage
+from datapatterns.testing.interleaving.story import sqlstate_of
+from datapatterns.testing.interleaving.tasks import State, Task
+from datapatterns.testing.interleaving.tokens import check_names, from_token, to_token
+from datapatterns.testing.interleaving.virtual_time import VirtualClock
 
-Scenario = Callable[[], Mapping[str, Callable[[], Any]]]
+Scenario = Callable[[], Any]
 """Prepares one schedule, ungated, and returns its tasks by name: plain or ``async`` functions."""
-Gated = TypeVar("Gated", GatedConnection, GatedAsyncConnection)
-Invariant = Callable[[Outcome], Any]
-"""Looks at what a schedule has left, ungated; raises AssertionError, or returns False, if wrong."""
 
-MAX_SCHEDULES = 10_000
-DEADLOCK_TIMEOUT_MILLISECONDS = 20
+Invariant = Callable[[Outcome], Any]
+"""Looks at what a schedule has left, ungated; raises AssertionError or returns False if wrong."""
+
+SCHEDULES_MAX = 10_000
+_DEADLOCK = "40P01"
 
 
 class Explorer:
     """Runs tasks on real servers in every order that matters, one round trip at a time.
+
+    A scenario and an invariant may be ``async`` functions, too. A search blocks its thread until
+    it is done; in a coroutine write ``await asyncio.to_thread(explorer.explore, ...)``.
 
     Args:
         database_url: The PostgreSQL database of the tasks, ``postgresql://...``.
         redis_url: Their Redis or Valkey, if any.
         max_steps: A schedule with more round trips than that is reported as a livelock.
         stuck_after_seconds: How long no task may move before the schedule is reported as stuck.
+        start_gate: What a task does before its first round trip is scheduled, too.
+        replay: Searches run this token's schedule alone, or none if it is of other tasks.
+        preemptions: Takes the place of every ``max_preemptions``.
+        examples: Takes the place of every ``examples``.
+        report: Called with what each search has run, also when it fails.
+
+    Attributes:
+        clock: Time for tasks; whoever sleeps by it lets others go first, and nobody waits.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- limits and what a test run overrides, all by keyword
         self,
         database_url: str | URL | None = None,
         redis_url: str | None = None,
         *,
         max_steps: int = 1_000,
         stuck_after_seconds: float = 10.0,
+        start_gate: bool = False,
+        replay: str | None = None,
+        preemptions: int | None = None,
+        examples: int | None = None,
+        report: Callable[[Exploration], object] | None = None,
     ) -> None:
-        self._database_url = None if database_url is None else _driven(make_url(database_url))
+        self._database_url = None if database_url is None else driven(database_url)
         self._redis_url = redis_url
         self._max_steps, self._stuck_after_seconds = max_steps, stuck_after_seconds
-        self._servers = Servers()
-        self._engines: list[Engine] = []
-        self._async_engines: list[AsyncEngine] = []
-        self._clients: list[redis.Redis] = []
-        self._async_clients: list[redis_async.Redis] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_thread: threading.Thread | None = None
+        self._start_gate = start_gate
+        self._replay = None if replay is None else from_token(replay)
+        self._preemptions, self._examples = preemptions, examples
+        self._report = report or (lambda _: None)
+        self._stage, self._loop = Stage(), LoopThread()
+        self._connections = Connections(self._stage, self._loop)
+        self.clock = VirtualClock()
 
     def __enter__(self) -> Self:
         return self
@@ -82,61 +94,47 @@ class Explorer:
     ) -> None:
         self.close()
 
+    def close(self) -> None:
+        """Close every connection that it has handed out, and its own."""
+        self._connections.close()
+        self._loop.close()
+
     # -- connections for tasks -----------------------------------------------------------------
 
     def engine(self, database_url: str | URL | None = None, **options: Any) -> Engine:
         """Return an ordinary engine whose connections are gated; ``options`` go to SQLAlchemy."""
-        engine = create_engine(self._address(database_url), **options)
-
-        @event.listens_for(engine, "do_connect")
-        def connect(_dialect: Any, _record: Any, args: Any, kwargs: Any) -> Any:
-            with in_flight():
-                return self._gate(GatedConnection.connect(*args, **kwargs), args, kwargs)
-
-        engine.connect().close()  # the dialect asks its questions now, not in the first schedule
-        self._engines.append(engine)
-        return engine
+        return self._connections.engine(self._address(database_url), **options)
 
     def async_engine(self, database_url: str | URL | None = None, **options: Any) -> AsyncEngine:
-        """Return an ordinary async engine whose connections are gated."""
-        engine = create_async_engine(self._address(database_url), **options)
-
-        @event.listens_for(engine.sync_engine, "do_connect")
-        def connect(_dialect: Any, _record: Any, _args: Any, kwargs: Any) -> None:
-            async def gated(*args: Any, **kwargs: Any) -> GatedAsyncConnection:
-                with in_flight():
-                    connection = await GatedAsyncConnection.connect(*args, **kwargs)
-                    return self._gate(connection, args, kwargs)
-
-            kwargs["async_creator_fn"] = gated
-
-        async def ask() -> None:
-            async with engine.connect():
-                pass
-
-        self._await(ask())
-        self._async_engines.append(engine)
-        return engine
+        """Return an ordinary async engine whose connections are gated; only for tasks."""
+        return self._connections.async_engine(self._address(database_url), **options)
 
     def connect(self, database_url: str | URL | None = None, **options: Any) -> GatedConnection:
-        """Return an ordinary psycopg connection that is gated; ``options`` go to psycopg."""
-        url = self._address(database_url).set(drivername="postgresql")
-        address = url.render_as_string(hide_password=False)
-        return self._gate(GatedConnection.connect(address, **options), (address,), options)
+        """Return an ordinary psycopg connection that is gated; ``options`` go to psycopg.
 
-    def redis(self, **options: Any) -> redis.Redis:
+        One that a task opens, is closed when the task ends.
+        """
+        return self._connections.connect(self._address(database_url), **options)
+
+    def redis(self, redis_url: str | None = None, **options: Any) -> redis.Redis:
         """Return an ordinary redis-py client whose connections are gated."""
-        client = gated_client(self._redis_address(), **options)
-        client.ping()
-        self._clients.append(client)
-        return client
+        return self._connections.redis(self._redis_address(redis_url), **options)
 
-    def async_redis(self, **options: Any) -> redis_async.Redis:
-        """Return an ordinary asynchronous redis-py client whose connections are gated."""
-        client = gated_async_client(self._redis_address(), **options)
-        self._await(_ping(client))
-        self._async_clients.append(client)
-        return client
+    def async_redis(self, redis_url: str | None = None, **options: Any) -> redis_async.Redis:
+        """Return an ordinary asynchronous client whose connections are gated; only for tasks."""
+        return self._connections.async_redis(self._redis_address(redis_url), **options)
+
+    def _address(self, given: str | URL | None) -> URL:
+        if given is not None:
+            return driven(given)
+        if self._database_url is None:
+            raise ValueError("the explorer was given no database_url")
+        return self._database_url
+
+    def _redis_address(self, given: str | None) -> str:
+        if given is None and self._redis_url is None:
+            raise ValueError("the explorer was given no redis_url")
+        return given or self._redis_url or ""
 
     # -- searches ------------------------------------------------------------------------------
 
@@ -154,27 +152,90 @@ class Explorer:
     ) -> Exploration:
         """Run all schedules within the bounds; those with the fewest switches first.
 
+        Args:
+            scenario: Prepares a schedule and returns its tasks.
+            invariant: What must hold after each.
+            max_preemptions: How often a task may be left that could go on.
+            crash_at: At which gates a fault may happen; unless given, at none.
+            faults: Which faults.
+            max_faults: How many of them in one schedule.
+            allowed_errors: What tasks may raise, beside those whom a fault befalls.
+            max_schedules: Stop after so many; unless given, 10,000 are too many.
+
         Raises:
             InterleavingError: After a schedule the invariant does not hold, or a task has failed.
+            StuckError: The tasks of a schedule do not end.
+            DivergedError: They do not do the same each time.
+            SearchTooLargeError: There are more than 10,000 schedules within the bounds.
         """
         search = BoundedSearch(
-            max_preemptions=max_preemptions,
+            max_preemptions=max_preemptions if self._preemptions is None else self._preemptions,
             faults=tuple(faults) if crash_at else (),
             max_faults=max_faults,
             fault_at=crash_at or (lambda _: True),
         )
-        began, blocked, deadlocks = time.monotonic(), 0, 0
-        while search.found and search.explored < (max_schedules or MAX_SCHEDULES):
-            outcome = self._checked(
-                scenario, search.next_chooser(), invariant, allowed_errors, search.explored
-            )
-            blocked += outcome.story.blocked_steps
-            deadlocks += sum(_is_deadlock(error) for error in outcome.errors.values())
-        if search.found and max_schedules is None:
-            raise RuntimeError("more schedules than the limit; bound it")
-        return Exploration(
-            search.explored, not search.found, blocked, deadlocks, time.monotonic() - began
+        with self._tally() as tally:
+            if self._replay is not None:
+                return self._replayed(scenario, invariant, allowed_errors, tally)
+            while search.found and search.explored < (max_schedules or SCHEDULES_MAX):
+                choose = search.next_chooser()
+                self._checked(scenario, choose, invariant, allowed_errors, tally)
+            if search.found and max_schedules is None:
+                raise SearchTooLargeError(explored=search.explored, known=search.found)
+            tally.exhausted = not search.found
+        return tally.exploration()
+
+    def search(  # noqa: PLR0913 -- the bounds of a search, all by keyword
+        self,
+        scenario: Scenario,
+        *,
+        invariant: Invariant,
+        examples: int = 100,
+        seed: int | None = None,
+        crash_at: Callable[[Gate], bool] | None = None,
+        faults: Collection[Fault] = tuple(Fault),
+        allowed_errors: tuple[type[BaseException], ...] = (),
+    ) -> Exploration:
+        """Run schedules that Hypothesis draws, and shrink one that fails to the fewest switches.
+
+        For scenarios with too many schedules for `explore`.
+
+        Args:
+            scenario: Prepares a schedule and returns its tasks.
+            invariant: What must hold after each.
+            examples: How many schedules are drawn; the first one makes no preemption.
+            seed: Other schedules for each number; unless given, the same ones every time.
+            crash_at: At which gates a fault may happen; unless given, at none.
+            faults: Which faults, at most one in a schedule.
+            allowed_errors: What tasks may raise, beside those whom a fault befalls.
+
+        Raises:
+            InterleavingError: After a schedule the invariant does not hold, or a task has failed.
+            StuckError: The tasks of a schedule do not end.
+        """
+        # Not above: who only explores, needs no Hypothesis.
+        from datapatterns.testing.interleaving.schedules import (  # noqa: PLC0415
+            Schedule,
+            first_failing,
+            schedules,
         )
+
+        def attempt(schedule: Schedule) -> Outcome:
+            return self._checked(scenario, schedule, invariant, allowed_errors, tally)
+
+        with self._tally() as tally:
+            if self._replay is not None:
+                return self._replayed(scenario, invariant, allowed_errors, tally)
+            steps = len(from_token(attempt(Schedule()).token))
+            found = first_failing(
+                attempt,
+                schedules(steps=steps + steps // 4 + 1, crash_at=crash_at, faults=faults),
+                examples=examples if self._examples is None else self._examples,
+                with_seed=seed,
+            )
+            if found is not None:
+                raise found from None
+        return tally.exploration()
 
     def replay(
         self,
@@ -184,117 +245,136 @@ class Explorer:
         invariant: Invariant,
         allowed_errors: tuple[type[BaseException], ...] = (),
     ) -> Outcome:
-        """Run the one schedule of a token."""
-        return self._checked(scenario, replaying(from_token(token)), invariant, allowed_errors, 1)
+        """Run the one schedule of a token.
 
-    def run(self, scenario: Scenario, choose: Chooser) -> Outcome:
-        """Run one schedule and return how it ended."""
-        functions = scenario()
+        Raises:
+            InterleavingError: It fails again.
+            DivergedError: The code does not do what it did when the token was printed.
+            ValueError: It is no token.
+        """
+        return self._checked(
+            scenario, replaying(from_token(token)), invariant, allowed_errors, _Tally()
+        )
+
+    def check(
+        self,
+        schedule: Any,
+        scenario: Scenario,
+        *,
+        invariant: Invariant,
+        allowed_errors: tuple[type[BaseException], ...] = (),
+    ) -> Outcome:
+        """Run one schedule, of `schedules` or of a chooser's making, and check the invariant.
+
+        Raises:
+            InterleavingError: It does not hold, or a task has failed.
+        """
+        return self._checked(scenario, schedule, invariant, allowed_errors, _Tally())
+
+    def run(self, scenario: Scenario, schedule: Any) -> Outcome:
+        """Run one schedule and return how it ended.
+
+        Args:
+            scenario: Prepares it and returns its tasks.
+            schedule: A value of `schedules`, or what decides at each step which gate is opened.
+        """
+        choose: Chooser = schedule.chooser() if hasattr(schedule, "chooser") else schedule
+        self.clock.restart()
+        functions: Mapping[str, Callable[[], Any]] = self._called(scenario)
         check_names(functions)
         scheduler = Scheduler(
-            self._servers,
+            self._stage,
             choose,
-            loop=self._running_loop,
+            loop=self._loop,
             max_steps=self._max_steps,
             stuck_after_seconds=self._stuck_after_seconds,
+            start_gate=self._start_gate,
         )
-        clean = False
         try:
             tasks = scheduler.run(functions)
-            clean = not any(task.fault for task in tasks.values())
         finally:
-            if not clean:
-                self._forget_connections()
+            self._connections.tidy(scheduler.tasks)
         return _outcome(tasks, scheduler)
 
-    def close(self) -> None:
-        """Close every connection that it has handed out, and its own."""
-        self._forget_connections()
-        self._servers.close()
-        if self._loop is not None and self._loop_thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._loop_thread.join()
-            self._loop.close()
-            self._loop = None
+    @contextmanager
+    def _tally(self) -> Iterator["_Tally"]:
+        tally = _Tally()
+        try:
+            yield tally
+        finally:
+            self._report(tally.exploration())
+
+    def _replayed(
+        self,
+        scenario: Scenario,
+        invariant: Invariant,
+        allowed_errors: tuple[type[BaseException], ...],
+        tally: "_Tally",
+    ) -> Exploration:
+        choices = self._replay or []
+        # A run of many tests replays one of them: the token's tasks tell which.
+        if {choice.task for choice in choices} <= set(self._called(scenario)):
+            self._checked(scenario, replaying(choices), invariant, allowed_errors, tally)
+        return tally.exploration()
 
     def _checked(
         self,
         scenario: Scenario,
-        choose: Chooser,
+        schedule: Any,
         invariant: Invariant,
         allowed_errors: tuple[type[BaseException], ...],
-        schedules: int,
+        tally: "_Tally",
     ) -> Outcome:
-        outcome = self.run(scenario, choose)
-        broken = _broken(outcome, invariant, allowed_errors)
-        if broken is not None:
-            raise InterleavingError(broken, outcome, schedules=schedules)
+        outcome = self.run(scenario, schedule)
+        tally.add(outcome)
+        if broken := self._broken(outcome, invariant, allowed_errors):
+            raise InterleavingError(broken, outcome, schedules=tally.schedules)
         return outcome
 
-    def _gate(self, connection: Gated, args: Any, kwargs: Any) -> Gated:
-        options = {name: value for name, value in kwargs.items() if name not in _OWN_OPTIONS}
-        self._servers.watch(connection.info, *args, **options)
-        connection.servers = self._servers
-        if self._servers.has_quick_deadlocks(connection.info):
-            # Beneath the connection: no transaction begins, and no gate is passed.
-            setting = f"SET deadlock_timeout = {DEADLOCK_TIMEOUT_MILLISECONDS}"
-            connection.pgconn.exec_(setting.encode())
-        return connection
+    def _broken(
+        self,
+        outcome: Outcome,
+        invariant: Invariant,
+        allowed_errors: tuple[type[BaseException], ...],
+    ) -> str:
+        for name, error in outcome.errors.items():
+            # Whom a fault has befallen may fail; what it leaves behind may not be wrong.
+            if name not in outcome.faults and not isinstance(error, allowed_errors):
+                return f"{name} raised {type(error).__name__}: {error}"
+        try:
+            verdict = self._called(invariant, outcome)
+        except AssertionError as error:
+            return str(error) or "the invariant does not hold"
+        name = getattr(invariant, "__name__", "the invariant")
+        return f"{name} is false" if verdict is False else ""
 
-    def _address(self, given: str | URL | None) -> URL:
-        if given is not None:
-            return _driven(make_url(given))
-        if self._database_url is None:
-            raise ValueError("the explorer was given no database_url")
-        return self._database_url
-
-    def _redis_address(self) -> str:
-        if self._redis_url is None:
-            raise ValueError("the explorer was given no redis_url")
-        return self._redis_url
-
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._loop_thread = threading.Thread(
-                target=self._loop.run_forever, name="explorer's event loop", daemon=True
-            )
-            self._loop_thread.start()
-        return self._loop
-
-    def _await(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._running_loop()).result()
-
-    def _forget_connections(self) -> None:
-        # A pool would hand the connections of the dead to the next schedule.
-        for engine in self._engines:
-            engine.dispose()
-        for async_engine in self._async_engines:
-            self._await(async_engine.dispose())
-        for client in self._clients:
-            client.connection_pool.disconnect()
-        for async_client in self._async_clients:
-            self._await(async_client.connection_pool.disconnect())
+    def _called(self, function: Callable[..., Any], *args: Any) -> Any:
+        made = function(*args)
+        return self._loop.wait_for(made) if inspect.iscoroutine(made) else made
 
 
-_OWN_OPTIONS = frozenset(
-    {"autocommit", "row_factory", "cursor_factory", "prepare_threshold", "context"}
-)
+class _Tally:
+    """What has been run so far."""
 
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self.schedules = self._blocked_steps = self._deadlocks = 0
+        self.exhausted = False
 
-def _driven(url: URL) -> URL:
-    if url.drivername not in {
-        "postgresql",
-        "postgres",
-        "postgresql+psycopg",
-        "postgresql+psycopg_async",
-    }:
-        raise ValueError(f"the explorer needs postgresql+psycopg, not {url.drivername}")
-    return url.set(drivername="postgresql+psycopg")
+    def add(self, outcome: Outcome) -> None:
+        self.schedules += 1
+        self._blocked_steps += outcome.story.blocked_steps
+        errors = outcome.errors.values()
+        self._deadlocks += sum(sqlstate_of(error) == _DEADLOCK for error in errors)
 
-
-async def _ping(client: redis_async.Redis) -> None:
-    await client.ping()
+    def exploration(self) -> Exploration:
+        return Exploration(
+            schedules=self.schedules,
+            exhausted=self.exhausted,
+            blocked_steps=self._blocked_steps,
+            deadlocks=self._deadlocks,
+            seconds=time.monotonic() - self._began,
+        )
 
 
 def _outcome(tasks: Mapping[str, Task], scheduler: Scheduler) -> Outcome:
@@ -306,27 +386,3 @@ def _outcome(tasks: Mapping[str, Task], scheduler: Scheduler) -> Outcome:
         token=to_token(scheduler.choices),
         story=scheduler.story,
     )
-
-
-def _broken(
-    outcome: Outcome, invariant: Invariant, allowed_errors: tuple[type[BaseException], ...]
-) -> str | None:
-    for name, error in outcome.errors.items():
-        # Whom a fault has befallen may fail; what it leaves behind may not be wrong.
-        if name not in outcome.faults and not isinstance(error, allowed_errors):
-            return f"{name} raised {type(error).__name__}: {error}"
-    try:
-        verdict = invariant(outcome)
-    except AssertionError as error:
-        return str(error) or "the invariant does not hold"
-    return (
-        f"{getattr(invariant, '__name__', 'the invariant')} is false" if verdict is False else None
-    )
-
-
-def _is_deadlock(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, DeadlockDetected):
-            return True
-        error = getattr(error, "orig", None) or error.__cause__
-    return False

@@ -5,61 +5,100 @@ psycopg sends everything as a generator that it gives to ``Connection.wait``: st
 is overridden.
 """
 
-# ruff: noqa: ANN401 -- what drivers, and the functions of users, take and return
+# ruff: noqa: ANN401 -- what psycopg takes and returns
 
+import re
 from collections.abc import Generator
-from typing import Any, TypeVar
+from enum import Enum, auto
+from typing import Any, TypeVar, cast
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 
-from datapatterns.testing.interleaving.servers import Backend, Servers
-from datapatterns.testing.interleaving.tasks import CURRENT, Task, through, through_async
+from datapatterns.testing.interleaving.labels import is_gated, label_of, waits_for_a_message
+from datapatterns.testing.interleaving.servers import Backend
+from datapatterns.testing.interleaving.stage import Stage
+from datapatterns.testing.interleaving.tasks import Task, TaskCrashed, through, through_async
 
 T = TypeVar("T")
 
-_LABEL_CHARACTERS_MAX = 200
-_ENDS = {"_commit_gen": "COMMIT", "_rollback_gen": "ROLLBACK", "_enter_gen": "BEGIN"}
+# What a session remembers after a transaction. Functions can hide it; locks are asked for, too.
+_LEAVES_TRACES = re.compile(
+    r"^\s*(set(?!\s+(local|transaction|constraints))|reset|discard|listen|unlisten|load"
+    r"|prepare(?!\s+transaction)|create\s+(local\s+|global\s+)?temp)\b"
+    r"|\bset_config\s*\(|\bpg_(try_)?advisory_lock|\binto\s+temp|\bwith\s+hold\b",
+    re.IGNORECASE,
+)
+
+
+class _Way(Enum):
+    """How a round trip is made."""
+
+    GATED = auto()
+    COUNTED = auto()
+    FREE = auto()
+    NOT = auto()
 
 
 class _GatedLink:
-    """What both kinds of connection need; ``servers`` is set when one is made."""
+    """What both kinds of connection need; ``stage`` and ``server`` are set when one is made.
+
+    Attributes:
+        on_loan: Somebody has it, rather than a pool: what a pool asks on its own is no step.
+        owner: The task that has opened it for itself, without a pool.
+        has_traces: Something was set that outlives a transaction.
+    """
 
     pgconn: psycopg.pq.abc.PGconn
-    servers: Servers
+    stage: Stage
+    server: str
     used_by: Task | None = None
+    owner: Task | None = None
+    on_loan = True
+    has_traces = False
 
     def backend(self) -> Backend | None:
         """Return the session behind it, unless it is closed."""
-        if self.pgconn.status == psycopg.pq.ConnStatus.BAD:
+        if self.pgconn.status == ConnStatus.BAD:
             return None
-        return self.servers.backend_of(psycopg.ConnectionInfo(self.pgconn))
+        return Backend(self.server, self.pgconn.backend_pid)
 
-    def in_transaction(self) -> bool:
-        """Return whether a transaction is open."""
-        return self.pgconn.transaction_status not in {
-            TransactionStatus.IDLE,
-            TransactionStatus.UNKNOWN,
-        }
+    def outlives(self, task: Task) -> bool:
+        """Return whether no transaction is open, and a pool has it."""
+        idle = {TransactionStatus.IDLE, TransactionStatus.UNKNOWN}
+        return self.owner is not task and self.pgconn.transaction_status in idle
 
     def hang_up(self) -> None:
         """Close it without a word, and return when its backend and its locks are gone."""
         if (backend := self.backend()) is not None:
             self.pgconn.finish()
-            self.servers.until_gone(backend)
+            self.stage.servers.until_gone(backend)
+
+    def interrupt(self) -> None:
+        """Cancel what it does at the server."""
+        if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            self.pgconn.get_cancel().cancel()
 
     def lost(self) -> Exception:
         """Return the error of a broken connection: as in reality, without SQLSTATE."""
         return psycopg.OperationalError("the connection is lost (a fault of the test)")
 
-    def _skips_gate(self, label: str) -> bool:
-        task = CURRENT.get()
-        if label not in {"COMMIT", "ROLLBACK"}:
-            return False
-        # No transaction: psycopg sends nothing. A dead process: nothing of it is sent any more,
-        # and a pool that cleans up after it shall not fail.
-        idle = self.pgconn.transaction_status == TransactionStatus.IDLE
-        return idle or bool(task and task.dead and label == "ROLLBACK")
+    def way(self, gen: object, label: str, task: Task | None) -> _Way:
+        """Decide how a round trip is made."""
+        if task is None or not self.on_loan or waits_for_a_message(gen):
+            return _Way.FREE
+        if self.pgconn.status == ConnStatus.BAD:
+            if not task.dead:
+                return _Way.FREE
+            if label == "ROLLBACK":
+                return _Way.NOT  # a pool that cleans up after the dead shall not fail
+            raise TaskCrashed(label)
+        if label in {"COMMIT", "ROLLBACK"}:
+            # Without a transaction psycopg sends nothing.
+            idle = self.pgconn.transaction_status == TransactionStatus.IDLE
+            return _Way.FREE if idle else _Way.GATED
+        self.has_traces = self.has_traces or bool(_LEAVES_TRACES.search(label))
+        return _Way.GATED if is_gated(gen) else _Way.COUNTED
 
 
 class GatedConnection(psycopg.Connection[Any], _GatedLink):
@@ -68,9 +107,17 @@ class GatedConnection(psycopg.Connection[Any], _GatedLink):
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
         """Run ``gen`` when it is this task's turn."""
         label = label_of(gen)
-        if self._skips_gate(label):
-            return _finished(gen) if self.pgconn.status else super().wait(gen, *args, **kwargs)
-        return through(label, self, lambda: super(GatedConnection, self).wait(gen, *args, **kwargs))
+        way = self.way(gen, label, self.stage.current_task())
+        if way is _Way.NOT:
+            return _left_out(gen)
+        if way is _Way.FREE:
+            return super().wait(gen, *args, **kwargs)
+        return through(
+            label,
+            self,
+            lambda: super(GatedConnection, self).wait(gen, *args, **kwargs),
+            gated=way is _Way.GATED,
+        )
 
 
 class GatedAsyncConnection(psycopg.AsyncConnection[Any], _GatedLink):
@@ -79,38 +126,19 @@ class GatedAsyncConnection(psycopg.AsyncConnection[Any], _GatedLink):
     async def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
         """Run ``gen`` when it is this task's turn."""
         label = label_of(gen)
-        if self._skips_gate(label):
-            return (
-                _finished(gen) if self.pgconn.status else await super().wait(gen, *args, **kwargs)
-            )
+        way = self.way(gen, label, self.stage.current_task())
+        if way is _Way.NOT:
+            return _left_out(gen)
+        if way is _Way.FREE:
+            return await super().wait(gen, *args, **kwargs)
         return await through_async(
-            label, self, lambda: super(GatedAsyncConnection, self).wait(gen, *args, **kwargs)
+            label,
+            self,
+            lambda: super(GatedAsyncConnection, self).wait(gen, *args, **kwargs),
+            gated=way is _Way.GATED,
         )
 
 
-def label_of(gen: object) -> str:
-    """Return what a generator of psycopg is about to send, shortened."""
-    code, frame = getattr(gen, "gi_code", None), getattr(gen, "gi_frame", None)
-    name = code.co_name if code else getattr(gen, "__name__", "a round trip")
-    names = frame.f_locals if frame else {}
-    query = names.get("query", names.get("statement"))
-    if query is not None:
-        return " ".join(_text(query).split())[:_LABEL_CHARACTERS_MAX]
-    if "Pipeline" in type(names.get("self")).__name__:
-        return f"pipeline {name.strip('_').removesuffix('_gen')}"
-    if name == "_exit_gen" and "exc_val" in names:
-        return "ROLLBACK" if names["exc_val"] else "COMMIT"
-    return _ENDS.get(name, name.strip("_").removesuffix("_gen"))
-
-
-def _text(query: object) -> str:
-    if isinstance(query, bytes):
-        return query.decode(errors="replace")
-    if isinstance(query, psycopg.sql.Composable):
-        return query.as_string(None)
-    return str(query)
-
-
-def _finished(gen: Generator[Any, Any, T]) -> Any:
+def _left_out(gen: Generator[Any, Any, T]) -> T:
     gen.close()
-    return None
+    return cast("T", None)

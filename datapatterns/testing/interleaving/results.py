@@ -34,7 +34,7 @@ class Exploration:
     """What was explored without finding anything.
 
     Attributes:
-        schedules: How many different schedules ran.
+        schedules: How many schedules ran; those of an exhaustive search are all different.
         exhausted: These were all within the bounds.
         blocked_steps: How often a task had to wait for another, in all schedules together.
         deadlocks: How often the server broke a deadlock.
@@ -53,18 +53,40 @@ class Exploration:
         return self.schedules / self.seconds if self.seconds else 0.0
 
 
-class InterleavingError(AssertionError):
-    """A schedule after which an invariant does not hold.
+class ScheduleError(AssertionError):
+    """A schedule has not ended as it should.
+
+    Attributes:
+        story: Who did what until then, in order.
+        token: Replays it.
+    """
+
+    def __init__(self, reason: str, *, story: Story, token: str, found: str = "") -> None:
+        super().__init__(f"{reason}\n\n{story}\n\n{found}replay: --datapatterns-replay={token}")
+        self.story, self.token = story, token
+
+
+class InterleavingError(ScheduleError):
+    """A schedule after which an invariant does not hold, or in which a task has failed.
 
     Attributes:
         outcome: How its tasks ended.
-        token: Replays it.
         schedules: How many had been run until then, this one included.
     """
 
     def __init__(self, broken: str, outcome: Outcome, *, schedules: int) -> None:
-        super().__init__(
-            f"{broken}\n\n{outcome.story}\n\n"
-            f"found in schedule {schedules:,}; replay: --datapatterns-replay={outcome.token}"
-        )
-        self.outcome, self.token, self.schedules = outcome, outcome.token, schedules
+        found = f"found in schedule {schedules:,}; "
+        super().__init__(broken, story=outcome.story, token=outcome.token, found=found)
+        self.broken, self.outcome, self.schedules = broken, outcome, schedules
+
+
+class StuckError(ScheduleError):
+    """The tasks of a schedule go neither forwards nor to their end.
+
+    A deadlock that no server can see, a wake-up that never comes, a session outside the schedule
+    that holds a lock, or a loop without end: the message says which.
+    """
+
+
+class DivergedError(ScheduleError):
+    """A schedule does not fit the code any more, or the code does not do the same each time."""

@@ -1,55 +1,62 @@
 """One schedule: one task moves at a time; all others are parked, blocked, waiting or done."""
 
-# ruff: noqa: ANN401 -- what drivers, and the functions of users, take and return
+# ruff: noqa: ANN401 -- what the functions of users return
 
 import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
-from typing import Any
+from typing import Any, NoReturn
 
-from datapatterns.testing.interleaving.choosing import Choice, Chooser
-from datapatterns.testing.interleaving.servers import Backend, Servers
+from datapatterns.testing.interleaving.choosing import Choice, Chooser, Gate, UnreadyError
+from datapatterns.testing.interleaving.diagnosis import backends_of, why_stuck
+from datapatterns.testing.interleaving.loop import LoopThread
+from datapatterns.testing.interleaving.pausing import pass_gate, pass_gate_async
+from datapatterns.testing.interleaving.redis_gates import blocked_in_redis
+from datapatterns.testing.interleaving.results import DivergedError, ScheduleError, StuckError
+from datapatterns.testing.interleaving.servers import Backend
+from datapatterns.testing.interleaving.stage import Stage
 from datapatterns.testing.interleaving.stillness import Stillness
 from datapatterns.testing.interleaving.story import Happening, Story
 from datapatterns.testing.interleaving.tasks import CURRENT, MOVING, Board, State, Task, TaskCrashed
+from datapatterns.testing.interleaving.tokens import to_token
 
 _FIRST_LOOK_SECONDS = 0.002
 _LOOK_SECONDS_MAX = 0.02
 _LOOK_GROWTH = 1.5
-_FAREWELL_SECONDS = 5.0
-
-
-class StuckError(AssertionError):
-    """The tasks of a schedule go neither forwards nor to their end."""
+_FAREWELL_SECONDS = 2.0
 
 
 class Scheduler:
     """Runs the tasks of one schedule.
 
     Args:
-        servers: Asked who is blocked.
+        stage: Where their connections meet.
         choose: Decides who goes next.
         loop: Where asynchronous tasks run; it belongs to another thread.
         max_steps: More gates than that are a livelock.
         stuck_after_seconds: How long nobody may move.
+        start_gate: What a task does before its first round trip is scheduled, too.
     """
 
     def __init__(
         self,
-        servers: Servers,
+        stage: Stage,
         choose: Chooser,
         *,
-        loop: Callable[[], asyncio.AbstractEventLoop],
+        loop: LoopThread,
         max_steps: int,
         stuck_after_seconds: float,
+        start_gate: bool,
     ) -> None:
-        self._servers, self._choose, self._loop = servers, choose, loop
+        self._stage, self._choose, self._loop = stage, choose, loop
         self._max_steps, self._stuck_after_seconds = max_steps, stuck_after_seconds
+        self._start_gate = start_gate
         self._board = Board()
         self._stillness = Stillness()
+        self.tasks: list[Task] = []
         self.choices: list[Choice] = []
         self.story = Story()
 
@@ -62,53 +69,90 @@ class Scheduler:
         """
         tasks = [Task(name, function, self._board) for name, function in functions.items()]
         self.story.tasks = [task.name for task in tasks]
-        for task in tasks:
-            self._start(task)
+        self._stage.insiders.add(threading.get_ident())
         try:
-            while ready := self._settled(tasks):
-                if len(self.choices) >= self._max_steps:
-                    raise StuckError(f"no end after {self._max_steps} steps")
-                self._open_one(tasks, ready)
+            for task in tasks:
+                # One after the other: what they do before their first gates happens in order.
+                self.tasks.append(task)
+                self._start(task)
+                self._settled()
+            while ready := self._settled():
+                self._open_one(ready)
         finally:
-            self._bury(tasks)
+            self._bury()
+            self._stage.insiders.clear()
         return {task.name: task for task in tasks}
 
-    def _open_one(self, tasks: list[Task], ready: list[Task]) -> None:
-        gates = [task.gate for task in ready if task.gate]
-        choice = self._choose(gates)
+    def _open_one(self, ready: list[Task]) -> None:
+        if len(self.choices) >= self._max_steps:
+            self._give_up(StuckError, f"a livelock: no end after {self._max_steps} steps")
+        try:
+            choice = self._choose([task.gate for task in ready if task.gate])
+        except UnreadyError as error:
+            self._give_up(
+                DivergedError,
+                f"step {len(self.choices) + 1}: {error}; the code under test does not do the same "
+                "each time, or not what it did when the token was printed",
+            )
         self.choices.append(choice)
-        task = next(task for task in tasks if task.name == choice.task)
+        task = next(task for task in ready if task.name == choice.task)
         self.story.add(task.name, task.last_label, Happening.STEP, choice.fault)
         with self._board.changed:
             task.open(choice.fault)
+
+    def _give_up(self, kind: type[ScheduleError], reason: str) -> NoReturn:
+        self._tell()
+        raise kind(reason, story=self.story, token=to_token(self.choices)) from None
+
+    def _tell(self) -> None:
+        # In the order of tasks, not of arrival: two that go on at once may arrive in any order.
+        with self._board.changed:
+            for task in self.tasks:
+                for text, happening in task.news:
+                    self.story.add(task.name, text, happening)
+                task.news.clear()
 
     # -- starting and ending -------------------------------------------------------------------
 
     def _start(self, task: Task) -> None:
         if inspect.iscoroutinefunction(task.function):
-            running = asyncio.run_coroutine_threadsafe(self._run_async(task), self._loop())
-            task.cancel = running.cancel
+            self._start_async(task, task.function)
             return
         task.thread = threading.Thread(
             target=copy_context().run, args=(self._run, task), name=f"task {task.name}", daemon=True
         )
         task.thread.start()
 
+    def _start_async(self, task: Task, function: Callable[[], Any]) -> None:
+        task.thread = None
+        loop = self._loop.get()
+        if self._loop.ident is not None:
+            self._stage.insiders.add(self._loop.ident)
+        running = asyncio.run_coroutine_threadsafe(self._run_async(task, function), loop)
+        task.cancel = running.cancel
+
     def _run(self, task: Task) -> None:
         CURRENT.set(task)
         try:
+            if self._start_gate:
+                pass_gate(Gate(task.name, "start", in_server=False))
             result = task.function()
         except TaskCrashed:
             self._end(task, State.CRASHED)
         except BaseException as error:  # noqa: BLE001 -- a task's error is an outcome
             self._end(task, State.FAILED, error=error)
         else:
-            self._end(task, State.DONE, result=result)
+            if inspect.iscoroutine(result):  # a lambda that calls a coroutine function
+                self._start_async(task, lambda: result)
+            else:
+                self._end(task, State.DONE, result=result)
 
-    async def _run_async(self, task: Task) -> None:
+    async def _run_async(self, task: Task, function: Callable[[], Any]) -> None:
         CURRENT.set(task)
         try:
-            result = await task.function()
+            if self._start_gate and function is task.function:
+                await pass_gate_async(Gate(task.name, "start", in_server=False))
+            result = await function()
         except TaskCrashed:
             self._end(task, State.CRASHED)
         except BaseException as error:  # noqa: BLE001 -- a task's error is an outcome
@@ -125,94 +169,96 @@ class Scheduler:
         error: BaseException | None = None,
     ) -> None:
         CURRENT.set(None)
+        self._stage.insiders.add(threading.get_ident())
         if task.dead:
             state, error = State.CRASHED, None
-        # What it leaves open, a process's end would close.
-        task.hang_up(all_links=task.dead)
-        self.story.end(task.name, state.name.lower(), error)
+        task.hang_up()
         task.end(state, result=result, error=error)
 
-    def _bury(self, tasks: list[Task]) -> None:
-        """Let everybody who is left die as a process does."""
+    def _bury(self) -> None:
+        """Let everybody who is left die as a process does, and wait for their threads."""
         with self._board.changed:
-            for task in tasks:
+            for task in self.tasks:
                 task.dead = task.dead or task.state in MOVING or task.state is State.PARKED
                 if task.state is State.PARKED:
                     task.open(None)
-        if left := [task for task in tasks if task.state in MOVING]:
-            self._servers.terminate(_backends(left))
+            left = [task for task in self.tasks if task.state in MOVING]
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        while left and time.monotonic() < deadline:
             for task in left:
                 task.cancel()
-        with self._board.changed:
-            self._board.changed.wait_for(
-                lambda: not any(task.state in MOVING for task in tasks), timeout=_FAREWELL_SECONDS
-            )
+                for link in [*task.links, *task.pending] if task.thread else ():
+                    link.interrupt()
+            self._pause(self._board.moves, _LOOK_SECONDS_MAX)
+            left = [task for task in left if task.state in MOVING]
+        for task in self.tasks:
+            if task.thread is not None and task not in left:
+                task.thread.join()
 
     # -- when is it somebody's turn? -------------------------------------------------------------
 
-    def _settled(self, tasks: list[Task]) -> list[Task]:
+    def _settled(self) -> list[Task]:
         """Wait until nobody moves; return those who are parked."""
-        patience, began = _FIRST_LOOK_SECONDS, time.monotonic()
-        while moving := [task for task in tasks if task.state in MOVING]:
+        patience, since, last = _FIRST_LOOK_SECONDS, time.monotonic(), -1
+        while moving := self._in_state(*MOVING):
             with self._board.changed:
                 moves = self._board.moves
                 moving = [task for task in moving if task.state in MOVING]
+            if moves != last:
+                since, last = time.monotonic(), moves
             if any(task.state is State.RUNNING for task in moving) and self._pause(moves, patience):
                 continue
             # What was heard while somebody moved may be stale: one COMMIT on its way is enough.
-            if self._look(tasks, moving, moves):
-                if any(task.state is State.PARKED for task in tasks):
+            if self._look(moving, moves):
+                if self._in_state(State.PARKED):
                     break
                 self._pause(moves, patience)  # a deadlock: the server will break it
-            if self._board.moves == moves and time.monotonic() - began > self._stuck_after_seconds:
-                raise StuckError(self._why_stuck(tasks))
+            if time.monotonic() - since > self._stuck_after_seconds:
+                self._give_up(StuckError, why_stuck(self.tasks, self._stage.servers))
             patience = min(patience * _LOOK_GROWTH, _LOOK_SECONDS_MAX)
-        return [task for task in tasks if task.state is State.PARKED]
+        self._tell()
+        return self._in_state(State.PARKED)
 
-    def _look(self, tasks: list[Task], moving: list[Task], moves: int) -> bool:
+    def _look(self, moving: Sequence[Task], moves: int) -> bool:
         """Ask where the moving tasks are; return whether all of them wait."""
-        blocked = self._servers.blocked(_backends(moving), by=_backends(tasks))
+        owners = {backend: task for task in self.tasks for backend in backends_of(task)}
+        asked = [backend for backend, task in owners.items() if task in moving and task.in_flight]
+        blocked = self._stage.servers.blocked(asked, by=owners)
         waits = {}
         for task in moving:
-            if blocked.intersection(_backends([task])):
-                waits[task] = "blocked by another session"
-            elif not task.in_flight and self._is_still(task):
-                waits[task] = "waits in this process"
+            for backend in backends_of(task) & blocked.keys():
+                waits[task] = f"for {_names(blocked[backend], owners, task)}"
+            if task not in waits and (where := self._waits_elsewhere(task)):
+                waits[task] = where
         with self._board.changed:
             if self._board.moves != moves:
                 return False
             for task in moving:
-                if task in waits and task.state is State.RUNNING:
-                    self.story.add(task.name, waits[task], Happening.WAIT)
-                task.state = State.WAITING if task in waits else State.RUNNING
+                if task in waits:
+                    task.waits_for(waits[task])
+                else:
+                    task.state = State.RUNNING
         return len(waits) == len(moving)
 
-    def _is_still(self, task: Task) -> bool:
-        return self._stillness.of(task, None if task.thread else self._loop())
+    def _waits_elsewhere(self, task: Task) -> str:
+        if task.pending:
+            return "in Redis" if blocked_in_redis(task) else ""
+        if task.in_flight:
+            return ""
+        loop = None if task.thread else self._loop.get()
+        return "in this process" if self._stillness.of(task, loop) else ""
+
+    def _in_state(self, *states: State) -> list[Task]:
+        return [task for task in self.tasks if task.state in states]
 
     def _pause(self, moves: int, seconds: float) -> bool:
         """Wait for a move for so long; return whether there was one."""
         with self._board.changed:
             return self._board.changed.wait_for(lambda: self._board.moves != moves, timeout=seconds)
 
-    def _why_stuck(self, tasks: list[Task]) -> str:
-        lines = [f"nobody has moved for {self._stuck_after_seconds:g} s:"]
-        lines += [
-            f"  {task.name} {task.state.name.lower()} after {task.last_label!r}"
-            for task in tasks
-            if task.state in MOVING
-        ]
-        lines += [
-            f"  session {pid} waits for {', '.join(map(str, blockers))}"
-            for pid, blockers in self._servers.blockers(_backends(tasks))
-        ]
-        return "\n".join(lines)
 
-
-def _backends(tasks: Iterable[Task]) -> set[Backend]:
-    return {
-        backend
-        for task in tasks
-        for link in list(task.links)
-        if (backend := link.backend()) is not None
-    }
+def _names(blockers: Sequence[Backend], owners: Mapping[Backend, Task], waiter: Task) -> str:
+    names = {owners[each].name for each in blockers if each in owners}
+    if any(each not in owners for each in blockers):
+        names.add("a session outside the schedule")
+    return " and ".join("itself" if name == waiter.name else name for name in sorted(names))

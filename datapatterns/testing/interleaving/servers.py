@@ -1,6 +1,6 @@
 """What the servers say about the connections of a schedule: who waits, and who is gone."""
 
-# ruff: noqa: ANN401 -- what drivers, and the functions of users, take and return
+# ruff: noqa: ANN401 -- what psycopg takes and returns
 
 import threading
 import time
@@ -14,16 +14,31 @@ import psycopg
 _POLL_SECONDS = 0.001
 _GONE_SECONDS_MAX = 30.0
 # PostgreSQL's own isolation tests ask this function: it sees row locks, advisory locks and waits
-# for a safe snapshot, and every role may call it.
+# for a safe snapshot, and every role may call it. Process 0 stands for a prepared transaction.
 _BLOCKED = """
-SELECT pid FROM unnest(%(pids)s::int[]) AS pid
+SELECT pid, pg_blocking_pids(pid) || pg_safe_snapshot_blocking_pids(pid)
+FROM unnest(%(pids)s::int[]) AS pid
 WHERE pg_isolation_test_session_is_blocked(pid, %(by)s::int[])
 """
-_BLOCKED_BY_OTHERS = """
-SELECT pid, pg_blocking_pids(pid) FROM unnest(%(pids)s::int[]) AS pid
-WHERE pg_blocking_pids(pid) <> '{}'
+_WAITING = """
+SELECT waiter, a.pid, coalesce(a.application_name, ''), coalesce(a.state, ''),
+       coalesce(a.query, a.backend_type, '')
+FROM unnest(%s::int[]) AS waiter
+CROSS JOIN LATERAL unnest(
+  pg_blocking_pids(waiter) || pg_safe_snapshot_blocking_pids(waiter)
+) AS blocker
+JOIN pg_stat_activity AS a ON a.pid = blocker
 """
-_ALIVE = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+# Not pg_stat_activity: that view joins names, and this is asked again and again.
+_ALIVE = "SELECT 1 FROM pg_stat_get_activity(%s)"
+_LOCKING = "SELECT DISTINCT pid FROM pg_locks WHERE pid = ANY(%s) AND granted"
+# A stand-by has the identifier of its primary, and a start of its own.
+_IDENTITY = """
+SELECT (SELECT system_identifier FROM pg_control_system()),
+       extract(epoch FROM pg_postmaster_start_time())
+"""
+# 15 or newer lets ordinary roles be granted the right.
+_QUICK_DEADLOCKS = "SELECT has_parameter_privilege('deadlock_timeout', 'SET')"
 
 
 class Backend(NamedTuple):
@@ -31,6 +46,16 @@ class Backend(NamedTuple):
 
     server: str
     pid: int
+
+
+class Blocker(NamedTuple):
+    """A session for which another one waits."""
+
+    waiter: Backend
+    pid: int
+    application_name: str
+    state: str
+    query: str
 
 
 @dataclass(slots=True)
@@ -44,10 +69,11 @@ class Servers:
 
     def __init__(self) -> None:
         self._controls: dict[str, _Control] = {}
+        self._names: dict[tuple[object, ...], str] = {}
         self._lock = threading.Lock()
 
-    def watch(self, info: psycopg.ConnectionInfo, *args: Any, **kwargs: Any) -> None:
-        """See to it that there is a connection to the server behind ``info``.
+    def watch(self, info: psycopg.ConnectionInfo, *args: Any, **kwargs: Any) -> str:
+        """Return the server behind ``info``; see to it that there is a connection to it.
 
         Args:
             info: What a task's connection says of itself.
@@ -57,50 +83,57 @@ class Servers:
         Raises:
             psycopg.OperationalError: It cannot be reached.
         """
-        server = _server(info)
+        # One server has many addresses: a socket, several hosts. Sessions reached by one can
+        # wait for those reached by another.
+        address = (info.host, info.hostaddr, info.port)
         with self._lock:
-            if server in self._controls:
-                return
-            connection = psycopg.connect(*args, **{**kwargs, "autocommit": True})
-            row = connection.execute(
-                "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
-            ).fetchone()
-            self._controls[server] = _Control(connection, bool(row and row[0]))
+            if address not in self._names:
+                connection = psycopg.connect(*args, **{**kwargs, "autocommit": True})
+                self._names[address] = self._remember(info, connection)
+            return self._names[address]
 
-    def backend_of(self, info: psycopg.ConnectionInfo) -> Backend:
-        """Return the session behind a connection."""
-        return Backend(_server(info), info.backend_pid)
+    def _remember(self, info: psycopg.ConnectionInfo, connection: psycopg.Connection[Any]) -> str:
+        identity = connection.execute(_IDENTITY).fetchone()
+        for name, control in self._controls.items():
+            if control.connection.execute(_IDENTITY).fetchone() == identity:
+                connection.close()
+                return name
+        row = connection.execute(_QUICK_DEADLOCKS).fetchone()
+        name = f"{info.host}:{info.port}"
+        self._controls[name] = _Control(connection, bool(row and row[0]))
+        return name
 
-    def has_quick_deadlocks(self, info: psycopg.ConnectionInfo) -> bool:
+    def has_quick_deadlocks(self, server: str) -> bool:
         """Return whether the role may shorten ``deadlock_timeout`` for itself."""
-        return self._controls[_server(info)].quick_deadlocks
+        return self._controls[server].quick_deadlocks
 
-    def blocked(self, backends: Iterable[Backend], *, by: Iterable[Backend]) -> set[Backend]:
-        """Return which of these sessions wait for one of those."""
-        found: set[Backend] = set()
+    def blocked(
+        self, backends: Iterable[Backend], *, by: Iterable[Backend]
+    ) -> dict[Backend, list[Backend]]:
+        """Return which of these sessions wait for one of those, and for whom else."""
+        found: dict[Backend, list[Backend]] = {}
         others = _by_server(by)
         for server, pids in _by_server(backends).items():
-            rows = self._ask(server, _BLOCKED, {"pids": pids, "by": others[server]})
-            found |= {Backend(server, pid) for (pid,) in rows}
+            rows = self._ask(server, _BLOCKED, {"pids": pids, "by": [*others[server], 0]})
+            for pid, blockers in rows:
+                found[Backend(server, pid)] = [Backend(server, each) for each in blockers]
         return found
 
-    def blockers(self, backends: Iterable[Backend]) -> list[tuple[int, list[int]]]:
-        """Return which of these sessions wait for which, also for strangers."""
+    def blockers(self, backends: Iterable[Backend]) -> list[Blocker]:
+        """Return for whom these sessions wait, strangers included."""
         return [
-            row
+            Blocker(Backend(server, waiter), *rest)
             for server, pids in _by_server(backends).items()
-            for row in self._ask(server, _BLOCKED_BY_OTHERS, {"pids": pids})
+            for waiter, *rest in self._ask(server, _WAITING, (pids,))
         ]
 
-    def terminate(self, backends: Iterable[Backend]) -> None:
-        """End these sessions, whatever they do, and return when they are gone."""
-        backends = list(backends)
-        for server, pids in _by_server(backends).items():
-            self._ask(
-                server, "SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) pid", (pids,)
-            )
-        for backend in backends:
-            self.until_gone(backend)
+    def locking(self, backends: Iterable[Backend]) -> set[Backend]:
+        """Return which of these sessions hold a lock."""
+        return {
+            Backend(server, pid)
+            for server, pids in _by_server(backends).items()
+            for (pid,) in self._ask(server, _LOCKING, (pids,))
+        }
 
     def until_gone(self, backend: Backend) -> None:
         """Return when a session whose connection was closed has released its locks.
@@ -121,13 +154,10 @@ class Servers:
             for control in self._controls.values():
                 control.connection.close()
             self._controls.clear()
+            self._names.clear()
 
     def _ask(self, server: str, query: str, values: Any) -> list[Any]:
         return self._controls[server].connection.execute(query, values).fetchall()
-
-
-def _server(info: psycopg.ConnectionInfo) -> str:
-    return f"{info.host}:{info.port}"
 
 
 def _by_server(backends: Iterable[Backend]) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ from datapatterns.testing.interleaving.tasks import Task
 _STILL_SECONDS = 0.015
 _STILL_FRAME_SECONDS = 0.15
 _PING_SECONDS = 0.05
+_PING_TURNS = 16
 _THREADS = Path("/proc/self/task")
 
 
@@ -60,10 +61,14 @@ def _sign_of_life(thread: threading.Thread) -> tuple[object, float]:
 
 
 def _is_idle(loop: asyncio.AbstractEventLoop) -> bool:
-    # The second ping runs after whatever was ready when the first one was answered.
-    for _ in range(2):
-        answered = threading.Event()
-        loop.call_soon_threadsafe(answered.set)
-        if not answered.wait(_PING_SECONDS):
-            return False
-    return True
+    # A wake-up passes through several callbacks, each of which runs one turn of the loop later.
+    answered = threading.Event()
+
+    def turn(left: int) -> None:
+        if left:
+            loop.call_soon(turn, left - 1)
+        else:
+            answered.set()
+
+    loop.call_soon_threadsafe(turn, _PING_TURNS)
+    return answered.wait(_PING_SECONDS)

@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 from datapatterns.testing.interleaving.choosing import Fault
 
-_COLUMN_MIN, _COLUMN_MAX = 14, 44
+_COLUMN_MIN = 14
 _WIDTH_MAX = 132
 _GAP = "  "
 
@@ -16,6 +16,8 @@ class Happening(Enum):
 
     STEP = auto()
     WAIT = auto()
+    RESUME = auto()
+    ERROR = auto()
     END = auto()
 
 
@@ -45,11 +47,6 @@ class Story:
         """Tell what a task did or met."""
         self.lines.append(Line(task, text, happening, fault))
 
-    def end(self, task: str, how: str, error: BaseException | None = None) -> None:
-        """Tell how a task ended."""
-        text = f"{how}: {_first_line(error)}" if error else how
-        self.add(task, text, Happening.END)
-
     @property
     def blocked_steps(self) -> int:
         """How often a task had to wait for another."""
@@ -63,7 +60,7 @@ class Story:
             step += line.happening is Happening.STEP
             number = f"{step:3d}" if line.happening is Happening.STEP else "   "
             cells = [
-                (_shortened(_told(line), width) if name == line.task else "").ljust(width)
+                (shortened(_told(line), width) if name == line.task else "").ljust(width)
                 for name in self.tasks
             ]
             rows.append(_GAP.join([number, *cells]).rstrip())
@@ -71,8 +68,27 @@ class Story:
 
     def _column_width(self) -> int:
         longest = max((len(_told(line)) for line in self.lines), default=0)
+        names = max((len(name) for name in self.tasks), default=0)
         share = _WIDTH_MAX // max(1, len(self.tasks))
-        return max(_COLUMN_MIN, min(longest, share, max(share, _COLUMN_MAX)))
+        return max(_COLUMN_MIN, names, min(longest, share))
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text of at most ``width`` characters; at least 10 of them.
+
+    >>> shortened("UPDATE seats SET free = 0", 17)
+    'UPDATE se...e = 0'
+    """
+    if len(text) <= width:
+        return text
+    # The end of a statement says as much as its beginning.
+    tail = width // 3
+    return f"{text[: width - tail - 3]}...{text[-tail:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the kind of an error, and what it says first."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _told(line: Line) -> str:
@@ -81,17 +97,39 @@ def _told(line: Line) -> str:
     return {
         Happening.STEP: line.text,
         Happening.WAIT: f"... {line.text}",
+        Happening.RESUME: f"... {line.text}",
+        Happening.ERROR: f"! {line.text}",
         Happening.END: f"({line.text})",
     }[line.happening]
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+_SQLSTATES = {
+    "40001": "serialization failure",
+    "40P01": "deadlock, broken by the server",
+    "55P03": "lock timeout, or NOWAIT",
+    "57014": "cancelled, or statement timeout",
+}
 
 
-def _shortened(text: str, width: int) -> str:
-    if len(text) <= width:
-        return text
-    # The end of a statement says as much as its beginning.
-    tail = width // 3
-    return f"{text[: width - tail - 3]}...{text[-tail:]}"
+def described(error: BaseException) -> str:
+    """Return what an error is, by the server's name for it if it has one.
+
+    SQLAlchemy's errors hold the driver's; the first SQLSTATE down the chain counts.
+    """
+    inner: BaseException | None = error
+    while inner is not None:
+        if state := getattr(inner, "sqlstate", None):
+            meaning = f"{_SQLSTATES[state]}: " if state in _SQLSTATES else ""
+            return f"{meaning}{first_line(inner)} ({state})"
+        inner = getattr(inner, "orig", None) or inner.__cause__
+    return first_line(error)
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """Return the server's code for an error, from wherever in its chain it stands."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if state := getattr(inner, "sqlstate", None):
+            return str(state)
+        inner = getattr(inner, "orig", None) or inner.__cause__
+    return None

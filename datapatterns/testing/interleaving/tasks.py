@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum, auto
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from datapatterns.testing.interleaving.choosing import Fault, Gate
 from datapatterns.testing.interleaving.servers import Backend
+from datapatterns.testing.interleaving.story import Happening, described
 
 T = TypeVar("T")
 
@@ -50,12 +51,16 @@ class Link(Protocol):
         """Return the session behind it, if it is one of PostgreSQL and still open."""
         ...
 
-    def in_transaction(self) -> bool:
-        """Return whether it would keep locks if nobody used it any more."""
+    def outlives(self, task: "Task") -> bool:
+        """Return whether a pool may keep it when ``task`` has ended."""
         ...
 
     def hang_up(self) -> None:
         """Close it as a dead process would, and return when the server has noticed."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make whoever waits for an answer on it, in another thread, go on with an error."""
         ...
 
     def lost(self) -> Exception:
@@ -77,7 +82,14 @@ class Board:
 
 
 class Task:
-    """One of the functions that a schedule interleaves."""
+    """One of the functions that a schedule interleaves.
+
+    Attributes:
+        in_flight: How many requests to PostgreSQL are under way, connecting included.
+        pending: The connections of Redis whose answer is awaited.
+        news: What the story has not told yet.
+        dead: Its process has died: it passes no gate any more.
+    """
 
     def __init__(self, name: str, function: Callable[[], Any], board: Board) -> None:
         self.name, self.function = name, function
@@ -86,15 +98,23 @@ class Task:
         self.gate: Gate | None = None
         self.last_label = "its start"
         self.in_flight = 0
+        self.pending: dict[Link, None] = {}
         self.links: dict[Link, None] = {}
         self.result: Any = None
         self.error: BaseException | None = None
         self.thread: threading.Thread | None = None
         self.dead = False
         self.fault: Fault | None = None
+        self.news: list[tuple[str, Happening]] = []
+        self.waits = ""
         self.cancel: Callable[[], object] = lambda: None
         self._fault: Fault | None = None
         self._release: Callable[[], object] = lambda: None
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether it has asked a server something and has no answer yet."""
+        return self.in_flight > 0 or bool(self.pending)
 
     def open(self, fault: Fault | None) -> None:
         """Let it pass the gate where it is parked; only with ``changed`` held."""
@@ -103,6 +123,13 @@ class Task:
         self.fault = fault or self.fault
         self.dead = self.dead or fault is Fault.CRASH
         self._release()
+
+    def waits_for(self, whom: str) -> None:
+        """Note that it cannot go on by itself; only with ``changed`` held."""
+        if not self.waits:  # what it waits for may change while it waits: once is enough
+            self.news.append((f"waits {whom}", Happening.WAIT))
+        self.waits = whom
+        self.state = State.WAITING
 
     def arrive(self, gate: Gate) -> Fault | None:
         """Park this thread at a gate; return the fault that the scheduler has chosen."""
@@ -125,6 +152,7 @@ class Task:
         except asyncio.CancelledError:
             with self._board.changed:
                 self.state = State.RUNNING
+                self._board.note()
             raise
         return self._fate()
 
@@ -133,20 +161,37 @@ class Task:
 
     def _park(self, gate: Gate, release: Callable[[], object]) -> None:
         with self._board.changed:
-            if self.state is State.PARKED:
+            if self.state is State.PARKED or self.in_flight:
                 raise RuntimeError(
-                    f"{self.name!r} is at two gates at once: {self.last_label!r} and "
+                    f"{self.name!r} is at two gates at once, {self.last_label!r} and "
                     f"{gate.label!r}; give each concurrent branch a task of its own"
                 )
+            self._goes_on()
             self.gate, self.last_label, self._release = gate, gate.label, release
             self.state = State.PARKED
             self._board.note()
 
+    def fail(self, error: BaseException) -> None:
+        """Note that a server has answered with an error."""
+        with self._board.changed:
+            self._goes_on()
+            self.news.append((described(error), Happening.ERROR))
+
     def end(self, state: State, *, result: Any = None, error: BaseException | None = None) -> None:
         """Record how it ended."""
         with self._board.changed:
+            self._goes_on()
+            how = state.name.lower()
+            if error is not None and (described(error), Happening.ERROR) not in self.news[-1:]:
+                how = f"{how}: {described(error)}"
+            self.news.append((how, Happening.END))
             self.state, self.result, self.error = state, result, error
             self._board.note()
+
+    def _goes_on(self) -> None:
+        if self.waits:
+            self.news.append(("goes on", Happening.RESUME))
+            self.waits = ""
 
     def uses(self, link: Link) -> None:
         """Note that a connection is this task's; a pool may have given it to another before."""
@@ -156,72 +201,96 @@ class Task:
             link.used_by = self
             self.links[link] = None
 
-    def hang_up(self, *, all_links: bool) -> None:
-        """Close connections as the death of a process does: all, or those in a transaction."""
-        for link in list(self.links):
-            if all_links or link.in_transaction():
-                link.hang_up()
+    def hang_up(self) -> None:
+        """Close the connections that would not survive its end: all of them, if it has died."""
+        self.in_flight += 1  # the servers' answer is awaited
+        try:
+            for link in list(self.links):
+                if self.dead or not link.outlives(self):
+                    link.hang_up()
+        finally:
+            self.in_flight -= 1
+
+    def die(self, label: str) -> NoReturn:
+        """Close its connections, before a pool can hand them on, and leave its code.
+
+        Raises:
+            TaskCrashed: Always.
+        """
+        self.dead = True
+        self.hang_up()
+        raise TaskCrashed(label)
 
 
-def through(label: str, link: Link | None, operate: Callable[[], T], *, yields: bool = False) -> T:
+def through(label: str, link: Link, operate: Callable[[], T], *, gated: bool = True) -> T:
     """Make a round trip when it is the task's turn; outside a task, at once."""
     task = CURRENT.get()
     if task is None:
         return operate()
-    fault = task.arrive(Gate(task.name, label, yields))
+    fault = task.arrive(Gate(task.name, label)) if gated else _crash_of(task)
     if fault is Fault.CRASH:
-        raise TaskCrashed(label)
-    if link is not None:
-        task.uses(link)
-    task.in_flight += 1
-    try:
-        if link is not None and fault is Fault.REQUEST_LOST:
-            link.hang_up()
-            raise link.lost()
-        result = operate()
-        if link is not None and fault is Fault.REPLY_LOST:
-            link.hang_up()
-            raise link.lost()
-        return result
-    finally:
-        task.in_flight -= 1
+        task.die(label)
+    task.uses(link)
+    with _asking(task, link, fault):
+        return operate()
 
 
-async def through_async(label: str, link: Link | None, operate: Callable[[], Awaitable[T]]) -> T:
+async def through_async(
+    label: str, link: Link, operate: Callable[[], Awaitable[T]], *, gated: bool = True
+) -> T:
     """Make a round trip when it is the task's turn; outside a task, at once."""
     task = CURRENT.get()
     if task is None:
         return await operate()
-    fault = await task.arrive_async(Gate(task.name, label))
+    fault = await task.arrive_async(Gate(task.name, label)) if gated else _crash_of(task)
     if fault is Fault.CRASH:
-        raise TaskCrashed(label)
-    if link is not None:
-        task.uses(link)
+        task.die(label)
+    task.uses(link)
+    with _asking(task, link, fault):
+        return await operate()
+
+
+def _crash_of(task: Task) -> Fault | None:
+    return Fault.CRASH if task.dead else None
+
+
+@contextmanager
+def _asking(task: Task, link: Link, fault: Fault | None) -> Iterator[None]:
     task.in_flight += 1
     try:
-        if link is not None and fault is Fault.REQUEST_LOST:
+        if fault is Fault.REQUEST_LOST:
             link.hang_up()
             raise link.lost()
-        result = await operate()
-        if link is not None and fault is Fault.REPLY_LOST:
+        try:
+            yield
+        except Exception as error:
+            task.fail(error)
+            raise
+        if fault is Fault.REPLY_LOST:
             link.hang_up()
             raise link.lost()
-        return result
     finally:
         task.in_flight -= 1
 
 
 @contextmanager
 def in_flight() -> Iterator[None]:
-    """Say that this task talks to a server, though at no gate: it opens a connection."""
+    """Say that this task talks to a server, though at no gate: it opens a connection.
+
+    Raises:
+        TaskCrashed: Its process has died.
+    """
     task = CURRENT.get()
-    if task is not None:
-        task.in_flight += 1
+    if task is None:
+        yield
+        return
+    if task.dead:
+        raise TaskCrashed("connecting")
+    task.in_flight += 1
     try:
         yield
     finally:
-        if task is not None:
-            task.in_flight -= 1
+        task.in_flight -= 1
 
 
 def _resolve(turn: "asyncio.Future[None]") -> None:

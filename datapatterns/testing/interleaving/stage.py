@@ -1,0 +1,36 @@
+"""What the connections of an explorer share: its servers, and the schedule that runs."""
+
+import threading
+from dataclasses import dataclass, field
+
+from datapatterns.testing.interleaving.servers import Servers
+from datapatterns.testing.interleaving.tasks import CURRENT, Task
+
+
+@dataclass(slots=True)
+class Stage:
+    """Where tasks and their connections meet.
+
+    Attributes:
+        servers: Asked who is blocked.
+        insiders: The threads that may use gated connections while a schedule runs without being
+            a task: the one that directs it, the event loop, and tasks that have ended.
+    """
+
+    servers: Servers = field(default_factory=Servers)
+    insiders: set[int] = field(default_factory=set)
+
+    def current_task(self) -> Task | None:
+        """Return the task that is about to use a connection; outside a schedule there is none.
+
+        Raises:
+            RuntimeError: It is a thread that a task has started.
+        """
+        task = CURRENT.get()
+        if task is None and self.insiders and threading.get_ident() not in self.insiders:
+            # Context variables are inherited by asyncio's tasks and by to_thread(), not by threads.
+            raise RuntimeError(
+                "a thread that no schedule knows uses a connection of the explorer: make it a "
+                "task of its own, or start it with contextvars.copy_context().run"
+            )
+        return task
