@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
     from datapatterns.embedded import PostgresServer, ValkeyServer
-    from datapatterns.testing import Databases, Explorer, PostgresFaults, RedisFaults
-    from datapatterns.testing.faults import FaultProxyFactory
+    from datapatterns.testing import (
+        Databases,
+        Explorer,
+        FaultProxyFactory,
+        PostgresFaults,
+        RedisFaults,
+    )
 
 _SHARDS = 4
 
