@@ -134,6 +134,10 @@ EXACTLY = {
         at_once(ok(append("x", 1), read("x"))),
         {"internal"},
     ),
+    "own append seen too early": (
+        at_once(ok(read("x", 1), append("x", 1)), ok(read("x", 1))),
+        {"internal"},
+    ),
     "two reads of one transaction differ": (
         at_once(ok(append("x", 1)), ok(read("x"), read("x", 1))),
         {"internal"},

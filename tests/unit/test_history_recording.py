@@ -86,15 +86,16 @@ def test_an_error_while_rolling_back_is_still_a_failure() -> None:
 
 
 def test_a_connection_that_cannot_be_opened_is_a_failure() -> None:
-    @contextmanager
-    def begin() -> Iterator[None]:
-        if recorder:
+    class Refused:
+        def __enter__(self) -> None:
             raise LostConnectionError
-        yield
+
+        def __exit__(self, *_: object) -> None:
+            pytest.fail("it was never entered")
 
     recorder = Recorder()
 
-    with pytest.raises(LostConnectionError), recorder.client().transaction(begin()):
+    with pytest.raises(LostConnectionError), recorder.client().transaction(Refused()):
         pytest.fail("it has not begun")
 
     assert outcomes(recorder.history()) == ["fail"]
@@ -162,8 +163,11 @@ def test_who_commits_by_himself_can_say_so() -> None:
 def test_an_error_that_the_context_manager_swallows_leaves_the_outcome_open() -> None:
     recorder = Recorder()
 
-    with recorder.client().transaction(suppress(ValueError)):
-        raise ValueError
+    def work() -> None:
+        with recorder.client().transaction(suppress(ValueError)):
+            raise ValueError
+
+    work()
 
     assert outcomes(recorder.history()) == ["info"]
 

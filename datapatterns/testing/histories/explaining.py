@@ -26,9 +26,7 @@ def explain(
 def describe(transaction: Transaction) -> str:
     """Return what a transaction did, in one line."""
     done = [
-        f"append {value!r} to list {key!r}"
-        if name == "append"
-        else f"read {key!r}: {brief(value or ())}"
+        f"append {value!r} to {key!r}" if name == "append" else f"read {brief(value)} from {key!r}"
         for name, key, value in transaction.operations[:_OPERATIONS_SHOWN]
     ]
     if len(transaction.operations) > _OPERATIONS_SHOWN:
@@ -66,12 +64,12 @@ def _write_after_write(
         order, previous, latest = lists[key], NOBODY, None
         for writer, value in zip(order.committed, order.longest, strict=True):
             if writer == target and previous == source:
-                yield f"{other} appended {value!r} to list {key!r} after {one}'s {latest!r} (ww)"
+                yield f"{other} appended {value!r} to {key!r} after {one}'s {latest!r} (ww)"
             if writer != NOBODY:
                 previous, latest = writer, value
         if target in order.unseen and previous == source:
             yield (
-                f"{other} appended {order.final[target]!r} to list {key!r}, which nobody read,"
+                f"{other} appended {order.final[target]!r} to {key!r}, which nobody read,"
                 f" and so after {one}'s {latest!r} (ww)"
             )
 
@@ -87,7 +85,7 @@ def _read_after_write(
                 order.committed[: len(values)][::-1], values[::-1], strict=True
             ):
                 if writer == source:
-                    yield f"{other} read {one}'s {value!r} from list {key!r} (wr)"
+                    yield f"{other} read {one}'s {value!r} from {key!r} (wr)"
                 if writer != NOBODY:
                     break
 
@@ -103,10 +101,10 @@ def _write_after_read(
             missed = next((at for at in later if order.committed[at] != NOBODY), None)
             if missed is not None and order.committed[missed] == target:
                 value = order.longest[missed]
-                yield f"{one} read list {key!r} without {other}'s {value!r} (rw)"
+                yield f"{one} read {key!r} without {other}'s {value!r} (rw)"
             if missed is None and target in order.unseen:
                 value = order.final[target]
-                yield f"{one} read list {key!r} without {other}'s {value!r}, which nobody read (rw)"
+                yield f"{one} read {key!r} without {other}'s {value!r}, which nobody read (rw)"
 
 
 def _keys(transaction: Transaction, name: str) -> list[Key]:

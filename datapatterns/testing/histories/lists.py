@@ -63,8 +63,9 @@ def observe(transactions: Sequence[Transaction], tell: Tell) -> dict[Key, ListOr
     return dict(lists)
 
 
-def brief(values: Sequence[Value]) -> str:
+def brief(found: Sequence[Value] | None) -> str:
     """Return a list as explanations show it: its end is what matters."""
+    values = found or ()
     if len(values) <= 8:  # noqa: PLR2004
         return repr(list(values))
     return f"[… {', '.join(map(repr, values[-4:]))}] ({len(values)} values)"
@@ -76,7 +77,7 @@ def _note_appends(lists: dict[Key, ListOrder], number: int, transaction: Transac
             order = lists[key]
             if value in order.writer:
                 raise HistoryError(
-                    f"{value!r} is appended to list {key!r} a second time; every append needs a"
+                    f"{value!r} is appended to {key!r} a second time; every append needs a"
                     " value of its own",
                     event=transaction.invoked,
                 )
@@ -98,20 +99,25 @@ def _note_reads(
         mine = own.get(key)
         base = values[: len(values) - len(mine)] if mine else values
         if mine and values[len(base) :] != mine:
-            text = f"it appended {brief(mine)} to list {key!r} and then read {brief(values)}"
-            tell("internal", [number], text)
+            text = f"it appended {brief(mine)} to {key!r} and then read {brief(values)}"
+        elif base and order.writer.get(base[-1]) == number:
+            text = f"it read {base[-1]!r} from {key!r} before it appended that itself"
+        elif views.setdefault(key, base) != base:
+            text = f"it read {key!r} twice: first {brief(views[key])}, then {brief(base)}"
+        else:
+            _note_read(order, number, values, base)
             continue
-        if len(values) > len(order.longest):
-            order.longest, order.longest_by = values, number
-        view = views.get(key)
-        if view is None:
-            views[key] = base
-            order.reads.append((number, base))
-            if not mine:
-                order.bases[number] = len(base)
-        elif view != base:
-            text = f"it read list {key!r} twice, first {brief(view)} and then {brief(base)}"
-            tell("internal", [number], text)
+        tell("internal", [number], text)
+
+
+def _note_read(order: ListOrder, number: int, values: list[Value], base: list[Value]) -> None:
+    if len(values) > len(order.longest):
+        order.longest, order.longest_by = values, number
+    if order.reads and order.reads[-1][0] == number:
+        return  # it is the same as the one before
+    order.reads.append((number, base))
+    if len(values) == len(base):
+        order.bases[number] = len(base)
 
 
 def _settle(order: ListOrder, transactions: Sequence[Transaction], committed: set[int]) -> None:
@@ -148,8 +154,12 @@ def _compare_reads(
     for number, values in order.reads:
         length = len(values)
         if values != longest[:length]:
-            text = f"{brief(values)} was read from list {key!r}, and so was {brief(longest)}"
-            tell("incompatible-order", [number], text)
+            reader, other = transactions[number].name, transactions[order.longest_by].name
+            text = (
+                f"{reader} read {brief(values)} from {key!r} and {other} read {brief(longest)},"
+                " which does not begin like that"
+            )
+            tell("incompatible-order", [number, order.longest_by], text)
             _look_at_each(key, order, number, values, transactions, tell)
             continue
         if length > foreign:
@@ -157,7 +167,7 @@ def _compare_reads(
         writer = intermediate.get(length - 1)
         if writer is not None and writer != number:
             text = (
-                f"{transactions[number].name} read list {key!r} up to {values[-1]!r}, after which"
+                f"{transactions[number].name} read {key!r} up to {values[-1]!r}, after which"
                 f" {transactions[writer].name} appended {order.final[writer]!r} to it as well"
             )
             tell("G1b", [writer, number], text)
@@ -181,11 +191,11 @@ def _look_at_each(
     for value in values:
         writer = order.writer.get(value)
         if writer is None:
-            text = f"{reader} read {value!r} from list {key!r}, which nobody has appended"
+            text = f"{reader} read {value!r} from {key!r}, which nobody has appended"
             tell("garbage-read", [number], text)
         elif transactions[writer].type == "fail":
             text = (
-                f"{reader} read {value!r} from list {key!r}, which {transactions[writer].name} had"
+                f"{reader} read {value!r} from {key!r}, which {transactions[writer].name} had"
                 " appended and rolled back"
             )
             tell("G1a", [writer, number], text)

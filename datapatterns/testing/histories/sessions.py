@@ -23,7 +23,7 @@ def lost_updates(
             if other != number:
                 text = (
                     f"{transactions[other].name} and {transactions[number].name} both read"
-                    f" {brief(order.longest[:length])} from list {key!r} and appended to it:"
+                    f" {brief(order.longest[:length])} from {key!r} and appended to it:"
                     f" {order.final[other]!r} and {order.final[number]!r}"
                 )
                 tell("lost-update", [other, number], text)
@@ -43,7 +43,7 @@ def stale_reads(
                 and values == order.longest[: len(values)]
             ):
                 text = (
-                    f"{transactions[number].name} read {brief(values)} from list {key!r}, but"
+                    f"{transactions[number].name} read {brief(values)} from {key!r}, but"
                     f" {transactions[writer].name} had appended {order.final[writer]!r} and had"
                     " been acknowledged before the read began"
                 )
@@ -73,7 +73,7 @@ def sessions(
             before, earlier = longest_read.get(session, (0, number))
             if length < before:
                 text = (
-                    f"process {process} read {before} values from list {key!r} in"
+                    f"process {process} read {before} values from {key!r} in"
                     f" {transactions[earlier].name} and {length} in {transaction.name} afterwards"
                 )
                 tell("non-monotonic-read", [earlier, number], text)
@@ -82,7 +82,7 @@ def sessions(
             at, writer = last_append.get(session, (-1, number))
             if length <= at:
                 text = (
-                    f"process {process} appended {lists[key].final[writer]!r} to list {key!r} in"
+                    f"process {process} appended {lists[key].final[writer]!r} to {key!r} in"
                     f" {transactions[writer].name}, and {transaction.name} of the same process"
                     f" read {brief(value or ())}"
                 )
