@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from datapatterns.testing.histories import (
     HistoryEvent,
-    Operation,
+    ListOperation,
     check_history,
     list_transactions,
     verdict,
@@ -66,8 +66,8 @@ def small_histories(draw: st.DrawFn) -> list[HistoryEvent]:
     return _events([*planned, final], [*moments, len(planned), len(planned)])  # type: ignore[list-item]  # of operations
 
 
-def _executed(operations: Sequence[Operation], lists: Lists) -> list[Operation]:
-    done: list[Operation] = []
+def _executed(operations: Sequence[ListOperation], lists: Lists) -> list[ListOperation]:
+    done: list[ListOperation] = []
     for name, key, value in operations:
         if name == "r":
             done.append((name, key, list(lists.get(key, []))))
@@ -78,7 +78,9 @@ def _executed(operations: Sequence[Operation], lists: Lists) -> list[Operation]:
     return done
 
 
-def _change_a_read(transactions: Sequence[list[Operation]], lists: Lists, draw: st.DrawFn) -> None:
+def _change_a_read(
+    transactions: Sequence[list[ListOperation]], lists: Lists, draw: st.DrawFn
+) -> None:
     reads = [
         (operations, place)
         for operations in transactions
@@ -92,13 +94,15 @@ def _change_a_read(transactions: Sequence[list[Operation]], lists: Lists, draw: 
         operations[place] = ("r", key, whole[: draw(st.integers(0, len(whole)))])
 
 
-def _events(transactions: Sequence[list[Operation]], moments: Iterable[int]) -> list[HistoryEvent]:
+def _events(
+    transactions: Sequence[list[ListOperation]], moments: Iterable[int]
+) -> list[HistoryEvent]:
     begun: set[int] = set()
     events = []
     for index, number in enumerate(moments):
         how: EventType = "ok" if number in begun else "invoke"
         done = transactions[number]
-        planned: list[Operation] = [(n, k, None if n == "r" else v) for n, k, v in done]
+        planned: list[ListOperation] = [(n, k, None if n == "r" else v) for n, k, v in done]
         events.append(HistoryEvent(index, number, how, done if how == "ok" else planned))
         begun.add(number)
     return events
@@ -158,14 +162,14 @@ def _replace_a_read(
 def _replace_every_read(
     history: list[HistoryEvent], change: Callable[[Key, list[Value]], list[Value]]
 ) -> list[HistoryEvent]:
-    def changed(operation: Operation) -> Operation:
+    def changed(operation: ListOperation) -> ListOperation:
         name, key, values = operation
         return (name, key, change(key, values)) if isinstance(values, list) else operation
 
     return [_with(event, [changed(each) for each in event.value or []]) for event in history]
 
 
-def _with(event: HistoryEvent, operations: list[Operation]) -> HistoryEvent:
+def _with(event: HistoryEvent, operations: list[ListOperation]) -> HistoryEvent:
     return HistoryEvent(event.index, event.process, event.type, operations)
 
 

@@ -26,7 +26,15 @@ from datapatterns.event_sourcing import (
 from datapatterns.index_table import IndexTable, VerifyReport
 from datapatterns.materialized_view import MaterializedView, RefreshReport
 from datapatterns.sharding import EntityGroup, Hash, PinnedSession
-from datapatterns.testing import DeciderSpec, Decision
+from datapatterns.testing import (
+    DeciderSpec,
+    Decision,
+    HistoryReport,
+    RecordedTransaction,
+    Recorder,
+    check_history,
+    verdict,
+)
 
 layer = DataLayer("postgresql://localhost/shop", redis_url="redis://localhost")
 store: EventStore = layer.events
@@ -129,3 +137,14 @@ def a_spec_takes_the_commands_of_its_subject() -> None:
     decision = DeciderSpec(Cart).given(ItemScanned(7, 149)).when(Cart.scan, 7, cents=149)
     assert_type(decision, Decision[Cart])
     DeciderSpec(Cart).when(Cart.scan, 7, euros=1)  # type: ignore[call-arg]
+
+
+def a_recorded_transaction_has_the_connection_that_was_begun() -> None:
+    recorder = Recorder()
+    with recorder.client().transaction(layer.engine.begin()) as txn:
+        assert_type(txn, RecordedTransaction[Connection])
+        assert_type(txn.conn, Connection)
+        assert_type(txn.read("x", [1]), list[int | str])
+        txn.append("x", [1])  # type: ignore[arg-type]  # a list is no value
+    assert_type(check_history(recorder.history()), HistoryReport)
+    verdict(recorder.history(), model="repeatable-read")  # type: ignore[arg-type]  # no such level

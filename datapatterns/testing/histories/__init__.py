@@ -8,7 +8,7 @@ from datapatterns.testing.histories.checking import (
     check_history,
     verdict,
 )
-from datapatterns.testing.histories.events import HistoryEvent, Operation
+from datapatterns.testing.histories.events import HistoryEvent, ListOperation
 from datapatterns.testing.histories.files import dump_history, load_history
 from datapatterns.testing.histories.levels import ConsistencyModel
 from datapatterns.testing.histories.oracles import check_bank, check_sequence, check_set
@@ -30,9 +30,9 @@ __all__ = [
     "HistoryEvent",
     "HistoryReport",
     "InconsistentHistoryError",
+    "ListOperation",
     "ListStore",
     "ListWorkload",
-    "Operation",
     "RecordedClient",
     "RecordedTransaction",
     "Recorder",

@@ -11,7 +11,7 @@ Value = int | str
 """What is appended; no value is ever appended to the same list twice."""
 
 OperationName = Literal["append", "r"]
-Operation = tuple[OperationName, Key, Value | list[Value] | None]
+ListOperation = tuple[OperationName, Key, Value | list[Value] | None]
 """``("append", key, value)``, or ``("r", key, values)`` with None for what is not read yet."""
 
 EventType = Literal["invoke", "ok", "fail", "info"]
@@ -33,7 +33,7 @@ class HistoryEvent(msgspec.Struct, frozen=True):
     index: int
     process: int
     type: EventType
-    value: list[Operation] | None
+    value: list[ListOperation] | None
     time: int = 0
     f: Literal["txn"] = "txn"
 

@@ -4,7 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from datapatterns.errors import HistoryError
-from datapatterns.testing.histories.events import NEVER, HistoryEvent, Key, Operation, Transaction
+from datapatterns.testing.histories.events import (
+    NEVER,
+    HistoryEvent,
+    Key,
+    ListOperation,
+    Transaction,
+)
 
 
 def pair(history: Iterable[HistoryEvent]) -> list[Transaction]:
@@ -29,7 +35,7 @@ class Pairing:
 
     def __init__(self) -> None:
         self.transactions: list[Transaction] = []
-        self._open: dict[int, tuple[Transaction, list[Operation]]] = {}
+        self._open: dict[int, tuple[Transaction, list[ListOperation]]] = {}
         self._retired: set[int] = set()
         self._index = -1
 
@@ -83,12 +89,12 @@ class Pairing:
             self._retired.add(event.process)
 
 
-def _appends(operations: list[Operation]) -> list[tuple[str, Key, Any]]:
+def _appends(operations: list[ListOperation]) -> list[tuple[str, Key, Any]]:
     return [operation for operation in operations if operation[0] == "append"]
 
 
 def _refuse_other_operations(
-    planned: list[Operation], done: list[Operation], event: HistoryEvent
+    planned: list[ListOperation], done: list[ListOperation], event: HistoryEvent
 ) -> None:
     # A call need not say beforehand what it will do; if it does, it must keep to it.
     if not planned:

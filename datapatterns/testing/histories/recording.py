@@ -8,7 +8,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Generic, Self, TypeVar, cast, overload
 
-from datapatterns.testing.histories.events import EventType, HistoryEvent, Key, Operation, Value
+from datapatterns.testing.histories.events import EventType, HistoryEvent, Key, ListOperation, Value
 from datapatterns.testing.histories.files import dump_history
 from datapatterns.testing.histories.outcomes import outcome_of
 
@@ -55,7 +55,9 @@ class Recorder:
             self._processes += 1
             return self._processes - 1
 
-    def record(self, process: int, event_type: EventType, operations: Iterable[Operation]) -> None:
+    def record(
+        self, process: int, event_type: EventType, operations: Iterable[ListOperation]
+    ) -> None:
         """Add the next event."""
         copied = list(operations)
         with self._lock:  # the place in the list is the order of the history
@@ -79,19 +81,21 @@ class RecordedClient:
         self.process = recorder.new_process()
 
     @overload
-    def transaction(self, *, planned: Sequence[Operation] = ()) -> "RecordedTransaction[None]": ...
+    def transaction(
+        self, *, planned: Sequence[ListOperation] = ()
+    ) -> "RecordedTransaction[None]": ...
     @overload
     def transaction(
         self,
         inner: AbstractContextManager[T_co] | AbstractAsyncContextManager[T_co],
         *,
-        planned: Sequence[Operation] = (),
+        planned: Sequence[ListOperation] = (),
     ) -> "RecordedTransaction[T_co]": ...
     def transaction(
         self,
         inner: AbstractContextManager[T_co] | AbstractAsyncContextManager[T_co] | None = None,
         *,
-        planned: Sequence[Operation] = (),
+        planned: Sequence[ListOperation] = (),
     ) -> "RecordedTransaction[T_co] | RecordedTransaction[None]":
         """Return a context manager that records one transaction, and how it ended.
 
@@ -107,7 +111,7 @@ class RecordedClient:
         """
         return RecordedTransaction(self, inner, planned)
 
-    def begin(self, planned: Sequence[Operation]) -> None:
+    def begin(self, planned: Sequence[ListOperation]) -> None:
         """Record that a transaction begins.
 
         Raises:
@@ -118,7 +122,7 @@ class RecordedClient:
         self._is_busy = True
         self._recorder.record(self.process, "invoke", planned)
 
-    def end(self, how: EventType, operations: Sequence[Operation]) -> None:
+    def end(self, how: EventType, operations: Sequence[ListOperation]) -> None:
         """Record how the transaction ended."""
         self._recorder.record(self.process, how, operations)
         self._is_busy = False
@@ -139,12 +143,12 @@ class RecordedTransaction(Generic[T_co]):
         self,
         client: RecordedClient,
         inner: AbstractContextManager[T_co] | AbstractAsyncContextManager[T_co] | None,
-        planned: Sequence[Operation],
+        planned: Sequence[ListOperation],
     ) -> None:
         self._client = client
         self._inner = inner
         self._planned = planned
-        self._done: list[Operation] = []
+        self._done: list[ListOperation] = []
         self._commit_sent = inner is None
 
     def append(self, key: Key, value: Value) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import ConflictError, OutcomeUnknownError, UnavailableError
-from datapatterns.testing.histories.events import HistoryEvent, Operation
+from datapatterns.testing.histories.events import HistoryEvent, ListOperation
 from datapatterns.testing.histories.recording import RecordedClient, Recorder
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ class ListWorkload:
     appends_for_each_list: int = 32
     read_share: float = 0.5
 
-    def transactions(self, *, seed: int) -> Iterator[list[Operation]]:
+    def transactions(self, *, seed: int) -> Iterator[list[ListOperation]]:
         """Yield transactions without end, the same for the same seed; no value comes twice."""
         draw = random.Random(seed)  # noqa: S311 -- a seed must give the same again
         active, fresh = list(range(self.lists)), count(self.lists)
         appends: Counter[int] = Counter()
         while True:
-            operations: list[Operation] = []
+            operations: list[ListOperation] = []
             for _ in range(draw.randint(1, self.operations_max)):
                 key = draw.choice(active)
                 if draw.random() < self.read_share:
@@ -83,7 +83,7 @@ class ListWorkload:
 
 def list_transactions(
     *, lists: int = 3, operations_max: int = 4, transactions_max: int = 8
-) -> "SearchStrategy[list[list[Operation]]]":
+) -> "SearchStrategy[list[list[ListOperation]]]":
     """Return a Hypothesis strategy of a few transactions; no value is appended to a list twice."""
     from hypothesis import strategies as st  # noqa: PLC0415 -- in the extra `testing`
 
@@ -98,7 +98,7 @@ def run_list_append(  # noqa: PLR0913 -- each has its default
     store: ListStore[T],
     begin: Callable[[], AbstractContextManager[T]],
     *,
-    transactions: Iterable[Sequence[Operation]],
+    transactions: Iterable[Sequence[ListOperation]],
     clients: int = 8,
     recorder: Recorder | None = None,
     expected: tuple[type[Exception], ...] = LOST_TRANSACTION,
@@ -125,7 +125,7 @@ def run_list_append(  # noqa: PLR0913 -- each has its default
     planned, lock, failed = iter(transactions), Lock(), Event()
     keys: dict[int, None] = {}
 
-    def next_transaction() -> Sequence[Operation] | None:
+    def next_transaction() -> Sequence[ListOperation] | None:
         with lock:
             operations = None if failed.is_set() else next(planned, None)
             keys.update((int(key), None) for _, key, _ in operations or ())
@@ -156,7 +156,7 @@ def run_transaction(
     store: ListStore[T],
     begin: Callable[[], AbstractContextManager[T]],
     client: RecordedClient,
-    operations: Sequence[Operation],
+    operations: Sequence[ListOperation],
     *,
     expected: tuple[type[Exception], ...] = LOST_TRANSACTION,
 ) -> bool:
@@ -175,11 +175,11 @@ def run_transaction(
     return True
 
 
-def _numbered(shapes: list[list[tuple[bool, int]]]) -> list[list[Operation]]:
+def _numbered(shapes: list[list[tuple[bool, int]]]) -> list[list[ListOperation]]:
     values: Counter[int] = Counter()
     transactions = []
     for shape in shapes:
-        operations: list[Operation] = []
+        operations: list[ListOperation] = []
         for is_read, key in shape:
             if is_read:
                 operations.append(("r", key, None))
