@@ -19,6 +19,7 @@ from datapatterns.errors import (
     ServerUnavailableError,
     SettingsError,
 )
+from datapatterns.sql.discretion import discreet
 from datapatterns.sql.server import check_server, library_errors, named_error
 from datapatterns.transactions import watch_commits
 from datapatterns.urls import without_secret_options
@@ -42,17 +43,17 @@ def open_engine(
     url, _ = without_secret_options(url)
     if for_migrating:
         arguments["prepare_threshold"] = None
-        return create_engine(
-            url,
-            connect_args=arguments,
-            poolclass=NullPool,
-            isolation_level="READ COMMITTED",
-            hide_parameters=True,
+        return discreet(
+            create_engine(
+                url,
+                connect_args=arguments,
+                poolclass=NullPool,
+                isolation_level="READ COMMITTED",
+                hide_parameters=True,
+            )
         )
-    # Parameters are rows and events: neither logs nor errors are the place for them.
-    return watch_commits(
-        create_engine(url, connect_args=arguments, pool_pre_ping=True, hide_parameters=True)
-    )
+    engine = create_engine(url, connect_args=arguments, pool_pre_ping=True, hide_parameters=True)
+    return watch_commits(discreet(engine))
 
 
 def database_version(engine: Engine, server: str) -> str:

@@ -25,6 +25,7 @@ from datapatterns.errors import ServerTooOldError, SettingsError
 from datapatterns.event_sourcing import EventStore
 from datapatterns.settings import MAIN, Settings, settings_from
 from datapatterns.sharding import EntityGroup, ShardCluster
+from datapatterns.sql.discretion import discreet
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
 from datapatterns.transactions import watch_commits
@@ -172,7 +173,7 @@ class DataLayer:
                     pool_pre_ping=True,
                     hide_parameters=True,
                 )
-                watch_commits(self._async_engine.sync_engine)
+                watch_commits(discreet(self._async_engine.sync_engine))
             return self._async_engine
 
     @property

@@ -5,8 +5,10 @@ and none of its errors is chained to a parser's.
 """
 
 import re
+from functools import cache
 from urllib.parse import urlsplit
 
+from psycopg import pq
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -16,7 +18,10 @@ HIGHEST_PORT = 65_535
 
 _POSTGRES = {"postgres", "postgresql", "postgresql+psycopg"}
 _REDIS = {"redis", "rediss", "unix"}
-_SECRET_OPTIONS = ("oauth_client_secret", "scram_client_key", "scram_server_key", "sslpassword")
+_OTHER_DATABASES = re.compile(
+    r"(cockroachdb|mariadb|mssql|mysql|oracle|postgresql|sqlite)(\+[a-z0-9_]{1,20})?"
+)
+_SECRET_OPTIONS = {"oauth_client_secret", "scram_client_key", "scram_server_key"}
 _REDIS_DATABASE = re.compile(r"/?[0-9]{0,9}")
 
 
@@ -32,7 +37,10 @@ def postgres_url(url: str | URL, setting: str = "database URL") -> URL:
         # Not chained: what the parser says may quote a piece of the password.
         raise SettingsError(setting, _POSTGRES_ADVICE) from None
     if parsed.drivername not in _POSTGRES:
-        raise SettingsError(setting, f"{parsed.drivername!r} is not for this; {_POSTGRES_ADVICE}")
+        # What is no name of a driver may be a password that slipped to the beginning.
+        known = _OTHER_DATABASES.fullmatch(parsed.drivername)
+        named = repr(parsed.drivername) if known else "what stands before the ://"
+        raise SettingsError(setting, f"{named} is not for this; {_POSTGRES_ADVICE}")
     if isinstance(url, str) and _has_stray_at(url, parsed):
         # The rest of a password that holds an @: as a host it would be shown in messages.
         raise SettingsError(setting, _ENCODING_ADVICE)
@@ -50,8 +58,16 @@ def without_secret_options(url: URL) -> tuple[URL, dict[str, str]]:
 
     The password is hidden by SQLAlchemy; these are to be given to the driver beside the URL.
     """
-    found = {name: str(url.query[name]) for name in _SECRET_OPTIONS if name in url.query}
+    options = url.normalized_query
+    found = {name: options[name][-1] for name in options.keys() - _shown_options()}
     return url.difference_update_query(found), found
+
+
+@cache
+def _shown_options() -> frozenset[str]:
+    # Not a list of secrets: a misspelt "password" is in none.
+    known = {option.keyword.decode(): option.dispchar for option in pq.Conninfo.get_defaults()}
+    return frozenset(name for name, shown in known.items() if shown != b"*") - _SECRET_OPTIONS
 
 
 def _has_stray_at(url: str, parsed: URL) -> bool:

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from datapatterns.errors import EventDataError, VersionConflictError
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import Appended, Expected, NewEvent, Position, StreamId
-from datapatterns.event_sourcing.payload import encode_event, encode_mapping
+from datapatterns.event_sourcing.payload import encode_event, encode_mapping, misfit
 from datapatterns.event_sourcing.schema import event_tables
 
 APPEND_EVENTS_MAX: Final = 10_000
@@ -115,8 +115,9 @@ def encode(
             declared.decoder.decode(data)
         except msgspec.ValidationError as error:
             raise EventDataError(
-                declared.name, f"it does not fit its class: {error}; give what the fields declare"
-            ) from error
+                declared.name,
+                f"it does not fit its class: {misfit(error)}; give what the fields declare",
+            ) from None
         meta = encode_mapping(metadata, event_type=declared.name) if metadata else None
         return EncodedEvent(declared.name, declared.schema_version, uuid4(), data, meta)
     data = encode_mapping(event.data, event_type=event.event_type)

@@ -13,6 +13,7 @@ import msgspec
 
 from datapatterns.errors import EventShapeError, EventTypeError
 from datapatterns.event_sourcing.events import check_event_type
+from datapatterns.event_sourcing.payload import misfit
 
 E = TypeVar("E", bound=type)
 
@@ -146,7 +147,7 @@ class EventTypes:
         try:
             return [declared.decoder.decode(data)]
         except msgspec.ValidationError as error:
-            raise _misfit(name, schema_version, error) from error
+            raise _misfit(name, schema_version, error) from None
 
     def _declared(self, name: str, schema_version: int) -> EventType:
         declared = self._by_name.get(name)
@@ -193,11 +194,11 @@ def _convert(declared: EventType, schema_version: int, data: dict[str, Any]) -> 
     try:
         return msgspec.convert(data, declared.cls, str_keys=True)
     except msgspec.ValidationError as error:
-        raise _misfit(declared.name, schema_version, error) from error
+        raise _misfit(declared.name, schema_version, error) from None
 
 
-def _misfit(name: str, schema_version: int, error: Exception) -> EventShapeError:
-    return EventShapeError(name, schema_version=schema_version, reason=str(error))
+def _misfit(name: str, schema_version: int, error: msgspec.MsgspecError) -> EventShapeError:
+    return EventShapeError(name, schema_version=schema_version, reason=misfit(error))
 
 
 def _place(code: Any) -> str:  # noqa: ANN401 -- a class or a function

@@ -30,6 +30,7 @@ from datapatterns.errors import EventGapError
 from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.payload import misfit
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.snapshotting import SnapshotKind, snapshot_kind
 
@@ -118,8 +119,9 @@ def _restore(loaded: Aggregate, row: Any, kind: SnapshotKind) -> bool:  # noqa: 
         return False
     try:
         kind.shape.restore(loaded, state)
-    except msgspec.MsgspecError:
-        logger.warning("snapshot ignored: it cannot be read", extra=known, exc_info=True)
+    except msgspec.MsgspecError as error:
+        reason = {"reason": misfit(error)}
+        logger.warning("snapshot ignored: it cannot be read", extra=known | reason)
         return False
     history = loaded._history  # noqa: SLF001 -- its keeper
     history.version = history.snapshot_version = version

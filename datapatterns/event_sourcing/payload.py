@@ -5,6 +5,7 @@ with an error that costs the caller the transaction, and stores some of what Pyt
 back (numbers of 100,000 digits). One such event would stop every reader, so it is refused here.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any, Final
@@ -20,6 +21,7 @@ DEPTH_MAX: Final = 64
 """How deep data may be nested."""
 
 _INTEGER_MAX: Final = 2**63 - 1
+_QUOTED: Final = re.compile(r"^(Invalid (?:enum )?value) .*?(?= - at `|$)", re.DOTALL)
 _encoder = msgspec.json.Encoder()
 
 
@@ -72,6 +74,15 @@ def _plain(value: object, *, event_type: str, str_keys: bool) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise EventDataError(event_type, "it must be an object with named fields")
     return plain
+
+
+def misfit(error: msgspec.MsgspecError) -> str:
+    """Return what ``error`` says without the value that it quotes; chain nothing to it.
+
+    >>> misfit(msgspec.ValidationError("Invalid enum value 'rouge' - at `$.colour`"))
+    'Invalid enum value - at `$.colour`'
+    """
+    return _QUOTED.sub(r"\1", str(error))
 
 
 class _UnstorableError(Exception):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, get_origin, get_type_hints
 import msgspec
 
 from datapatterns.errors import AggregateError, EventDataError
-from datapatterns.event_sourcing.payload import encode_state
+from datapatterns.event_sourcing.payload import encode_state, misfit
 
 UNCHANGING: Final = (type(None), bool, int, float, complex, str, bytes)
 """Values that objects can share."""
@@ -87,8 +87,8 @@ class StateShape:
             decoded = self.decoder.decode(encoded)
         except msgspec.ValidationError as error:
             raise AggregateError(
-                self.aggregate, f"has state that differs from its annotation: {error}"
-            ) from error
+                self.aggregate, f"has state that differs from its annotation: {misfit(error)}"
+            ) from None
         for name, value in state.items():
             if getattr(decoded, name) != value:
                 raise AggregateError(

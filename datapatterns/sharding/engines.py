@@ -12,6 +12,7 @@ from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.errors import MigrationNeededError, SettingsError, WrongShardError
+from datapatterns.sql.discretion import discreet
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.transactions import watch_commits
 from datapatterns.urls import postgres_url, without_secret_options
@@ -75,7 +76,8 @@ def driver_engine(url: URL, **options: Any) -> Engine:  # noqa: ANN401 -- what c
     """Return an engine that shows no secret of ``url`` and no row."""
     shown, secrets = without_secret_options(url)
     arguments = {**secrets, **options.pop("connect_args", {})}
-    return create_engine(shown, connect_args=arguments, **{"hide_parameters": True, **options})
+    options = {"hide_parameters": True, **options}
+    return discreet(create_engine(shown, connect_args=arguments, **options))
 
 
 def driver_url(url: str | URL) -> URL:
