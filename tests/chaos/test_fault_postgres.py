@@ -1,8 +1,11 @@
 """What clients see when something happens to PostgreSQL, and what is there afterwards."""
 
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -11,8 +14,10 @@ from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
 from datapatterns.embedded import EmbeddedServers, PostgresServer
+from datapatterns.embedded.processes import RunningProcess
 from datapatterns.errors import FaultRefusedError
 from datapatterns.testing import PostgresFaults, wait_until
+from datapatterns.testing.faults.backends import find_backend
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
@@ -164,6 +169,38 @@ def test_what_is_still_frozen_goes_on_when_the_faults_are_forgotten(
         assert conn.scalar(text("SELECT 1")) == 1
 
 
+def test_what_is_still_frozen_goes_on_when_the_process_ends(
+    server: PostgresServer, engine: Engine
+) -> None:
+    program = (
+        "import sys; from sqlalchemy import make_url\n"
+        "from datapatterns.testing import PostgresFaults\n"
+        "faults = PostgresFaults(make_url(sys.argv[1]))\n"
+        "faults.pause_backend(int(sys.argv[2]))\n"
+        "raise SystemExit(7)\n"
+    )
+    with engine.connect() as conn:
+        url = server.url.render_as_string(hide_password=False)
+        command = [sys.executable, "-c", program, url, str(pid_of(conn))]
+        ended = subprocess.run(command, check=False, timeout=ENOUGH_SECONDS)  # noqa: S603 -- ours
+
+        assert ended.returncode == 7
+        assert conn.scalar(text("SELECT 1")) == 1
+
+
+def test_a_frozen_backend_cannot_be_ended(
+    faults: PostgresFaults, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datapatterns.testing.faults.postgres_faults._TERMINATE_SECONDS", 0.1)
+    with engine.connect() as conn:
+        pid = pid_of(conn)
+        faults.pause_backend(pid)
+        with pytest.raises(TimeoutError, match=f"backend {pid} did not end within 0.1 s"):
+            faults.kill_backend(pid)
+        faults.resume_backend(pid)
+        conn.invalidate()
+
+
 def test_a_frozen_server_answers_nobody_until_it_goes_on(
     faults: PostgresFaults, engine: Engine, server: PostgresServer
 ) -> None:
@@ -298,18 +335,35 @@ def test_a_server_that_is_not_embedded_is_neither_crashed_nor_frozen(
     assert numbers(engine) == []
 
 
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        lambda _own, _other: [],
+        lambda own, _other: [own],
+        lambda own, other: [replace(own, command="/usr/bin/shop"), other],
+        lambda own, other: [own, replace(other, command="/usr/bin/shop")],
+        lambda own, other: [own, replace(other, parent=1)],
+    ],
+    ids=["none", "one alone", "no backend", "no sibling", "another parent"],
+)
 def test_a_process_that_is_no_backend_of_the_server_gets_no_signal(
-    faults: PostgresFaults, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    disguise: Callable[[RunningProcess, RunningProcess], list[RunningProcess]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As with a server in a container: its process ids mean other processes here."""
     sent: list[tuple[int, int]] = []
     monkeypatch.setattr("os.kill", lambda *signal_sent: sent.append(signal_sent))
-    monkeypatch.setattr("datapatterns.testing.faults.backends.process_table", list)
+    backend = RunningProcess(7_001, 7_000, "postgres: shop shop [local] idle")
+    sibling = RunningProcess(7_002, 7_000, "postgres: postgres postgres [local] idle")
+    table = disguise(backend, sibling)
+    monkeypatch.setattr("datapatterns.testing.faults.backends.process_table", lambda: table)
 
-    with engine.connect() as conn, pytest.raises(FaultRefusedError, match="on this machine"):
-        faults.pause_backend(pid_of(conn))
+    with pytest.raises(FaultRefusedError, match="on this machine"):
+        find_backend(7_001, sibling=7_002, fault="freezing a backend")
 
     assert sent == []
+    table[:] = [backend, sibling]
+    assert find_backend(7_001, sibling=7_002, fault="freezing a backend") == 7_001
 
 
 def test_a_backend_of_another_account_gets_no_signal(
@@ -324,9 +378,15 @@ def test_a_backend_of_another_account_gets_no_signal(
         faults.crash_backend(pid_of(conn))
 
 
-def test_the_local_server_of_the_tests_can_lose_a_connection(
-    server_url: URL,
+def test_the_fixture_brings_a_server_of_its_own(
+    datapatterns_postgres_faults: PostgresFaults, server_url: URL
 ) -> None:
+    datapatterns_postgres_faults.crash_and_restart()
+
+    assert datapatterns_postgres_faults.url != server_url
+
+
+def test_a_server_that_others_use_can_lose_a_connection(server_url: URL) -> None:
     with PostgresFaults(server_url) as faults:
         conn = psycopg.connect(
             server_url.set(drivername="postgresql").render_as_string(hide_password=False),

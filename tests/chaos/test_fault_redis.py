@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 from time import monotonic
 
 import pytest
@@ -172,6 +173,14 @@ def test_an_evicted_entry_is_a_miss_and_the_others_stay(faults: RedisFaults, cli
     assert client.mget("cart", "till") == [None, b"7"]
 
 
+def test_the_fixture_brings_a_server_of_its_own(
+    datapatterns_redis_faults: RedisFaults, redis_url: str
+) -> None:
+    datapatterns_redis_faults.crash_and_restart(keep_data=False)
+
+    assert datapatterns_redis_faults.url != redis_url
+
+
 def test_a_killed_server_is_a_connection_error(client: Redis, server: ValkeyServer) -> None:
     client.ping()
     server.kill()
@@ -223,6 +232,33 @@ def test_a_crash_that_keeps_data_keeps_all_that_was_acknowledged(
     assert server.pid != before
 
 
+def test_a_crash_that_keeps_data_keeps_what_was_acknowledged_until_the_last_moment(
+    faults: RedisFaults, server: ValkeyServer
+) -> None:
+    acknowledged = []
+    begun = Event()
+
+    def write() -> None:
+        retry = Retry(NoBackoff(), 0)
+        with closing(Redis.from_url(server.url, retry=retry)) as writer:
+            for number in range(1_000_000):
+                writer.set(f"entry:{number}", number)
+                acknowledged.append(number)
+                begun.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        assert begun.wait(ENOUGH_SECONDS)
+        faults.crash_and_restart(keep_data=True)
+        with pytest.raises(RedisConnectionError):
+            writing.result(ENOUGH_SECONDS)
+
+    with closing(Redis.from_url(server.url)) as client:
+        kept = set(client.keys())
+    assert kept >= {f"entry:{number}".encode() for number in acknowledged}
+    assert len(kept) <= len(acknowledged) + 1  # one was on its way
+
+
 def test_a_crash_that_keeps_no_data_keeps_none(faults: RedisFaults, client: Redis) -> None:
     client.set("cart", "apple")
     faults.crash_and_restart(keep_data=True)  # so that there are files to be forgotten
@@ -263,6 +299,14 @@ def test_a_dump_is_whole_while_others_write(faults: RedisFaults, server: ValkeyS
     with closing(Redis.from_url(server.url)) as client:
         kept = client.dbsize()
         assert set(client.keys()) == {f"entry:{number}".encode() for number in range(kept)}
+
+
+def test_a_dump_leaves_the_server_as_it_was(faults: RedisFaults, client: Redis) -> None:
+    before = client.config_get("append*")
+    faults.save_dump()
+
+    client.set("cart", "apple")
+    assert client.config_get("append*") == before
 
 
 def test_dumps_are_removed_when_the_faults_close(server: ValkeyServer) -> None:

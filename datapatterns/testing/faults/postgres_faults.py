@@ -22,7 +22,7 @@ from datapatterns.testing.waiting import wait_until
 APPLICATION_NAME = "datapatterns-faults"
 """What the tool's own connections are called."""
 
-_TERMINATE_SECONDS = 10
+_TERMINATE_SECONDS = 10.0
 _RECOVERY_SECONDS = 60.0
 
 _MAY_SIGNAL = text("SELECT pg_has_role('pg_signal_backend', 'USAGE')")
@@ -105,15 +105,16 @@ class PostgresFaults:
         """
         self._check(pid)
         with self._engine.connect() as conn:
-            wanted = {"pid": pid, "milliseconds": 1_000 * _TERMINATE_SECONDS}
+            wanted = {"pid": pid, "milliseconds": round(1_000 * _TERMINATE_SECONDS)}
             if not conn.scalar(_TERMINATE, wanted) and conn.scalar(_IS_THERE, {"pid": pid}):
-                raise TimeoutError(f"backend {pid} did not end within {_TERMINATE_SECONDS} s")
+                raise TimeoutError(f"backend {pid} did not end within {_TERMINATE_SECONDS:g} s")
 
     def kill_connections(self, *, application_name: str | None = None) -> int:
         """End the connections to this database, or those of one application; return how many."""
         pids = self.connections(application_name=application_name)
         with self._engine.connect() as conn:
-            wanted = [{"pid": pid, "milliseconds": 1_000 * _TERMINATE_SECONDS} for pid in pids]
+            milliseconds = round(1_000 * _TERMINATE_SECONDS)
+            wanted = [{"pid": pid, "milliseconds": milliseconds} for pid in pids]
             return sum(bool(conn.scalar(_TERMINATE, one)) for one in wanted)
 
     def cancel(self, pid: int) -> None:

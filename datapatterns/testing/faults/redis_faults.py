@@ -17,6 +17,7 @@ from datapatterns.errors import FaultRefusedError
 from datapatterns.testing.faults.data_folders import clear_folder, copy_into
 
 _CLIENT_SECONDS = 30.0
+_PAUSE_MILLISECONDS = 30_000
 
 
 class RedisDump:
@@ -141,8 +142,8 @@ class RedisFaults:
         """
         server = self._embedded("crashing the server")
         folder = self._data_folder()
-        if keep_data and not self._has_append_only_file():
-            self._save()
+        if keep_data:
+            self._keep_all()
         server.kill()
         if not keep_data:
             clear_folder(folder)
@@ -158,14 +159,16 @@ class RedisFaults:
         folder = self._data_folder()
         dump = RedisDump(Path(tempfile.mkdtemp(prefix="datapatterns-dump-")))
         self._dumps.append(dump)
-        if not self._has_append_only_file():
-            self._save()
-        # It appends to its file before it acknowledges a write: stopped, the file is all there is.
+        before = self._setting("appendfsync")
+        self._keep_all()
         server.pause()
         try:
             copy_into(dump.folder, folder)
         finally:
             server.resume()
+            with self._client() as client:
+                client.config_set("appendfsync", before)
+                client.client_unpause()
         return dump
 
     def restart_from_old_dump(self, dump: RedisDump) -> None:
@@ -224,9 +227,13 @@ class RedisFaults:
     def _data_folder(self) -> Path:
         return Path(self._setting("dir"))
 
-    def _has_append_only_file(self) -> bool:
-        return self._setting("appendonly") == "yes"
-
-    def _save(self) -> None:
+    def _keep_all(self) -> None:
+        """See to it that the server's files hold all that it has acknowledged, from now on."""
         with self._client() as client:
-            client.save()
+            if self._setting("appendonly") == "yes":
+                # While an fsync takes long it may put off appending, unless each write waits.
+                client.config_set("appendfsync", "always")
+            else:
+                # Nothing may be acknowledged that the dump lacks.
+                client.client_pause(_PAUSE_MILLISECONDS, all=False)
+                client.save()
