@@ -44,6 +44,7 @@ POSTGRES = [
     "postgresql://ann:{}%zz@127.0.0.1:1/shop",
     "postgresql://ann:{}@[::1/shop",
     "postgresql://ann:{}@[::1]x@127.0.0.1/shop",
+    "postgresql://ann:@[{}]@127.0.0.1:1/shop",
     "postgresql://ann:{}",
     "postgresql://127.0.0.1:1/shop?password={}",
     "postgresql://127.0.0.1:1/shop?password=x&password={}",
