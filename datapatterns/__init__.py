@@ -5,6 +5,7 @@ from datapatterns.errors import (
     ConflictError,
     CorruptionError,
     DataPatternsError,
+    OutcomeUnknownError,
     UnavailableError,
 )
 from datapatterns.layer import DataLayer
@@ -15,5 +16,6 @@ __all__ = [
     "CorruptionError",
     "DataLayer",
     "DataPatternsError",
+    "OutcomeUnknownError",
     "UnavailableError",
 ]

@@ -103,6 +103,26 @@ def encode_batch(
     return encoded
 
 
+def identified(
+    encoded: Sequence[EncodedEvent], event_ids: Sequence[UUID] | None
+) -> Sequence[EncodedEvent]:
+    """Return the events under these ids, or as they are if None are given.
+
+    Raises:
+        ValueError: There are fewer or more ids than events, or one comes twice.
+    """
+    if event_ids is None:
+        return encoded
+    if len(event_ids) != len(encoded) or len(set(event_ids)) != len(event_ids):
+        raise ValueError(
+            f"{len(encoded)} events need as many different ids, not {len(event_ids)}; give one each"
+        )
+    return [
+        event._replace(event_id=event_id)
+        for event, event_id in zip(encoded, event_ids, strict=True)
+    ]
+
+
 def encode(
     event: object, *, types: EventTypes, metadata: Mapping[str, Any] | None = None
 ) -> EncodedEvent:

@@ -4,12 +4,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
+from uuid import UUID
 
 from sqlalchemy import Connection
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.event_sourcing.aggregate import Aggregate
-from datapatterns.event_sourcing.appending import append_events, encode_batch
+from datapatterns.event_sourcing.appending import append_events, encode_batch, identified
 from datapatterns.event_sourcing.event_types import EVENT_TYPES, EventTypes
 from datapatterns.event_sourcing.events import (
     START,
@@ -60,6 +61,7 @@ class EventStore:
         *,
         expected_version: int | Expected,
         metadata: Mapping[str, Any] | None = None,
+        event_ids: Sequence[UUID] | None = None,
     ) -> Appended:
         """Append ``events`` to ``stream`` in one round trip.
 
@@ -74,15 +76,17 @@ class EventStore:
             conn: A connection in a transaction. The caller commits.
             stream: The stream to extend or to begin.
             events: What happened, oldest first; `NewEvent` objects, or objects of declared
-                classes. These get a new id each time, so a retry of them is not recognised.
+                classes. These get a new id each time unless ``event_ids`` are given, so a retry
+                of them is not recognised.
             expected_version: The version that the decision was based on, `NEW_STREAM`,
                 `EXISTS` or `ANY`.
             metadata: Added to each event; its own metadata wins.
+            event_ids: One for each event, in the same order, in place of its own.
 
         Raises:
             EventDataError: An event could not be stored and read back. Nothing was sent.
             EventTypeError: The class of an event is not declared.
-            ValueError: There are no events, or too many for one append.
+            ValueError: There are no events, too many for one append, or not as many ids.
             VersionConflictError: The stream is not as expected. Nothing was written, no
                 position was drawn, and the transaction is still usable. Under REPEATABLE READ
                 and SERIALIZABLE a writer that committed since the transaction began raises
@@ -91,7 +95,7 @@ class EventStore:
         return append_events(
             conn,
             stream,
-            encode_batch(events, types=self.types, metadata=metadata),
+            identified(encode_batch(events, types=self.types, metadata=metadata), event_ids),
             schema=self.schema,
             expected_version=expected_version,
         )
