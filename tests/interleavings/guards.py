@@ -49,5 +49,21 @@ def statements_without(engine: Engine, guard: str, *, instead: str = "") -> Iter
     assert replaced, f"no statement has {guard!r}"
 
 
+@contextmanager
+def table_without(plain: Engine, table: str, constraint: str) -> Iterator[None]:
+    """Drop a constraint, which may be broken when it comes back."""
+    definition = text("SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = :name")
+    with plain.begin() as conn:
+        original = conn.execute(definition, {"name": constraint}).scalar_one()
+        conn.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
+    try:
+        yield
+    finally:
+        with plain.begin() as conn:
+            conn.exec_driver_sql(
+                f"ALTER TABLE {table} ADD CONSTRAINT {constraint} {_escaped(original)} NOT VALID"
+            )
+
+
 def _escaped(sql: str) -> str:
     return sql.replace("%", "%%")
