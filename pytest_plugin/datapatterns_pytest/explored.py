@@ -15,13 +15,13 @@ class Explored:
 
     Attributes:
         explorations: How many there were.
-        unfinished: How many of them stopped at a limit before all schedules had run.
+        complete: How many of them ran all schedules within their bounds.
         schedules: How many schedules ran.
         seconds: How long they took.
     """
 
     explorations: int = 0
-    unfinished: int = 0
+    complete: int = 0
     schedules: int = 0
     seconds: float = 0.0
 
@@ -29,15 +29,15 @@ class Explored:
         """Add an exploration."""
         self.add(
             explorations=1,
-            unfinished=not exploration.exhausted,
+            complete=exploration.exhausted,
             schedules=exploration.schedules,
             seconds=exploration.seconds,
         )
 
-    def add(self, *, explorations: int, unfinished: int, schedules: int, seconds: float) -> None:
+    def add(self, *, explorations: int, complete: int, schedules: int, seconds: float) -> None:
         """Add the sums of some."""
         self.explorations += explorations
-        self.unfinished += unfinished
+        self.complete += complete
         self.schedules += schedules
         self.seconds += seconds
 
@@ -49,9 +49,8 @@ class Explored:
         if not self.schedules:
             return ""
         rate = self.schedules / self.seconds if self.seconds else 0.0
-        partial = f", {self.unfinished} of them only in part" if self.unfinished else ""
         return (
-            f"datapatterns: {self.explorations} explorations{partial}: "
+            f"datapatterns: {self.explorations} explorations, {self.complete} of them complete: "
             f"{self.schedules:,} schedules in {self.seconds:.1f} s ({rate:,.0f} a second)"
         )
 
