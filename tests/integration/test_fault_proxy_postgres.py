@@ -1,6 +1,7 @@
 """What PostgreSQL's clients see of a broken network, and what the database holds afterwards."""
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -270,6 +271,28 @@ def test_a_commit_that_was_skipped_does_not_spring_the_trap(
     assert numbers(notes) == [1]
 
 
+def in_one_batch_twice(conn: psycopg.Connection) -> None:
+    with conn.pipeline():
+        conn.execute("BEGIN")
+        conn.execute("COMMIT")
+        conn.execute("INSERT INTO note VALUES (1)")
+        conn.execute("COMMIT")
+
+
+def test_each_trap_waits_for_a_connection_of_its_own(proxy: FaultProxy[URL], notes: Engine) -> None:
+    first, second = proxy.cut_next_reply_to("COMMIT"), proxy.cut_next_reply_to("COMMIT")
+    for trap in (first, second):
+        with (
+            psycopg.connect(dsn(proxy.url), autocommit=True) as conn,
+            pytest.raises(psycopg.OperationalError),
+        ):
+            in_one_batch_twice(conn)
+        trap.wait()
+        assert second.has_fired == (trap is second)
+
+    assert numbers(notes) == [1, 1]
+
+
 def test_a_client_that_would_rather_have_tls_goes_on_in_clear(
     proxy: FaultProxy[URL], notes: Engine
 ) -> None:
@@ -353,24 +376,37 @@ def test_connecting_into_a_black_hole_ends_by_the_clients_time_out(
 
     with pytest.raises(ConnectionTimeout):
         psycopg.connect(dsn(proxy.url, connect_timeout="2")).close()
+    assert proxy.connections == 0
 
 
+def take_leave(conn: psycopg.Connection) -> None:
+    conn.close()
+
+
+def vanish(conn: psycopg.Connection) -> None:
+    """Go as a process does that is killed: without a last message."""
+    with socket.socket(fileno=os.dup(conn.fileno())) as connection:
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("leave", [take_leave, vanish])
 def test_a_server_does_not_hear_that_a_client_left_through_a_black_hole(
-    proxy: FaultProxy[URL], notes: Engine
+    leave: Callable[[psycopg.Connection], None], proxy: FaultProxy[URL], notes: Engine
 ) -> None:
     conn = psycopg.connect(dsn(proxy.url, application_name="leaver"))
     conn.execute("LOCK TABLE note")
     proxy.blackhole()
-    conn.close()
+    leave(conn)
 
     with notes.connect() as other:
-        other.execute(text("SET lock_timeout = '50ms'"))
+        other.execute(text("SET lock_timeout = '200ms'"))
         with pytest.raises(OperationalError, match="lock timeout"):
             other.execute(text("SELECT * FROM note"))
     assert backends(notes, "leaver") == 1
 
     proxy.pass_through()
     wait_until(lambda: not backends(notes, "leaver"))
+    conn.close()
 
 
 def test_refused_connections_leave_the_open_ones_alone(

@@ -78,7 +78,8 @@ class Listener:
 
 def _bound_socket(port: int) -> socket.socket:
     bound = socket.socket()
-    # Two sockets of one port: the one that reserves it, and the one that listens.
+    # Two sockets of one port: the one that reserves it, and the one that listens. On macOS that
+    # takes the second option, too.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     bound.bind((PROXY_HOST, port))
