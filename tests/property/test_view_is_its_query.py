@@ -161,7 +161,7 @@ def connections(shop: Engine) -> Iterator[list[Connection]]:
         yield [stack.enter_context(shop.connect()) for _ in range(WRITERS)]
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)  # as for the whole torture: a mark outdoes the command line
 @given(schedule=schedules)
 def test_a_refreshed_view_is_what_its_query_gives(
     shop: Engine, connections: list[Connection], schedule: list[Write | Act]
