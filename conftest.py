@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.fixtures.colours",
     "tests.fixtures.commands",
     "tests.fixtures.empty_database",
+    "tests.fixtures.explorers",
     "tests.fixtures.owners",
     "tests.fixtures.least_rights",
     "tests.fixtures.lost_commits",

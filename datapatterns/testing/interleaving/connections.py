@@ -125,9 +125,9 @@ class Connections:
         for async_engine in self._async_engines:
             self._loop.wait_for(async_engine.dispose())
         for client in self._clients:
-            client.close()
+            client.connection_pool.disconnect()
         for async_client in self._async_clients:
-            self._loop.wait_for(async_client.aclose())
+            self._loop.wait_for(async_client.connection_pool.disconnect())
         for connection in list(self._unpooled):
             connection.close()
         for server in self._redis_servers.values():

@@ -3,6 +3,7 @@
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 _CHARACTERS_MAX = 200
 # Generators of psycopg that have no statement among their arguments.
@@ -38,7 +39,11 @@ def name_of(gen: object) -> str:
 
 def is_gated(gen: object) -> bool:
     """Return whether a generator of psycopg begins something at the server."""
-    return name_of(gen) not in _UNGATED
+    name = name_of(gen)
+    frame = getattr(gen, "gi_frame", None)
+    if name == "_enter_gen" and frame and _is_pipeline(frame.f_locals.get("self")):
+        return False  # a mode of the driver: nothing is sent
+    return name not in _UNGATED
 
 
 def waits_for_a_message(gen: object) -> bool:
@@ -54,28 +59,35 @@ def label_of(gen: object) -> str:
     query = names.get("query", names.get("statement"))
     if query is not None:
         return " ".join(_text(query).split())[:_CHARACTERS_MAX]
-    owner = names.get("self")
-    if "Pipeline" in type(owner).__name__:
+    owner: Any = names.get("self")
+    if _is_pipeline(owner):
         return f"pipeline {name.strip('_').removesuffix('_gen')}"
     if isinstance(owner, psycopg.Transaction | psycopg.AsyncTransaction):
         return _transaction_label(owner, name, failed=names.get("exc_val") is not None)
     if name == "_tpc_finish_gen":
-        return f"{names['action']} PREPARED" if names.get("xid") else str(names["action"])
+        # Its state tells whether there is a prepared transaction to be ended.
+        prepared = names.get("xid") or (owner._tpc and owner._tpc[1])  # noqa: SLF001 -- nothing else tells
+        return f"{names['action']} PREPARED" if prepared else str(names["action"])
     return _NAMES.get(name, name.strip("_").removesuffix("_gen"))
 
 
 def _transaction_label(owner: Any, name: str, *, failed: bool) -> str:  # noqa: ANN401 -- either kind
     failed = failed or owner.force_rollback
     if name == "_enter_gen":
-        return f"SAVEPOINT {owner.savepoint_name}" if _is_inner(owner) else "BEGIN"
-    if _is_inner(owner):
+        return f"SAVEPOINT {owner.savepoint_name}" if _is_inner(owner, name) else "BEGIN"
+    if _is_inner(owner, name):
         return f"{'ROLLBACK TO' if failed else 'RELEASE'} {owner.savepoint_name}"
     return "ROLLBACK" if failed else "COMMIT"
 
 
-def _is_inner(owner: Any) -> bool:  # noqa: ANN401 -- either kind
-    # Before it is entered, a transaction does not know its name yet.
-    return bool(owner.savepoint_name) or owner.connection.info.transaction_status != 0
+def _is_inner(owner: Any, name: str) -> bool:  # noqa: ANN401 -- either kind
+    if name == "_enter_gen":
+        return bool(owner.connection.info.transaction_status != TransactionStatus.IDLE)
+    return not owner._outer_transaction  # noqa: SLF001 -- its name alone doesn't tell
+
+
+def _is_pipeline(owner: object) -> bool:
+    return isinstance(owner, psycopg.Pipeline | psycopg.AsyncPipeline)
 
 
 def _text(query: object) -> str:

@@ -85,7 +85,7 @@ class _GatedLink:
 
     def way(self, gen: object, label: str, task: Task | None) -> _Way:
         """Decide how a round trip is made."""
-        if task is None or not self.on_loan or waits_for_a_message(gen):
+        if task is None or waits_for_a_message(gen):
             return _Way.FREE
         if self.pgconn.status == ConnStatus.BAD:
             if not task.dead:
@@ -93,6 +93,8 @@ class _GatedLink:
             if label == "ROLLBACK":
                 return _Way.NOT  # a pool that cleans up after the dead shall not fail
             raise TaskCrashed(label)
+        if not self.on_loan:
+            return _Way.COUNTED
         if label in {"COMMIT", "ROLLBACK"}:
             # Without a transaction psycopg sends nothing.
             idle = self.pgconn.transaction_status == TransactionStatus.IDLE

@@ -27,6 +27,8 @@ _FIRST_LOOK_SECONDS = 0.002
 _LOOK_SECONDS_MAX = 0.02
 _LOOK_GROWTH = 1.5
 _FAREWELL_SECONDS = 2.0
+# Who waits for a lock, looks for a deadlock after its deadlock_timeout; this much is granted.
+_DEADLOCK_LOOK_SECONDS = 0.004
 
 
 class Scheduler:
@@ -75,7 +77,7 @@ class Scheduler:
                 # One after the other: what they do before their first gates happens in order.
                 self.tasks.append(task)
                 self._start(task)
-                self._settled()
+                self._settled(starting=True)
             while ready := self._settled():
                 self._open_one(ready)
         finally:
@@ -197,7 +199,7 @@ class Scheduler:
 
     # -- when is it somebody's turn? -------------------------------------------------------------
 
-    def _settled(self) -> list[Task]:
+    def _settled(self, *, starting: bool = False) -> list[Task]:
         """Wait until nobody moves; return those who are parked."""
         patience, since, last = _FIRST_LOOK_SECONDS, time.monotonic(), -1
         while moving := self._in_state(*MOVING):
@@ -210,7 +212,10 @@ class Scheduler:
                 continue
             # What was heard while somebody moved may be stale: one COMMIT on its way is enough.
             if self._look(moving, moves):
-                if self._in_state(State.PARKED):
+                if (left := _left_to_look_for_deadlocks(moving)) > 0:
+                    self._pause(moves, left)
+                    continue
+                if starting or self._in_state(State.PARKED):
                     break
                 self._pause(moves, patience)  # a deadlock: the server will break it
             if time.monotonic() - since > self._stuck_after_seconds:
@@ -246,7 +251,9 @@ class Scheduler:
         if task.in_flight:
             return ""
         loop = None if task.thread else self._loop.get()
-        return "in this process" if self._stillness.of(task, loop) else ""
+        still = self._stillness.of(task, loop)
+        # Once more: it may have had its turn only now, and asked a server.
+        return "in this process" if still and not task.is_asking else ""
 
     def _in_state(self, *states: State) -> list[Task]:
         return [task for task in self.tasks if task.state in states]
@@ -255,6 +262,12 @@ class Scheduler:
         """Wait for a move for so long; return whether there was one."""
         with self._board.changed:
             return self._board.changed.wait_for(lambda: self._board.moves != moves, timeout=seconds)
+
+
+def _left_to_look_for_deadlocks(moving: Sequence[Task]) -> float:
+    # Who has found none does not look again. So the last to wait is the one who finds it.
+    since = [task.waits_since for task in moving if task.in_flight]
+    return max(since, default=0.0) + _DEADLOCK_LOOK_SECONDS - time.monotonic()
 
 
 def _names(blockers: Sequence[Backend], owners: Mapping[Backend, Task], waiter: Task) -> str:

@@ -4,6 +4,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -106,9 +107,10 @@ class Task:
         self.dead = False
         self.fault: Fault | None = None
         self.news: list[tuple[str, Happening]] = []
-        self.waits = ""
+        self.waits, self.waits_since = "", 0.0
         self.cancel: Callable[[], object] = lambda: None
         self._fault: Fault | None = None
+        self._told_error = ""
         self._release: Callable[[], object] = lambda: None
 
     @property
@@ -128,6 +130,7 @@ class Task:
         """Note that it cannot go on by itself; only with ``changed`` held."""
         if not self.waits:  # what it waits for may change while it waits: once is enough
             self.news.append((f"waits {whom}", Happening.WAIT))
+            self.waits_since = time.monotonic()
         self.waits = whom
         self.state = State.WAITING
 
@@ -175,14 +178,15 @@ class Task:
         """Note that a server has answered with an error."""
         with self._board.changed:
             self._goes_on()
-            self.news.append((described(error), Happening.ERROR))
+            self._told_error = described(error)
+            self.news.append((self._told_error, Happening.ERROR))
 
     def end(self, state: State, *, result: Any = None, error: BaseException | None = None) -> None:
         """Record how it ended."""
         with self._board.changed:
             self._goes_on()
             how = state.name.lower()
-            if error is not None and (described(error), Happening.ERROR) not in self.news[-1:]:
+            if error is not None and described(error) != self._told_error:
                 how = f"{how}: {described(error)}"
             self.news.append((how, Happening.END))
             self.state, self.result, self.error = state, result, error
