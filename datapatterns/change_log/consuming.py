@@ -23,6 +23,7 @@ from datapatterns.errors import (
     IsolationLevelError,
     TransactionInUseError,
 )
+from datapatterns.sql.texts import is_text
 
 current_snapshot = func.pg_current_snapshot(type_=PgSnapshot)
 _own_xid = func.pg_current_xact_id(type_=Xid8)
@@ -58,7 +59,12 @@ def register_consumer(
     What is logged from here on is kept until it has been consumed. A consumer whose target must
     first be filled fills it in a *later* transaction: only then has everybody whose changes are
     not in the filling statement's snapshot written with this registration in place.
+
+    Raises:
+        ValueError: PostgreSQL cannot store the name.
     """
+    if not is_text(name):
+        raise ValueError(f"{name!r} cannot name a consumer; leave out U+0000 and half surrogates")
     tables = change_log_tables(schema)
     identity = database_identity(conn)
     # Before the snapshot: nobody collects garbage from these logs until the consumer can be seen.

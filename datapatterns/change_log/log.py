@@ -29,7 +29,7 @@ class ChangeLog:
     def register_consumer(
         self, conn: Connection, name: str, kind: str, *, log_names: Iterable[str] = ()
     ) -> None:
-        """Let ``name`` consume changes from now on; do nothing if it does already."""
+        """Let ``name`` consume changes from now on; see `consuming.register_consumer`."""
         consuming.register_consumer(conn, name, kind, schema=self.schema, log_names=log_names)
 
     def forget_consumer(self, conn: Connection, name: str) -> None:

@@ -37,6 +37,7 @@ from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
+from datapatterns.sql.texts import is_text
 from datapatterns.transactions import reading, resuming
 
 LEASE_SECONDS_MAX: Final = 86_400
@@ -69,6 +70,8 @@ class Projections:
     def __post_init__(self) -> None:
         if not 0 < self.lease_seconds <= LEASE_SECONDS_MAX:
             raise ValueError(f"a lease of {self.lease_seconds} seconds cannot be kept")
+        if self.redis_prefix is not None and not is_text(self.redis_prefix):
+            raise ValueError(f"{self.redis_prefix!r} is no text that keys could begin with")
 
     def run(
         self,

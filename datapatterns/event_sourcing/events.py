@@ -184,15 +184,6 @@ def check_event_type(name: str, schema_version: int) -> None:
         raise ValueError(f"schema version {schema_version} is out of bounds; count from 1")
 
 
-def is_text(text: str) -> bool:
-    """Tell whether PostgreSQL can store ``text``."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
-
-
 def _check_part(part: str) -> None:
     try:
         size = len(part.encode())

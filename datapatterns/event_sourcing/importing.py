@@ -30,9 +30,10 @@ from sqlalchemy.util import await_only
 from datapatterns.errors import ImportChunkError, IsolationLevelError
 from datapatterns.event_sourcing.appending import EncodedEvent, encode
 from datapatterns.event_sourcing.event_types import EventTypes
-from datapatterns.event_sourcing.events import StreamId, is_text
+from datapatterns.event_sourcing.events import StreamId
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.failpoints import failpoint
+from datapatterns.sql.texts import is_text
 
 IMPORT_EVENTS_MAX: Final = 200_000
 """The most events of one chunk; readers of the log wait while a chunk is being written."""
