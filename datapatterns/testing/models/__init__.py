@@ -3,6 +3,7 @@
 from datapatterns.testing.models.corpus import StoredPayload, read_corpus, record_corpus
 from datapatterns.testing.models.decider import Call, Decider, ImpureEvolveError
 from datapatterns.testing.models.decider_spec import DeciderSpec, Decision
+from datapatterns.testing.models.derived import Derived, DerivedCache, DerivedTable
 from datapatterns.testing.models.projection_spec import ProjectionSpec
 from datapatterns.testing.models.story import SpecError
 from datapatterns.testing.models.upcasting import assert_upcasters
@@ -12,6 +13,9 @@ __all__ = [
     "Decider",
     "DeciderSpec",
     "Decision",
+    "Derived",
+    "DerivedCache",
+    "DerivedTable",
     "ImpureEvolveError",
     "ProjectionSpec",
     "SpecError",

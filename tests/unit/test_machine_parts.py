@@ -1,0 +1,63 @@
+"""The parts of a consistency machine that need no server."""
+
+import pytest
+from sqlalchemy import Column, Integer, MetaData, Table
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+from datapatterns.testing.interleaving import Gate
+from datapatterns.testing.models.consistency_machine import switching
+from datapatterns.testing.models.derived import derived
+from datapatterns.testing.models.transactions import RowWrite, Savepoint, Transaction, is_lost
+
+READY = [Gate(name, "SELECT 1") for name in "abc"]
+PAIR = Table("pair", MetaData(), Column("id", Integer, primary_key=True), Column("n", Integer))
+ROW = {"id": 1, "n": 2}
+
+
+@pytest.mark.parametrize(
+    ("switches", "taken"),
+    [
+        ([], "aaaa"),
+        ([(0, 1)], "bbbb"),
+        ([(2, 1)], "aabb"),
+        ([(1, 1), (1, 2)], "abbc"),
+        ([(0, 4), (0, 0)], "bbbb"),
+    ],
+)
+def test_whoever_is_at_it_goes_on_but_for_the_switches(
+    switches: list[tuple[int, int]], taken: str
+) -> None:
+    choose = switching(switches)
+
+    assert "".join(choose(READY).task for _ in taken) == taken
+
+
+def test_what_a_transaction_does_can_be_read() -> None:
+    put, delete = RowWrite("put", PAIR, ROW), RowWrite("delete", PAIR, ROW)
+    transaction = Transaction(
+        [put, Savepoint([delete, RowWrite("delete all", PAIR, ROW)], kept=False)], commits=False
+    )
+
+    assert repr(transaction) == (
+        "[put pair {'id': 1, 'n': 2},"
+        " savepoint[delete pair {'id': 1}, delete all pair] rolled back] rolled back"
+    )
+    assert repr(RowWrite("update all", PAIR, ROW)) == "update all pair {'n': 2}"
+
+
+class _DriverError(Exception):
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__()
+        self.sqlstate = sqlstate
+
+
+def test_losing_to_others_is_no_failure_and_everything_else_is() -> None:
+    assert is_lost(IntegrityError("", {}, _DriverError("23505")))
+    assert is_lost(OperationalError("", {}, _DriverError("40P01")))
+    assert not is_lost(ProgrammingError("", {}, _DriverError("42P01")))
+    assert not is_lost(OperationalError("", {}, _DriverError(None)))
+
+
+def test_what_cannot_be_tested_is_refused() -> None:
+    with pytest.raises(TypeError, match="no MaterializedView"):
+        derived(PAIR)
