@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import assert_type
 
-from sqlalchemy import BigInteger, Connection, func, select
+from sqlalchemy import URL, BigInteger, Connection, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -29,10 +29,14 @@ from datapatterns.sharding import EntityGroup, Hash, PinnedSession
 from datapatterns.testing import (
     DeciderSpec,
     Decision,
+    FaultProxy,
+    Halt,
     HistoryReport,
     RecordedTransaction,
     Recorder,
+    Trap,
     check_history,
+    halted_at,
     verdict,
 )
 
@@ -148,3 +152,13 @@ def a_recorded_transaction_has_the_connection_that_was_begun() -> None:
         txn.append("x", [1])  # type: ignore[arg-type]  # a list is no value
     assert_type(check_history(recorder.history()), HistoryReport)
     verdict(recorder.history(), model="repeatable-read")  # type: ignore[arg-type]  # no such level
+
+
+def a_proxy_has_the_kind_of_address_that_it_stands_before() -> None:
+    with FaultProxy(layer.engine.url) as proxy:
+        assert_type(proxy.url, URL)
+        assert_type(proxy.cut_next_reply_to("COMMIT"), Trap)
+    assert_type(FaultProxy("redis://localhost").url, str)
+    FaultProxy(7)  # type: ignore[type-var]  # no address
+    with halted_at("relay.sent") as halt:
+        assert_type(halt, Halt)
