@@ -19,7 +19,6 @@ from datapatterns.testing.faults import (
     run_until_failpoint,
 )
 from datapatterns.testing.histories import (
-    ConsistencyModel,
     HistoryEvent,
     HistoryReport,
     InconsistentHistoryError,
@@ -94,7 +93,6 @@ __all__ = [
     "Choice",
     "Chooser",
     "ConsistencyMachine",
-    "ConsistencyModel",
     "Databases",
     "Decider",
     "DeciderSpec",

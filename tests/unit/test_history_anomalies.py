@@ -2,7 +2,8 @@
 
 import pytest
 
-from datapatterns.testing.histories import ConsistencyModel, check_history, verdict
+from datapatterns.testing.histories import check_history, verdict
+from datapatterns.testing.histories.levels import ConsistencyModel
 from tests.fixtures.histories import (
     append,
     at_once,

@@ -10,7 +10,6 @@ from datapatterns.testing.histories.checking import (
 )
 from datapatterns.testing.histories.events import HistoryEvent, ListOperation
 from datapatterns.testing.histories.files import dump_history, load_history
-from datapatterns.testing.histories.levels import ConsistencyModel
 from datapatterns.testing.histories.oracles import check_bank, check_sequence, check_set
 from datapatterns.testing.histories.recording import RecordedClient, RecordedTransaction, Recorder
 from datapatterns.testing.histories.registers import (
@@ -26,7 +25,6 @@ from datapatterns.testing.histories.workload import (
 )
 
 __all__ = [
-    "ConsistencyModel",
     "HistoryEvent",
     "HistoryReport",
     "InconsistentHistoryError",

@@ -47,6 +47,11 @@ def components(  # noqa: C901, PLR0915 -- one algorithm; calls would double its 
             continue
         seen += 1
         index[root] = low[root] = seen
+        if not successors[root]:  # most are like that where only the bad part is searched
+            of[root] = component
+            order.append(root)
+            component += 1
+            continue
         stack.append(root)
         work = [(root, iter(successors[root]))]
         while work:
