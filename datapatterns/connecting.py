@@ -85,8 +85,8 @@ def connect_arguments(url: URL, connect_timeout_seconds: float) -> dict[str, obj
 def open_redis(url: str, *, timeout_seconds: float) -> Redis:
     """Return a client for ``url``; it connects when it is first used.
 
-    It does not send a command again whose reply was lost, as clients do by default: an INCR would
-    count twice.
+    It does not send a command again whose reply was lost, as ``Redis(host=...)`` does: an INCR
+    would count twice.
 
     Raises:
         SettingsError: The URL asks for an option that there isn't.

@@ -1,7 +1,7 @@
 """What must happen in Redis at once: each script compares before it writes, and runs alone.
 
-Clients send a command again whose reply was lost, some ten times by default. So each script
-recognises what it has done under the same lease, and says so again.
+Many clients send a command again whose reply was lost, ``Redis(host=...)`` ten times. So each
+script recognises what it has done under the same lease, and says so again.
 """
 
 from typing import Final
