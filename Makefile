@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture check format docs bench build clean
+.PHONY: help demo test torture check audit format docs bench build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: $(VENV)/.dev ## Lint, types and layer contracts
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+audit: $(VENV)/.dev ## Ask the package index of known vulnerabilities (fails if it cannot tell)
+	@$(BIN)/python .ci/audit.py $(ARGS)
 
 format: $(VENV)/.dev ## Rewrite the code as the formatter wants it
 	@$(BIN)/ruff check --fix
