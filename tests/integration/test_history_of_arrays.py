@@ -27,7 +27,7 @@ def run(
     with engine.begin() as conn:
         conn.execute(text("DROP TABLE IF EXISTS list"))
     create_lists(engine)
-    at_level = impatient(engine, isolation_level=level)
+    at_level = impatient(engine.url, isolation_level=level)
     try:
         return run_list_append(
             store, at_level.begin, transactions=islice(BUSY.transactions(seed=seed), 200)

@@ -29,7 +29,7 @@ SEVERAL = ListWorkload(lists=3, operations_max=3)
 
 @pytest.fixture
 def pool(engine: Engine) -> Iterator[Engine]:
-    impatient_engine = impatient(engine)
+    impatient_engine = impatient(engine.url)
     # The first use of a store must not be in many threads at once: it defines the tables.
     with engine.connect() as conn:
         EventStreams().read(conn, 0)
@@ -62,7 +62,7 @@ def test_transactions_over_several_streams_keep_what_read_committed_promises(
 def test_transactions_over_several_streams_are_serializable_where_the_server_makes_them(
     engine: Engine,
 ) -> None:
-    pool = impatient(engine, isolation_level="SERIALIZABLE")
+    pool = impatient(engine.url, isolation_level="SERIALIZABLE")
     history = run_list_append(
         EventStreams(), pool.begin, transactions=islice(SEVERAL.transactions(seed=1), 200)
     )

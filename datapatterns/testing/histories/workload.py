@@ -118,8 +118,8 @@ def run_list_append(  # noqa: PLR0913 -- each has its default
         recorder: What writes it down; by default a new one.
         expected: Errors that may end a transaction; the outcome is recorded and the client goes
             on. Any other error ends the run and is raised.
-        settle: Called before the last reads, once nobody writes any more: to let a projection
-            catch up, or a server start again.
+        settle: Called once nobody writes any more: to let a projection catch up, or a server
+            start again. The last reads come after it; they use ``begin``, too.
     """
     recorder = recorder or Recorder()
     planned, lock, failed = iter(transactions), Lock(), Event()
