@@ -8,8 +8,13 @@ import pytest
 from psycopg import errors
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
-from datapatterns.errors import OutcomeUnknownError
+from datapatterns.errors import (
+    AbortedTransactionError,
+    CommitUnansweredError,
+    OutcomeUnknownError,
+)
 from datapatterns.outcomes import find_unknown_outcome, is_unknown
+from datapatterns_cli.failures import failure
 
 
 def said(sqlstate: str, severity: str = "ERROR") -> psycopg.Error:
@@ -109,3 +114,9 @@ def test_the_message_says_what_can_be_done() -> None:
     assert "look for what it wrote" in str(plain)
     assert "same ids (id-1)" in str(identified)
     assert "read_outcome() about its transaction 7" in str(traced)
+
+
+def test_the_command_line_has_an_exit_code_of_its_own_for_it() -> None:
+    assert failure(OutcomeUnknownError("a note", reason="lost")).exit_code == 6
+    assert failure(CommitUnansweredError("a page", reason="lost")).exit_code == 4
+    assert failure(AbortedTransactionError("a note")).exit_code == 2
