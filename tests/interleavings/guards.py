@@ -51,7 +51,7 @@ def statements_without(engine: Engine, guard: str, *, instead: str = "") -> Iter
 
 @contextmanager
 def table_without(plain: Engine, table: str, constraint: str) -> Iterator[None]:
-    """Drop a constraint, which may be broken when it comes back."""
+    """Drop a constraint; a CHECK may be broken when it comes back."""
     definition = text("SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = :name")
     with plain.begin() as conn:
         original = conn.execute(definition, {"name": constraint}).scalar_one()
@@ -59,10 +59,10 @@ def table_without(plain: Engine, table: str, constraint: str) -> Iterator[None]:
     try:
         yield
     finally:
+        lenient = " NOT VALID" if original.startswith("CHECK") else ""
+        added = f"ALTER TABLE {table} ADD CONSTRAINT {constraint} {original}{lenient}"
         with plain.begin() as conn:
-            conn.exec_driver_sql(
-                f"ALTER TABLE {table} ADD CONSTRAINT {constraint} {_escaped(original)} NOT VALID"
-            )
+            conn.exec_driver_sql(_escaped(added))
 
 
 def _escaped(sql: str) -> str:
