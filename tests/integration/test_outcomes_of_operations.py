@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from redis import Redis
@@ -14,7 +14,15 @@ from datapatterns import DataLayer, OutcomeUnknownError
 from datapatterns.cache_aside import AsyncCache, Cache
 from datapatterns.cqrs import Projections
 from datapatterns.errors import CommitUnansweredError, ShardUnavailableError, VersionConflictError
-from datapatterns.event_sourcing import ANY, EventStore, ImportedEvent, NewEvent, StreamId
+from datapatterns.event_sourcing import (
+    ANY,
+    Aggregate,
+    EventStore,
+    ImportedEvent,
+    NewEvent,
+    StreamId,
+    applies,
+)
 from datapatterns.index_table import IndexTable
 from datapatterns.materialized_view import MaterializedView
 from datapatterns.migrations import Migrations
@@ -124,6 +132,40 @@ def test_objects_are_recognised_by_the_ids_they_are_given(
 
     with engine.connect() as conn:
         assert [event.event_id for event in STORE.read_stream(conn, CART)] == ids
+
+
+@pytest.mark.parametrize("ids", [[], [uuid4()], [uuid4()] * 3])
+def test_ids_that_are_not_one_for_each_event_are_refused(conn: Connection, ids: list[UUID]) -> None:
+    with pytest.raises(ValueError, match="as many different ids"):
+        STORE.append(conn, CART, SCANNED, expected_version=0, event_ids=ids)
+
+
+class Till(Aggregate, category="till"):
+    cents = 0
+
+    @applies
+    def _(self, e: ItemScanned) -> None:
+        self.cents += e.cents
+
+
+def test_an_aggregate_is_saved_again_and_has_happened_once(
+    engine: Engine, network: Network, far: Engine, loss: Loss
+) -> None:
+    with engine.connect() as conn:
+        till = STORE.load(conn, Till, "1")
+    till.emit(ItemScanned("apple", 30))
+
+    def attempt() -> None:
+        with transaction(far) as conn:
+            STORE.save(conn, till)
+
+    loss.strike(network)
+    with pytest.raises(OutcomeUnknownError):
+        attempt()
+    attempt()
+
+    with engine.connect() as conn:
+        assert STORE.load(conn, Till, "1").cents == 30
 
 
 def test_a_traced_append_without_an_expected_version_can_be_asked_about(
