@@ -181,6 +181,8 @@ def _lend_and_take_back(engine: Engine) -> None:
         if record.driver_connection.closed:
             raise DisconnectionError("a task has died with this connection")
         record.driver_connection.on_loan = True
+        if (task := CURRENT.get()) is not None:
+            task.uses(record.driver_connection)  # and nobody else's any more, should they die
 
     @event.listens_for(engine, "checkin")
     def take_back(_connection: Any, record: Any) -> None:

@@ -87,6 +87,8 @@ class _GatedLink:
         """Decide how a round trip is made."""
         if task is None or waits_for_a_message(gen):
             return _Way.FREE
+        if task.stage is not self.stage:
+            raise ValueError(f"{task.name!r} uses a connection of another explorer: {label}")
         if self.pgconn.status == ConnStatus.BAD:
             if not task.dead:
                 return _Way.FREE

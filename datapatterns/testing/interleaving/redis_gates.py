@@ -84,6 +84,7 @@ class _GatedLink:
             raise self.lost()
         self.dp_lost_replies = len(commands) if fault is Fault.REPLY_LOST else 0
         if commands[0][0].upper() not in _UNANSWERED:
+            task.asked += 1
             task.pending[self] = None
             self.dp_pending = task
 

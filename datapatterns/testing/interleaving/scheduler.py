@@ -18,7 +18,7 @@ from datapatterns.testing.interleaving.redis_gates import blocked_in_redis
 from datapatterns.testing.interleaving.results import DivergedError, ScheduleError, StuckError
 from datapatterns.testing.interleaving.servers import Backend
 from datapatterns.testing.interleaving.stage import Stage
-from datapatterns.testing.interleaving.stillness import Stillness
+from datapatterns.testing.interleaving.stillness import Stillness, is_idle
 from datapatterns.testing.interleaving.story import Happening, Story
 from datapatterns.testing.interleaving.tasks import CURRENT, MOVING, Board, State, Task, TaskCrashed
 from datapatterns.testing.interleaving.tokens import to_token
@@ -69,7 +69,10 @@ class Scheduler:
             StuckError: They do not end.
             DivergedError: The chooser wants what is not there.
         """
-        tasks = [Task(name, function, self._board) for name, function in functions.items()]
+        tasks = [
+            Task(name, function, self._board, stage=self._stage)
+            for name, function in functions.items()
+        ]
         self.story.tasks = [task.name for task in tasks]
         self._stage.insiders.add(threading.get_ident())
         try:
@@ -201,6 +204,14 @@ class Scheduler:
 
     def _settled(self, *, starting: bool = False) -> list[Task]:
         """Wait until nobody moves; return those who are parked."""
+        self._wait_until_still(starting=starting)
+        while self._branches_out():
+            self._pause(self._board.moves, _LOOK_SECONDS_MAX)
+            self._wait_until_still(starting=starting)
+        self._tell()
+        return self._in_state(State.PARKED)
+
+    def _wait_until_still(self, *, starting: bool) -> None:
         patience, since, last = _FIRST_LOOK_SECONDS, time.monotonic(), -1
         while moving := self._in_state(*MOVING):
             with self._board.changed:
@@ -221,8 +232,14 @@ class Scheduler:
             if time.monotonic() - since > self._stuck_after_seconds:
                 self._give_up(StuckError, why_stuck(self.tasks, self._stage.servers))
             patience = min(patience * _LOOK_GROWTH, _LOOK_SECONDS_MAX)
-        self._tell()
-        return self._in_state(State.PARKED)
+
+    def _branches_out(self) -> bool:
+        """Return whether a parked task does something else at the same time."""
+        parked = self._in_state(State.PARKED)
+        if any(task.thread is None for task in parked):
+            # Its other branches, if it has any, get to their gates, and are refused there.
+            is_idle(self._loop.get())
+        return any(task.in_flight for task in parked)
 
     def _look(self, moving: Sequence[Task], moves: int) -> bool:
         """Ask where the moving tasks are; return whether all of them wait."""
@@ -246,14 +263,15 @@ class Scheduler:
         return len(waits) == len(moving)
 
     def _waits_elsewhere(self, task: Task) -> str:
+        asked = task.asked
         if task.pending:
             return "in Redis" if blocked_in_redis(task) else ""
         if task.in_flight:
             return ""
         loop = None if task.thread else self._loop.get()
-        still = self._stillness.of(task, loop)
-        # Once more: it may have had its turn only now, and asked a server.
-        return "in this process" if still and not task.is_asking else ""
+        # It may have asked a server meanwhile, and be back already: then it was not still.
+        still = self._stillness.of(task, loop) and task.asked == asked
+        return "in this process" if still else ""
 
     def _in_state(self, *states: State) -> list[Task]:
         return [task for task in self.tasks if task.state in states]

@@ -35,7 +35,7 @@ class Stillness:
     def of(self, task: Task, loop: asyncio.AbstractEventLoop | None) -> bool:
         """Return whether a task between two round trips seems to wait."""
         if task.thread is None:
-            return loop is not None and _is_idle(loop)
+            return loop is not None and is_idle(loop)
         return self._thread_is_still(task, task.thread)
 
     def _thread_is_still(self, task: Task, thread: threading.Thread) -> bool:
@@ -60,7 +60,8 @@ def _sign_of_life(thread: threading.Thread) -> tuple[object, float]:
     return (used, time.monotonic() if runs else None), _STILL_SECONDS
 
 
-def _is_idle(loop: asyncio.AbstractEventLoop) -> bool:
+def is_idle(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether a loop in another thread has nothing to do but wait."""
     # A wake-up passes through several callbacks, each of which runs one turn of the loop later.
     answered = threading.Event()
 

@@ -86,19 +86,23 @@ class Task:
     """One of the functions that a schedule interleaves.
 
     Attributes:
+        stage: Where its connections come from.
         in_flight: How many requests to PostgreSQL are under way, connecting included.
         pending: The connections of Redis whose answer is awaited.
+        asked: How many requests there were.
         news: What the story has not told yet.
         dead: Its process has died: it passes no gate any more.
     """
 
-    def __init__(self, name: str, function: Callable[[], Any], board: Board) -> None:
-        self.name, self.function = name, function
+    def __init__(
+        self, name: str, function: Callable[[], Any], board: Board, *, stage: object
+    ) -> None:
+        self.name, self.function, self.stage = name, function, stage
         self._board = board
         self.state = State.RUNNING
         self.gate: Gate | None = None
         self.last_label = "its start"
-        self.in_flight = 0
+        self.in_flight = self.asked = 0
         self.pending: dict[Link, None] = {}
         self.links: dict[Link, None] = {}
         self.result: Any = None
@@ -117,6 +121,11 @@ class Task:
     def is_asking(self) -> bool:
         """Whether it has asked a server something and has no answer yet."""
         return self.in_flight > 0 or bool(self.pending)
+
+    def asks(self) -> None:
+        """Note that a request is under way; its end is ``in_flight -= 1``."""
+        self.asked += 1
+        self.in_flight += 1
 
     def open(self, fault: Fault | None) -> None:
         """Let it pass the gate where it is parked; only with ``changed`` held."""
@@ -164,7 +173,7 @@ class Task:
 
     def _park(self, gate: Gate, release: Callable[[], object]) -> None:
         with self._board.changed:
-            if self.state is State.PARKED or self.in_flight:
+            if self.state is State.PARKED or self.is_asking:
                 raise RuntimeError(
                     f"{self.name!r} is at two gates at once, {self.last_label!r} and "
                     f"{gate.label!r}; give each concurrent branch a task of its own"
@@ -207,7 +216,7 @@ class Task:
 
     def hang_up(self) -> None:
         """Close the connections that would not survive its end: all of them, if it has died."""
-        self.in_flight += 1  # the servers' answer is awaited
+        self.asks()
         try:
             for link in list(self.links):
                 if self.dead or not link.outlives(self):
@@ -260,7 +269,7 @@ def _crash_of(task: Task) -> Fault | None:
 
 @contextmanager
 def _asking(task: Task, link: Link, fault: Fault | None) -> Iterator[None]:
-    task.in_flight += 1
+    task.asks()
     try:
         if fault is Fault.REQUEST_LOST:
             link.hang_up()
@@ -290,7 +299,7 @@ def in_flight() -> Iterator[None]:
         return
     if task.dead:
         raise TaskCrashed("connecting")
-    task.in_flight += 1
+    task.asks()
     try:
         yield
     finally:
