@@ -128,7 +128,7 @@ def test_a_trap_may_be_set_for_one_key(
     assert redis_client.mget("cart:70", "cart:7") == [b"apple", b"pear"]
 
 
-def test_commands_before_the_awaited_one_are_answered_and_those_after_it_done(
+def test_the_other_commands_of_the_same_pipeline_are_done_too(
     proxy: FaultProxy[str], broken: Redis, redis_client: Redis
 ) -> None:
     trap = proxy.cut_next_reply_to("INCRBY second")

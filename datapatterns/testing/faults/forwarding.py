@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from datapatterns.testing.faults.dialogues import Dialogue, Reply, Request
 from datapatterns.testing.faults.traps import Moment, Trap
@@ -106,9 +106,8 @@ class Connection:
     async def _pass_replies(self) -> None:
         conditions = self._conditions
         async for data in _chunks(self._from_server, conditions, conditions.replies_pass):
-            for reply in self._dialogue.replies(data):
-                if self._may_arrive(reply):
-                    self._pass_reply(reply.data)
+            # In one piece: a result of many rows is as many messages.
+            self._pass_reply(b"".join(self._arriving(data)))
             await self._to_client.drain()
 
     def _pass_request(self, request: Request) -> None:
@@ -120,6 +119,9 @@ class Connection:
         if trap is not None and request.number is not None:
             self._trap, self._awaited = trap, request.number
         self._to_server.write(request.data)
+
+    def _arriving(self, data: bytes) -> Iterator[bytes]:
+        return (reply.data for reply in self._dialogue.replies(data) if self._may_arrive(reply))
 
     def _may_arrive(self, reply: Reply) -> bool:
         if self._trap is None:
@@ -134,6 +136,8 @@ class Connection:
         return not self._is_withholding
 
     def _pass_reply(self, data: bytes) -> None:
+        if not data:
+            return
         self._counting = self._counting or self._conditions.spring_for_bytes()
         if (counting := self._counting) is None:
             self._to_client.write(data)

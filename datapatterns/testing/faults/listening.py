@@ -77,7 +77,8 @@ class Listener:
 
 
 def _bound_socket(port: int) -> socket.socket:
-    bound = socket.socket()
+    # Named, because asyncio looks at it before it switches Nagle's algorithm off (40 ms a trip).
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     # Two sockets of one port: the one that reserves it, and the one that listens. On macOS that
     # takes the second option, too.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -43,24 +43,31 @@ class PostgresDialogue:
     def requests(self, data: bytes) -> list[Request]:
         """Return what is complete now that the client has sent ``data``, too."""
         self._from_client += data
-        found = []
-        while message := self._next_from_client():
+        found, position = [], 0
+        while end := self._end_of_request(position):
+            message = bytes(self._from_client[position:end])
             found.append(self._request(message) if self._has_begun else self._greeting(message))
+            position = end
+        del self._from_client[:position]
         return found
 
     def replies(self, data: bytes) -> list[Reply]:
         """Return what is complete now that the server has sent ``data``, too."""
         self._from_server += data
-        found = []
-        while message := _take_message(self._from_server, 1):
-            found.append(self._reply(message))
+        found, position = [], 0
+        while end := _message_end(self._from_server, position, kind_bytes=1):
+            found.append(self._reply(bytes(self._from_server[position:end])))
+            position = end
+        del self._from_server[:position]
         return found
 
-    def _next_from_client(self) -> bytes | None:
+    def _end_of_request(self, position: int) -> int | None:
         if self._has_begun:
-            return _take_message(self._from_client, 1)
+            return _message_end(self._from_client, position, kind_bytes=1)
         # PostgreSQL accepts no longer ones. A TLS handshake, for one, looks like a huge length.
-        return _take_message(self._from_client, 0, bytes_max=_GREETING_BYTES_MAX)
+        return _message_end(
+            self._from_client, position, kind_bytes=0, bytes_max=_GREETING_BYTES_MAX
+        )
 
     def _greeting(self, message: bytes) -> Request:
         code = int.from_bytes(message[4:8], "big")
@@ -128,21 +135,17 @@ class PostgresDialogue:
         return Reply(message, number, ends=None if batch.is_closed else number)
 
 
-def _take_message(
-    buffer: bytearray, offset: int, *, bytes_max: int = _MESSAGE_BYTES_MAX
-) -> bytes | None:
-    """Remove the first message, whose length is at ``offset``; None if it isn't complete."""
-    if len(buffer) < offset + 4:
+def _message_end(
+    buffer: bytearray, position: int, *, kind_bytes: int, bytes_max: int = _MESSAGE_BYTES_MAX
+) -> int | None:
+    """Return where the message ends that begins at ``position``; None if it isn't complete."""
+    begin = position + kind_bytes
+    if len(buffer) < begin + 4:
         return None
-    length = int.from_bytes(buffer[offset : offset + 4], "big")
+    length = int.from_bytes(buffer[begin : begin + 4], "big")
     if not 4 <= length <= bytes_max:  # noqa: PLR2004 -- it counts itself
         raise UnknownProtocolError(f"a message of {length} bytes is none of PostgreSQL's")
-    end = offset + length
-    if len(buffer) < end:
-        return None
-    message = bytes(buffer[:end])
-    del buffer[:end]
-    return message
+    return begin + length if begin + length <= len(buffer) else None
 
 
 def _text(sql: bytes) -> str:

@@ -21,24 +21,19 @@ class RedisDialogue:
     """One connection, of which all is read that passes; subscriptions are not counted."""
 
     def __init__(self) -> None:
-        self._from_client = bytearray()
-        self._from_server = bytearray()
+        self._from_client = _Values()
+        self._from_server = _Values()
         self._count = 0
         self._unanswered: deque[int] = deque()
 
     def requests(self, data: bytes) -> list[Request]:
         """Return what is complete now that the client has sent ``data``, too."""
-        self._from_client += data
-        found = []
-        while message := _take_value(self._from_client):
-            found.append(self._request(message))
-        return found
+        return [self._request(message) for message in self._from_client.take(data)]
 
     def replies(self, data: bytes) -> list[Reply]:
         """Return what is complete now that the server has sent ``data``, too."""
-        self._from_server += data
         found = []
-        while message := _take_value(self._from_server):
+        for message in self._from_server.take(data):
             is_answer = not message.startswith(b">") and self._unanswered
             number = self._unanswered.popleft() if is_answer else None
             found.append(Reply(message, number, number))
@@ -53,27 +48,42 @@ class RedisDialogue:
         return Request(message, self._count, [" ".join(words)])
 
 
-def _take_value(buffer: bytearray) -> bytes | None:
-    """Remove the first value; None if it isn't complete."""
-    position, missing = 0, 1
-    while missing:
-        line_end = buffer.find(_LINE_END, position)
-        if line_end < 0:
-            return None
-        kind = buffer[position : position + 1]
-        if kind in _LINES:
-            missing, position = missing - 1, line_end + 2
-            continue
-        size = _size(buffer[position + 1 : line_end])
-        position = line_end + 2
-        missing += _values_within(kind, size) - (kind != b"|")
-        if kind in _STRINGS and size >= 0:
-            position += size + 2
-        if len(buffer) < position:
-            return None
-    value = bytes(buffer[:position])
-    del buffer[:position]
-    return value
+class _Values:
+    """A stream of values, of which the last may be incomplete."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._position = 0  # up to here the value is known; a long one is not read again
+        self._missing = 1  # values until this one is complete, those within it included
+
+    def take(self, data: bytes) -> list[bytes]:
+        """Return the values that are complete now."""
+        self._buffer += data
+        found, begin = [], 0
+        while self._read_value():
+            found.append(bytes(self._buffer[begin : self._position]))
+            begin, self._missing = self._position, 1
+        del self._buffer[:begin]
+        self._position -= begin
+        return found
+
+    def _read_value(self) -> bool:
+        while self._missing:
+            line_end = self._buffer.find(_LINE_END, self._position)
+            if line_end < 0:
+                return False
+            kind = self._buffer[self._position : self._position + 1]
+            end, within = line_end + len(_LINE_END), 0
+            if kind not in _LINES:
+                size = _size(self._buffer[self._position + 1 : line_end])
+                within = _values_within(kind, size)
+                if kind in _STRINGS and size >= 0:
+                    end += size + len(_LINE_END)
+            if end > len(self._buffer):
+                return False
+            self._position = end
+            self._missing += within - (kind != b"|")
+        return True
 
 
 def _values_within(kind: bytearray, size: int) -> int:
