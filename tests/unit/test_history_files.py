@@ -19,7 +19,7 @@ INVOKE = '{"index":0,"process":0,"type":"invoke","f":"txn","value":[["append","x
 
 
 def refusal(path: Path, *lines: str) -> HistoryError:
-    path.write_text("\n".join(lines))
+    path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
     with pytest.raises(HistoryError) as caught:
         load_history(path)
     return caught.value
@@ -82,6 +82,8 @@ def test_a_read_of_null_is_an_empty_list_as_in_elle(tmp_path: Path) -> None:
         (INVOKE.replace(",1]", "]"), "length 3"),
         (INVOKE.replace(",1]", f",{'9' * 5000}]"), "it is not an event"),
         ("[" * 100_000, "it is not an event"),
+        (INVOKE.replace('"f"', '"other":' + "[" * 100_000 + ',"f"'), "recursion"),
+        (INVOKE.replace('"x"', '"\udcff"'), "'utf-8' codec can't decode"),
     ],
 )
 def test_what_is_no_event_is_refused_with_its_line(tmp_path: Path, line: str, reason: str) -> None:

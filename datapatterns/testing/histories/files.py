@@ -41,7 +41,7 @@ def load_history(
                 event = _DECODER.decode(line)
                 _refuse_wrong_values(event)
                 pairing.add(event)
-            # A number of many digits is a plain ValueError, deep nesting a RecursionError.
+            # Bytes that are no UTF-8 are a plain ValueError, deep nesting is a RecursionError.
             except (msgspec.DecodeError, ValueError, RecursionError) as error:
                 raise HistoryError(f"it is not an event: {error}", line=number) from error
             except HistoryError as error:
