@@ -141,6 +141,69 @@ def test_a_history_is_strictly_serializable_exactly_if_some_order_in_time_explai
     assert bool(found) is not _explained(history, in_time=True)
 
 
+@given(small_histories())
+def test_a_history_is_snapshot_isolated_exactly_if_some_snapshots_and_commits_explain_it(
+    history: list[HistoryEvent],
+) -> None:
+    found = verdict(history, model="snapshot-isolation")
+
+    assert bool(found) is not _Snapshots(history, in_time=False).explain()
+
+
+@given(small_histories())
+def test_snapshots_in_time_explain_exactly_what_is_strongly_snapshot_isolated(
+    history: list[HistoryEvent],
+) -> None:
+    found = verdict(history, model="strong-snapshot-isolation")
+
+    assert bool(found) is not _Snapshots(history, in_time=True).explain()
+
+
+class _Snapshots:
+    """Tries every order of snapshots and commits; of two that overlap one writes a list."""
+
+    def __init__(self, history: Sequence[HistoryEvent], *, in_time: bool) -> None:
+        *self._done, self._final = [event for event in history if event.type == "ok"]
+        begun = {event.process: event.index for event in history if event.type == "invoke"}
+        self._must_precede = {
+            event.process: {
+                other.process
+                for other in self._done
+                if in_time and other.index < begun[event.process]
+            }
+            for event in self._done
+        }
+
+    def explain(self) -> bool:
+        return self._go_on({}, {}, frozenset())
+
+    def _go_on(self, lists: Lists, open_: dict[int, Lists], committed: frozenset[int]) -> bool:
+        if len(committed) == len(self._done):
+            return _executed(self._final.value or [], dict(lists)) == self._final.value
+        for event in self._done:
+            number = event.process
+            if number in committed or not self._must_precede[number] <= committed:
+                continue
+            if number not in open_:
+                taken = {**open_, number: dict(lists)}
+                if self._go_on(lists, taken, committed):
+                    return True
+            elif (after := self._committed(event, lists, open_[number])) is not None and (
+                self._go_on(after, open_, committed | {number})
+            ):
+                return True
+        return False
+
+    def _committed(self, event: HistoryEvent, lists: Lists, snapshot: Lists) -> Lists | None:
+        view = {key: list(values) for key, values in snapshot.items()}
+        if _executed(event.value or [], view) != event.value:
+            return None
+        written = {key for name, key, _ in event.value or [] if name == "append"}
+        if any(lists.get(key) != snapshot.get(key) for key in written):
+            return None
+        return {**lists, **{key: view[key] for key in written}}
+
+
 def _replace_a_read(
     history: list[HistoryEvent],
     draw: random.Random,

@@ -149,3 +149,5 @@ def test_no_more_witnesses_are_kept_than_asked_for() -> None:
     report = check_history(crowd, limit=2)
 
     assert {len(found) for found in report.anomalies.values()} == {2}
+    with pytest.raises(ValueError, match="0 witnesses"):
+        check_history(crowd, limit=0)

@@ -96,7 +96,10 @@ def check_history(history: Iterable[HistoryEvent], *, limit: int = 4) -> History
 
     Raises:
         HistoryError: No clients can have done this, or a value is appended to a list twice.
+        ValueError: ``limit`` is less than 1.
     """
+    if limit < 1:
+        raise ValueError(f"{limit} witnesses prove nothing")
     with _without_garbage_collection():
         return _check(pair(history), limit)
 
@@ -108,7 +111,7 @@ def verdict(
 
     Raises:
         HistoryError: As :func:`check_history`.
-        ValueError: There is no such model.
+        ValueError: There is no such model, or ``limit`` is less than 1.
     """
     forbidden = forbidden_by(model)
     report = check_history(history, limit=limit)

@@ -69,8 +69,8 @@ class _Level:
     Attributes:
         kinds: The edges that a cycle follows.
         closing: The kind of which it has at least one.
-        copies: How many copies of the graph are searched; an rw edge leads from the first to the
-            second, and there is no other from there.
+        copies: How many copies of the graph are searched; rw edges lead from the first to the
+            second, and none leads on from there.
         returns: Whether other edges lead back to the first copy.
     """
 
