@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -138,7 +139,8 @@ def test_asynchronous_connections_pass_the_same_gates(explorer: Explorer) -> Non
 
 def test_redis_commands_pipelines_and_scripts_are_gated(explorer: Explorer) -> None:
     client: Any = explorer.redis(decode_responses=True)
-    script = client.register_script("return redis.call('INCR', KEYS[1])")
+    # A server keeps scripts, so one that it cannot know yet.
+    script = client.register_script(f"return redis.call('INCR', KEYS[1]) -- {uuid4()}")
 
     def task() -> None:
         client.set("x", "1")
