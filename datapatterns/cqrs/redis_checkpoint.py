@@ -11,6 +11,7 @@ dump holds older data and the older checkpoint, and going on from there is right
 - ``torn``: only inside a script, so it shows if one broke off in the middle.
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ class RedisReadModel:
 
     def epoch(self) -> int:
         """Return the highest lease that has written here, 0 if none has."""
-        return int(decoded(self.client.hget(self.keys.checkpoint, "epoch") or "0"))
+        epoch = decoded(self.client.hget(self.keys.checkpoint, "epoch") or "0")
+        return int(epoch) if _is_number(epoch) else 0
 
     def adopt(self, ticket: Ticket) -> Position | None:
         """Return how far the data of this build are, and fence earlier leases; None if unusable.
@@ -115,7 +117,7 @@ class RedisReadModel:
         answer = decoded(self._script(ADOPT, [self.keys.checkpoint], ticket.arguments))
         if answer == "later":
             raise LaterEpochError
-        return None if answer == "reset" else Position(int(answer))
+        return Position(int(answer)) if _is_number(answer) else None
 
     def reset(self, ticket: Ticket, *, target: Position) -> None:
         """Begin this build at the start of the log, without anything of another build.
@@ -251,7 +253,8 @@ def redis_answers() -> Iterator[None]:
 def read_checkpoint(raw: Mapping[Any, Any]) -> Checkpoint | None:
     """Return the checkpoint that a hash holds, or None if it holds none."""
     fields = {decoded(field): decoded(value) for field, value in raw.items()}
-    if "build" not in fields or "position" not in fields:
+    # Not only ours can write there: what we cannot have written is none.
+    if "build" not in fields or not _is_number(fields.get("position", "")):
         return None
     whole = fields.keys().isdisjoint({"target", "clearing", "torn"})
     return Checkpoint(fields["build"], Position(int(fields["position"])), whole)
@@ -259,7 +262,11 @@ def read_checkpoint(raw: Mapping[Any, Any]) -> Checkpoint | None:
 
 def decoded(answer: Any) -> str:  # noqa: ANN401 -- bytes or text, as the client is configured
     """Return what Redis says as text."""
-    return answer.decode() if isinstance(answer, bytes) else str(answer)
+    return answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) is not None
 
 
 def _command(place: Place, value: str | None, index: str) -> tuple[str, str, str, str]:

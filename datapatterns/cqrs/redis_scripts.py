@@ -8,7 +8,7 @@ from typing import Final
 
 ADOPT: Final = """
 local c = redis.call('HMGET', KEYS[1], 'build', 'epoch', 'position', 'clearing', 'torn')
-if c[2] and tonumber(c[2]) > tonumber(ARGV[2]) then return 'later' end
+if (tonumber(c[2] or 0) or 0) > tonumber(ARGV[2]) then return 'later' end
 if c[1] ~= ARGV[1] or c[4] or c[5] then return 'reset' end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[2])
 return c[3]
@@ -29,13 +29,14 @@ for i = 5, #ARGV, 4 do
 end
 redis.call('HSET', KEYS[1], 'position', ARGV[4])
 redis.call('HDEL', KEYS[1], 'torn')
-if c[6] and tonumber(ARGV[4]) >= tonumber(c[6]) then redis.call('HDEL', KEYS[1], 'target') end
+local reached = tonumber(ARGV[4]) >= (tonumber(c[6] or 0) or 0)
+if reached then redis.call('HDEL', KEYS[1], 'target') end
 return 1
 """
 
 BEGIN_CLEARING: Final = """
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
-if epoch and tonumber(epoch) > tonumber(ARGV[2]) then return 0 end
+if (tonumber(epoch or 0) or 0) > tonumber(ARGV[2]) then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'build', ARGV[1], 'epoch', ARGV[2], 'position', '0', 'clearing', '1')
 if ARGV[3] ~= '0' then redis.call('HSET', KEYS[1], 'target', ARGV[3]) end

@@ -12,7 +12,14 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from datapatterns.errors import EventDataError, VersionConflictError
 from datapatterns.event_sourcing.event_types import EventTypes
-from datapatterns.event_sourcing.events import Appended, Expected, NewEvent, Position, StreamId
+from datapatterns.event_sourcing.events import (
+    VERSION_MAX,
+    Appended,
+    Expected,
+    NewEvent,
+    Position,
+    StreamId,
+)
 from datapatterns.event_sourcing.payload import encode_event, encode_mapping, misfit
 from datapatterns.event_sourcing.schema import event_tables
 
@@ -149,8 +156,11 @@ def encode(
 def _expected(expected_version: int | Expected) -> int | None:
     if isinstance(expected_version, Expected):
         return _EXPECTED[expected_version]
-    if expected_version < 0:
-        raise ValueError(f"{expected_version} is no version; expect 0 or more, ANY or EXISTS")
+    if not 0 <= expected_version <= VERSION_MAX:
+        raise ValueError(
+            f"that is no version, it is {'below 0' if expected_version < 0 else 'too large'};"
+            " expect what the last event says, 0 for a new stream, ANY or EXISTS"
+        )
     return expected_version
 
 

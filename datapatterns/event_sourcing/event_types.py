@@ -13,7 +13,7 @@ import msgspec
 
 from datapatterns.errors import EventShapeError, EventTypeError
 from datapatterns.event_sourcing.events import check_event_type
-from datapatterns.event_sourcing.payload import misfit
+from datapatterns.event_sourcing.payload import decode_stored, misfit
 
 E = TypeVar("E", bound=type)
 
@@ -143,11 +143,16 @@ class EventTypes:
         """
         declared = self._declared(name, schema_version)
         if declared.schema_version != schema_version:
-            return self.decode(name, schema_version, msgspec.json.decode(data))
+            stored = decode_stored(data, event_type=name, schema_version=schema_version)
+            return self.decode(name, schema_version, stored)
         try:
             return [declared.decoder.decode(data)]
-        except msgspec.ValidationError as error:
+        except msgspec.DecodeError as error:
             raise _misfit(name, schema_version, error) from None
+        except RecursionError:
+            raise EventShapeError(
+                name, schema_version=schema_version, reason="it is nested too deep"
+            ) from None
 
     def _declared(self, name: str, schema_version: int) -> EventType:
         declared = self._by_name.get(name)

@@ -34,6 +34,12 @@ ANY: Final = Expected.ANY
 EXISTS: Final = Expected.EXISTS
 """Append to a stream that has events, whatever its version."""
 
+VERSION_MAX: Final = 2**62
+"""More than any stream can reach, and less than what arithmetic on the server can bear."""
+
+LIMIT_MAX: Final = 2**31 - 1
+"""The most rows that a page is asked for."""
+
 KEY_BYTES_MAX: Final = 500
 """The longest key and tenant; all three parts share one index entry."""
 

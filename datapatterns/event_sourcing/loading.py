@@ -29,7 +29,7 @@ from datapatterns.clock import Clock
 from datapatterns.errors import EventGapError
 from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.event_types import EventTypes
-from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.events import VERSION_MAX, Position
 from datapatterns.event_sourcing.payload import misfit
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.snapshotting import SnapshotKind, snapshot_kind
@@ -66,6 +66,8 @@ def load_aggregate(  # noqa: PLR0913 -- EventStore binds the schema, types and c
     clock: Clock,
 ) -> A:
     """Do what `EventStore.load` promises."""
+    if moment.version is not None and abs(moment.version) > VERSION_MAX:
+        raise ValueError("no stream has so many events")
     started = clock.monotonic()
     kind = snapshot_kind(aggregate, types)
     loaded = _load(conn, aggregate(key), moment, kind, schema=schema, types=types)

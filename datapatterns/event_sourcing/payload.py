@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from datapatterns.errors import EventDataError
+from datapatterns.errors import EventDataError, EventShapeError
 
 EVENT_BYTES_MAX: Final = 1_048_576
 """The largest data of one event, as JSON in UTF-8."""
@@ -22,6 +22,7 @@ DEPTH_MAX: Final = 64
 
 _INTEGER_MAX: Final = 2**63 - 1
 _QUOTED: Final = re.compile(r"^(Invalid (?:enum )?value) .*?(?= - at `|$)", re.DOTALL)
+_LARGE_INTEGER: Final = re.compile(r"[0-9]{19}")
 _encoder = msgspec.json.Encoder()
 
 
@@ -74,6 +75,33 @@ def _plain(value: object, *, event_type: str, str_keys: bool) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise EventDataError(event_type, "it must be an object with named fields")
     return plain
+
+
+def decode_stored(text: str, *, event_type: str, schema_version: int) -> Any:  # noqa: ANN401 -- JSON
+    """Return stored JSON as it was appended.
+
+    PostgreSQL writes a float like 1e23 without its exponent, as an integer. None so large was
+    ever appended as one, so it becomes the float again that it was.
+
+    Raises:
+        EventShapeError: Python cannot read it; it was not appended by this library.
+    """
+    try:
+        decoded = msgspec.json.decode(text)
+        return _with_floats(decoded) if _LARGE_INTEGER.search(text) else decoded
+    except (msgspec.DecodeError, OverflowError, RecursionError) as error:
+        reason = misfit(error) if isinstance(error, msgspec.DecodeError) else "it is out of bounds"
+        raise EventShapeError(event_type, schema_version=schema_version, reason=reason) from None
+
+
+def _with_floats(value: Any) -> Any:  # noqa: ANN401 -- JSON
+    if isinstance(value, int) and not -_INTEGER_MAX <= value <= _INTEGER_MAX:
+        return float(value)
+    if isinstance(value, dict):
+        return {name: _with_floats(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(part) for part in value]
+    return value
 
 
 def misfit(error: msgspec.MsgspecError) -> str:

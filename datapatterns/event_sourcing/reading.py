@@ -4,11 +4,19 @@ from collections.abc import Collection
 from functools import cache
 from typing import Any, Final
 
-import msgspec
 from sqlalchemy import Connection, Select, Text, cast, select
 
-from datapatterns.event_sourcing.events import LogPage, Position, RecordedEvent, StreamId
+from datapatterns.event_sourcing.events import (
+    LIMIT_MAX,
+    START,
+    VERSION_MAX,
+    LogPage,
+    Position,
+    RecordedEvent,
+    StreamId,
+)
 from datapatterns.event_sourcing.high_water import read_high_water_mark
+from datapatterns.event_sourcing.payload import decode_stored
 from datapatterns.event_sourcing.schema import event_tables
 
 _SCANNED_POSITIONS_MIN: Final = 10_000
@@ -28,6 +36,7 @@ def read_log(
     # Two statements: the snapshot of the first could miss rows of writers that ended before it
     # looked at the fences. The price of the mark: a transaction that has appended and stays open
     # holds every reader back; one that only wrote other tables holds back nobody.
+    limit, after = min(limit, LIMIT_MAX), Position(max(after, START))
     mark = read_high_water_mark(conn, schema=schema, after=after)
     if mark <= after:  # it may step back a little, see high_water_mark(); a checkpoint must not
         return LogPage([], after, caught_up=True)
@@ -69,10 +78,10 @@ def read_stream(
             tables.streams.c.tenant == stream.tenant,
             tables.streams.c.category == stream.category,
             tables.streams.c.key == stream.key,
-            version > after_version,
+            version > min(max(after_version, 0), VERSION_MAX),
         )
         .order_by(version.desc() if backwards else version)
-        .limit(limit)
+        .limit(min(limit, LIMIT_MAX))
     )
     return [_recorded(row) for row in conn.execute(page)]
 
@@ -119,8 +128,8 @@ def _recorded(row: Any) -> RecordedEvent:  # noqa: ANN401
         version,
         name,
         schema_version,
-        msgspec.json.decode(data),
-        None if meta is None else msgspec.json.decode(meta),
+        decode_stored(data, event_type=name, schema_version=schema_version),
+        meta and decode_stored(meta, event_type=name, schema_version=schema_version),
         id_,
         at,
     )
