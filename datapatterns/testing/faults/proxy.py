@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from datapatterns.testing.faults.addresses import Address, Upstream, through_proxy, upstream_of
+from datapatterns.testing.faults.addresses import Address, through_proxy, upstream_of
 from datapatterns.testing.faults.listening import Listener
 from datapatterns.testing.faults.traps import Moment, Trap
 from datapatterns.testing.waiting import wait_until
@@ -39,14 +39,14 @@ class FaultProxy(Generic[Address]):
     """
 
     def __init__(self, address: Address) -> None:
-        upstream = upstream_of(address)
+        self._listener = Listener(upstream_of(address))
+        self.url: Address = through_proxy(address, self._listener.port)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="datapatterns-fault-proxy", daemon=True
         )
         self._thread.start()
-        self._listener = self._do(_new_listener(upstream))
-        self.url: Address = through_proxy(address, self._listener.port)
+        self._do(self._listener.listen())
 
     def __enter__(self) -> Self:
         return self
@@ -177,9 +177,3 @@ class FaultProxyFactory(Protocol):
     def __call__(self, address: Address) -> FaultProxy[Address]:
         """Return a new proxy before the server with this address."""
         ...
-
-
-async def _new_listener(upstream: Upstream) -> Listener:
-    listener = Listener(upstream)
-    await listener.listen()
-    return listener
