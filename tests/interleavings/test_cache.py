@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
-from datapatterns.cache_aside import Cache, CachePolicy, gate, redis_commands
+from datapatterns.cache_aside import Cache, CachePolicy, gate, redis_cache, redis_commands
 from datapatterns.cache_aside.redis_commands import SCRIPTS, Script
 from datapatterns.cache_aside.redis_commands import _script as script
 from datapatterns.cache_aside.relaying import Relay
@@ -65,7 +66,15 @@ def gated_redis(explorer: Explorer) -> Redis:
 class Processes:
     """Caches, one for each task: tasks are processes of their own."""
 
-    def __init__(self, gated: Engine, plain: Engine, gated_redis: Redis, redis_url: str) -> None:
+    def __init__(
+        self,
+        gated: Engine,
+        plain: Engine,
+        gated_redis: Redis,
+        redis_url: str,
+        policy: CachePolicy = POLICY,
+    ) -> None:
+        self._policy, self.loads = policy, 0
         self._gated, self.plain, self._gated_redis = gated, plain, gated_redis
         self._redis = Redis.from_url(redis_url)
         for known in SCRIPTS.values():
@@ -87,18 +96,23 @@ class Processes:
             conn.execute(text("DELETE FROM datapatterns.cache_outbox"))
         while len(self._caches) < 2:
             self._caches.append(self._started(self._gated_redis, self._gated))
+        self.loads = 0
         first, second = self._caches
         return first, second
 
     def _started(self, redis: Redis, engine: Engine) -> Cache:
         """Return the cache of a process which knows that Redis is up to date."""
-        cache = Cache(redis, engine, name="product", policy=POLICY)
+        cache = Cache(redis, engine, name="product", policy=self._policy)
         self._open.enter_context(closing(cache))
         cache.get_or_load("something else", lambda _: "")
         return cache
 
     def read(self, cache: Cache) -> str | None:
-        return cache.get_or_load(1, lambda conn: name_of(conn, 1))
+        return cache.get_or_load(1, self._load)
+
+    def _load(self, conn: Connection) -> str | None:
+        self.loads += 1
+        return name_of(conn, 1)
 
     def write(self, cache: Cache, name: str = "new") -> None:
         with cache.writes() as conn:
@@ -286,6 +300,59 @@ def test_redis_may_leave_a_relay_anywhere_and_the_next_one_tells_it(
     )
 
     assert explored.exhausted
+
+
+# -- C8: one load for many misses ------------------------------------------------------------------
+
+
+@pytest.fixture
+def patient(
+    explorer: Explorer,
+    gated: Engine,
+    plain: Engine,
+    gated_redis: Redis,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Processes]:
+    """Caches that wait for each other, by a clock that nobody has to wait for."""
+    monkeypatch.setattr(redis_cache, "sleep", explorer.clock.sleep)
+    policy = replace(POLICY, wait_seconds=600)
+    with closing(Processes(gated, plain, gated_redis, redis_url, policy)) as processes:
+        yield processes
+
+
+def missing(processes: Processes) -> Tasks:
+    one, two = processes.begin()
+    return {"one": partial(processes.read, one), "two": partial(processes.read, two)}
+
+
+def one_has_loaded(processes: Processes, outcome: Outcome) -> None:
+    assert set(outcome.results.values()) == {"old"}
+    assert processes.loads == 1, f"{processes.loads} processes have loaded one value"
+
+
+def test_of_two_processes_that_miss_one_value_one_loads_it(
+    explorer: Explorer, patient: Processes
+) -> None:
+    explored = explorer.explore(
+        partial(missing, patient),
+        invariant=partial(one_has_loaded, patient),
+        max_preemptions=PREEMPTIONS,
+    )
+
+    assert explored.exhausted
+
+
+def test_a_lease_that_two_can_take_lets_both_load(
+    explorer: Explorer,
+    patient: Processes,
+    redis_client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without(monkeypatch, redis_client, "ACQUIRE", "ARGV[2], 'NX')", instead="ARGV[2])")
+
+    with pytest.raises(InterleavingError, match="2 processes have loaded"):
+        explorer.explore(partial(missing, patient), invariant=partial(one_has_loaded, patient))
 
 
 # -- C6, C13: snapshots that are older than the lease, or were never committed ---------------------

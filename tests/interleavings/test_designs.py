@@ -15,11 +15,17 @@ from tests.interleavings.designs.design import Design, Stage, Tasks
 from tests.interleavings.effort import THOROUGH
 
 MAX_SCHEDULES = 20_000
+EXAMPLES = 150
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 
 WRONG = {name: design for name, design in DESIGNS.items() if design.wrong}
 RIGHT = {name: design for name, design in DESIGNS.items() if not design.wrong}
+SEARCHED = [
+    name
+    for name, design in WRONG.items()
+    if (THOROUGH or name.startswith(("read_model", "relay"))) and not design.eludes_chance
+]
 
 
 def scenario(stage: Stage, design: Design) -> Tasks:
@@ -50,6 +56,23 @@ def test_a_wrong_design_is_found_and_its_story_can_be_told_again(
         )
 
     assert str(replayed.value.outcome.story) == str(found.value.outcome.story)
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_a_wrong_design_is_found_by_chance(name: str, explorer: Explorer, stage: Stage) -> None:
+    design = DESIGNS[name]
+
+    with pytest.raises(InterleavingError) as found:
+        explorer.search(
+            partial(scenario, stage, design),
+            invariant=partial(design.check, stage),
+            examples=EXAMPLES,
+            crash_at=design.search.fault_at if design.search.faults else None,
+            faults=design.search.faults,
+            allowed_errors=design.allowed_errors,
+        )
+
+    assert found.value.token
 
 
 @pytest.mark.parametrize("name", RIGHT)
