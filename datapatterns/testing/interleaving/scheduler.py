@@ -204,7 +204,10 @@ class Scheduler:
 
     def _settled(self, *, starting: bool = False) -> list[Task]:
         """Wait until nobody moves; return those who are parked."""
+        began = time.monotonic()
         self._wait_until_still(starting=starting)
+        if not self._in_state(State.WAITING):
+            self._stage.learn(time.monotonic() - began)
         while self._branches_out():
             self._pause(self._board.moves, _LOOK_SECONDS_MAX)
             self._wait_until_still(starting=starting)
@@ -212,7 +215,9 @@ class Scheduler:
         return self._in_state(State.PARKED)
 
     def _wait_until_still(self, *, starting: bool) -> None:
-        patience, since, last = _FIRST_LOOK_SECONDS, time.monotonic(), -1
+        # On a busy machine all takes longer: looking too soon would make it busier still.
+        patience = max(_FIRST_LOOK_SECONDS, 2 * self._stage.step_seconds)
+        patience, since, last = min(patience, _LOOK_SECONDS_MAX), time.monotonic(), -1
         while moving := self._in_state(*MOVING):
             with self._board.changed:
                 moves = self._board.moves

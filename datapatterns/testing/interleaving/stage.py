@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datapatterns.testing.interleaving.servers import Servers
 from datapatterns.testing.interleaving.tasks import CURRENT, Task
 
+_LEARNING_RATE = 0.1
+
 
 @dataclass(slots=True)
 class Stage:
@@ -19,6 +21,11 @@ class Stage:
 
     servers: Servers = field(default_factory=Servers)
     insiders: set[int] = field(default_factory=set)
+    step_seconds: float = 0.0
+
+    def learn(self, step_seconds: float) -> None:
+        """Take another step into account."""
+        self.step_seconds += (step_seconds - self.step_seconds) * _LEARNING_RATE
 
     def current_task(self) -> Task | None:
         """Return the task that is about to use a connection; outside a schedule there is none.
