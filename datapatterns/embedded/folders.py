@@ -140,8 +140,8 @@ def cached_folder(name: str, account: ServerAccount, make: Callable[[Path], None
                 remove_tree(half_made)
             partial = cache / f"{name}.partial"
             make_passable_folder(partial)
+            failpoint("embedded.cache-begun")
             make(partial)
-            failpoint("embedded.cache-made")
             partial.rename(final)
     return final
 

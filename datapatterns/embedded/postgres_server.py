@@ -145,10 +145,10 @@ class PostgresServer:
         partial = self._place.folder / "data.partial"
         remove_tree(partial)
         self._account.make_folder(partial)
+        failpoint("embedded.data-begun")
         problem = self._account.run(["/bin/cp", "-Rp", f"{template}/data/.", partial])
         if problem:
             raise EmbeddedStartError("PostgreSQL", f"its data folder cannot be made: {problem}")
-        failpoint("embedded.data-copied")
         partial.rename(self._data)
 
     def _initdb(self, folder: Path) -> None:

@@ -80,8 +80,8 @@ MIGRATING: list[Death] = [
 MIGRATING_BETWEEN: list[Death] = [("migration.committed", 1), ("migration.committed", 2)]
 STARTING_SERVERS: list[Death] = [
     ("embedded.folder-made", 1),
-    ("embedded.cache-made", 1),
-    ("embedded.data-copied", 1),
+    ("embedded.cache-begun", 1),
+    ("embedded.data-begun", 1),
     ("embedded.process-started", 1),
     ("embedded.process-started", 2),
 ]
@@ -412,7 +412,7 @@ def test_servers_whose_start_died_are_swept_away_by_the_next_start(
     playground: Path, start_owner: StartOwner, failpoint: str, visit: int
 ) -> None:
     environment = owner_environment(playground)
-    if failpoint == "embedded.cache-made":
+    if failpoint == "embedded.cache-begun":
         environment["DATAPATTERNS_CACHE_DIR"] = str(playground / "cache")
     run_until_failpoint(workers.start_servers, failpoint, visit=visit, environment=environment)
     left = set(servers_in(playground))
@@ -424,3 +424,21 @@ def test_servers_whose_start_died_are_swept_away_by_the_next_start(
     assert not left & set(owner.pids)
     assert owner.leave() == 0
     assert servers_in(playground) == []
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "visit"), [("embedded.data-begun", 1), ("embedded.process-started", 1)]
+)
+def test_a_folder_whose_first_start_died_is_taken_over(
+    playground: Path, start_owner: StartOwner, failpoint: str, visit: int
+) -> None:
+    kept = str(playground / "kept")
+    environment = owner_environment(playground)
+    run_until_failpoint(
+        workers.start_servers, failpoint, kept, visit=visit, environment=environment
+    )
+
+    owner = start_owner(data_dir=kept, environment=environment)
+
+    assert set(servers_in(playground)) == set(owner.pids)
+    assert owner.leave() == 0
