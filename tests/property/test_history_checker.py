@@ -51,19 +51,38 @@ def test_write_skew_under_snapshot_isolation_is_found_in_nearly_every_run() -> N
 
 @st.composite
 def small_histories(draw: st.DrawFn) -> list[HistoryEvent]:
-    """Return transactions run one by one, with up to three of their reads cut or extended.
+    """Return transactions that ran at their ends, or on snapshots of their beginnings.
 
-    Their beginnings and ends are in any order. In the end every list is read.
+    Up to two reads are cut or extended afterwards, and the moments can be shuffled. In the end
+    every list is read.
     """
     planned = draw(list_transactions(lists=2, operations_max=3, transactions_max=4))
+    twice = [*range(len(planned)), *range(len(planned))]
+    moments = draw(st.permutations(twice))
+    done, lists = _run(planned, moments, on_snapshots=draw(st.booleans()))
+    final: list[ListOperation] = [("r", key, list(values)) for key, values in lists.items()]
+    for _ in range(draw(st.integers(0, 2))):
+        _change_a_read(done, lists, draw)
+    if draw(st.booleans()):
+        moments = draw(st.permutations(twice))
+    return _events([*done, final], [*moments, len(planned), len(planned)])
+
+
+def _run(
+    planned: Sequence[Sequence[ListOperation]], moments: Iterable[int], *, on_snapshots: bool
+) -> tuple[list[list[ListOperation]], Lists]:
     lists: Lists = {}
-    for number in draw(st.permutations(range(len(planned)))):
-        planned[number] = _executed(planned[number], lists)
-    final = [("r", key, list(values)) for key, values in lists.items()]
-    for _ in range(draw(st.integers(0, 3))):
-        _change_a_read(planned, lists, draw)
-    moments = draw(st.permutations([*range(len(planned)), *range(len(planned))]))
-    return _events([*planned, final], [*moments, len(planned), len(planned)])  # type: ignore[list-item]  # of operations
+    snapshots: dict[int, Lists] = {}
+    done: list[list[ListOperation]] = [[] for _ in planned]
+    for number in moments:
+        if number not in snapshots:
+            snapshots[number] = {key: list(values) for key, values in lists.items()}
+        elif on_snapshots:
+            done[number] = _executed(planned[number], snapshots[number])
+            _executed([each for each in planned[number] if each[0] == "append"], lists)
+        else:
+            done[number] = _executed(planned[number], lists)
+    return done, lists
 
 
 def _executed(operations: Sequence[ListOperation], lists: Lists) -> list[ListOperation]:

@@ -55,10 +55,14 @@ def observe(transactions: Sequence[Transaction], tell: Tell) -> dict[Key, ListOr
         if transaction.type == "ok":
             _note_reads(lists, number, transaction, tell)
     for order in lists.values():
-        order.committed = [order.writer.get(value, NOBODY) for value in order.longest]
+        writers = (order.writer.get(value, NOBODY) for value in order.longest)
+        order.committed = [
+            NOBODY if number == NOBODY or transactions[number].type == "fail" else number
+            for number in writers
+        ]
     committed = {writer for order in lists.values() for writer in order.committed}
     for key, order in lists.items():
-        _settle(order, transactions, committed)
+        order.unseen = _unseen(order, transactions, committed)
         _compare_reads(key, order, transactions, tell)
     return dict(lists)
 
@@ -120,20 +124,15 @@ def _note_read(order: ListOrder, number: int, values: list[Value], base: list[Va
         order.bases[number] = len(base)
 
 
-def _settle(order: ListOrder, transactions: Sequence[Transaction], committed: set[int]) -> None:
-    """Find out whose appends count."""
-    seen = set(order.longest)
+def _unseen(
+    order: ListOrder, transactions: Sequence[Transaction], committed: set[int]
+) -> list[int]:
     # Who has anything read has committed all of it, whatever its client was told.
-    order.unseen = [
+    seen = set(order.longest)
+    return [
         number
         for number, value in order.final.items()
-        if value not in seen
-        and transactions[number].type != "fail"
-        and (transactions[number].type == "ok" or number in committed)
-    ]
-    order.committed = [
-        NOBODY if number == NOBODY or transactions[number].type == "fail" else number
-        for number in order.committed
+        if value not in seen and (transactions[number].type == "ok" or number in committed)
     ]
 
 
