@@ -52,6 +52,14 @@ EXACTLY = {
         at_once(ok(read("x"), append("x", 1)), ok(read("x"), append("x", 2)), ok(read("x", 1, 2))),
         {"G-single", "lost-update"},
     ),
+    "append over a version that another wrote blindly": (
+        at_once(
+            ok(append("x", 1), read("x", 1)),
+            ok(read("x"), append("x", 2)),
+            ok(read("x", 1, 2)),
+        ),
+        {"G-single"},
+    ),
     "lost update that nobody read": (
         at_once(ok(read("x"), append("x", 1)), ok(read("x"), append("x", 2))),
         {"G2-item", "lost-update"},

@@ -164,7 +164,7 @@ def _compare_reads(
         if length > foreign:
             _look_at_each(key, order, number, values, transactions, tell)
         writer = intermediate.get(length - 1)
-        if writer is not None and writer != number:
+        if writer is not None:
             text = (
                 f"{transactions[number].name} read {key!r} up to {values[-1]!r}, after which"
                 f" {transactions[writer].name} appended {order.final[writer]!r} to it as well"
