@@ -1,5 +1,7 @@
 """One seat is left, and two people book it at the same time; who does not lock, sells it twice."""
 
+from collections.abc import Callable
+
 import pytest
 from sqlalchemy import Engine, text
 
@@ -27,7 +29,7 @@ def test_two_people_book_the_last_seat(
                 conn.execute(text("UPDATE show SET seats = :left"), {"left": seats - 1})
             return bool(seats)
 
-    def two_buyers() -> dict[str, object]:
+    def two_buyers() -> dict[str, Callable[[], bool]]:
         with datapatterns_engine.begin() as conn:
             conn.execute(text("DROP TABLE IF EXISTS show"))
             conn.execute(text("CREATE TABLE show AS SELECT 1 AS seats"))

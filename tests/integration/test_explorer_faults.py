@@ -214,6 +214,26 @@ def test_a_pool_does_not_hand_the_connections_of_the_dead_to_the_living(explorer
     assert outcome.results == {"living": 2}
 
 
+def test_a_pool_opens_another_connection_where_the_dead_have_closed_theirs(
+    explorer: Explorer,
+) -> None:
+    engine, client = explorer.engine(pool_size=1, max_overflow=0), explorer.redis()
+
+    def dying() -> None:
+        with engine.begin() as conn:
+            conn.execute(text("SELECT 1"))
+        client.get("x")
+
+    def living() -> object:
+        client.get("y")
+        with engine.begin() as conn:
+            return conn.scalar(text("SELECT 2"))
+
+    outcome = befallen(explorer, "redis GET x", Fault.CRASH, dying=dying, living=living)
+
+    assert outcome.results == {"living": 2}
+
+
 def test_what_a_failed_task_leaves_open_is_closed_as_by_the_end_of_its_process(
     explorer: Explorer, free: Free
 ) -> None:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import assert_type
 
-from sqlalchemy import URL, BigInteger, Connection, func, select
+from redis import Redis
+from sqlalchemy import URL, BigInteger, Connection, Engine, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -29,11 +30,15 @@ from datapatterns.sharding import EntityGroup, Hash, PinnedSession
 from datapatterns.testing import (
     DeciderSpec,
     Decision,
+    Exploration,
+    Explorer,
     FaultProxy,
     Halt,
     HistoryReport,
+    Outcome,
     RecordedTransaction,
     Recorder,
+    Schedule,
     Trap,
     check_history,
     halted_at,
@@ -162,3 +167,17 @@ def a_proxy_has_the_kind_of_address_that_it_stands_before() -> None:
     FaultProxy(7)  # type: ignore[type-var]  # no address
     with halted_at("relay.sent") as halt:
         assert_type(halt, Halt)
+
+
+def an_explorer_hands_out_ordinary_connections_and_runs_what_returns_tasks() -> None:
+    with Explorer(layer.engine.url, "redis://localhost") as explorer:
+        assert_type(explorer.engine(), Engine)
+        assert_type(explorer.async_engine(), AsyncEngine)
+        assert_type(explorer.redis(), Redis)
+        assert_type(explorer.run(lambda: {"task": explorer.clock.monotonic}, Schedule()), Outcome)
+        explorer.run(lambda: {"task": 7}, Schedule())  # type: ignore[dict-item]  # no function
+        explorer.run(dict, 7)  # type: ignore[arg-type]  # no schedule
+        assert_type(
+            explorer.explore(lambda: {"task": list}, invariant=lambda outcome: outcome.results),
+            Exploration,
+        )

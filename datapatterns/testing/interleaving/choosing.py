@@ -58,8 +58,16 @@ class Choice:
 class Chooser(Protocol):
     """Decides which of the gates at hand is opened."""
 
-    def __call__(self, ready: Sequence[Gate]) -> Choice:
+    def __call__(self, ready: Sequence[Gate], /) -> Choice:
         """Return whose gate is opened, and what befalls that task."""
+        ...
+
+
+class Plan(Protocol):
+    """Decides it for one schedule, and can do so again: what `schedules` draws."""
+
+    def chooser(self) -> Chooser:
+        """Return what makes the same choices, once."""
         ...
 
 

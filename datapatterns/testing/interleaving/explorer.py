@@ -4,7 +4,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from datapatterns.errors import SearchTooLargeError
 from datapatterns.testing.interleaving.bounding import BoundedSearch
-from datapatterns.testing.interleaving.choosing import Chooser, Fault, Gate, replaying
+from datapatterns.testing.interleaving.choosing import Chooser, Fault, Gate, Plan, replaying
 from datapatterns.testing.interleaving.connections import Connections, driven
 from datapatterns.testing.interleaving.loop import LoopThread
 from datapatterns.testing.interleaving.postgres_gates import GatedConnection
@@ -28,8 +28,11 @@ from datapatterns.testing.interleaving.tasks import State, Task
 from datapatterns.testing.interleaving.tokens import check_names, from_token, to_token
 from datapatterns.testing.interleaving.virtual_time import VirtualClock
 
-Scenario = Callable[[], Any]
-"""Prepares one schedule, ungated, and returns its tasks by name: plain or ``async`` functions."""
+Tasks = Mapping[str, Callable[[], Any]]
+"""What runs at the same time, by name: plain functions, and ``async`` ones."""
+
+Scenario = Callable[[], Tasks | Coroutine[Any, Any, Tasks]]
+"""Prepares one schedule, ungated, and returns its tasks."""
 
 Invariant = Callable[[Outcome], Any]
 """Looks at what a schedule has left, ungated; raises AssertionError or returns False if wrong."""
@@ -258,7 +261,7 @@ class Explorer:
 
     def check(
         self,
-        schedule: Any,
+        schedule: Chooser | Plan,
         scenario: Scenario,
         *,
         invariant: Invariant,
@@ -271,16 +274,16 @@ class Explorer:
         """
         return self._checked(scenario, schedule, invariant, allowed_errors, _Tally())
 
-    def run(self, scenario: Scenario, schedule: Any) -> Outcome:
+    def run(self, scenario: Scenario, schedule: Chooser | Plan) -> Outcome:
         """Run one schedule and return how it ended.
 
         Args:
             scenario: Prepares it and returns its tasks.
             schedule: A value of `schedules`, or what decides at each step which gate is opened.
         """
-        choose: Chooser = schedule.chooser() if hasattr(schedule, "chooser") else schedule
+        choose = schedule if callable(schedule) else schedule.chooser()
         self.clock.restart()
-        functions: Mapping[str, Callable[[], Any]] = self._called(scenario)
+        functions: Tasks = self._called(scenario)
         check_names(functions)
         scheduler = Scheduler(
             self._stage,
@@ -320,7 +323,7 @@ class Explorer:
     def _checked(
         self,
         scenario: Scenario,
-        schedule: Any,
+        schedule: Chooser | Plan,
         invariant: Invariant,
         allowed_errors: tuple[type[BaseException], ...],
         tally: "_Tally",
