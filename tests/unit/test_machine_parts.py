@@ -15,21 +15,27 @@ ROW = {"id": 1, "n": 2}
 
 
 @pytest.mark.parametrize(
-    ("switches", "taken"),
+    ("first", "switches", "taken"),
     [
-        ([], "aaaa"),
-        ([(0, 1)], "bbbb"),
-        ([(2, 1)], "aabb"),
-        ([(1, 1), (1, 2)], "abbc"),
-        ([(0, 4), (0, 0)], "bbbb"),
+        (0, [], "aaaa"),
+        (4, [], "bbbb"),
+        (0, [(0, 0)], "abbb"),
+        (0, [(1, 1)], "aacc"),
+        (1, [(1, 0), (0, 2)], "bbab"),
     ],
 )
 def test_whoever_is_at_it_goes_on_but_for_the_switches(
-    switches: list[tuple[int, int]], taken: str
+    first: int, switches: list[tuple[int, int]], taken: str
 ) -> None:
-    choose = switching(switches)
+    choose = switching(first, switches)
 
     assert "".join(choose(READY).task for _ in taken) == taken
+
+
+def test_nobody_else_is_switched_to_if_nobody_else_is_ready() -> None:
+    choose = switching(2, [(0, 1), (0, 1)])
+
+    assert [choose(READY[:1]).task for _ in range(3)] == ["a"] * 3
 
 
 def test_what_a_transaction_does_can_be_read() -> None:

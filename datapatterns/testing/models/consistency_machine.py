@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
 from hypothesis.strategies import SearchStrategy
 from sqlalchemy import Engine, Table
 from sqlalchemy.exc import DBAPIError
@@ -24,19 +24,21 @@ from datapatterns.testing.models.transactions import (
     Begin,
     Row,
     Transaction,
+    Write,
     is_lost,
     row_writes,
     transactions,
 )
 
-STEPS = 8
+STEPS = 5
 """Rounds in an example unless ``TestCase.settings`` says otherwise."""
 
 
 def consistency_machine(  # noqa: PLR0913 -- a declaration, all but two by keyword
     thing: Any,  # noqa: ANN401 -- one of ours, or whatever answers as Derived
-    rows: Mapping[Any, SearchStrategy[Row]],
+    writes: Mapping[Any, SearchStrategy[Row]] | SearchStrategy[Write],
     *,
+    tables: Sequence[Any] = (),
     explorer: Explorer,
     engine: Engine | None = None,
     begin: Begin | None = None,
@@ -56,27 +58,40 @@ def consistency_machine(  # noqa: PLR0913 -- a declaration, all but two by keywo
     Args:
         thing: A `MaterializedView`, an `IndexTable`, a `DerivedTable`, a `DerivedCache` or
             another `Derived`; created, filled and ready.
-        rows: For each mapped class or table values by column name, the primary key among them.
-            Let keys be few, so that writers meet. These tables are emptied.
+        writes: For each mapped class or table values by column name, the primary key among
+            them. Let keys be few, so that writers meet. Or functions that take a connection and
+            write, with a ``repr`` that tells what.
+        tables: What to empty before each example; unless given, the keys of ``writes``.
         explorer: Makes the connections and chooses who goes next.
         engine: The explorer's, if there is one already.
         begin: Opens the transactions of writers; ``engine.begin`` unless given.
-        after: What the application does about each row in the transaction that has written it.
+        after: What the application does about each row in the transaction that has written it;
+            only for rows.
         writers_max: How many transactions may be open at the same time.
 
     Raises:
         TypeError: It is nothing that can be tested.
+        ValueError: There are functions that write, and no tables to empty.
     """
     gated = engine or explorer.engine()
     tested = derived(thing)
     chores = tested.chores(gated)
-    writing = st.lists(
-        transactions(row_writes(rows, after=after)), min_size=1, max_size=writers_max
-    )
+    if isinstance(writes, SearchStrategy):
+        statements, written = writes, [table_of(model) for model in tables]
+    else:
+        statements = row_writes(writes, after=after)
+        written = [table_of(model) for model in tables or writes]
+    if not written:
+        raise ValueError("say which tables these functions write: tables=[...]")
+    writing = _few(transactions(statements), writers_max)
     keeping = st.lists(st.sampled_from(sorted(chores)), max_size=3) if chores else st.just([])
 
     class Tested(ConsistencyMachine):
         subject = tested
+
+        @initialize(writes=st.lists(statements, max_size=3))
+        def fill(self, writes: list[Write]) -> None:
+            self.round([Transaction(writes, commits=True)] if writes else [])
 
         @rule(writers=writing, chores=keeping, first=st.integers(0, 3), switches=_switches)
         def concurrently(
@@ -86,14 +101,14 @@ def consistency_machine(  # noqa: PLR0913 -- a declaration, all but two by keywo
             first: int,
             switches: list[tuple[int, int]],
         ) -> None:
-            self.round(writers, chores, switches=[(0, first), *switches])
+            self.round(writers, chores, first=first, switches=switches)
 
     Tested.explorer, Tested.engine, Tested.begin = (
         explorer,
         gated,
         staticmethod(begin or gated.begin),
     )
-    Tested.empty = _deletes([table_of(model) for model in rows], gated)
+    Tested.empty = _deletes(written, gated)
     Tested.__name__ = Tested.__qualname__ = "Tested"
     return Tested
 
@@ -123,6 +138,7 @@ class ConsistencyMachine(Machine):
         writers: Sequence[Transaction],
         chores: Sequence[str] = (),
         *,
+        first: int = 0,
         switches: Sequence[tuple[int, int]] = (),
     ) -> Outcome:
         """Let writers and chores run at the same time, and return how that ended.
@@ -130,7 +146,8 @@ class ConsistencyMachine(Machine):
         Args:
             writers: Each becomes a task ``writer1``, ``writer2`` and so on.
             chores: Names of what the subject calls its chores.
-            switches: How many statements to go on, and then which of the others is next.
+            first: Who begins.
+            switches: After how many round trips to leave whoever is at it, and for which other.
 
         Raises:
             SpecError: One of them failed, other than by losing to a constraint or to another.
@@ -142,7 +159,7 @@ class ConsistencyMachine(Machine):
         kept = self.subject.chores(self.engine)
         for number, chore in enumerate(chores):
             tasks[chore if chore not in tasks else f"{chore}_{number}"] = kept[chore]
-        outcome = self.explorer.run(lambda: tasks, switching(switches))
+        outcome = self.explorer.run(lambda: tasks, switching(first, switches))
         self._latest = _told(writers, outcome)
         for name, error in outcome.errors.items():
             if not _has_lost(error):
@@ -159,33 +176,49 @@ class ConsistencyMachine(Machine):
             raise SpecError("it is not what its rows say", *differences, *self._latest)
 
 
-def switching(switches: Sequence[tuple[int, int]]) -> Chooser:
+def switching(first: int, switches: Sequence[tuple[int, int]]) -> Chooser:
     """Return a chooser that goes on with whoever is at it, but for ``switches``.
 
+    What shrinks, shrinks to fewer switches.
+
     Args:
-        switches: After how many statements to switch, counted from the last switch, and to which
-            of those that are ready, modulo their number. What shrinks, shrinks to fewer switches.
+        first: Who begins, modulo their number.
+        switches: After how many steps to switch, counted from the last switch, and to which of
+            the others that are ready, modulo their number.
     """
     left = iter(switches)
-    stay, pick = next(left, (0, 0))
+    stay, pick = next(left, _NEVER)
     last: str | None = None
 
     def choose(ready: Sequence[Gate]) -> Choice:
         nonlocal stay, pick, last
         ordered = in_order(ready, last)
-        if stay > 0:
-            stay -= 1
-            gate = ordered[0]
-        else:
-            gate = ordered[pick % len(ordered)]
-            stay, pick = next(left, (0, 0))
-        last = gate.task
-        return Choice(gate.task)
+        place = first % len(ordered) if last is None else 0
+        if last is not None and len(ordered) > 1:
+            if stay == 0:
+                place = 1 + pick % (len(ordered) - 1)
+                stay, pick = next(left, _NEVER)
+            else:
+                stay -= 1
+        last = ordered[place].task
+        return Choice(last)
 
     return choose
 
 
-_switches = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3)), max_size=6)
+def _few(writer: SearchStrategy[Transaction], most: int) -> SearchStrategy[list[Transaction]]:
+    # Lists of their own accord are mostly of one, and one writer meets nobody.
+    counts = [count for count in (1, 2, 2, 2, *range(3, most + 1)) if count <= most]
+    return st.sampled_from(counts).flatmap(
+        lambda count: st.lists(writer, min_size=count, max_size=count)
+    )
+
+
+_NEVER: Final = (-1, 0)
+# Most races need one or two switches, soon after somebody has begun.
+_switches = st.lists(
+    st.tuples(st.sampled_from([0, 1, 1, 2, 2, 3, 5]), st.integers(0, 2)), max_size=4
+)
 
 
 def _told(writers: Sequence[Transaction], outcome: Outcome) -> list[str]:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import new_class
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from sqlalchemy import Connection, Table, delete, inspect, select
 
@@ -16,6 +15,8 @@ from datapatterns.cqrs.redis_changes import Place
 from datapatterns.cqrs.redis_projecting import fold_changes
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.testing.models.purity import watched
+
+P = TypeVar("P", bound=AnyProjection)
 
 Pages: TypeAlias = Sequence[Sequence[RecordedEvent]]
 Contents: TypeAlias = dict[tuple[Hashable, ...], Any]
@@ -49,7 +50,7 @@ class InTable:
     def contents(self, pages: Pages, notice: Notice) -> Contents:
         """Apply each page as a runner does, on an instance of its own."""
         model = read_model_of(self.projection)
-        guarded = _guarded(self.projection, notice, into=self.projection.into)
+        guarded = _guarded(self.projection, notice)
         with _emptied(self.conn, [model.table]):
             for page in pages:
                 try:
@@ -105,13 +106,8 @@ def table_of(model: Any) -> Table:  # noqa: ANN401 -- a mapped class or a table
     return model if isinstance(model, Table) else inspect(model).local_table
 
 
-def _guarded(projection: type[Any], notice: Notice, **options: Any) -> type[Any]:  # noqa: ANN401
-    watching: type[AnyProjection] = new_class(
-        projection.__name__,
-        (projection,),
-        {"name": projection.name, "version": projection.version, **options},
-    )
-    watching.handlers = tuple(
+def _guarded(projection: type[P], notice: Notice) -> type[P]:
+    handlers = tuple(
         replace(
             handler,
             apply=watched(handler.apply, notice),
@@ -119,7 +115,14 @@ def _guarded(projection: type[Any], notice: Notice, **options: Any) -> type[Any]
         )
         for handler in projection.handlers
     )
-    return watching
+
+    def instance() -> P:
+        # Not of a subclass: what handlers keep in their class must be seen by the next page.
+        made = projection()
+        vars(made)["handlers"] = handlers
+        return made
+
+    return cast("type[P]", instance)
 
 
 @contextmanager
