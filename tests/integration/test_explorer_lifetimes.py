@@ -185,6 +185,22 @@ def test_branches_of_a_task_that_ask_at_once_are_refused(explorer: Explorer) -> 
     assert "a task of its own" in str(outcome.errors["task"])
 
 
+def test_a_coroutine_that_would_block_the_event_loop_is_refused(explorer: Explorer) -> None:
+    client = explorer.redis()
+
+    async def blocking() -> object:
+        return client.get("x")
+
+    async def in_a_thread() -> object:
+        return await asyncio.to_thread(client.get, "x")
+
+    refused, accepted = run(explorer, task=blocking), run(explorer, task=in_a_thread)
+
+    assert "would block its event loop" in str(refused.errors["task"])
+    assert not accepted.errors
+    assert "redis GET x" in str(accepted.story)
+
+
 def test_threads_that_a_task_starts_are_refused_unless_they_take_its_context_along(
     explorer: Explorer,
 ) -> None:

@@ -3,7 +3,6 @@
 # ruff: noqa: ANN401 -- options of SQLAlchemy, psycopg and redis-py
 
 import inspect
-import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -23,7 +22,7 @@ from datapatterns.testing.interleaving.postgres_gates import GatedConnection
 from datapatterns.testing.interleaving.results import Exploration, InterleavingError, Outcome
 from datapatterns.testing.interleaving.scheduler import Scheduler
 from datapatterns.testing.interleaving.stage import Stage
-from datapatterns.testing.interleaving.story import sqlstate_of
+from datapatterns.testing.interleaving.tally import Tally
 from datapatterns.testing.interleaving.tasks import State, Task
 from datapatterns.testing.interleaving.tokens import check_names, from_token, to_token
 from datapatterns.testing.interleaving.virtual_time import VirtualClock
@@ -38,7 +37,6 @@ Invariant = Callable[[Outcome], Any]
 """Looks at what a schedule has left, ungated; raises AssertionError or returns False if wrong."""
 
 SCHEDULES_MAX = 10_000
-_DEADLOCK = "40P01"
 
 
 class Explorer:
@@ -256,7 +254,7 @@ class Explorer:
             ValueError: It is no token.
         """
         return self._checked(
-            scenario, replaying(from_token(token)), invariant, allowed_errors, _Tally()
+            scenario, replaying(from_token(token)), invariant, allowed_errors, Tally()
         )
 
     def check(
@@ -272,7 +270,7 @@ class Explorer:
         Raises:
             InterleavingError: It does not hold, or a task has failed.
         """
-        return self._checked(scenario, schedule, invariant, allowed_errors, _Tally())
+        return self._checked(scenario, schedule, invariant, allowed_errors, Tally())
 
     def run(self, scenario: Scenario, schedule: Chooser | Plan) -> Outcome:
         """Run one schedule and return how it ended.
@@ -300,8 +298,8 @@ class Explorer:
         return _outcome(tasks, scheduler)
 
     @contextmanager
-    def _tally(self) -> Iterator["_Tally"]:
-        tally = _Tally()
+    def _tally(self) -> Iterator[Tally]:
+        tally = Tally()
         try:
             yield tally
         finally:
@@ -312,7 +310,7 @@ class Explorer:
         scenario: Scenario,
         invariant: Invariant,
         allowed_errors: tuple[type[BaseException], ...],
-        tally: "_Tally",
+        tally: Tally,
     ) -> Exploration:
         choices = self._replay or []
         # A run of many tests replays one of them: the token's tasks tell which.
@@ -326,7 +324,7 @@ class Explorer:
         schedule: Chooser | Plan,
         invariant: Invariant,
         allowed_errors: tuple[type[BaseException], ...],
-        tally: "_Tally",
+        tally: Tally,
     ) -> Outcome:
         outcome = self.run(scenario, schedule)
         tally.add(outcome)
@@ -354,30 +352,6 @@ class Explorer:
     def _called(self, function: Callable[..., Any], *args: Any) -> Any:
         made = function(*args)
         return self._loop.wait_for(made) if inspect.iscoroutine(made) else made
-
-
-class _Tally:
-    """What has been run so far."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self.schedules = self._blocked_steps = self._deadlocks = 0
-        self.exhausted = False
-
-    def add(self, outcome: Outcome) -> None:
-        self.schedules += 1
-        self._blocked_steps += outcome.story.blocked_steps
-        errors = outcome.errors.values()
-        self._deadlocks += sum(sqlstate_of(error) == _DEADLOCK for error in errors)
-
-    def exploration(self) -> Exploration:
-        return Exploration(
-            schedules=self.schedules,
-            exhausted=self.exhausted,
-            blocked_steps=self._blocked_steps,
-            deadlocks=self._deadlocks,
-            seconds=time.monotonic() - self._began,
-        )
 
 
 def _outcome(tasks: Mapping[str, Task], scheduler: Scheduler) -> Outcome:

@@ -147,6 +147,11 @@ class Task:
         """Park this thread at a gate; return the fault that the scheduler has chosen."""
         if self.dead:
             return Fault.CRASH
+        if self.thread is None and _in_a_loop():
+            raise RuntimeError(
+                f"{self.name!r} is a coroutine, and {gate.label!r} would block its event loop and "
+                "every other task in it; use async_engine() or async_redis()"
+            )
         turn = threading.Event()
         self._park(gate, turn.set)
         turn.wait()
@@ -304,6 +309,14 @@ def in_flight() -> Iterator[None]:
         yield
     finally:
         task.in_flight -= 1
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _resolve(turn: "asyncio.Future[None]") -> None:
