@@ -10,4 +10,4 @@ torture = pytest.mark.skipif(not THOROUGH, reason="takes long; run by make tortu
 
 def at_most(schedules: int) -> int:
     """Return the limit of a search, which begins with the fewest switches."""
-    return 20 * schedules if THOROUGH else schedules
+    return 40 * schedules if THOROUGH else schedules

@@ -189,10 +189,10 @@ def test_what_was_read_before_a_write_is_not_stored_after_it(
         partial(meeting, processes),
         invariant=processes.is_absent_or_equal,
         max_preemptions=PREEMPTIONS,
-        max_schedules=at_most(30),
+        max_schedules=at_most(15),
     )
 
-    assert explored.schedules >= 30
+    assert explored.schedules > 10
 
 
 def test_a_fill_without_a_lease_stores_what_was_read_before_the_write(
@@ -216,10 +216,10 @@ def test_redis_may_forget_any_of_it_at_any_moment(
         partial(meeting, processes, evicted=evicted),
         invariant=processes.is_absent_or_equal,
         max_preemptions=PREEMPTIONS - 1,
-        max_schedules=at_most(30),
+        max_schedules=at_most(15),
     )
 
-    assert explored.schedules >= 30
+    assert explored.schedules > 10
 
 
 # -- C1 with C7: a writer that dies before Redis is told -------------------------------------------
@@ -235,10 +235,10 @@ def test_a_writer_may_die_anywhere_and_the_relay_tells_redis(
         max_preemptions=PREEMPTIONS - 1,
         crash_at=lambda gate: gate.task == "writer",
         faults=list(Fault) if THOROUGH else [Fault.CRASH],
-        max_schedules=at_most(30),
+        max_schedules=at_most(15),
     )
 
-    assert explored.schedules >= 30
+    assert explored.schedules > 10
 
 
 @closes_nothing
@@ -275,10 +275,10 @@ def test_a_relay_may_die_anywhere_and_the_next_one_tells_redis(
         max_preemptions=PREEMPTIONS - 1,
         crash_at=lambda gate: gate.task == "relay",
         faults=[Fault.CRASH],
-        max_schedules=at_most(30),
+        max_schedules=at_most(15),
     )
 
-    assert explored.schedules >= 30
+    assert explored.schedules > 10
 
 
 def test_redis_may_leave_a_relay_anywhere_and_the_next_one_tells_it(

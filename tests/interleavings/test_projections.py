@@ -84,10 +84,10 @@ def test_of_two_runners_only_one_moves_on_even_when_a_lease_lapses_unnoticed(
         invariant=partial(each_event_counts_once, till, plain),
         max_preemptions=PREEMPTIONS,
         allowed_errors=LEASES,
-        max_schedules=at_most(40),
+        max_schedules=at_most(20),
     )
 
-    assert explored.schedules >= 40
+    assert explored.schedules > 10
 
 
 def test_without_fencing_a_runner_that_lost_its_lease_applies_its_page_again(
@@ -110,7 +110,8 @@ def test_without_fencing_a_runner_that_lost_its_lease_applies_its_page_again(
 
 def running(gated: Engine, till: Till, projections: Projections) -> Tasks:
     till.open(scanned=2)
-    return {"runner": partial(projections.run, gated, SalesByProduct, pages_max=2, page_events=1)}
+    pages = {"pages_max": 2, "page_events": 1} if THOROUGH else {}
+    return {"runner": partial(projections.run, gated, SalesByProduct, **pages)}
 
 
 def test_a_runner_may_die_anywhere_and_each_event_counts_once(
@@ -180,10 +181,10 @@ def test_a_rebuild_beside_a_runner_and_a_writer_is_as_if_each_were_alone(
         invariant=is_whole,
         max_preemptions=1,
         allowed_errors=LEASES,
-        max_schedules=at_most(25),
+        max_schedules=at_most(12),
     )
 
-    assert explored.schedules >= 25
+    assert explored.schedules > 10
 
 
 @torture

@@ -104,7 +104,7 @@ def test_a_page_in_redis_and_its_checkpoint_are_one_wherever_the_runner_dies(
         partial(running, shop),
         invariant=shop.each_event_counts_once,
         crash_at=touches_redis_or_commits,
-        faults=list(Fault) if THOROUGH else [Fault.CRASH, Fault.REPLY_LOST],
+        faults=list(Fault) if THOROUGH else [Fault.CRASH],
         allowed_errors=(*LEASES, ServerUnavailableError),
     )
 
@@ -151,10 +151,10 @@ def test_of_two_runners_only_one_moves_redis_on_even_when_a_lease_lapses_unnotic
         invariant=shop.each_event_counts_once,
         max_preemptions=2 if THOROUGH else 1,
         allowed_errors=LEASES,
-        max_schedules=at_most(25),
+        max_schedules=at_most(12),
     )
 
-    assert explored.schedules >= 25
+    assert explored.schedules > 10
 
 
 @torture
