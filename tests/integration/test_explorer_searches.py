@@ -332,7 +332,7 @@ def test_what_a_test_run_overrides_reaches_every_search(
 def test_whoever_sleeps_lets_others_go_first_and_time_passes_for_nobody_else(
     explorer: Explorer, reset: Reset, free: Free
 ) -> None:
-    engine, clock = explorer.engine(), explorer.clock
+    engine, async_engine, clock = explorer.engine(), explorer.async_engine(), explorer.clock
 
     def poll() -> float:
         while True:
@@ -343,8 +343,8 @@ def test_whoever_sleeps_lets_others_go_first_and_time_passes_for_nobody_else(
 
     async def nap() -> float:
         await clock.sleep_async(180)
-        with engine.begin() as conn:
-            conn.execute(text("UPDATE seats SET free = 0 WHERE seat = 'a'"))
+        async with async_engine.begin() as conn:
+            await conn.execute(text("UPDATE seats SET free = 0 WHERE seat = 'a'"))
         return clock.monotonic()
 
     def scenario() -> Tasks:
