@@ -261,6 +261,7 @@ def test_a_subscriber_waits_without_hindering_anybody(explorer: Explorer) -> Non
     def listen() -> object:
         with client.pubsub(ignore_subscribe_messages=True) as pubsub:
             pubsub.subscribe("news")
+            client.get("x")  # before the answer to SUBSCRIBE is read
             return next(each["data"] for each in pubsub.listen() if each["type"] == "message")
 
     outcome = explorer.run(
