@@ -57,6 +57,10 @@ def test_packed_commands_come_in_pieces() -> None:
             "deadlock, broken by the server: DeadlockDetected: deadlock detected (40P01)",
         ),
         (psycopg.OperationalError("gone"), "OperationalError: gone"),
+        (
+            psycopg.errors.SerializationFailure("could not serialize access"),
+            "serialization failure: SerializationFailure: could not serialize access (40001)",
+        ),
     ],
 )
 def test_an_error_is_told_by_the_servers_name_for_it(error: Exception, told: str) -> None:
