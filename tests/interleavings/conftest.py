@@ -1,13 +1,11 @@
 """The stage on which designs and our own patterns meet."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 import pytest
 from redis import Redis
-from sqlalchemy import URL, Engine, create_engine, event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from datapatterns.testing import Databases
@@ -46,17 +44,13 @@ def plain(stage_url: URL) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def gated(explorer: Explorer) -> Engine:
     """For tasks."""
-    engine = explorer.engine()
-    let_nobody_inherit(engine)
-    return engine
+    return explorer.engine()
 
 
 @pytest.fixture(scope="module")
 def gated_async(explorer: Explorer) -> AsyncEngine:
     """For asynchronous tasks."""
-    engine = explorer.async_engine()
-    let_nobody_inherit(engine.sync_engine)
-    return engine
+    return explorer.async_engine()
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +66,3 @@ def stage(
             redis=explorer.redis(decode_responses=True),
             plain=plain,
         )
-
-
-def let_nobody_inherit(engine: Engine) -> None:
-    """Keep the connections of a task that died from the living: its pool would have died, too."""
-
-    @event.listens_for(engine, "checkout")
-    def look(connection: psycopg.Connection[Any], _record: object, _proxy: object) -> None:
-        if connection.closed:
-            raise DisconnectionError

@@ -90,6 +90,7 @@ def test_of_two_runners_only_one_moves_on_even_when_a_lease_lapses_unnoticed(
     assert explored.schedules > 10
 
 
+@torture
 def test_without_fencing_a_runner_that_lost_its_lease_applies_its_page_again(
     explorer: Explorer, gated: Engine, plain: Engine, till: Till, projections: Projections
 ) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import URL, Connection, Engine, create_engine, event, select, text
+from sqlalchemy.exc import DisconnectionError
 
 from datapatterns.errors import StaleShardMapError
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing import Databases, ManualClock
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
 from tests.fixtures.shard_model import Basket, create_tables, households, named
-from tests.interleavings.conftest import let_nobody_inherit
 from tests.interleavings.designs.design import Tasks, is_commit
 from tests.interleavings.effort import THOROUGH, at_most
 from tests.interleavings.guards import function_without
@@ -48,13 +48,8 @@ class Move:
         self.source = shard_map.shard_of(KEY)
         self.target = next(shard for shard in self.urls if shard != self.source)
         self._source, self._target = (
-            self._gated(self.explorer.engine(self.urls[shard]))
-            for shard in (self.source, self.target)
+            self.explorer.engine(self.urls[shard]) for shard in (self.source, self.target)
         )
-
-    def _gated(self, engine: Engine) -> Engine:
-        let_nobody_inherit(engine)
-        return engine
 
     def begin(self) -> None:
         """Begin a schedule: the source owns the bucket and one basket in it; routers know."""
@@ -179,7 +174,10 @@ def gate(engine: Engine, explorer: Explorer, url: URL) -> None:
     def connect(_dialect: object, _record: object, _args: object, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 -- the driver's
         return explorer.connect(url, context=kwargs.get("context"))
 
-    let_nobody_inherit(engine)
+    @event.listens_for(engine, "checkout")
+    def look(connection: Any, _record: object, _proxy: object) -> None:  # noqa: ANN401 -- psycopg's
+        if connection.closed:  # its task has died, and nobody inherits from it
+            raise DisconnectionError
 
 
 def moving(move: Move) -> Tasks:
