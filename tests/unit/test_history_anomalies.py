@@ -44,6 +44,21 @@ EXACTLY = {
         ),
         {"G1c"},
     ),
+    "circular information flow over an append that nobody read": (
+        at_once(
+            ok(append("x", 1), read("y", 1)), ok(append("x", 2), append("y", 1)), ok(read("x", 1))
+        ),
+        {"G1c", "G-single"},
+    ),
+    "write skew of three": (
+        at_once(
+            ok(read("x"), append("z", 1)),
+            ok(append("x", 1), append("y", 1)),
+            ok(read("y", 1), read("z")),
+            ok(read("x", 1), read("z", 1)),
+        ),
+        {"G2-item"},
+    ),
     "read skew": (
         at_once(ok(append("x", 1), append("y", 1)), ok(read("x"), read("y", 1)), ok(read("x", 1))),
         {"G-single"},
