@@ -218,6 +218,24 @@ def test_a_trigger_that_is_right_passes(explorer: Explorer, url: URL) -> None:
     run(consistency_machine(TOTALS, ITEMS, explorer=explorer))
 
 
+def test_a_table_that_nobody_keeps_lacks_rows(explorer: Explorer) -> None:
+    message = found(consistency_machine(TOTALS, FEW_ITEMS, explorer=explorer))
+
+    assert message.startswith("it is not what its rows say\nmissing: ('a', ")
+
+
+def test_a_refresh_that_fails_is_told_with_its_story(explorer: Explorer) -> None:
+    refreshed = DerivedTable(
+        TOTALS.table, TOTALS.query, lambda conn: conn.execute(text("SELECT 1"))
+    )
+    machine = consistency_machine(refreshed, FEW_ITEMS, explorer=explorer)()
+    failing = DerivedTable(TOTALS.table, TOTALS.query, lambda conn: conn.execute(text("SELECT x")))
+    machine.subject = failing
+
+    with pytest.raises(SpecError, match=r"(?s)refresh raised ProgrammingError.*SELECT x"):
+        machine.round([], ["refresh"])
+
+
 def index_by_hand(conn: Connection, key: Hashable, *, forget_the_old: bool) -> None:
     if forget_the_old:
         conn.execute(delete(ItemByGroup).where(ItemByGroup.id == key))

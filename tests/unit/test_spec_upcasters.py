@@ -168,6 +168,13 @@ def test_what_is_recorded_today_is_read_tomorrow(tmp_path: Path) -> None:
     assert assert_upcasters(folder, types=tomorrow) == 3
 
 
+def test_what_was_recorded_before_stays_in_its_file(tmp_path: Path) -> None:
+    record_corpus(tmp_path, [Scanned(7, 149, [])], types=third_version())
+    record_corpus(tmp_path, [Scanned(8, 1, [])], types=third_version())
+
+    assert [payload.data["product"] for payload in read_corpus(tmp_path)] == [7, 8]
+
+
 def test_what_a_store_has_returned_is_recorded_in_the_version_it_has(tmp_path: Path) -> None:
     old = NewEvent("item.scanned", {"product": 7, "price": 1.49})
     record_corpus(tmp_path, [old, Scanned(7, 149, [])], types=third_version())
