@@ -9,10 +9,11 @@ from functools import partial
 
 import pytest
 
-from datapatterns.testing.interleaving import Explorer, InterleavingError
+from datapatterns.testing.interleaving import Explorer, InterleavingError, Outcome
 from tests.interleavings.designs import DESIGNS
+from tests.interleavings.designs.counts import COUNTS
 from tests.interleavings.designs.design import Design, Stage, Tasks
-from tests.interleavings.effort import THOROUGH
+from tests.interleavings.effort import THOROUGH, torture
 
 MAX_SCHEDULES = 20_000
 EXAMPLES = 150
@@ -82,7 +83,7 @@ def test_nothing_is_wrong_with_a_right_design(name: str, explorer: Explorer, sta
     explored = explorer.explore(
         partial(scenario, stage, design),
         invariant=partial(design.check, stage),
-        max_preemptions=design.search.preemptions if THOROUGH else design.everyday_preemptions,
+        max_preemptions=design.everyday_preemptions,
         crash_at=design.search.fault_at,
         faults=design.search.faults,
         allowed_errors=design.allowed_errors,
@@ -90,6 +91,31 @@ def test_nothing_is_wrong_with_a_right_design(name: str, explorer: Explorer, sta
     )
 
     assert explored.exhausted
+
+
+@torture
+@pytest.mark.parametrize("name", DESIGNS)
+def test_the_search_is_the_same_every_time(name: str, explorer: Explorer, stage: Stage) -> None:
+    design, broken = DESIGNS[name], 0
+
+    def count(outcome: Outcome) -> None:
+        nonlocal broken
+        try:
+            design.check(stage, outcome)
+        except AssertionError:
+            broken += 1
+
+    explored = explorer.explore(
+        partial(scenario, stage, design),
+        invariant=count,
+        max_preemptions=design.search.preemptions,
+        crash_at=design.search.fault_at,
+        faults=design.search.faults,
+        allowed_errors=design.allowed_errors,
+        max_schedules=MAX_SCHEDULES,
+    )
+
+    assert (explored.schedules, broken) == COUNTS[name]
 
 
 @pytest.mark.parametrize("seed", range(20 if THOROUGH else 1))
