@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -461,3 +461,49 @@ def test_an_unexpected_error_of_a_task_is_a_finding_unless_it_is_allowed(
     assert explorer.explore(
         lambda: {"task": task}, invariant=lambda _: True, allowed_errors=(KeyError,)
     ).exhausted
+
+
+def test_a_search_that_would_explore_nothing_or_an_unknown_fault_is_refused(
+    explorer: Explorer,
+) -> None:
+    def explore(**bounds: Any) -> None:  # noqa: ANN401 -- of several kinds
+        explorer.explore(lambda: {"task": lambda: None}, invariant=lambda _: True, **bounds)
+
+    for limit in (0, -1):
+        with pytest.raises(ValueError, match="would explore nothing"):
+            explore(max_schedules=limit)
+    with pytest.raises(ValueError, match="boom"):
+        explore(crash_at=lambda _: True, faults=["boom"])
+
+
+def test_a_token_that_goes_on_after_the_tasks_have_ended_is_refused(
+    explorer: Explorer, racing: Callable[[], Tasks]
+) -> None:
+    with pytest.raises(DivergedError, match="all tasks have ended, and 2 steps"):
+        explorer.replay("alice*3.bob*5", racing, invariant=lambda _: True)
+
+
+def test_what_never_runs_is_a_finding(explorer: Explorer) -> None:
+    def generator() -> Iterator[int]:
+        yield 1
+
+    def nested() -> None:
+        explorer.run(dict, Schedule())
+
+    for task, told in ((generator, "never ran"), (nested, "runs a schedule already")):
+        with pytest.raises(InterleavingError, match=told):
+            explorer.explore({"task": task}.copy, invariant=lambda _: True)
+
+
+def test_an_assertion_of_a_task_that_a_fault_befalls_is_a_finding(explorer: Explorer) -> None:
+    client: Any = explorer.redis(retry=None)
+
+    def task() -> None:
+        try:
+            client.incr("x")
+        except Exception as error:
+            raise AssertionError("told") from error
+
+    with pytest.raises(InterleavingError, match="AssertionError: told") as caught:
+        explorer.explore(lambda: {"task": task}, invariant=lambda _: True, crash_at=lambda _: True)
+    assert isinstance(caught.value.__cause__, AssertionError)

@@ -10,6 +10,7 @@ loop that polls cannot keep a search busy for ever (the same, "Fair Stateless Mo
 PLDI 2008).
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -95,19 +96,29 @@ def in_order(ready: Sequence[Gate], last: str | None) -> list[Gate]:
     return sorted(ready, key=lambda gate: (gate not in free, gate.yields, gate.task != last))
 
 
-def replaying(choices: Iterable[Choice]) -> Chooser:
-    """Return a chooser that takes exactly these choices."""
-    left = iter(choices)
+class Replaying:
+    """Takes exactly these choices, in their order."""
 
-    def choose(ready: Sequence[Gate]) -> Choice:
-        choice = next(left, None)
-        if choice is None:
+    def __init__(self, choices: Iterable[Choice]) -> None:
+        self._left = deque(choices)
+
+    def __call__(self, ready: Sequence[Gate], /) -> Choice:
+        """Return the next of them."""
+        if not self._left:
             raise UnreadyError(f"the schedule has ended, and {names_of(ready)} could go on")
+        choice = self._left.popleft()
         if choice.task not in {gate.task for gate in ready}:
             raise UnreadyError(f"{choice.task!r} is not ready, only {names_of(ready)}")
         return choice
 
-    return choose
+    def left(self) -> int:
+        """Return how many have not been taken yet."""
+        return len(self._left)
+
+
+def replaying(choices: Iterable[Choice]) -> Chooser:
+    """Return a chooser that takes exactly these choices."""
+    return Replaying(choices)
 
 
 def picking(

@@ -3,6 +3,7 @@
 # ruff: noqa: ANN401 -- options of SQLAlchemy, psycopg and redis-py
 
 import inspect
+import threading
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -80,6 +81,7 @@ class Explorer:
         self._replay = None if replay is None else from_token(replay)
         self._preemptions, self._examples = preemptions, examples
         self._report = report or (lambda _: None)
+        self._running = threading.Lock()
         self._stage, self._loop = Stage(), LoopThread()
         self._connections = Connections(self._stage, self._loop)
         self.clock = VirtualClock()
@@ -169,9 +171,11 @@ class Explorer:
             DivergedError: They do not do the same each time.
             SearchTooLargeError: There are more than 10,000 schedules within the bounds.
         """
+        if max_schedules is not None and max_schedules < 1:
+            raise ValueError(f"max_schedules={max_schedules} would explore nothing")
         search = BoundedSearch(
             max_preemptions=max_preemptions if self._preemptions is None else self._preemptions,
-            faults=tuple(faults) if crash_at else (),
+            faults=[Fault(each) for each in faults] if crash_at else (),
             max_faults=max_faults,
             fault_at=crash_at or (lambda _: True),
         )
@@ -227,10 +231,16 @@ class Explorer:
         with self._tally() as tally:
             if self._replay is not None:
                 return self._replayed(scenario, invariant, allowed_errors, tally)
-            steps = len(from_token(attempt(Schedule()).token))
+            first = attempt(Schedule())
+            steps = len(from_token(first.token))
             found = first_failing(
                 attempt,
-                schedules(steps=steps + steps // 4 + 1, crash_at=crash_at, faults=faults),
+                schedules(
+                    steps=steps + steps // 4 + 1,
+                    tasks=len(first.story.tasks),
+                    crash_at=crash_at,
+                    faults=faults,
+                ),
                 examples=examples if self._examples is None else self._examples,
                 with_seed=seed,
             )
@@ -279,6 +289,17 @@ class Explorer:
             scenario: Prepares it and returns its tasks.
             schedule: A value of `schedules`, or what decides at each step which gate is opened.
         """
+        if not self._running.acquire(blocking=False):
+            raise RuntimeError(
+                "this explorer runs a schedule already; a task, a scenario or another thread that "
+                "explores needs an explorer of its own"
+            )
+        try:
+            return self._run(scenario, schedule)
+        finally:
+            self._running.release()
+
+    def _run(self, scenario: Scenario, schedule: Chooser | Plan) -> Outcome:
         choose = schedule if callable(schedule) else schedule.chooser()
         self.clock.restart()
         functions: Tasks = self._called(scenario)
@@ -329,7 +350,9 @@ class Explorer:
         outcome = self.run(scenario, schedule)
         tally.add(outcome)
         if broken := self._broken(outcome, invariant, allowed_errors):
-            raise InterleavingError(broken, outcome, schedules=tally.schedules)
+            # With what a task has raised, its traceback is told, too.
+            cause = next(iter(outcome.errors.values()), None)
+            raise InterleavingError(broken, outcome, schedules=tally.schedules) from cause
         return outcome
 
     def _broken(
@@ -340,7 +363,8 @@ class Explorer:
     ) -> str:
         for name, error in outcome.errors.items():
             # Whom a fault has befallen may fail; what it leaves behind may not be wrong.
-            if name not in outcome.faults and not isinstance(error, allowed_errors):
+            is_excused = name in outcome.faults and not isinstance(error, AssertionError)
+            if not is_excused and not isinstance(error, allowed_errors):
                 return f"{name} raised {type(error).__name__}: {error}"
         try:
             verdict = self._called(invariant, outcome)

@@ -25,8 +25,8 @@ T = TypeVar("T")
 # What a session remembers after a transaction. Functions can hide it; locks are asked for, too.
 _LEAVES_TRACES = re.compile(
     r"^\s*(set(?!\s+(local|transaction|constraints))|reset|discard|listen|unlisten|load"
-    r"|prepare(?!\s+transaction)|create\s+(local\s+|global\s+)?temp)\b"
-    r"|\bset_config\s*\(|\bpg_(try_)?advisory_lock|\binto\s+temp|\bwith\s+hold\b",
+    r"|prepare(?!\s+transaction)|create\s+(local\s+|global\s+)?temp(orary)?)\b"
+    r"|\bset_config\s*\(|\bpg_(try_)?advisory_lock|\binto\s+temp(orary)?\b|\bwith\s+hold\b",
     re.IGNORECASE,
 )
 

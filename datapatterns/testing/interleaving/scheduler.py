@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, NoReturn
 
-from datapatterns.testing.interleaving.choosing import Choice, Chooser, Gate, UnreadyError
+from datapatterns.testing.interleaving.choosing import (
+    Choice,
+    Chooser,
+    Gate,
+    Replaying,
+    UnreadyError,
+)
 from datapatterns.testing.interleaving.diagnosis import backends_of, why_stuck
 from datapatterns.testing.interleaving.loop import LoopThread
 from datapatterns.testing.interleaving.pausing import pass_gate, pass_gate_async
@@ -29,6 +35,8 @@ _LOOK_GROWTH = 1.5
 _FAREWELL_SECONDS = 2.0
 # Who waits for a lock, looks for a deadlock after its deadlock_timeout; this much is granted.
 _DEADLOCK_LOOK_SECONDS = 0.004
+
+_UNFINISHED = "a task is a function or a coroutine function; what it has returned never ran"
 
 
 class Scheduler:
@@ -83,6 +91,7 @@ class Scheduler:
                 self._settled(starting=True)
             while ready := self._settled():
                 self._open_one(ready)
+            self._check_that_all_was_told()
         finally:
             self._bury()
             self._stage.insiders.clear()
@@ -104,6 +113,12 @@ class Scheduler:
         self.story.add(task.name, task.last_label, Happening.STEP, choice.fault)
         with self._board.changed:
             task.open(choice.fault)
+
+    def _check_that_all_was_told(self) -> None:
+        if isinstance(self._choose, Replaying) and (more := self._choose.left()):
+            self._give_up(
+                DivergedError, f"all tasks have ended, and {more} steps of the schedule are left"
+            )
 
     def _give_up(self, kind: type[ScheduleError], reason: str) -> NoReturn:
         self._tell()
@@ -149,6 +164,8 @@ class Scheduler:
         else:
             if inspect.iscoroutine(result):  # a lambda that calls a coroutine function
                 self._start_async(task, lambda: result)
+            elif _is_unfinished(result):
+                self._end(task, State.FAILED, error=TypeError(_UNFINISHED))
             else:
                 self._end(task, State.DONE, result=result)
 
@@ -158,6 +175,8 @@ class Scheduler:
             if self._start_gate and function is task.function:
                 await pass_gate_async(Gate(task.name, "start", in_server=False))
             result = await function()
+            if _is_unfinished(result):
+                raise TypeError(_UNFINISHED)  # noqa: TRY301 -- as if it had raised it
         except TaskCrashed:
             self._end(task, State.CRASHED)
         except BaseException as error:  # noqa: BLE001 -- a task's error is an outcome
@@ -285,6 +304,11 @@ class Scheduler:
         """Wait for a move for so long; return whether there was one."""
         with self._board.changed:
             return self._board.changed.wait_for(lambda: self._board.moves != moves, timeout=seconds)
+
+
+def _is_unfinished(result: object) -> bool:
+    kinds = (inspect.isgenerator, inspect.isasyncgen, inspect.isawaitable)
+    return any(is_one(result) for is_one in kinds)
 
 
 def _left_to_look_for_deadlocks(moving: Sequence[Task]) -> float:

@@ -14,7 +14,6 @@ from datapatterns.testing.interleaving.results import InterleavingError
 T = TypeVar("T")
 
 _SWITCHES_MAX = 6
-_TASKS_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,7 @@ class Schedule:
 def schedules(
     *,
     steps: int = 40,
+    tasks: int = 4,
     crash_at: Callable[[Gate], bool] | None = None,
     faults: Collection[Fault] = tuple(Fault),
 ) -> st.SearchStrategy[Schedule]:
@@ -46,14 +46,15 @@ def schedules(
 
     Args:
         steps: About how many round trips all tasks make together.
+        tasks: How many tasks there are, at most.
         crash_at: At which gates a fault may happen; unless given, at none.
         faults: Which ones, at most one in each schedule.
     """
     at = st.integers(0, max(0, steps - 1))
-    switches = st.dictionaries(at, st.integers(1, _TASKS_MAX - 1), max_size=_SWITCHES_MAX)
+    switches = st.dictionaries(at, st.integers(1, max(1, tasks - 1)), max_size=_SWITCHES_MAX)
     if crash_at is None:
         return switches.map(Schedule)
-    befalls = st.dictionaries(at, st.sampled_from(list(faults)), max_size=1)
+    befalls = st.dictionaries(at, st.sampled_from([Fault(each) for each in faults]), max_size=1)
     return st.builds(Schedule, switches, befalls, st.just(crash_at))
 
 
