@@ -164,7 +164,70 @@ EXACTLY = {
     ),
     "two reads of one transaction differ": (
         at_once(ok(append("x", 1)), ok(read("x"), read("x", 1))),
-        {"internal"},
+        {"internal", "G-single"},
+    ),
+    "second of two reads is of what was rolled back": (
+        at_once(rolled_back(append("x", 1)), ok(read("x"), read("x", 1))),
+        {"internal", "G1a"},
+    ),
+    "second of two reads is of what was not finished": (
+        at_once(
+            ok(append("x", 1), append("x", 2)),
+            ok(read("x"), read("x", 1)),
+            ok(read("x", 1, 2)),
+        ),
+        {"internal", "G1b", "G-single"},
+    ),
+    "circular information flow by the second of two reads": (
+        at_once(
+            ok(append("x", 1), read("y"), read("y", 1)),
+            ok(append("y", 1), read("x"), read("x", 1)),
+        ),
+        {"internal", "G1c"},
+    ),
+    "lost update prevented by reading once more": (
+        at_once(
+            ok(append("x", 1)), ok(read("x"), read("x", 1), append("x", 2)), ok(read("x", 1, 2))
+        ),
+        {"internal", "G-single"},
+    ),
+    "dirty read of what was replaced": (
+        in_turn(
+            rolled_back(append("x", 1)), ok(read("x", 1)), ok(append("x", 2)), ok(read("x", 2))
+        ),
+        {"G1a", "incompatible-order"},
+    ),
+    "write order, and a dirty read as long as the versions": (
+        then(
+            in_turn(ok(append("x", 2)), ok(append("x", 3)), ok(read("x", 2, 3))),
+            in_turn(rolled_back(append("x", 1)), ok(read("x", 1)), processes=[3, 3]),
+        ),
+        {"G1a", "incompatible-order"},
+    ),
+    "circular information flow over a dirty read": (
+        at_once(
+            rolled_back(append("x", 1)),
+            ok(append("x", 2), read("y", 1)),
+            ok(append("y", 1), read("x", 1, 2)),
+            ok(read("x", 2)),
+            ok(read("x", 2, 3)),
+            ok(append("x", 3)),
+            ok(read("x", 2, 3, 4)),
+            ok(append("x", 4)),
+        ),
+        {"G1a", "G1c", "incompatible-order"},
+    ),
+    "unfinished half of an own append": (
+        then(
+            at_once(ok(append("x", 1), append("x", 2))),
+            in_turn(ok(read("x", 1)), processes=[0]),
+        ),
+        {
+            "G1b",
+            "G-single",
+            "read-your-writes-violation",
+            "stale-read",
+        },
     ),
     "value from nowhere": (at_once(ok(read("x", 9))), {"garbage-read"}),
     "value twice": (at_once(ok(append("x", 1)), ok(read("x", 1, 1))), {"duplicate-elements"}),
@@ -208,6 +271,11 @@ def test_what_some_order_explains_is_no_anomaly(name: str) -> None:
         ("value from nowhere", "read-uncommitted"),
         ("write cycle", "read-uncommitted"),
         ("aborted read", "read-committed"),
+        ("dirty read of what was replaced", "read-committed"),
+        ("second of two reads is of what was rolled back", "read-committed"),
+        ("second of two reads is of what was not finished", "read-committed"),
+        ("circular information flow by the second of two reads", "read-committed"),
+        ("two reads of one transaction differ", "snapshot-isolation"),
         ("circular information flow", "read-committed"),
         ("read skew", "snapshot-isolation"),
         ("lost update", "snapshot-isolation"),

@@ -138,7 +138,7 @@ def _check(transactions: Sequence[Transaction], limit: int) -> HistoryReport:
 
     def tell(anomaly: str, numbers: Sequence[int], text: str) -> None:
         if len(witnesses[anomaly]) < limit:
-            involved = [transactions[number] for number in numbers]
+            involved = [transactions[number] for number in dict.fromkeys(numbers)]
             lines = [*map(describe, involved), text]
             ids = tuple(each.invoked for each in involved)
             witnesses[anomaly].append(Witness(anomaly, ids, "\n".join(lines)))

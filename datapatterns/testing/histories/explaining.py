@@ -88,6 +88,9 @@ def _read_after_write(
                     yield f"{other} read {one}'s {value!r} from {key!r} (wr)"
                 if writer != NOBODY:
                     break
+        for reader, writer, value in order.strays:
+            if (reader, writer) == (target, source):
+                yield f"{other} read {one}'s {value!r} from {key!r} (wr)"
 
 
 def _write_after_read(

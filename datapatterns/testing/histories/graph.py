@@ -102,6 +102,13 @@ def _add_list(out: list[list[int]], order: ListOrder) -> None:
     for number, following in pairwise(writers):
         if number != following:
             out[number].append(following << KIND_BITS | Kind.WW)
+    complete = _add_reads(out, order)
+    if order.unseen:
+        _add_unseen(out, order.unseen, writers[-1:], complete)
+
+
+def _add_reads(out: list[list[int]], order: ListOrder) -> list[int]:
+    """Add what reads say; return who has read all that anybody has."""
     before, after = _neighbours(order)
     complete = []
     for number, values in order.reads:
@@ -114,8 +121,10 @@ def _add_list(out: list[list[int]], order: ListOrder) -> None:
             complete.append(number)
         elif writer != number:
             out[number].append(writer << KIND_BITS | Kind.RW)
-    if order.unseen:
-        _add_unseen(out, order.unseen, writers[-1:], complete)
+    for number, writer, _ in order.strays:
+        if writer != number:
+            out[writer].append(number << KIND_BITS | Kind.WR)
+    return complete
 
 
 def _neighbours(order: ListOrder) -> tuple[list[int], list[int]]:

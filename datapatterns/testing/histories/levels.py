@@ -23,10 +23,11 @@ ConsistencyModel = Literal[
 _SNAPSHOT_CYCLES = frozenset({"G0", "G1c", "G-single", "G-nonadjacent"})
 _SESSION = frozenset({"non-monotonic-read", "read-your-writes-violation"})
 _REAL_TIME = frozenset({"stale-read"})
-_ALWAYS = frozenset({"duplicate-elements", "garbage-read", "incompatible-order"})
+_ALWAYS = frozenset({"duplicate-elements", "garbage-read"})
 
 _READ_UNCOMMITTED = _ALWAYS | {"G0"}
-_READ_COMMITTED = _READ_UNCOMMITTED | {"G1a", "G1b", "G1c"}
+# Reads that fit into no order have seen what was rolled back or replaced.
+_READ_COMMITTED = _READ_UNCOMMITTED | {"incompatible-order", "G1a", "G1b", "G1c"}
 _SNAPSHOT = _READ_COMMITTED | {"internal", "lost-update", "G-single", "G-nonadjacent"}
 _SERIALIZABLE = _SNAPSHOT | {"G2-item"}
 

@@ -26,7 +26,9 @@ class ListOrder:
             list only grows, each other read must be the beginning of it.
         longest_by: Who read that; ``NOBODY`` if nobody has read anything.
         reads: Who read, and what was there without the reader's own appends.
-        bases: What a transaction had read before its first own append.
+        strays: Who read what fits into no order, and whose append that ends with, and which:
+            it tells nothing else.
+        bases: How much a transaction had read last before its first own append.
         committed: For each place in ``longest`` its writer; ``NOBODY`` for values that were
             rolled back or come from nowhere.
         unseen: Who committed appends that nobody has ever read: they come after ``longest``.
@@ -37,6 +39,7 @@ class ListOrder:
     longest: list[Value] = field(default_factory=list)
     longest_by: int = NOBODY
     reads: list[tuple[int, list[Value]]] = field(default_factory=list)
+    strays: list[tuple[int, int, Value]] = field(default_factory=list)
     bases: dict[int, int] = field(default_factory=dict)
     committed: list[int] = field(default_factory=list)
     unseen: list[int] = field(default_factory=list)
@@ -102,26 +105,28 @@ def _note_reads(
         order = lists[key]
         mine = own.get(key)
         base = values[: len(values) - len(mine)] if mine else values
+        text = ""
         if mine and values[len(base) :] != mine:
             text = f"it appended {brief(mine)} to {key!r} and then read {brief(values)}"
+            base = values
         elif base and order.writer.get(base[-1]) == number:
             text = f"it read {base[-1]!r} from {key!r} before it appended that itself"
         elif views.setdefault(key, base) != base:
             text = f"it read {key!r} twice: first {brief(views[key])}, then {brief(base)}"
-        else:
-            _note_read(order, number, values, base)
-            continue
-        tell("internal", [number], text)
+        if text:
+            tell("internal", [number], text)
+        # A read that contradicts another one was seen all the same: a level that allows the two
+        # to differ does not allow what was rolled back in one of them.
+        if not mine:
+            order.bases[number] = len(base)
+        _note_read(order, number, values, base)
 
 
 def _note_read(order: ListOrder, number: int, values: list[Value], base: list[Value]) -> None:
     if len(values) > len(order.longest):
         order.longest, order.longest_by = values, number
-    if order.reads and order.reads[-1][0] == number:
-        return  # it is the same as the one before
-    order.reads.append((number, base))
-    if len(values) == len(base):
-        order.bases[number] = len(base)
+    if not order.reads or order.reads[-1] != (number, base):
+        order.reads.append((number, base))
 
 
 def _unseen(
@@ -141,35 +146,40 @@ def _compare_reads(
 ) -> None:
     longest = order.longest
     foreign = _first_that_nobody_committed(order)
-    intermediate = {
-        place: number
-        for place, number in enumerate(order.committed)
-        if number != NOBODY and order.final[number] != longest[place]
-    }
     if len(set(longest)) != len(longest):
         reader = transactions[order.longest_by].name
         text = f"{reader} read a value of {key!r} twice: {brief(longest)}"
         tell("duplicate-elements", [order.longest_by], text)
+    fitting = []
     for number, values in order.reads:
         length = len(values)
-        if values != longest[:length]:
+        fits = values == longest[:length]
+        if fits:
+            fitting.append((number, values))
+        else:
             reader, other = transactions[number].name, transactions[order.longest_by].name
             text = (
                 f"{reader} read {brief(values)} from {key!r} and {other} read {brief(longest)},"
                 " which does not begin like that"
             )
             tell("incompatible-order", [number, order.longest_by], text)
+            order.bases.pop(number, None)
+            order.strays += _last_committed(order, number, values, transactions)
+        if length > foreign or not fits:
             _look_at_each(key, order, number, values, transactions, tell)
-            continue
-        if length > foreign:
-            _look_at_each(key, order, number, values, transactions, tell)
-        writer = intermediate.get(length - 1)
-        if writer is not None:
-            text = (
-                f"{transactions[number].name} read {key!r} up to {values[-1]!r}, after which"
-                f" {transactions[writer].name} appended {order.final[writer]!r} to it as well"
-            )
-            tell("G1b", [writer, number], text)
+        if values:
+            _look_at_the_end(key, order, number, values[-1], transactions, tell)
+    order.reads = fitting
+
+
+def _last_committed(
+    order: ListOrder, number: int, values: list[Value], transactions: Sequence[Transaction]
+) -> list[tuple[int, int, Value]]:
+    for value in reversed(values):
+        writer = order.writer.get(value, NOBODY)
+        if writer != NOBODY and transactions[writer].type != "fail":
+            return [(number, writer, value)]
+    return []
 
 
 def _first_that_nobody_committed(order: ListOrder) -> float:
@@ -198,3 +208,21 @@ def _look_at_each(
                 " appended and rolled back"
             )
             tell("G1a", [writer, number], text)
+
+
+def _look_at_the_end(
+    key: Key,
+    order: ListOrder,
+    number: int,
+    value: Value,
+    transactions: Sequence[Transaction],
+    tell: Tell,
+) -> None:
+    writer = order.writer.get(value, number)
+    if writer == number or order.final[writer] == value or transactions[writer].type == "fail":
+        return
+    text = (
+        f"{transactions[number].name} read {key!r} up to {value!r}, after which"
+        f" {transactions[writer].name} appended {order.final[writer]!r} to it as well"
+    )
+    tell("G1b", [writer, number], text)

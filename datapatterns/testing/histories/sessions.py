@@ -4,9 +4,9 @@ Most of them are short cycles of the dependency graph as well; here they get the
 person looks for, without any search.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from datapatterns.testing.histories.events import NEVER, Key, Transaction
+from datapatterns.testing.histories.events import NEVER, Key, Transaction, Value
 from datapatterns.testing.histories.lists import NOBODY, ListOrder, Tell, brief
 
 
@@ -55,7 +55,10 @@ def sessions(
 ) -> None:
     """Tell of processes that saw a list shrink, or did not see their own appends."""
     place = {
-        key: {number: at for at, number in enumerate(order.committed)}
+        key: {
+            **{number: at for at, number in enumerate(order.committed)},
+            **dict.fromkeys(order.unseen, NEVER),
+        }
         for key, order in lists.items()
     }
     longest_read: dict[tuple[int, Key], tuple[int, int]] = {}
@@ -63,13 +66,9 @@ def sessions(
     for number, transaction in enumerate(transactions):
         if transaction.type != "ok":
             continue
-        process, own = transaction.process, []
-        for name, key, value in transaction.operations:
-            session = process, key
-            if name == "append":
-                own.append(session)
-                continue
-            length = len(value or ())
+        process = transaction.process
+        for key, values in _fitting_reads(lists, transaction):
+            session, length = (process, key), len(values)
             before, earlier = longest_read.get(session, (0, number))
             if length < before:
                 text = (
@@ -84,12 +83,23 @@ def sessions(
                 text = (
                     f"process {process} appended {lists[key].final[writer]!r} to {key!r} in"
                     f" {transactions[writer].name}, and {transaction.name} of the same process"
-                    f" read {brief(value or ())}"
+                    f" read {brief(values)}"
                 )
                 tell("read-your-writes-violation", [writer, number], text)
-        for session in own:
-            at = place[session[1]].get(number, NEVER)
+        for key in {key for name, key, _ in transaction.operations if name == "append"}:
+            session, at = (process, key), place[key].get(number, NEVER)
             last_append[session] = max(last_append.get(session, (-1, number)), (at, number))
+
+
+def _fitting_reads(
+    lists: Mapping[Key, ListOrder], transaction: Transaction
+) -> Iterator[tuple[Key, list[Value]]]:
+    # What fits into no order is neither before nor after anything.
+    for name, key, value in transaction.operations:
+        if name == "r":
+            values = value if type(value) is list else list(value or ())
+            if values == lists[key].longest[: len(values)]:
+                yield key, values
 
 
 def _first_acknowledged(order: ListOrder, transactions: Sequence[Transaction]) -> list[int]:
