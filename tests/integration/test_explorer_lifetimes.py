@@ -372,3 +372,24 @@ def test_closing_twice_is_harmless_and_nothing_is_left_of_what_was_open(plain: E
     plain.dispose()
     with plain.connect().execution_options(isolation_level="AUTOCOMMIT") as own:
         wait_until(lambda: not own.execute(SESSIONS).all())
+
+
+def test_what_is_refused_where_nobody_looks_fails_the_schedule(explorer: Explorer) -> None:
+    client, async_client = explorer.redis(), explorer.async_redis()
+
+    def careless() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(client.get, "x")
+
+    async def gathering() -> None:
+        await asyncio.gather(async_client.get("x"), async_client.get("y"), return_exceptions=True)
+
+    for task, told in ((careless, "no schedule knows"), (gathering, "two gates at once")):
+        with pytest.raises(RuntimeError, match=told):
+            run(explorer, task=task)
+
+
+def test_connections_of_your_own_making_are_refused(explorer: Explorer) -> None:
+    for hand_in in (explorer.engine, explorer.async_engine):
+        with pytest.raises(ValueError, match="creator would open connections that pass no gate"):
+            hand_in(creator=psycopg.connect)

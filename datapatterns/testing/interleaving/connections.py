@@ -50,6 +50,7 @@ class Connections:
 
     def engine(self, url: URL, **options: Any) -> Engine:
         """Return an engine whose connections are gated."""
+        _check_options(options)
         engine = create_engine(url, **options)
 
         @event.listens_for(engine, "do_connect")
@@ -64,6 +65,7 @@ class Connections:
 
     def async_engine(self, url: URL, **options: Any) -> AsyncEngine:
         """Return an asynchronous engine whose connections are gated."""
+        _check_options(options)
         engine = create_async_engine(url, **options)
 
         @event.listens_for(engine.sync_engine, "do_connect")
@@ -171,6 +173,14 @@ def driven(url: str | URL) -> URL:
     if made.drivername not in _DRIVERS:
         raise ValueError(f"the explorer needs postgresql+psycopg, not {made.drivername}")
     return made.set(drivername="postgresql+psycopg")
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    if not_ours := {"creator", "async_creator", "async_creator_fn", "pool"} & options.keys():
+        raise ValueError(
+            f"{', '.join(sorted(not_ours))} would open connections that pass no gate; "
+            "give the explorer the address"
+        )
 
 
 def _lend_and_take_back(engine: Engine) -> None:

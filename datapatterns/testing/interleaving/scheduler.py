@@ -83,6 +83,7 @@ class Scheduler:
         ]
         self.story.tasks = [task.name for task in tasks]
         self._stage.insiders.add(threading.get_ident())
+        self._stage.refusals.clear()
         try:
             for task in tasks:
                 # One after the other: what they do before their first gates happens in order.
@@ -92,6 +93,7 @@ class Scheduler:
             while ready := self._settled():
                 self._open_one(ready)
             self._check_that_all_was_told()
+            self._check_that_refusals_are_known()
         finally:
             self._bury()
             self._stage.insiders.clear()
@@ -113,6 +115,12 @@ class Scheduler:
         self.story.add(task.name, task.last_label, Happening.STEP, choice.fault)
         with self._board.changed:
             task.open(choice.fault)
+
+    def _check_that_refusals_are_known(self) -> None:
+        refused = [*self._stage.refusals, *(task.refusal for task in self.tasks if task.refusal)]
+        if refused and not any(isinstance(task.error, RuntimeError) for task in self.tasks):
+            # It was raised in a thread, or in a branch, whose errors nobody looks at.
+            raise refused[0]
 
     def _check_that_all_was_told(self) -> None:
         if isinstance(self._choose, Replaying) and (more := self._choose.left()):

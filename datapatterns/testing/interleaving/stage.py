@@ -17,11 +17,14 @@ class Stage:
         servers: Asked who is blocked.
         insiders: The threads that may use gated connections while a schedule runs without being
             a task: the one that directs it, the event loop, and tasks that have ended.
+        step_seconds: How long a step takes that nobody hinders, on average of late.
+        refusals: What was refused in this schedule; whoever was refused may keep it to itself.
     """
 
     servers: Servers = field(default_factory=Servers)
     insiders: set[int] = field(default_factory=set)
     step_seconds: float = 0.0
+    refusals: list[RuntimeError] = field(default_factory=list)
 
     def learn(self, step_seconds: float) -> None:
         """Take another step into account."""
@@ -36,8 +39,10 @@ class Stage:
         task = CURRENT.get()
         if task is None and self.insiders and threading.get_ident() not in self.insiders:
             # Context variables are inherited by asyncio's tasks and by to_thread(), not by threads.
-            raise RuntimeError(
+            refusal = RuntimeError(
                 "a thread that no schedule knows uses a connection of the explorer: make it a "
                 "task of its own, or start it with contextvars.copy_context().run"
             )
+            self.refusals.append(refusal)
+            raise refusal
         return task

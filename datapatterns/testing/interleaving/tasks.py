@@ -114,6 +114,7 @@ class Task:
         self.waits, self.waits_since = "", 0.0
         self.cancel: Callable[[], object] = lambda: None
         self._fault: Fault | None = None
+        self.refusal: RuntimeError | None = None
         self._told_error = ""
         self._release: Callable[[], object] = lambda: None
 
@@ -179,10 +180,11 @@ class Task:
     def _park(self, gate: Gate, release: Callable[[], object]) -> None:
         with self._board.changed:
             if self.state is State.PARKED or self.is_asking:
-                raise RuntimeError(
+                self.refusal = RuntimeError(
                     f"{self.name!r} is at two gates at once, {self.last_label!r} and "
                     f"{gate.label!r}; give each concurrent branch a task of its own"
                 )
+                raise self.refusal
             self._goes_on()
             self.gate, self.last_label, self._release = gate, gate.label, release
             self.state = State.PARKED
