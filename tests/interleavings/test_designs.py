@@ -16,7 +16,6 @@ from tests.interleavings.designs.design import Design, Stage, Tasks
 from tests.interleavings.effort import THOROUGH, torture
 
 MAX_SCHEDULES = 20_000
-EXAMPLES = 150
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 
@@ -67,7 +66,7 @@ def test_a_wrong_design_is_found_by_chance(name: str, explorer: Explorer, stage:
         explorer.search(
             partial(scenario, stage, design),
             invariant=partial(design.check, stage),
-            examples=EXAMPLES,
+            examples=design.examples,
             crash_at=design.search.fault_at if design.search.faults else None,
             faults=design.search.faults,
             allowed_errors=design.allowed_errors,

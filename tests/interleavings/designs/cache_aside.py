@@ -27,13 +27,15 @@ class SetAfterMiss:
         self.engine, self.redis = stage.engine, stage.redis
 
     def get(self, key: str) -> int:
-        with self.engine.begin() as conn:
+        with self.engine.connect() as conn:
             return self.get_in(conn, key)
 
     def get_in(self, conn: Connection, key: str) -> int:
+        """Look up, load and fill; the transaction ends with the load."""
         if (cached := self.redis.get(key)) is not None:
             return int(cast("str", cached))
         value, version = conn.execute(SELECT, {"key": key}).one()
+        conn.commit()
         self.fill(key, value, version)
         return int(value)
 
@@ -93,6 +95,7 @@ class Lease(SetAfterMiss):
         if cached is not None:
             return int(cast("str", cached))
         value, _ = conn.execute(SELECT, {"key": key}).one()
+        conn.commit()
         self.redis.eval(self._FILL, 2, key, f"{key}:lease", str(value), token)
         return int(value)
 
@@ -110,7 +113,7 @@ class LeaseAndOutbox(Lease):
         return int(conn.execute(SELECT, {"key": key}).one().value)
 
     def get(self, key: str) -> int:
-        with self.engine.begin() as conn:
+        with self.engine.connect() as conn:
             return Lease.get_in(self, conn, key)
 
     def put(self, key: str, value: int) -> None:
@@ -150,6 +153,7 @@ class LeaseAndWriters(Lease):
         if answer[0]:
             return int(cast("str", answer[1]))
         value, has_seen_all = conn.execute(self._SEEN, {"key": key, "xids": answer[1]}).one()
+        conn.commit()
         if has_seen_all:
             self.redis.eval(self._FILL, 2, key, f"{key}:lease", str(value), token)
         return int(value)
@@ -225,6 +229,7 @@ DESIGNS = [
         "version tombstone that is evicted",
         tasks=_meeting(Tombstone, evicted="x:oldest"),
         wrong=True,
+        examples=1_000,
     ),
     _design("lease", tasks=_meeting(Lease)),
     _design("lease that is evicted", tasks=_meeting(Lease, evicted="x:lease")),
@@ -259,5 +264,6 @@ DESIGNS = [
         "lease and writers' ids that are evicted, old snapshot",
         tasks=_meeting_an_old_snapshot(LeaseAndWriters, evicted="x:writers"),
         wrong=True,
+        examples=1_000,
     ),
 ]

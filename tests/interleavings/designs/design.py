@@ -80,7 +80,8 @@ class Design:
         search: How far it is explored by ``make torture``.
         everyday_preemptions: The bound of ``make test``.
         allowed_errors: What a task may fail with.
-        eludes_chance: A random search of 150 examples misses it.
+        examples: How many schedules a random search may draw until it has found what is wrong.
+        eludes_chance: It misses it for all that.
     """
 
     name: str
@@ -92,4 +93,5 @@ class Design:
     search: Search = DEFAULT_SEARCH
     everyday_preemptions: int = 2
     allowed_errors: tuple[type[BaseException], ...] = ()
+    examples: int = 150
     eludes_chance: bool = False
