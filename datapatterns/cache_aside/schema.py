@@ -1,7 +1,6 @@
 """The tables that invalidations and their relay live in."""
 
 from dataclasses import dataclass
-from functools import cache
 
 from sqlalchemy import (
     BigInteger,
@@ -17,7 +16,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from datapatterns.change_log.schema import PgSnapshot, Xid8
-from datapatterns.sql.metadata import library_metadata
+from datapatterns.sql.metadata import declared_once, library_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class CacheTables:
     target: Table
 
 
-@cache
+@declared_once
 def cache_tables(schema: str, /) -> CacheTables:
     """Return the tables in ``schema``."""
     metadata = library_metadata(schema)

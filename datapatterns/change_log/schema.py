@@ -1,7 +1,6 @@
 """Tables of the change log, and PostgreSQL's types for transactions."""
 
 from dataclasses import dataclass
-from functools import cache
 
 from sqlalchemy import (
     BigInteger,
@@ -20,7 +19,7 @@ from sqlalchemy.dialects.postgresql import OID, TIMESTAMP
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from datapatterns.change_log.snapshots import Snapshot, Xid
-from datapatterns.sql.metadata import library_metadata
+from datapatterns.sql.metadata import declared_once, library_metadata
 
 
 class _Named(UserDefinedType[str]):
@@ -75,7 +74,7 @@ class ChangeLogTables:
     subscriptions: Table
 
 
-@cache
+@declared_once
 def change_log_tables(schema: str, /) -> ChangeLogTables:
     """Return the tables of the change log in ``schema``."""
     metadata = library_metadata(schema)

@@ -42,6 +42,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from datapatterns.cqrs.definition import Projection
 from datapatterns.cqrs.folding import Rows
 from datapatterns.errors import ProjectionDefinitionError, ReadModelKeyError
+from datapatterns.sql.metadata import declared_once
 
 _PLAIN_TEXT = (String, Text, VARCHAR, CHAR, Unicode, UnicodeText)
 
@@ -154,7 +155,7 @@ class ReadModel:
         return key
 
 
-@cache
+@declared_once
 def read_model_of(projection: type[Projection]) -> ReadModel:
     """Return the read model that ``projection`` writes.
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
-from datapatterns.sql.metadata import library_metadata
+from datapatterns.sql.metadata import declared_once, library_metadata
 
 
 class ProjectionColumns(TypedColumns):
@@ -57,7 +56,7 @@ class ProjectionTables:
     shards: Table[ShardColumns]
 
 
-@cache
+@declared_once
 def projection_tables(schema: str, /) -> ProjectionTables:
     """Return the tables of the projections in ``schema``."""
     metadata = library_metadata(schema)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -29,7 +28,7 @@ from sqlalchemy.sql.functions import Function
 from sqlalchemy.types import TypeEngine
 
 from datapatterns.sql.functions import library_function
-from datapatterns.sql.metadata import library_metadata
+from datapatterns.sql.metadata import declared_once, library_metadata
 
 _MOMENT = TIMESTAMP(timezone=True)
 
@@ -58,7 +57,7 @@ class EventTables:
         return library_function(self.schema, name, *arguments, returns=returns)
 
 
-@cache
+@declared_once
 def event_tables(schema: str, /) -> EventTables:
     """Return the tables of the event store in ``schema``."""
     metadata = library_metadata(schema)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -23,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from datapatterns.index_table.definition import IndexDefinition
-from datapatterns.sql.metadata import library_metadata
+from datapatterns.sql.metadata import declared_once, library_metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class IndexTables:
     index_backfill: Table
 
 
-@cache
+@declared_once
 def index_tables(schema: str, /) -> IndexTables:
     """Return the pattern's tables in ``schema``."""
     metadata = library_metadata(schema)
@@ -74,13 +73,13 @@ def index_tables(schema: str, /) -> IndexTables:
     return IndexTables(index_table=index_table, index_backfill=index_backfill)
 
 
-@cache
+@declared_once
 def entry_table(definition: IndexDefinition) -> Table:
     """Return the index itself: a row for each indexed row of the base table."""
     return _table(definition, definition.name)
 
 
-@cache
+@declared_once
 def guard_view(definition: IndexDefinition) -> Table:
     """Return the view that computes what the index should hold."""
     return _table(definition, f"{definition.name}_guard")

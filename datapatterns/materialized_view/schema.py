@@ -1,7 +1,5 @@
 """The table that lists the views of a schema."""
 
-from functools import cache
-
 from sqlalchemy import (
     CheckConstraint,
     Column,
@@ -15,10 +13,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
 from datapatterns.change_log.schema import change_log_tables
-from datapatterns.sql.metadata import library_metadata
+from datapatterns.sql.metadata import declared_once, library_metadata
 
 
-@cache
+@declared_once
 def materialized_views(schema: str, /) -> Table:
     """Return the table of views in ``schema``."""
     consumers = change_log_tables(schema).consumers

@@ -1,7 +1,6 @@
 """The tables of the shard map, and of what each shard knows about itself."""
 
 from dataclasses import dataclass
-from functools import cache
 
 from sqlalchemy import (
     BigInteger,
@@ -16,7 +15,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from datapatterns.sql.metadata import library_metadata
+from datapatterns.sql.metadata import declared_once, library_metadata
 
 UNUSED = 0
 """The epoch of a map that not all shards have been told of; routers take it for missing."""
@@ -41,7 +40,7 @@ class ShardingTables:
     bucket: Table
 
 
-@cache
+@declared_once
 def sharding_tables(schema: str, /) -> ShardingTables:
     """Return the tables in ``schema``."""
     metadata = library_metadata(schema)

@@ -1,7 +1,10 @@
 """The library's tables live in one schema; its name is the application's choice."""
 
 import re
-from functools import cache
+from collections.abc import Callable, Hashable
+from functools import wraps
+from threading import RLock
+from typing import Final, TypeVar
 
 from sqlalchemy import MetaData
 from sqlalchemy.dialects.postgresql.base import RESERVED_WORDS
@@ -10,6 +13,11 @@ from datapatterns.errors import SchemaNameError
 
 DEFAULT_SCHEMA = "datapatterns"
 """Where the library's tables live unless the application says otherwise."""
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+_declaring: Final = RLock()
 
 _WORDS_OF_SQL = RESERVED_WORDS | {"collation", "concurrently", "lateral", "tablesample"}
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
@@ -38,7 +46,27 @@ def checked_schema(name: str) -> str:
     return name
 
 
-@cache
+def declared_once(declare: Callable[[K], T]) -> Callable[[K], T]:
+    """Return ``declare`` with a memory, and with one thread at a time in it.
+
+    `functools.cache` lets two threads that come first declare the same table: the second is
+    refused by the MetaData, or, where each has its own, a query joins the table with its double.
+    """
+    found: dict[K, T] = {}
+
+    @wraps(declare)
+    def once(key: K, /) -> T:
+        if (declared := found.get(key)) is not None:
+            return declared
+        with _declaring:
+            if key not in found:
+                found[key] = declare(key)
+            return found[key]
+
+    return once
+
+
+@declared_once
 def library_metadata(schema: str, /) -> MetaData:
     """Return the one MetaData of the library's tables in ``schema``."""
     return MetaData(schema=checked_schema(schema), naming_convention=NAMING_CONVENTION)

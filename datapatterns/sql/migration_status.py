@@ -26,7 +26,12 @@ from datapatterns.errors import (
     SchemaOccupiedError,
     UnknownRevisionError,
 )
-from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema, library_metadata
+from datapatterns.sql.metadata import (
+    DEFAULT_SCHEMA,
+    checked_schema,
+    declared_once,
+    library_metadata,
+)
 
 BASE = "base"
 HEAD = "head"
@@ -127,7 +132,7 @@ class MigrationStatus:
             raise MigrationNeededError(self.schema, found=self.revision, needed=newest)
 
 
-@cache
+@declared_once
 def migration_table(schema: str, /) -> Table:
     """Return the table whose last row says where the tables stand."""
     return Table(

@@ -30,9 +30,6 @@ SEVERAL = ListWorkload(lists=3, operations_max=3)
 @pytest.fixture
 def pool(engine: Engine) -> Iterator[Engine]:
     impatient_engine = impatient(engine.url)
-    # The first use of a store must not be in many threads at once: it defines the tables.
-    with engine.connect() as conn:
-        EventStreams().read(conn, 0)
     yield impatient_engine
     impatient_engine.dispose()
 

@@ -27,7 +27,7 @@ def declare_everything() -> None:
     for pattern in PATTERNS:
         module = import_module(f"datapatterns.{pattern}.schema")
         for name, build in vars(module).items():
-            if hasattr(build, "cache_info") and list(signature(build).parameters) == ["schema"]:
+            if hasattr(build, "__wrapped__") and list(signature(build).parameters) == ["schema"]:
                 assert build(DEFAULT_SCHEMA) is not None, name
 
 
