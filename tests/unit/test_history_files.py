@@ -151,3 +151,41 @@ def test_a_checked_history_need_not_come_from_a_file() -> None:
         check_history(unfinished)
 
     assert (value.value.event, value.value.line) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("operation", "reason"),
+    [
+        (("append", "x", [1]), r"it appends \[1\] to 'x', which is no value"),
+        (("append", "x", None), "which is no value"),
+        (("append", ["x"], 1), r"\['x'\] is no key"),
+        (("r", ["x"], None), r"\['x'\] is no key"),
+        (("r", "x", 5), "it reads 5 from 'x', which is no list"),
+        (("r", "x", "ab"), "it reads 'ab' from 'x', which is no list"),
+        (("w", "x", 1), "is neither an append nor a read"),
+        (("append", "x"), "is neither an append nor a read"),
+    ],
+)
+def test_what_is_no_operation_is_refused_wherever_it_comes_from(
+    operation: object, reason: str
+) -> None:
+    history = [HistoryEvent(3, 0, "invoke", [operation])]  # type: ignore[list-item]
+
+    with pytest.raises(HistoryError, match=reason) as caught:
+        check_history(history)
+
+    assert caught.value.event == 3
+
+
+def test_an_event_of_no_known_type_is_refused() -> None:
+    history = [HistoryEvent(0, 0, "invoke", []), HistoryEvent(1, 0, "done", [])]  # type: ignore[arg-type]
+
+    with pytest.raises(HistoryError, match="'done' is no type of event"):
+        check_history(history)
+
+
+def test_operations_may_be_lists_as_json_has_them() -> None:
+    planned, done = [["append", "x", 1], ["r", "x", None]], [("append", "x", 1), ("r", "x", [1])]
+    history = [HistoryEvent(0, 0, "invoke", planned), HistoryEvent(1, 0, "ok", done)]  # type: ignore[arg-type]
+
+    assert not check_history(history)

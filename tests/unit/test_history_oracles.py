@@ -111,6 +111,7 @@ def test_a_set_loses_nothing_acknowledged_and_keeps_nothing_failed() -> None:
     assert check_set(acknowledged=[1], failed=[2], final=[1, 9]) == {}
     assert check_set(acknowledged=[1], failed=[], final=[]) == {"lost": {1}}
     assert check_set(acknowledged=[], failed=[2], final=[2]) == {"resurrected": {2}}
+    assert check_set(acknowledged=[3], failed=[3], final=[3]) == {}
 
 
 def test_a_subscriber_gets_each_position_once_and_in_order() -> None:
@@ -127,3 +128,18 @@ def test_a_bank_keeps_its_total_and_its_balances_above_zero() -> None:
     assert check_bank([{"a": 1, "b": 8}], total=10) == {"wrong-total": [{"a": 1, "b": 8}]}
     assert check_bank([{"a": -1, "b": 11}], total=10) == {"negative-balance": [{"a": -1, "b": 11}]}
     assert check_bank([{"a": -1, "b": 11}], total=10, overdraft=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "invoked", "returned", "reason"),
+    [
+        ("cas", 0, 1, "'cas' is none of read, write, swap"),
+        ("read", 5, 3, "from 5 to 3 ends before it begins"),
+        ("read", float("nan"), None, "from nan to nan"),
+    ],
+)
+def test_a_call_that_cannot_have_been_is_refused(
+    name: str, invoked: float, returned: float | None, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        RegisterCall("k", name, 1, invoked, returned)  # type: ignore[arg-type]

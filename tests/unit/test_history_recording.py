@@ -140,6 +140,66 @@ def test_an_unknown_outcome_is_unknown_wherever_it_comes_from() -> None:
     assert outcomes(recorder.history()) == ["info"]
 
 
+def test_an_unknown_outcome_is_unknown_behind_an_error_that_names_no_cause() -> None:
+    recorder = Recorder()
+    unknown = OutcomeUnknownError("a transaction", reason="the answer was lost")
+
+    with suppress(RuntimeError), recorder.client().transaction(committing()()):
+        try:
+            raise unknown
+        except OutcomeUnknownError:
+            raise RuntimeError  # noqa: B904 -- as careless code does
+
+    assert outcomes(recorder.history()) == ["info"]
+
+
+def test_an_unknown_outcome_is_unknown_among_errors_of_a_task_group() -> None:
+    recorder = Recorder()
+    unknown = OutcomeUnknownError("a transaction", reason="the answer was lost")
+
+    with (
+        pytest.raises(ExceptionGroup),
+        recorder.client().transaction(committing()()),
+    ):
+        raise ExceptionGroup("tasks", [ValueError(), ExceptionGroup("more", [unknown])])
+
+    assert outcomes(recorder.history()) == ["info"]
+
+
+def test_who_changes_the_list_that_he_read_does_not_change_the_history() -> None:
+    recorder = Recorder()
+
+    with recorder.client().transaction() as txn:
+        found = txn.read("x", [1])
+        txn.append("x", 2)
+        found.append(2)
+
+    assert recorder.history()[1].value == [("r", "x", [1]), ("append", "x", 2)]
+
+
+def test_a_transaction_is_recorded_once() -> None:
+    recorder = Recorder()
+    transaction = recorder.client().transaction()
+
+    with transaction:
+        pass
+
+    with pytest.raises(ValueError, match="ask the client for another"), transaction:
+        pytest.fail("it has begun again")
+    assert outcomes(recorder.history()) == ["ok"]
+
+
+@pytest.mark.parametrize(("key", "value"), [(("x", 1), 1), (None, 1), ("x", 1.5), ("x", True)])
+def test_keys_and_values_that_no_file_can_hold_are_refused_at_once(
+    key: object, value: object
+) -> None:
+    with Recorder().client().transaction() as txn:
+        with pytest.raises(TypeError, match="is an integer or a string, not"):
+            txn.append(key, value)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="is an integer or a string, not"):
+            txn.read((key, value), [])  # type: ignore[arg-type]
+
+
 def test_without_a_context_manager_that_commits_any_error_may_come_from_a_commit() -> None:
     recorder = Recorder()
 

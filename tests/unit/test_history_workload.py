@@ -172,3 +172,18 @@ def test_any_other_error_ends_the_run_and_is_raised() -> None:
         )
 
     assert "fail" in {event.type for event in recorder.history()}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lists": 0},
+        {"operations_max": 0},
+        {"appends_for_each_list": 0},
+        {"read_share": 1.5},
+        {"read_share": float("nan")},
+    ],
+)
+def test_a_workload_of_nothing_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"at least|from 0 to 1"):
+        ListWorkload(**wrong)  # type: ignore[arg-type]

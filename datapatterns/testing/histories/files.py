@@ -39,7 +39,6 @@ def load_history(
                 raise HistoryError(f"more than {events_max} events; raise events_max", line=number)
             try:
                 event = _DECODER.decode(line)
-                _refuse_wrong_values(event)
                 pairing.add(event)
             # Bytes that are no UTF-8 are a plain ValueError, deep nesting is a RecursionError.
             except (msgspec.DecodeError, ValueError, RecursionError) as error:
@@ -59,11 +58,3 @@ def _lines(file: BinaryIO, line_bytes_max: int) -> Iterator[bytes]:
                 f"it has more than {line_bytes_max} bytes; raise line_bytes_max", line=number
             )
         yield line
-
-
-def _refuse_wrong_values(event: HistoryEvent) -> None:
-    for name, key, value in event.value or []:
-        if name == "append" and (value is None or isinstance(value, list)):
-            raise HistoryError(f"it appends {value!r} to {key!r}, which is no value")
-        if name == "r" and not (value is None or isinstance(value, list)):
-            raise HistoryError(f"it reads {value!r} from {key!r}, which is no list")

@@ -19,10 +19,12 @@ def check_set(
     {'lost': {2}, 'resurrected': {4}}
 
     Returns:
-        ``lost``: acknowledged and not there. ``resurrected``: there although they had failed.
+        ``lost``: acknowledged and not there. ``resurrected``: there although they had failed and
+        no other attempt was acknowledged.
     """
     there = set(final)
-    found = {"lost": set(acknowledged) - there, "resurrected": set(failed) & there}
+    kept = set(acknowledged)
+    found = {"lost": kept - there, "resurrected": (set(failed) & there) - kept}
     return {name: elements for name, elements in found.items() if elements}
 
 

@@ -17,8 +17,7 @@ def outcome_of(error: BaseException, *, commit_sent: bool) -> Literal["fail", "i
     other error proves nothing, and neither does a cancellation. To call a failure unknown hides
     an anomaly at worst; the contrary would invent one.
     """
-    chain = list(_chain(error))
-    if any(isinstance(each, OutcomeUnknownError) for each in chain):
+    if any(isinstance(each, OutcomeUnknownError) for each in _chain(error)):
         return "info"
     if not commit_sent:
         return "fail"
@@ -28,10 +27,18 @@ def outcome_of(error: BaseException, *, commit_sent: bool) -> Literal["fail", "i
     return "info"
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that led to it, also where nobody wrote ``from`` or tasks failed."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += [led for led in (each.__cause__, each.__context__) if led is not None]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += each.exceptions
 
 
 def _sqlstate(error: BaseException) -> str | None:

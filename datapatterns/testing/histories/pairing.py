@@ -1,11 +1,12 @@
 """Events in, transactions out; what no client can have done is refused."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, get_args
 
 from datapatterns.errors import HistoryError
 from datapatterns.testing.histories.events import (
     NEVER,
+    EventType,
     HistoryEvent,
     Key,
     ListOperation,
@@ -45,13 +46,17 @@ class Pairing:
         Raises:
             HistoryError: It does not fit to those before.
         """
+        for operation in event.value or ():
+            _refuse_no_operation(operation, event)
         if event.index <= self._index:
             raise HistoryError(f"index {event.index} comes after {self._index}", event=event.index)
         self._index = event.index
         if event.type == "invoke":
             self._begin(event)
-        else:
+        elif event.type in get_args(EventType):
             self._end(event)
+        else:
+            raise HistoryError(f"{event.type!r} is no type of event", event=event.index)
 
     def _begin(self, event: HistoryEvent) -> None:
         if event.process in self._open:
@@ -93,6 +98,25 @@ def _appends(operations: list[ListOperation]) -> list[tuple[str, Key, Any]]:
     return [operation for operation in operations if operation[0] == "append"]
 
 
+def _refuse_no_operation(operation: Sequence[Any], event: HistoryEvent) -> None:
+    # A file cannot bring most of this, but who makes events himself can.
+    reason = ""
+    match operation:
+        case ("r", key, None | list() | tuple()):
+            reason = "" if isinstance(key, Hashable) else f"{key!r} is no key"
+        case ("r", key, values):
+            reason = f"it reads {values!r} from {key!r}, which is no list"
+        case ("append", key, value):
+            if value is None or not isinstance(value, Hashable):
+                reason = f"it appends {value!r} to {key!r}, which is no value"
+            elif not isinstance(key, Hashable):
+                reason = f"{key!r} is no key"
+        case _:
+            reason = f"{operation!r} is neither an append nor a read"
+    if reason:
+        raise HistoryError(reason, event=event.index)
+
+
 def _refuse_other_operations(
     planned: list[ListOperation], done: list[ListOperation], event: HistoryEvent
 ) -> None:
@@ -100,7 +124,7 @@ def _refuse_other_operations(
     if not planned:
         return
     if len(planned) != len(done) or any(
-        before[:2] != after[:2] or (before[0] == "append" and before[2] != after[2])
+        tuple(before[: 2 + (before[0] == "append")]) != tuple(after[: 2 + (after[0] == "append")])
         for before, after in zip(planned, done, strict=True)
     ):
         raise HistoryError("a call ends with other operations than it began", event=event.index)

@@ -149,17 +149,28 @@ class RecordedTransaction(Generic[T_co]):
         self._inner = inner
         self._planned = planned
         self._done: list[ListOperation] = []
+        self._has_begun = False
         self._commit_sent = inner is None
 
     def append(self, key: Key, value: Value) -> None:
-        """Say that ``value`` is about to be appended; say it before it is sent."""
+        """Say that ``value`` is about to be appended; say it before it is sent.
+
+        Raises:
+            TypeError: The key or the value is neither an integer nor a string.
+        """
+        _refuse_what_no_file_can_hold(key, value)
         self._done.append(("append", key, value))
 
     def read(self, key: Key, values: Iterable[Value] | None) -> list[Value]:
-        """Say what was read, from the oldest value to the youngest; return it as a list."""
+        """Say what was read, from the oldest value to the youngest; return it as a list.
+
+        Raises:
+            TypeError: The key is neither an integer nor a string.
+        """
+        _refuse_what_no_file_can_hold(key)
         found = list(values or ())
         self._done.append(("r", key, found))
-        return found
+        return list(found)  # the caller's own: who changes what he read must not change history
 
     def committing(self) -> None:
         """Say that from here on the transaction may have happened, if it commits by itself."""
@@ -167,7 +178,7 @@ class RecordedTransaction(Generic[T_co]):
 
     def __enter__(self) -> Self:
         inner = cast("AbstractContextManager[T_co] | None", self._inner)
-        self._client.begin(self._planned)
+        self._begin()
         if inner is None:
             self.conn = cast("T_co", None)
         else:
@@ -197,7 +208,7 @@ class RecordedTransaction(Generic[T_co]):
 
     async def __aenter__(self) -> Self:
         inner = cast("AbstractAsyncContextManager[T_co] | None", self._inner)
-        self._client.begin(self._planned)
+        self._begin()
         if inner is None:
             self.conn = cast("T_co", None)
         else:
@@ -225,6 +236,12 @@ class RecordedTransaction(Generic[T_co]):
         self._note(error, None, swallowed=bool(swallowed))
         return swallowed
 
+    def _begin(self) -> None:
+        if self._has_begun:
+            raise ValueError("a transaction is recorded once; ask the client for another one")
+        self._client.begin(self._planned)
+        self._has_begun = True
+
     def _note(
         self, error: BaseException | None, last: BaseException | None, *, swallowed: bool = False
     ) -> None:
@@ -248,3 +265,9 @@ class RecordedTransaction(Generic[T_co]):
         # What was rolled back or is unknown counts whole: any of it may be found.
         operations = self._done if how == "ok" else self._planned or self._done
         self._client.end(how, operations)
+
+
+def _refuse_what_no_file_can_hold(*parts: object) -> None:
+    for part in parts:
+        if not isinstance(part, int | str) or isinstance(part, bool):
+            raise TypeError(f"a key or a value is an integer or a string, not {part!r}")

@@ -3,9 +3,11 @@
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from datapatterns.errors import HistoryError
+
+CallName = Literal["read", "write", "swap"]
 
 CONCURRENCY_MAX = 12
 """How many calls of one register may overlap: each doubles the work."""
@@ -24,14 +26,24 @@ class RegisterCall:
         invoked: When it began, in any unit, by one clock for all calls.
         returned: When it ended; None if nobody knows whether it took place, or will.
         expected: What a ``swap`` that succeeded, or may have succeeded, has replaced.
+
+    Raises:
+        ValueError: It has another name, or ended before it began.
     """
 
     key: Hashable
-    name: Literal["read", "write", "swap"]
+    name: CallName
     value: Hashable
     invoked: float
     returned: float | None
     expected: Hashable = None
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(CallName):
+            raise ValueError(f"{self.name!r} is none of {', '.join(get_args(CallName))}")
+        end = self.invoked if self.returned is None else self.returned
+        if not self.invoked <= end:  # of a time that is no number, too
+            raise ValueError(f"a call from {self.invoked} to {end} ends before it begins")
 
 
 @dataclass(frozen=True, slots=True)

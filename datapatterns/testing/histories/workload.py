@@ -55,12 +55,21 @@ class ListWorkload:
         operations_max: How many appends and reads a transaction has at most; one at least.
         appends_for_each_list: When a list is replaced by a fresh one.
         read_share: How many of the operations are reads, from 0 to 1.
+
+    Raises:
+        ValueError: One of them is out of its range.
     """
 
     lists: int = 6
     operations_max: int = 4
     appends_for_each_list: int = 32
     read_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.lists, self.operations_max, self.appends_for_each_list) < 1:
+            raise ValueError("lists, operations_max and appends_for_each_list are one at least")
+        if not 0 <= self.read_share <= 1:
+            raise ValueError(f"read_share is from 0 to 1, not {self.read_share}")
 
     def transactions(self, *, seed: int) -> Iterator[list[ListOperation]]:
         """Yield transactions without end, the same for the same seed; no value comes twice."""
