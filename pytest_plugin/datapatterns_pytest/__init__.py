@@ -50,21 +50,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--datapatterns-examples",
         metavar="N",
-        type=_count,
+        type=_positive,
         help="try N schedules in each random search, whatever the tests say",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare to count."""
+    """Prepare to count, and refuse what is no token before the first test."""
     config.stash[explored_in] = Explored()
+    if (token := config.getoption("--datapatterns-replay")) is not None:
+        from datapatterns_pytest.replaying import check_token
+
+        check_token(token)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send a worker's counts to the controller of pytest-xdist."""
+    """Send a worker's counts to pytest-xdist's controller; a replay of nothing is a failure."""
+    explored = session.config.stash[explored_in]
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
-        output["datapatterns"] = session.config.stash[explored_in].sums()
+        output["datapatterns"] = explored.sums()
+    elif session.exitstatus == pytest.ExitCode.OK and _has_replayed_nothing(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -81,6 +89,11 @@ def pytest_terminal_summary(
     """Say how much was explored, and how fast."""
     if line := str(config.stash[explored_in]):
         terminalreporter.write_line(line)
+    if _has_replayed_nothing(config):
+        terminalreporter.write_line(
+            "datapatterns: nothing was replayed: no exploration has the tasks of this token",
+            red=True,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -230,6 +243,18 @@ def datapatterns_redis_faults(
 
     with RedisFaults(datapatterns_valkey_server) as faults:
         yield faults
+
+
+def _has_replayed_nothing(config: pytest.Config) -> bool:
+    asked = config.getoption("--datapatterns-replay") is not None
+    return asked and not config.option.collectonly and not config.stash[explored_in].schedules
+
+
+def _positive(text: str) -> int:
+    number = _count(text)
+    if not number:
+        raise ValueError("0 is not positive")
+    return number
 
 
 def _count(text: str) -> int:

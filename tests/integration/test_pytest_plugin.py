@@ -69,8 +69,25 @@ def test_the_effort_can_be_set_from_outside(project: Path) -> None:
     assert "1 of them complete: 2 schedules" in told
 
 
-@pytest.mark.parametrize("option", ["--datapatterns-preemptions=-1", "--datapatterns-examples=x"])
-def test_numbers_that_are_none_are_refused(project: Path, option: str) -> None:
+@pytest.mark.postgres
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_replay_of_nothing_fails(project: Path, workers: str) -> None:
+    code, told = run(project, "-n", workers, "--datapatterns-replay=alice.carol*3.alice*2")
+
+    assert (code, "2 passed" in told) == (pytest.ExitCode.TESTS_FAILED, True), told
+    assert "nothing was replayed" in told
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--datapatterns-preemptions=-1",
+        "--datapatterns-examples=x",
+        "--datapatterns-examples=0",
+        "--datapatterns-replay=alice!bob",
+    ],
+)
+def test_numbers_and_tokens_that_are_none_are_refused(project: Path, option: str) -> None:
     code, told = run(project, option)
 
     assert code == pytest.ExitCode.USAGE_ERROR
