@@ -140,6 +140,24 @@ def test_an_unknown_outcome_is_unknown_wherever_it_comes_from() -> None:
     assert outcomes(recorder.history()) == ["info"]
 
 
+def test_what_commits_by_itself_can_say_that_an_error_of_the_block_leaves_the_outcome_open() -> (
+    None
+):
+    @contextmanager
+    def begin() -> Iterator[None]:
+        try:
+            yield
+        except LostConnectionError as error:
+            raise OutcomeUnknownError("an RPUSH", reason="the answer was lost") from error
+
+    recorder = Recorder()
+
+    with suppress(OutcomeUnknownError), recorder.client().transaction(begin()):
+        raise LostConnectionError
+
+    assert outcomes(recorder.history()) == ["info"]
+
+
 def test_an_unknown_outcome_is_unknown_behind_an_error_that_names_no_cause() -> None:
     recorder = Recorder()
     unknown = OutcomeUnknownError("a transaction", reason="the answer was lost")

@@ -254,12 +254,12 @@ class RecordedTransaction(Generic[T_co]):
             swallowed: Whether it raised nothing although there was an ``error``: who knows what
                 it did instead.
         """
-        if error is None and last is None:
+        final = last or error
+        if final is None:
             self._end("ok")
-        elif error is None and last is not None:
-            self._end(outcome_of(last, commit_sent=True))
-        elif error is not None:
-            self._end(outcome_of(error, commit_sent=self._commit_sent or swallowed))
+        else:
+            commit_sent = error is None or swallowed or self._commit_sent
+            self._end(outcome_of(final, commit_sent=commit_sent))
 
     def _end(self, how: EventType) -> None:
         # What was rolled back or is unknown counts whole: any of it may be found.
