@@ -2,7 +2,7 @@
 
 import pytest
 
-from datapatterns.testing.interleaving.tokens import from_token
+from datapatterns.testing import Explorer
 
 
 def check_token(token: str) -> None:
@@ -12,6 +12,6 @@ def check_token(token: str) -> None:
         pytest.UsageError: It is no token.
     """
     try:
-        from_token(token)
+        Explorer(replay=token).close()
     except ValueError as error:
         raise pytest.UsageError(f"--datapatterns-replay: {error}") from None
