@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import islice
-from threading import Barrier, Lock
+from threading import Barrier, Event, Lock
 
 import pytest
 from hypothesis import given
 
-from datapatterns.errors import VersionConflictError
+from datapatterns.errors import UnavailableError, VersionConflictError
 from datapatterns.testing.histories import (
     ListOperation,
     ListWorkload,
@@ -150,6 +151,60 @@ def test_an_expected_error_is_a_failed_transaction_and_the_client_goes_on() -> N
     assert [event.type for event in history] == ["invoke", "fail", "invoke", "ok", "invoke", "ok"]
     assert history == recorder.history()
     assert not check_history(history)
+
+
+class ReadsThatFail(Memory):
+    """Loses so many transactions that read before one gets through."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._times = times
+
+    def read(self, txn: None, key: int) -> Sequence[int] | None:
+        self._times -= 1
+        if self._times >= 0:
+            raise UnavailableError("the connection is gone")
+        return super().read(txn, key)
+
+
+def test_a_last_read_that_finds_a_broken_connection_in_the_pool_is_made_again() -> None:
+    store = ReadsThatFail(times=3)
+
+    history = run_list_append(store, store.begin, transactions=[[("append", 1, 1)]], clients=1)
+
+    assert [event.type for event in history if event.type != "invoke"] == [
+        "ok",
+        *["fail"] * 3,
+        "ok",
+    ]
+    assert history[-1].value == [("r", 1, [1])]
+
+
+def test_lists_that_cannot_be_read_in_the_end_are_an_error_not_a_clean_history() -> None:
+    store = ReadsThatFail(times=100)
+
+    with pytest.raises(UnavailableError):
+        run_list_append(store, store.begin, transactions=[[("append", 1, 1)]], clients=1)
+
+
+def test_threads_end_when_the_one_that_waits_for_them_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, begun = Memory(), Event()
+
+    def interrupted(_future: Future[None], _timeout: float | None = None) -> None:
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+
+    def endless() -> Iterator[list[ListOperation]]:
+        for value in range(1_000_000_000):
+            yield [("append", 1, value)]
+            begun.set()
+
+    monkeypatch.setattr(Future, "result", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_list_append(store, store.begin, transactions=endless(), clients=2)
 
 
 def test_any_other_error_ends_the_run_and_is_raised() -> None:
