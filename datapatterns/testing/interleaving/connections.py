@@ -22,6 +22,7 @@ from datapatterns.testing.interleaving.stage import Stage
 from datapatterns.testing.interleaving.tasks import CURRENT, Task, in_flight
 
 Gated = TypeVar("Gated", GatedConnection, GatedAsyncConnection)
+_Closed = Engine | AsyncEngine | redis.Redis | redis_async.Redis | GatedConnection
 
 # The least that PostgreSQL allows: whoever waited first has looked for a deadlock, and found none,
 # before the next one waits. So it is always the last one whom the server chooses for its victim.
@@ -41,10 +42,15 @@ class Connections:
 
     def __init__(self, stage: Stage, loop: LoopThread) -> None:
         self._stage, self._loop = stage, loop
-        self._engines: list[Engine] = []
-        self._async_engines: list[AsyncEngine] = []
-        self._clients: list[redis.Redis] = []
-        self._async_clients: list[redis_async.Redis] = []
+        self._engines: WeakSet[Engine] = WeakSet()
+        self._async_engines: WeakSet[AsyncEngine] = WeakSet()
+        self._clients: WeakSet[redis.Redis] = WeakSet()
+        self._async_clients: WeakSet[redis_async.Redis] = WeakSet()
+        # What a scenario or a task makes, it makes in each schedule: one that nobody closes before
+        # the next would soon be too many.
+        self._kept: list[_Closed] = []
+        self._made_in_schedule: list[_Closed] = []
+        self._in_schedule = False
         self._redis_servers: dict[str, RedisServer] = {}
         self._unpooled: WeakSet[GatedConnection] = WeakSet()
 
@@ -59,7 +65,8 @@ class Connections:
                 return self._gate(GatedConnection.connect(*args, **kwargs), args, kwargs)
 
         _lend_and_take_back(engine)
-        self._engines.append(engine)
+        self._engines.add(engine)
+        self._keep(engine)
         engine.connect().close()  # the dialect asks its questions now, not in the first schedule
         return engine
 
@@ -78,7 +85,8 @@ class Connections:
             kwargs["async_creator_fn"] = gated
 
         _lend_and_take_back(engine.sync_engine)
-        self._async_engines.append(engine)
+        self._async_engines.add(engine)
+        self._keep(engine)
         self._loop.wait_for(_ask(engine))
         return engine
 
@@ -90,24 +98,36 @@ class Connections:
             self._gate(connection, (address,), options)
         connection.on_loan, connection.owner = True, CURRENT.get()
         self._unpooled.add(connection)
+        if self._in_schedule:
+            self._made_in_schedule.append(connection)
         return connection
 
     def redis(self, url: str, **options: Any) -> redis.Redis:
         """Return a client whose connections are gated."""
         client = gated_client(url, self._stage, self._redis_server(url), **options)
-        self._clients.append(client)
+        self._clients.add(client)
+        self._keep(client)
         client.ping()
         return client
 
     def async_redis(self, url: str, **options: Any) -> redis_async.Redis:
         """Return an asynchronous client whose connections are gated."""
         client = gated_async_client(url, self._stage, self._redis_server(url), **options)
-        self._async_clients.append(client)
+        self._async_clients.add(client)
+        self._keep(client)
         self._loop.wait_for(_ping(client))
         return client
 
+    def begin(self) -> None:
+        """Close what was made while the schedule before was prepared and ran."""
+        for made in self._made_in_schedule:
+            self._close(made)
+        self._made_in_schedule.clear()
+        self._in_schedule = True
+
     def tidy(self, tasks: Iterable[Task]) -> None:
         """Close what would carry something over into the next schedule."""
+        self._in_schedule = False
         links: dict[Backend, Any] = {
             backend: link
             for task in tasks
@@ -122,19 +142,34 @@ class Connections:
 
     def close(self) -> None:
         """Close all of them, and the explorer's own."""
-        for engine in self._engines:
-            engine.dispose()
-        for async_engine in self._async_engines:
-            self._loop.wait_for(async_engine.dispose())
-        for client in self._clients:
-            client.connection_pool.disconnect()
-        for async_client in self._async_clients:
-            self._loop.wait_for(async_client.connection_pool.disconnect())
-        for connection in list(self._unpooled):
-            connection.close()
+        every: tuple[_Closed, ...] = (
+            *self._engines,
+            *self._async_engines,
+            *self._clients,
+            *self._async_clients,
+            *self._unpooled,
+        )
+        for made in every:
+            self._close(made)
         for server in self._redis_servers.values():
             server.close()
         self._stage.servers.close()
+
+    def _keep(self, made: _Closed) -> None:
+        (self._made_in_schedule if self._in_schedule else self._kept).append(made)
+
+    def _close(self, made: _Closed) -> None:
+        match made:
+            case Engine():
+                made.dispose()
+            case AsyncEngine():
+                self._loop.wait_for(made.dispose())
+            case redis.Redis():
+                made.connection_pool.disconnect()
+            case redis_async.Redis():
+                self._loop.wait_for(made.connection_pool.disconnect())
+            case _:
+                made.close()
 
     def _restore_pools(self) -> None:
         # The dead have not given back what they had: their frames still hold it, or a cycle.

@@ -45,6 +45,8 @@ def _verdict(
         return _kind_of_deadlock(waits, servers={each.waiter.server for each in blockers})
     if waits and in_process:
         return "a deadlock of locks in PostgreSQL and locks in this process, which nobody can see:"
+    if len(in_process) == len(moving) and any(task.pending for task in in_process):
+        return "all wait, in Redis or in this process, for what nobody sends:"
     if in_process and len(in_process) == len(moving):
         return "all wait in this process: a lock that nobody releases, or a lost wake-up:"
     return "nobody has moved for too long:"

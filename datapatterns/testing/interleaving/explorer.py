@@ -18,9 +18,10 @@ from datapatterns.errors import SearchTooLargeError
 from datapatterns.testing.interleaving.bounding import BoundedSearch
 from datapatterns.testing.interleaving.choosing import Chooser, Fault, Gate, Plan, replaying
 from datapatterns.testing.interleaving.connections import Connections, driven
+from datapatterns.testing.interleaving.judging import check_tasks, judge
 from datapatterns.testing.interleaving.loop import LoopThread
 from datapatterns.testing.interleaving.postgres_gates import GatedConnection
-from datapatterns.testing.interleaving.results import Exploration, InterleavingError, Outcome
+from datapatterns.testing.interleaving.results import Exploration, Outcome
 from datapatterns.testing.interleaving.scheduler import Scheduler
 from datapatterns.testing.interleaving.stage import Stage
 from datapatterns.testing.interleaving.tally import Tally
@@ -36,6 +37,9 @@ Scenario = Callable[[], Tasks | Coroutine[Any, Any, Tasks]]
 
 Invariant = Callable[[Outcome], Any]
 """Looks at what a schedule has left, ungated; raises AssertionError or returns False if wrong."""
+
+AllowedErrors = type[BaseException] | Collection[type[BaseException]]
+"""What tasks may raise."""
 
 SCHEDULES_MAX = 10_000
 
@@ -150,7 +154,7 @@ class Explorer:
         crash_at: Callable[[Gate], bool] | None = None,
         faults: Collection[Fault] = tuple(Fault),
         max_faults: int = 1,
-        allowed_errors: tuple[type[BaseException], ...] = (),
+        allowed_errors: AllowedErrors = (),
         max_schedules: int | None = None,
     ) -> Exploration:
         """Run all schedules within the bounds; those with the fewest switches first.
@@ -173,6 +177,7 @@ class Explorer:
         """
         if max_schedules is not None and max_schedules < 1:
             raise ValueError(f"max_schedules={max_schedules} would explore nothing")
+        __tracebackhide__ = True
         search = BoundedSearch(
             max_preemptions=max_preemptions if self._preemptions is None else self._preemptions,
             faults=[Fault(each) for each in faults] if crash_at else (),
@@ -199,7 +204,7 @@ class Explorer:
         seed: int | None = None,
         crash_at: Callable[[Gate], bool] | None = None,
         faults: Collection[Fault] = tuple(Fault),
-        allowed_errors: tuple[type[BaseException], ...] = (),
+        allowed_errors: AllowedErrors = (),
     ) -> Exploration:
         """Run schedules that Hypothesis draws, and shrink one that fails to the fewest switches.
 
@@ -218,6 +223,7 @@ class Explorer:
             InterleavingError: After a schedule the invariant does not hold, or a task has failed.
             StuckError: The tasks of a schedule do not end.
         """
+        __tracebackhide__ = True
         # Not above: who only explores, needs no Hypothesis.
         from datapatterns.testing.interleaving.schedules import (  # noqa: PLC0415
             Schedule,
@@ -226,6 +232,7 @@ class Explorer:
         )
 
         def attempt(schedule: Schedule) -> Outcome:
+            __tracebackhide__ = True
             return self._checked(scenario, schedule, invariant, allowed_errors, tally)
 
         with self._tally() as tally:
@@ -254,7 +261,7 @@ class Explorer:
         scenario: Scenario,
         *,
         invariant: Invariant,
-        allowed_errors: tuple[type[BaseException], ...] = (),
+        allowed_errors: AllowedErrors = (),
     ) -> Outcome:
         """Run the one schedule of a token.
 
@@ -263,6 +270,7 @@ class Explorer:
             DivergedError: The code does not do what it did when the token was printed.
             ValueError: It is no token.
         """
+        __tracebackhide__ = True
         return self._checked(
             scenario, replaying(from_token(token)), invariant, allowed_errors, Tally()
         )
@@ -273,13 +281,14 @@ class Explorer:
         scenario: Scenario,
         *,
         invariant: Invariant,
-        allowed_errors: tuple[type[BaseException], ...] = (),
+        allowed_errors: AllowedErrors = (),
     ) -> Outcome:
         """Run one schedule, of `schedules` or of a chooser's making, and check the invariant.
 
         Raises:
             InterleavingError: It does not hold, or a task has failed.
         """
+        __tracebackhide__ = True
         return self._checked(scenario, schedule, invariant, allowed_errors, Tally())
 
     def run(self, scenario: Scenario, schedule: Chooser | Plan) -> Outcome:
@@ -289,6 +298,7 @@ class Explorer:
             scenario: Prepares it and returns its tasks.
             schedule: A value of `schedules`, or what decides at each step which gate is opened.
         """
+        __tracebackhide__ = True
         if not self._running.acquire(blocking=False):
             raise RuntimeError(
                 "this explorer runs a schedule already; a task, a scenario or another thread that "
@@ -300,9 +310,12 @@ class Explorer:
             self._running.release()
 
     def _run(self, scenario: Scenario, schedule: Chooser | Plan) -> Outcome:
+        __tracebackhide__ = True
         choose = schedule if callable(schedule) else schedule.chooser()
         self.clock.restart()
+        self._connections.begin()
         functions: Tasks = self._called(scenario)
+        check_tasks(functions)
         check_names(functions)
         scheduler = Scheduler(
             self._stage,
@@ -330,9 +343,10 @@ class Explorer:
         self,
         scenario: Scenario,
         invariant: Invariant,
-        allowed_errors: tuple[type[BaseException], ...],
+        allowed_errors: AllowedErrors,
         tally: Tally,
     ) -> Exploration:
+        __tracebackhide__ = True
         choices = self._replay or []
         # A run of many tests replays one of them: the token's tasks tell which.
         if {choice.task for choice in choices} <= set(self._called(scenario)):
@@ -344,36 +358,24 @@ class Explorer:
         scenario: Scenario,
         schedule: Chooser | Plan,
         invariant: Invariant,
-        allowed_errors: tuple[type[BaseException], ...],
+        allowed_errors: AllowedErrors,
         tally: Tally,
     ) -> Outcome:
+        __tracebackhide__ = True
+        kinds = allowed_errors if isinstance(allowed_errors, type) else tuple(allowed_errors)
         outcome = self.run(scenario, schedule)
         tally.add(outcome)
-        if broken := self._broken(outcome, invariant, allowed_errors):
-            # With what a task has raised, its traceback is told, too.
-            cause = next(iter(outcome.errors.values()), None)
-            raise InterleavingError(broken, outcome, schedules=tally.schedules) from cause
+        judge(
+            outcome,
+            lambda outcome: self._called(invariant, outcome),
+            name=getattr(invariant, "__name__", "the invariant"),
+            allowed_errors=kinds,
+            schedules=tally.schedules,
+        )
         return outcome
 
-    def _broken(
-        self,
-        outcome: Outcome,
-        invariant: Invariant,
-        allowed_errors: tuple[type[BaseException], ...],
-    ) -> str:
-        for name, error in outcome.errors.items():
-            # Whom a fault has befallen may fail; what it leaves behind may not be wrong.
-            is_excused = name in outcome.faults and not isinstance(error, AssertionError)
-            if not is_excused and not isinstance(error, allowed_errors):
-                return f"{name} raised {type(error).__name__}: {error}"
-        try:
-            verdict = self._called(invariant, outcome)
-        except AssertionError as error:
-            return str(error) or "the invariant does not hold"
-        name = getattr(invariant, "__name__", "the invariant")
-        return f"{name} is false" if verdict is False else ""
-
     def _called(self, function: Callable[..., Any], *args: Any) -> Any:
+        __tracebackhide__ = True
         made = function(*args)
         return self._loop.wait_for(made) if inspect.iscoroutine(made) else made
 

@@ -51,12 +51,23 @@ def waits_for_a_message(gen: object) -> bool:
     return name_of(gen) == "notifies"
 
 
+def statement_of(gen: object) -> str:
+    """Return the whole statement that a generator of psycopg is about to send, if it is one."""
+    frame = getattr(gen, "gi_frame", None)
+    query = _query_in(frame.f_locals) if frame else None
+    return "" if query is None else _text(query)
+
+
+def _query_in(names: dict[str, Any]) -> object:
+    return names.get("query", names.get("statement"))
+
+
 def label_of(gen: object) -> str:
     """Return what a generator of psycopg is about to send, shortened."""
     name = name_of(gen)
     frame = getattr(gen, "gi_frame", None)
     names: dict[str, Any] = frame.f_locals if frame else {}
-    query = names.get("query", names.get("statement"))
+    query = _query_in(names)
     if query is not None:
         return " ".join(_text(query).split())[:_CHARACTERS_MAX]
     owner: Any = names.get("self")

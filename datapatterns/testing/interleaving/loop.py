@@ -34,7 +34,17 @@ class LoopThread:
         return self._thread.ident if self._thread else None
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there, and return what it returns."""
+        """Run a coroutine there, and return what it returns.
+
+        Raises:
+            RuntimeError: It is called there, and would wait for itself.
+        """
+        if threading.get_ident() == self.ident:
+            coroutine.close()
+            raise RuntimeError(
+                "this would block the explorer's event loop: make engines and clients, and "
+                "explore, outside of coroutine tasks"
+            )
         return asyncio.run_coroutine_threadsafe(coroutine, self.get()).result()
 
     def close(self) -> None:

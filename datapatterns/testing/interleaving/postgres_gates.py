@@ -15,7 +15,12 @@ from typing import Any, TypeVar, cast
 import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from datapatterns.testing.interleaving.labels import is_gated, label_of, waits_for_a_message
+from datapatterns.testing.interleaving.labels import (
+    is_gated,
+    label_of,
+    statement_of,
+    waits_for_a_message,
+)
 from datapatterns.testing.interleaving.servers import Backend
 from datapatterns.testing.interleaving.stage import Stage
 from datapatterns.testing.interleaving.tasks import Task, TaskCrashed, through, through_async
@@ -24,10 +29,11 @@ T = TypeVar("T")
 
 # What a session remembers after a transaction. Functions can hide it; locks are asked for, too.
 _LEAVES_TRACES = re.compile(
-    r"^\s*(set(?!\s+(local|transaction|constraints))|reset|discard|listen|unlisten|load"
-    r"|prepare(?!\s+transaction)|create\s+(local\s+|global\s+)?temp(orary)?)\b"
+    r"(\A(\s|--[^\n]*\n|/\*.*?\*/)*|;\s*)"
+    r"(set(?!\s+(local|transaction|constraints))|reset|discard|listen|unlisten|load"
+    r"|prepare(?!\s+transaction)|create\s+(or\s+replace\s+)?(local\s+|global\s+)?temp(orary)?)\b"
     r"|\bset_config\s*\(|\bpg_(try_)?advisory_lock|\binto\s+temp(orary)?\b|\bwith\s+hold\b",
-    re.IGNORECASE,
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -101,7 +107,7 @@ class _GatedLink:
             # Without a transaction psycopg sends nothing.
             idle = self.pgconn.transaction_status == TransactionStatus.IDLE
             return _Way.FREE if idle else _Way.GATED
-        self.has_traces = self.has_traces or bool(_LEAVES_TRACES.search(label))
+        self.has_traces = self.has_traces or bool(_LEAVES_TRACES.search(statement_of(gen)))
         return _Way.GATED if is_gated(gen) else _Way.COUNTED
 
 

@@ -205,9 +205,10 @@ class _GatedAsync(_GatedLink):
 def gated_client(url: str, stage: Stage, server: RedisServer, **options: Any) -> redis.Redis:
     """Return an ordinary client whose connections are gated."""
     options.setdefault("retry", Retry(NoBackoff(), _RETRIES))
+    single = options.pop("single_connection_client", False)
     pool = connections.ConnectionPool.from_url(url, **options)
     pool.connection_class = _gated(_Gated, pool.connection_class, stage, server)
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis(connection_pool=pool, single_connection_client=single)
 
 
 def gated_async_client(
@@ -215,9 +216,10 @@ def gated_async_client(
 ) -> redis_async.Redis:
     """Return an ordinary asynchronous client whose connections are gated."""
     options.setdefault("retry", async_retry.Retry(NoBackoff(), _RETRIES))
+    single = options.pop("single_connection_client", False)
     pool = async_connections.ConnectionPool.from_url(url, **options)
     pool.connection_class = _gated(_GatedAsync, pool.connection_class, stage, server)
-    return redis_async.Redis(connection_pool=pool)
+    return redis_async.Redis(connection_pool=pool, single_connection_client=single)
 
 
 def blocked_in_redis(task: Task) -> bool:

@@ -39,6 +39,8 @@ class Exploration:
         blocked_steps: How often a task had to wait for another, in all schedules together.
         deadlocks: How often the server broke a deadlock.
         seconds: How long it took.
+        steps: How many gates were passed, in all schedules together. If none was, the tasks use
+            other connections than the explorer's, and nothing was interleaved.
     """
 
     schedules: int
@@ -46,6 +48,7 @@ class Exploration:
     blocked_steps: int
     deadlocks: int
     seconds: float
+    steps: int = 0
 
     @property
     def schedules_per_second(self) -> float:

@@ -110,8 +110,11 @@ class Scheduler:
                 f"step {len(self.choices) + 1}: {error}; the code under test does not do the same "
                 "each time, or not what it did when the token was printed",
             )
+        task = next((task for task in ready if task.name == choice.task), None)
+        if task is None:
+            names = sorted(task.name for task in ready)
+            raise ValueError(f"the chooser took {choice.task!r}, which is none of {names}")
         self.choices.append(choice)
-        task = next(task for task in ready if task.name == choice.task)
         self.story.add(task.name, task.last_label, Happening.STEP, choice.fault)
         with self._board.changed:
             task.open(choice.fault)
@@ -129,6 +132,7 @@ class Scheduler:
             )
 
     def _give_up(self, kind: type[ScheduleError], reason: str) -> NoReturn:
+        __tracebackhide__ = True
         self._tell()
         raise kind(reason, story=self.story, token=to_token(self.choices)) from None
 

@@ -48,6 +48,11 @@ class Story:
         self.lines.append(Line(task, text, happening, fault))
 
     @property
+    def steps(self) -> int:
+        """How many gates were passed."""
+        return sum(line.happening is Happening.STEP for line in self.lines)
+
+    @property
     def blocked_steps(self) -> int:
         """How often a task had to wait for another."""
         return sum(line.happening is Happening.WAIT for line in self.lines)

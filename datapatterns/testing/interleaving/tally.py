@@ -13,12 +13,13 @@ class Tally:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self.schedules = self._blocked_steps = self._deadlocks = 0
+        self.schedules = self._steps = self._blocked_steps = self._deadlocks = 0
         self.exhausted = False
 
     def add(self, outcome: Outcome) -> None:
         """Count a schedule that has ended."""
         self.schedules += 1
+        self._steps += outcome.story.steps
         self._blocked_steps += outcome.story.blocked_steps
         errors = outcome.errors.values()
         self._deadlocks += sum(sqlstate_of(error) == _DEADLOCK for error in errors)
@@ -31,4 +32,5 @@ class Tally:
             blocked_steps=self._blocked_steps,
             deadlocks=self._deadlocks,
             seconds=time.monotonic() - self._began,
+            steps=self._steps,
         )

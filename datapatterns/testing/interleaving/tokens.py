@@ -19,7 +19,7 @@ def check_names(names: Iterable[str]) -> None:
         ValueError: One isn't made of 1 to 40 letters, digits and underscores.
     """
     for name in names:
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(str(name)):
             raise ValueError(
                 f"the task name {name!r} is not usable in a replay token; "
                 "use up to 40 letters, digits and underscores, a letter first"
