@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.fixtures.explorers",
     "tests.fixtures.owners",
     "tests.fixtures.least_rights",
+    "tests.fixtures.least_rights_everywhere",
     "tests.fixtures.lost_commits",
     "tests.fixtures.pages",
     "tests.fixtures.servers",
