@@ -1,5 +1,6 @@
 """Given events, then rows or structures of Redis; and what no runner could repeat is found."""
 
+import gc
 import random
 import time
 from collections import Counter
@@ -177,6 +178,26 @@ class StateInInstance(RedisProjection, version=1):
     def _(self, changes: RedisChanges, e: Scanned, _meta: RecordedEvent) -> None:
         changes.put("before", e.product, self.before)
         self.before = e.product
+
+
+def test_those_who_time_the_collector_of_garbage_are_no_handlers() -> None:
+    class Wasteful(RedisProjection, version=1):
+        @on(Scanned)
+        def _(self, changes: RedisChanges, e: Scanned, _meta: RecordedEvent) -> None:
+            circles: list[list[Any]] = [[] for _ in range(100_000)]
+            changes.put("kept", e.product, len(circles))
+
+    def clocked(_phase: str, _info: dict[str, int]) -> None:
+        time.perf_counter()
+
+    gc.callbacks.append(clocked)
+    try:
+        ProjectionSpec(Wasteful, types=types).given(Scanned("milk", 1)).then_hash(
+            "kept", {"milk": 100_000}
+        )
+    finally:
+        gc.callbacks.remove(clocked)
+    assert gc.isenabled()
 
 
 def test_state_in_a_module_is_found_by_a_rebuild(tables: Connection) -> None:

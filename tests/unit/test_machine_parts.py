@@ -1,13 +1,25 @@
 """The parts of a consistency machine that need no server."""
 
+from dataclasses import dataclass
+
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table
+from hypothesis import find
+from hypothesis import strategies as st
+from sqlalchemy import Column, Integer, MetaData, Table, Text
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
+from datapatterns.event_sourcing import EventTypes
+from datapatterns.testing import strategies
 from datapatterns.testing.interleaving import Gate
 from datapatterns.testing.models.consistency_machine import switching
 from datapatterns.testing.models.derived import derived
-from datapatterns.testing.models.transactions import RowWrite, Savepoint, Transaction, is_lost
+from datapatterns.testing.models.transactions import (
+    RowWrite,
+    Savepoint,
+    Transaction,
+    is_lost,
+    row_writes,
+)
 
 READY = [Gate(name, "SELECT 1") for name in "abc"]
 PAIR = Table("pair", MetaData(), Column("id", Integer, primary_key=True), Column("n", Integer))
@@ -30,6 +42,40 @@ def test_whoever_is_at_it_goes_on_but_for_the_switches(
     choose = switching(first, switches)
 
     assert "".join(choose(READY).task for _ in taken) == taken
+
+
+def test_rows_that_no_server_would_take_are_refused() -> None:
+    needs_name = Table(
+        "needs_name",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("name", Text, nullable=False),
+        Column("kind", Text, nullable=False, server_default="plain"),
+    )
+    rows = st.fixed_dictionaries({"id": st.integers(1, 3)})
+
+    with pytest.raises(ValueError, match="a row of needs_name lacks name"):
+        find(row_writes({needs_name: rows}), lambda _: True)
+    with pytest.raises(ValueError, match="lacks id"):
+        find(row_writes({needs_name: st.just({"name": "a"})}), lambda _: True)
+    find(row_writes({needs_name: st.just({"id": 1, "name": "a"})}), lambda _: True)
+
+
+def test_events_may_be_given_fields_that_their_classes_inherit() -> None:
+    @dataclass(frozen=True)
+    class Above:
+        place: str
+
+    types = EventTypes()
+
+    @types.event("part.moved")
+    @dataclass(frozen=True)
+    class Moved(Above):
+        pass
+
+    moved = find(strategies.events(Moved, types=types, place=st.just("here")), lambda _: True)
+
+    assert moved.place == "here"
 
 
 def test_nobody_else_is_switched_to_if_nobody_else_is_ready() -> None:

@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import dataclass
+from datetime import date
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,22 @@ def test_an_upcaster_that_fails_for_an_old_form_is_told() -> None:
 
 def test_an_upcaster_that_leads_elsewhere_is_told() -> None:
     assert "tags" in failure(third_version(second=lambda old: old))
+
+
+def test_an_upcaster_that_looks_at_the_day_is_told_before_it_ends() -> None:
+    def dated(old: dict[str, Any]) -> dict[str, Any]:
+        return {**old, "tags": [str(date.today())]}  # noqa: DTZ011 -- that is the test
+
+    assert "it calls  date.today()" in failure(third_version(second=dated))
+
+
+def test_a_corpus_may_be_named_by_a_string(tmp_path: Path) -> None:
+    types = third_version()
+
+    record_corpus(str(tmp_path / "stored"), [Scanned(7, 149, [])], types=types)
+
+    with pytest.raises(SpecError, match="version 1"):
+        assert_upcasters(str(tmp_path / "stored"), types=types)
 
 
 def test_an_upcaster_that_depends_on_more_than_its_data_is_told() -> None:

@@ -1,5 +1,6 @@
 """Random commands to an aggregate or a decider, and what must hold after each of them."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from datapatterns.event_sourcing import EventTypes
 from datapatterns.event_sourcing.event_types import EVENT_TYPES
 from datapatterns.testing.models.decider import Decided, Deciding, deciding, replay
 from datapatterns.testing.models.machine import Machine
+from datapatterns.testing.models.sameness import same
 from datapatterns.testing.models.stored_form import (
     SnapshotForm,
     StoredEvent,
@@ -45,7 +47,8 @@ def aggregate_machine(
     Args:
         subject: An aggregate's class, or a `Decider`.
         commands: For an aggregate `Call` or other functions of it.
-        valid: The rule of the domain; it returns False or raises if it is broken.
+        valid: The rule of the domain; it returns something false, such as an empty list, or
+            raises if it is broken. None is no answer: a function that asserts returns that.
         refused: What commands may be refused with. Any other error is a failure.
         snapshot_as: The type of a decider's state, if there are snapshots of it. Those of an
             aggregate are checked if it has a snapshot policy.
@@ -114,15 +117,19 @@ class AggregateMachine(Machine):
     def check(self, valid: Callable[[Any], object]) -> None:
         """Check the rule of the domain."""
         try:
-            holds = valid(self._replayed()) is not False
+            answer = valid(self._replayed())
         except AssertionError as error:
             raise SpecError(f"the state is invalid: {error}", *self._story()) from error
-        if not holds:
+        if inspect.isawaitable(answer):
+            if inspect.iscoroutine(answer):
+                answer.close()
+            raise TypeError("valid has to be awaited, so it has checked nothing; make it plain")
+        if answer is not None and not answer:
             raise SpecError("the state is invalid", *self._story())
 
     def _check_replay(self, command: object, decided: Decided[Any]) -> None:
         live, replayed = self.subject.values(decided.state), self.subject.values(self.state)
-        if live != replayed:
+        if not same(live, replayed):
             raise SpecError(
                 "a replay of what was stored gives another state than the command left",
                 *self._story(),
@@ -143,7 +150,7 @@ class AggregateMachine(Machine):
                     *self._story(),
                 ) from error
             self._continued[place] = (version, after)
-            if (got := self.subject.values(after)) != expected:
+            if not same(got := self.subject.values(after), expected):
                 raise SpecError(
                     f"a snapshot at version {version} and what follows is not the replay of all",
                     *self._story(),

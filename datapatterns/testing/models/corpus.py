@@ -21,7 +21,7 @@ class StoredPayload:
 
 
 def record_corpus(
-    folder: Path, events: Iterable[object], *, types: EventTypes = EVENT_TYPES
+    folder: str | Path, events: Iterable[object], *, types: EventTypes = EVENT_TYPES
 ) -> list[Path]:
     """Add what is stored of ``events`` today to the files in ``folder``; return those it wrote.
 
@@ -40,6 +40,7 @@ def record_corpus(
         EventTypeError: A class is not declared.
         SpecError: One comes back as something else.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[Path, list[Any]] = {}
     for event in events:

@@ -1,12 +1,16 @@
 """What decides: an aggregate, or its functional twin."""
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from datapatterns.event_sourcing import Aggregate
 from datapatterns.event_sourcing.state import state_defaults
+from datapatterns.testing.models.sameness import same
+from datapatterns.testing.models.story import SpecError, told
 
 S = TypeVar("S")
 C_contra = TypeVar("C_contra", contravariant=True)
@@ -102,6 +106,7 @@ def deciding(subject: object) -> Deciding:
     if isinstance(subject, type) and issubclass(subject, Aggregate):
         return _AggregateClass(subject)
     if all(hasattr(subject, name) for name in ("initial", "decide", "evolve")):
+        _refuse_misfits(subject)
         return _Decider(subject)
     raise TypeError(
         f"{subject!r} is neither an Aggregate class nor an object with initial, decide and evolve"
@@ -130,14 +135,20 @@ class _AggregateClass:
         return state
 
     def command(self, command: Callable[..., object], /, *args: object, **kwargs: object) -> Call:
-        return command if isinstance(command, Call) else Call(command, *args, **kwargs)
+        if not isinstance(command, Call):
+            return Call(command, *args, **kwargs)
+        if args or kwargs:
+            raise TypeError(f"{command} has its arguments already")
+        return command
 
     def decide(self, command: Call, state: Aggregate, /) -> Decided[Any]:
         error = None
         try:
-            command(state)
+            answer = command(state)
         except Exception as raised:  # noqa: BLE001 -- it may refuse with any error
             error = raised
+        else:
+            refuse_unfinished(answer, f"{command}")
         return Decided(state.unsaved, state, error)
 
     def values(self, state: Aggregate, /) -> dict[str, object]:
@@ -151,12 +162,14 @@ class _Decider:
     decider: Any
 
     def begin(self) -> object:
-        return self.decider.initial
+        # A copy: whoever changes it, changes it for this history alone.
+        return deepcopy(self.decider.initial)
 
     def evolve(self, state: object, event: object, /) -> object:
         before = deepcopy(state)
         after = self.decider.evolve(state, event)
-        if state != before:
+        refuse_unfinished(after, "evolve")
+        if not same(state, before):
             raise ImpureEvolveError(before=before, after=state, event=event)
         return after
 
@@ -164,13 +177,30 @@ class _Decider:
         return command
 
     def decide(self, command: object, state: object, /) -> Decided[Any]:
-        try:
-            events = tuple(self.decider.decide(command, state))
-        except Exception as raised:  # noqa: BLE001 -- it may refuse with any error
-            return Decided((), state, raised)
+        before = deepcopy(state)
+        events, error = self._asked(command, state)
+        if not same(state, before):
+            raise SpecError(
+                "decide changed the state that it was given",
+                *told("state", [before]),
+                *told("when", [command]),
+                *told("became", [state]),
+                "return events instead, and let evolve make a new state of them",
+            )
         for event in events:
             state = self.evolve(state, event)
-        return Decided(events, state)
+        return Decided(events, state, error)
+
+    def _asked(self, command: object, state: object) -> tuple[tuple[object, ...], Exception | None]:
+        try:
+            answer = self.decider.decide(command, state)
+        except Exception as raised:  # noqa: BLE001 -- it may refuse with any error
+            return (), raised
+        _refuse_no_events(answer)
+        try:
+            return tuple(answer), None
+        except Exception as raised:  # noqa: BLE001 -- a generator refuses only now
+            return (), raised
 
     def values(self, state: object, /) -> object:
         return state
@@ -186,6 +216,49 @@ class ImpureEvolveError(AssertionError):
             f"event    {event!r}\n"
             f"became   {after!r}\n"
             "return a new state instead, for instance by dataclasses.replace"
+        )
+
+
+def _refuse_misfits(subject: Any) -> None:  # noqa: ANN401 -- what might be a decider
+    # Called with wrong arguments it would refuse every command, and pass for strict.
+    if inspect.isroutine(subject.initial):
+        raise TypeError("initial is a function; it should be the state itself, or a property")
+    for name in ("decide", "evolve"):
+        try:
+            inspect.signature(getattr(subject, name)).bind(object(), object())
+        except TypeError as error:
+            hint = "; give an object, not its class" if isinstance(subject, type) else ""
+            raise TypeError(f"{name} does not take two arguments: {error}{hint}") from error
+        except ValueError:  # written in C, without a signature
+            continue
+
+
+def refuse_unfinished(answer: object, what: str) -> None:
+    """Refuse what a call has returned if that call has not run yet.
+
+    Raises:
+        TypeError: It is a coroutine, another awaitable or a generator.
+    """
+    if inspect.iscoroutine(answer):
+        answer.close()
+    elif not (inspect.isgenerator(answer) or inspect.isawaitable(answer)):
+        return
+    raise TypeError(
+        f"{what} gave a {type(answer).__name__}, so nothing of it has run; make it a plain function"
+    )
+
+
+def _refuse_no_events(answer: object) -> None:
+    if not inspect.isgenerator(answer):
+        refuse_unfinished(answer, "decide")
+    # Many a single event is iterable, and would come apart into its fields. A set has no order.
+    is_one = isinstance(answer, str | bytes | Mapping | AbstractSet) or any(
+        hasattr(type(answer), mark) for mark in ("_fields", "__struct_fields__", "model_fields")
+    )
+    if is_one or is_dataclass(answer) or not isinstance(answer, Iterable):
+        raise TypeError(
+            f"decide returned {answer!r}, which is no list of events;"
+            " return [event] for one, and [] if nothing happens"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, TypeVa
 
 from datapatterns.event_sourcing import Aggregate
 from datapatterns.testing.models.decider import Decided, Decider, deciding, replay
+from datapatterns.testing.models.sameness import same
 from datapatterns.testing.models.story import SpecError, differing, told
 
 A = TypeVar("A", bound=Aggregate)
@@ -70,10 +71,31 @@ class DeciderSpec(Generic[C, S]):
                 function of it.
             args: For the method.
             kwargs: For the method.
+
+        Raises:
+            SpecError: It changed its state by other means than events.
+            TypeError: It returned what is no list of events, or has to be awaited.
         """
         command = self._subject.command(command, *args, **kwargs)
         state = replay(self._subject, self._given)
-        return Decision(self._given, command, self._subject.decide(command, state))
+        decided = self._subject.decide(command, state)
+        if decided.error is None:
+            self._check_replay(command, decided)
+        return Decision(self._given, command, decided)
+
+    def _check_replay(self, command: object, decided: Decided[Any]) -> None:
+        # What no event says is lost with the object, so no test may rely on it.
+        replayed = replay(self._subject, [*self._given, *decided.events])
+        left, again = self._subject.values(decided.state), self._subject.values(replayed)
+        if not same(left, again):
+            raise SpecError(
+                "the command changed more than its events say",
+                *told("given", self._given),
+                *told("when", [command]),
+                *told("events", decided.events),
+                *told("left", [left]),
+                *told("replay", [again]),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +112,7 @@ class Decision(Generic[S]):
         Raises:
             SpecError: Others happened, or the command was refused.
         """
-        if self.decided.error is not None or self.decided.events != events:
+        if self.decided.error is not None or not same(self.decided.events, events):
             self._fail(told("expected", events), differing(events, self.decided.events))
         return self
 
@@ -135,9 +157,9 @@ class Decision(Generic[S]):
         state = self.decided.state
         if attributes:
             got = {name: getattr(state, name, _MISSING) for name in attributes}
-            if got != attributes or self.decided.error is not None:
+            if not same(got, attributes) or self.decided.error is not None:
                 self._fail_state(_listed(attributes), _listed(got), _differing(attributes, got))
-        elif state != expected or self.decided.error is not None:
+        elif not same(state, expected) or self.decided.error is not None:
             self._fail_state(repr(expected), repr(state), differing([expected], [state]))
         return self
 
@@ -174,5 +196,5 @@ def _differing(expected: Mapping[str, object], got: Mapping[str, object]) -> lis
     return [
         f"differs   {name}: expected {value!r}, got {got[name]!r}"
         for name, value in expected.items()
-        if got[name] != value
+        if not same(got[name], value)
     ]

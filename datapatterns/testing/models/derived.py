@@ -178,8 +178,14 @@ class DerivedTable:
         table: Table = table_of(self.table)
         with engine.begin() as conn:
             conn.execute(delete(table))
-            names = [column.name for column in table.columns]
-            conn.execute(table.insert().from_select(names, self.query))
+            held = self.query.subquery()
+            # What the server computes cannot be inserted.
+            given = {
+                column.name: value
+                for column, value in zip(table.columns, held.columns, strict=True)
+                if column.computed is None
+            }
+            conn.execute(table.insert().from_select(list(given), select(*given.values())))
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def storable(cls: type[T], given: Mapping[str, SearchStrategy[Any]]) -> SearchSt
     hints = get_type_hints(cls, include_extras=True)
     values = {
         name: given[name] if name in given else _of(hints[name], f"{cls.__name__}.{name}")
-        for name in _fields(cls)
+        for name in field_names(cls)
     }
 
     @st.composite
@@ -97,7 +97,7 @@ def _of(hint: Any, place: str) -> SearchStrategy[Any]:
         return _of(hint.__supertype__, place)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return st.sampled_from(hint)
-    if isinstance(hint, type) and _fields(hint):
+    if isinstance(hint, type) and field_names(hint):
         return st.deferred(lambda: storable(hint, {}))
     return _of_generic(hint, place)
 
@@ -127,7 +127,8 @@ def _of_tuple(arguments: tuple[Any, ...], place: str) -> SearchStrategy[Any]:
     return st.tuples(*[_of(argument, place) for argument in arguments])
 
 
-def _fields(cls: type) -> tuple[str, ...]:
+def field_names(cls: type) -> tuple[str, ...]:
+    """Return what a dataclass or Struct is made from, inherited fields too."""
     if is_dataclass(cls):
         return tuple(field.name for field in fields(cls) if field.init)
     return tuple(getattr(cls, "__struct_fields__", ()))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from sqlalchemy import Connection, Table, delete, inspect, select
+from sqlalchemy.schema import sort_tables
 
 from datapatterns.cqrs import Projection, RedisProjection
 from datapatterns.cqrs.definition import AnyProjection
@@ -14,9 +15,11 @@ from datapatterns.cqrs.read_model import read_model_of
 from datapatterns.cqrs.redis_changes import Place
 from datapatterns.cqrs.redis_projecting import fold_changes
 from datapatterns.event_sourcing import EventStore, RecordedEvent
+from datapatterns.testing.models.decider import refuse_unfinished
 from datapatterns.testing.models.purity import watched
 
 P = TypeVar("P", bound=AnyProjection)
+T = TypeVar("T")
 
 Pages: TypeAlias = Sequence[Sequence[RecordedEvent]]
 Contents: TypeAlias = dict[tuple[Hashable, ...], Any]
@@ -33,6 +36,11 @@ class Projected(Protocol):
         """Whether it must bear to be given a page twice, as nothing keeps a checkpoint for it."""
         ...
 
+    @property
+    def tables(self) -> Sequence[Table]:
+        """What it writes; nothing in Redis."""
+        ...
+
     def contents(self, pages: Pages, notice: Notice) -> Contents:
         """Return what the read model holds after ``pages``, each handled by a new process."""
         ...
@@ -46,6 +54,11 @@ class InTable:
     store: EventStore
     conn: Connection
     survives_redelivery: bool = False
+
+    @property
+    def tables(self) -> Sequence[Table]:
+        """Its read model's."""
+        return [read_model_of(self.projection).table]
 
     def contents(self, pages: Pages, notice: Notice) -> Contents:
         """Apply each page as a runner does, on an instance of its own."""
@@ -67,6 +80,11 @@ class InRedis:
     projection: type[RedisProjection]
     store: EventStore
     survives_redelivery: bool = False
+
+    @property
+    def tables(self) -> Sequence[Table]:
+        """None."""
+        return ()
 
     def contents(self, pages: Pages, notice: Notice) -> Contents:
         """Fold each page as a runner does, on an instance of its own."""
@@ -97,7 +115,7 @@ class ByFunction:
         del notice
         with _emptied(self.conn, self.tables):
             for page in pages:
-                self.apply(self.conn, page)
+                refuse_unfinished(self.apply(self.conn, page), "the projector")
             return _rows(self.conn, self.tables)
 
 
@@ -110,7 +128,7 @@ def _guarded(projection: type[P], notice: Notice) -> type[P]:
     handlers = tuple(
         replace(
             handler,
-            apply=watched(handler.apply, notice),
+            apply=_finished(watched(handler.apply, notice)),
             keys=handler.keys and watched(handler.keys, notice),
         )
         for handler in projection.handlers
@@ -125,23 +143,51 @@ def _guarded(projection: type[P], notice: Notice) -> type[P]:
     return cast("type[P]", instance)
 
 
+def _finished(apply: Callable[..., T]) -> Callable[..., T]:
+    def applied(*args: Any) -> T:  # noqa: ANN401 -- as the handler takes them
+        answer = apply(*args)
+        refuse_unfinished(answer, "a handler")
+        return answer
+
+    return applied
+
+
 @contextmanager
 def _emptied(conn: Connection, tables: Sequence[Table]) -> Iterator[None]:
     began = not conn.in_transaction()
     savepoint = conn.begin_nested()
     try:
-        for table in tables:
+        # Rows that refer to others first.
+        for table in reversed([t for t in sort_tables(tables) if t in tables]):
             conn.execute(delete(table))
         yield
+        if not savepoint.is_active:
+            raise RuntimeError(
+                "the projector has ended the transaction, and what it wrote may stay;"
+                " let the caller commit"
+            )
     finally:
-        savepoint.rollback()
+        if savepoint.is_active:
+            savepoint.rollback()
         if began:
             conn.rollback()
 
 
 def _rows(conn: Connection, tables: Sequence[Table]) -> Contents:
+    # What is deferred would come out at the COMMIT, and there is none.
+    conn.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
     return {
-        (table.fullname, *(row[c.name] for c in table.primary_key)): dict(row)
-        for table in tables
-        for row in conn.execute(select(table).order_by(*table.primary_key)).mappings()
+        (table.fullname, *place): row for table in tables for place, row in _placed(conn, table)
     }
+
+
+def _placed(conn: Connection, table: Table) -> Iterator[tuple[tuple[Hashable, ...], Any]]:
+    key = list(table.primary_key)
+    rows = [dict(row) for row in conn.execute(select(table).order_by(*key)).mappings()]
+    if not key:  # then rows that are alike count, and have no order
+        return (((place,), row) for place, row in enumerate(sorted(rows, key=repr)))
+    return ((tuple(_hashable(row[c.name]) for c in key), row) for row in rows)
+
+
+def _hashable(value: Any) -> Hashable:  # noqa: ANN401 -- of whatever type a key has
+    return value if isinstance(value, Hashable) else repr(value)

@@ -124,9 +124,10 @@ class ProjectionSpec:
 
         Raises:
             SpecError: There are others, or they depend on more than the events.
+            ValueError: It does not write ``into``.
         """
+        table = None if into is None else self._written(into)
         contents = self._checked()
-        table = None if into is None else table_of(into).fullname
         columns = {name for row in rows for name in row}
         got = [
             {name: value for name, value in row.items() if name in columns} if columns else row
@@ -141,6 +142,14 @@ class ProjectionSpec:
                 *told("got", got),
             )
         return self
+
+    def _written(self, into: Any) -> str:  # noqa: ANN401 -- a mapped class or a table
+        written = [table.fullname for table in self._subject.tables]
+        name = table_of(into).fullname
+        if name not in written:
+            # It would have no rows, whatever is written.
+            raise ValueError(f"it does not write {name}, but {', '.join(written) or 'no table'}")
+        return name
 
     def then_hash(self, name: str, fields: Mapping[Any, str | int]) -> "ProjectionSpec":
         """Expect exactly these fields in a hash of Redis; values and fields may be integers.

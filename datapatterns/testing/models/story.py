@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher
 
+from datapatterns.testing.models.sameness import same
+
 _LABEL_CHARS = 10
 
 
@@ -35,6 +37,8 @@ def differing(expected: Sequence[object], got: Sequence[object]) -> list[str]:
     )
     for verb, begin, end, got_begin, got_end in matcher.get_opcodes():
         if verb == "equal":
+            alike = zip(expected[begin:end], got[got_begin:got_end], strict=True)
+            lines += [line for a, b in alike if not same(a, b) for line in _of_values(a, b)]
             continue
         missing, surplus = expected[begin:end], got[got_begin:got_end]
         pairs = list(zip(missing, surplus, strict=False))
@@ -47,13 +51,15 @@ def differing(expected: Sequence[object], got: Sequence[object]) -> list[str]:
 
 def _of_values(expected: object, got: object) -> list[str]:
     names = _names(expected)
+    name, other_name = type(expected).__name__, type(got).__name__
     if type(expected) is not type(got) or not names:
-        return [f"differs   expected {expected!r}, got {got!r}"]
-    name = type(expected).__name__
+        alike = repr(expected) == repr(got)
+        of = (f" of {name}", f" of {other_name}") if alike else ("", "")
+        return [f"differs   expected {expected!r}{of[0]}, got {got!r}{of[1]}"]
     return [
         f"differs   {name}.{field}: expected {one!r}, got {other!r}"
         for field in names
-        if (one := getattr(expected, field)) != (other := getattr(got, field))
+        if not same(one := getattr(expected, field), other := getattr(got, field))
     ] or [f"differs   two {name} print alike and are not equal; do they define __eq__?"]
 
 

@@ -11,7 +11,7 @@ from hypothesis.strategies import SearchStrategy
 from datapatterns.event_sourcing import EventTypes, StreamId
 from datapatterns.event_sourcing.event_types import EVENT_TYPES
 from datapatterns.event_sourcing.events import KEY_BYTES_MAX
-from datapatterns.testing.models.from_hints import storable, text
+from datapatterns.testing.models.from_hints import field_names, storable, text
 
 T = TypeVar("T")
 
@@ -149,7 +149,7 @@ def events(
         raise ValueError("no event is declared")
     for cls in chosen:
         types.of(cls)
-    names = {name for cls in chosen for name in cls.__annotations__}
+    names = {name for cls in chosen for name in field_names(cls)}
     if unknown := fields.keys() - names:
         raise ValueError(f"no event has a field {', '.join(sorted(unknown))}")
     return st.one_of([storable(cls, fields) for cls in chosen])

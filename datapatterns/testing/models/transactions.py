@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 from hypothesis import strategies as st
@@ -157,7 +158,11 @@ def row_writes(
     return st.one_of(
         [
             st.builds(
-                RowWrite, _verbs(table_of(model)), st.just(table_of(model)), row, st.just(after)
+                RowWrite,
+                _verbs(table_of(model)),
+                st.just(table_of(model)),
+                row.map(partial(_complete, table_of(model))),
+                st.just(after),
             )
             for model, row in rows.items()
         ]
@@ -185,6 +190,19 @@ class _RolledBackError(Exception):
 
 # The simplest transaction commits.
 _mostly: Final = st.sampled_from([True] * 7 + [False])
+
+
+def _complete(table: Table, row: Row) -> Row:
+    # The server would refuse each of them, and what is never written is never wrong.
+    needed = {
+        column.name
+        for column in table.columns
+        if column.primary_key
+        or not (column.nullable or column.default is not None or column.server_default is not None)
+    }
+    if lacking := needed - row.keys():
+        raise ValueError(f"a row of {table.name} lacks {', '.join(sorted(lacking))}: {dict(row)}")
+    return row
 
 
 def _verbs(table: Table) -> SearchStrategy[str]:

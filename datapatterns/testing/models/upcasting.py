@@ -8,12 +8,13 @@ from datapatterns.errors import EventShapeError
 from datapatterns.event_sourcing import EventTypes
 from datapatterns.event_sourcing.event_types import EVENT_TYPES
 from datapatterns.testing.models.corpus import StoredPayload, read_corpus
+from datapatterns.testing.models.purity import watched
 from datapatterns.testing.models.stored_form import stored_form
 from datapatterns.testing.models.story import SpecError, told
 
 
 def assert_upcasters(
-    corpus: Path | Iterable[StoredPayload],
+    corpus: str | Path | Iterable[StoredPayload],
     *,
     events: Iterable[type] = (),
     types: EventTypes = EVENT_TYPES,
@@ -34,7 +35,7 @@ def assert_upcasters(
         EventTypeError: A class is not declared.
         SpecError: One of these does not hold.
     """
-    payloads = read_corpus(corpus) if isinstance(corpus, Path) else list(corpus)
+    payloads = read_corpus(Path(corpus)) if isinstance(corpus, str | Path) else list(corpus)
     _check_complete(payloads, events, types)
     for payload in payloads:
         _check_reading(payload, types)
@@ -89,13 +90,22 @@ def _check_reading(payload: StoredPayload, types: EventTypes) -> None:
 
 
 def _read(payload: StoredPayload, types: EventTypes) -> list[object]:
+    calls: list[str] = []
+    decode = watched(types.decode, calls.append)
     try:
-        return types.decode(payload.event_type, payload.schema_version, payload.data)
+        events = decode(payload.event_type, payload.schema_version, payload.data)
     except Exception as error:
         reason = error.reason if isinstance(error, EventShapeError) else f"{error!r}"
         raise SpecError(
             "what was stored cannot be read", *_source(payload.data, payload), f"got       {reason}"
         ) from error
+    if calls:  # what it gives may be the same all day
+        raise SpecError(
+            "upcasters depend on their data alone",
+            *_source(payload.data, payload),
+            f"it calls  {calls[0]}",
+        )
+    return events
 
 
 def _source(data: object, payload: StoredPayload) -> list[str]:
