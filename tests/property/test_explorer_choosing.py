@@ -20,6 +20,7 @@ from datapatterns.testing.interleaving.choosing import (
     picking,
     replaying,
 )
+from datapatterns.testing.interleaving.results import DivergedError
 from datapatterns.testing.interleaving.story import Happening, Story
 from datapatterns.testing.interleaving.tokens import from_token, to_token
 
@@ -251,3 +252,40 @@ def test_a_story_has_a_column_for_each_task_and_no_line_beyond_its_width(
     numbers = [line[:3].strip() for line in lines[2:] if line[:3].strip()]
     steps = sum(happening is Happening.STEP for _, _, happening in told)
     assert numbers == [str(number + 1) for number in range(steps)]
+
+
+@pytest.mark.parametrize(("waits", "runs"), [(0, 1), (1, 5)])
+def test_what_diverges_is_run_again_only_where_somebody_had_to_wait(waits: int, runs: int) -> None:
+    search, tried, story = BoundedSearch(max_preemptions=0), list[Chooser](), Story(["a"])
+    for _ in range(waits):
+        story.add("a", "waits for b", Happening.WAIT)
+
+    def attempt(choose: Chooser) -> None:
+        tried.append(choose)
+        raise DivergedError("another came first", story=story, token="")
+
+    with pytest.raises(DivergedError):
+        search.run_next(attempt)
+
+    assert len(tried) == runs
+
+
+def test_a_schedule_that_fits_the_second_time_loses_nothing() -> None:
+    search, diverges, story = BoundedSearch(max_preemptions=1), True, Story(["a"])
+    story.add("a", "waits for b", Happening.WAIT)
+    found = []
+
+    def attempt(choose: Chooser) -> None:
+        nonlocal diverges
+        if diverges := not diverges:
+            raise DivergedError("another came first", story=story, token="")
+        model, schedule = Model({"a": ["step", "step"], "b": ["step", "step"]}), []
+        while ready := model.ready():
+            schedule.append(choose(ready))
+            model.take(schedule[-1])
+        found.append(tuple(schedule))
+
+    while search.found:
+        search.run_next(attempt)
+
+    assert len(found) == len(set(found)) == search.explored == 4

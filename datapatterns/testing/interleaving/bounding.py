@@ -16,6 +16,9 @@ from datapatterns.testing.interleaving.choosing import (
     in_order,
     names_of,
 )
+from datapatterns.testing.interleaving.results import DivergedError
+
+_TRIES = 5
 
 
 class BoundedSearch:
@@ -60,6 +63,33 @@ class BoundedSearch:
         """Return the chooser of the next schedule; call only while `found` is not 0."""
         *_, prefix = heapq.heappop(self._open)
         self.explored += 1
+        return self._chooser_of(prefix)
+
+    def run_next(self, attempt: Callable[[Chooser], object]) -> None:
+        """Run the next schedule, and again if the server has not let the same task go on.
+
+        When several wait for a row, it is the server who decides, and not always in the order in
+        which they came. A schedule that diverges does so within its prefix, so it has found none.
+
+        Args:
+            attempt: Runs a chooser's schedule.
+
+        Raises:
+            DivergedError: Nobody had to wait in it, or it diverged each of five times.
+        """
+        __tracebackhide__ = True
+        *_, prefix = heapq.heappop(self._open)
+        self.explored += 1
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                attempt(self._chooser_of(prefix))
+            except DivergedError as diverged:
+                if not (tries_left and diverged.story.blocked_steps):
+                    raise
+            else:
+                return
+
+    def _chooser_of(self, prefix: "_Prefix") -> Chooser:
         taken: list[Choice] = []
         last: str | None = None
 

@@ -184,12 +184,16 @@ class Explorer:
             max_faults=max_faults,
             fault_at=crash_at or (lambda _: True),
         )
+
+        def attempt(choose: Chooser) -> None:
+            __tracebackhide__ = True
+            self._checked(scenario, choose, invariant, allowed_errors, tally)
+
         with self._tally() as tally:
             if self._replay is not None:
                 return self._replayed(scenario, invariant, allowed_errors, tally)
             while search.found and search.explored < (max_schedules or SCHEDULES_MAX):
-                choose = search.next_chooser()
-                self._checked(scenario, choose, invariant, allowed_errors, tally)
+                search.run_next(attempt)
             if search.found and max_schedules is None:
                 raise SearchTooLargeError(explored=search.explored, known=search.found)
             tally.exhausted = not search.found
