@@ -17,6 +17,7 @@ from sqlalchemy.engine import ExceptionContext
 from datapatterns.errors import (
     AbortedTransactionError,
     CommitUnansweredError,
+    IsolationLevelError,
     OutcomeUnknownError,
 )
 from datapatterns.outcomes import Trace, is_unknown, take_trace
@@ -48,6 +49,7 @@ def transaction(
 
     Raises:
         AbortedTransactionError: An error was caught in the block, so nothing can be committed.
+        IsolationLevelError: The engine is in autocommit mode.
         OutcomeUnknownError: The COMMIT was sent and its answer was lost.
     """
     with engine.connect() as conn, committing(conn, attempted, ids=ids, traced=traced):
@@ -66,6 +68,7 @@ def committing(
     pending = PendingCommit(attempted, tuple(ids), traced)
     try:
         with conn.begin():
+            refuse_autocommit(conn)
             yield
             pending.prepare(conn)
     except BaseException as error:
@@ -150,13 +153,26 @@ def refuse_aborted(conn: Connection, attempted: str) -> None:
         raise AbortedTransactionError(attempted)
 
 
+def refuse_autocommit(conn: Connection) -> None:
+    """Refuse a transaction that is none: each statement would stay, whatever comes after it.
+
+    Raises:
+        IsolationLevelError: The connection is in autocommit mode.
+    """
+    driver: Any = conn.connection.driver_connection
+    if driver.autocommit:
+        raise IsolationLevelError(found="autocommit", needed="read committed")
+
+
 def watch_commits(engine: Engine) -> Engine:
     """Give what is committed on ``engine`` the errors of `transaction`; return the engine.
 
-    That goes for ``engine.begin()``, for ``conn.commit()`` and for sessions. Of an `AsyncEngine`
-    watch the ``sync_engine``.
+    That goes for ``engine.begin()``, for ``conn.commit()``, for two-phase commits and for
+    sessions. A cancellation or a time-out stays what it is, and has the unknown outcome as its
+    cause. Of an `AsyncEngine` watch the ``sync_engine``.
     """
     under_way: WeakSet[Connection] = WeakSet()
+    _watch_two_phases(engine, under_way)
 
     @event.listens_for(engine, "begin")
     def begun(conn: Connection) -> None:
@@ -174,10 +190,30 @@ def watch_commits(engine: Engine) -> Engine:
             return
         under_way.discard(conn)
         error = context.original_exception
-        if isinstance(error, Exception) and is_unknown(error):
-            raise _unknown(A_TRANSACTION, context.sqlalchemy_exception or error) from error
+        if not is_unknown(error):
+            return
+        unknown = _unknown(A_TRANSACTION, context.sqlalchemy_exception or error)
+        if isinstance(error, Exception):
+            raise unknown from error
+        error.__cause__ = unknown
 
     return engine
+
+
+def _watch_two_phases(engine: Engine, under_way: WeakSet[Connection]) -> None:
+    @event.listens_for(engine, "begin_twophase")
+    def begun(conn: Connection, _xid: object) -> None:
+        under_way.discard(conn)
+
+    @event.listens_for(engine, "commit_twophase")
+    def about_to_commit(conn: Connection, _xid: object, is_prepared: object) -> None:
+        if not is_prepared:  # otherwise the server refuses what it could not prepare
+            try:
+                refuse_aborted(conn, A_TRANSACTION)
+            except AbortedTransactionError:
+                conn.invalidate()  # psycopg rolls no second phase back that had no first
+                raise
+        under_way.add(conn)
 
 
 def _unknown(
