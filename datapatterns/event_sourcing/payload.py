@@ -21,6 +21,8 @@ DEPTH_MAX: Final = 64
 """How deep data may be nested."""
 
 _INTEGER_MAX: Final = 2**63 - 1
+_FLOAT_WITHOUT_FRACTION: Final = 1e15
+_EXPONENT: Final = re.compile(rb"[0-9]e\+?[0-9]")
 _QUOTED: Final = re.compile(r"^(Invalid (?:enum )?value) .*?(?= - at `|$)", re.DOTALL)
 _LARGE_INTEGER: Final = re.compile(r"[0-9]{19}")
 _encoder = msgspec.json.Encoder()
@@ -50,11 +52,11 @@ def encode_state(state: Mapping[str, Any], *, aggregate: str) -> str:
     Raises:
         EventDataError: It holds what JSON or PostgreSQL cannot hold.
     """
-    return _encoder.encode(_plain(dict(state), event_type=aggregate, str_keys=True)).decode()
+    return _as_json(_plain(dict(state), event_type=aggregate, str_keys=True)).decode()
 
 
 def _encode(value: object, *, event_type: str, str_keys: bool) -> str:
-    encoded = _encoder.encode(_plain(value, event_type=event_type, str_keys=str_keys))
+    encoded = _as_json(_plain(value, event_type=event_type, str_keys=str_keys))
     if len(encoded) > EVENT_BYTES_MAX:
         raise EventDataError(
             event_type,
@@ -77,11 +79,28 @@ def _plain(value: object, *, event_type: str, str_keys: bool) -> dict[str, Any]:
     return plain
 
 
+def _as_json(plain: object) -> bytes:
+    encoded = _encoder.encode(plain)
+    # A text may hold such a thing, too; then nothing is rewritten.
+    return _encoder.encode(_spelled_out(plain)) if _EXPONENT.search(encoded) else encoded
+
+
+def _spelled_out(value: object) -> object:
+    # PostgreSQL writes 4e16 back as 40000000000000000, an integer; 40000000000000000.0 it keeps.
+    if type(value) is float and abs(value) >= _FLOAT_WITHOUT_FRACTION:
+        return msgspec.Raw(f"{value:.1f}".encode())
+    if isinstance(value, dict):
+        return {name: _spelled_out(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled_out(part) for part in value]
+    return value
+
+
 def decode_stored(text: str, *, event_type: str, schema_version: int) -> Any:  # noqa: ANN401 -- JSON
     """Return stored JSON as it was appended.
 
-    PostgreSQL writes a float like 1e23 without its exponent, as an integer. None so large was
-    ever appended as one, so it becomes the float again that it was.
+    An integer of more than 63 bits was never appended as one: it was a float like 1e23, before
+    floats were spelled out, and becomes that again.
 
     Raises:
         EventShapeError: Python cannot read it; it was not appended by this library.

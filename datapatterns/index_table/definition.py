@@ -188,8 +188,11 @@ def _columns_in(expression: ColumnElement[Any]) -> list[ColumnClause[Any]]:
 
 
 def _check_name(name: str) -> None:
-    if not name or "\0" in name or len(name.encode()) > NAME_BYTES_MAX:
+    encoded = name.encode(errors="replace")
+    if not name or "\0" in name or len(encoded) > NAME_BYTES_MAX:
         raise IndexDefinitionError(name, f"its name must have 1 to {NAME_BYTES_MAX} bytes")
+    if encoded.decode() != name:
+        raise IndexDefinitionError(name, "its name holds half a surrogate pair")
 
 
 def _expression(part: Indexable) -> ColumnElement[Any]:

@@ -67,11 +67,14 @@ def test_a_killed_connection_is_an_error_to_whoever_waits_for_a_reply(
 ) -> None:
     retry = Retry(NoBackoff(), 0)
     with (
+        closing(Redis.from_url(server.url)) as watcher,
         closing(Redis.from_url(server.url, retry=retry, socket_timeout=None)) as client,
         ThreadPoolExecutor(1) as pool,
     ):
-        waiting = pool.submit(client.blpop, ["queue"], 0)
-        assert wait_until(faults.kill_clients) == 1
+        waiting = pool.submit(client.blpop, ["queue"], 60)
+        # Killed before it waits, the connection would be replaced without a word.
+        wait_until(lambda: "blpop" in [other["cmd"] for other in watcher.client_list()])
+        faults.kill_clients()
         with pytest.raises(RedisConnectionError):
             waiting.result(ENOUGH_SECONDS)
 

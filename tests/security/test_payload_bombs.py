@@ -100,6 +100,7 @@ def test_what_cannot_be_read_back_is_refused_at_the_append(conn: Connection, bom
 
 @given(payload=PLAIN)
 @example(payload=TRAPS)
+@example(payload=[4.675661559749163e16, 46_756_615_597_491_630, {"x": [-1e300]}, "1e16"])
 def test_what_is_appended_is_what_every_reader_gets(module_engine: Engine, payload: Any) -> None:  # noqa: ANN401
     stream = StreamId("bomb", "plain")
     with module_engine.connect() as conn:
