@@ -77,10 +77,15 @@ cents = st.integers(0, 100)
 calls = st.builds(Call, st.sampled_from([Account.deposit, Account.withdraw, Account.hold]), cents)
 
 
-def run(machine: type[RuleBasedStateMachine]) -> None:
+def run(machine: type[RuleBasedStateMachine], *, always_the_same: bool = False) -> None:
     run_state_machine_as_test(
         machine,
-        settings=settings(machine.TestCase.settings, stateful_step_count=15, database=None),
+        settings=settings(
+            machine.TestCase.settings,
+            stateful_step_count=15,
+            database=None,
+            derandomize=always_the_same,
+        ),
     )
 
 
@@ -260,6 +265,6 @@ def test_a_subclass_may_add_rules() -> None:
             versions.append(self.state.version)
             assert self.state.version == len(self.stored)
 
-    run(WithAudit)
+    run(WithAudit, always_the_same=True)  # chance may leave a rule out of every example
 
     assert max(versions) > 3
