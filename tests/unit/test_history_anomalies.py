@@ -230,6 +230,16 @@ EXACTLY = {
         },
     ),
     "value from nowhere": (at_once(ok(read("x", 9))), {"garbage-read"}),
+    "value twice in a read that is not the longest": (
+        at_once(
+            ok(append("x", 1)),
+            ok(append("x", 2)),
+            ok(append("x", 3)),
+            ok(read("x", 1, 1)),
+            ok(read("x", 1, 2, 3)),
+        ),
+        {"duplicate-elements", "incompatible-order"},
+    ),
     "value twice": (at_once(ok(append("x", 1)), ok(read("x", 1, 1))), {"duplicate-elements"}),
 }
 

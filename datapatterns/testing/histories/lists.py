@@ -146,10 +146,7 @@ def _compare_reads(
 ) -> None:
     longest = order.longest
     foreign = _first_that_nobody_committed(order)
-    if len(set(longest)) != len(longest):
-        reader = transactions[order.longest_by].name
-        text = f"{reader} read a value of {key!r} twice: {brief(longest)}"
-        tell("duplicate-elements", [order.longest_by], text)
+    _look_for_duplicates(key, order.longest_by, longest, transactions, tell)
     fitting = []
     for number, values in order.reads:
         length = len(values)
@@ -163,6 +160,7 @@ def _compare_reads(
                 " which does not begin like that"
             )
             tell("incompatible-order", [number, order.longest_by], text)
+            _look_for_duplicates(key, number, values, transactions, tell)
             order.bases.pop(number, None)
             order.strays += _last_committed(order, number, values, transactions)
         if length > foreign or not fits:
@@ -170,6 +168,14 @@ def _compare_reads(
         if values:
             _look_at_the_end(key, order, number, values[-1], transactions, tell)
     order.reads = fitting
+
+
+def _look_for_duplicates(
+    key: Key, number: int, values: list[Value], transactions: Sequence[Transaction], tell: Tell
+) -> None:
+    if len(set(values)) != len(values):
+        text = f"{transactions[number].name} read a value of {key!r} twice: {brief(values)}"
+        tell("duplicate-elements", [number], text)
 
 
 def _last_committed(
