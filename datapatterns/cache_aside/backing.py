@@ -86,23 +86,14 @@ class Backing:
         """Serve no hits until a relay round has ended."""
         self.gate.close()
 
-    def invalidate_in(
-        self, writer: Connection | Session, keys: tuple[Key, ...], *, is_alone: bool = False
-    ) -> None:
-        """Record ``keys`` with the writer's transaction, and deliver after its commit.
-
-        Args:
-            writer: Who writes.
-            keys: What becomes obsolete.
-            is_alone: Whether nothing else is written: then it may be in autocommit mode.
-        """
+    def invalidate_in(self, writer: Connection | Session, keys: tuple[Key, ...]) -> None:
+        """Record ``keys`` with the writer's transaction, and deliver after its commit."""
         if not keys:
             return
         entries = [entry_of(self.name, key) for key in keys]
         writer = checked_writer(writer)
         conn = writer if isinstance(writer, Connection) else writer.connection()
-        if not is_alone:
-            refuse_autocommit(conn)
+        refuse_autocommit(conn)
         self._home.refuse_strangers(conn)
         invalidation = record_invalidation(conn, entries, schema=self._schema, target=self._target)
         after_commit(writer, conn, lambda: self._deliver(invalidation))

@@ -161,8 +161,11 @@ class Cache:
         Recorded in a transaction of its own first, so that it happens in the end even if Redis is
         away.
         """
-        with self.writes() as conn:
-            self._backing.invalidate_in(conn, keys, is_alone=True)
+        # Nothing else is written, so that an engine in autocommit mode is right here, too.
+        with self._connection(None) as own:
+            own.execution_options(isolation_level="READ COMMITTED")
+            with self.writes(own) as conn:
+                self._backing.invalidate_in(conn, keys)
 
     @contextmanager
     def writes(self, bind: Engine | Connection | None = None) -> Iterator[Connection]:

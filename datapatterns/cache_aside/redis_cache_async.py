@@ -147,7 +147,7 @@ class AsyncCache:
     async def invalidate(self, *keys: Key) -> None:
         """Forget ``keys`` now; it happens in the end even if Redis is away."""
         async with self.writes() as conn:
-            await conn.run_sync(self._backing.invalidate_in, keys, is_alone=True)
+            await conn.run_sync(self._backing.invalidate_in, keys)
 
     @asynccontextmanager
     async def writes(self, engine: AsyncEngine | None = None) -> AsyncIterator[AsyncConnection]:
