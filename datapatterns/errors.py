@@ -12,6 +12,7 @@ DataPatternsError
 │   ├── EmbeddedFolderError
 │   ├── EmbeddedStartError
 │   ├── EventDataError
+│   ├── EventIdsReusedError
 │   ├── EventShapeError
 │   ├── EventTypeError
 │   ├── EvictionPolicyError
@@ -48,6 +49,7 @@ DataPatternsError
 │   ├── ShardMapExistsError
 │   ├── ShardMapMissingError
 │   ├── ShardedTableError
+│   ├── StreamArchivedError
 │   ├── TransactionInUseError
 │   ├── UncacheableValueError
 │   ├── UnknownRevisionError
@@ -59,6 +61,7 @@ DataPatternsError
 │   ├── ViewMissingError
 │   └── WrongShardError
 ├── ConflictError             another writer won; reload, decide again
+│   ├── ConditionConflictError
 │   ├── IndexKeyTakenError
 │   ├── LeaseHeldError
 │   ├── LeaseLostError
@@ -243,6 +246,21 @@ class EventDataError(ConfigurationError):
         super().__init__(f"the data of {event_type!r} cannot be stored: {reason}")
         self.event_type = event_type
         self.reason = reason
+
+
+class EventIdsReusedError(ConfigurationError):
+    """The ids of an append were given before, to other events.
+
+    Attributes:
+        stream: What was to be appended to.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(
+            f"the first of these event ids for {stream} was appended before, with other events"
+            " behind it; give new events new ids, and a retry exactly those that it had"
+        )
+        self.stream = stream
 
 
 class EventShapeError(ConfigurationError):
@@ -805,6 +823,20 @@ class ShardedTableError(ConfigurationError):
         self.advice = advice
 
 
+class StreamArchivedError(ConfigurationError):
+    """A stream has ended: it was archived, and takes no more events.
+
+    Attributes:
+        stream: The stream.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(
+            f"{stream} is archived and takes no more events; begin another stream, or restore it"
+        )
+        self.stream = stream
+
+
 class TransactionInUseError(ConfigurationError):
     """This needs a transaction that has not written anything yet.
 
@@ -960,6 +992,21 @@ class WrongShardError(ConfigurationError):
 
 class ConflictError(DataPatternsError):
     """Another writer got there first; reload, decide again."""
+
+
+class ConditionConflictError(ConflictError):
+    """An event that the decision did not know of matches the condition of an append.
+
+    Attributes:
+        stream: What was to be appended to.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(
+            f"nothing was appended to {stream}: an event that matches the condition was appended"
+            " since; read again what the decision is based on, and decide again"
+        )
+        self.stream = stream
 
 
 class IndexKeyTakenError(ConflictError):

@@ -1,113 +1,220 @@
-"""Append events to a stream, unless another writer got there first."""
+"""Append events to streams, unless another writer got there first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
-from uuid import UUID, uuid4
+from uuid import UUID
 
-import msgspec
-from sqlalchemy import BigInteger, Connection, Integer, Text, Uuid, bindparam, column, select
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import ARRAY, BigInteger, Boolean, Connection, Integer, Text, bindparam, select
+from sqlalchemy import column as named
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.types import TypeEngine
 
-from datapatterns.errors import EventDataError, VersionConflictError
-from datapatterns.event_sourcing.event_types import EventTypes
+from datapatterns.errors import (
+    ConditionConflictError,
+    EventIdsReusedError,
+    IsolationLevelError,
+    StreamArchivedError,
+    VersionConflictError,
+)
+from datapatterns.event_sourcing.encoding import EncodedEvent
 from datapatterns.event_sourcing.events import (
     VERSION_MAX,
     Appended,
     Expected,
-    NewEvent,
     Position,
     StreamId,
 )
-from datapatterns.event_sourcing.payload import encode_event, encode_mapping, misfit
 from datapatterns.event_sourcing.schema import event_tables
-
-APPEND_EVENTS_MAX: Final = 10_000
-"""The most events of one append; import more in chunks."""
-
-APPEND_BYTES_MAX: Final = 67_108_864
-"""The most data of one append, as characters of JSON."""
 
 _DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy's own
 _EXPECTED: Final = {Expected.ANY: None, Expected.EXISTS: -1}
 
 
-class EncodedEvent(NamedTuple):
-    """An event as the database takes it."""
+class StreamBatch(NamedTuple):
+    """What is to be appended to one stream.
 
-    name: str
-    schema_version: int
-    event_id: UUID
-    data: str
-    meta: str | None
+    Attributes:
+        position: That of the event with the expected version, if the caller knows it: then an
+            event that has taken its place is a conflict, too.
+        keyed: Recognise a repetition although no version is expected.
+    """
+
+    stream: StreamId
+    encoded: Sequence[EncodedEvent]
+    expected_version: int | Expected
+    position: Position | None = None
+    keyed: bool = False
+
+
+class Guard(NamedTuple):
+    """A condition on tags as the database takes it: JSON, and the mark that it looks behind."""
+
+    condition: str
+    after: Position
 
 
 def append_events(
-    conn: Connection,
-    stream: StreamId,
-    encoded: Sequence[EncodedEvent],
-    *,
-    schema: str,
-    expected_version: int | Expected,
-    position: Position | None = None,
+    conn: Connection, batch: StreamBatch, *, schema: str, guard: Guard | None = None
 ) -> Appended:
-    """Do what `EventStore.append` promises.
-
-    ``position`` is that of the event with the expected version, if the caller knows it: then an
-    event that has taken its place is a conflict, too.
-    """
-    expected = _expected(expected_version)
-    names, schema_versions, event_ids, data, meta = zip(*encoded, strict=True)
+    """Do what `EventStore.append` promises."""
+    parameters = _parameters(batch)
+    is_plain = parameters["tags"] is None and guard is None and not parameters["keyed"]
+    if not is_plain:
+        parameters["condition"] = guard and guard.condition
+        parameters["after"] = guard and guard.after
     # By the driver's own statement: Core's execute costs as much again as the round trip.
     outcome, version, position = conn.exec_driver_sql(
-        _append_statement(schema),
-        {
-            "tenant": stream.tenant,
-            "category": stream.category,
-            "key": stream.key,
-            "expected": expected,
-            "names": list(names),
-            "schema_versions": list(schema_versions),
-            "event_ids": list(event_ids),
-            "data": list(data),
-            "meta": list(meta),
-            "position": position,
-        },
+        _append_statement(schema, is_plain=is_plain), parameters
     ).one()
-    if outcome == "conflict":
-        wanted = (
-            expected_version.value if isinstance(expected_version, Expected) else expected_version
-        )
-        raise VersionConflictError(str(stream), expected=wanted, found=version)
-    return Appended(version, Position(position), repeated=outcome == "repeated")
+    return _answered(batch, outcome, version, position)
 
 
-def encode_batch(
-    events: Sequence[object], *, types: EventTypes, metadata: Mapping[str, Any] | None
-) -> list[EncodedEvent]:
-    """Return ``events`` as the database takes them.
+def append_to_streams(
+    conn: Connection, batches: Sequence[StreamBatch], *, schema: str
+) -> dict[StreamId, Appended]:
+    """Do what `EventStore.append_to_streams` promises."""
+    # All transactions lock streams in this order, so that no two wait for each other.
+    ordered = sorted(batches, key=lambda batch: batch.stream)
+    for before, batch in pairwise(ordered):
+        if before.stream == batch.stream:
+            raise ValueError(f"{batch.stream} comes twice; append all of its events as one batch")
+    rows = [_parameters(batch) for batch in ordered]
+    answers = conn.exec_driver_sql(
+        _batch_statement(schema), {name: [row[name] for row in rows] for name in _FOR_A_BATCH}
+    ).all()
+    # If one is refused, nothing was written, and the last row says why.
+    for outcome, version, position, place in answers[-1:]:
+        _answered(ordered[place - 1], outcome, version, position)
+    return {
+        ordered[place - 1].stream: _answered(ordered[place - 1], outcome, version, position)
+        for outcome, version, position, place in answers
+    }
 
-    Raises:
-        EventDataError: An event could not be stored and read back.
-        EventTypeError: The class of an event is not declared.
-        ValueError: There are no events, or too many for one append.
-    """
-    if not events:
-        raise ValueError("there is nothing to append; give at least one event")
-    if len(events) > APPEND_EVENTS_MAX:
+
+def _answered(batch: StreamBatch, outcome: str, version: int, position: int) -> Appended:
+    if outcome == "appended":
+        return Appended(version, Position(position))
+    if outcome == "repeated":
+        return Appended(version, Position(position), repeated=True)
+    stream = str(batch.stream)
+    if outcome == "barred":
+        raise ConditionConflictError(stream)
+    if outcome == "archived":
+        raise StreamArchivedError(stream)
+    if outcome == "misused":
+        raise EventIdsReusedError(stream)
+    if outcome == "isolation":
+        raise IsolationLevelError(found="an older snapshot", needed="read committed")
+    wanted = batch.expected_version
+    raise VersionConflictError(
+        stream, expected=wanted.value if isinstance(wanted, Expected) else wanted, found=version
+    )
+
+
+def _parameters(batch: StreamBatch) -> dict[str, Any]:
+    stream, encoded, expected_version, position, keyed = batch
+    parameters: dict[str, Any] = {
+        "tenant": stream.tenant,
+        "category": stream.category,
+        "key": stream.key,
+        "expected": _expected(expected_version),
+        "position": position,
+        "codec": encoded[0].codec,
+        "keyed": keyed,
+        "tags": None,
+    }
+    if len(encoded) == 1:
+        event = encoded[0]
+        parameters["types"] = f"{event.name} {event.schema_version}"
+        parameters["type_of"] = None
+        parameters["event_ids"] = event.event_id.hex
+        parameters["data"] = event.data
+        parameters["meta"] = event.meta
+    else:
+        parameters["types"], parameters["type_of"] = _kinds(encoded)
+        parameters["event_ids"] = "\n".join([event.event_id.hex for event in encoded])
+        # JSON and base64 hold no raw line ends, so lines need no quoting.
+        parameters["data"] = "\n".join([event.data for event in encoded])
+        parameters["meta"] = _metas(encoded)
+    if any(event.tags for event in encoded):
+        parameters["tags"] = "\n".join(["\t".join(event.tags) for event in encoded])
+    return parameters
+
+
+def _kinds(encoded: Sequence[EncodedEvent]) -> tuple[str, str | None]:
+    numbers: dict[tuple[str, int], str] = {}
+    of_each = [
+        numbers.setdefault((event.name, event.schema_version), str(len(numbers) + 1))
+        for event in encoded
+    ]
+    lines = "\n".join([f"{name} {version}" for name, version in numbers])
+    return lines, None if len(numbers) == 1 else ",".join(of_each)
+
+
+def _metas(encoded: Sequence[EncodedEvent]) -> str | None:
+    first = encoded[0].meta
+    if all(event.meta == first for event in encoded):
+        return first
+    return "\n".join([event.meta or "" for event in encoded])
+
+
+def _expected(expected_version: int | Expected) -> int | None:
+    if isinstance(expected_version, Expected):
+        return _EXPECTED[expected_version]
+    if not 0 <= expected_version <= VERSION_MAX:
         raise ValueError(
-            f"{len(events)} events are too many for one append, {APPEND_EVENTS_MAX} is most;"
-            " append in batches, or use import_events"
+            f"that is no version, it is {'below 0' if expected_version < 0 else 'too large'};"
+            " expect what the last event says, 0 for a new stream, ANY or EXISTS"
         )
-    encoded = [encode(event, types=types, metadata=metadata) for event in events]
-    size = sum(len(event.data) + len(event.meta or "") for event in encoded)
-    if size > APPEND_BYTES_MAX:
-        raise ValueError(
-            f"{size} characters of data are too many for one append, {APPEND_BYTES_MAX} is most;"
-            " append in batches"
-        )
-    return encoded
+    return expected_version
+
+
+_PLAIN: Final[dict[str, TypeEngine[Any]]] = {
+    "tenant": Text(),
+    "category": Text(),
+    "key": Text(),
+    "expected": BigInteger(),
+    "position": BigInteger(),
+    "types": Text(),
+    "type_of": Text(),
+    "event_ids": Text(),
+    "data": Text(),
+    "meta": Text(),
+    "codec": Integer(),
+}
+"""What `append_events` takes at least, in its order."""
+
+_FOR_A_BATCH: Final = _PLAIN | {"tags": Text(), "keyed": Boolean()}
+_FOR_ONE: Final = _FOR_A_BATCH | {"condition": JSONB(), "after": BigInteger()}
+_ANSWER: Final = (
+    named("outcome", Text),
+    named("stream_version", BigInteger),
+    named("last_position", BigInteger),
+)
+
+
+@cache
+def _append_statement(schema: str, *, is_plain: bool) -> str:
+    taken = _PLAIN if is_plain else _FOR_ONE
+    function = event_tables(schema).function(
+        "append_events", *(bindparam(name, type_=type_) for name, type_ in taken.items())
+    )
+    statement = select(*_ANSWER).select_from(function.table_valued(*_ANSWER))
+    return str(statement.compile(dialect=_DIALECT))
+
+
+@cache
+def _batch_statement(schema: str) -> str:
+    answer = (*_ANSWER, named("place", Integer))
+    function = event_tables(schema).function(
+        "append_to_streams",
+        *(bindparam(name, type_=ARRAY(type_)) for name, type_ in _FOR_A_BATCH.items()),
+    )
+    statement = select(*answer).select_from(function.table_valued(*answer))
+    return str(statement.compile(dialect=_DIALECT))
 
 
 def identified(
@@ -128,61 +235,3 @@ def identified(
         event._replace(event_id=event_id)
         for event, event_id in zip(encoded, event_ids, strict=True)
     ]
-
-
-def encode(
-    event: object, *, types: EventTypes, metadata: Mapping[str, Any] | None = None
-) -> EncodedEvent:
-    """Return one event as the database takes it; its own metadata wins over ``metadata``."""
-    if not isinstance(event, NewEvent):
-        declared = types.of(type(event))
-        data = encode_event(event, event_type=declared.name)
-        # Classes do not check what they are made of. What does not fit would stop every reader.
-        try:
-            declared.decoder.decode(data)
-        except msgspec.ValidationError as error:
-            raise EventDataError(
-                declared.name,
-                f"it does not fit its class: {misfit(error)}; give what the fields declare",
-            ) from None
-        meta = encode_mapping(metadata, event_type=declared.name) if metadata else None
-        return EncodedEvent(declared.name, declared.schema_version, uuid4(), data, meta)
-    data = encode_mapping(event.data, event_type=event.event_type)
-    both = {**(metadata or {}), **(event.metadata or {})}
-    meta = encode_mapping(both, event_type=event.event_type) if both else None
-    return EncodedEvent(event.event_type, event.schema_version, event.event_id, data, meta)
-
-
-def _expected(expected_version: int | Expected) -> int | None:
-    if isinstance(expected_version, Expected):
-        return _EXPECTED[expected_version]
-    if not 0 <= expected_version <= VERSION_MAX:
-        raise ValueError(
-            f"that is no version, it is {'below 0' if expected_version < 0 else 'too large'};"
-            " expect what the last event says, 0 for a new stream, ANY or EXISTS"
-        )
-    return expected_version
-
-
-@cache
-def _append_statement(schema: str) -> str:
-    function = event_tables(schema).function(
-        "append_events",
-        bindparam("tenant", type_=Text),
-        bindparam("category", type_=Text),
-        bindparam("key", type_=Text),
-        bindparam("expected", type_=BigInteger),
-        bindparam("names", type_=ARRAY(Text)),
-        bindparam("schema_versions", type_=ARRAY(Integer)),
-        bindparam("event_ids", type_=ARRAY(Uuid)),
-        bindparam("data", type_=ARRAY(Text)),
-        bindparam("meta", type_=ARRAY(Text)),
-        bindparam("position", type_=BigInteger),
-    )
-    row = (
-        column("outcome", Text),
-        column("stream_version", BigInteger),
-        column("last_position", BigInteger),
-    )
-    statement = select(*row).select_from(function.table_valued(*row))
-    return str(statement.compile(dialect=_DIALECT))

@@ -1,7 +1,7 @@
 """The values that go into and come out of the event store."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -42,6 +42,9 @@ LIMIT_MAX: Final = 2**31 - 1
 
 KEY_BYTES_MAX: Final = 500
 """The longest key and tenant; all three parts share one index entry."""
+
+TAGS_MAX: Final = 20
+"""The most tags of one event; each is a lock while its writer's transaction is open."""
 
 _CATEGORY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,99}")
 _EVENT_TYPE = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,199}")
@@ -90,9 +93,10 @@ class NewEvent:
         schema_version: Which shape ``data`` has, from 1.
         event_id: Makes a retry recognisable; keep it when you try again.
         metadata: Who, why, in answer to what; never part of the state.
+        tags: What it is about, such as ``course:c1``, for conditions and reads over streams.
 
     Raises:
-        ValueError: The type's name or the schema version cannot be stored.
+        ValueError: The type's name, the schema version or a tag cannot be stored.
     """
 
     event_type: str
@@ -100,9 +104,12 @@ class NewEvent:
     schema_version: int = 1
     event_id: UUID = field(default_factory=uuid4)
     metadata: Mapping[str, Any] | None = None
+    tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_event_type(self.event_type, self.schema_version)
+        if self.tags:
+            check_tags(self.tags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +131,7 @@ class RecordedEvent:
     metadata: Mapping[str, Any] | None
     event_id: UUID
     recorded_at: datetime
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +196,22 @@ def check_event_type(name: str, schema_version: int) -> None:
         )
     if not 1 <= schema_version < 2**31:
         raise ValueError(f"schema version {schema_version} is out of bounds; count from 1")
+
+
+def check_tags(tags: Collection[str]) -> None:
+    """Refuse what cannot be a tag.
+
+    Raises:
+        ValueError: A tag is empty, too long, or holds control characters.
+    """
+    if isinstance(tags, str):
+        raise ValueError(f"{tags!r} is one tag; give a tuple of them")  # noqa: TRY004 -- as below
+    if len(tags) > TAGS_MAX:
+        raise ValueError(f"{len(tags)} tags are too many for one event, {TAGS_MAX} is most")
+    for tag in tags:
+        if not tag or not tag.isprintable():
+            raise ValueError(f"{tag!r} cannot be a tag; use printable text, such as course:c1")
+        _check_part(tag)
 
 
 def _check_part(part: str) -> None:

@@ -28,7 +28,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.util import await_only
 
 from datapatterns.errors import ImportChunkError, IsolationLevelError
-from datapatterns.event_sourcing.appending import EncodedEvent, encode
+from datapatterns.event_sourcing.encoding import EncodedEvent, encode
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import StreamId
 from datapatterns.event_sourcing.schema import event_tables

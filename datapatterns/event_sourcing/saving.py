@@ -6,7 +6,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from datapatterns.event_sourcing.aggregate import Aggregate, Batch
-from datapatterns.event_sourcing.appending import append_events, encode_batch
+from datapatterns.event_sourcing.appending import StreamBatch, append_events
+from datapatterns.event_sourcing.encoding import encode_batch
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import Position
 
@@ -30,17 +31,17 @@ def save_aggregate(
     else:
         return history.position
     encoded = encode_batch([event for _, event in batch.events], types=types, metadata=metadata)
-    appended = append_events(
-        conn,
+    identified = [
+        event._replace(event_id=event_id)
+        for event, (event_id, _) in zip(encoded, batch.events, strict=True)
+    ]
+    sent = StreamBatch(
         history.stream,
-        [
-            event._replace(event_id=event_id)
-            for event, (event_id, _) in zip(encoded, batch.events, strict=True)
-        ],
-        schema=schema,
-        expected_version=batch.expected_version,
+        identified,
+        batch.expected_version,
         position=batch.after if batch.expected_version else None,
     )
+    appended = append_events(conn, sent, schema=schema)
     history.sent = batch
     history.unsaved.clear()
     history.position = appended.position

@@ -16,14 +16,18 @@ from sqlalchemy import (
     LargeBinary,
     PrimaryKeyConstraint,
     Sequence,
+    SmallInteger,
     Table,
+    TableClause,
     Text,
     UniqueConstraint,
     Uuid,
     cast,
+    column,
     func,
+    table,
 )
-from sqlalchemy.dialects.postgresql import JSON, JSONB, REGCLASS, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, REGCLASS, TIMESTAMP
 from sqlalchemy.sql.functions import Function
 from sqlalchemy.types import TypeEngine
 
@@ -31,6 +35,7 @@ from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import declared_once, library_metadata
 
 _MOMENT = TIMESTAMP(timezone=True)
+_ONE_CONTENT = "(codec = 0) = (data IS NOT NULL) AND (codec = 0) = (payload IS NULL)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,10 @@ class EventTables:
     event_types: Table
     streams: Table
     events: Table
+    tags: Table
+    requests: Table
+    archive: Table
+    all_events: TableClause
     snapshots: Table
     import_chunks: Table
 
@@ -55,6 +64,17 @@ class EventTables:
     ) -> Function[Any]:
         """Return a call of the function of that name that the migration made."""
         return library_function(self.schema, name, *arguments, returns=returns)
+
+
+def _content() -> list[Column[Any]]:
+    """Return the columns that hold what an event says; columns belong to one table each."""
+    return [
+        Column[Any]("data", JSON),
+        Column[Any]("meta", JSON),
+        Column[bytes]("payload", LargeBinary),
+        Column[int]("codec", SmallInteger, nullable=False, server_default="0"),
+        Column[list[str]]("tags", ARRAY(Text)),
+    ]
 
 
 @declared_once
@@ -94,8 +114,11 @@ def event_tables(schema: str, /) -> EventTables:
             Column[str]("tenant", Text, nullable=False),
             Column[str]("category", Text, nullable=False),
             Column[str]("key", Text, nullable=False),
+            Column[int]("first_version", BigInteger, nullable=False, server_default="1"),
+            Column[datetime]("archived_at", _MOMENT),
             UniqueConstraint("tenant", "category", "key"),
             CheckConstraint("version > 0", "positive"),
+            CheckConstraint("first_version BETWEEN 1 AND version", "first_version"),
             postgresql_with={"fillfactor": 80},
         ),
         events=Table(
@@ -113,10 +136,58 @@ def event_tables(schema: str, /) -> EventTables:
             Column[datetime]("at", _MOMENT, nullable=False),
             Column[UUID]("event_id", Uuid, nullable=False),
             Column[int]("type_id", Integer, nullable=False),
-            Column[Any]("data", JSONB, nullable=False),
-            Column[Any]("meta", JSONB),
+            *_content(),
             UniqueConstraint("stream_id", "version"),
             CheckConstraint("version > 0", "positive"),
+            CheckConstraint(_ONE_CONTENT, "codec"),
+        ),
+        tags=Table(
+            "event_tag",
+            metadata,
+            Column[str]("tenant", Text),
+            Column[str]("tag", Text),
+            Column[int]("position", BigInteger),
+            Column[int]("type_id", Integer, nullable=False),
+            PrimaryKeyConstraint("tenant", "tag", "position", postgresql_include=["type_id"]),
+        ),
+        requests=Table(
+            "append_request",
+            metadata,
+            Column[UUID]("event_id", Uuid, primary_key=True),
+            Column[int]("stream_id", BigInteger, nullable=False),
+            Column[int]("version", BigInteger, nullable=False),
+            Column[datetime]("recorded_at", _MOMENT, nullable=False),
+            Index("ix_append_request_recorded_at", "recorded_at"),
+        ),
+        archive=Table(
+            "event_archive",
+            metadata,
+            Column[int]("position", BigInteger, primary_key=True, autoincrement=False),
+            Column[int]("stream_id", BigInteger, nullable=False),
+            Column[int]("version", BigInteger, nullable=False),
+            Column[datetime]("at", _MOMENT, nullable=False),
+            Column[UUID]("event_id", Uuid, nullable=False),
+            Column[int]("type_id", Integer, nullable=False),
+            *_content(),
+            UniqueConstraint("stream_id", "version"),
+            CheckConstraint("version > 0", "positive"),
+            CheckConstraint(_ONE_CONTENT, "codec"),
+        ),
+        # A view of both; Core joins it like a table, and no migration compares it.
+        all_events=table(
+            "event_all",
+            column("position", BigInteger),
+            column("stream_id", BigInteger),
+            column("version", BigInteger),
+            column("at", _MOMENT),
+            column("event_id", Uuid),
+            column("type_id", Integer),
+            column("data", JSON),
+            column("meta", JSON),
+            column("payload", LargeBinary),
+            column("codec", SmallInteger),
+            column("tags", ARRAY(Text)),
+            schema=schema,
         ),
         snapshots=Table(
             "snapshot",
@@ -127,9 +198,12 @@ def event_tables(schema: str, /) -> EventTables:
             Column[int]("version", BigInteger),
             Column[int]("position", BigInteger, nullable=False),
             Column[datetime]("at", _MOMENT, nullable=False),
-            Column[Any]("state", JSON, nullable=False),
+            Column[Any]("state", JSON),
+            Column[bytes]("payload", LargeBinary),
+            Column[int]("codec", SmallInteger, nullable=False, server_default="0"),
             PrimaryKeyConstraint("stream_id", "aggregate", "fingerprint", "version"),
             CheckConstraint("version > 0", "positive"),
+            CheckConstraint(_ONE_CONTENT.replace("data", "state"), "codec"),
         ),
         import_chunks=Table(
             "import_chunk",

@@ -10,7 +10,8 @@ from sqlalchemy import Connection
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.event_sourcing.aggregate import Aggregate
-from datapatterns.event_sourcing.appending import append_events, encode_batch, identified
+from datapatterns.event_sourcing.appending import StreamBatch, append_events, identified
+from datapatterns.event_sourcing.encoding import encode_batch
 from datapatterns.event_sourcing.event_types import EVENT_TYPES, EventTypes
 from datapatterns.event_sourcing.events import (
     START,
@@ -92,13 +93,14 @@ class EventStore:
                 and SERIALIZABLE a writer that committed since the transaction began raises
                 SQLSTATE 40001 instead, as any write does there.
         """
-        return append_events(
-            conn,
+        encoded = encode_batch(events, types=self.types, metadata=metadata)
+        batch = StreamBatch(
             stream,
-            identified(encode_batch(events, types=self.types, metadata=metadata), event_ids),
-            schema=self.schema,
-            expected_version=expected_version,
+            identified(encoded, event_ids),
+            expected_version,
+            keyed=event_ids is not None and isinstance(expected_version, Expected),
         )
+        return append_events(conn, batch, schema=self.schema)
 
     def load(
         self,

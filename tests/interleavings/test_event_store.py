@@ -314,7 +314,10 @@ def test_if_ids_were_not_compared_a_repeated_append_would_be_a_conflict(
 
     with (
         function_without(
-            plain, "datapatterns.append_events", "stored_ids = p_event_ids", instead="false"
+            plain,
+            "datapatterns.stored_append",
+            "array_agg(e.event_id ORDER BY e.version) = p_ids",
+            instead="false",
         ),
         pytest.raises(InterleavingError, match="VersionConflictError"),
     ):

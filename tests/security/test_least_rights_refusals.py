@@ -57,7 +57,7 @@ OF_THE_APPLICATION = [
     "UPDATE datapatterns.change_consumer SET populated = true",
 ]
 OF_THE_WORKER = [
-    "SELECT datapatterns.append_events('', 'a', 'b', 0, '{x}', '{1}', '{}', '{}', '{}')",
+    "SELECT datapatterns.append_events('', 'a', 'b', 0, NULL, 'x 1', NULL, '', '', '')",
     "INSERT INTO datapatterns.cache_outbox (cache_keys) VALUES ('{a}')",
     "INSERT INTO datapatterns.snapshot DEFAULT VALUES",
     "SELECT datapatterns.claim_shard(1, '')",
@@ -198,8 +198,8 @@ def _read_past(rights: LeastRights, forged: psycopg.Connection, bound: str) -> t
         drawn = store.high_water_mark(conn)
     _forge(forged, bound.format(drawn=drawn, later=drawn + 1_000), "datapatterns")
     [position] = forged.execute(
-        "SELECT last_position FROM datapatterns.append_events('', 'a', %s, NULL, '{a.b}', '{1}',"
-        " ARRAY[gen_random_uuid()], '{\"{}\"}', '{NULL}')",
+        "SELECT last_position FROM datapatterns.append_events('', 'a', %s, NULL, NULL,"
+        " 'a.b 1', NULL, gen_random_uuid()::text, '{}', NULL)",
         [secrets.token_hex(4)],
     ).fetchone() or [0]
     with rights.app.begin() as conn:

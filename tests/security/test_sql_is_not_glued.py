@@ -42,6 +42,7 @@ ALLOWED = {
     "datapatterns/change_log/capture_statements.py:_as_written": BY_POSTGRES,
     "datapatterns/cqrs/rebuilding.py:_lock_writers_out": QUOTED,
     "datapatterns/event_sourcing/appending.py:append_events": COMPILED,
+    "datapatterns/event_sourcing/appending.py:append_to_streams": COMPILED,
     "datapatterns/event_sourcing/importing.py:_copy": CHECKED,
     "datapatterns/event_sourcing/importing.py:_copy_async": CHECKED,
     "datapatterns/index_table/backfilling.py:backfill_chunk": QUOTED,
