@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from datapatterns.event_sourcing import ANY, NEW_STREAM, EventStore, NewEvent, StreamId
 from datapatterns.sql.migrating import downgrade, upgrade
+from datapatterns_migrations.versions.dp0009_least_rights import FENCE_BEFORE
 from tests.fixtures.least_rights import LeastRights, execute, run
 
 store = EventStore()
@@ -125,10 +126,11 @@ def test_no_reader_passes_over_an_event_whose_writer_forged_the_note_of_the_fenc
 
 
 def test_before_dp0009_a_forged_note_hid_an_event_from_readers(least_rights: LeastRights) -> None:
-    """The control: with the function as it was, the same attack succeeds."""
+    """The control: with the fence as it was, the same attack succeeds."""
     schema = f"old_{secrets.token_hex(4)}"
     with least_rights.superuser.begin() as conn:
-        upgrade(conn, "dp0008", schema=schema)
+        upgrade(conn, schema=schema)
+        execute(conn, FENCE_BEFORE.replace("{schema}", schema))
     old = EventStore(schema=schema)
     with least_rights.superuser.connect() as writer, least_rights.superuser.connect() as other:
         _forge(writer.connection.dbapi_connection, "", schema)
