@@ -8,9 +8,11 @@ DataPatternsError
 │   ├── CacheKeyError
 │   ├── CaptureRefusedError
 │   ├── CapturedTableInUseError
+│   ├── CodecError
 │   ├── ConsumerMissingError
 │   ├── EmbeddedFolderError
 │   ├── EmbeddedStartError
+│   ├── EncryptionKeyError
 │   ├── EventDataError
 │   ├── EventIdsReusedError
 │   ├── EventShapeError
@@ -85,6 +87,7 @@ DataPatternsError
 │   ├── EventGapError
 │   ├── ForeignReadModelError
 │   ├── IndexDiffersError
+│   ├── PayloadError
 │   ├── SchemaDriftError
 │   ├── ShardMapCorruptError
 │   └── ViewDiffersError
@@ -196,6 +199,18 @@ class CapturedTableInUseError(ConfigurationError):
         self.consumers = consumers
 
 
+class CodecError(ConfigurationError):
+    """A codec is not known to this store, or cannot be used as it is declared.
+
+    Attributes:
+        codec: Its id; None if it has none.
+    """
+
+    def __init__(self, codec: int | None, advice: str) -> None:
+        super().__init__(advice if codec is None else f"codec {codec} {advice}")
+        self.codec = codec
+
+
 class ConsumerMissingError(ConfigurationError):
     """Nobody of this name consumes changes.
 
@@ -232,6 +247,18 @@ class EmbeddedStartError(ConfigurationError):
         super().__init__(f"{server} does not start: {problem}")
         self.server = server
         self.problem = problem
+
+
+class EncryptionKeyError(ConfigurationError):
+    """A key that data was encrypted under is not at hand, or is no key.
+
+    Attributes:
+        key_id: Its name.
+    """
+
+    def __init__(self, key_id: str, advice: str) -> None:
+        super().__init__(f"encryption key {key_id!r} {advice}")
+        self.key_id = key_id
 
 
 class EventDataError(ConfigurationError):
@@ -1368,6 +1395,23 @@ class IndexDiffersError(CorruptionError):
         self.missing = missing
         self.orphaned = orphaned
         self.different = different
+
+
+class PayloadError(CorruptionError):
+    """What a codec once made cannot be read: it was changed, cut, moved, or is too large.
+
+    Attributes:
+        codec: The name of the codec.
+        reason: What is wrong with it; never what it holds.
+    """
+
+    def __init__(self, codec: str, reason: str) -> None:
+        super().__init__(
+            f"a payload of {codec} cannot be read: {reason}; it is not what was appended, so"
+            " compare it with a backup"
+        )
+        self.codec = codec
+        self.reason = reason
 
 
 class SchemaDriftError(CorruptionError):

@@ -1,6 +1,9 @@
 """Event sourcing: keep what happened, derive what is."""
 
 from datapatterns.event_sourcing.aggregate import Aggregate
+from datapatterns.event_sourcing.codecs import Chain, Codec, Codecs, MessagePack
+from datapatterns.event_sourcing.compression import Zstandard
+from datapatterns.event_sourcing.encryption import Encryption, KeyRing
 from datapatterns.event_sourcing.event_types import EventTypes, event, upcast
 from datapatterns.event_sourcing.events import (
     ANY,
@@ -29,16 +32,23 @@ __all__ = [
     "Aggregate",
     "Appended",
     "Blocker",
+    "Chain",
+    "Codec",
+    "Codecs",
+    "Encryption",
     "EventStore",
     "EventTypes",
     "Expected",
     "ImportedEvent",
+    "KeyRing",
     "LogPage",
+    "MessagePack",
     "NewEvent",
     "Position",
     "RecordedEvent",
     "SnapshotPolicy",
     "StreamId",
+    "Zstandard",
     "applies",
     "event",
     "every",

@@ -6,6 +6,7 @@ events is refused.
 """
 
 import hashlib
+from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.util import await_only
 
 from datapatterns.errors import ImportChunkError, IsolationLevelError
+from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.encoding import EncodedEvent, encode
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import StreamId
@@ -71,7 +73,7 @@ class _StreamPart:
     times: list[datetime]
 
 
-def import_events(
+def import_events(  # noqa: PLR0913 -- EventStore binds the schema, types and contents
     conn: Connection,
     events: Sequence[ImportedEvent],
     *,
@@ -79,6 +81,7 @@ def import_events(
     chunk: int,
     schema: str,
     types: EventTypes,
+    contents: Contents,
 ) -> int:
     """Do what `EventStore.import_events` promises."""
     _check_transaction(conn)
@@ -92,6 +95,9 @@ def import_events(
         _check_same(conn, schema, source=source, chunk=chunk, digest=digest)
         return 0
     [now] = recorded
+    # Only now: what the digest covers must be the same in every attempt.
+    for stream, part in parts.items():
+        part.events = list(contents.outgoing(conn, part.events, tenant=stream.tenant))
     claimed = _claim(conn, parts, schema=schema, now=now)
     failpoint("import.streams-claimed")
     type_ids = _type_ids(conn, parts.values(), schema=schema)
@@ -253,10 +259,16 @@ def _rows(
         )
         for version, (event, at) in enumerate(zip(part.events, times, strict=True), before + 1):
             # JSON has no raw tabs or line ends; of what COPY treats as special, only \ is left.
-            data = event.data.replace("\\", "\\\\")
+            if event.codec:
+                data, payload = "\\N", "\\\\x" + b64decode(event.data).hex()
+            else:
+                data, payload = event.data.replace("\\", "\\\\"), "\\N"
             meta = "\\N" if event.meta is None else event.meta.replace("\\", "\\\\")
             type_id = type_ids[event.name, event.schema_version]
-            yield f"{stream_id}\t{version}\t{at}\t{event.event_id}\t{type_id}\t{data}\t{meta}\n"
+            yield (
+                f"{stream_id}\t{version}\t{at}\t{event.event_id}\t{type_id}\t{data}\t{meta}"
+                f"\t{payload}\t{event.codec}\n"
+            )
 
 
 def _copy(conn: Connection, statement: str, rows: Iterator[str]) -> None:
@@ -287,7 +299,7 @@ def _blocks(rows: Iterator[str]) -> Iterator[str]:
 
 @cache
 def _copy_statement(schema: str) -> str:
-    columns = "(stream_id, version, at, event_id, type_id, data, meta)"
+    columns = "(stream_id, version, at, event_id, type_id, data, meta, payload, codec)"
     return f"COPY {schema}.event {columns} FROM STDIN"
 
 

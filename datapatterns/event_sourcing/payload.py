@@ -52,11 +52,11 @@ def encode_state(state: Mapping[str, Any], *, aggregate: str) -> str:
     Raises:
         EventDataError: It holds what JSON or PostgreSQL cannot hold.
     """
-    return _as_json(_plain(dict(state), event_type=aggregate, str_keys=True)).decode()
+    return as_json(_plain(dict(state), event_type=aggregate, str_keys=True)).decode()
 
 
 def _encode(value: object, *, event_type: str, str_keys: bool) -> str:
-    encoded = _as_json(_plain(value, event_type=event_type, str_keys=str_keys))
+    encoded = as_json(_plain(value, event_type=event_type, str_keys=str_keys))
     if len(encoded) > EVENT_BYTES_MAX:
         raise EventDataError(
             event_type,
@@ -79,7 +79,8 @@ def _plain(value: object, *, event_type: str, str_keys: bool) -> dict[str, Any]:
     return plain
 
 
-def _as_json(plain: object) -> bytes:
+def as_json(plain: object) -> bytes:
+    """Return checked builtins as the JSON that is stored, always the same for the same value."""
     encoded = _encoder.encode(plain)
     # A text may hold such a thing, too; then nothing is rewritten.
     return _encoder.encode(_spelled_out(plain)) if _EXPONENT.search(encoded) else encoded

@@ -11,6 +11,8 @@ from sqlalchemy import Connection
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.appending import StreamBatch, append_events, identified
+from datapatterns.event_sourcing.codecs import PLAIN, Codecs
+from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.encoding import encode_batch
 from datapatterns.event_sourcing.event_types import EVENT_TYPES, EventTypes
 from datapatterns.event_sourcing.events import (
@@ -42,6 +44,7 @@ class EventStore:
         schema: Where the library's tables live.
         types: The types of events that can be decoded and given as objects.
         clock: Measures how long loads take, for snapshot policies.
+        codecs: What is stored in place of plain JSON. SQL over the data needs plain JSON.
 
     Raises:
         SchemaNameError: The library's tables cannot live in a schema of that name.
@@ -50,9 +53,15 @@ class EventStore:
     schema: str = DEFAULT_SCHEMA
     types: EventTypes = field(default=EVENT_TYPES, repr=False)
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
+    codecs: Codecs = field(default=PLAIN, repr=False)
 
     def __post_init__(self) -> None:
         checked_schema(self.schema)
+
+    @property
+    def contents(self) -> Contents:
+        """How contents get into the database and out of it."""
+        return Contents(self.codecs)
 
     def append(
         self,
@@ -94,9 +103,12 @@ class EventStore:
                 SQLSTATE 40001 instead, as any write does there.
         """
         encoded = encode_batch(events, types=self.types, metadata=metadata)
+        outgoing = self.contents.outgoing(
+            conn, identified(encoded, event_ids), tenant=stream.tenant
+        )
         batch = StreamBatch(
             stream,
-            identified(encoded, event_ids),
+            outgoing,
             expected_version,
             keyed=event_ids is not None and isinstance(expected_version, Expected),
         )
@@ -138,6 +150,7 @@ class EventStore:
             schema=self.schema,
             types=self.types,
             clock=self.clock,
+            contents=self.contents,
         )
 
     def save(
@@ -159,7 +172,12 @@ class EventStore:
                 was written and the transaction is still usable; load it and decide again.
         """
         return save_aggregate(
-            conn, aggregate, schema=self.schema, types=self.types, metadata=metadata
+            conn,
+            aggregate,
+            schema=self.schema,
+            types=self.types,
+            contents=self.contents,
+            metadata=metadata,
         )
 
     def save_snapshot(self, conn: Connection, aggregate: Aggregate, *, keep: int = 3) -> bool:
@@ -181,7 +199,14 @@ class EventStore:
             AggregateError: The class declares no policy, or its state cannot be stored.
             ValueError: There are unsaved events, or ``keep`` is not positive.
         """
-        return save_snapshot(conn, aggregate, schema=self.schema, types=self.types, keep=keep)
+        return save_snapshot(
+            conn,
+            aggregate,
+            schema=self.schema,
+            types=self.types,
+            contents=self.contents,
+            keep=keep,
+        )
 
     def snapshot_if_due(self, conn: Connection, aggregate: Aggregate, *, keep: int = 3) -> bool:
         """Do `save_snapshot` if the policy of the aggregate's class asks for it."""
@@ -211,7 +236,13 @@ class EventStore:
                 are given for some events only. Roll the transaction back.
         """
         return import_events(
-            conn, events, source=source, chunk=chunk, schema=self.schema, types=self.types
+            conn,
+            events,
+            source=source,
+            chunk=chunk,
+            schema=self.schema,
+            types=self.types,
+            contents=self.contents,
         )
 
     def read_stream(
@@ -235,6 +266,7 @@ class EventStore:
             conn,
             stream,
             schema=self.schema,
+            contents=self.contents,
             after_version=after_version,
             limit=limit,
             backwards=backwards,
@@ -260,7 +292,14 @@ class EventStore:
                 committed before the mark was read.
             ValueError: ``limit`` is not positive.
         """
-        return read_log(conn, after, schema=self.schema, limit=limit, event_types=event_types)
+        return read_log(
+            conn,
+            after,
+            schema=self.schema,
+            contents=self.contents,
+            limit=limit,
+            event_types=event_types,
+        )
 
     def high_water_mark(self, conn: Connection) -> Position:
         """Return the position at or below which no event can appear any more.

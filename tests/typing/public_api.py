@@ -14,12 +14,19 @@ from datapatterns.cache_aside import Cache
 from datapatterns.cqrs import Projection, ProjectionProgress, RedisChanges, RedisProjection, on
 from datapatterns.event_sourcing import (
     Aggregate,
+    Chain,
+    Codec,
+    Codecs,
+    Encryption,
     EventStore,
+    KeyRing,
     LogPage,
+    MessagePack,
     NewEvent,
     Position,
     RecordedEvent,
     StreamId,
+    Zstandard,
     applies,
     event,
     every,
@@ -47,6 +54,10 @@ from datapatterns.testing import (
 
 layer = DataLayer("postgresql://localhost/shop", redis_url="redis://localhost")
 store: EventStore = layer.events
+ring = KeyRing({"2026": bytes(32)}, writing="2026")
+chain: Codec = Chain(MessagePack(), Zstandard(level=3), Encryption(ring))
+EventStore(codecs=Codecs(chain, reading=[Zstandard()]))
+EventStore(codecs=chain)  # type: ignore[arg-type]
 CART = StreamId("cart", "7")
 
 
