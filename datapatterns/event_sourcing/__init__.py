@@ -4,7 +4,7 @@ from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.codecs import Chain, Codec, Codecs, MessagePack
 from datapatterns.event_sourcing.compression import Zstandard
 from datapatterns.event_sourcing.encryption import Encryption, KeyRing
-from datapatterns.event_sourcing.event_types import EventTypes, event, upcast
+from datapatterns.event_sourcing.event_types import EventTypes, dropped, event, renamed, upcast
 from datapatterns.event_sourcing.events import (
     ANY,
     EXISTS,
@@ -50,8 +50,10 @@ __all__ = [
     "StreamId",
     "Zstandard",
     "applies",
+    "dropped",
     "event",
     "every",
+    "renamed",
     "slower_than",
     "upcast",
 ]

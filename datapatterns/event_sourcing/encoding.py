@@ -8,7 +8,8 @@ import msgspec
 
 from datapatterns.errors import EventDataError
 from datapatterns.event_sourcing.event_types import EventTypes
-from datapatterns.event_sourcing.events import NewEvent
+from datapatterns.event_sourcing.events import NewEvent, check_tags
+from datapatterns.event_sourcing.evolving import EventType
 from datapatterns.event_sourcing.payload import encode_event, encode_mapping, misfit
 
 APPEND_EVENTS_MAX: Final = 10_000
@@ -77,10 +78,21 @@ def encode(
                 f"it does not fit its class: {misfit(error)}; give what the fields declare",
             ) from None
         meta = encode_mapping(metadata, event_type=declared.name) if metadata else None
-        return EncodedEvent(declared.name, declared.schema_version, uuid4(), data, meta)
+        tags = _tags_of(event, declared) if declared.tags else ()
+        return EncodedEvent(declared.name, declared.schema_version, uuid4(), data, meta, tags)
     data = encode_mapping(event.data, event_type=event.event_type)
     both = {**(metadata or {}), **(event.metadata or {})}
     meta = encode_mapping(both, event_type=event.event_type) if both else None
     return EncodedEvent(
         event.event_type, event.schema_version, event.event_id, data, meta, event.tags
     )
+
+
+def _tags_of(event: object, declared: EventType) -> tuple[str, ...]:
+    assert declared.tags is not None
+    tags = declared.tags(event)
+    try:
+        check_tags(tags)
+    except (AttributeError, TypeError, ValueError) as error:  # what is no text, too
+        raise EventDataError(declared.name, f"its tags cannot be stored: {error}") from None
+    return tuple(tags)

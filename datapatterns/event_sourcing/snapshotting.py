@@ -126,10 +126,13 @@ def _snapshot_kind(aggregate: type[Aggregate], types: EventTypes, _revision: int
         declared = types.of(event)
         code.append((declared.name, aggregate._handlers[event]))  # noqa: SLF001 -- its keeper
         code.append((f"{declared.name} made", getattr(event, "__post_init__", None)))
-        upcasters = types.upcasters(event)
-        code += [(f"{declared.name} {version}", step) for version, step in upcasters.items()]
-        packages.update(_top_package(step) for step in upcasters.values())
-        schemas.append((declared.name, declared.schema_version, msgspec.json.schema(event)))
+        # Upcasters, and what leads from one shape to the next: a rename, types that it is split in.
+        history = types.history(event)
+        steps = {str(shape): step for shape, _, step in history if step is not None}
+        code += steps.items()
+        packages.update(_top_package(step) for step in steps.values())
+        ways = [(shape, leads_to) for shape, leads_to, _ in history]
+        schemas.append((declared.name, declared.schema_version, msgspec.json.schema(event), ways))
     return SnapshotKind(
         aggregate.__qualname__,
         fingerprint(

@@ -28,8 +28,11 @@ from datapatterns.event_sourcing import (
     StreamId,
     Zstandard,
     applies,
+    dropped,
     event,
     every,
+    renamed,
+    upcast,
 )
 from datapatterns.index_table import IndexTable, VerifyReport
 from datapatterns.materialized_view import MaterializedView, RefreshReport
@@ -77,6 +80,37 @@ class Line(Base):
 class ItemScanned:
     product_id: int
     cents: int
+
+
+@event(
+    "item.weighed",
+    version=2,
+    renamed_from="item.scaled",
+    tags=lambda e: (f"product:{e.product_id}",),
+)
+@dataclass(frozen=True, slots=True)
+class ItemWeighed:
+    product_id: int
+    grams: int
+
+
+@upcast("item.weighed", 1)
+def in_grams(old: dict[str, object]) -> dict[str, object]:
+    return old
+
+
+@upcast("item.sold", 1, into={"item.weighed": 2, "item.scanned": 1})
+def sold(old: dict[str, object]) -> list[tuple[str, dict[str, object]]]:
+    return [("item.scanned", old)]
+
+
+@upcast("item.sold", 1)  # type: ignore[type-var]
+def sold_as_number(old: dict[str, object]) -> int:
+    return len(old)
+
+
+renamed("item.seen", "item.scanned", from_version=2)
+dropped("cart.viewed", reason="nobody asks for it")
 
 
 class Cart(Aggregate, category="cart", snapshot=every(100)):
