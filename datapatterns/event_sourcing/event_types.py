@@ -5,10 +5,7 @@ never rewritten: they are lifted, step by step, each time they are read.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
 from typing import Any, Final, TypeVar, overload
-
-import msgspec
 
 from datapatterns.errors import EventTypeError
 from datapatterns.event_sourcing.events import check_event_type
@@ -24,6 +21,7 @@ from datapatterns.event_sourcing.evolving import (
     Verdict,
 )
 from datapatterns.event_sourcing.lifting import Reader, nothing_of, reader_of
+from datapatterns.event_sourcing.shapes import decoder_of, is_frozen
 
 E = TypeVar("E", bound=type)
 U = TypeVar("U", bound=dict[str, Any] | list[dict[str, Any]] | None)
@@ -60,7 +58,9 @@ class EventTypes:
         renamed_from: str | tuple[str, ...] = (),
         tags: Callable[[Any], tuple[str, ...]] | None = None,
     ) -> Callable[[E], E]:
-        """Declare that a frozen dataclass or msgspec Struct is the current shape of ``name``.
+        """Declare that a frozen class is the current shape of ``name``.
+
+        A dataclass, a msgspec Struct, an attrs class or a pydantic model.
 
         Args:
             name: What happened, in the words of the domain: ``item.scanned``.
@@ -85,7 +85,7 @@ class EventTypes:
                 raise EventTypeError(
                     name, f"is declared by {_place(known.cls)} and by {_place(cls)}; rename one"
                 )
-            declared = EventType(name, version, cls, msgspec.json.Decoder(cls), tags)
+            declared = EventType(name, version, cls, decoder_of(cls), tags)
             self._declared.add_type(declared)
             self._by_class[cls] = declared
             self._changed()
@@ -299,14 +299,12 @@ class EventTypes:
 
 
 def _check_class(name: str, cls: object) -> None:
-    if isinstance(cls, type) and issubclass(cls, msgspec.Struct):
-        frozen = cls.__struct_config__.frozen
-    elif isinstance(cls, type) and is_dataclass(cls):
-        frozen = cls.__dataclass_params__.frozen  # type: ignore[attr-defined] # typeshed lacks it
-    else:
+    frozen = is_frozen(cls)
+    if frozen is None:
         raise EventTypeError(
             name,
-            f"{cls!r} is neither a dataclass nor a msgspec Struct; put @event above @dataclass",
+            f"{cls!r} is no dataclass, msgspec Struct, attrs class or pydantic model; put @event"
+            " above @dataclass",
         )
     if not frozen:
         raise EventTypeError(name, "what happened does not change; declare the class frozen=True")

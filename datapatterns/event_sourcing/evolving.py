@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
-import msgspec
-
 from datapatterns.errors import EventShapeError, EventTypeError
+from datapatterns.event_sourcing.shapes import Decoder
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any] | list[dict[str, Any]] | None]
 """Takes the data of one version; returns that of the next, of several, or None to drop it."""
@@ -44,7 +43,7 @@ class EventType:
     name: str
     schema_version: int
     cls: type
-    decoder: msgspec.json.Decoder[Any] = field(repr=False, compare=False)
+    decoder: Decoder = field(repr=False, compare=False)
     tags: Callable[[Any], tuple[str, ...]] | None = field(default=None, repr=False, compare=False)
 
 

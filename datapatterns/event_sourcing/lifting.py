@@ -9,6 +9,7 @@ import msgspec
 from datapatterns.errors import EventShapeError
 from datapatterns.event_sourcing.evolving import Declarations, EventType, Fate, Shape, Step, Verdict
 from datapatterns.event_sourcing.payload import decode_stored, misfit
+from datapatterns.event_sourcing.shapes import Decoder, convert
 
 Lift = Callable[[dict[str, Any]], list[object]]
 """Takes data that nobody else holds; returns the events that it is today."""
@@ -25,9 +26,7 @@ class Reader:
 
     __slots__ = ("_lift", "_stored", "decoder")
 
-    def __init__(
-        self, stored: Shape, lift: Lift, decoder: msgspec.json.Decoder[Any] | None
-    ) -> None:
+    def __init__(self, stored: Shape, lift: Lift, decoder: Decoder | None) -> None:
         self._stored = stored
         self._lift = lift
         self.decoder = decoder
@@ -97,7 +96,7 @@ def _ending(fate: Fate, stored: Shape) -> Lift:
 
 def _converted(data: dict[str, Any], declared: EventType, stored: Shape) -> object:
     try:
-        return msgspec.convert(data, declared.cls, str_keys=True)
+        return convert(data, declared.cls)
     except msgspec.ValidationError as error:
         raise EventShapeError(
             stored.name, schema_version=stored.version, reason=misfit(error)
