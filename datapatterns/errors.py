@@ -83,6 +83,7 @@ DataPatternsError
 │   ├── ViewBehindError
 │   └── ViewNotPopulatedError
 ├── CorruptionError           stored data breaks an invariant; stop and look
+│   ├── AnchorError
 │   ├── CheckpointError
 │   ├── EventGapError
 │   ├── ForeignReadModelError
@@ -1326,6 +1327,20 @@ class ViewNotPopulatedError(UnavailableError):
 
 class CorruptionError(DataPatternsError):
     """Stored data breaks an invariant; stop and look."""
+
+
+class AnchorError(CorruptionError):
+    """What was written down of a hash chain cannot be read, or is not what the database says.
+
+    Attributes:
+        anchor: Where it was written down.
+        reason: What is wrong.
+    """
+
+    def __init__(self, anchor: str, reason: str) -> None:
+        super().__init__(f"the anchor {anchor}: {reason}")
+        self.anchor = anchor
+        self.reason = reason
 
 
 class CheckpointError(CorruptionError):

@@ -1,6 +1,8 @@
 """Event sourcing: keep what happened, derive what is."""
 
 from datapatterns.event_sourcing.aggregate import Aggregate
+from datapatterns.event_sourcing.anchors import Anchor, AnchoredSeal, FileAnchor
+from datapatterns.event_sourcing.chain import BrokenSegment, ChainReport, Seal
 from datapatterns.event_sourcing.codecs import Chain, Codec, Codecs, MessagePack
 from datapatterns.event_sourcing.compression import Zstandard
 from datapatterns.event_sourcing.encryption import Encryption, KeyRing
@@ -22,6 +24,7 @@ from datapatterns.event_sourcing.events import (
 from datapatterns.event_sourcing.handling import applies
 from datapatterns.event_sourcing.importing import ImportedEvent
 from datapatterns.event_sourcing.policy import SnapshotPolicy, every, slower_than
+from datapatterns.event_sourcing.sealing import HashChain
 from datapatterns.event_sourcing.store import EventStore
 
 __all__ = [
@@ -30,15 +33,21 @@ __all__ = [
     "NEW_STREAM",
     "START",
     "Aggregate",
+    "Anchor",
+    "AnchoredSeal",
     "Appended",
     "Blocker",
+    "BrokenSegment",
     "Chain",
+    "ChainReport",
     "Codec",
     "Codecs",
     "Encryption",
     "EventStore",
     "EventTypes",
     "Expected",
+    "FileAnchor",
+    "HashChain",
     "ImportedEvent",
     "KeyRing",
     "LogPage",
@@ -46,6 +55,7 @@ __all__ = [
     "NewEvent",
     "Position",
     "RecordedEvent",
+    "Seal",
     "SnapshotPolicy",
     "StreamId",
     "Zstandard",

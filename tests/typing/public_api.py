@@ -15,16 +15,20 @@ from datapatterns.cqrs import Projection, ProjectionProgress, RedisChanges, Redi
 from datapatterns.event_sourcing import (
     Aggregate,
     Chain,
+    ChainReport,
     Codec,
     Codecs,
     Encryption,
     EventStore,
+    FileAnchor,
+    HashChain,
     KeyRing,
     LogPage,
     MessagePack,
     NewEvent,
     Position,
     RecordedEvent,
+    Seal,
     StreamId,
     Zstandard,
     applies,
@@ -177,6 +181,13 @@ def views_and_indexes_report(conn: Connection) -> None:
     assert_type(view.refresh(conn), RefreshReport | None)
     index = IndexTable("by_week", on=[Line.week])
     assert_type(index.verify(conn), VerifyReport)
+
+
+def a_chain_seals_verifies_and_takes_any_anchor(conn: Connection) -> None:
+    chain = HashChain(store, anchor=FileAnchor("anchor.jsonl"))
+    assert_type(chain.seal(conn), Seal | None)
+    assert_type(chain.verify(conn), ChainReport)
+    HashChain(store, anchor="anchor.jsonl")  # type: ignore[arg-type]  # a path is no anchor
 
 
 def shards_are_reached_by_key() -> None:
