@@ -3,6 +3,12 @@
 from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.anchors import Anchor, AnchoredSeal, FileAnchor
 from datapatterns.event_sourcing.chain import BrokenSegment, ChainReport, Seal
+from datapatterns.event_sourcing.checking import (
+    EventCheck,
+    HandlerGap,
+    MisreadEvent,
+    TypeFinding,
+)
 from datapatterns.event_sourcing.codecs import Chain, Codec, Codecs, MessagePack
 from datapatterns.event_sourcing.compression import Zstandard
 from datapatterns.event_sourcing.encryption import Encryption, KeyRing
@@ -21,11 +27,13 @@ from datapatterns.event_sourcing.events import (
     RecordedEvent,
     StreamId,
 )
+from datapatterns.event_sourcing.evolving import Verdict
 from datapatterns.event_sourcing.handling import applies
 from datapatterns.event_sourcing.importing import ImportedEvent
 from datapatterns.event_sourcing.policy import SnapshotPolicy, every, slower_than
 from datapatterns.event_sourcing.sealing import HashChain
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.event_sourcing.surveying import check_events
 
 __all__ = [
     "ANY",
@@ -43,23 +51,29 @@ __all__ = [
     "Codec",
     "Codecs",
     "Encryption",
+    "EventCheck",
     "EventStore",
     "EventTypes",
     "Expected",
     "FileAnchor",
+    "HandlerGap",
     "HashChain",
     "ImportedEvent",
     "KeyRing",
     "LogPage",
     "MessagePack",
+    "MisreadEvent",
     "NewEvent",
     "Position",
     "RecordedEvent",
     "Seal",
     "SnapshotPolicy",
     "StreamId",
+    "TypeFinding",
+    "Verdict",
     "Zstandard",
     "applies",
+    "check_events",
     "dropped",
     "event",
     "every",

@@ -19,6 +19,7 @@ from datapatterns.event_sourcing import (
     Codec,
     Codecs,
     Encryption,
+    EventCheck,
     EventStore,
     FileAnchor,
     HashChain,
@@ -32,6 +33,7 @@ from datapatterns.event_sourcing import (
     StreamId,
     Zstandard,
     applies,
+    check_events,
     dropped,
     event,
     every,
@@ -148,6 +150,13 @@ def events_are_loaded_as_the_class_that_was_asked_for(conn: Connection) -> None:
     store.append(conn, CART, [NewEvent("item.scanned", {})])  # type: ignore[call-arg]  # needs a version
     store.read_log(conn, 7)  # type: ignore[arg-type]  # not a Position
     store.load(conn, Line, "7")  # type: ignore[type-var]  # not an aggregate
+
+
+def a_check_of_events_reports(conn: Connection) -> None:
+    report = check_events(conn, store, sample=5, aggregates=[Cart], handled={"till": [ItemScanned]})
+    assert_type(report, EventCheck)
+    assert_type(report.ok, bool)
+    assert_type(report.problems, list[str])
 
 
 async def operations_keep_their_types_on_the_way_through_asyncio(engine: AsyncEngine) -> None:
