@@ -15,14 +15,17 @@ DataPatternsError
 │   ├── EncryptionKeyError
 │   ├── EventDataError
 │   ├── EventIdsReusedError
+│   ├── EventLineError
 │   ├── EventShapeError
 │   ├── EventTypeError
 │   ├── EvictionPolicyError
+│   ├── ExportFileError
 │   ├── FaultRefusedError
 │   ├── ForeignSnapshotError
 │   ├── GroupMismatchError
 │   ├── HistoryError
 │   ├── ImportChunkError
+│   ├── ImportVersionError
 │   ├── IndexChangedError
 │   ├── IndexDefinitionError
 │   ├── IndexDetachedError
@@ -51,6 +54,7 @@ DataPatternsError
 │   ├── ShardMapExistsError
 │   ├── ShardMapMissingError
 │   ├── ShardedTableError
+│   ├── SourceEventError
 │   ├── StreamArchivedError
 │   ├── TransactionInUseError
 │   ├── UncacheableValueError
@@ -291,6 +295,20 @@ class EventIdsReusedError(ConfigurationError):
         self.stream = stream
 
 
+class EventLineError(ConfigurationError):
+    """A line of a file of events is not an event that could be stored.
+
+    Attributes:
+        line: Its number, from 1.
+        reason: What is wrong with it; values are not quoted at length.
+    """
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line = line
+        self.reason = reason
+
+
 class EventShapeError(ConfigurationError):
     """Stored data does not fit the class that is declared for its type.
 
@@ -335,6 +353,18 @@ class EvictionPolicyError(ConfigurationError):
             " model with holes looks whole; use noeviction or a volatile-* policy"
         )
         self.policy = policy
+
+
+class ExportFileError(ConfigurationError):
+    """An export cannot be written into this file, or continued in it.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, path: str, advice: str) -> None:
+        super().__init__(f"{path}: {advice}")
+        self.path = path
 
 
 class FaultRefusedError(ConfigurationError):
@@ -425,6 +455,27 @@ class ImportChunkError(ConfigurationError):
         )
         self.source = source
         self.chunk = chunk
+
+
+class ImportVersionError(ConfigurationError):
+    """Events that are imported would get other versions than they had.
+
+    Attributes:
+        stream: Which stream, as text.
+        expected: The version in what is imported.
+        found: The version that the event would get; None if it is not known.
+    """
+
+    def __init__(self, stream: str, *, expected: int, found: int | None) -> None:
+        got = "another one" if found is None else str(found)
+        super().__init__(
+            f"{stream}: the event of version {expected} would get {got}; import into a store"
+            " without these streams, from a source that holds them whole, or give up the versions"
+            " (keep_versions=False, --renumber)"
+        )
+        self.stream = stream
+        self.expected = expected
+        self.found = found
 
 
 class IndexChangedError(ConfigurationError):
@@ -849,6 +900,20 @@ class ShardedTableError(ConfigurationError):
         super().__init__(f"table {table!r}: {advice}")
         self.table = table
         self.advice = advice
+
+
+class SourceEventError(ConfigurationError):
+    """An event of another library's store cannot become one of ours.
+
+    Attributes:
+        event: Which one, in the words of its store.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, event: str, reason: str) -> None:
+        super().__init__(f"{event}: {reason}")
+        self.event = event
+        self.reason = reason
 
 
 class StreamArchivedError(ConfigurationError):

@@ -28,11 +28,16 @@ from datapatterns.event_sourcing.events import (
     StreamId,
 )
 from datapatterns.event_sourcing.evolving import Verdict
+from datapatterns.event_sourcing.export_files import export_to_file, open_lines
+from datapatterns.event_sourcing.exporting import EventExport, Exported
 from datapatterns.event_sourcing.handling import applies
 from datapatterns.event_sourcing.importing import ImportedEvent
+from datapatterns.event_sourcing.importing_lines import LinesChecked, LinesImport, LinesImported
+from datapatterns.event_sourcing.json_lines import StoredEvent
 from datapatterns.event_sourcing.policy import SnapshotPolicy, every, slower_than
 from datapatterns.event_sourcing.sealing import HashChain
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.event_sourcing.stored_events import EventFilter, StoredEvents, StoredPage
 from datapatterns.event_sourcing.surveying import check_events
 
 __all__ = [
@@ -52,14 +57,20 @@ __all__ = [
     "Codecs",
     "Encryption",
     "EventCheck",
+    "EventExport",
+    "EventFilter",
     "EventStore",
     "EventTypes",
     "Expected",
+    "Exported",
     "FileAnchor",
     "HandlerGap",
     "HashChain",
     "ImportedEvent",
     "KeyRing",
+    "LinesChecked",
+    "LinesImport",
+    "LinesImported",
     "LogPage",
     "MessagePack",
     "MisreadEvent",
@@ -68,6 +79,9 @@ __all__ = [
     "RecordedEvent",
     "Seal",
     "SnapshotPolicy",
+    "StoredEvent",
+    "StoredEvents",
+    "StoredPage",
     "StreamId",
     "TypeFinding",
     "Verdict",
@@ -77,6 +91,8 @@ __all__ = [
     "dropped",
     "event",
     "every",
+    "export_to_file",
+    "open_lines",
     "renamed",
     "slower_than",
     "upcast",

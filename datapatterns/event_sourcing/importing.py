@@ -138,7 +138,11 @@ def _sort_by_stream(
     parts: dict[StreamId, _StreamPart] = {}
     digest = hashlib.sha256()
     for event in events:
-        encoded = encode(event.event, types=types)
+        encoded = (
+            event.event  # from a file that holds what was stored
+            if isinstance(event.event, EncodedEvent)
+            else encode(event.event, types=types)
+        )
         part = parts.get(event.stream)
         if part is None:
             part = parts[event.stream] = _StreamPart([], [])
