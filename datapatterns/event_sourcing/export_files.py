@@ -27,6 +27,7 @@ from datapatterns.event_sourcing.json_lines import (
 )
 
 _COMPRESSED: Final = ".gz"
+_BEGINS: Final = b'{"format"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def export_to_file(
     partial = path.with_name(f"{path.name}.partial")
     with _alone(partial) as file:
         if path.suffix == _COMPRESSED:
-            file.truncate()
+            file.truncate(0)
         done = _go_on(engine, partial, file, export, report)
         partial.replace(path)
     _keep_names(path.parent)
@@ -141,7 +142,7 @@ def _look(path: Path, file: IO[bytes]) -> _Found | None:
 def _scan(path: Path, file: IO[bytes] | gzip.GzipFile) -> _Found | None:
     first = file.readline(LINE_BYTES_MAX)
     if not first.endswith(b"\n"):
-        if first and not first.startswith(b'{"format"'):
+        if not _BEGINS.startswith(first[: len(_BEGINS)]):
             raise ExportFileError(str(path), "it is no export; choose another name")
         return None  # it broke off at once
     last, size, events, number = first, len(first), 0, 1

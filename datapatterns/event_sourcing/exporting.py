@@ -4,11 +4,12 @@ An export ends where the log was final when it began. It goes on after any check
 no event can appear at or before one any more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.json_lines import (
@@ -18,6 +19,7 @@ from datapatterns.event_sourcing.json_lines import (
     new_header,
 )
 from datapatterns.event_sourcing.stored_events import EVERY_EVENT, EventFilter, StoredEvents
+from datapatterns.transactions import reading
 
 _PAGE_EVENTS_MAX: Final = 2_000
 _PAGE_BYTES: Final = 4 * 1_048_576
@@ -90,14 +92,12 @@ class EventExport:
         Raises:
             CheckpointError: ``after`` lies beyond the log.
         """
-        # What the application set for its engine is right for its commands, not for the log.
-        reading = engine.execution_options(isolation_level="READ COMMITTED")
-        with reading.begin() as conn:
+        with _fresh(engine) as conn:
             up_to = self.source.store.high_water_mark(conn)
         if begun is None:
             write(line_of(self.header()))
         before = begun or Exported(0, self.after, up_to)
-        done = self._pages(reading, write, replace(before, up_to=up_to), report)
+        done = self._pages(engine, write, replace(before, up_to=up_to), report)
         if begun is None or not begun.is_complete or done.checkpoint > begun.checkpoint:
             write(line_of(Checkpoint(checkpoint=done.checkpoint, events=done.events)))
         return done
@@ -106,7 +106,7 @@ class EventExport:
         limit = 100
         caught_up = False
         while not caught_up:
-            with engine.begin() as conn:
+            with _fresh(engine) as conn:
                 page = self.source.page(
                     conn, done.checkpoint, up_to=done.up_to, limit=limit, where=self.where
                 )
@@ -120,3 +120,11 @@ class EventExport:
             caught_up = page.caught_up
             report(done)
         return done
+
+
+@contextmanager
+def _fresh(engine: Engine) -> Iterator[Connection]:
+    # What the application set for its engine is right for its commands, not for the log.
+    fresh = engine.connect().execution_options(isolation_level="READ COMMITTED")
+    with fresh as conn, reading(conn):
+        yield conn

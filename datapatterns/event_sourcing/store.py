@@ -217,9 +217,9 @@ class EventStore:
     ) -> int:
         """Write a chunk of events by COPY; return how many, 0 if it was imported before.
 
-        Versions follow the order of ``events`` inside each stream; streams are begun or
-        extended. Positions follow the streams. Readers of the log wait while the chunk is being
-        written: about 20,000 events are a good size.
+        Positions, and the versions of each stream, follow the order of ``events``; streams are
+        begun or extended. Readers of the log wait while the chunk is being written: about 20,000
+        events are a good size.
 
         Args:
             conn: A connection in a transaction. The caller commits.
