@@ -1,12 +1,11 @@
 """Read one stream, or all events in an order that never changes, without skipping any."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, Text, cast, select
+from sqlalchemy import Connection, Select, Text, cast, select
 
-from datapatterns.event_sourcing.contents import Contents, event_content
 from datapatterns.event_sourcing.events import (
     LIMIT_MAX,
     START,
@@ -29,7 +28,6 @@ def read_log(
     after: Position,
     *,
     schema: str,
-    contents: Contents,
     limit: int,
     event_types: Collection[str] | None,
 ) -> LogPage:
@@ -58,15 +56,14 @@ def read_log(
         .limit(limit)
     ).all()
     checkpoint = Position(rows[-1][0]) if len(rows) == limit else end
-    return LogPage(_recorded(conn, rows, contents), checkpoint, caught_up=checkpoint == mark)
+    return LogPage([_recorded(row) for row in rows], checkpoint, caught_up=checkpoint == mark)
 
 
-def read_stream(  # noqa: PLR0913 -- EventStore binds the schema and contents
+def read_stream(
     conn: Connection,
     stream: StreamId,
     *,
     schema: str,
-    contents: Contents,
     after_version: int,
     limit: int,
     backwards: bool,
@@ -86,7 +83,7 @@ def read_stream(  # noqa: PLR0913 -- EventStore binds the schema and contents
         .order_by(version.desc() if backwards else version)
         .limit(min(limit, LIMIT_MAX))
     )
-    return _recorded(conn, conn.execute(page).all(), contents)
+    return [_recorded(row) for row in conn.execute(page)]
 
 
 def check_limit(limit: int) -> None:
@@ -112,7 +109,7 @@ def _every_event(schema: str) -> Select[Any]:
         names.c.name,
         names.c.schema_version,
         # As text: decoding it here is several times faster than the driver's JSON type.
-        event_content(events),
+        cast(events.c.data, Text),
         cast(events.c.meta, Text),
         events.c.event_id,
         events.c.at,
@@ -123,15 +120,8 @@ def _every_event(schema: str) -> Select[Any]:
     )
 
 
-def _recorded(
-    conn: Connection, rows: Sequence[Row[Any]], contents: Contents
-) -> list[RecordedEvent]:
-    data = contents.incoming(conn, [row[7] for row in rows], tenant=[row[3] for row in rows])
-    return [_event(row, text) for row, text in zip(rows, data, strict=True)]
-
-
-def _event(row: Row[Any], data: str) -> RecordedEvent:
-    (position, category, key, tenant, version, name, schema_version, _, meta, id_, at) = row
+def _recorded(row: Any) -> RecordedEvent:  # noqa: ANN401
+    (position, category, key, tenant, version, name, schema_version, data, meta, id_, at) = row
     return RecordedEvent(
         Position(position),
         StreamId(category, key, tenant),

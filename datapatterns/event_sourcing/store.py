@@ -10,10 +10,13 @@ from sqlalchemy import Connection
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.event_sourcing.aggregate import Aggregate
-from datapatterns.event_sourcing.appending import StreamBatch, append_events, identified
-from datapatterns.event_sourcing.codecs import PLAIN, Codecs
-from datapatterns.event_sourcing.contents import Contents
-from datapatterns.event_sourcing.encoding import encode_batch
+from datapatterns.event_sourcing.appending import append_events, append_to_streams
+from datapatterns.event_sourcing.batching import (
+    StreamEvents,
+    guard,
+    stream_batch,
+    stream_batches,
+)
 from datapatterns.event_sourcing.event_types import EVENT_TYPES, EventTypes
 from datapatterns.event_sourcing.events import (
     START,
@@ -29,8 +32,10 @@ from datapatterns.event_sourcing.high_water import list_blockers, read_high_wate
 from datapatterns.event_sourcing.importing import ImportedEvent, import_events
 from datapatterns.event_sourcing.loading import Moment, load_aggregate
 from datapatterns.event_sourcing.reading import read_log, read_stream
+from datapatterns.event_sourcing.reading_tagged import read_tagged
 from datapatterns.event_sourcing.saving import save_aggregate
 from datapatterns.event_sourcing.snapshotting import is_due, save_snapshot
+from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery, tag_query
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 
 A = TypeVar("A", bound=Aggregate)
@@ -44,7 +49,6 @@ class EventStore:
         schema: Where the library's tables live.
         types: The types of events that can be decoded and given as objects.
         clock: Measures how long loads take, for snapshot policies.
-        codecs: What is stored in place of plain JSON. SQL over the data needs plain JSON.
 
     Raises:
         SchemaNameError: The library's tables cannot live in a schema of that name.
@@ -53,17 +57,11 @@ class EventStore:
     schema: str = DEFAULT_SCHEMA
     types: EventTypes = field(default=EVENT_TYPES, repr=False)
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
-    codecs: Codecs = field(default=PLAIN, repr=False)
 
     def __post_init__(self) -> None:
         checked_schema(self.schema)
 
-    @property
-    def contents(self) -> Contents:
-        """How contents get into the database and out of it."""
-        return Contents(self.codecs)
-
-    def append(
+    def append(  # noqa: PLR0913 -- what may be said about one append
         self,
         conn: Connection,
         stream: StreamId,
@@ -72,15 +70,16 @@ class EventStore:
         expected_version: int | Expected,
         metadata: Mapping[str, Any] | None = None,
         event_ids: Sequence[UUID] | None = None,
+        unless: Condition | None = None,
     ) -> Appended:
         """Append ``events`` to ``stream`` in one round trip.
 
         Until the transaction ends, readers of the log wait in front of it; so append last. To
-        several streams, append in the order of their `StreamId`, or two transactions may
-        deadlock.
+        several streams, use `append_to_streams`, or two transactions may deadlock.
 
         A repeated append with the same event ids and an expected version is recognised, so an
-        append whose COMMIT was not answered can be tried again.
+        append whose COMMIT was not answered can be tried again. `ANY` and `EXISTS` need
+        ``event_ids`` for that.
 
         Args:
             conn: A connection in a transaction. The caller commits.
@@ -92,27 +91,40 @@ class EventStore:
                 `EXISTS` or `ANY`.
             metadata: Added to each event; its own metadata wins.
             event_ids: One for each event, in the same order, in place of its own.
+            unless: Append only if no event matches this, from `read_tagged`.
 
         Raises:
+            ConditionConflictError: An event that the decision did not know of matches
+                ``unless``. Nothing was written, and the transaction is still usable.
             EventDataError: An event could not be stored and read back. Nothing was sent.
+            EventIdsReusedError: The ids were given before, to other events.
             EventTypeError: The class of an event is not declared.
+            IsolationLevelError: With ``unless`` the transaction must be READ COMMITTED.
+            StreamArchivedError: Nothing can be appended to the stream any more.
             ValueError: There are no events, too many for one append, or not as many ids.
             VersionConflictError: The stream is not as expected. Nothing was written, no
                 position was drawn, and the transaction is still usable. Under REPEATABLE READ
                 and SERIALIZABLE a writer that committed since the transaction began raises
                 SQLSTATE 40001 instead, as any write does there.
         """
-        encoded = encode_batch(events, types=self.types, metadata=metadata)
-        outgoing = self.contents.outgoing(
-            conn, identified(encoded, event_ids), tenant=stream.tenant
-        )
-        batch = StreamBatch(
-            stream,
-            outgoing,
-            expected_version,
-            keyed=event_ids is not None and isinstance(expected_version, Expected),
-        )
-        return append_events(conn, batch, schema=self.schema)
+        wanted = StreamEvents(stream, events, expected_version, metadata, event_ids)
+        batch = stream_batch(wanted, types=self.types)
+        condition = guard(unless, stream, types=self.types)
+        return append_events(conn, batch, schema=self.schema, guard=condition)
+
+    def append_to_streams(
+        self, conn: Connection, wanted: Sequence[StreamEvents]
+    ) -> dict[StreamId, Appended]:
+        """Append to several streams or to none, in one round trip; return what each did.
+
+        Streams are locked in one order, whatever that of ``wanted``, so that no two such
+        transactions wait for each other. Otherwise as `append`, and the error names the stream.
+
+        Raises:
+            ValueError: There is nothing to append, too much, or a stream comes twice.
+        """
+        batches = stream_batches(wanted, types=self.types)
+        return append_to_streams(conn, batches, schema=self.schema)
 
     def load(
         self,
@@ -150,7 +162,6 @@ class EventStore:
             schema=self.schema,
             types=self.types,
             clock=self.clock,
-            contents=self.contents,
         )
 
     def save(
@@ -172,12 +183,7 @@ class EventStore:
                 was written and the transaction is still usable; load it and decide again.
         """
         return save_aggregate(
-            conn,
-            aggregate,
-            schema=self.schema,
-            types=self.types,
-            contents=self.contents,
-            metadata=metadata,
+            conn, aggregate, schema=self.schema, types=self.types, metadata=metadata
         )
 
     def save_snapshot(self, conn: Connection, aggregate: Aggregate, *, keep: int = 3) -> bool:
@@ -199,14 +205,7 @@ class EventStore:
             AggregateError: The class declares no policy, or its state cannot be stored.
             ValueError: There are unsaved events, or ``keep`` is not positive.
         """
-        return save_snapshot(
-            conn,
-            aggregate,
-            schema=self.schema,
-            types=self.types,
-            contents=self.contents,
-            keep=keep,
-        )
+        return save_snapshot(conn, aggregate, schema=self.schema, types=self.types, keep=keep)
 
     def snapshot_if_due(self, conn: Connection, aggregate: Aggregate, *, keep: int = 3) -> bool:
         """Do `save_snapshot` if the policy of the aggregate's class asks for it."""
@@ -217,9 +216,9 @@ class EventStore:
     ) -> int:
         """Write a chunk of events by COPY; return how many, 0 if it was imported before.
 
-        Positions, and the versions of each stream, follow the order of ``events``; streams are
-        begun or extended. Readers of the log wait while the chunk is being written: about 20,000
-        events are a good size.
+        Versions follow the order of ``events`` inside each stream; streams are begun or
+        extended. Positions follow the streams. Readers of the log wait while the chunk is being
+        written: about 20,000 events are a good size.
 
         Args:
             conn: A connection in a transaction. The caller commits.
@@ -236,13 +235,7 @@ class EventStore:
                 are given for some events only. Roll the transaction back.
         """
         return import_events(
-            conn,
-            events,
-            source=source,
-            chunk=chunk,
-            schema=self.schema,
-            types=self.types,
-            contents=self.contents,
+            conn, events, source=source, chunk=chunk, schema=self.schema, types=self.types
         )
 
     def read_stream(
@@ -266,10 +259,49 @@ class EventStore:
             conn,
             stream,
             schema=self.schema,
-            contents=self.contents,
             after_version=after_version,
             limit=limit,
             backwards=backwards,
+        )
+
+    def read_tagged(
+        self,
+        conn: Connection,
+        query: Tagged | TagQuery,
+        *,
+        tenant: str = "",
+        after: Position = START,
+        limit: int = 1_000,
+        exclusively: bool = False,
+    ) -> TaggedPage:
+        """Return at most ``limit`` events that match ``query``, oldest first.
+
+        Decide from all of them, and append ``unless=page.condition``: it fails if an event that
+        matches has been appended since. Go on from the page's ``checkpoint``, also next time.
+
+        Args:
+            conn: A connection in a transaction.
+            query: What the decision is about.
+            tenant: Whose events.
+            after: The checkpoint of the page before.
+            limit: The most events of a page.
+            exclusively: First wait for all who append what matches, and keep others from it until
+                the transaction ends; then no condition is needed. Call it first in the
+                transaction, for all that is to be decided there.
+
+        Raises:
+            IsolationLevelError: The transaction is not READ COMMITTED.
+            ValueError: ``limit`` is not positive, or the tenant cannot be one.
+        """
+        return read_tagged(
+            conn,
+            tag_query(query),
+            tenant=tenant,
+            after=after,
+            limit=limit,
+            exclusively=exclusively,
+            schema=self.schema,
+            types=self.types,
         )
 
     def read_log(
@@ -292,14 +324,7 @@ class EventStore:
                 committed before the mark was read.
             ValueError: ``limit`` is not positive.
         """
-        return read_log(
-            conn,
-            after,
-            schema=self.schema,
-            contents=self.contents,
-            limit=limit,
-            event_types=event_types,
-        )
+        return read_log(conn, after, schema=self.schema, limit=limit, event_types=event_types)
 
     def high_water_mark(self, conn: Connection) -> Position:
         """Return the position at or below which no event can appear any more.

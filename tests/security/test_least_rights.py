@@ -3,7 +3,9 @@
 import secrets
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from redis import Redis
@@ -22,7 +24,10 @@ from datapatterns.event_sourcing import (
     EventStore,
     ImportedEvent,
     NewEvent,
+    StreamEvents,
     StreamId,
+    Tagged,
+    forget_append_requests,
 )
 from datapatterns.index_table import IndexTable
 from datapatterns.materialized_view import MaterializedView
@@ -132,6 +137,22 @@ def test_the_owner_imports(rights: LeastRights) -> None:
 
     with rights.owner.begin() as conn:
         assert store.import_events(conn, chunk, source="old", chunk=1) == 1
+
+
+def test_the_application_decides_over_tags_and_the_worker_forgets_what_was_sent(
+    rights: LeastRights,
+) -> None:
+    about = Tagged((f"course:{secrets.token_hex(4)}",))
+    event = NewEvent("a.b", {}, tags=about.tags)
+    with rights.app.begin() as conn:
+        page = store.read_tagged(conn, about)
+        store.read_tagged(conn, about, exclusively=True)
+        stream = StreamId("a", secrets.token_hex(8))
+        store.append(conn, stream, [event], expected_version=ANY, unless=page.condition)
+        store.append_to_streams(conn, [StreamEvents(stream, [event], ANY, event_ids=[uuid4()])])
+
+    with rights.worker.begin() as conn:
+        assert forget_append_requests(conn, store, older_than=timedelta(microseconds=1)) >= 1
 
 
 def test_the_worker_projects_what_the_application_appends(

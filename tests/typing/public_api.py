@@ -1,6 +1,7 @@
 """Types that users rely on. Checked by mypy, never run: an unused ignore is an error, too."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import assert_type
 
 from redis import Redis
@@ -13,32 +14,23 @@ from datapatterns.aio import in_transaction, transaction
 from datapatterns.cache_aside import Cache
 from datapatterns.cqrs import Projection, ProjectionProgress, RedisChanges, RedisProjection, on
 from datapatterns.event_sourcing import (
+    ANY,
     Aggregate,
-    Chain,
-    ChainReport,
-    Codec,
-    Codecs,
-    Encryption,
-    EventCheck,
+    Appended,
     EventStore,
-    FileAnchor,
-    HashChain,
-    KeyRing,
     LogPage,
-    MessagePack,
     NewEvent,
     Position,
     RecordedEvent,
-    Seal,
+    StreamEvents,
     StreamId,
-    Zstandard,
+    Tagged,
+    TaggedPage,
+    TagQuery,
     applies,
-    check_events,
-    dropped,
     event,
     every,
-    renamed,
-    upcast,
+    forget_append_requests,
 )
 from datapatterns.index_table import IndexTable, VerifyReport
 from datapatterns.materialized_view import MaterializedView, RefreshReport
@@ -63,10 +55,6 @@ from datapatterns.testing import (
 
 layer = DataLayer("postgresql://localhost/shop", redis_url="redis://localhost")
 store: EventStore = layer.events
-ring = KeyRing({"2026": bytes(32)}, writing="2026")
-chain: Codec = Chain(MessagePack(), Zstandard(level=3), Encryption(ring))
-EventStore(codecs=Codecs(chain, reading=[Zstandard()]))
-EventStore(codecs=chain)  # type: ignore[arg-type]
 CART = StreamId("cart", "7")
 
 
@@ -86,37 +74,6 @@ class Line(Base):
 class ItemScanned:
     product_id: int
     cents: int
-
-
-@event(
-    "item.weighed",
-    version=2,
-    renamed_from="item.scaled",
-    tags=lambda e: (f"product:{e.product_id}",),
-)
-@dataclass(frozen=True, slots=True)
-class ItemWeighed:
-    product_id: int
-    grams: int
-
-
-@upcast("item.weighed", 1)
-def in_grams(old: dict[str, object]) -> dict[str, object]:
-    return old
-
-
-@upcast("item.sold", 1, into={"item.weighed": 2, "item.scanned": 1})
-def sold(old: dict[str, object]) -> list[tuple[str, dict[str, object]]]:
-    return [("item.scanned", old)]
-
-
-@upcast("item.sold", 1)  # type: ignore[type-var]
-def sold_as_number(old: dict[str, object]) -> int:
-    return len(old)
-
-
-renamed("item.seen", "item.scanned", from_version=2)
-dropped("cart.viewed", reason="nobody asks for it")
 
 
 class Cart(Aggregate, category="cart", snapshot=every(100)):
@@ -152,11 +109,16 @@ def events_are_loaded_as_the_class_that_was_asked_for(conn: Connection) -> None:
     store.load(conn, Line, "7")  # type: ignore[type-var]  # not an aggregate
 
 
-def a_check_of_events_reports(conn: Connection) -> None:
-    report = check_events(conn, store, sample=5, aggregates=[Cart], handled={"till": [ItemScanned]})
-    assert_type(report, EventCheck)
-    assert_type(report.ok, bool)
-    assert_type(report.problems, list[str])
+def decisions_over_several_streams(conn: Connection) -> None:
+    query = Tagged(("course:c1",), types=(ItemScanned, "item.sold")) | Tagged(("student:s7",))
+    assert_type(query, TagQuery)
+    page = store.read_tagged(conn, query, exclusively=False)
+    assert_type(page, TaggedPage)
+    store.append(conn, CART, [], expected_version=ANY, unless=page.condition)
+    store.append(conn, CART, [], expected_version=ANY, unless=query)  # type: ignore[arg-type]  # as of when?
+    done = store.append_to_streams(conn, [StreamEvents(CART, [], ANY)])
+    assert_type(done, dict[StreamId, Appended])
+    assert_type(forget_append_requests(conn, store, older_than=timedelta(days=1)), int)
 
 
 async def operations_keep_their_types_on_the_way_through_asyncio(engine: AsyncEngine) -> None:
@@ -190,13 +152,6 @@ def views_and_indexes_report(conn: Connection) -> None:
     assert_type(view.refresh(conn), RefreshReport | None)
     index = IndexTable("by_week", on=[Line.week])
     assert_type(index.verify(conn), VerifyReport)
-
-
-def a_chain_seals_verifies_and_takes_any_anchor(conn: Connection) -> None:
-    chain = HashChain(store, anchor=FileAnchor("anchor.jsonl"))
-    assert_type(chain.seal(conn), Seal | None)
-    assert_type(chain.verify(conn), ChainReport)
-    HashChain(store, anchor="anchor.jsonl")  # type: ignore[arg-type]  # a path is no anchor
 
 
 def shards_are_reached_by_key() -> None:

@@ -41,6 +41,9 @@ CREATE TABLE {schema}.event_tag (
     CONSTRAINT pk_event_tag PRIMARY KEY (tenant, tag, position) INCLUDE (type_id)
 );
 
+-- Never holds a row: its lock is what conditions and writers of very many tags meet at.
+CREATE TABLE {schema}.tag_gate ();
+
 -- The first event of each append that expects no version and wants to be recognised.
 CREATE TABLE {schema}.append_request (
     event_id uuid NOT NULL CONSTRAINT pk_append_request PRIMARY KEY,
@@ -88,12 +91,30 @@ APPEND = """
 -- Writers of tagged events hold shared locks on their tags, a condition takes an exclusive lock on
 -- one tag of each of its items: a matching event carries all of them, so one is enough. Sorted, so
 -- that no two transactions wait for each other. A collision of hashes costs a wait.
+-- The server has room for some thousand locks: a transaction with more than 200 of them shuts the
+-- gate for all conditions instead, until it ends. Conditions pass it beside each other.
 CREATE FUNCTION {schema}.lock_tags(p_tenant text, p_shared text[], p_exclusive text[])
-RETURNS void LANGUAGE plpgsql AS $$
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     class int := '{schema}.event_tag'::regclass::oid::int;
+    note text := 'datapatterns.tags_' || '{schema}.event_tag'::regclass::oid;  -- ends with locks
+    held integer := coalesce(nullif(current_setting(note, true), ''), '0')::integer;
+    wanted integer := (SELECT count(DISTINCT u.tag) FROM unnest(p_shared) AS u (tag));
     lock record;
 BEGIN
+    IF held + wanted > 200 AND wanted > 0 THEN
+        p_shared := NULL;
+        IF cardinality(p_exclusive) > 0 THEN  -- one step: two that hold SHARE both wait for more
+            LOCK TABLE {schema}.tag_gate IN SHARE ROW EXCLUSIVE MODE;
+        ELSE
+            LOCK TABLE {schema}.tag_gate IN SHARE MODE;
+        END IF;
+    ELSIF cardinality(p_exclusive) > 0 THEN
+        LOCK TABLE {schema}.tag_gate IN ROW EXCLUSIVE MODE;
+    END IF;
+    IF wanted > 0 AND held <= 200 THEN
+        PERFORM set_config(note, (held + wanted)::text, true);
+    END IF;
     FOR lock IN
         SELECT hashtext(p_tenant || E'\\n' || u.tag) AS key, bool_or(u.exclusive) AS exclusive
           FROM (SELECT unnest(p_shared), false UNION ALL SELECT unnest(p_exclusive), true)
@@ -155,6 +176,7 @@ DECLARE
     n integer := cardinality(ids);
     only_type integer;
     type_ids integer[];
+    is_based boolean := true;
     sid bigint;
     reached bigint;
     stopped timestamptz;
@@ -162,6 +184,10 @@ DECLARE
     metas text[];
     event_tags text[];
 BEGIN
+    -- Conditions that hold a subquery cost a plan each time, so they stand inside plain ones.
+    IF n IS NULL OR n = 0 THEN
+        RAISE EXCEPTION 'append_events has no events';
+    END IF;
     IF p_tags IS NOT NULL OR p_condition IS NOT NULL THEN
         IF p_condition IS NOT NULL AND (p_after IS NULL OR p_condition = '[]' OR EXISTS (
             SELECT FROM jsonb_array_elements(p_condition) AS item
@@ -178,6 +204,9 @@ BEGIN
             RETURN;
         END IF;
         event_tags := string_to_array(p_tags, E'\\n');
+        IF cardinality(event_tags) <> n THEN
+            RAISE EXCEPTION 'the lists of append_events differ in length';
+        END IF;
         PERFORM {schema}.lock_tags(
             p_tenant,
             string_to_array(translate(p_tags, E'\\n', E'\\t'), E'\\t'),
@@ -185,7 +214,7 @@ BEGIN
     END IF;
 
     IF p_keyed THEN
-        RETURN QUERY SELECT * FROM {schema}.repeated_append(ids);
+        RETURN QUERY SELECT * FROM {schema}.repeated_append(p_tenant, p_category, p_key, ids);
         IF FOUND THEN
             RETURN;
         END IF;
@@ -193,23 +222,32 @@ BEGIN
 
     IF p_condition IS NOT NULL AND {schema}.matches_after(p_tenant, p_condition, p_after) THEN
         -- Our own events match, too, if this is a retry of what did commit.
+        SELECT s.id INTO sid FROM {schema}.stream AS s
+         WHERE s.tenant = p_tenant AND s.category = p_category AND s.key = p_key;
         IF p_expected >= 0 THEN
-            SELECT s.id INTO sid FROM {schema}.stream AS s
-             WHERE s.tenant = p_tenant AND s.category = p_category AND s.key = p_key;
-            RETURN QUERY SELECT * FROM {schema}.stored_append(sid, p_expected, ids);
-            IF FOUND THEN
-                RETURN;
-            END IF;
+            reached := p_expected;
+        ELSE
+            SELECT min(e.version) - 1 INTO reached
+              FROM jsonb_array_elements(p_condition) AS item
+              JOIN {schema}.event_tag AS t
+                ON t.tenant = p_tenant AND t.tag = item -> 'tags' ->> 0 AND t.position > p_after
+              JOIN {schema}.event_all AS e ON e.position = t.position
+             WHERE e.stream_id = sid AND e.event_id = ids[1];
         END IF;
-        RETURN QUERY SELECT 'barred', NULL::bigint, NULL::bigint;
+        RETURN QUERY SELECT * FROM {schema}.stored_append(sid, reached, ids);
+        IF NOT FOUND THEN
+            RETURN QUERY SELECT 'barred', NULL::bigint, NULL::bigint;
+        END IF;
         RETURN;
     END IF;
 
-    IF p_position IS NOT NULL AND NOT EXISTS (
-        SELECT FROM {schema}.stream AS s JOIN {schema}.event_all AS e ON e.stream_id = s.id
+    IF p_position IS NOT NULL THEN
+        PERFORM FROM {schema}.stream AS s JOIN {schema}.event AS e ON e.stream_id = s.id
          WHERE s.tenant = p_tenant AND s.category = p_category AND s.key = p_key
-           AND e.version = p_expected AND e.position = p_position)
-    THEN
+           AND e.version = p_expected AND e.position = p_position;
+        is_based := FOUND;
+    END IF;
+    IF NOT is_based THEN
         reached := NULL;
     ELSIF p_expected = 0 THEN
         INSERT INTO {schema}.stream AS s (tenant, category, key, version, created_at, last_at)
@@ -245,20 +283,25 @@ BEGIN
         RETURN;
     END IF;
 
-    IF p_keyed THEN  -- once more: the twin may have committed while this waited for the stream
-        RETURN QUERY SELECT * FROM {schema}.repeated_append(ids);
-        IF FOUND THEN
-            UPDATE {schema}.stream AS s SET version = s.version - n WHERE s.id = sid;
+    IF p_keyed THEN
+        INSERT INTO {schema}.append_request (event_id, stream_id, version, recorded_at)
+        VALUES (ids[1], sid, reached - n + 1, moment) ON CONFLICT (event_id) DO NOTHING;
+        IF NOT FOUND THEN  -- the twin has committed while this waited for the stream
+            IF reached = n THEN
+                DELETE FROM {schema}.stream AS s WHERE s.id = sid;
+            ELSE
+                UPDATE {schema}.stream AS s SET version = s.version - n WHERE s.id = sid;
+            END IF;
+            RETURN QUERY SELECT * FROM {schema}.repeated_append(p_tenant, p_category, p_key, ids);
             RETURN;
         END IF;
-        INSERT INTO {schema}.append_request (event_id, stream_id, version, recorded_at)
-        VALUES (ids[1], sid, reached - n + 1, moment);
     END IF;
 
     IF p_type_of IS NULL THEN
-        SELECT min(t.id) INTO only_type FROM {schema}.event_type AS t
+        SELECT t.id INTO only_type FROM {schema}.event_type AS t
          WHERE t.name = split_part(p_types, ' ', 1)
-           AND t.schema_version = split_part(p_types, ' ', 2)::integer;
+           AND t.schema_version = split_part(p_types, ' ', 2)::integer
+         LIMIT 1;
         IF only_type IS NULL THEN
             type_ids := {schema}.event_type_ids(ARRAY[split_part(p_types, ' ', 1)],
                                                 ARRAY[split_part(p_types, ' ', 2)::integer]);
@@ -289,29 +332,28 @@ BEGIN
         END IF;
         IF n IS DISTINCT FROM cardinality(string_to_array(p_data, E'\\n'))
            OR n <> coalesce(cardinality(type_ids), n) OR n <> coalesce(cardinality(metas), n)
-           OR n <> coalesce(cardinality(event_tags), n) THEN
+        THEN
             RAISE EXCEPTION 'the lists of append_events differ in length';
         END IF;
-        WITH appended AS (
-            INSERT INTO {schema}.event AS e
-                (stream_id, version, at, event_id, type_id, data, meta, payload, codec, tags)
-            SELECT sid, reached - n + u.place, moment, u.event_id, coalesce(u.type_id, only_type),
-                   CASE WHEN p_codec = 0 THEN u.data::json END, nullif(u.meta, '')::json,
-                   CASE WHEN p_codec <> 0 THEN decode(u.data, 'base64') END, p_codec,
-                   string_to_array(nullif(u.tags, ''), E'\\t')
-              FROM (SELECT * FROM unnest(ids, type_ids, string_to_array(p_data, E'\\n'), metas,
-                                         event_tags)
-                      WITH ORDINALITY AS rows (event_id, type_id, data, meta, tags, place)
-                     ORDER BY place) AS u
-            RETURNING e.position)
-        SELECT max(a.position) INTO last_position FROM appended AS a;
+        INSERT INTO {schema}.event
+            (stream_id, version, at, event_id, type_id, data, meta, payload, codec, tags)
+        SELECT sid, reached - n + u.place, moment, u.event_id, coalesce(u.type_id, only_type),
+               CASE WHEN p_codec = 0 THEN u.data::json END, nullif(u.meta, '')::json,
+               CASE WHEN p_codec <> 0 THEN decode(u.data, 'base64') END, p_codec,
+               string_to_array(nullif(u.tags, ''), E'\\t')
+          FROM (SELECT * FROM unnest(ids, type_ids, string_to_array(p_data, E'\\n'), metas,
+                                     event_tags)
+                  WITH ORDINALITY AS rows (event_id, type_id, data, meta, tags, place)
+                 ORDER BY place) AS u;
+        last_position := currval('{schema}.event_position');
     END IF;
 
     IF p_tags IS NOT NULL THEN
         INSERT INTO {schema}.event_tag (tenant, tag, position, type_id)
         SELECT DISTINCT p_tenant, u.tag, e.position, e.type_id
           FROM {schema}.event AS e, unnest(e.tags) AS u (tag)
-         WHERE e.stream_id = sid AND e.version > reached - n AND e.version <= reached;
+         WHERE e.stream_id = sid AND e.version > reached - n AND e.version <= reached
+           AND u.tag <> '';
     END IF;
     outcome := 'appended';
     stream_version := reached;
@@ -328,19 +370,22 @@ RETURNS TABLE (outcome text, stream_version bigint, last_position bigint) LANGUA
     HAVING array_agg(e.event_id ORDER BY e.version) = p_ids
 $$;
 
-CREATE FUNCTION {schema}.repeated_append(p_ids uuid[])
+-- The append to this stream that was sent with these ids before; ids of others are misused.
+CREATE FUNCTION {schema}.repeated_append(
+    p_tenant text, p_category text, p_key text, p_ids uuid[])
 RETURNS TABLE (outcome text, stream_version bigint, last_position bigint) LANGUAGE sql AS $$
     SELECT coalesce(stored.outcome, 'misused'), coalesce(stored.stream_version, r.version),
            stored.last_position
       FROM {schema}.append_request AS r
-      LEFT JOIN LATERAL {schema}.stored_append(r.stream_id, r.version - 1, p_ids) AS stored
-        ON true
+      LEFT JOIN {schema}.stream AS s
+        ON s.id = r.stream_id AND s.tenant = p_tenant AND s.category = p_category AND s.key = p_key
+      LEFT JOIN LATERAL {schema}.stored_append(s.id, r.version - 1, p_ids) AS stored ON true
      WHERE r.event_id = p_ids[1]
 $$;
 
 -- Several streams, or none of them: each element is what append_events takes. The caller sorts
 -- them. Rows are locked and looked at before anything is written, so a refusal draws no position,
--- unless a stream was begun by somebody else in that very moment.
+-- unless a stream was begun or extended by somebody else in that very moment.
 CREATE FUNCTION {schema}.append_to_streams(
     p_tenants text[], p_categories text[], p_keys text[], p_expected bigint[],
     p_positions bigint[], p_types text[], p_type_of text[], p_event_ids text[], p_data text[],
@@ -349,6 +394,7 @@ RETURNS TABLE (outcome text, stream_version bigint, last_position bigint, place 
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     n integer := cardinality(p_keys);
+    may_lock boolean := true;
     shared record;
     known record;
 BEGIN
@@ -362,11 +408,33 @@ BEGIN
         PERFORM {schema}.lock_tags(shared.tenant, shared.tags, NULL);
     END LOOP;
     FOR i IN 1..n LOOP
-        SELECT s.id, s.version, s.archived_at INTO known FROM {schema}.stream AS s
-         WHERE s.tenant = p_tenants[i] AND s.category = p_categories[i] AND s.key = p_keys[i]
-           FOR NO KEY UPDATE;
+        IF p_keyed[i] THEN
+            SELECT a.outcome, a.stream_version INTO outcome, stream_version
+              FROM {schema}.repeated_append(p_tenants[i], p_categories[i], p_keys[i],
+                   string_to_array(p_event_ids[i], E'\\n')::uuid[]) AS a;
+            CONTINUE WHEN outcome = 'repeated';
+            IF FOUND THEN
+                place := i;
+                RETURN NEXT;
+                RETURN;
+            END IF;
+        END IF;
+        IF may_lock THEN
+            SELECT s.id, s.version, s.archived_at INTO known FROM {schema}.stream AS s
+             WHERE s.tenant = p_tenants[i] AND s.category = p_categories[i] AND s.key = p_keys[i]
+               FOR NO KEY UPDATE;
+            -- What is not there cannot be locked yet, so what comes after it must not be, either.
+            may_lock := known.id IS NOT NULL;
+        ELSE
+            SELECT s.id, s.version, s.archived_at INTO known FROM {schema}.stream AS s
+             WHERE s.tenant = p_tenants[i] AND s.category = p_categories[i] AND s.key = p_keys[i];
+        END IF;
         IF known.archived_at IS NOT NULL OR p_expected[i] = -1 AND known.id IS NULL
            OR p_expected[i] >= 0 AND p_expected[i] <> coalesce(known.version, 0)
+           OR p_positions[i] IS NOT NULL AND NOT EXISTS (
+              SELECT FROM {schema}.event AS e
+               WHERE e.stream_id = known.id AND e.version = p_expected[i]
+                 AND e.position = p_positions[i])
         THEN
             PERFORM FROM {schema}.stored_append(
                 known.id, p_expected[i], string_to_array(p_event_ids[i], E'\\n')::uuid[]);
@@ -403,7 +471,8 @@ RIGHTS = """
 DO $$
 DECLARE
     held record;
-    appending text := '{schema}.append_events(text, text, text, bigint, bigint, text, text, text,'
+    appending text := '{schema}.lock_tags(text, text[], text[]),'
+        ' {schema}.append_events(text, text, text, bigint, bigint, text, text, text,'
         ' text, text, integer, text, boolean, jsonb, bigint), {schema}.append_to_streams(text[],'
         ' text[], text[], bigint[], bigint[], text[], text[], text[], text[], text[], integer[],'
         ' text[], boolean[])';
@@ -481,7 +550,7 @@ BEGIN
 END $$;
 DROP FUNCTION {schema}.append_events(text, text, text, bigint, bigint, text, text, text, text,
     text, integer, text, boolean, jsonb, bigint);
-DROP FUNCTION {schema}.repeated_append(uuid[]);
+DROP FUNCTION {schema}.repeated_append(text, text, text, uuid[]);
 DROP FUNCTION {schema}.stored_append(bigint, bigint, uuid[]);
 DROP FUNCTION {schema}.matches_after(text, jsonb, bigint);
 DROP FUNCTION {schema}.lock_tags(text, text[], text[]);
@@ -489,7 +558,7 @@ DROP FUNCTION {schema}.lock_tags(text, text[], text[]);
 
 TABLES_BEFORE = """
 DROP VIEW {schema}.event_all;
-DROP TABLE {schema}.event_archive, {schema}.append_request, {schema}.event_tag;
+DROP TABLE {schema}.event_archive, {schema}.append_request, {schema}.event_tag, {schema}.tag_gate;
 ALTER TABLE {schema}.snapshot
     DROP CONSTRAINT ck_snapshot_codec, DROP COLUMN payload, DROP COLUMN codec,
     ALTER COLUMN state SET NOT NULL;
