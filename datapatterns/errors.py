@@ -8,19 +8,24 @@ DataPatternsError
 │   ├── CacheKeyError
 │   ├── CaptureRefusedError
 │   ├── CapturedTableInUseError
+│   ├── CodecError
 │   ├── ConsumerMissingError
 │   ├── EmbeddedFolderError
 │   ├── EmbeddedStartError
+│   ├── EncryptionKeyError
 │   ├── EventDataError
 │   ├── EventIdsReusedError
+│   ├── EventLineError
 │   ├── EventShapeError
 │   ├── EventTypeError
 │   ├── EvictionPolicyError
+│   ├── ExportFileError
 │   ├── FaultRefusedError
 │   ├── ForeignSnapshotError
 │   ├── GroupMismatchError
 │   ├── HistoryError
 │   ├── ImportChunkError
+│   ├── ImportVersionError
 │   ├── IndexChangedError
 │   ├── IndexDefinitionError
 │   ├── IndexDetachedError
@@ -49,6 +54,7 @@ DataPatternsError
 │   ├── ShardMapExistsError
 │   ├── ShardMapMissingError
 │   ├── ShardedTableError
+│   ├── SourceEventError
 │   ├── StreamArchivedError
 │   ├── TransactionInUseError
 │   ├── UncacheableValueError
@@ -81,10 +87,12 @@ DataPatternsError
 │   ├── ViewBehindError
 │   └── ViewNotPopulatedError
 ├── CorruptionError           stored data breaks an invariant; stop and look
+│   ├── AnchorError
 │   ├── CheckpointError
 │   ├── EventGapError
 │   ├── ForeignReadModelError
 │   ├── IndexDiffersError
+│   ├── PayloadError
 │   ├── SchemaDriftError
 │   ├── ShardMapCorruptError
 │   └── ViewDiffersError
@@ -196,6 +204,18 @@ class CapturedTableInUseError(ConfigurationError):
         self.consumers = consumers
 
 
+class CodecError(ConfigurationError):
+    """A codec is not known to this store, or cannot be used as it is declared.
+
+    Attributes:
+        codec: Its id; None if it has none.
+    """
+
+    def __init__(self, codec: int | None, advice: str) -> None:
+        super().__init__(advice if codec is None else f"codec {codec} {advice}")
+        self.codec = codec
+
+
 class ConsumerMissingError(ConfigurationError):
     """Nobody of this name consumes changes.
 
@@ -234,6 +254,18 @@ class EmbeddedStartError(ConfigurationError):
         self.problem = problem
 
 
+class EncryptionKeyError(ConfigurationError):
+    """A key that data was encrypted under is not at hand, or is no key.
+
+    Attributes:
+        key_id: Its name.
+    """
+
+    def __init__(self, key_id: str, advice: str) -> None:
+        super().__init__(f"encryption key {key_id!r} {advice}")
+        self.key_id = key_id
+
+
 class EventDataError(ConfigurationError):
     """An event holds data that could not be stored and read back.
 
@@ -261,6 +293,20 @@ class EventIdsReusedError(ConfigurationError):
             " behind it; give new events new ids, and a retry exactly those that it had"
         )
         self.stream = stream
+
+
+class EventLineError(ConfigurationError):
+    """A line of a file of events is not an event that could be stored.
+
+    Attributes:
+        line: Its number, from 1.
+        reason: What is wrong with it; values are not quoted at length.
+    """
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line = line
+        self.reason = reason
 
 
 class EventShapeError(ConfigurationError):
@@ -307,6 +353,18 @@ class EvictionPolicyError(ConfigurationError):
             " model with holes looks whole; use noeviction or a volatile-* policy"
         )
         self.policy = policy
+
+
+class ExportFileError(ConfigurationError):
+    """An export cannot be written into this file, or continued in it.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, path: str, advice: str) -> None:
+        super().__init__(f"{path}: {advice}")
+        self.path = path
 
 
 class FaultRefusedError(ConfigurationError):
@@ -397,6 +455,27 @@ class ImportChunkError(ConfigurationError):
         )
         self.source = source
         self.chunk = chunk
+
+
+class ImportVersionError(ConfigurationError):
+    """Events that are imported would get other versions than they had.
+
+    Attributes:
+        stream: Which stream, as text.
+        expected: The version in what is imported.
+        found: The version that the event would get; None if it is not known.
+    """
+
+    def __init__(self, stream: str, *, expected: int, found: int | None) -> None:
+        got = "another one" if found is None else str(found)
+        super().__init__(
+            f"{stream}: the event of version {expected} would get {got}; import into a store"
+            " without these streams, from a source that holds them whole, or give up the versions"
+            " (keep_versions=False, --renumber)"
+        )
+        self.stream = stream
+        self.expected = expected
+        self.found = found
 
 
 class IndexChangedError(ConfigurationError):
@@ -821,6 +900,20 @@ class ShardedTableError(ConfigurationError):
         super().__init__(f"table {table!r}: {advice}")
         self.table = table
         self.advice = advice
+
+
+class SourceEventError(ConfigurationError):
+    """An event of another library's store cannot become one of ours.
+
+    Attributes:
+        event: Which one, in the words of its store.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, event: str, reason: str) -> None:
+        super().__init__(f"{event}: {reason}")
+        self.event = event
+        self.reason = reason
 
 
 class StreamArchivedError(ConfigurationError):
@@ -1301,6 +1394,20 @@ class CorruptionError(DataPatternsError):
     """Stored data breaks an invariant; stop and look."""
 
 
+class AnchorError(CorruptionError):
+    """What was written down of a hash chain cannot be read, or is not what the database says.
+
+    Attributes:
+        anchor: Where it was written down.
+        reason: What is wrong.
+    """
+
+    def __init__(self, anchor: str, reason: str) -> None:
+        super().__init__(f"the anchor {anchor}: {reason}")
+        self.anchor = anchor
+        self.reason = reason
+
+
 class CheckpointError(CorruptionError):
     """A reader has got further than the log goes: the log was restored to an earlier state.
 
@@ -1368,6 +1475,23 @@ class IndexDiffersError(CorruptionError):
         self.missing = missing
         self.orphaned = orphaned
         self.different = different
+
+
+class PayloadError(CorruptionError):
+    """What a codec once made cannot be read: it was changed, cut, moved, or is too large.
+
+    Attributes:
+        codec: The name of the codec.
+        reason: What is wrong with it; never what it holds.
+    """
+
+    def __init__(self, codec: str, reason: str) -> None:
+        super().__init__(
+            f"a payload of {codec} cannot be read: {reason}; it is not what was appended, so"
+            " compare it with a backup"
+        )
+        self.codec = codec
+        self.reason = reason
 
 
 class SchemaDriftError(CorruptionError):

@@ -126,7 +126,9 @@ def read_page(
     """
     # With the sizes of the day: a plan made while the table was small would scan it for ever.
     conn.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
-    types = {store.types.of(handler.event_class).name for handler in projection.handlers}
+    types: set[str] = set()
+    for handler in projection.handlers:
+        types |= store.types.stored_names(handler.event_class)
     return store.read_log(conn, after, limit=limit, event_types=sorted(types))
 
 

@@ -1,8 +1,19 @@
 """Event sourcing: keep what happened, derive what is."""
 
 from datapatterns.event_sourcing.aggregate import Aggregate
+from datapatterns.event_sourcing.anchors import Anchor, AnchoredSeal, FileAnchor
 from datapatterns.event_sourcing.batching import StreamEvents
-from datapatterns.event_sourcing.event_types import EventTypes, event, upcast
+from datapatterns.event_sourcing.chain import BrokenSegment, ChainReport, Seal
+from datapatterns.event_sourcing.checking import (
+    EventCheck,
+    HandlerGap,
+    MisreadEvent,
+    TypeFinding,
+)
+from datapatterns.event_sourcing.codecs import Chain, Codec, Codecs, MessagePack
+from datapatterns.event_sourcing.compression import Zstandard
+from datapatterns.event_sourcing.encryption import Encryption, KeyRing
+from datapatterns.event_sourcing.event_types import EventTypes, dropped, event, renamed, upcast
 from datapatterns.event_sourcing.events import (
     ANY,
     EXISTS,
@@ -17,11 +28,19 @@ from datapatterns.event_sourcing.events import (
     RecordedEvent,
     StreamId,
 )
+from datapatterns.event_sourcing.evolving import Verdict
+from datapatterns.event_sourcing.export_files import export_to_file, open_lines
+from datapatterns.event_sourcing.exporting import EventExport, Exported
 from datapatterns.event_sourcing.forgetting import forget_append_requests
 from datapatterns.event_sourcing.handling import applies
 from datapatterns.event_sourcing.importing import ImportedEvent
+from datapatterns.event_sourcing.importing_lines import LinesChecked, LinesImport, LinesImported
+from datapatterns.event_sourcing.json_lines import StoredEvent
 from datapatterns.event_sourcing.policy import SnapshotPolicy, every, slower_than
+from datapatterns.event_sourcing.sealing import HashChain
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.event_sourcing.stored_events import EventFilter, StoredEvents, StoredPage
+from datapatterns.event_sourcing.surveying import check_events
 from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery
 
 __all__ = [
@@ -30,27 +49,60 @@ __all__ = [
     "NEW_STREAM",
     "START",
     "Aggregate",
+    "Anchor",
+    "AnchoredSeal",
     "Appended",
     "Blocker",
+    "BrokenSegment",
+    "Chain",
+    "ChainReport",
+    "Codec",
+    "Codecs",
     "Condition",
+    "Encryption",
+    "EventCheck",
+    "EventExport",
+    "EventFilter",
     "EventStore",
     "EventTypes",
     "Expected",
+    "Exported",
+    "FileAnchor",
+    "HandlerGap",
+    "HashChain",
     "ImportedEvent",
+    "KeyRing",
+    "LinesChecked",
+    "LinesImport",
+    "LinesImported",
     "LogPage",
+    "MessagePack",
+    "MisreadEvent",
     "NewEvent",
     "Position",
     "RecordedEvent",
+    "Seal",
     "SnapshotPolicy",
+    "StoredEvent",
+    "StoredEvents",
+    "StoredPage",
     "StreamEvents",
     "StreamId",
     "TagQuery",
     "Tagged",
     "TaggedPage",
+    "TypeFinding",
+    "Verdict",
+    "Zstandard",
     "applies",
+    "check_events",
+    "dropped",
     "event",
     "every",
+    "export_to_file",
     "forget_append_requests",
+    "open_lines",
+    "renamed",
     "slower_than",
     "upcast",
 ]

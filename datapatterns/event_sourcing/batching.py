@@ -1,11 +1,14 @@
-"""Make what callers want to append ready to be sent; nothing here needs the database."""
+"""Make what callers want to append ready to be sent."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+from sqlalchemy import Connection
+
 from datapatterns.event_sourcing.appending import Guard, StreamBatch, identified
+from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.encoding import (
     APPEND_BYTES_MAX,
     APPEND_EVENTS_MAX,
@@ -40,7 +43,9 @@ class StreamEvents:
     event_ids: Sequence[UUID] | None = None
 
 
-def stream_batch(wanted: StreamEvents, *, types: EventTypes) -> StreamBatch:
+def stream_batch(
+    conn: Connection, wanted: StreamEvents, *, types: EventTypes, contents: Contents
+) -> StreamBatch:
     """Return ``wanted`` as the database takes it.
 
     Raises:
@@ -49,9 +54,10 @@ def stream_batch(wanted: StreamEvents, *, types: EventTypes) -> StreamBatch:
         ValueError: There are no events, too many for one append, or not as many ids.
     """
     encoded = encode_batch(wanted.events, types=types, metadata=wanted.metadata)
+    named = identified(encoded, wanted.event_ids)
     return StreamBatch(
         wanted.stream,
-        identified(encoded, wanted.event_ids),
+        contents.outgoing(conn, named, tenant=wanted.stream.tenant),
         wanted.expected_version,
         # Objects have an id each in any case, so only ids that were given tell that the caller
         # keeps them for a retry. To remember every append would cost each a row.
@@ -59,7 +65,9 @@ def stream_batch(wanted: StreamEvents, *, types: EventTypes) -> StreamBatch:
     )
 
 
-def stream_batches(wanted: Sequence[StreamEvents], *, types: EventTypes) -> list[StreamBatch]:
+def stream_batches(
+    conn: Connection, wanted: Sequence[StreamEvents], *, types: EventTypes, contents: Contents
+) -> list[StreamBatch]:
     """Return some appends as the database takes them.
 
     Raises:
@@ -73,7 +81,7 @@ def stream_batches(wanted: Sequence[StreamEvents], *, types: EventTypes) -> list
         raise ValueError(
             f"{len(wanted)} streams are too many for one append, {APPEND_STREAMS_MAX} is most"
         )
-    batches = [stream_batch(one, types=types) for one in wanted]
+    batches = [stream_batch(conn, one, types=types, contents=contents) for one in wanted]
     check_size(batches)
     return batches
 

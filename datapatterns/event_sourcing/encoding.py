@@ -1,14 +1,16 @@
 """Turn what a caller appends into what the database takes, or refuse it before anything is sent."""
 
 from collections.abc import Mapping, Sequence
+from os import urandom
 from typing import Any, Final, NamedTuple
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 
 from datapatterns.errors import EventDataError
 from datapatterns.event_sourcing.event_types import EventTypes
-from datapatterns.event_sourcing.events import NewEvent
+from datapatterns.event_sourcing.events import NewEvent, check_tags
+from datapatterns.event_sourcing.evolving import EventType
 from datapatterns.event_sourcing.payload import encode_event, encode_mapping, misfit
 
 APPEND_EVENTS_MAX: Final = 10_000
@@ -35,9 +37,13 @@ class EncodedEvent(NamedTuple):
 
 
 def encode_batch(
-    events: Sequence[object], *, types: EventTypes, metadata: Mapping[str, Any] | None
+    events: Sequence[object],
+    *,
+    types: EventTypes,
+    metadata: Mapping[str, Any] | None,
+    event_ids: Sequence[UUID] | None = None,
 ) -> list[EncodedEvent]:
-    """Return ``events`` as the database takes them.
+    """Return ``events`` as the database takes them, typed ones under ``event_ids`` if given.
 
     Raises:
         EventDataError: An event could not be stored and read back.
@@ -51,7 +57,13 @@ def encode_batch(
             f"{len(events)} events are too many for one append, {APPEND_EVENTS_MAX} is most;"
             " append in batches, or use import_events"
         )
-    encoded = [encode(event, types=types, metadata=metadata) for event in events]
+    meta = encode_mapping(metadata, event_type="metadata") if metadata else None
+    encoded = [
+        encode(event, types=types, metadata=metadata)
+        if isinstance(event, NewEvent)
+        else _encode_typed(event, event_id, types=types, meta=meta)
+        for event, event_id in zip(events, event_ids or _new_ids(len(events)), strict=True)
+    ]
     size = sum([len(event.data) + len(event.meta or "") for event in encoded])
     if size > APPEND_BYTES_MAX:
         raise ValueError(
@@ -66,21 +78,47 @@ def encode(
 ) -> EncodedEvent:
     """Return one event as the database takes it; its own metadata wins over ``metadata``."""
     if not isinstance(event, NewEvent):
-        declared = types.of(type(event))
-        data = encode_event(event, event_type=declared.name)
-        # Classes do not check what they are made of. What does not fit would stop every reader.
-        try:
-            declared.decoder.decode(data)
-        except msgspec.ValidationError as error:
-            raise EventDataError(
-                declared.name,
-                f"it does not fit its class: {misfit(error)}; give what the fields declare",
-            ) from None
-        meta = encode_mapping(metadata, event_type=declared.name) if metadata else None
-        return EncodedEvent(declared.name, declared.schema_version, uuid4(), data, meta)
+        meta = encode_mapping(metadata, event_type="metadata") if metadata else None
+        return _encode_typed(event, _new_ids(1)[0], types=types, meta=meta)
     data = encode_mapping(event.data, event_type=event.event_type)
     both = {**(metadata or {}), **(event.metadata or {})}
     meta = encode_mapping(both, event_type=event.event_type) if both else None
     return EncodedEvent(
         event.event_type, event.schema_version, event.event_id, data, meta, event.tags
     )
+
+
+def _tags_of(event: object, declared: EventType) -> tuple[str, ...]:
+    assert declared.tags is not None
+    tags = declared.tags(event)
+    try:
+        check_tags(tags)
+    except (AttributeError, TypeError, ValueError) as error:  # what is no text, too
+        raise EventDataError(declared.name, f"its tags cannot be stored: {error}") from None
+    return tuple(tags)
+
+
+def _encode_typed(
+    event: object, event_id: UUID, *, types: EventTypes, meta: str | None
+) -> EncodedEvent:
+    declared = types.of(type(event))
+    data = encode_event(event, event_type=declared.name)
+    # Classes do not check what they are made of. What does not fit would stop every reader.
+    try:
+        declared.decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise EventDataError(
+            declared.name,
+            f"it does not fit its class: {misfit(error)}; give what the fields declare",
+        ) from None
+    tags = _tags_of(event, declared) if declared.tags else ()
+    return EncodedEvent(declared.name, declared.schema_version, event_id, data, meta, tags)
+
+
+def _new_ids(count: int) -> list[UUID]:
+    """Return as many of what ``uuid4`` makes, with one system call for all."""
+    drawn = urandom(16 * count)
+    return [
+        UUID(int=int.from_bytes(drawn[at : at + 16], "big"), version=4)
+        for at in range(0, 16 * count, 16)
+    ]

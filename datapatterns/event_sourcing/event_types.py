@@ -5,99 +5,200 @@ never rewritten: they are lifted, step by step, each time they are read.
 """
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, overload
 
-import msgspec
-
-from datapatterns.errors import EventShapeError, EventTypeError
+from datapatterns.errors import EventTypeError
 from datapatterns.event_sourcing.events import check_event_type
-from datapatterns.event_sourcing.payload import decode_stored, misfit
+from datapatterns.event_sourcing.evolving import (
+    Ancestor,
+    Declarations,
+    EventType,
+    Fate,
+    Rename,
+    Shape,
+    Splitter,
+    Step,
+    Verdict,
+)
+from datapatterns.event_sourcing.lifting import Reader, nothing_of, reader_of
+from datapatterns.event_sourcing.shapes import decoder_of, is_frozen
 
 E = TypeVar("E", bound=type)
-
-Upcaster = Callable[[dict[str, Any]], dict[str, Any] | list[dict[str, Any]] | None]
-"""Takes the data of one version; returns that of the next, of several, or None to drop it."""
-
-
-@dataclass(frozen=True, slots=True)
-class EventType:
-    """A declared type of event: its name, the version of its current shape, its class."""
-
-    name: str
-    schema_version: int
-    cls: type
-    decoder: msgspec.json.Decoder[Any] = field(repr=False, compare=False)
+U = TypeVar("U", bound=dict[str, Any] | list[dict[str, Any]] | None)
 
 
 class EventTypes:
     """The types of events that a program knows.
 
-    Most programs use the one that `event` and `upcast` fill; tests and programs that hold two
-    releases of a model make their own.
+    Most programs use the one that `event`, `upcast`, `renamed` and `dropped` fill; tests and
+    programs that hold two releases of a model make their own.
+
+    Args:
+        skip_unknown: Read events of names that are not declared as nothing, instead of raising
+            `EventTypeError`. For readers that follow a log of which they know a part; never for
+            what decides, as a forgotten import then looks like a stream without events.
     """
 
-    def __init__(self) -> None:
-        self._by_name: dict[str, EventType] = {}
+    def __init__(self, *, skip_unknown: bool = False) -> None:
+        self._declared = Declarations()
         self._by_class: dict[type, EventType] = {}
-        self._upcasters: dict[tuple[str, int], Upcaster] = {}
+        self._skip_unknown = skip_unknown
+        # Replaced, never emptied, when something is declared: who compiles from what was declared
+        # before, in another thread, then fills a dict that nobody reads any more.
+        self._readers: dict[tuple[str, int], Reader] = {}
+        self._names: dict[type, frozenset[str]] = {}
         self.revision = 0
         """How often something was declared; what was derived before may be out of date."""
 
-    def event(self, name: str, *, version: int = 1) -> Callable[[E], E]:
-        """Declare that a frozen dataclass or msgspec Struct is the current shape of ``name``.
+    def event(
+        self,
+        name: str,
+        *,
+        version: int = 1,
+        renamed_from: str | tuple[str, ...] = (),
+        tags: Callable[[Any], tuple[str, ...]] | None = None,
+    ) -> Callable[[E], E]:
+        """Declare that a frozen class is the current shape of ``name``.
+
+        A dataclass, a msgspec Struct, an attrs class or a pydantic model.
 
         Args:
             name: What happened, in the words of the domain: ``item.scanned``.
             version: Of the shape. Raise it when data that was stored no longer fits the class,
                 and register an upcaster for each version before. A new field with a default
                 needs neither.
+            renamed_from: Names under which it was stored before, as by `renamed`.
+            tags: Returns the tags of an event, such as ``course:c1``, whenever one is appended;
+                those that are stored already keep theirs.
 
         Raises:
-            EventTypeError: The name belongs to another class, or the class cannot be an event.
-            ValueError: The name or the version cannot be stored.
+            EventTypeError: A name belongs to another class, or the class cannot be an event.
+            ValueError: A name or the version cannot be stored.
         """
         check_event_type(name, version)
 
         def declare(cls: E) -> E:
             _check_class(name, cls)
-            known = self._by_name.get(name)
+            known = self._declared.types.get(name)
             # A module that is loaded again declares the same class again, as a new object.
             if known is not None and _place(known.cls) != _place(cls):
                 raise EventTypeError(
                     name, f"is declared by {_place(known.cls)} and by {_place(cls)}; rename one"
                 )
-            declared = EventType(name, version, cls, msgspec.json.Decoder(cls))
-            self._by_name[name] = declared
+            declared = EventType(name, version, cls, decoder_of(cls), tags)
+            self._declared.add_type(declared)
             self._by_class[cls] = declared
-            self.revision += 1
+            self._changed()
+            for old in (renamed_from,) if isinstance(renamed_from, str) else renamed_from:
+                self.renamed(old, name)
             return cls
 
         return declare
 
-    def upcast(self, name: str, from_version: int) -> Callable[[Upcaster], Upcaster]:
+    @overload
+    def upcast(
+        self, name: str, from_version: int
+    ) -> Callable[[Callable[[dict[str, Any]], U]], Callable[[dict[str, Any]], U]]: ...
+
+    @overload
+    def upcast(
+        self, name: str, from_version: int, *, into: Mapping[str, int]
+    ) -> Callable[[Splitter], Splitter]: ...
+
+    def upcast(
+        self, name: str, from_version: int, *, into: Mapping[str, int] | None = None
+    ) -> Callable[[Any], Any]:
         """Register how data of ``name`` gets from ``from_version`` to the next version.
 
-        The function must not do anything else: it runs each time an old event is read.
+        The function must not do anything else: it runs each time an old event is read. What it is
+        given is its own.
+
+        Args:
+            name: The type, as it is stored.
+            from_version: Of the data that the function takes.
+            into: If it becomes events of other types: their names, with the version whose shape
+                the function gives them. It then returns a list of names with data, which climb
+                on from there.
 
         Raises:
-            EventTypeError: Another function is registered for this step.
-            ValueError: The name or the version cannot be stored.
+            EventTypeError: Another function is registered for this step, no event comes by it, or
+                it leads back to where it begins.
+            ValueError: A name or a version cannot be stored, or ``into`` is empty.
         """
         check_event_type(name, from_version)
+        if into is not None and not into:
+            raise ValueError(f"events of {name!r} become nothing; say so by dropped()")
+        for target, version in (into or {}).items():
+            check_event_type(target, version)
+        shape = Shape(name, from_version)
+        targets = into if into is not None else {name: from_version + 1}
 
-        def register(function: Upcaster) -> Upcaster:
-            known = self._upcasters.get((name, from_version))
-            if known is not None and _place(known) != _place(function):
+        def register(function: Any) -> Any:  # noqa: ANN401 -- either kind of upcaster
+            known = self._declared.steps.get(shape)
+            if known is not None and _place(known.function) != _place(function):
                 raise EventTypeError(
                     name, f"has two upcasters from version {from_version}; keep one"
                 )
-            self._upcasters[name, from_version] = function
-            self.revision += 1
+            step = Step(
+                function,
+                {target: Shape(target, version) for target, version in targets.items()},
+                is_plain=into is None,
+            )
+            self._declared.add_step(shape, step)
+            self._changed()
             return function
 
         return register
+
+    def renamed(self, old: str, to: str, *, from_version: int = 1) -> None:
+        """Declare that what is stored under an old name is read as the new one.
+
+        The version stays: version 2 of the old name is version 2 of the new one, and climbs by
+        the upcasters of the new name.
+
+        Args:
+            old: The name that is stored. It is never used again.
+            to: The name that takes its place; it may have been given up in turn.
+            from_version: Versions before climb by upcasters of the old name until they reach it.
+
+        Raises:
+            EventTypeError: The old name still means something, or leads back to itself.
+            ValueError: A name or the version cannot be stored.
+        """
+        check_event_type(old, from_version)
+        check_event_type(to, from_version)
+        self._declared.add_rename(old, Rename(to, from_version))
+        self._changed()
+
+    def dropped(self, name: str, *, reason: str) -> None:
+        """Declare that stored events of this name mean nothing any more, in any version.
+
+        They are read as no event. Remove the handlers with the class.
+
+        Args:
+            name: The name that is stored. It is never used again.
+            reason: Why they may be passed over; `check_events` shows it.
+
+        Raises:
+            EventTypeError: The name has a class, another name or an upcaster.
+            ValueError: The name cannot be stored, or there is no reason.
+        """
+        check_event_type(name, 1)
+        if not reason.strip():
+            raise ValueError(f"say why events of {name!r} may be passed over")
+        self._declared.add_drop(name, reason)
+        self._changed()
+
+    def skipping_unknown(self) -> "EventTypes":
+        """Return a copy of what is declared by now that reads events of unknown names as nothing.
+
+        See ``skip_unknown``, and when not to use it, at the class.
+        """
+        copied = EventTypes(skip_unknown=True)
+        copied._declared = self._declared.copy()
+        copied._by_class = dict(self._by_class)
+        copied.revision = self.revision
+        return copied
 
     def of(self, cls: type) -> EventType:
         """Return the declaration of ``cls``.
@@ -110,100 +211,103 @@ class EventTypes:
             raise EventTypeError(_place(cls), 'is not an event; declare it with @event("its.name")')
         return declared
 
-    def upcasters(self, cls: type) -> dict[int, Upcaster]:
-        """Return the upcasters that lead to ``cls``, by the version they start from."""
-        name = self.of(cls).name
-        return {
-            version: function
-            for (of, version), function in sorted(self._upcasters.items(), key=lambda i: i[0])
-            if of == name
-        }
+    def fate(self, name: str, schema_version: int) -> Fate:
+        """Return what becomes of a stored type of event, without reading one."""
+        return self._declared.fate(Shape(name, schema_version))
+
+    def history(self, cls: type) -> list[Ancestor]:
+        """Return every older shape that can lead to ``cls``, and how, in the order of names.
+
+        A state that is folded from events of ``cls`` depends on it: on the upcasters, and on what
+        each is followed by.
+
+        Raises:
+            EventTypeError: The class is not declared.
+        """
+        return self._declared.ancestors(self.of(cls))
+
+    def latest_version(self, name: str) -> int:
+        """Return the last version in which data of this name has a meaning of its own.
+
+        It is 0 for what is dropped, or was renamed from its first version on.
+
+        Raises:
+            EventTypeError: The name is not declared.
+        """
+        return self._declared.latest_version(name)
+
+    def named_today(self, name: str, schema_version: int) -> str:
+        """Return the name under which stored data of this one is read."""
+        return self._declared.named_today(Shape(name, schema_version)).name
+
+    def stored_names(self, cls: type) -> frozenset[str]:
+        """Return the names under which events can be stored that are read as ``cls``.
+
+        Raises:
+            EventTypeError: The class is not declared.
+        """
+        names = self._names
+        if cls not in names:
+            before = {ancestor.shape.name for ancestor in self.history(cls)}
+            names[cls] = frozenset({self.of(cls).name, *before})
+        return names[cls]
+
+    def reader(self, name: str, schema_version: int) -> Reader:
+        """Return what reads stored events of this type; it is compiled once.
+
+        Raises:
+            EventShapeError: No upcaster leads from the version, or newer code has stored it.
+            EventTypeError: The type is not declared.
+        """
+        readers = self._readers
+        found = readers.get((name, schema_version))
+        if found is None:
+            stored = Shape(name, schema_version)
+            is_skipped = self._skip_unknown and self._is_unknown(stored)
+            found = nothing_of(stored) if is_skipped else reader_of(self._declared, stored)
+            readers[name, schema_version] = found
+        return found
 
     def decode(self, name: str, schema_version: int, data: Mapping[str, Any]) -> list[object]:
         """Return what stored data says today: no, one or several typed events.
 
         Raises:
-            EventShapeError: The data does not fit, or no upcaster leads from its version.
+            EventShapeError: The data does not fit, no upcaster leads from its version, or one
+                raised.
             EventTypeError: The type is not declared here.
         """
-        declared = self._declared(name, schema_version)
-        shapes = [dict(data)]
-        if schema_version < declared.schema_version:
-            shapes = [deepcopy(shapes[0])]  # upcasters may change what they are given
-        for version in range(schema_version, declared.schema_version):
-            shapes = [new for old in shapes for new in self._lift(name, version, old)]
-        return [_convert(declared, schema_version, shape) for shape in shapes]
+        return self.reader(name, schema_version).from_data(data)
 
     def decode_json(self, name: str, schema_version: int, data: str) -> list[object]:
         """Return what stored JSON says today, without a detour if it has today's shape.
 
         Raises:
-            EventShapeError: The data does not fit, or no upcaster leads from its version.
+            EventShapeError: The data does not fit, no upcaster leads from its version, or one
+                raised.
             EventTypeError: The type is not declared here.
         """
-        declared = self._declared(name, schema_version)
-        if declared.schema_version != schema_version:
-            stored = decode_stored(data, event_type=name, schema_version=schema_version)
-            return self.decode(name, schema_version, stored)
-        try:
-            return [declared.decoder.decode(data)]
-        except msgspec.DecodeError as error:
-            raise _misfit(name, schema_version, error) from None
-        except RecursionError:
-            raise EventShapeError(
-                name, schema_version=schema_version, reason="it is nested too deep"
-            ) from None
+        return self.reader(name, schema_version).from_json(data)
 
-    def _declared(self, name: str, schema_version: int) -> EventType:
-        declared = self._by_name.get(name)
-        if declared is None:
-            raise EventTypeError(
-                name, f'is stored but not declared; declare a class with @event("{name}")'
-            )
-        if schema_version > declared.schema_version:
-            raise EventShapeError(
-                name,
-                schema_version=schema_version,
-                reason=f"this code knows versions up to {declared.schema_version}; deploy the"
-                " code that wrote it",
-            )
-        return declared
+    def _is_unknown(self, stored: Shape) -> bool:
+        fate = self._declared.follow(stored)
+        return isinstance(fate, Fate) and fate.verdict is Verdict.UNKNOWN
 
-    def _lift(self, name: str, version: int, data: dict[str, Any]) -> list[dict[str, Any]]:
-        upcaster = self._upcasters.get((name, version))
-        if upcaster is None:
-            raise EventShapeError(name, schema_version=version, reason="no upcaster leads on")
-        lifted = upcaster(data)
-        if lifted is None:
-            return []
-        # [old] * 2 is one object twice: what the next upcaster changes in one, it must not find
-        # changed in the other.
-        return [deepcopy(one) for one in lifted] if isinstance(lifted, list) else [lifted]
+    def _changed(self) -> None:
+        self._readers = {}
+        self._names = {}
+        self.revision += 1
 
 
 def _check_class(name: str, cls: object) -> None:
-    if isinstance(cls, type) and issubclass(cls, msgspec.Struct):
-        frozen = cls.__struct_config__.frozen
-    elif isinstance(cls, type) and is_dataclass(cls):
-        frozen = cls.__dataclass_params__.frozen  # type: ignore[attr-defined] # typeshed lacks it
-    else:
+    frozen = is_frozen(cls)
+    if frozen is None:
         raise EventTypeError(
             name,
-            f"{cls!r} is neither a dataclass nor a msgspec Struct; put @event above @dataclass",
+            f"{cls!r} is no dataclass, msgspec Struct, attrs class or pydantic model; put @event"
+            " above @dataclass",
         )
     if not frozen:
         raise EventTypeError(name, "what happened does not change; declare the class frozen=True")
-
-
-def _convert(declared: EventType, schema_version: int, data: dict[str, Any]) -> object:
-    try:
-        return msgspec.convert(data, declared.cls, str_keys=True)
-    except msgspec.ValidationError as error:
-        raise _misfit(declared.name, schema_version, error) from None
-
-
-def _misfit(name: str, schema_version: int, error: msgspec.MsgspecError) -> EventShapeError:
-    return EventShapeError(name, schema_version=schema_version, reason=misfit(error))
 
 
 def _place(code: Any) -> str:  # noqa: ANN401 -- a class or a function
@@ -215,3 +319,5 @@ EVENT_TYPES: Final = EventTypes()
 
 event = EVENT_TYPES.event
 upcast = EVENT_TYPES.upcast
+renamed = EVENT_TYPES.renamed
+dropped = EVENT_TYPES.dropped

@@ -6,6 +6,7 @@ events is refused.
 """
 
 import hashlib
+from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.util import await_only
 
 from datapatterns.errors import ImportChunkError, IsolationLevelError
+from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.encoding import EncodedEvent, encode
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import StreamId
@@ -71,7 +73,7 @@ class _StreamPart:
     times: list[datetime]
 
 
-def import_events(
+def import_events(  # noqa: PLR0913 -- EventStore binds the schema, types and contents
     conn: Connection,
     events: Sequence[ImportedEvent],
     *,
@@ -79,6 +81,7 @@ def import_events(
     chunk: int,
     schema: str,
     types: EventTypes,
+    contents: Contents,
 ) -> int:
     """Do what `EventStore.import_events` promises."""
     _check_transaction(conn)
@@ -92,12 +95,25 @@ def import_events(
         _check_same(conn, schema, source=source, chunk=chunk, digest=digest)
         return 0
     [now] = recorded
+    # Only now: what the digest covers must be the same in every attempt.
+    for stream, part in parts.items():
+        part.events = _outgoing(conn, contents, part.events, tenant=stream.tenant)
     claimed = _claim(conn, parts, schema=schema, now=now)
     failpoint("import.streams-claimed")
     type_ids = _type_ids(conn, parts.values(), schema=schema)
-    rows = _rows(parts, claimed, type_ids)
+    rows = _rows(events, parts, claimed, type_ids)
     _copy(conn, _copy_statement(schema), rows)
     return len(events)
+
+
+def _outgoing(
+    conn: Connection, contents: Contents, events: list[EncodedEvent], *, tenant: str
+) -> list[EncodedEvent]:
+    # What a file holds of a codec's is stored as it is: its key may not be at hand.
+    plain = iter(
+        contents.outgoing(conn, [each for each in events if not each.codec], tenant=tenant)
+    )
+    return [each if each.codec else next(plain) for each in events]
 
 
 def _check_transaction(conn: Connection) -> None:
@@ -132,7 +148,11 @@ def _sort_by_stream(
     parts: dict[StreamId, _StreamPart] = {}
     digest = hashlib.sha256()
     for event in events:
-        encoded = encode(event.event, types=types)
+        encoded = (
+            event.event  # from a file that holds what was stored
+            if isinstance(event.event, EncodedEvent)
+            else encode(event.event, types=types)
+        )
         part = parts.get(event.stream)
         if part is None:
             part = parts[event.stream] = _StreamPart([], [])
@@ -242,21 +262,34 @@ def _type_ids(
 
 
 def _rows(
+    events: Sequence[ImportedEvent],
     parts: dict[StreamId, _StreamPart],
     claimed: dict[StreamId, tuple[int, int, datetime]],
     type_ids: dict[tuple[str, int], int],
 ) -> Iterator[str]:
-    for stream, part in parts.items():
-        stream_id, before, last_at = claimed[stream]
-        times = [time.isoformat() for time in part.times] or [last_at.isoformat()] * len(
-            part.events
+    # As they came: a read model of several streams sees the same story in the same order.
+    rows = {stream: _rows_of(part, claimed[stream], type_ids) for stream, part in parts.items()}
+    for event in events:
+        yield next(rows[event.stream])
+
+
+def _rows_of(
+    part: _StreamPart, claimed: tuple[int, int, datetime], type_ids: dict[tuple[str, int], int]
+) -> Iterator[str]:
+    stream_id, before, last_at = claimed
+    times = [time.isoformat() for time in part.times] or [last_at.isoformat()] * len(part.events)
+    for version, (event, at) in enumerate(zip(part.events, times, strict=True), before + 1):
+        # JSON has no raw tabs or line ends; of what COPY treats as special, only \ is left.
+        if event.codec:
+            data, payload = "\\N", "\\\\x" + b64decode(event.data).hex()
+        else:
+            data, payload = event.data.replace("\\", "\\\\"), "\\N"
+        meta = "\\N" if event.meta is None else event.meta.replace("\\", "\\\\")
+        type_id = type_ids[event.name, event.schema_version]
+        yield (
+            f"{stream_id}\t{version}\t{at}\t{event.event_id}\t{type_id}\t{data}\t{meta}"
+            f"\t{payload}\t{event.codec}\n"
         )
-        for version, (event, at) in enumerate(zip(part.events, times, strict=True), before + 1):
-            # JSON has no raw tabs or line ends; of what COPY treats as special, only \ is left.
-            data = event.data.replace("\\", "\\\\")
-            meta = "\\N" if event.meta is None else event.meta.replace("\\", "\\\\")
-            type_id = type_ids[event.name, event.schema_version]
-            yield f"{stream_id}\t{version}\t{at}\t{event.event_id}\t{type_id}\t{data}\t{meta}\n"
 
 
 def _copy(conn: Connection, statement: str, rows: Iterator[str]) -> None:
@@ -287,7 +320,7 @@ def _blocks(rows: Iterator[str]) -> Iterator[str]:
 
 @cache
 def _copy_statement(schema: str) -> str:
-    columns = "(stream_id, version, at, event_id, type_id, data, meta)"
+    columns = "(stream_id, version, at, event_id, type_id, data, meta, payload, codec)"
     return f"COPY {schema}.event {columns} FROM STDIN"
 
 

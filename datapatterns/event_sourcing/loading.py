@@ -1,6 +1,7 @@
 """Load an aggregate: the latest fitting snapshot and what followed it, in one statement."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -26,8 +27,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 from datapatterns.clock import Clock
-from datapatterns.errors import EventGapError
+from datapatterns.errors import CodecError, EncryptionKeyError, EventGapError, PayloadError
 from datapatterns.event_sourcing.aggregate import Aggregate
+from datapatterns.event_sourcing.contents import Contents, event_content, state_content
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import VERSION_MAX, Position
 from datapatterns.event_sourcing.payload import misfit
@@ -64,16 +66,21 @@ def load_aggregate(  # noqa: PLR0913 -- EventStore binds the schema, types and c
     schema: str,
     types: EventTypes,
     clock: Clock,
+    contents: Contents,
 ) -> A:
     """Do what `EventStore.load` promises."""
     if moment.version is not None and abs(moment.version) > VERSION_MAX:
         raise ValueError("no stream has so many events")
     started = clock.monotonic()
     kind = snapshot_kind(aggregate, types)
-    loaded = _load(conn, aggregate(key), moment, kind, schema=schema, types=types)
+    loaded = _load(
+        conn, aggregate(key), moment, kind, schema=schema, types=types, contents=contents
+    )
     if loaded is None:
         # Somebody restored or edited tables, or the state cannot be read: the events can.
-        loaded = _load(conn, aggregate(key), moment, None, schema=schema, types=types)
+        loaded = _load(
+            conn, aggregate(key), moment, None, schema=schema, types=types, contents=contents
+        )
     assert loaded is not None
     if moment.version is not None and loaded.version < moment.version:
         raise ValueError(
@@ -83,7 +90,7 @@ def load_aggregate(  # noqa: PLR0913 -- EventStore binds the schema, types and c
     return loaded
 
 
-def _load(
+def _load(  # noqa: PLR0913 -- as above
     conn: Connection,
     loaded: A,
     moment: Moment,
@@ -91,6 +98,7 @@ def _load(
     *,
     schema: str,
     types: EventTypes,
+    contents: Contents,
 ) -> A | None:
     found = conn.execute(
         _load_statement(schema),
@@ -107,22 +115,31 @@ def _load(
     rows = list(found)
     if rows and rows[0][0] == _SNAPSHOT:
         assert kind is not None
-        if not _restore(loaded, rows.pop(0), kind):
+        if not _restore(loaded, rows.pop(0), kind, contents):
             return None
-    _fold(loaded, rows, types)
+    data = contents.incoming(conn, [row[3] for row in rows], tenant=loaded.stream.tenant)
+    _fold(loaded, rows, data, types)
     return loaded
 
 
-def _restore(loaded: Aggregate, row: Any, kind: SnapshotKind) -> bool:  # noqa: ANN401 -- a row
+def _restore(
+    loaded: Aggregate,
+    row: Any,  # noqa: ANN401 -- a row
+    kind: SnapshotKind,
+    contents: Contents,
+) -> bool:
     _, version, position, state, _, _, fits = row
     known = {"stream": str(loaded.stream), "version": version}
     if not fits:
         logger.warning("snapshot ignored: its event is not in the stream", extra=known)
         return False
     try:
-        kind.shape.restore(loaded, state)
-    except msgspec.MsgspecError as error:
-        reason = {"reason": misfit(error)}
+        bound_to = kind.bound_to(loaded.stream, version)
+        kind.shape.restore(loaded, contents.codecs.state_text(state, bound_to=bound_to))
+    except (msgspec.MsgspecError, CodecError, EncryptionKeyError, PayloadError) as error:
+        reason = {
+            "reason": misfit(error) if isinstance(error, msgspec.MsgspecError) else str(error)
+        }
         logger.warning("snapshot ignored: it cannot be read", extra=known | reason)
         return False
     history = loaded._history  # noqa: SLF001 -- its keeper
@@ -131,10 +148,10 @@ def _restore(loaded: Aggregate, row: Any, kind: SnapshotKind) -> bool:  # noqa: 
     return True
 
 
-def _fold(loaded: Aggregate, rows: list[Any], types: EventTypes) -> None:
+def _fold(loaded: Aggregate, rows: list[Any], contents: Sequence[str], types: EventTypes) -> None:
     history = loaded._history  # noqa: SLF001 -- its keeper
     expected = history.version
-    for _, version, _, data, name, schema_version, _ in rows:
+    for (_, version, _, _, name, schema_version, _), data in zip(rows, contents, strict=True):
         expected += 1
         if version != expected:
             raise EventGapError(str(loaded.stream), version=expected)
@@ -171,7 +188,7 @@ def _load_statement(schema: str) -> Select[Any]:
         select(
             snapshots.c.version,
             snapshots.c.position,
-            cast(snapshots.c.state, Text).label("state"),
+            state_content(snapshots).label("state"),
             fits.label("fits"),
         )
         .where(
@@ -191,7 +208,7 @@ def _load_statement(schema: str) -> Select[Any]:
             literal(1).label("kind"),
             events.c.version,
             events.c.position,
-            cast(events.c.data, Text),
+            event_content(events),
             names.c.name,
             names.c.schema_version,
             cast(null(), Boolean),

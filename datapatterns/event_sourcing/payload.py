@@ -1,18 +1,21 @@
 """What an event's data may be, so that whatever is stored can be read back by everybody.
 
-PostgreSQL's jsonb refuses some of what Python takes for JSON (U+0000, half a surrogate pair, NaN)
-with an error that costs the caller the transaction, and stores some of what Python cannot read
-back (numbers of 100,000 digits). One such event would stop every reader, so it is refused here.
+PostgreSQL's json refuses some of what Python takes for JSON (half a surrogate pair, NaN) with an
+error that costs the caller the transaction, its jsonb more (U+0000), and both store what Python
+cannot read back (numbers of 100,000 digits). One such event would stop every reader, so it is
+refused here.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from math import isfinite
+from string import digits
 from typing import Any, Final
 
 import msgspec
 
 from datapatterns.errors import EventDataError, EventShapeError
+from datapatterns.event_sourcing.shapes import encoder_of, field_names, plain
 
 EVENT_BYTES_MAX: Final = 1_048_576
 """The largest data of one event, as JSON in UTF-8."""
@@ -21,11 +24,10 @@ DEPTH_MAX: Final = 64
 """How deep data may be nested."""
 
 _INTEGER_MAX: Final = 2**63 - 1
-_FLOAT_WITHOUT_FRACTION: Final = 1e15
-_EXPONENT: Final = re.compile(rb"[0-9]e\+?[0-9]")
+_LARGE_DIGITS: Final = 19
 _QUOTED: Final = re.compile(r"^(Invalid (?:enum )?value) .*?(?= - at `|$)", re.DOTALL)
-_LARGE_INTEGER: Final = re.compile(r"[0-9]{19}")
-_encoder = msgspec.json.Encoder()
+_LARGE_INTEGER: Final = re.compile(rf"[0-9]{{{_LARGE_DIGITS}}}")
+_encoder: Final = msgspec.json.Encoder()
 
 
 def encode_mapping(data: Mapping[str, Any], *, event_type: str) -> str:
@@ -34,16 +36,38 @@ def encode_mapping(data: Mapping[str, Any], *, event_type: str) -> str:
     Raises:
         EventDataError: It holds what JSON or PostgreSQL cannot hold, or is too large.
     """
-    return _encode(dict(data), event_type=event_type, str_keys=False)
+    given, encoded = dict(data), b""
+    try:
+        encoded = _encoder.encode(given)
+        # Keys that are no text, NaN and what else JSON does not know come back otherwise.
+        is_plain = not _is_suspicious(encoded) and msgspec.json.decode(encoded) == given
+    except _UNENCODABLE:
+        is_plain = False
+    if not is_plain:
+        encoded = as_json(_checked(given, event_type=event_type, str_keys=False))
+    return _bounded(encoded, event_type)
 
 
 def encode_event(event: object, *, event_type: str) -> str:
-    """Return a dataclass or Struct as JSON that can be stored and read back.
+    """Return an object of a declared class as JSON that can be stored and read back.
 
     Raises:
         EventDataError: It holds what JSON or PostgreSQL cannot hold, or is too large.
     """
-    return _encode(event, event_type=event_type, str_keys=True)
+    cls: Any = type(event)
+    encoded = b""
+    try:
+        encoded = encoder_of(cls)(event)
+        is_plain = encoded[:1] == b"{" and not _is_suspicious(encoded)
+        if is_plain and b"null" in encoded:  # it may have been NaN
+            names = field_names(cls)
+            nothing = [True for name in names if getattr(event, name, None) is None]
+            is_plain = encoded.count(b"null") == len(nothing)
+    except _UNENCODABLE:
+        is_plain = False
+    if not is_plain:
+        encoded = as_json(_checked(event, event_type=event_type, str_keys=True))
+    return _bounded(encoded, event_type)
 
 
 def encode_state(state: Mapping[str, Any], *, aggregate: str) -> str:
@@ -52,11 +76,29 @@ def encode_state(state: Mapping[str, Any], *, aggregate: str) -> str:
     Raises:
         EventDataError: It holds what JSON or PostgreSQL cannot hold.
     """
-    return _as_json(_plain(dict(state), event_type=aggregate, str_keys=True)).decode()
+    checked = _checked(dict(state), event_type=aggregate, str_keys=True)
+    return as_json(checked).decode()
 
 
-def _encode(value: object, *, event_type: str, str_keys: bool) -> str:
-    encoded = _as_json(_plain(value, event_type=event_type, str_keys=str_keys))
+_UNENCODABLE: Final = (TypeError, ValueError, OverflowError, RecursionError)
+_DIGITS: Final = bytes(ord("0") if chr(byte) in digits else 0 for byte in range(256))
+
+
+def as_json(checked: object) -> bytes:
+    """Return checked builtins as the JSON that is stored, always the same for the same value."""
+    return _encoder.encode(checked)
+
+
+def _is_suspicious(encoded: bytes) -> bool:
+    """Return whether JSON could hold what must be refused; it costs a tenth of looking for it."""
+    return (
+        rb"\u0000" in encoded
+        or encoded.count(b"[") + encoded.count(b"{") >= DEPTH_MAX
+        or b"0" * _LARGE_DIGITS in encoded.translate(_DIGITS)
+    )
+
+
+def _bounded(encoded: bytes, event_type: str) -> str:
     if len(encoded) > EVENT_BYTES_MAX:
         raise EventDataError(
             event_type,
@@ -66,41 +108,26 @@ def _encode(value: object, *, event_type: str, str_keys: bool) -> str:
     return encoded.decode()
 
 
-def _plain(value: object, *, event_type: str, str_keys: bool) -> dict[str, Any]:
+def _checked(value: object, *, event_type: str, str_keys: bool) -> dict[str, Any]:
     try:
-        plain = msgspec.to_builtins(value, str_keys=str_keys)
-        _check(plain, "", 0)
+        data = plain(value, str_keys=str_keys)
+        _check(data, "", 0)
     except (TypeError, _UnstorableError) as error:
         raise EventDataError(event_type, str(error)) from error
+    except ValueError as error:  # a model of pydantic cannot serialize itself, and may quote why
+        raise EventDataError(event_type, f"{type(error).__name__} while encoding it") from None
     except RecursionError as error:
         raise EventDataError(event_type, "it is nested too deep, or within itself") from error
-    if not isinstance(plain, dict):
+    if not isinstance(data, dict):
         raise EventDataError(event_type, "it must be an object with named fields")
-    return plain
-
-
-def _as_json(plain: object) -> bytes:
-    encoded = _encoder.encode(plain)
-    # A text may hold such a thing, too; then nothing is rewritten.
-    return _encoder.encode(_spelled_out(plain)) if _EXPONENT.search(encoded) else encoded
-
-
-def _spelled_out(value: object) -> object:
-    # PostgreSQL writes 4e16 back as 40000000000000000, an integer; 40000000000000000.0 it keeps.
-    if type(value) is float and abs(value) >= _FLOAT_WITHOUT_FRACTION:
-        return msgspec.Raw(f"{value:.1f}".encode())
-    if isinstance(value, dict):
-        return {name: _spelled_out(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_spelled_out(part) for part in value]
-    return value
+    return data
 
 
 def decode_stored(text: str, *, event_type: str, schema_version: int) -> Any:  # noqa: ANN401 -- JSON
     """Return stored JSON as it was appended.
 
-    An integer of more than 63 bits was never appended as one: it was a float like 1e23, before
-    floats were spelled out, and becomes that again.
+    An integer of more than 63 bits was never appended as one: it was a float like 1e23 in a column
+    of ``jsonb``, and becomes that again.
 
     Raises:
         EventShapeError: Python cannot read it; it was not appended by this library.
@@ -129,7 +156,10 @@ def misfit(error: msgspec.MsgspecError) -> str:
     >>> misfit(msgspec.ValidationError("Invalid enum value 'rouge' - at `$.colour`"))
     'Invalid enum value - at `$.colour`'
     """
-    return _QUOTED.sub(r"\1", str(error))
+    message, cause = str(error), error.__cause__
+    if cause is not None:  # the class itself refused what it was given, and may quote that
+        message = message.replace(str(cause), f"{type(cause).__name__} of its class", 1)
+    return _QUOTED.sub(r"\1", message)
 
 
 class _UnstorableError(Exception):
@@ -183,7 +213,7 @@ def _check_depth(path: str, depth: int) -> None:
         raise _UnstorableError(f"{path[:80]}... is nested deeper than {DEPTH_MAX}")
 
 
-# By exact type: to_builtins leaves only these, None and booleans. It is the hot path of append.
+# By exact type: to_builtins leaves only these, None and booleans.
 _CHECKS: Final[dict[type, Callable[[Any, str, int], None]]] = {
     str: _check_text,
     int: _check_integer,

@@ -1,11 +1,12 @@
 """Read one stream, or all events in an order that never changes, without skipping any."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, Text, cast, select
+from sqlalchemy import Connection, Row, Select, Text, cast, select
 
+from datapatterns.event_sourcing.contents import Contents, event_content
 from datapatterns.event_sourcing.events import (
     LIMIT_MAX,
     START,
@@ -28,6 +29,7 @@ def read_log(
     after: Position,
     *,
     schema: str,
+    contents: Contents,
     limit: int,
     event_types: Collection[str] | None,
 ) -> LogPage:
@@ -56,14 +58,15 @@ def read_log(
         .limit(limit)
     ).all()
     checkpoint = Position(rows[-1][0]) if len(rows) == limit else end
-    return LogPage([_recorded(row) for row in rows], checkpoint, caught_up=checkpoint == mark)
+    return LogPage(_recorded(conn, rows, contents), checkpoint, caught_up=checkpoint == mark)
 
 
-def read_stream(
+def read_stream(  # noqa: PLR0913 -- EventStore binds the schema and contents
     conn: Connection,
     stream: StreamId,
     *,
     schema: str,
+    contents: Contents,
     after_version: int,
     limit: int,
     backwards: bool,
@@ -83,7 +86,7 @@ def read_stream(
         .order_by(version.desc() if backwards else version)
         .limit(min(limit, LIMIT_MAX))
     )
-    return [_recorded(row) for row in conn.execute(page)]
+    return _recorded(conn, conn.execute(page).all(), contents)
 
 
 def check_limit(limit: int) -> None:
@@ -109,7 +112,7 @@ def _every_event(schema: str) -> Select[Any]:
         names.c.name,
         names.c.schema_version,
         # As text: decoding it here is several times faster than the driver's JSON type.
-        cast(events.c.data, Text),
+        event_content(events),
         cast(events.c.meta, Text),
         events.c.event_id,
         events.c.at,
@@ -120,8 +123,15 @@ def _every_event(schema: str) -> Select[Any]:
     )
 
 
-def _recorded(row: Any) -> RecordedEvent:  # noqa: ANN401
-    (position, category, key, tenant, version, name, schema_version, data, meta, id_, at) = row
+def _recorded(
+    conn: Connection, rows: Sequence[Row[Any]], contents: Contents
+) -> list[RecordedEvent]:
+    data = contents.incoming(conn, [row[7] for row in rows], tenant=[row[3] for row in rows])
+    return [_event(row, text) for row, text in zip(rows, data, strict=True)]
+
+
+def _event(row: Row[Any], data: str) -> RecordedEvent:
+    (position, category, key, tenant, version, name, schema_version, _, meta, id_, at) = row
     return RecordedEvent(
         Position(position),
         StreamId(category, key, tenant),

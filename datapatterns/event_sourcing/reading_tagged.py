@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 
 from datapatterns.errors import IsolationLevelError
+from datapatterns.event_sourcing.contents import Contents, event_content
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import (
     LIMIT_MAX,
@@ -55,6 +56,7 @@ def read_tagged(  # noqa: PLR0913 -- EventStore binds the schema and types
     exclusively: bool,
     schema: str,
     types: EventTypes,
+    contents: Contents,
 ) -> TaggedPage:
     """Do what `EventStore.read_tagged` promises."""
     check_limit(limit)
@@ -71,7 +73,8 @@ def read_tagged(  # noqa: PLR0913 -- EventStore binds the schema and types
             return _page([], after, query, tenant=tenant, caught_up=True)
     found = _matching(query, types, event_tables(schema), after=after, end=end, limit=limit)
     rows = conn.execute(found, {"tenant": tenant}).all()
-    events = [_recorded(row) for row in rows]
+    data = contents.incoming(conn, [row[7] for row in rows], tenant=[row[3] for row in rows])
+    events = [_recorded(row, text) for row, text in zip(rows, data, strict=True)]
     last = events[-1].position if events else after
     caught_up = len(events) < limit
     if end is None:
@@ -135,7 +138,7 @@ def _matching(
             events.c.version,
             names.c.name,
             names.c.schema_version,
-            cast(events.c.data, Text),
+            event_content(events),
             cast(events.c.meta, Text),
             events.c.event_id,
             events.c.at,
@@ -181,10 +184,8 @@ def _positions(
     return select(of_first.c.position).where(*wanted)
 
 
-def _recorded(row: Any) -> RecordedEvent:  # noqa: ANN401 -- a row
-    (position, category, key, tenant, version, name, schema_version, data, meta, id_, at, tags) = (
-        row
-    )
+def _recorded(row: Any, data: str) -> RecordedEvent:  # noqa: ANN401 -- a row
+    (position, category, key, tenant, version, name, schema_version, _, meta, id_, at, tags) = row
     return RecordedEvent(
         Position(position),
         StreamId(category, key, tenant),

@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 
 from datapatterns.event_sourcing.aggregate import Aggregate, Batch
 from datapatterns.event_sourcing.appending import StreamBatch, append_events
+from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.encoding import encode_batch
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import Position
@@ -18,6 +19,7 @@ def save_aggregate(
     *,
     schema: str,
     types: EventTypes,
+    contents: Contents,
     metadata: Mapping[str, Any] | None,
 ) -> Position:
     """Do what `EventStore.save` promises."""
@@ -37,7 +39,7 @@ def save_aggregate(
     ]
     sent = StreamBatch(
         history.stream,
-        identified,
+        contents.outgoing(conn, identified, tenant=history.stream.tenant),
         batch.expected_version,
         position=batch.after if batch.expected_version else None,
     )

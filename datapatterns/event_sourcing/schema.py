@@ -10,10 +10,12 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ColumnElement,
+    ForeignKey,
     Identity,
     Index,
     Integer,
     LargeBinary,
+    MetaData,
     PrimaryKeyConstraint,
     Sequence,
     SmallInteger,
@@ -54,6 +56,9 @@ class EventTables:
     all_events: TableClause
     snapshots: Table
     import_chunks: Table
+    seals: Table
+    purges: Table
+    tombstones: Table
 
     @property
     def position_sequence(self) -> ColumnElement[Any]:
@@ -218,4 +223,45 @@ def event_tables(schema: str, /) -> EventTables:
             Column[datetime]("imported_at", _MOMENT, nullable=False, server_default=func.now()),
             PrimaryKeyConstraint("source", "chunk"),
         ),
+        **_keeping(metadata),
     )
+
+
+def _keeping(metadata: MetaData) -> dict[str, Table]:
+    """Return what a hash chain and purges leave behind."""
+    seals = Table(
+        "event_seal",
+        metadata,
+        Column[int]("segment", BigInteger, primary_key=True, autoincrement=False),
+        Column[int]("after_position", BigInteger, nullable=False, unique=True),
+        Column[int]("last_position", BigInteger, nullable=False),
+        Column[int]("events", BigInteger, nullable=False),
+        Column[bytes]("digest", LargeBinary, nullable=False),
+        Column[datetime](
+            "sealed_at", _MOMENT, nullable=False, server_default=func.clock_timestamp()
+        ),
+    )
+    purges = Table(
+        "event_purge",
+        metadata,
+        Column("purge_id", BigInteger, Identity(always=True), primary_key=True),
+        Column[int]("stream_id", BigInteger, nullable=False, index=True),
+        Column[int]("first_version", BigInteger, nullable=False),
+        Column[int]("last_version", BigInteger, nullable=False),
+        Column[int]("events", BigInteger, nullable=False),
+        Column[bytes]("digest", LargeBinary, nullable=False),
+        Column[str]("reason", Text, nullable=False),
+        Column[datetime](
+            "purged_at", _MOMENT, nullable=False, server_default=func.clock_timestamp()
+        ),
+    )
+    tombstones = Table(
+        "event_tombstone",
+        metadata,
+        Column[int]("position", BigInteger, primary_key=True, autoincrement=False),
+        Column[int]("stream_id", BigInteger, nullable=False),
+        Column[int]("version", BigInteger, nullable=False),
+        Column[int]("purge_id", BigInteger, ForeignKey(purges.c.purge_id), nullable=False),
+        Column[bytes]("digest", LargeBinary, nullable=False),
+    )
+    return {"seals": seals, "purges": purges, "tombstones": tombstones}

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Connection,
     Delete,
     LargeBinary,
+    SmallInteger,
     Text,
     bindparam,
     cast,
@@ -24,7 +25,9 @@ from sqlalchemy.dialects.postgresql import JSON, insert
 
 from datapatterns.errors import AggregateError
 from datapatterns.event_sourcing.aggregate import Aggregate
+from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.event_types import EventTypes
+from datapatterns.event_sourcing.events import StreamId
 from datapatterns.event_sourcing.fingerprint import classes_in, fingerprint
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.state import StateShape, state_defaults, state_shape
@@ -37,6 +40,12 @@ class SnapshotKind:
     aggregate: str
     fingerprint: bytes
     shape: StateShape
+
+    def bound_to(self, stream: StreamId, version: int) -> bytes:
+        """Return what a snapshot is authenticated as, if it is encrypted."""
+        return msgspec.json.encode(
+            (stream.tenant, stream.category, stream.key, self.aggregate, self.fingerprint, version)
+        )
 
 
 def snapshot_kind(aggregate: type[Aggregate], types: EventTypes) -> SnapshotKind | None:
@@ -52,7 +61,13 @@ def snapshot_kind(aggregate: type[Aggregate], types: EventTypes) -> SnapshotKind
 
 
 def save_snapshot(
-    conn: Connection, aggregate: Aggregate, *, schema: str, types: EventTypes, keep: int
+    conn: Connection,
+    aggregate: Aggregate,
+    *,
+    schema: str,
+    types: EventTypes,
+    contents: Contents,
+    keep: int,
 ) -> bool:
     """Do what `EventStore.save_snapshot` promises."""
     if keep < 1:
@@ -74,9 +89,11 @@ def save_snapshot(
         "aggregate": kind.aggregate,
         "fingerprint": kind.fingerprint,
     }
-    stream_id = conn.scalar(
-        _insert_statement(schema), {**values, "state": kind.shape.encode(aggregate)}
-    )
+    state = kind.shape.encode(aggregate)
+    bound_to = kind.bound_to(history.stream, history.version)
+    codec, payload = contents.codecs.encode_state(state, bound_to=bound_to)
+    content = {"state": None if codec else state, "payload": payload, "codec": codec}
+    stream_id = conn.scalar(_insert_statement(schema), values | content)
     if stream_id is None:
         return False
     history.snapshot_version = history.version
@@ -109,10 +126,13 @@ def _snapshot_kind(aggregate: type[Aggregate], types: EventTypes, _revision: int
         declared = types.of(event)
         code.append((declared.name, aggregate._handlers[event]))  # noqa: SLF001 -- its keeper
         code.append((f"{declared.name} made", getattr(event, "__post_init__", None)))
-        upcasters = types.upcasters(event)
-        code += [(f"{declared.name} {version}", step) for version, step in upcasters.items()]
-        packages.update(_top_package(step) for step in upcasters.values())
-        schemas.append((declared.name, declared.schema_version, msgspec.json.schema(event)))
+        # Upcasters, and what leads from one shape to the next: a rename, types that it is split in.
+        history = types.history(event)
+        steps = {str(shape): step for shape, _, step in history if step is not None}
+        code += steps.items()
+        packages.update(_top_package(step) for step in steps.values())
+        ways = [(shape, leads_to) for shape, leads_to, _ in history]
+        schemas.append((declared.name, declared.schema_version, msgspec.json.schema(event), ways))
     return SnapshotKind(
         aggregate.__qualname__,
         fingerprint(
@@ -148,6 +168,8 @@ def _insert_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public
             events.c.position,
             events.c.at,
             cast(bindparam("state", type_=Text), JSON),
+            bindparam("payload", type_=LargeBinary),
+            bindparam("codec", type_=SmallInteger),
         )
         .join(streams, streams.c.id == events.c.stream_id)
         .where(
@@ -167,7 +189,10 @@ def _insert_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public
     )
 
 
-_COLUMNS = ("stream_id", "aggregate", "fingerprint", "version", "position", "at", "state")
+_COLUMNS = (
+    "stream_id", "aggregate", "fingerprint", "version", "position", "at", "state",
+    "payload", "codec",
+)  # fmt: skip
 
 
 @cache

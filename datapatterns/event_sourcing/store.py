@@ -17,6 +17,8 @@ from datapatterns.event_sourcing.batching import (
     stream_batch,
     stream_batches,
 )
+from datapatterns.event_sourcing.codecs import PLAIN, Codecs
+from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.event_types import EVENT_TYPES, EventTypes
 from datapatterns.event_sourcing.events import (
     START,
@@ -49,6 +51,7 @@ class EventStore:
         schema: Where the library's tables live.
         types: The types of events that can be decoded and given as objects.
         clock: Measures how long loads take, for snapshot policies.
+        codecs: What is stored in place of plain JSON. SQL over the data needs plain JSON.
 
     Raises:
         SchemaNameError: The library's tables cannot live in a schema of that name.
@@ -57,9 +60,15 @@ class EventStore:
     schema: str = DEFAULT_SCHEMA
     types: EventTypes = field(default=EVENT_TYPES, repr=False)
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
+    codecs: Codecs = field(default=PLAIN, repr=False)
 
     def __post_init__(self) -> None:
         checked_schema(self.schema)
+
+    @property
+    def contents(self) -> Contents:
+        """How contents get into the database and out of it."""
+        return Contents(self.codecs)
 
     def append(  # noqa: PLR0913 -- what may be said about one append
         self,
@@ -108,7 +117,7 @@ class EventStore:
                 SQLSTATE 40001 instead, as any write does there.
         """
         wanted = StreamEvents(stream, events, expected_version, metadata, event_ids)
-        batch = stream_batch(wanted, types=self.types)
+        batch = stream_batch(conn, wanted, types=self.types, contents=self.contents)
         condition = guard(unless, stream, types=self.types)
         return append_events(conn, batch, schema=self.schema, guard=condition)
 
@@ -123,7 +132,7 @@ class EventStore:
         Raises:
             ValueError: There is nothing to append, too much, or a stream comes twice.
         """
-        batches = stream_batches(wanted, types=self.types)
+        batches = stream_batches(conn, wanted, types=self.types, contents=self.contents)
         return append_to_streams(conn, batches, schema=self.schema)
 
     def load(
@@ -162,6 +171,7 @@ class EventStore:
             schema=self.schema,
             types=self.types,
             clock=self.clock,
+            contents=self.contents,
         )
 
     def save(
@@ -183,7 +193,12 @@ class EventStore:
                 was written and the transaction is still usable; load it and decide again.
         """
         return save_aggregate(
-            conn, aggregate, schema=self.schema, types=self.types, metadata=metadata
+            conn,
+            aggregate,
+            schema=self.schema,
+            types=self.types,
+            contents=self.contents,
+            metadata=metadata,
         )
 
     def save_snapshot(self, conn: Connection, aggregate: Aggregate, *, keep: int = 3) -> bool:
@@ -205,7 +220,14 @@ class EventStore:
             AggregateError: The class declares no policy, or its state cannot be stored.
             ValueError: There are unsaved events, or ``keep`` is not positive.
         """
-        return save_snapshot(conn, aggregate, schema=self.schema, types=self.types, keep=keep)
+        return save_snapshot(
+            conn,
+            aggregate,
+            schema=self.schema,
+            types=self.types,
+            contents=self.contents,
+            keep=keep,
+        )
 
     def snapshot_if_due(self, conn: Connection, aggregate: Aggregate, *, keep: int = 3) -> bool:
         """Do `save_snapshot` if the policy of the aggregate's class asks for it."""
@@ -216,9 +238,9 @@ class EventStore:
     ) -> int:
         """Write a chunk of events by COPY; return how many, 0 if it was imported before.
 
-        Versions follow the order of ``events`` inside each stream; streams are begun or
-        extended. Positions follow the streams. Readers of the log wait while the chunk is being
-        written: about 20,000 events are a good size.
+        Positions, and the versions of each stream, follow the order of ``events``; streams are
+        begun or extended. Readers of the log wait while the chunk is being written: about 20,000
+        events are a good size.
 
         Args:
             conn: A connection in a transaction. The caller commits.
@@ -235,7 +257,13 @@ class EventStore:
                 are given for some events only. Roll the transaction back.
         """
         return import_events(
-            conn, events, source=source, chunk=chunk, schema=self.schema, types=self.types
+            conn,
+            events,
+            source=source,
+            chunk=chunk,
+            schema=self.schema,
+            types=self.types,
+            contents=self.contents,
         )
 
     def read_stream(
@@ -259,6 +287,7 @@ class EventStore:
             conn,
             stream,
             schema=self.schema,
+            contents=self.contents,
             after_version=after_version,
             limit=limit,
             backwards=backwards,
@@ -302,6 +331,7 @@ class EventStore:
             exclusively=exclusively,
             schema=self.schema,
             types=self.types,
+            contents=self.contents,
         )
 
     def read_log(
@@ -324,7 +354,14 @@ class EventStore:
                 committed before the mark was read.
             ValueError: ``limit`` is not positive.
         """
-        return read_log(conn, after, schema=self.schema, limit=limit, event_types=event_types)
+        return read_log(
+            conn,
+            after,
+            schema=self.schema,
+            contents=self.contents,
+            limit=limit,
+            event_types=event_types,
+        )
 
     def high_water_mark(self, conn: Connection) -> Position:
         """Return the position at or below which no event can appear any more.

@@ -52,10 +52,10 @@ def test_an_imported_chunk_reads_like_appended_events(call: Call) -> None:
     assert call(store.import_events, events, source="till", chunk=1) == 4
 
     log = call(store.read_log).events
-    assert [(e.stream.key, e.version) for e in log] == [("a", 1), ("b", 1), ("b", 2), ("b", 3)]
-    assert (log[0].data, log[0].metadata, log[0].schema_version) == ({"t": hard}, {"m": hard}, 3)
-    assert log[0].recorded_at == BEGIN
-    assert store.decode(log[2]) == [Sold("b 1")]
+    assert [(e.stream.key, e.version) for e in log] == [("b", 1), ("b", 2), ("a", 1), ("b", 3)]
+    assert (log[2].data, log[2].metadata, log[2].schema_version) == ({"t": hard}, {"m": hard}, 3)
+    assert log[2].recorded_at == BEGIN
+    assert store.decode(log[1]) == [Sold("b 1")]
     assert call(store.append, StreamId("sale", "b"), [Sold("new")], expected_version=3).version == 4
 
 

@@ -375,7 +375,7 @@ def test_a_snapshot_that_cannot_be_used_is_ignored_and_logged(
 
 def test_a_missing_event_is_corruption(conn: Connection) -> None:
     filled(conn, 5)
-    conn.execute(text("ALTER TABLE datapatterns.event DISABLE TRIGGER append_only"))
+    conn.execute(text("ALTER TABLE datapatterns.event DISABLE TRIGGER moves_only"))
     conn.execute(text("DELETE FROM datapatterns.event WHERE version = 3"))
 
     with pytest.raises(EventGapError) as gap:

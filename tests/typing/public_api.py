@@ -17,20 +17,36 @@ from datapatterns.event_sourcing import (
     ANY,
     Aggregate,
     Appended,
+    Chain,
+    ChainReport,
+    Codec,
+    Codecs,
+    Encryption,
+    EventCheck,
     EventStore,
+    FileAnchor,
+    HashChain,
+    KeyRing,
     LogPage,
+    MessagePack,
     NewEvent,
     Position,
     RecordedEvent,
+    Seal,
     StreamEvents,
     StreamId,
     Tagged,
     TaggedPage,
     TagQuery,
+    Zstandard,
     applies,
+    check_events,
+    dropped,
     event,
     every,
     forget_append_requests,
+    renamed,
+    upcast,
 )
 from datapatterns.index_table import IndexTable, VerifyReport
 from datapatterns.materialized_view import MaterializedView, RefreshReport
@@ -55,6 +71,10 @@ from datapatterns.testing import (
 
 layer = DataLayer("postgresql://localhost/shop", redis_url="redis://localhost")
 store: EventStore = layer.events
+ring = KeyRing({"2026": bytes(32)}, writing="2026")
+chain: Codec = Chain(MessagePack(), Zstandard(level=3), Encryption(ring))
+EventStore(codecs=Codecs(chain, reading=[Zstandard()]))
+EventStore(codecs=chain)  # type: ignore[arg-type]
 CART = StreamId("cart", "7")
 
 
@@ -74,6 +94,37 @@ class Line(Base):
 class ItemScanned:
     product_id: int
     cents: int
+
+
+@event(
+    "item.weighed",
+    version=2,
+    renamed_from="item.scaled",
+    tags=lambda e: (f"product:{e.product_id}",),
+)
+@dataclass(frozen=True, slots=True)
+class ItemWeighed:
+    product_id: int
+    grams: int
+
+
+@upcast("item.weighed", 1)
+def in_grams(old: dict[str, object]) -> dict[str, object]:
+    return old
+
+
+@upcast("item.sold", 1, into={"item.weighed": 2, "item.scanned": 1})
+def sold(old: dict[str, object]) -> list[tuple[str, dict[str, object]]]:
+    return [("item.scanned", old)]
+
+
+@upcast("item.sold", 1)  # type: ignore[type-var]
+def sold_as_number(old: dict[str, object]) -> int:
+    return len(old)
+
+
+renamed("item.seen", "item.scanned", from_version=2)
+dropped("cart.viewed", reason="nobody asks for it")
 
 
 class Cart(Aggregate, category="cart", snapshot=every(100)):
@@ -107,6 +158,13 @@ def events_are_loaded_as_the_class_that_was_asked_for(conn: Connection) -> None:
     store.append(conn, CART, [NewEvent("item.scanned", {})])  # type: ignore[call-arg]  # needs a version
     store.read_log(conn, 7)  # type: ignore[arg-type]  # not a Position
     store.load(conn, Line, "7")  # type: ignore[type-var]  # not an aggregate
+
+
+def a_check_of_events_reports(conn: Connection) -> None:
+    report = check_events(conn, store, sample=5, aggregates=[Cart], handled={"till": [ItemScanned]})
+    assert_type(report, EventCheck)
+    assert_type(report.ok, bool)
+    assert_type(report.problems, list[str])
 
 
 def decisions_over_several_streams(conn: Connection) -> None:
@@ -152,6 +210,13 @@ def views_and_indexes_report(conn: Connection) -> None:
     assert_type(view.refresh(conn), RefreshReport | None)
     index = IndexTable("by_week", on=[Line.week])
     assert_type(index.verify(conn), VerifyReport)
+
+
+def a_chain_seals_verifies_and_takes_any_anchor(conn: Connection) -> None:
+    chain = HashChain(store, anchor=FileAnchor("anchor.jsonl"))
+    assert_type(chain.seal(conn), Seal | None)
+    assert_type(chain.verify(conn), ChainReport)
+    HashChain(store, anchor="anchor.jsonl")  # type: ignore[arg-type]  # a path is no anchor
 
 
 def shards_are_reached_by_key() -> None:

@@ -47,13 +47,16 @@ def _check_complete(
 ) -> None:
     versions: dict[str, set[int]] = {types.of(cls).name: set() for cls in events}
     for payload in payloads:
-        versions.setdefault(payload.event_type, set()).add(payload.schema_version)
+        version = payload.schema_version
+        # What was stored under the old name need not have been stored under the new one.
+        for name in (payload.event_type, types.named_today(payload.event_type, version)):
+            versions.setdefault(name, set()).add(version)
     if not versions:
         raise SpecError("the corpus is empty; write it by record_corpus")
     missing = [
         f"{name} version {version}"
         for name, found in sorted(versions.items())
-        for version in range(1, _latest(name, types) + 1)
+        for version in range(1, types.latest_version(name) + 1)
         if version not in found
     ]
     if missing:
@@ -62,10 +65,6 @@ def _check_complete(
             *[f"missing   {one}" for one in missing],
             "write them by record_corpus: today's from objects, older ones from a store's log",
         )
-
-
-def _latest(name: str, types: EventTypes) -> int:
-    return types._declared(name, 1).schema_version  # noqa: SLF001 -- of the same library
 
 
 def _check_reading(payload: StoredPayload, types: EventTypes) -> None:
@@ -95,7 +94,9 @@ def _read(payload: StoredPayload, types: EventTypes) -> list[object]:
     try:
         events = decode(payload.event_type, payload.schema_version, payload.data)
     except Exception as error:
-        reason = error.reason if isinstance(error, EventShapeError) else f"{error!r}"
+        # An upcaster's own error says more than that it raised one.
+        told_by = error.__cause__ or error
+        reason = told_by.reason if isinstance(told_by, EventShapeError) else f"{told_by!r}"
         raise SpecError(
             "what was stored cannot be read", *_source(payload.data, payload), f"got       {reason}"
         ) from error

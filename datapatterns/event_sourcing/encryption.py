@@ -1,0 +1,150 @@
+"""Encrypt what events say under keys of yours, which rotate without rewriting events."""
+
+import hmac
+from collections.abc import Mapping
+from secrets import token_bytes
+from typing import Any, Final
+
+from datapatterns.errors import EncryptionKeyError, MissingExtraError, PayloadError
+
+KEY_BYTES: Final = 32
+"""AES-256."""
+
+_FORMAT: Final = b"\x01"
+_NONCE_BYTES: Final = 12
+_SALT_BYTES: Final = 16
+_TAG_BYTES: Final = 16
+_KEY_ID_BYTES_MAX: Final = 100
+
+
+class KeyRing:
+    """Keys by name: one to write with, the others to read what was written before.
+
+    Args:
+        keys: 32 random bytes each, under names that are stored with what they encrypt.
+        writing: The name of the one to write with.
+
+    Raises:
+        EncryptionKeyError: A name or a key cannot be used, or the one to write with is missing.
+    """
+
+    def __init__(self, keys: Mapping[str, bytes], *, writing: str) -> None:
+        for key_id, key in keys.items():
+            if not 1 <= len(key_id.encode()) <= _KEY_ID_BYTES_MAX or not key_id.isprintable():
+                raise EncryptionKeyError(key_id[:100], "has no usable name; use 1 to 100 letters")
+            if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+                raise EncryptionKeyError(
+                    key_id, f"must be {KEY_BYTES} random bytes; make it with secrets.token_bytes"
+                )
+        self._keys = dict(keys)
+        self.writing = writing
+        self.key(writing)
+
+    def __repr__(self) -> str:
+        return f"KeyRing({sorted(self._keys)}, writing={self.writing!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("keys are not pickled; make the key ring where it is needed")
+
+    def key(self, key_id: str) -> bytes:
+        """Return the key of that name.
+
+        Raises:
+            EncryptionKeyError: It is not in the ring.
+        """
+        key = self._keys.get(key_id)
+        if key is None:
+            raise EncryptionKeyError(key_id, "is not in the key ring; add it, to read with it")
+        return key
+
+
+class Encryption:
+    """AES-256-GCM under a key of a key ring, bound to the event that it belongs to.
+
+    Every payload gets a key of its own, derived from that of the ring with 16 random bytes: a key
+    of the ring can serve for any number of events.
+
+    Raises:
+        MissingExtraError: The extra ``encryption`` is not installed.
+    """
+
+    id: Final = 4
+    name: Final = "Encryption"
+    optional: Final = False
+
+    def __init__(self, keys: KeyRing) -> None:
+        load_aes_gcm()
+        self._keys = keys
+
+    def __repr__(self) -> str:
+        return f"Encryption({self._keys!r})"
+
+    def encode(self, data: bytes, *, bound_to: bytes) -> bytes:
+        """Return the name of the key, a salt and what only the key can read."""
+        key_id = self._keys.writing.encode()
+        head = _FORMAT + bytes([len(key_id)]) + key_id + token_bytes(_SALT_BYTES)
+        return head + encrypt(self._derived(head), data, bound_to=head + bound_to)
+
+    def decode(self, payload: bytes, *, bound_to: bytes, bytes_max: int) -> bytes:
+        """Return what was encrypted."""
+        if len(payload) > bytes_max + 1_000:
+            raise PayloadError(self.name, f"it is larger than {bytes_max} bytes")
+        length = 2 + sum(payload[1:2]) + _SALT_BYTES
+        head = payload[:length]
+        if payload[:1] != _FORMAT or len(head) < length:
+            raise PayloadError(self.name, "it has no known beginning")
+        try:
+            return decrypt(self._derived(head), payload[length:], bound_to=head + bound_to)
+        except ValueError:
+            raise PayloadError(
+                self.name, "it was changed, or belongs to another event or key"
+            ) from None
+
+    def _derived(self, head: bytes) -> bytes:
+        try:
+            key_id = head[2:-_SALT_BYTES].decode()
+        except UnicodeDecodeError:
+            raise PayloadError(self.name, "its key has no name") from None
+        return hmac.digest(self._keys.key(key_id), b"datapatterns payload" + head, "sha256")
+
+
+def encrypt(key: bytes, data: bytes, *, bound_to: bytes) -> bytes:
+    """Return a random nonce and ``data`` under AES-256-GCM, which also proves ``bound_to``.
+
+    Use a key for less than 2**32 texts: their nonces are random.
+    """
+    nonce = token_bytes(_NONCE_BYTES)
+    sealed: bytes = load_aes_gcm()(key).encrypt(nonce, data, bound_to)
+    return nonce + sealed
+
+
+def decrypt(key: bytes, sealed: bytes, *, bound_to: bytes) -> bytes:
+    """Return what `encrypt` was given.
+
+    Raises:
+        ValueError: The key, the text or ``bound_to`` is another one.
+    """
+    if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
+        raise ValueError("too short")
+    from cryptography.exceptions import InvalidTag  # noqa: PLC0415 -- an extra
+
+    try:
+        data: bytes = load_aes_gcm()(key).decrypt(
+            sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], bound_to
+        )
+    except InvalidTag:
+        raise ValueError("not authentic") from None
+    return data
+
+
+def load_aes_gcm() -> Any:  # noqa: ANN401 -- a class
+    """Return the cipher.
+
+    Raises:
+        MissingExtraError: The extra ``encryption`` is not installed.
+    """
+    try:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 -- an extra
+    except ImportError:
+        raise MissingExtraError("cryptography", extra="encryption") from None
+    return AESGCM

@@ -1,0 +1,45 @@
+"""Exports and imports of events as mypy sees them: checked, never run."""
+
+from pathlib import Path
+from typing import assert_type
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine
+
+from datapatterns.errors import EventLineError
+from datapatterns.event_sourcing import (
+    EventExport,
+    EventFilter,
+    EventStore,
+    Exported,
+    LinesChecked,
+    LinesImport,
+    LinesImported,
+    Position,
+    StoredEvent,
+    StoredEvents,
+    StoredPage,
+    StreamId,
+    export_to_file,
+    open_lines,
+)
+
+store = EventStore()
+stored = StoredEvents(store, include_archive=True)
+export = EventExport(stored, EventFilter(categories=("cart",)), after=Position(7))
+
+
+def copy(engine: Engine, elsewhere: Engine, path: Path) -> None:
+    assert_type(export_to_file(engine, path, export, proceed=True), Exported)
+    with open_lines(path) as file:
+        assert_type(LinesImport(store).check(file), LinesChecked)
+    with open_lines(path) as file:
+        assert_type(LinesImport(store, source="shop").run(elsewhere, file), LinesImported)
+    LinesImport(store, "shop", "no")  # type: ignore[arg-type]
+
+
+def look(conn: Connection, problem: EventLineError) -> None:
+    assert_type(stored.find(conn, UUID(int=1)), StoredEvent | None)
+    assert_type(stored.stream(conn, StreamId("cart", "7")), list[StoredEvent])
+    assert_type(stored.page(conn, limit=3), StoredPage)
+    assert_type(problem.line, int)
