@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (where it is, what `datapatterns --help` says of it)
     "demo": ("datapatterns_cli.demo:demo", "A year of a real grocer through all six patterns."),
     "doctor": ("datapatterns_cli.doctor:doctor", "Ask every server whether it is there and fit."),
+    "events": ("datapatterns_cli.events:events", "Look into the event store, move events."),
     "migrate": ("datapatterns_cli.migrate:migrate", "Create and upgrade the library's tables."),
 }
 

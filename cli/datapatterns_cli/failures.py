@@ -25,6 +25,7 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (OutcomeUnknownError, 6),
 )
 UNEXPECTED = 1
+_NOT_THERE = {"3F000", "42703", "42883", "42P01"}  # a schema, column, function or table
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,9 @@ def failure(error: Exception) -> Failure:
     known = error if isinstance(error, DataPatternsError) else library_error(error) or error
     notes = tuple(getattr(error, "__notes__", ()))
     code = next((code for family, code in EXIT_CODES if isinstance(known, family)), UNEXPECTED)
+    if isinstance(known, DBAPIError) and getattr(known.orig, "sqlstate", None) in _NOT_THERE:
+        code = 2
+        notes = (*notes, "are the tables up to date? Ask: datapatterns migrate check")
     if code == UNEXPECTED:
         notes = (*notes, "this was not foreseen; --debug shows where it comes from")
     return Failure(_message(known), type(known).__name__, notes, code)

@@ -41,12 +41,10 @@ class Invocation:
             click.UsageError: No server is named, or options contradict each other.
             SettingsError: A URL cannot be used.
         """
-        urls = {name: self.option(name) for name in _URLS if self.option(name)}
-        app, schema = self.option("app"), self.option("schema")
-        if app and urls:
+        urls, schema = self._urls(), self.option("schema")
+        if self.option("app") and urls:
             raise _usage_error("give --app or URLs, not both")
-        if not urls:
-            app = app or os.environ.get("DATAPATTERNS_APP", "").strip()
+        app = self._app()
         if app and schema:
             raise _usage_error("the app says which schema; leave out --schema")
         layer = load_app(app) if app else _layer_of(urls, schema)
@@ -63,6 +61,20 @@ class Invocation:
         raise _usage_error(
             "which database? Give --app or --database-url, or set DATAPATTERNS_DATABASE_URL"
         )
+
+    @property
+    def names_app(self) -> bool:
+        """Whether an application is named, whose declarations count."""
+        return bool(self._app())
+
+    def _urls(self) -> dict[str, str]:
+        return {name: self.option(name) for name in _URLS if self.option(name)}
+
+    def _app(self) -> str:
+        app: str | None = self.option("app")
+        if self._urls():
+            return app or ""
+        return app or os.environ.get("DATAPATTERNS_APP", "").strip()
 
     def option(self, name: str) -> Any:  # noqa: ANN401 -- a flag or a text
         """Return what was given for a shared option; None if nothing was."""

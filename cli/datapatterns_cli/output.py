@@ -3,11 +3,11 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from io import TextIOWrapper
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Protocol
 
 import click
 
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 Row = Mapping[str, object]
 
 _ENDLESS = 1_000_000
+
+
+class Advance(Protocol):
+    """Is told what was done since it was called last, and how much there is if that has changed."""
+
+    def __call__(self, amount: int, *, total: int | None = None) -> None:
+        """Show that ``amount`` more is done."""
 
 
 class Output:
@@ -57,6 +64,13 @@ class Output:
         for name, value in values.items():
             click.echo(f"{name.replace('_', ' '):{width}}  {_cell(value)}")
 
+    def line(self, line: str, row: Row) -> None:
+        """Print one of many, as it comes: a line for people; as JSON, an object on a line."""
+        if self.as_json:
+            self._print_json(row)
+        else:
+            click.echo(_visible(line).replace("\n", "\\n"))
+
     def text(self, text: str) -> None:
         """Print ``text`` as it is."""
         click.echo(text)
@@ -77,20 +91,24 @@ class Output:
             click.echo(f"  {_visible(line)}", err=True)
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, title: str, total: int | None) -> Iterator[Advance]:
         """Show on stderr how far something has come; call the result with what was done since.
 
         Nothing is shown for programs, or where stderr is no terminal.
         """
         if self.as_json or not sys.stderr.isatty():
-            yield lambda _: None
+            yield _nothing
             return
         from rich.console import Console  # noqa: PLC0415
         from rich.progress import Progress  # noqa: PLC0415
 
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(title, total=total)
-            yield lambda amount: progress.advance(task, amount)
+
+            def advance(amount: int, *, total: int | None = None) -> None:
+                progress.update(task, advance=amount, total=total)
+
+            yield advance
 
     def _print_json(self, row: Row) -> None:
         in_unicode = sys.stdout.encoding.lower().startswith("utf")
@@ -117,6 +135,10 @@ def silence_stdout(stdout: IO[str] | None = None) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, (stdout or sys.stdout).fileno())
     os.close(nowhere)
+
+
+def _nothing(amount: int, *, total: int | None = None) -> None:
+    del amount, total
 
 
 def _cell(value: object) -> str:

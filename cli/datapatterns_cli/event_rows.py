@@ -1,0 +1,95 @@
+"""Stored events as rows of a table, as one line each, and as JSON."""
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from datapatterns.event_sourcing import EventFilter, StoredEvent
+
+DATA_SHOWN: Final = 100
+"""How many characters of data a table shows; JSON has all."""
+
+_KEY_SHOWN: Final = 60
+
+
+def as_json(event: "StoredEvent") -> dict[str, Any]:
+    """Return all of an event, for programs."""
+    found: dict[str, Any] = json.loads(msgspec.json.encode(event))
+    return found
+
+
+def as_row(event: "StoredEvent") -> dict[str, object]:
+    """Return what a table shows of an event in the log."""
+    return {
+        "position": event.position,
+        "recorded_at": _moment(event),
+        "stream": _cut(str(event.stream), _KEY_SHOWN),
+        "version": event.version,
+        **_content(event),
+    }
+
+
+def as_version(event: "StoredEvent") -> dict[str, object]:
+    """Return what a table shows of an event in its stream."""
+    return {
+        "version": event.version,
+        "recorded_at": _moment(event),
+        "position": event.position,
+        **_content(event),
+    }
+
+
+def as_line(event: "StoredEvent") -> str:
+    """Return an event on one line, for who watches them come in."""
+    row = as_row(event)
+    version = f"{row['stream']} {row['version']}"
+    return f"{row['position']}  {row['recorded_at']}  {version}  {row['type']}  {row['data']}"
+
+
+def said(event: "StoredEvent") -> str:
+    """Return what an event says, in full."""
+    if event.codec:
+        return f"made by codec {event.codec}: {event.payload}"
+    return bytes(event.data).decode()
+
+
+def _moment(event: "StoredEvent") -> str:
+    at = event.recorded_at
+    return "-" if at is None else at.isoformat(" ", "milliseconds").removesuffix("+00:00")
+
+
+def _content(event: "StoredEvent") -> dict[str, object]:
+    shape = "" if event.schema_version == 1 else f" v{event.schema_version}"
+    return {"type": f"{event.event_type}{shape}", "data": _cut(said(event), DATA_SHOWN)}
+
+
+def _cut(text: str, size: int) -> str:
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= size else f"{text[: size - 1]}…"
+
+
+def filter_options(command: Any) -> Any:  # noqa: ANN401 -- click's decorators are not typed better
+    """Add the options that say which events are wanted."""
+    for option in (
+        click.option("--tenant", help="Only of this tenant; '' is the one without a name."),
+        click.option("--tag", "tags", multiple=True, help="Only with this tag; all, if repeated."),
+        click.option("--category", "categories", multiple=True, help="Only of this category."),
+        click.option("--type", "types", multiple=True, help="Only of this type, or these."),
+    ):
+        command = option(command)
+    return command
+
+
+def filter_of(options: dict[str, Any]) -> "EventFilter":
+    """Return the filter that `filter_options` ask for."""
+    from datapatterns.event_sourcing import EventFilter  # noqa: PLC0415 -- help must not wait
+
+    return EventFilter(
+        event_types=options["types"] or None,
+        categories=options["categories"] or None,
+        tags=options["tags"] or None,
+        tenant=options["tenant"],
+    )

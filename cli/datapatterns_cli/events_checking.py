@@ -1,0 +1,140 @@
+"""`datapatterns events check|seal|verify-chain`: is all of it readable, and as it was?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from datapatterns_cli.invocation import Invocation, pass_invocation
+from datapatterns_cli.shared_options import Command
+
+if TYPE_CHECKING:
+    from datapatterns import DataLayer
+    from datapatterns.event_sourcing import HashChain
+
+_anchor = click.option(
+    "--anchor",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file that keeps the digests outside the database; let another account own it.",
+)
+
+
+@click.command(cls=Command)
+@click.option("--count", is_flag=True, help="Say how many events of each type; reads all of them.")
+@click.option(
+    "--sample",
+    type=click.IntRange(0, 10_000),
+    default=10,
+    show_default=True,
+    help="Also decode so many of the newest and of the oldest events of each type.",
+)
+@pass_invocation
+def check(invocation: Invocation, *, count: bool, sample: int) -> None:
+    """Exit with 0 only if the application can read every type of event that is stored.
+
+    Run it before a deployment, on the database that it is for: it compares the types that were
+    ever stored with the classes and upcasters that the application declares. Exits with 2 if
+    something is missing, and names it.
+
+    \b
+      datapatterns events check --app shop.data:layer
+      datapatterns events check --app shop.data:layer --sample 100 --count
+    """  # noqa: D301
+    from datapatterns import ConfigurationError  # noqa: PLC0415 -- help must not wait for it
+    from datapatterns.event_sourcing import check_events  # noqa: PLC0415
+
+    layer = invocation.layer()
+    if not invocation.names_app:
+        raise click.UsageError("which code is to read the events? Give --app")
+    with layer.engine.connect() as conn:
+        found = check_events(conn, layer.events, count_events=count, sample=sample)
+    rows = [
+        {
+            "type": one.event_type,
+            "schema_version": one.schema_version,
+            "verdict": one.verdict.value,
+            "becomes": ", ".join(one.becomes),
+            **({"events": one.events} if count else {}),
+            "reason": one.reason,
+        }
+        for one in found.types
+    ]
+    invocation.output.table(rows, empty="no events are stored yet")
+    if not found.ok:
+        error = ConfigurationError(f"this code cannot read what is stored: {found.summary}")
+        for problem in found.problems:
+            error.add_note(problem)
+        raise error
+    invocation.output.note(found.summary)
+
+
+@click.command(cls=Command)
+@_anchor
+@click.option(
+    "--segment-events",
+    type=click.IntRange(1, 1_000_000),
+    default=10_000,
+    show_default=True,
+    help="How many events a digest covers.",
+)
+@pass_invocation
+def seal(invocation: Invocation, *, anchor: Path | None, segment_events: int) -> None:
+    """Seal what is final in a chain of digests, so that a later change is found.
+
+    Run it again and again, from wherever you like. Without an anchor, who owns the tables can
+    change events and seal them anew.
+
+    \b
+      datapatterns events seal --anchor /mnt/elsewhere/shop.seals
+    """  # noqa: D301
+    layer = invocation.layer()
+    sealed = _chain(layer, anchor).seal_all(layer.engine, limit=segment_events)
+    invocation.output.values({"sealed_segments": sealed})
+
+
+@click.command(cls=Command)
+@_anchor
+@click.option(
+    "--after-segment",
+    type=click.IntRange(0),
+    default=0,
+    help="Take this segment, and all before, as verified.",
+)
+@pass_invocation
+def verify_chain(invocation: Invocation, *, anchor: Path | None, after_segment: int) -> None:
+    """Hash every sealed event again; exit with 5 unless all are as they were sealed.
+
+    \b
+      datapatterns events verify-chain --anchor /mnt/elsewhere/shop.seals
+    """  # noqa: D301
+    from datapatterns import CorruptionError  # noqa: PLC0415 -- help must not wait for it
+
+    layer = invocation.layer()
+    with layer.engine.connect() as conn:
+        try:
+            found = _chain(layer, anchor).verify(conn, after_segment=after_segment)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+    broken = found.broken
+    invocation.output.values(
+        {
+            "intact": found.intact,
+            "segments": found.segments,
+            "events": found.events,
+            "purged": found.purged,
+            "anchored": found.anchored,
+            "last_position": found.last_position,
+            "broken_segment": broken and broken.segment,
+        }
+    )
+    if broken is not None:
+        raise CorruptionError(
+            f"segment {broken.segment}, behind position {broken.after} and up to"
+            f" {broken.last_position}: {broken.reason}"
+        )
+
+
+def _chain(layer: "DataLayer", anchor: Path | None) -> "HashChain":
+    from datapatterns.event_sourcing import FileAnchor, HashChain  # noqa: PLC0415
+
+    return HashChain(layer.events, FileAnchor(anchor) if anchor else None)

@@ -1,0 +1,230 @@
+"""`datapatterns events tail|stream|show|blockers`: look into the log."""
+
+import json
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+
+from datapatterns_cli.event_rows import (
+    as_json,
+    as_line,
+    as_version,
+    filter_of,
+    filter_options,
+    said,
+)
+from datapatterns_cli.invocation import Invocation, pass_invocation
+from datapatterns_cli.shared_options import Command
+
+if TYPE_CHECKING:
+    from datapatterns import DataLayer
+    from datapatterns.event_sourcing import StoredEvent, StoredEvents
+
+_PAGE = 500
+_POSITION_MAX = 2**63 - 1
+
+_archive = click.option("--include-archive", is_flag=True, help="Look into the archive, too.")
+
+
+@click.command(cls=Command)
+@click.option(
+    "--after",
+    type=click.IntRange(0, _POSITION_MAX),
+    help="Begin after this position; 0 is the beginning.  [default: the end]",
+)
+@filter_options
+@click.option("--limit", type=click.IntRange(1), help="End after so many events.")
+@click.option("--once", is_flag=True, help="End where the log ends.")
+@click.option(
+    "--poll-seconds",
+    type=click.FloatRange(0.01, 3_600),
+    default=0.25,
+    show_default=True,
+    help="How long to wait when there is nothing new.",
+)
+@pass_invocation
+@click.pass_context
+def tail(ctx: click.Context, invocation: Invocation, /, **options: Any) -> None:  # noqa: ANN401
+    """Show events as they come in, in the order of the log; Ctrl-C ends it.
+
+    An event is shown when no other can appear before it any more. If nothing comes although
+    somebody writes, ask `datapatterns events blockers`.
+
+    \b
+      datapatterns events tail --category basket --type basket.paid
+      datapatterns events tail --after 0 --once --json | jq .data
+    """  # noqa: D301
+    try:
+        _follow(invocation, **options)
+    except KeyboardInterrupt:
+        from datapatterns_cli.main import INTERRUPTED  # noqa: PLC0415 -- it imports the commands
+
+        ctx.exit(INTERRUPTED)  # that is how it is ended; nothing is undone
+
+
+def _follow(
+    invocation: Invocation,
+    *,
+    after: int | None,
+    limit: int | None,
+    once: bool,
+    poll_seconds: float,
+    **wanted: Any,  # noqa: ANN401 -- the options of a filter
+) -> None:
+    from datapatterns.event_sourcing import Position  # noqa: PLC0415 -- help must not wait for it
+
+    layer, where, left = invocation.layer(), filter_of(wanted), limit
+    source = _stored(layer)
+    checkpoint = Position(0) if after is None else Position(after)
+    if after is None:
+        with layer.engine.connect() as conn:
+            checkpoint = layer.events.high_water_mark(conn)
+    while left is None or left > 0:
+        with layer.engine.connect() as conn:
+            page = source.page(conn, checkpoint, limit=min(left or _PAGE, _PAGE), where=where)
+        for event in page.events:
+            invocation.output.line(as_line(event), as_json(event))
+        left = left and left - len(page.events)
+        checkpoint = page.checkpoint
+        if page.caught_up:
+            if once:
+                return
+            time.sleep(poll_seconds)
+
+
+@click.command(cls=Command)
+@click.argument("category")
+@click.argument("key")
+@click.option("--tenant", default="", help="Whose stream it is.")
+@click.option(
+    "--after-version", type=click.IntRange(0), default=0, help="Only later versions than this."
+)
+@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@click.option("--backwards", is_flag=True, help="The newest first.")
+@_archive
+@pass_invocation
+def stream(invocation: Invocation, /, **options: Any) -> None:  # noqa: ANN401
+    """Show the events of the stream KEY of a CATEGORY.
+
+    \b
+      datapatterns events stream basket 31198570044
+      datapatterns events stream basket 31198570044 --backwards --limit 1 --json
+    """  # noqa: D301
+    _show_stream(invocation, **options)
+
+
+def _show_stream(
+    invocation: Invocation,
+    *,
+    category: str,
+    key: str,
+    tenant: str,
+    include_archive: bool,
+    **page: Any,  # noqa: ANN401 -- which page, as StoredEvents.stream takes it
+) -> None:
+    from datapatterns.event_sourcing import StreamId  # noqa: PLC0415 -- help must not wait for it
+
+    layer = invocation.layer()
+    try:
+        stream_id = StreamId(category, key, tenant)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    with layer.engine.connect() as conn:
+        found = _stored(layer, include_archive=include_archive).stream(conn, stream_id, **page)
+    shown = as_json if invocation.output.as_json else as_version
+    invocation.output.table([shown(event) for event in found], empty=f"{stream_id} has no events")
+
+
+@click.command(cls=Command)
+@click.argument("which", metavar="POSITION|EVENT-ID")
+@_archive
+@pass_invocation
+def show(invocation: Invocation, *, which: str, include_archive: bool) -> None:
+    """Show one event in full: the one at a position, or with an id.
+
+    With --app, also what it says today: decoded, and lifted to the current shape. Ids have no
+    index, so finding one reads all events.
+
+    \b
+      datapatterns events show 4711 --app shop.data:layer
+      datapatterns events show 6f2f7b0a-3f57-4d4b-8a3e-0d2f5d6c1f11
+    """  # noqa: D301
+    wanted = _wanted(which)
+    layer = invocation.layer()
+    with layer.engine.connect() as conn:
+        event = _stored(layer, include_archive=include_archive).find(conn, wanted)
+    if event is None:
+        raise click.UsageError(f"there is no event {which}" + ("" if include_archive else _LOOK))
+    today = _decoded(invocation, layer, event)
+    if invocation.output.as_json:
+        invocation.output.values(as_json(event) | today)
+        return
+    row = as_json(event)
+    row["data"] = _indented(event)
+    row["recorded_at"] = row.pop("at")
+    row.pop("payload", None)
+    order = ["position", "type", "id", "recorded_at", "tenant", "category", "key", "version"]
+    invocation.output.values({name: row[name] for name in order if name in row})
+    rest = {name: value for name, value in row.items() if name not in order}
+    invocation.output.values({**rest, **today})
+
+
+_LOOK = "; it may be in the archive: --include-archive"
+
+
+def _wanted(which: str) -> int | UUID:
+    try:
+        return int(which) if which.isdecimal() and int(which) <= _POSITION_MAX else UUID(which)
+    except ValueError as error:
+        raise click.UsageError(f"{which!r} is no position and no id of an event") from error
+
+
+def _decoded(invocation: Invocation, layer: "DataLayer", event: "StoredEvent") -> dict[str, object]:
+    if not invocation.names_app:
+        return {}
+    from datapatterns import DataPatternsError  # noqa: PLC0415 -- help must not wait for it
+
+    store = layer.events
+    try:
+        with layer.engine.connect() as conn:
+            found = store.read_stream(
+                conn, event.stream, after_version=(event.version or 1) - 1, limit=1
+            )
+            return {"today": [repr(each) for one in found for each in store.decode(one)]}
+    except DataPatternsError as error:
+        return {"today": f"cannot be read: {error}"}
+
+
+def _indented(event: "StoredEvent") -> str:
+    if event.codec:
+        return said(event)
+    try:
+        return json.dumps(json.loads(bytes(event.data)), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return said(event)
+
+
+@click.command(cls=Command)
+@pass_invocation
+def blockers(invocation: Invocation) -> None:
+    """Show who holds readers of the log back: open transactions that have appended.
+
+    The longest open comes first. A prepared transaction has no session; COMMIT PREPARED or
+    ROLLBACK PREPARED ends it.
+
+    \b
+      datapatterns events blockers
+    """  # noqa: D301
+    layer = invocation.layer()
+    with layer.engine.connect() as conn:
+        found = layer.events.blockers(conn)
+    invocation.output.table([asdict(one) for one in found], empty="nobody holds readers back")
+
+
+def _stored(layer: "DataLayer", *, include_archive: bool = False) -> "StoredEvents":
+    from datapatterns.event_sourcing import StoredEvents  # noqa: PLC0415 -- help must not wait
+
+    return StoredEvents(layer.events, include_archive=include_archive)
