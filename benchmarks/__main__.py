@@ -2,10 +2,12 @@
 
 import json
 import statistics
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from types import ModuleType
 
 import click
 from rich.console import Console
@@ -17,12 +19,15 @@ HERE = Path(__file__).parent
 NAMES = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
 
 
-class BenchmarkModule(Protocol):
-    """What a ``bench_*.py`` offers."""
+Stage = Callable[[], AbstractContextManager[Claim]]
+"""Sets the stage, yields the claim, cleans up."""
 
-    def claim(self) -> AbstractContextManager[Claim]:
-        """Set the stage, yield the claim, clean up."""
-        ...
+
+def stages(module: ModuleType) -> list[Stage]:
+    """Return the claims of a ``bench_*.py``: that of ``claim()``, or one for each of its CASES."""
+    if not hasattr(module, "CASES"):
+        return [module.claim]
+    return [partial(module.claim, case) for case in module.CASES]
 
 
 @click.command()
@@ -38,11 +43,13 @@ def main(names: tuple[str, ...], rounds: int, results: Path) -> None:
     """Measure each claim beside the raw limit and the rival, in the same rounds."""
     results.mkdir(parents=True, exist_ok=True)
     for name in names or NAMES:
-        module = cast("BenchmarkModule", import_module(f"benchmarks.bench_{name}"))
-        with module.claim() as claim:
-            measured = measure(claim, rounds=rounds)
-        _show(claim, measured)
-        (results / f"{name}.json").write_text(json.dumps(as_json(claim, measured), indent=2))
+        reports = []
+        for stage in stages(import_module(f"benchmarks.bench_{name}")):
+            with stage() as claim:
+                measured = measure(claim, rounds=rounds)
+            _show(claim, measured)
+            reports.append(as_json(claim, measured))
+        (results / f"{name}.json").write_text(json.dumps(reports, indent=2))
 
 
 def _show(claim: Claim, measured: list[Measured]) -> None:

@@ -1,93 +1,104 @@
-"""Append one event and commit, beside a bare INSERT and beside ``eventsourcing``."""
+"""Append one event as a transaction of its own, beside a bare INSERT and ``eventsourcing``."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import count
 from uuid import uuid4
 
-import msgspec
 from eventsourcing.persistence import StoredEvent
-from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
-from sqlalchemy import Engine
+from sqlalchemy import URL
 
+from benchmarks.baskets import (
+    DATA,
+    PAYLOAD,
+    create_bare,
+    driver,
+    engine_of,
+)
 from benchmarks.interleaving import Claim, Contestant
+from benchmarks.rival import rival_recorder
+from benchmarks.writers import Batch, Writers
 from datapatterns import DataLayer
-from datapatterns.event_sourcing import NewEvent, StreamId
+from datapatterns.event_sourcing import EventStore, NewEvent, StreamId
 
-OPERATIONS = 300
-DATA = {"product_id": 819312, "quantity": 1, "cents": 149, "memo": "m" * 100}
-PAYLOAD = msgspec.json.encode(DATA)
+CASES = (1, 8)
+"""How many writers there are."""
+
+OPERATIONS = 600
+"""By all writers, in a round."""
 
 
 @contextmanager
-def claim() -> Iterator[Claim]:
-    """Every event is committed by itself, durably, on one connection."""
+def claim(writers: int) -> Iterator[Claim]:
+    """Every event is committed by itself, durably; each writer has a stream of its own."""
     with ExitStack() as stack:
         layer = stack.enter_context(DataLayer.embedded())
+        url, each = layer.engine.url, OPERATIONS // writers
+        create_bare(layer.engine)
+        stack.enter_context(rival_recorder(url, create=True))
+        ours, limit, rival = (
+            stack.enter_context(Writers(partial(kind, operations=each), url, count=writers))
+            for kind in (_ours, _limit, _rival)
+        )
         yield Claim(
-            "append one event, commit",
+            f"append one event as a transaction of its own, {writers} at once",
             "appends",
             [
-                Contestant("store.append", "ours", _ours(stack, layer)),
-                Contestant("INSERT, nothing checked", "limit", _limit(stack, layer.engine)),
-                Contestant("eventsourcing, recorder", "rival", _rival(stack, layer.engine)),
+                Contestant("store.append, autocommit", "ours", ours.run),
+                Contestant("INSERT of the same row, autocommit", "limit", limit.run),
+                Contestant("eventsourcing, recorder", "rival", rival.run),
             ],
         )
 
 
-def _ours(stack: ExitStack, layer: DataLayer) -> Callable[[], int]:
-    conn = stack.enter_context(layer.engine.connect())
-    numbers = count()
+@contextmanager
+def _ours(url: URL, writer: int, *, operations: int) -> Iterator[Batch]:
+    store, numbers = EventStore(), count()
+    with (
+        engine_of(url) as engine,
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn,
+    ):
 
-    def run() -> int:
-        stream = StreamId("basket", str(next(numbers)))
-        for version in range(OPERATIONS):
-            layer.events.append(
-                conn, stream, [NewEvent("item.scanned", DATA)], expected_version=version
-            )
-            conn.commit()
-        return OPERATIONS
+        def batch() -> int:
+            stream = StreamId("basket", f"{writer}-{next(numbers)}")
+            for version in range(operations):
+                store.append(
+                    conn, stream, [NewEvent("item.scanned", DATA)], expected_version=version
+                )
+            return operations
 
-    return run
-
-
-def _limit(stack: ExitStack, engine: Engine) -> Callable[[], int]:
-    pooled = stack.enter_context(engine.connect())
-    conn = pooled.connection.driver_connection
-    assert conn is not None
-    conn.execute(
-        "CREATE TABLE bare (position bigserial PRIMARY KEY, stream uuid, version int, data jsonb,"
-        " UNIQUE (stream, version))"
-    )
-    conn.commit()
-
-    def run() -> int:
-        stream = uuid4()
-        for version in range(OPERATIONS):
-            conn.execute(
-                "INSERT INTO bare (stream, version, data) VALUES (%s, %s, %s)",
-                (stream, version, PAYLOAD.decode()),
-                prepare=True,
-            )
-            conn.commit()
-        return OPERATIONS
-
-    return run
+        yield batch
 
 
-def _rival(stack: ExitStack, engine: Engine) -> Callable[[], int]:
-    url = engine.url
-    datastore = PostgresDatastore(
-        str(url.database), str(url.query["host"]), str(url.query["port"]), str(url.username), ""
-    )
-    stack.callback(datastore.close)
-    recorder = PostgresApplicationRecorder(datastore)
-    recorder.create_table()
+@contextmanager
+def _limit(url: URL, writer: int, *, operations: int) -> Iterator[Batch]:
+    streams = count(writer * 1_000_000)
+    with driver(url, autocommit=True) as conn:
 
-    def run() -> int:
-        stream = uuid4()
-        for version in range(OPERATIONS):
-            recorder.insert_events([StoredEvent(stream, version, "ItemScanned", PAYLOAD)])
-        return OPERATIONS
+        def batch() -> int:
+            stream = next(streams)
+            for version in range(1, operations + 1):
+                conn.execute(
+                    "INSERT INTO bare (stream_id, version, at, event_id, type_id, data)"
+                    " VALUES (%s, %s, clock_timestamp(), %s, 1, %s) RETURNING position",
+                    (stream, version, uuid4(), PAYLOAD.decode()),
+                    prepare=True,
+                ).fetchone()
+            return operations
 
-    return run
+        yield batch
+
+
+@contextmanager
+def _rival(url: URL, writer: int, *, operations: int) -> Iterator[Batch]:
+    del writer
+    with rival_recorder(url) as recorder:
+
+        def batch() -> int:
+            stream = uuid4()
+            for version in range(operations):
+                recorder.insert_events([StoredEvent(stream, version, "ItemScanned", PAYLOAD)])
+            return operations
+
+        yield batch

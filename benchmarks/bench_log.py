@@ -1,0 +1,105 @@
+"""Read the whole log into typed events, beside keyset pages by hand and ``eventsourcing``."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from eventsourcing.application import Application
+from sqlalchemy import URL
+
+from benchmarks.baskets import DECODERS, basket_event, driver
+from benchmarks.interleaving import Claim, Contestant
+from benchmarks.rival import fill_basket, rival_application
+from datapatterns import DataLayer
+from datapatterns.event_sourcing import ANY, START, StreamId
+
+EVENTS = 20_000
+STREAMS = 200
+PAGE_EVENTS = 500
+
+_PAGE = """
+SELECT e.position, s.category, s.key, s.tenant, e.version, t.name, t.schema_version,
+       e.data::text, e.meta::text, e.event_id, e.at
+  FROM datapatterns.event e
+  JOIN datapatterns.stream s ON s.id = e.stream_id
+  JOIN datapatterns.event_type t ON t.id = e.type_id
+ WHERE e.position > %s ORDER BY e.position LIMIT %s
+"""
+
+
+@contextmanager
+def claim() -> Iterator[Claim]:
+    """Pages of 500 from one connection; all decode each event into its class."""
+    with ExitStack() as stack:
+        layer = stack.enter_context(DataLayer.embedded())
+        _fill(layer)
+        url = layer.engine.url
+        rival = stack.enter_context(rival_application(url))
+        yield Claim(
+            f"read a log of {EVENTS:,} events",
+            "events",
+            [
+                Contestant("store.read_log, store.decode", "ours", _ours(stack, layer)),
+                Contestant("SELECT, decoded by msgspec", "limit", _limit(stack, url)),
+                Contestant("eventsourcing, decoded by its mapper", "rival", _rival(rival)),
+            ],
+        )
+
+
+def _fill(layer: DataLayer) -> None:
+    for first in range(0, EVENTS, EVENTS // STREAMS):
+        new = [basket_event(number) for number in range(first, first + EVENTS // STREAMS)]
+        with layer.engine.begin() as conn:
+            layer.events.append(conn, StreamId("basket", str(first)), new, expected_version=ANY)
+    with layer.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        conn.exec_driver_sql("VACUUM ANALYZE")
+
+
+def _ours(stack: ExitStack, layer: DataLayer) -> Callable[[], int]:
+    conn = stack.enter_context(layer.engine.connect())
+
+    def run() -> int:
+        after, count = START, 0
+        while True:
+            page = layer.events.read_log(conn, after, limit=PAGE_EVENTS)
+            conn.rollback()
+            for recorded in page.events:
+                layer.events.decode(recorded)
+            count += len(page.events)
+            after = page.checkpoint
+            if page.caught_up:
+                return count
+
+    return run
+
+
+def _limit(stack: ExitStack, url: URL) -> Callable[[], int]:
+    conn = stack.enter_context(driver(url, autocommit=True))
+
+    def run() -> int:
+        after = count = 0
+        while rows := conn.execute(_PAGE, (after, PAGE_EVENTS), prepare=True).fetchall():
+            for row in rows:
+                DECODERS[row[5]].decode(row[7])
+            count += len(rows)
+            after = rows[-1][0]
+        return count
+
+    return run
+
+
+def _rival(application: Application) -> Callable[[], int]:
+    for _ in range(STREAMS):
+        fill_basket(application, EVENTS // STREAMS)
+
+    def run() -> int:
+        start, count = 0, 0
+        while page := application.recorder.select_notifications(
+            start, PAGE_EVENTS, inclusive_of_start=False
+        ):
+            for notification in page:
+                application.mapper.to_domain_event(notification)
+            count += len(page)
+            start = page[-1].id
+        return count
+
+    return run

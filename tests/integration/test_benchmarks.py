@@ -1,0 +1,37 @@
+"""Each benchmark of the event store runs, at a tiny size; how fast is nobody's business here."""
+
+from importlib import import_module
+
+import pytest
+
+from benchmarks.interleaving import as_json, measure, ratios
+
+pytest.importorskip("eventsourcing")
+
+from benchmarks.__main__ import stages
+
+TINY: dict[str, dict[str, object]] = {
+    "append": {"OPERATIONS": 16, "CASES": (1,)},
+    "append_batch": {"EVENTS": 40, "CASES": ((2, 10),)},
+    "append_in_transaction": {"OPERATIONS": 2},
+    "fence": {"OPERATIONS": 8, "CASES": ((2, False), (2, True))},
+    "growth": {"LARGE_EVENTS": 2_000, "SMALL_EVENTS": 20, "OPERATIONS": 2},
+    "import": {"EVENTS": 40, "STREAMS": 4},
+    "load": {"EVENTS": 40, "LOADS": 2, "CASES": ((40, False), (40, True))},
+    "log": {"EVENTS": 40, "STREAMS": 4, "PAGE_EVENTS": 7},
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_benchmark_of_the_event_store_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module(f"benchmarks.bench_{name}")
+    for constant, tiny in TINY[name].items():
+        monkeypatch.setattr(module, constant, tiny)
+
+    for stage in stages(module):
+        with stage() as claim:
+            measured = measure(claim, rounds=1)
+
+        assert len(ratios(measured)) == len(claim.contestants) - 1
+        assert all(rate > 0 for each in measured for rate in each.rates)
+        assert as_json(claim, measured)["title"] == claim.title
