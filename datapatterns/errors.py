@@ -40,6 +40,7 @@ DataPatternsError
 │   ├── ProjectionDefinitionError
 │   ├── ProjectionStoppedError
 │   ├── ProjectionVersionError
+│   ├── PurgeRefusedError
 │   ├── ReadModelKeyError
 │   ├── ReadOnlyServerError
 │   ├── ScatterRefusedError
@@ -696,6 +697,20 @@ class ProjectionVersionError(ConfigurationError):
         self.projection = projection
         self.declared = declared
         self.live = live
+
+
+class PurgeRefusedError(ConfigurationError):
+    """Events cannot be exported or removed for good: they are needed, or not where they should be.
+
+    Attributes:
+        stream: The stream.
+        reason: What stands in the way.
+    """
+
+    def __init__(self, stream: str, reason: str) -> None:
+        super().__init__(f"events of {stream} cannot be purged: {reason}")
+        self.stream = stream
+        self.reason = reason
 
 
 class ReadModelKeyError(ConfigurationError):

@@ -23,9 +23,12 @@ VARIABLE: Final = "DATAPATTERNS_FAILPOINTS"
 
 FAILPOINTS: Final[Mapping[str, str]] = {
     # name: what has happened by then, and what has not
+    "archive.moved": "events are in the archive or back, and not committed yet",
     "cache.lease-granted": "a reader may fill an entry, and has not read the database yet",
     "cache.value-loaded": "a value is read, and not in Redis yet",
     "cache.write-committed": "a write has committed, and Redis has not been told",
+    "chain.hashed": "events are hashed, and the seal is not written yet",
+    "chain.sealed": "a segment is sealed, and the anchor does not know",
     "embedded.cache-begun": "a folder that owners share has a place, and is not made yet",
     "embedded.data-begun": "a cluster has a place for its files, and has none yet",
     "embedded.folder-made": "a folder for servers exists, and nobody owns it yet",

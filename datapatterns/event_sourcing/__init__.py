@@ -2,6 +2,7 @@
 
 from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.anchors import Anchor, AnchoredSeal, FileAnchor
+from datapatterns.event_sourcing.archiving import Archive
 from datapatterns.event_sourcing.batching import StreamEvents
 from datapatterns.event_sourcing.chain import BrokenSegment, ChainReport, Seal
 from datapatterns.event_sourcing.checking import (
@@ -37,6 +38,7 @@ from datapatterns.event_sourcing.importing import ImportedEvent
 from datapatterns.event_sourcing.importing_lines import LinesChecked, LinesImport, LinesImported
 from datapatterns.event_sourcing.json_lines import StoredEvent
 from datapatterns.event_sourcing.policy import SnapshotPolicy, every, slower_than
+from datapatterns.event_sourcing.purging import Exported
 from datapatterns.event_sourcing.sealing import HashChain
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.event_sourcing.stored_events import EventFilter, StoredEvents, StoredPage
@@ -52,6 +54,7 @@ __all__ = [
     "Anchor",
     "AnchoredSeal",
     "Appended",
+    "Archive",
     "Blocker",
     "BrokenSegment",
     "Chain",

@@ -28,6 +28,7 @@ from sqlalchemy import (
     column,
     func,
     table,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, REGCLASS, TIMESTAMP
 from sqlalchemy.sql.functions import Function
@@ -125,6 +126,11 @@ def event_tables(schema: str, /) -> EventTables:
             UniqueConstraint("tenant", "category", "key"),
             CheckConstraint("version > 0", "positive"),
             CheckConstraint("first_version BETWEEN 1 AND version", "first_version"),
+            Index(
+                "ix_stream_kept",
+                "id",
+                postgresql_where=text("archived_at IS NOT NULL OR first_version > 1"),
+            ),
             postgresql_with={"fillfactor": 80},
         ),
         events=Table(

@@ -11,6 +11,7 @@ from datapatterns.cache_aside import Cache
 from datapatterns.cqrs import Projections
 from datapatterns.embedded.processes import servers_in
 from datapatterns.errors import ReadModelBuildingError
+from datapatterns.event_sourcing import Archive, FileAnchor, HashChain
 from datapatterns.failpoints import FAILPOINTS
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing.faults import run_until_failpoint
@@ -64,6 +65,8 @@ WRITING_PAST_A_CACHE: list[Death] = [("cache.write-committed", 1)]
 RELAYING: list[Death] = [("relay.sent", 1), ("relay.committed", 1)]
 RELAYING_TO_A_STRANGER: list[Death] = [("relay.mark-removed", 1), ("relay.committed", 1)]
 IMPORTING: list[Death] = [("import.streams-claimed", 1)]
+ARCHIVING: list[Death] = [("archive.moved", 1), ("archive.moved", 2)]
+SEALING: list[Death] = [("chain.hashed", 1), ("chain.hashed", 2), ("chain.sealed", 1)]
 BACKFILLING: list[Death] = [("index.chunk-indexed", 1), ("index.chunk-indexed", 2)]
 CREATING_A_VIEW: list[Death] = [("view.tables-captured", 1)]
 REFRESHING: list[Death] = [("view.rows-written", 1)]
@@ -96,6 +99,8 @@ DEATHS = [
     RELAYING,
     RELAYING_TO_A_STRANGER,
     IMPORTING,
+    ARCHIVING,
+    SEALING,
     BACKFILLING,
     CREATING_A_VIEW,
     REFRESHING,
@@ -293,6 +298,40 @@ def test_a_chunk_whose_import_died_is_imported_whole(
         events = workers.STORE.read_stream(conn, workers.CART)
         assert imported == 2
         assert [event.version for event in events] == [1, 2]
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), ARCHIVING)
+def test_a_stream_whose_move_died_is_moved_whole(
+    engine: Engine, failpoint: str, visit: int
+) -> None:
+    append_all(engine, workers.STORE, [*SCANNED, *SCANNED])
+    with engine.begin() as conn:
+        kept = workers.STORE.read_log(conn).events
+        Archive(workers.STORE).stop(conn, kept[0].stream)
+    run_until_failpoint(workers.archive, failpoint, written(engine.url), visit=visit)
+
+    workers.archive(written(engine.url))
+
+    with engine.connect() as conn:
+        archived = conn.scalar(text("SELECT count(*) FROM datapatterns.event_archive"))
+        left = conn.scalar(text("SELECT count(*) FROM datapatterns.event"))
+    assert (archived, left) == (len(kept), 0)
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), SEALING)
+def test_a_chain_whose_sealer_died_goes_on_and_reaches_its_anchor(
+    engine: Engine, tmp_path: Path, failpoint: str, visit: int
+) -> None:
+    append_all(engine, workers.STORE, [*SCANNED, *SCANNED])
+    at = (written(engine.url), str(tmp_path / "anchor.jsonl"))
+    run_until_failpoint(workers.seal, failpoint, *at, visit=visit)
+
+    workers.seal(*at)
+
+    with engine.begin() as conn:
+        report = HashChain(workers.STORE, FileAnchor(at[1])).verify(conn)
+    assert report.intact
+    assert (report.segments, report.anchored, report.events) == (3, 3, 6)
 
 
 @pytest.mark.parametrize(("failpoint", "visit"), BACKFILLING)

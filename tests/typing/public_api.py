@@ -17,6 +17,7 @@ from datapatterns.event_sourcing import (
     ANY,
     Aggregate,
     Appended,
+    Archive,
     Chain,
     ChainReport,
     Codec,
@@ -24,6 +25,7 @@ from datapatterns.event_sourcing import (
     Encryption,
     EventCheck,
     EventStore,
+    Exported,
     FileAnchor,
     HashChain,
     KeyRing,
@@ -210,6 +212,15 @@ def views_and_indexes_report(conn: Connection) -> None:
     assert_type(view.refresh(conn), RefreshReport | None)
     index = IndexTable("by_week", on=[Line.week])
     assert_type(index.verify(conn), VerifyReport)
+
+
+def an_archive_moves_and_purges_what_was_exported(conn: Connection) -> None:
+    archive = Archive(store)
+    assert_type(archive.move(conn, CART), int)
+    assert_type(archive.restore(conn, CART), bool)
+    exported = archive.export(conn, CART, through_version=3, write=print)
+    assert_type(exported, Exported)
+    archive.purge(conn, CART, exported)  # type: ignore[call-arg]  # no reason was given
 
 
 def a_chain_seals_verifies_and_takes_any_anchor(conn: Connection) -> None:

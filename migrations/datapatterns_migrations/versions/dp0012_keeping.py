@@ -56,6 +56,21 @@ CREATE TABLE {schema}.event_tombstone (
 );
 """
 
+NEEDED = """
+-- Streams with a past to move: few, so that the next one is found without looking at all.
+CREATE INDEX ix_stream_kept ON {schema}.stream (id)
+ WHERE archived_at IS NOT NULL OR first_version > 1;
+
+-- The projections that still have to read what lies at or before a position.
+CREATE FUNCTION {schema}.projections_before(p_position bigint) RETURNS text[]
+LANGUAGE sql STABLE AS $$
+    SELECT array_agg(DISTINCT s.name || ' version ' || s.version)
+      FROM {schema}.projection_shard AS s JOIN {schema}.projection AS p USING (name, version)
+     WHERE p.status <> 'retired'  -- one that failed may be resumed
+       AND s.position < p_position
+$$;
+"""
+
 MOVES_ONLY = """
 -- The rows that a DELETE took out of event are in event_archive now, to the last byte.
 -- A revision that adds a column to event adds it here and in refuse_loss_of_archive().
@@ -170,6 +185,8 @@ BEGIN
             USING HINT = 'There is no way back that would keep them.';
     END IF;
 END $$;
+DROP INDEX {schema}.ix_stream_kept;
+DROP FUNCTION {schema}.projections_before(bigint);
 DROP TRIGGER append_only ON {schema}.event;
 DROP TRIGGER moves_only ON {schema}.event;
 DROP TRIGGER append_only ON {schema}.event_archive;
@@ -187,6 +204,7 @@ DROP TABLE {schema}.event_seal, {schema}.event_tombstone, {schema}.event_purge;
 
 def upgrade() -> None:
     run(TABLES)
+    run(NEEDED)
     run(MOVES_ONLY)
     run(RIGHTS)
 
