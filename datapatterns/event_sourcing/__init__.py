@@ -38,7 +38,7 @@ from datapatterns.event_sourcing.importing import ImportedEvent
 from datapatterns.event_sourcing.importing_lines import LinesChecked, LinesImport, LinesImported
 from datapatterns.event_sourcing.json_lines import StoredEvent
 from datapatterns.event_sourcing.policy import SnapshotPolicy, every, slower_than
-from datapatterns.event_sourcing.purging import Exported
+from datapatterns.event_sourcing.purging import ArchiveExport
 from datapatterns.event_sourcing.sealing import HashChain
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.event_sourcing.stored_events import EventFilter, StoredEvents, StoredPage
@@ -55,6 +55,7 @@ __all__ = [
     "AnchoredSeal",
     "Appended",
     "Archive",
+    "ArchiveExport",
     "Blocker",
     "BrokenSegment",
     "Chain",

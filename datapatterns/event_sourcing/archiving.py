@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from datapatterns.errors import VersionConflictError
 from datapatterns.event_sourcing.events import ANY, Appended, Expected, StreamId
-from datapatterns.event_sourcing.purging import Exported, export_events, purge_events
+from datapatterns.event_sourcing.purging import ArchiveExport, export_events, purge_events
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
@@ -246,7 +246,7 @@ class Archive:
         *,
         through_version: int,
         write: Callable[[str], object],
-    ) -> Exported:
+    ) -> ArchiveExport:
         """Hand ``write`` a line for each archived event up to that version, oldest first.
 
         A line is what a hash chain hashes of the event, and the digest of the export is the
@@ -259,7 +259,9 @@ class Archive:
             conn, stream, through_version=through_version, write=write, schema=self.store.schema
         )
 
-    def purge(self, conn: Connection, stream: StreamId, exported: Exported, *, reason: str) -> int:
+    def purge(
+        self, conn: Connection, stream: StreamId, exported: ArchiveExport, *, reason: str
+    ) -> int:
         """Remove for good what was exported; return how many events.
 
         A tombstone says what there was: the range of versions, the digest of the export, and of

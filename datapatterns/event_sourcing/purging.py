@@ -10,7 +10,6 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Connection,
-    Row,
     Select,
     Text,
     bindparam,
@@ -33,7 +32,7 @@ _EVENTS_PER_PAGE: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ArchiveExport:
     """What an export wrote.
 
     Attributes:
@@ -56,7 +55,7 @@ def export_events(
     through_version: int,
     write: Callable[[str], object],
     schema: str,
-) -> Exported:
+) -> ArchiveExport:
     """Do what `Archive.export` promises."""
     stream_id, _ = _stream(conn, stream, schema)
     whole, first, last, events = hashlib.sha256(), 0, 0, 0
@@ -70,11 +69,11 @@ def export_events(
             first, last, events = first or version, version, events + 1
     if last != through_version:
         raise PurgeRefusedError(str(stream), f"version {last + 1} is not in the archive")
-    return Exported(first, last, events, whole.digest())
+    return ArchiveExport(first, last, events, whole.digest())
 
 
 def purge_events(
-    conn: Connection, stream: StreamId, exported: Exported, *, reason: str, schema: str
+    conn: Connection, stream: StreamId, exported: ArchiveExport, *, reason: str, schema: str
 ) -> int:
     """Do what `Archive.purge` promises, while nobody else moves events of the stream."""
     if not reason:
@@ -124,7 +123,7 @@ def purge_events(
     return len(tombstones)
 
 
-def _refuse_if_needed(stream: StreamId, exported: Exported, first_version: int) -> None:
+def _refuse_if_needed(stream: StreamId, exported: ArchiveExport, first_version: int) -> None:
     if not 1 <= exported.events <= PURGED_EVENTS_MAX:
         raise PurgeRefusedError(
             str(stream), f"{exported.events} events; at most {PURGED_EVENTS_MAX}"
@@ -173,7 +172,7 @@ def _stream(conn: Connection, stream: StreamId, schema: str) -> tuple[int, int]:
 
 def _pages(
     conn: Connection, schema: str, stream_id: int, through_version: int
-) -> Iterator[Sequence[Row[Any]]]:
+) -> Iterator[Sequence[Any]]:
     after = 0
     while True:
         page = conn.execute(

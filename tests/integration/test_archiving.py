@@ -21,9 +21,9 @@ from datapatterns.event_sourcing import (
     ANY,
     EXISTS,
     Archive,
+    ArchiveExport,
     EventStore,
     Expected,
-    Exported,
     HashChain,
     NewEvent,
     StreamId,
@@ -63,7 +63,7 @@ def where(conn: Connection) -> dict[str, list[int]]:
     }
 
 
-def exported(conn: Connection, through_version: int) -> tuple[Exported, list[str]]:
+def exported(conn: Connection, through_version: int) -> tuple[ArchiveExport, list[str]]:
     lines: list[str] = []
     return archive.export(conn, CART, through_version=through_version, write=lines.append), lines
 
@@ -364,7 +364,7 @@ def test_what_is_needed_is_not_purged(engine: Engine) -> None:
         whole, _ = exported(conn, 10)
     refused: dict[str, str] = {}
 
-    def attempt(name: str, export: Exported = whole, *changes: str) -> None:
+    def attempt(name: str, export: ArchiveExport = whole, *changes: str) -> None:
         with engine.begin() as conn:
             for change in changes:
                 conn.execute(text(change))
@@ -374,8 +374,8 @@ def test_what_is_needed_is_not_purged(engine: Engine) -> None:
             conn.rollback()
 
     attempt("begin at", whole, "UPDATE datapatterns.stream SET first_version = 10")
-    attempt("not hold", Exported(1, 10, 10, bytes(32)))
-    attempt("not hold ", Exported(1, 10, 9, whole.digest))
+    attempt("not hold", ArchiveExport(1, 10, 10, bytes(32)))
+    attempt("not hold ", ArchiveExport(1, 10, 9, whole.digest))
     attempt(
         "seal first",
         whole,

@@ -18,6 +18,7 @@ from datapatterns.event_sourcing import (
     Aggregate,
     Appended,
     Archive,
+    ArchiveExport,
     Chain,
     ChainReport,
     Codec,
@@ -25,7 +26,6 @@ from datapatterns.event_sourcing import (
     Encryption,
     EventCheck,
     EventStore,
-    Exported,
     FileAnchor,
     HashChain,
     KeyRing,
@@ -219,7 +219,7 @@ def an_archive_moves_and_purges_what_was_exported(conn: Connection) -> None:
     assert_type(archive.move(conn, CART), int)
     assert_type(archive.restore(conn, CART), bool)
     exported = archive.export(conn, CART, through_version=3, write=print)
-    assert_type(exported, Exported)
+    assert_type(exported, ArchiveExport)
     archive.purge(conn, CART, exported)  # type: ignore[call-arg]  # no reason was given
 
 
