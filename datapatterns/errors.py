@@ -32,6 +32,7 @@ DataPatternsError
 │   ├── IndexMissingError
 │   ├── IndexModeError
 │   ├── IsolationLevelError
+│   ├── MarkUnpublishedError
 │   ├── MergeLimitError
 │   ├── MigrationNeededError
 │   ├── MissingExtraError
@@ -91,6 +92,7 @@ DataPatternsError
 │   ├── AnchorError
 │   ├── CheckpointError
 │   ├── EventGapError
+│   ├── EventOrphanedError
 │   ├── ForeignReadModelError
 │   ├── IndexDiffersError
 │   ├── PayloadError
@@ -569,6 +571,16 @@ class IsolationLevelError(ConfigurationError):
         super().__init__(f"this needs a {needed} transaction, not {found}; open one for it")
         self.found = found
         self.needed = needed
+
+
+class MarkUnpublishedError(ConfigurationError):
+    """Somebody wants to read up to the published mark, and nobody has published one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no high-water mark was published yet; let a worker call publish_mark() now and then,"
+            " or read without published=True"
+        )
 
 
 class MergeLimitError(ConfigurationError):
@@ -1452,6 +1464,21 @@ class EventGapError(CorruptionError):
         super().__init__(f"{stream} lacks version {version}; compare it with a backup")
         self.stream = stream
         self.version = version
+
+
+class EventOrphanedError(CorruptionError):
+    """An event's stream, or its type, is not in the database.
+
+    Attributes:
+        position: Where the event stands.
+    """
+
+    def __init__(self, *, position: int) -> None:
+        super().__init__(
+            f"the event at position {position} belongs to a stream, or is of a type, that is not"
+            " in the database; was only a part of it restored?"
+        )
+        self.position = position
 
 
 class ForeignReadModelError(CorruptionError):

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, ClassVar, Final, TypeVar, overload
 
 from datapatterns.errors import ProjectionDefinitionError
-from datapatterns.event_sourcing.events import RecordedEvent
+from datapatterns.event_sourcing.recorded import RecordedEvent
 
 E = TypeVar("E")
 Apply = Callable[[Any, Any, E, RecordedEvent], object]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datapatterns.cqrs.definition import DELETE, AnyProjection, Handler
-from datapatterns.event_sourcing.events import RecordedEvent
+from datapatterns.event_sourcing.recorded import RecordedEvent
 
 Rows = dict[Hashable, Any]
 """Rows by primary key; None where there is none, or none any more."""

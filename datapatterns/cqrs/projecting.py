@@ -14,7 +14,8 @@ from datapatterns.cqrs.progress import ProjectionProgress, longest_prefix
 from datapatterns.cqrs.read_model import ReadModel, read_model_of
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.errors import ProjectionStoppedError
-from datapatterns.event_sourcing.events import LogPage, Position, RecordedEvent
+from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import resuming
@@ -124,8 +125,6 @@ def read_page(
         CheckpointError: ``after`` lies beyond the log.
         EventTypeError: A handler's class is not an event.
     """
-    # With the sizes of the day: a plan made while the table was small would scan it for ever.
-    conn.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
     types: set[str] = set()
     for handler in projection.handlers:
         types |= store.types.stored_names(handler.event_class)

@@ -32,7 +32,8 @@ from datapatterns.errors import (
     ForeignReadModelError,
     LeaseLostError,
 )
-from datapatterns.event_sourcing.events import LogPage, Position, RecordedEvent
+from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import reading, resuming

@@ -19,7 +19,8 @@ from datapatterns.cqrs.projecting import (
     read_page,
 )
 from datapatterns.cqrs.read_model import ReadModel, read_model_of
-from datapatterns.event_sourcing.events import START, Position, RecordedEvent
+from datapatterns.event_sourcing.events import START, Position
+from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import reading, resuming
 

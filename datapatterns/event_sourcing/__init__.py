@@ -23,27 +23,29 @@ from datapatterns.event_sourcing.events import (
     Appended,
     Blocker,
     Expected,
-    LogPage,
     NewEvent,
     Position,
-    RecordedEvent,
     StreamId,
 )
 from datapatterns.event_sourcing.evolving import Verdict
 from datapatterns.event_sourcing.export_files import export_to_file, open_lines
 from datapatterns.event_sourcing.exporting import EventExport, Exported
+from datapatterns.event_sourcing.filtering import LogFilter
 from datapatterns.event_sourcing.forgetting import forget_append_requests
 from datapatterns.event_sourcing.handling import applies
 from datapatterns.event_sourcing.importing import ImportedEvent
 from datapatterns.event_sourcing.importing_lines import LinesChecked, LinesImport, LinesImported
 from datapatterns.event_sourcing.json_lines import StoredEvent
 from datapatterns.event_sourcing.policy import SnapshotPolicy, every, slower_than
+from datapatterns.event_sourcing.publishing import PublishedMark, publish_mark, published_mark
 from datapatterns.event_sourcing.purging import ArchiveExport
+from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent, TypedEvent, TypedPage
 from datapatterns.event_sourcing.sealing import HashChain
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.event_sourcing.stored_events import EventFilter, StoredEvents, StoredPage
 from datapatterns.event_sourcing.surveying import check_events
 from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery
+from datapatterns.event_sourcing.typed_log import TypedLog
 
 __all__ = [
     "ANY",
@@ -79,11 +81,13 @@ __all__ = [
     "LinesChecked",
     "LinesImport",
     "LinesImported",
+    "LogFilter",
     "LogPage",
     "MessagePack",
     "MisreadEvent",
     "NewEvent",
     "Position",
+    "PublishedMark",
     "RecordedEvent",
     "Seal",
     "SnapshotPolicy",
@@ -96,6 +100,9 @@ __all__ = [
     "Tagged",
     "TaggedPage",
     "TypeFinding",
+    "TypedEvent",
+    "TypedLog",
+    "TypedPage",
     "Verdict",
     "Zstandard",
     "applies",
@@ -106,6 +113,8 @@ __all__ = [
     "export_to_file",
     "forget_append_requests",
     "open_lines",
+    "publish_mark",
+    "published_mark",
     "renamed",
     "slower_than",
     "upcast",

@@ -278,7 +278,7 @@ class EventTypes:
         """
         return self.reader(name, schema_version).from_data(data)
 
-    def decode_json(self, name: str, schema_version: int, data: str) -> list[object]:
+    def decode_json(self, name: str, schema_version: int, data: str | bytes) -> list[object]:
         """Return what stored JSON says today, without a detour if it has today's shape.
 
         Raises:

@@ -8,6 +8,11 @@ from enum import Enum
 from typing import Any, Final, NewType
 from uuid import UUID, uuid4
 
+from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
+
+__all__ = ["LogPage", "RecordedEvent"]
+"""What is defined elsewhere, and belongs to these values, too."""
+
 Position = NewType("Position", int)
 """A place in the log that holds the events of all streams."""
 
@@ -113,28 +118,6 @@ class NewEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedEvent:
-    """Something that happened.
-
-    Attributes:
-        position: Its place among all events; positions rise but have gaps.
-        version: Its place in its stream, from 1 without gaps.
-        data: As stored, in the shape of ``schema_version``; `EventStore.decode` makes it typed.
-    """
-
-    position: Position
-    stream: StreamId
-    version: int
-    event_type: str
-    schema_version: int
-    data: Mapping[str, Any]
-    metadata: Mapping[str, Any] | None
-    event_id: UUID
-    recorded_at: datetime
-    tags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Appended:
     """What an append did.
 
@@ -147,21 +130,6 @@ class Appended:
     version: int
     position: Position
     repeated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LogPage:
-    """Some events of all streams, in the order that never changes.
-
-    Attributes:
-        events: In rising position.
-        checkpoint: Where to go on; beyond the last event if those that follow do not match.
-        caught_up: Nothing further is final yet.
-    """
-
-    events: list[RecordedEvent]
-    checkpoint: Position
-    caught_up: bool
 
 
 @dataclass(frozen=True, slots=True)

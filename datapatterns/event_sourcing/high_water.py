@@ -7,10 +7,12 @@ another, rolled-back positions and transactions that write other tables hold bac
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
+    ColumnElement,
     Connection,
     Integer,
     Select,
@@ -24,11 +26,13 @@ from sqlalchemy import (
     table,
 )
 from sqlalchemy.dialects.postgresql import OID, TIMESTAMP
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from datapatterns.errors import CheckpointError, IsolationLevelError
+from datapatterns.errors import CheckpointError, IsolationLevelError, MarkUnpublishedError
 from datapatterns.event_sourcing.events import Blocker, Position
 from datapatterns.event_sourcing.schema import event_tables
 
+_DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy's own
 _TWO_INTEGERS = 2  # how pg_locks marks an advisory lock that is named by two integers
 
 _locks = table(
@@ -60,14 +64,36 @@ _prepared = table(
 _databases = table("pg_database", column("oid", OID), column("datname", Text), schema="pg_catalog")
 
 
-def read_high_water_mark(conn: Connection, *, schema: str, after: Position) -> Position:
+def read_mark(
+    conn: Connection, *, schema: str, after: Position, published: bool = False
+) -> Position:
     """Do what `EventStore.high_water_mark` promises, for a reader that got to ``after``."""
-    mark, isolation, drawn = conn.execute(_mark_statement(schema)).one()
+    mark = (
+        _published_mark(conn, schema=schema, after=after)
+        if published
+        else _present_mark(conn, schema=schema, after=after)
+    )
+    return Position(mark)
+
+
+def _present_mark(conn: Connection, *, schema: str, after: Position) -> int:
+    mark, isolation, drawn = conn.exec_driver_sql(*_mark_statement(schema)).one()
     if mark is None:
         raise IsolationLevelError(found=isolation, needed="read committed")
     if after > drawn:
         raise CheckpointError(checkpoint=after, drawn=drawn)
-    return Position(mark)
+    return int(mark)
+
+
+def _published_mark(conn: Connection, *, schema: str, after: Position) -> int:
+    published = conn.exec_driver_sql(*_published_statement(schema)).one_or_none()
+    if published is None:
+        raise MarkUnpublishedError
+    mark, drawn = published
+    # A standby may be behind a checkpoint of the primary, so it cannot tell.
+    if drawn is not None and max(mark, after) > drawn:
+        raise CheckpointError(checkpoint=max(mark, after), drawn=drawn)
+    return int(mark)
 
 
 def list_blockers(conn: Connection, *, schema: str) -> list[Blocker]:
@@ -76,16 +102,29 @@ def list_blockers(conn: Connection, *, schema: str) -> list[Blocker]:
 
 
 @cache
-def _mark_statement(schema: str) -> Select[Any]:
+def _mark_statement(schema: str) -> tuple[str, dict[str, Any]]:
     isolation = func.current_setting("transaction_isolation", type_=Text)
     mark = event_tables(schema).function("high_water_mark", returns=BigInteger())
     # The function refuses other isolation levels, too; asked like this, the refusal leaves the
     # caller's transaction usable.
-    return select(
-        case((isolation == "read committed", mark)),
-        isolation,
-        func.pg_sequence_last_value(event_tables(schema).position_sequence, type_=BigInteger),
-    )
+    return _compiled(select(case((isolation == "read committed", mark)), isolation, _drawn(schema)))
+
+
+@cache
+def _published_statement(schema: str) -> tuple[str, dict[str, Any]]:
+    marks = event_tables(schema).marks
+    drawn = case((func.pg_is_in_recovery(type_=Boolean), None), else_=_drawn(schema))
+    return _compiled(select(marks.c.position, drawn))
+
+
+def _drawn(schema: str) -> ColumnElement[int]:
+    return func.pg_sequence_last_value(event_tables(schema).position_sequence, type_=BigInteger)
+
+
+def _compiled(statement: Select[Any]) -> tuple[str, dict[str, Any]]:
+    # By the driver's own statement: Core's execute costs as much again as the round trip.
+    compiled = statement.compile(dialect=_DIALECT)
+    return str(compiled), dict(compiled.params)
 
 
 @cache

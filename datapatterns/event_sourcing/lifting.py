@@ -35,7 +35,7 @@ class Reader:
         """Return no, one or several events; ``data`` stays as it is."""
         return self._lift(dict(data) if self.decoder else private(dict(data)))
 
-    def from_json(self, data: str) -> list[object]:
+    def from_json(self, data: str | bytes) -> list[object]:
         """Return no, one or several events, without a detour if the data has today's shape."""
         name, version = self._stored
         if self.decoder is None:

@@ -26,7 +26,7 @@ DEPTH_MAX: Final = 64
 _INTEGER_MAX: Final = 2**63 - 1
 _LARGE_DIGITS: Final = 19
 _QUOTED: Final = re.compile(r"^(Invalid (?:enum )?value) .*?(?= - at `|$)", re.DOTALL)
-_LARGE_INTEGER: Final = re.compile(rf"[0-9]{{{_LARGE_DIGITS}}}")
+_LARGE_INTEGER: Final = re.compile(rb"[0-9]{%d}" % _LARGE_DIGITS)
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -123,7 +123,7 @@ def _checked(value: object, *, event_type: str, str_keys: bool) -> dict[str, Any
     return data
 
 
-def decode_stored(text: str, *, event_type: str, schema_version: int) -> Any:  # noqa: ANN401 -- JSON
+def decode_stored(stored: str | bytes, *, event_type: str, schema_version: int) -> Any:  # noqa: ANN401 -- JSON
     """Return stored JSON as it was appended.
 
     An integer of more than 63 bits was never appended as one: it was a float like 1e23 in a column
@@ -132,9 +132,10 @@ def decode_stored(text: str, *, event_type: str, schema_version: int) -> Any:  #
     Raises:
         EventShapeError: Python cannot read it; it was not appended by this library.
     """
+    raw = stored.encode() if isinstance(stored, str) else stored
     try:
-        decoded = msgspec.json.decode(text)
-        return _with_floats(decoded) if _LARGE_INTEGER.search(text) else decoded
+        decoded = msgspec.json.decode(raw)
+        return _with_floats(decoded) if _LARGE_INTEGER.search(raw) else decoded
     except (msgspec.DecodeError, OverflowError, RecursionError) as error:
         reason = misfit(error) if isinstance(error, msgspec.DecodeError) else "it is out of bounds"
         raise EventShapeError(event_type, schema_version=schema_version, reason=reason) from None

@@ -1,92 +1,143 @@
-"""Read one stream, or all events in an order that never changes, without skipping any."""
+"""Read one stream, or all events in an order that never changes, without skipping any.
 
-from collections.abc import Collection, Sequence
-from functools import cache
-from typing import Any, Final
+All of it reads archived events, too: a reader of the log would lose those that are archived between
+two of its pages, and the empty archive costs nothing that could be measured.
+"""
 
-from sqlalchemy import Connection, Row, Select, Text, cast, select
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+from uuid import UUID
 
-from datapatterns.event_sourcing.contents import Contents, event_content
-from datapatterns.event_sourcing.events import (
-    LIMIT_MAX,
-    START,
-    VERSION_MAX,
-    LogPage,
-    Position,
-    RecordedEvent,
-    StreamId,
+from sqlalchemy import Connection
+
+from datapatterns.errors import EventOrphanedError
+from datapatterns.event_sourcing.contents import Contents
+from datapatterns.event_sourcing.events import LIMIT_MAX, START, VERSION_MAX, Position, StreamId
+from datapatterns.event_sourcing.filtering import FilterShape, LogFilter
+from datapatterns.event_sourcing.high_water import read_mark
+from datapatterns.event_sourcing.log_statements import (
+    TYPED,
+    WHOLE,
+    names_statement,
+    page_statement,
+    reach_statement,
+    size_of,
+    stream_statement,
 )
-from datapatterns.event_sourcing.high_water import read_high_water_mark
-from datapatterns.event_sourcing.payload import decode_stored
-from datapatterns.event_sourcing.schema import event_tables
+from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent, TypedPage
+from datapatterns.sql.fetching import JSON_OID, MOMENT_OID, UUID_OID, Rows, fetch_rows
 
-_SCANNED_POSITIONS_MIN: Final = 10_000
-_SCANNED_POSITIONS_PER_EVENT: Final = 20
+_SCANNED_MIN: Final = 10_000
+_SCANNED_PER_EVENT: Final = 20
+_AS_SENT: Final = (JSON_OID, UUID_OID, MOMENT_OID)
 
 
-def read_log(
-    conn: Connection,
-    after: Position,
-    *,
-    schema: str,
-    contents: Contents,
-    limit: int,
-    event_types: Collection[str] | None,
-) -> LogPage:
+class Question(NamedTuple):
+    """What a page is to hold.
+
+    Attributes:
+        after: A checkpoint, or the page before.
+    """
+
+    after: Position | LogPage | TypedPage
+    limit: int
+    matching: LogFilter
+    published: bool
+
+
+class PageRows(NamedTuple):
+    """A page of the log as rows, where to go on, and up to where the log was final."""
+
+    rows: Rows
+    checkpoint: Position
+    mark: Position
+
+
+class Names(NamedTuple):
+    """What the ids in rows stand for: streams, and types with their schema version."""
+
+    streams: dict[int, StreamId]
+    types: dict[int, tuple[str, int]]
+
+
+def read_log(conn: Connection, asked: Question, *, schema: str, contents: Contents) -> LogPage:
     """Do what `EventStore.read_log` promises."""
-    check_limit(limit)
+    rows, checkpoint, mark = read_page_rows(conn, asked, schema=schema, columns=WHOLE)
+    return LogPage(_recorded(conn, rows, schema, contents), checkpoint, mark)
+
+
+def read_page_rows(
+    conn: Connection, asked: Question, *, schema: str, columns: tuple[str, ...]
+) -> PageRows:
+    """Return the rows of a page: ``columns`` of the events that match."""
+    check_limit(asked.limit)
+    known = None
+    if isinstance(asked.after, LogPage | TypedPage):
+        after, known = asked.after.checkpoint, asked.after.mark
+    else:
+        after = Position(max(asked.after, START))
+    if known is not None and known > after and not asked.published:
+        # Events up to a mark stay final, so nobody has to be asked. But do they show here? The
+        # statement finds nothing in a transaction where that is not certain.
+        page = _page(conn, asked, after, known, schema=schema, columns=columns, fresh=True)
+        if page.rows:
+            return page
+        read_mark(conn, schema=schema, after=known, published=False)  # refuses such a transaction
+        return page
     # Two statements: the snapshot of the first could miss rows of writers that ended before it
     # looked at the fences. The price of the mark: a transaction that has appended and stays open
     # holds every reader back; one that only wrote other tables holds back nobody.
-    limit, after = min(limit, LIMIT_MAX), Position(max(after, START))
-    mark = read_high_water_mark(conn, schema=schema, after=after)
+    mark = read_mark(conn, schema=schema, after=after, published=asked.published)
     if mark <= after:  # it may step back a little, see high_water_mark(); a checkpoint must not
-        return LogPage([], after, caught_up=True)
-    end = mark
-    page = _every_event(schema)
-    events = event_tables(schema).events
-    if event_types is not None:
-        # Where matches are rare, one page could scan the log. So its reach is bounded, and the
-        # checkpoint moves over what did not match.
-        reach = max(_SCANNED_POSITIONS_MIN, _SCANNED_POSITIONS_PER_EVENT * limit)
-        end = Position(min(mark, after + reach))
-        names = event_tables(schema).event_types
-        page = page.where(names.c.name.in_(event_types))
-    rows = conn.execute(
-        page.where(events.c.position > after, events.c.position <= end)
-        .order_by(events.c.position)
-        .limit(limit)
-    ).all()
+        return PageRows([], after, after)
+    return _page(conn, asked, after, mark, schema=schema, columns=columns, fresh=False)
+
+
+def _page(  # noqa: PLR0913 -- a question and what was found out since
+    conn: Connection,
+    asked: Question,
+    after: Position,
+    mark: Position,
+    *,
+    schema: str,
+    columns: tuple[str, ...],
+    fresh: bool,
+) -> PageRows:
+    limit, shape = min(asked.limit, LIMIT_MAX), asked.matching.shape
+    values = {**asked.matching.parameters, "after": after, "end": mark, "limit": limit}
+    end = values["end"] = _end(conn, values, shape, schema=schema)
+    statement = page_statement(schema, columns, shape, size_of(mark), fresh=fresh)
+    rows = fetch_rows(conn, statement, values, as_sent=_AS_SENT)
+    # A page that is not full has seen all that matches up to its end.
     checkpoint = Position(rows[-1][0]) if len(rows) == limit else end
-    return LogPage(_recorded(conn, rows, contents), checkpoint, caught_up=checkpoint == mark)
+    return PageRows(rows, checkpoint, mark)
 
 
-def read_stream(  # noqa: PLR0913 -- EventStore binds the schema and contents
+def read_stream(  # noqa: PLR0913 -- EventStore binds the schema
     conn: Connection,
     stream: StreamId,
     *,
     schema: str,
     contents: Contents,
     after_version: int,
+    to_version: int | None,
     limit: int,
     backwards: bool,
 ) -> list[RecordedEvent]:
     """Do what `EventStore.read_stream` promises."""
     check_limit(limit)
-    tables = event_tables(schema)
-    version = tables.events.c.version
-    page = (
-        _every_event(schema)
-        .where(
-            tables.streams.c.tenant == stream.tenant,
-            tables.streams.c.category == stream.category,
-            tables.streams.c.key == stream.key,
-            version > min(max(after_version, 0), VERSION_MAX),
-        )
-        .order_by(version.desc() if backwards else version)
-        .limit(min(limit, LIMIT_MAX))
-    )
-    return _recorded(conn, conn.execute(page).all(), contents)
+    asked = {
+        "tenant": stream.tenant,
+        "category": stream.category,
+        "key": stream.key,
+        "after_version": min(max(after_version, 0), VERSION_MAX),
+        "to_version": VERSION_MAX if to_version is None else min(max(to_version, 0), VERSION_MAX),
+        "limit": min(limit, LIMIT_MAX),
+    }
+    statement = stream_statement(schema, backwards=backwards)
+    rows = fetch_rows(conn, statement, asked, as_sent=_AS_SENT)
+    return _recorded(conn, rows, schema, contents)
 
 
 def check_limit(limit: int) -> None:
@@ -99,47 +150,91 @@ def check_limit(limit: int) -> None:
         raise ValueError(f"a page of {limit} events cannot move on; ask for at least 1")
 
 
-@cache
-def _every_event(schema: str) -> Select[Any]:
-    tables = event_tables(schema)
-    events, streams, names = tables.events, tables.streams, tables.event_types
-    return select(
-        events.c.position,
-        streams.c.category,
-        streams.c.key,
-        streams.c.tenant,
-        events.c.version,
-        names.c.name,
-        names.c.schema_version,
-        # As text: decoding it here is several times faster than the driver's JSON type.
-        event_content(events),
-        cast(events.c.meta, Text),
-        events.c.event_id,
-        events.c.at,
-    ).select_from(
-        events.join(streams, streams.c.id == events.c.stream_id).join(
-            names, names.c.id == events.c.type_id
+def read_names(conn: Connection, rows: Rows, schema: str) -> Names:
+    """Return what the ids in ``rows`` stand for; their columns begin as `log_statements.TYPED`."""
+    streams, types = {row[1] for row in rows}, {row[3] for row in rows}
+    asked = {"streams": [*streams], "types": [*types]}
+    names = Names({}, {})
+    statement = names_statement(schema, size_of(rows[-1][0]))
+    for id_, name, key, tenant, schema_version in fetch_rows(conn, statement, asked):
+        if schema_version is not None:
+            names.types[id_] = name, schema_version
+        else:
+            names.streams[id_] = StreamId(name, key, tenant)
+    if len(names.streams) < len(streams) or len(names.types) < len(types):
+        orphan = next(
+            row for row in rows if row[1] not in names.streams or row[3] not in names.types
         )
-    )
+        raise EventOrphanedError(position=orphan[0])
+    return names
 
 
-def _recorded(
-    conn: Connection, rows: Sequence[Row[Any]], contents: Contents
-) -> list[RecordedEvent]:
-    data = contents.incoming(conn, [row[7] for row in rows], tenant=[row[3] for row in rows])
-    return [_event(row, text) for row, text in zip(rows, data, strict=True)]
+def read_contents(
+    conn: Connection, rows: Rows, names: Names, contents: Contents
+) -> Sequence[bytes]:
+    """Return what each event says as JSON.
+
+    The columns of ``rows`` begin as `BOUND`; as `TYPED` will do for a store without codecs.
+    """
+    if contents.codecs.is_plain and not any(row[6] for row in rows):
+        return [row[4] for row in rows]
+    tenants = [names.streams[row[1]].tenant for row in rows]
+    texts = contents.incoming(conn, [_as_text(row) for row in rows], tenant=tenants)
+    return [text.encode() for text in texts]
 
 
-def _event(row: Row[Any], data: str) -> RecordedEvent:
-    (position, category, key, tenant, version, name, schema_version, _, meta, id_, at) = row
-    return RecordedEvent(
-        Position(position),
-        StreamId(category, key, tenant),
-        version,
-        name,
-        schema_version,
-        decode_stored(data, event_type=name, schema_version=schema_version),
-        meta and decode_stored(meta, event_type=name, schema_version=schema_version),
-        id_,
-        at,
-    )
+def _as_text(row: Sequence[Any]) -> str:
+    """Return what `event_content` would have read; it would have cost the server more."""
+    codec, plain = row[6], row[4]
+    if not codec:
+        return str(plain, "utf-8")
+    # A store without codecs reads no ids, and refuses this one whatever its id is.
+    event_id = UUID(bytes=row[7]) if len(row) > len(TYPED) else UUID(int=0)
+    return f"#{codec} {event_id} {b64encode(row[5]).decode()}"
+
+
+def _end(conn: Connection, values: dict[str, Any], shape: FilterShape, *, schema: str) -> Position:
+    """Return how far a page may look.
+
+    Where matches are rare, one page could scan the log. So its reach is bounded, and the checkpoint
+    moves over what did not match.
+    """
+    mark = Position(values["end"])
+    reach = max(_SCANNED_MIN, _SCANNED_PER_EVENT * values["limit"])
+    if not any(shape):
+        return mark
+    if not shape.by_tag:
+        return Position(min(mark, values["after"] + reach))
+    if shape == _BY_TAG_ALONE and len(values["tags"]) == 1:
+        return mark  # each entry of the index is an event of the page
+    beyond = fetch_rows(conn, reach_statement(schema, size_of(mark)), {**values, "reach": reach})
+    return Position(beyond[0][0] - 1) if beyond else mark
+
+
+_BY_TAG_ALONE: Final = LogFilter(tags=["any"], tenant="any").shape
+
+
+def _recorded(conn: Connection, rows: Rows, schema: str, contents: Contents) -> list[RecordedEvent]:
+    if not rows:
+        return []
+    names = read_names(conn, rows, schema)
+    streams, types = names
+    events = []
+    for row, json in zip(rows, read_contents(conn, rows, names, contents), strict=True):
+        position, stream_id, version, type_id, _, _, _, event_id, meta, at, tags = row
+        name, schema_version = types[type_id]
+        events.append(
+            RecordedEvent(
+                position,
+                streams[stream_id],
+                version,
+                name,
+                schema_version,
+                json,
+                meta,
+                event_id,
+                at,
+                tuple(tags) if tags else (),
+            )
+        )
+    return events

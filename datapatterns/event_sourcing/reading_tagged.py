@@ -30,7 +30,7 @@ from datapatterns.event_sourcing.events import (
     RecordedEvent,
     StreamId,
 )
-from datapatterns.event_sourcing.high_water import read_high_water_mark
+from datapatterns.event_sourcing.high_water import read_mark
 from datapatterns.event_sourcing.payload import decode_stored
 from datapatterns.event_sourcing.reading import check_limit
 from datapatterns.event_sourcing.schema import EventTables, event_tables
@@ -68,7 +68,7 @@ def read_tagged(  # noqa: PLR0913 -- EventStore binds the schema and types
     else:
         # Not the newest position: an older one could show later, and would lie below it. The
         # decision would not know of it, and the condition would not look there.
-        end = read_high_water_mark(conn, schema=schema, after=after)
+        end = read_mark(conn, schema=schema, after=after)
         if end <= after:  # it may step back a little; a checkpoint must not
             return _page([], after, query, tenant=tenant, caught_up=True)
     found = _matching(query, types, event_tables(schema), after=after, end=end, limit=limit)

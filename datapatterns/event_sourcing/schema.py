@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ColumnElement,
@@ -29,6 +30,7 @@ from sqlalchemy import (
     func,
     table,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, REGCLASS, TIMESTAMP
 from sqlalchemy.sql.functions import Function
@@ -55,6 +57,7 @@ class EventTables:
     requests: Table
     archive: Table
     all_events: TableClause
+    marks: Table
     snapshots: Table
     import_chunks: Table
     seals: Table
@@ -202,6 +205,15 @@ def event_tables(schema: str, /) -> EventTables:
             column("codec", SmallInteger),
             column("tags", ARRAY(Text)),
             schema=schema,
+        ),
+        marks=Table(
+            "mark",
+            metadata,
+            Column[bool]("one", Boolean, primary_key=True, server_default=true()),
+            Column[int]("position", BigInteger, nullable=False),
+            Column[datetime]("at", _MOMENT, nullable=False),
+            CheckConstraint("one", "one"),
+            postgresql_with={"fillfactor": 50},
         ),
         snapshots=Table(
             "snapshot",

@@ -34,7 +34,7 @@ from datapatterns.errors import AnchorError
 from datapatterns.event_sourcing.anchors import Anchor
 from datapatterns.event_sourcing.chain import BrokenSegment, ChainReport, Seal, SegmentHash
 from datapatterns.event_sourcing.events import START, Position
-from datapatterns.event_sourcing.high_water import read_high_water_mark
+from datapatterns.event_sourcing.high_water import read_mark
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
@@ -77,7 +77,7 @@ class HashChain:
         _take_turn(conn, schema)
         last = _last_seal(conn, schema)
         after = last.last_position if last else START
-        mark = read_high_water_mark(conn, schema=schema, after=after)
+        mark = read_mark(conn, schema=schema, after=after)
         segment, end = SegmentHash.following(last), after
         for page in _pages(conn, schema, after=after, end=mark, limit=limit):
             segment.add(page)

@@ -25,16 +25,16 @@ from datapatterns.event_sourcing.events import (
     Appended,
     Blocker,
     Expected,
-    LogPage,
     Position,
-    RecordedEvent,
     StreamId,
 )
-from datapatterns.event_sourcing.high_water import list_blockers, read_high_water_mark
+from datapatterns.event_sourcing.filtering import LogFilter, log_filter
+from datapatterns.event_sourcing.high_water import list_blockers, read_mark
 from datapatterns.event_sourcing.importing import ImportedEvent, import_events
 from datapatterns.event_sourcing.loading import Moment, load_aggregate
-from datapatterns.event_sourcing.reading import read_log, read_stream
+from datapatterns.event_sourcing.reading import Question, read_log, read_stream
 from datapatterns.event_sourcing.reading_tagged import read_tagged
+from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
 from datapatterns.event_sourcing.saving import save_aggregate
 from datapatterns.event_sourcing.snapshotting import is_due, save_snapshot
 from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery, tag_query
@@ -272,13 +272,14 @@ class EventStore:
         stream: StreamId,
         *,
         after_version: int = 0,
+        to_version: int | None = None,
         limit: int = 500,
         backwards: bool = False,
     ) -> list[RecordedEvent]:
-        """Return at most ``limit`` events of one stream that follow ``after_version``.
+        """Return at most ``limit`` events of one stream after ``after_version``, to ``to_version``.
 
-        Events that the caller's own transaction has appended are among them. Oldest first; with
-        ``backwards``, the newest first.
+        Archived events and those of the caller's own transaction are among them. Oldest first;
+        with ``backwards``, the newest first.
 
         Raises:
             ValueError: ``limit`` is not positive.
@@ -289,6 +290,7 @@ class EventStore:
             schema=self.schema,
             contents=self.contents,
             after_version=after_version,
+            to_version=to_version,
             limit=limit,
             backwards=backwards,
         )
@@ -337,42 +339,49 @@ class EventStore:
     def read_log(
         self,
         conn: Connection,
-        after: Position = START,
+        after: Position | LogPage = START,
         *,
         limit: int = 500,
         event_types: Collection[str] | None = None,
+        matching: LogFilter | None = None,
+        published: bool = False,
     ) -> LogPage:
         """Return at most ``limit`` final events of all streams that follow ``after``.
 
         Go on from the page's ``checkpoint``: no event will appear at or before it any more. A
-        page may be empty although the log goes on, when none of the events it passed is one of
-        ``event_types``; ``caught_up`` tells the difference.
+        page may be empty although it is not ``caught_up``, when no event it passed is wanted.
+
+        Args:
+            conn: A connection in a transaction.
+            after: The checkpoint of the page before; or that page, which saves asking for the mark.
+            limit: At most.
+            event_types: Only these; short for a filter with nothing else.
+            matching: Which events to return.
+            published: Up to the mark that `publish_mark` stored; for any isolation and standbys.
 
         Raises:
             CheckpointError: ``after`` lies beyond the log.
             IsolationLevelError: The transaction is not READ COMMITTED, so it may not see what
                 committed before the mark was read.
-            ValueError: ``limit`` is not positive.
+            MarkUnpublishedError: There is no published mark.
+            ValueError: ``limit`` is not positive, or types are given twice.
         """
-        return read_log(
-            conn,
-            after,
-            schema=self.schema,
-            contents=self.contents,
-            limit=limit,
-            event_types=event_types,
-        )
+        asked = Question(after, limit, log_filter(matching, event_types), published)
+        return read_log(conn, asked, schema=self.schema, contents=self.contents)
 
-    def high_water_mark(self, conn: Connection) -> Position:
+    def high_water_mark(self, conn: Connection, *, published: bool = False) -> Position:
         """Return the position at or below which no event can appear any more.
 
         Rows up to it show to *later* statements. Between two calls the mark may step back a
-        little, when a writer was slow to raise its fence: what lay below stays final.
+        little, when a writer was slow to raise its fence: what lay below stays final. The
+        ``published`` one never steps back.
 
         Raises:
+            CheckpointError: The published mark lies beyond the log: a part was restored.
             IsolationLevelError: The transaction is not READ COMMITTED.
+            MarkUnpublishedError: There is no published mark.
         """
-        return read_high_water_mark(conn, schema=self.schema, after=START)
+        return read_mark(conn, schema=self.schema, after=START, published=published)
 
     def blockers(self, conn: Connection) -> list[Blocker]:
         """Return the open transactions that hold the mark back, the longest open first."""
@@ -385,4 +394,7 @@ class EventStore:
             EventShapeError: The data does not fit its class, or no upcaster leads to it.
             EventTypeError: The type is not declared.
         """
-        return self.types.decode(recorded.event_type, recorded.schema_version, recorded.data)
+        kind = recorded.event_type, recorded.schema_version
+        if recorded.stored is None:
+            return self.types.decode(*kind, recorded.data)
+        return self.types.decode_json(*kind, recorded.stored)

@@ -22,7 +22,7 @@ from datapatterns.event_sourcing.events import (
     Position,
     StreamId,
 )
-from datapatterns.event_sourcing.high_water import read_high_water_mark
+from datapatterns.event_sourcing.high_water import read_mark
 from datapatterns.event_sourcing.json_lines import NULL, StoredEvent
 from datapatterns.event_sourcing.reading import check_limit
 from datapatterns.event_sourcing.schema import event_tables
@@ -116,7 +116,7 @@ class StoredEvents:
         check_limit(limit)
         limit, after = min(limit, LIMIT_MAX), Position(max(after, START))
         # Two statements, as in read_log: rows up to the mark show to *later* statements only.
-        mark = read_high_water_mark(conn, schema=self.store.schema, after=after)
+        mark = read_mark(conn, schema=self.store.schema, after=after)
         last = mark if up_to is None else Position(min(mark, up_to))
         if last <= after:
             return StoredPage([], after, caught_up=True)

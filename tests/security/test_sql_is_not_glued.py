@@ -43,6 +43,8 @@ ALLOWED = {
     "datapatterns/cqrs/rebuilding.py:_lock_writers_out": QUOTED,
     "datapatterns/event_sourcing/appending.py:append_events": COMPILED,
     "datapatterns/event_sourcing/appending.py:append_to_streams": COMPILED,
+    "datapatterns/event_sourcing/high_water.py:_present_mark": COMPILED,
+    "datapatterns/event_sourcing/high_water.py:_published_mark": COMPILED,
     "datapatterns/event_sourcing/importing.py:_copy": CHECKED,
     "datapatterns/event_sourcing/importing.py:_copy_async": CHECKED,
     "datapatterns/index_table/backfilling.py:backfill_chunk": QUOTED,
