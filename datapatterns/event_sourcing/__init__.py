@@ -46,6 +46,7 @@ from datapatterns.event_sourcing.stored_events import EventFilter, StoredEvents,
 from datapatterns.event_sourcing.surveying import check_events
 from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery
 from datapatterns.event_sourcing.typed_log import TypedLog
+from datapatterns.event_sourcing.unit import Unit
 
 __all__ = [
     "ANY",
@@ -103,6 +104,7 @@ __all__ = [
     "TypedEvent",
     "TypedLog",
     "TypedPage",
+    "Unit",
     "Verdict",
     "Zstandard",
     "applies",

@@ -43,10 +43,8 @@ class StreamEvents:
     event_ids: Sequence[UUID] | None = None
 
 
-def stream_batch(
-    conn: Connection, wanted: StreamEvents, *, types: EventTypes, contents: Contents
-) -> StreamBatch:
-    """Return ``wanted`` as the database takes it.
+def stream_batch(wanted: StreamEvents, *, types: EventTypes) -> StreamBatch:
+    """Return ``wanted`` with its events as JSON.
 
     Raises:
         EventDataError: An event could not be stored and read back.
@@ -57,7 +55,7 @@ def stream_batch(
     named = identified(encoded, wanted.event_ids)
     return StreamBatch(
         wanted.stream,
-        contents.outgoing(conn, named, tenant=wanted.stream.tenant),
+        named,
         wanted.expected_version,
         # Objects have an id each in any case, so only ids that were given tell that the caller
         # keeps them for a retry. To remember every append would cost each a row.
@@ -65,10 +63,19 @@ def stream_batch(
     )
 
 
-def stream_batches(
-    conn: Connection, wanted: Sequence[StreamEvents], *, types: EventTypes, contents: Contents
-) -> list[StreamBatch]:
-    """Return some appends as the database takes them.
+def outgoing(conn: Connection, batch: StreamBatch, contents: Contents) -> StreamBatch:
+    """Return ``batch`` as the database stores it.
+
+    Raises:
+        CodecError: The codec does not give back what it was given.
+    """
+    return batch._replace(
+        encoded=contents.outgoing(conn, batch.encoded, tenant=batch.stream.tenant)
+    )
+
+
+def stream_batches(wanted: Sequence[StreamEvents], *, types: EventTypes) -> list[StreamBatch]:
+    """Return some appends with their events as JSON.
 
     Raises:
         EventDataError: An event could not be stored and read back.
@@ -81,7 +88,7 @@ def stream_batches(
         raise ValueError(
             f"{len(wanted)} streams are too many for one append, {APPEND_STREAMS_MAX} is most"
         )
-    batches = [stream_batch(conn, one, types=types, contents=contents) for one in wanted]
+    batches = [stream_batch(one, types=types) for one in wanted]
     check_size(batches)
     return batches
 

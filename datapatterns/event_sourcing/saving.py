@@ -23,28 +23,61 @@ def save_aggregate(
     metadata: Mapping[str, Any] | None,
 ) -> Position:
     """Do what `EventStore.save` promises."""
+    unsaved = unsaved_batch(
+        conn, aggregate, again=True, types=types, contents=contents, metadata=metadata
+    )
+    if unsaved is None:
+        return aggregate._history.position  # noqa: SLF001 -- its keeper
+    batch, sent = unsaved
+    position = append_events(conn, sent, schema=schema).position
+    note_saved(aggregate, batch, position)
+    return position
+
+
+def unsaved_batch(
+    conn: Connection,
+    aggregate: Aggregate,
+    *,
+    again: bool,
+    types: EventTypes,
+    contents: Contents,
+    metadata: Mapping[str, Any] | None,
+) -> tuple[Batch, StreamBatch] | None:
+    """Return what is to be sent, if there is something.
+
+    Args:
+        conn: A connection in a transaction.
+        aggregate: What has emitted.
+        again: Send what the last save sent, if nothing new was emitted.
+        types: Of events.
+        contents: How they are stored.
+        metadata: Added to each event.
+    """
     history = aggregate._history  # noqa: SLF001 -- its keeper
     if history.unsaved:
         batch = Batch(
             history.version - len(history.unsaved), history.position, list(history.unsaved)
         )
-    elif history.sent is not None:
+    elif again and history.sent is not None:
         batch = history.sent
     else:
-        return history.position
+        return None
     encoded = encode_batch([event for _, event in batch.events], types=types, metadata=metadata)
     identified = [
         event._replace(event_id=event_id)
         for event, (event_id, _) in zip(encoded, batch.events, strict=True)
     ]
-    sent = StreamBatch(
+    return batch, StreamBatch(
         history.stream,
         contents.outgoing(conn, identified, tenant=history.stream.tenant),
         batch.expected_version,
         position=batch.after if batch.expected_version else None,
     )
-    appended = append_events(conn, sent, schema=schema)
+
+
+def note_saved(aggregate: Aggregate, batch: Batch, position: Position) -> None:
+    """Let the aggregate know that ``batch`` was sent, and where it is."""
+    history = aggregate._history  # noqa: SLF001 -- its keeper
     history.sent = batch
     history.unsaved.clear()
-    history.position = appended.position
-    return appended.position
+    history.position = position

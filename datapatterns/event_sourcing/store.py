@@ -1,12 +1,15 @@
 """The event store: what it promises, and where that is done."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.event_sourcing.aggregate import Aggregate
@@ -14,6 +17,7 @@ from datapatterns.event_sourcing.appending import append_events, append_to_strea
 from datapatterns.event_sourcing.batching import (
     StreamEvents,
     guard,
+    outgoing,
     stream_batch,
     stream_batches,
 )
@@ -38,6 +42,8 @@ from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
 from datapatterns.event_sourcing.saving import save_aggregate
 from datapatterns.event_sourcing.snapshotting import is_due, save_snapshot
 from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery, tag_query
+from datapatterns.event_sourcing.unit import Unit
+from datapatterns.event_sourcing.unit_places import unit_in_block, unit_of_session
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 
 A = TypeVar("A", bound=Aggregate)
@@ -117,9 +123,10 @@ class EventStore:
                 SQLSTATE 40001 instead, as any write does there.
         """
         wanted = StreamEvents(stream, events, expected_version, metadata, event_ids)
-        batch = stream_batch(conn, wanted, types=self.types, contents=self.contents)
+        batch = stream_batch(wanted, types=self.types)
         condition = guard(unless, stream, types=self.types)
-        return append_events(conn, batch, schema=self.schema, guard=condition)
+        sent = outgoing(conn, batch, self.contents)
+        return append_events(conn, sent, schema=self.schema, guard=condition)
 
     def append_to_streams(
         self, conn: Connection, wanted: Sequence[StreamEvents]
@@ -132,8 +139,33 @@ class EventStore:
         Raises:
             ValueError: There is nothing to append, too much, or a stream comes twice.
         """
-        batches = stream_batches(conn, wanted, types=self.types, contents=self.contents)
-        return append_to_streams(conn, batches, schema=self.schema)
+        batches = stream_batches(wanted, types=self.types)
+        sent = [outgoing(conn, batch, self.contents) for batch in batches]
+        return append_to_streams(conn, sent, schema=self.schema)
+
+    @overload
+    def unit(self, place: Connection) -> AbstractContextManager[Unit]: ...
+
+    @overload
+    def unit(self, place: Session | AsyncSession, *, bind: Engine | None = None) -> Unit: ...
+
+    def unit(
+        self, place: Connection | Session | AsyncSession, *, bind: Engine | None = None
+    ) -> Unit | AbstractContextManager[Unit]:
+        """Return a unit of work, which collects appends and makes them last, in one round trip.
+
+        Of a session it is the one unit: it appends just before the COMMIT, after the session's own
+        flush, each time the session commits. On a connection it is a ``with`` block: it appends at
+        the end of the block, and the caller commits.
+
+        Args:
+            place: Whose transaction.
+            bind: Which engine has the events, of a session with several.
+        """
+        if isinstance(place, Connection):
+            return unit_in_block(place, self)
+        session = place.sync_session if isinstance(place, AsyncSession) else place
+        return unit_of_session(session, self, bind)
 
     def load(
         self,

@@ -6,8 +6,8 @@ from typing import assert_type
 
 from redis import Redis
 from sqlalchemy import URL, BigInteger, Connection, Engine, func, select
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from datapatterns import DataLayer
 from datapatterns.aio import in_transaction, transaction
@@ -40,6 +40,7 @@ from datapatterns.event_sourcing import (
     Tagged,
     TaggedPage,
     TagQuery,
+    Unit,
     Zstandard,
     applies,
     check_events,
@@ -179,6 +180,16 @@ def decisions_over_several_streams(conn: Connection) -> None:
     done = store.append_to_streams(conn, [StreamEvents(CART, [], ANY)])
     assert_type(done, dict[StreamId, Appended])
     assert_type(forget_append_requests(conn, store, older_than=timedelta(days=1)), int)
+
+
+def units_of_work(conn: Connection, session: Session, async_session: AsyncSession) -> None:
+    assert_type(store.unit(session), Unit)
+    with store.unit(async_session) as unit:
+        assert_type(unit.load(Cart, "7"), Cart)
+        assert_type(unit.position, Position | None)
+    with store.unit(conn) as unit:
+        unit.append(CART, [NewEvent("a", {})], expected_version=ANY)
+    store.unit(conn).append(CART, [], expected_version=ANY)  # type: ignore[attr-defined]  # a block
 
 
 async def operations_keep_their_types_on_the_way_through_asyncio(engine: AsyncEngine) -> None:
