@@ -13,6 +13,7 @@ from datapatterns.event_sourcing.checking import (
 )
 from datapatterns.event_sourcing.codecs import Chain, Codec, Codecs, MessagePack
 from datapatterns.event_sourcing.compression import Zstandard
+from datapatterns.event_sourcing.decider import Decider, Decides, Folded
 from datapatterns.event_sourcing.encryption import Encryption, KeyRing
 from datapatterns.event_sourcing.event_types import EventTypes, dropped, event, renamed, upcast
 from datapatterns.event_sourcing.events import (
@@ -36,7 +37,7 @@ from datapatterns.event_sourcing.handling import applies
 from datapatterns.event_sourcing.importing import ImportedEvent
 from datapatterns.event_sourcing.importing_lines import LinesChecked, LinesImport, LinesImported
 from datapatterns.event_sourcing.json_lines import StoredEvent
-from datapatterns.event_sourcing.policy import SnapshotPolicy, every, slower_than
+from datapatterns.event_sourcing.policy import SnapshotPolicy, every, larger_than, on, slower_than
 from datapatterns.event_sourcing.publishing import PublishedMark, publish_mark, published_mark
 from datapatterns.event_sourcing.purging import ArchiveExport
 from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent, TypedEvent, TypedPage
@@ -66,6 +67,8 @@ __all__ = [
     "Codec",
     "Codecs",
     "Condition",
+    "Decider",
+    "Decides",
     "Encryption",
     "EventCheck",
     "EventExport",
@@ -75,6 +78,7 @@ __all__ = [
     "Expected",
     "Exported",
     "FileAnchor",
+    "Folded",
     "HandlerGap",
     "HashChain",
     "ImportedEvent",
@@ -114,6 +118,8 @@ __all__ = [
     "every",
     "export_to_file",
     "forget_append_requests",
+    "larger_than",
+    "on",
     "open_lines",
     "publish_mark",
     "published_mark",

@@ -1,51 +1,19 @@
 """Aggregates: state that is folded from the events of one stream, and decides about new ones."""
 
-from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
 from inspect import get_annotations
 from types import FunctionType
-from typing import ClassVar, Final, NamedTuple
-from uuid import UUID, uuid4
+from typing import ClassVar, Final
 
 from datapatterns.errors import AggregateError
-from datapatterns.event_sourcing.events import START, Position, StreamId
+from datapatterns.event_sourcing.events import StreamId
 from datapatterns.event_sourcing.handling import Handling
 from datapatterns.event_sourcing.policy import SnapshotPolicy
+from datapatterns.event_sourcing.sourced import History, Sourced
 from datapatterns.event_sourcing.state import UNCHANGING, state_defaults
 
 
-class Batch(NamedTuple):
-    """What a save sends: the events with their ids, and the event that they follow."""
-
-    expected_version: int
-    after: Position
-    events: list[tuple[UUID, object]]
-
-
-@dataclass(slots=True)
-class History:
-    """Where an aggregate stands in its stream.
-
-    Attributes:
-        version: Of the state, events that are not saved among them.
-        position: Of the last event that was loaded or saved.
-        snapshot_version: Of the snapshot that the load began with, or that was last written.
-        load_seconds: How long the load took.
-        unsaved: Events emitted since the last save, with their ids.
-        sent: The batch of the last save, for a retry.
-    """
-
-    stream: StreamId
-    version: int = 0
-    position: Position = START
-    snapshot_version: int = 0
-    load_seconds: float = 0.0
-    unsaved: list[tuple[UUID, object]] = field(default_factory=list)
-    sent: Batch | None = None
-
-
-class Aggregate(metaclass=Handling):
+class Aggregate(Sourced, metaclass=Handling):
     """State of one stream. Subclass it, give the state as class attributes, mark the handlers.
 
     Class arguments:
@@ -62,7 +30,6 @@ class Aggregate(metaclass=Handling):
     snapshot_version: ClassVar[int] = 0
     _handlers: ClassVar[dict[type, FunctionType]]
     _changing: ClassVar[tuple[tuple[str, object], ...]] = ()
-    _history: History
 
     def __init_subclass__(
         cls,
@@ -97,36 +64,6 @@ class Aggregate(metaclass=Handling):
         for name, default in self._changing:
             setattr(self, name, deepcopy(default))
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._history.stream} at version {self._history.version}>"
-
-    @property
-    def stream(self) -> StreamId:
-        """The stream that holds its events."""
-        return self._history.stream
-
-    @property
-    def version(self) -> int:
-        """The number of events that made this state, those not yet saved among them."""
-        return self._history.version
-
-    @property
-    def unsaved(self) -> tuple[object, ...]:
-        """The events emitted since the last save, oldest first."""
-        return tuple(event for _, event in self._history.unsaved)
-
-    def emit(self, event: object) -> None:
-        """Let ``event`` have happened: change the state, and keep it for `EventStore.save`.
-
-        Raises:
-            AggregateError: No handler applies it.
-        """
-        # The state may go on with a list of the event, and change it before it is saved.
-        kept = event if _is_unchanging(event) else deepcopy(event)
-        self._apply(event)
-        self._history.unsaved.append((uuid4(), kept))
-        self._history.version += 1
-
     def _apply(self, event: object) -> None:
         handler = self._handlers.get(type(event))
         if handler is None:
@@ -142,12 +79,6 @@ class Aggregate(metaclass=Handling):
 _TAKEN: Final = frozenset(
     {"category", "snapshot_policy", "snapshot_version", "stream", "unsaved", "version"}
 )
-
-
-def _is_unchanging(event: object) -> bool:
-    fields: Iterable[str] = getattr(event, "__struct_fields__", ())
-    names = (*fields, *getattr(event, "__dataclass_fields__", ()))
-    return bool(names) and all(isinstance(getattr(event, n, None), UNCHANGING) for n in names)
 
 
 def stream_of(aggregate: type[Aggregate], key: str) -> StreamId:

@@ -10,7 +10,6 @@ an aggregate has ``snapshot_version``.
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import is_dataclass
 from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
@@ -29,7 +28,7 @@ from types import (
 from typing import Any, Final, TypeGuard, get_args, get_type_hints
 from uuid import UUID
 
-import msgspec
+from datapatterns.event_sourcing.shapes import field_names
 
 _TELLING = (
     *(type(None), bool, int, float, complex, str, bytes),
@@ -114,7 +113,7 @@ class _Reading:
             return kind, [self.describe(part) for part in value]
         if isinstance(value, dict | MappingProxyType):
             return kind, [(self.describe(k), self.describe(v)) for k, v in value.items()]
-        if names := _fields(type(value)):
+        if names := field_names(type(value)):
             held = [(name, self.describe(getattr(value, name, None))) for name in names]
             return kind, self.describe(type(value)), held
         parts = _PARTS.get(type(value))
@@ -129,7 +128,7 @@ class _Reading:
             for name, member in sorted(vars(cls).items())
             if isinstance(member, FunctionType) or not name.startswith("__")
         ]
-        held = [self.describe(part) for hint in _hints(cls) for part in classes_in(hint)]
+        held = [self.describe(part) for hint in hints_of(cls) for part in classes_in(hint)]
         return cls.__qualname__, bases, members, held
 
     def _function(self, function: FunctionType) -> object:
@@ -177,14 +176,9 @@ def _top(module: str) -> str:
     return module.partition(".")[0]
 
 
-def _fields(cls: type) -> tuple[str, ...]:
-    if is_dataclass(cls):
-        return tuple(cls.__dataclass_fields__)
-    return cls.__struct_fields__ if issubclass(cls, msgspec.Struct) else ()
-
-
-def _hints(cls: type) -> Iterable[object]:
-    if not _fields(cls):
+def hints_of(cls: type) -> Iterable[object]:
+    """Return the types of the fields of a class that has some."""
+    if not field_names(cls):
         return ()
     try:
         return get_type_hints(cls).values()

@@ -54,20 +54,20 @@ class Work:
         for saving in self.pending.savings:
             unsaved = unsaved_batch(
                 conn,
-                saving.aggregate,
+                saving.sourced,
                 again=saving.again,
                 types=store.types,
                 contents=contents,
                 metadata=saving.metadata,
             )
             if unsaved is not None:
-                saved.append((saving.aggregate, unsaved[0]))
+                saved.append((saving.sourced, unsaved[0]))
                 batches.append(unsaved[1])
         check_size(batches)
         done = append_to_streams(conn, batches, schema=store.schema) if batches else {}
         # Only now: after a conflict, a second COMMIT must not go through without the events.
-        for aggregate, batch in saved:
-            note_saved(aggregate, batch, done[aggregate.stream].position)
+        for sourced, batch in saved:
+            note_saved(sourced, batch, done[sourced.stream].position)
         self.sent |= done
         self.pending.clear()
 

@@ -1,7 +1,7 @@
 """Which method of an aggregate applies which event."""
 
 from collections.abc import Callable, Iterator
-from inspect import signature
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, signature
 from types import FunctionType, UnionType
 from typing import TypeVar, Union, get_args, get_origin
 
@@ -60,6 +60,16 @@ class Handling(type):
 def _handled(name: str, handlers: list[FunctionType]) -> Iterator[tuple[type, FunctionType]]:
     seen: set[type] = set()
     for handler in handlers:
+        if (
+            iscoroutinefunction(handler)
+            or isgeneratorfunction(handler)
+            or isasyncgenfunction(handler)
+        ):
+            raise AggregateError(
+                name,
+                "has a handler that is async or yields, so calling it would run nothing of it;"
+                " make it a plain function",
+            )
         for event in _events_of(name, handler):
             if event in seen:
                 raise AggregateError(name, f"has two handlers for {event.__name__}; keep one")

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datapatterns.errors import AggregateError
-from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.appending import StreamBatch
 from datapatterns.event_sourcing.batching import APPEND_STREAMS_MAX
 from datapatterns.event_sourcing.events import Expected, StreamId
+from datapatterns.event_sourcing.sourced import Sourced
 
 
 @dataclass(slots=True)
@@ -20,7 +20,7 @@ class Saving:
         version: Of the aggregate when a savepoint was rolled back that it had emitted in.
     """
 
-    aggregate: Aggregate
+    sourced: Sourced
     again: bool
     metadata: Mapping[str, Any] | None = None
     spoilt: bool = False
@@ -72,14 +72,14 @@ class PendingAppends:
         Raises:
             ValueError: Its stream is appended to otherwise, or by another object.
         """
-        stream = saving.aggregate.stream
+        stream = saving.sourced.stream
         if stream in self.merged:
             raise ValueError(f"{stream} is appended to without its aggregate in this unit")
         known = self.saving_of(stream)
         if known is None:
             self._check_count()
             self.savings.append(saving)
-        elif known.aggregate is not saving.aggregate:
+        elif known.sourced is not saving.sourced:
             raise ValueError(f"{stream} is in this unit as another object; use unit.load twice")
         else:
             known.again = known.again or saving.again
@@ -87,11 +87,11 @@ class PendingAppends:
 
     def saving_of(self, stream: StreamId) -> Saving | None:
         """Return what is known of the aggregate of ``stream``."""
-        return next((s for s in self.savings if s.aggregate.stream == stream), None)
+        return next((s for s in self.savings if s.sourced.stream == stream), None)
 
     def mark(self) -> Mark:
         """Remember how much there is."""
-        versions = [saving.aggregate.version for saving in self.savings]
+        versions = [saving.sourced.version for saving in self.savings]
         return Mark(len(self.appends), len(self.savings), versions)
 
     def back_to(self, mark: Mark) -> None:
@@ -104,7 +104,7 @@ class PendingAppends:
                 self.add(batch)
         del self.savings[mark.savings :]
         for saving, version in zip(self.savings, mark.versions, strict=True):
-            saving.spoilt = saving.spoilt or saving.aggregate.version != version
+            saving.spoilt = saving.spoilt or saving.sourced.version != version
 
     def check_unspoilt(self) -> None:
         """Refuse aggregates whose state holds what a savepoint has taken back.
@@ -115,7 +115,7 @@ class PendingAppends:
         for saving in self.savings:
             if saving.spoilt:
                 raise AggregateError(
-                    repr(saving.aggregate),
+                    repr(saving.sourced),
                     "has emitted events in a savepoint that was rolled back; roll back, load it"
                     " again and decide again",
                 )

@@ -5,17 +5,17 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from datapatterns.event_sourcing.aggregate import Aggregate, Batch
 from datapatterns.event_sourcing.appending import StreamBatch, append_events
 from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.encoding import encode_batch
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.sourced import Batch, Sourced
 
 
-def save_aggregate(
+def save_sourced(
     conn: Connection,
-    aggregate: Aggregate,
+    sourced: Sourced,
     *,
     schema: str,
     types: EventTypes,
@@ -24,19 +24,19 @@ def save_aggregate(
 ) -> Position:
     """Do what `EventStore.save` promises."""
     unsaved = unsaved_batch(
-        conn, aggregate, again=True, types=types, contents=contents, metadata=metadata
+        conn, sourced, again=True, types=types, contents=contents, metadata=metadata
     )
     if unsaved is None:
-        return aggregate._history.position  # noqa: SLF001 -- its keeper
+        return sourced._history.position  # noqa: SLF001 -- its keeper
     batch, sent = unsaved
     position = append_events(conn, sent, schema=schema).position
-    note_saved(aggregate, batch, position)
+    note_saved(sourced, batch, position)
     return position
 
 
 def unsaved_batch(
     conn: Connection,
-    aggregate: Aggregate,
+    sourced: Sourced,
     *,
     again: bool,
     types: EventTypes,
@@ -47,13 +47,13 @@ def unsaved_batch(
 
     Args:
         conn: A connection in a transaction.
-        aggregate: What has emitted.
+        sourced: What has emitted.
         again: Send what the last save sent, if nothing new was emitted.
         types: Of events.
         contents: How they are stored.
         metadata: Added to each event.
     """
-    history = aggregate._history  # noqa: SLF001 -- its keeper
+    history = sourced._history  # noqa: SLF001 -- its keeper
     if history.unsaved:
         batch = Batch(
             history.version - len(history.unsaved), history.position, list(history.unsaved)
@@ -62,22 +62,22 @@ def unsaved_batch(
         batch = history.sent
     else:
         return None
-    encoded = encode_batch([event for _, event in batch.events], types=types, metadata=metadata)
-    identified = [
-        event._replace(event_id=event_id)
-        for event, (event_id, _) in zip(encoded, batch.events, strict=True)
-    ]
+    ids = [event_id for event_id, _ in batch.events]
+    encoded = encode_batch(
+        [event for _, event in batch.events], types=types, metadata=metadata, event_ids=ids
+    )
     return batch, StreamBatch(
         history.stream,
-        contents.outgoing(conn, identified, tenant=history.stream.tenant),
+        contents.outgoing(conn, encoded, tenant=history.stream.tenant),
         batch.expected_version,
         position=batch.after if batch.expected_version else None,
     )
 
 
-def note_saved(aggregate: Aggregate, batch: Batch, position: Position) -> None:
-    """Let the aggregate know that ``batch`` was sent, and where it is."""
-    history = aggregate._history  # noqa: SLF001 -- its keeper
+def note_saved(sourced: Sourced, batch: Batch, position: Position) -> None:
+    """Let it know that ``batch`` was sent, and where it is."""
+    history = sourced._history  # noqa: SLF001 -- its keeper
     history.sent = batch
+    history.folded.update(type(event) for _, event in history.unsaved)
     history.unsaved.clear()
     history.position = position

@@ -4,9 +4,11 @@ A snapshot is a copy for speed. Its key holds a fingerprint of the code that fol
 code finds none and folds the events; two releases keep theirs side by side.
 """
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, get_type_hints
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
@@ -26,11 +28,21 @@ from sqlalchemy.dialects.postgresql import JSON, insert
 from datapatterns.errors import AggregateError
 from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.contents import Contents
+from datapatterns.event_sourcing.decider import Decider
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import StreamId
-from datapatterns.event_sourcing.fingerprint import classes_in, fingerprint
+from datapatterns.event_sourcing.fingerprint import classes_in, fingerprint, hints_of
 from datapatterns.event_sourcing.schema import event_tables
-from datapatterns.event_sourcing.state import StateShape, state_defaults, state_shape
+from datapatterns.event_sourcing.shapes import schema_of
+from datapatterns.event_sourcing.sourced import Sourced
+from datapatterns.event_sourcing.state import StateShape, state_defaults, state_shape, value_shape
+from datapatterns.event_sourcing.subjects import (
+    Subject,
+    apply_of,
+    event_classes,
+    subject_name,
+    subject_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +60,21 @@ class SnapshotKind:
         )
 
 
-def snapshot_kind(aggregate: type[Aggregate], types: EventTypes) -> SnapshotKind | None:
-    """Return which snapshots ``aggregate`` can use; None if it declares no policy.
+def snapshot_kind(subject: Subject, types: EventTypes) -> SnapshotKind | None:
+    """Return which snapshots ``subject`` can use; None if it declares no policy.
 
     Raises:
         AggregateError: Its state cannot be stored.
         EventTypeError: A handler's event is not declared.
     """
-    if aggregate.snapshot_policy is None:
+    if subject.snapshot_policy is None:
         return None
-    return _snapshot_kind(aggregate, types, types.revision)
+    return _snapshot_kind(subject, types, types.revision)
 
 
 def save_snapshot(
     conn: Connection,
-    aggregate: Aggregate,
+    sourced: Sourced,
     *,
     schema: str,
     types: EventTypes,
@@ -72,13 +84,14 @@ def save_snapshot(
     """Do what `EventStore.save_snapshot` promises."""
     if keep < 1:
         raise ValueError(f"keeping {keep} snapshots means writing none; keep at least 1")
-    history = aggregate._history  # noqa: SLF001 -- its keeper
+    history = sourced._history  # noqa: SLF001 -- its keeper
     if history.unsaved:
-        raise ValueError(f"{aggregate} has unsaved events; save it first")
-    kind = snapshot_kind(type(aggregate), types)
+        raise ValueError(f"{sourced} has unsaved events; save it first")
+    kind = snapshot_kind(subject_of(sourced), types)
     if kind is None:
         raise AggregateError(
-            type(aggregate).__name__, "has no snapshot policy; give its class snapshot=every(100)"
+            subject_name(subject_of(sourced)),
+            "has no snapshot policy; declare it with snapshot=every(100)",
         )
     values = {
         "category": history.stream.category,
@@ -89,7 +102,7 @@ def save_snapshot(
         "aggregate": kind.aggregate,
         "fingerprint": kind.fingerprint,
     }
-    state = kind.shape.encode(aggregate)
+    state = kind.shape.encode(sourced)
     bound_to = kind.bound_to(history.stream, history.version)
     codec, payload = contents.codecs.encode_state(state, bound_to=bound_to)
     content = {"state": None if codec else state, "payload": payload, "codec": codec}
@@ -97,52 +110,111 @@ def save_snapshot(
     if stream_id is None:
         return False
     history.snapshot_version = history.version
+    history.loaded_bytes = 0
+    history.folded.clear()
     conn.execute(_thin_out_statement(schema), {**values, "stream_id": stream_id, "keep": keep})
     return True
 
 
-def is_due(aggregate: Aggregate) -> bool:
+def is_due(sourced: Sourced) -> bool:
     """Do what `EventStore.snapshot_if_due` promises, but for the writing."""
-    history = aggregate._history  # noqa: SLF001 -- its keeper
-    return aggregate.snapshot_policy is not None and aggregate.snapshot_policy.is_due(
-        events=history.version - history.snapshot_version, load_seconds=history.load_seconds
+    history = sourced._history  # noqa: SLF001 -- its keeper
+    policy = subject_of(sourced).snapshot_policy
+    return policy is not None and policy.is_due(
+        events=history.version - history.snapshot_version,
+        load_seconds=history.load_seconds,
+        loaded_bytes=history.loaded_bytes,
+        folded=history.folded,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Folding:
+    """What makes the state of a subject: its shape, and the code that folds events into it."""
+
+    shape: StateShape
+    code: list[tuple[str, Any]]
+    owners: tuple[type, ...]
+    packages: set[str]
+
+
 @lru_cache(maxsize=1_000)
-def _snapshot_kind(aggregate: type[Aggregate], types: EventTypes, _revision: int) -> SnapshotKind:
-    shape = state_shape(aggregate, above=Aggregate)
-    events = sorted(aggregate._handlers, key=lambda event: types.of(event).name)  # noqa: SLF001
-    # What the fold starts from, and the values that it works with and their operators.
-    held = [*shape.hints, *(hint for event in events for hint in get_type_hints(event).values())]
-    code: list[tuple[str, Any]] = [
-        ("__init__", aggregate.__init__),
-        ("defaults", state_defaults(aggregate, above=Aggregate)),
-        ("values", [cls for hint in held for cls in classes_in(hint)]),
-    ]
-    packages = {_top_package(cls) for cls in (*_own_classes(aggregate), *events)}
+def _snapshot_kind(subject: Subject, types: EventTypes, _revision: int) -> SnapshotKind:
+    events = sorted(event_classes(subject), key=lambda event: types.of(event).name)
+    folding = (
+        _folding_of_decider(subject)
+        if isinstance(subject, Decider)
+        else _folding_of_aggregate(subject, [(types.of(event).name, event) for event in events])
+    )
+    code, packages = folding.code, folding.packages | {_top_package(event) for event in events}
+    # The values that the fold works with, and their operators.
+    held = [*folding.shape.hints, *(hint for event in events for hint in hints_of(event))]
+    code.append(("values", [cls for hint in held for cls in classes_in(hint)]))
     schemas = []
     for event in events:
         declared = types.of(event)
-        code.append((declared.name, aggregate._handlers[event]))  # noqa: SLF001 -- its keeper
-        code.append((f"{declared.name} made", getattr(event, "__post_init__", None)))
+        made = [getattr(event, name, None) for name in _MAKERS]
+        code.append((f"{declared.name} made", made))
         # Upcasters, and what leads from one shape to the next: a rename, types that it is split in.
         history = types.history(event)
         steps = {str(shape): step for shape, _, step in history if step is not None}
         code += steps.items()
         packages.update(_top_package(step) for step in steps.values())
         ways = [(shape, leads_to) for shape, leads_to, _ in history]
-        schemas.append((declared.name, declared.schema_version, msgspec.json.schema(event), ways))
+        schemas.append((declared.name, declared.schema_version, schema_of(event), ways))
     return SnapshotKind(
-        aggregate.__qualname__,
+        subject_name(subject),
         fingerprint(
             code,
-            owners=(aggregate, *events),
+            owners=(*folding.owners, *events),
             packages=packages,
-            extra=(shape.schema(), schemas, aggregate.snapshot_version),
+            extra=(folding.shape.schema(), schemas, subject.snapshot_version),
         ),
-        shape,
+        folding.shape,
     )
+
+
+_MAKERS: Final = ("__post_init__", "__attrs_pre_init__", "__attrs_post_init__", "model_post_init")
+
+
+def _folding_of_aggregate(aggregate: type[Aggregate], events: list[tuple[str, type]]) -> _Folding:
+    handlers = [(name, apply_of(aggregate, event)) for name, event in events]
+    start = [
+        ("__init__", aggregate.__init__),
+        ("defaults", state_defaults(aggregate, above=Aggregate)),
+    ]
+    return _Folding(
+        state_shape(aggregate, above=Aggregate),
+        [*start, *handlers],
+        (aggregate,),
+        {_top_package(cls) for cls in _own_classes(aggregate)},
+    )
+
+
+def _folding_of_decider(decider: Decider[Any, Any, Any]) -> _Folding:
+    if not decider.events:
+        raise AggregateError(
+            decider.category,
+            "has snapshots, but does not say which events it folds; annotate the event that"
+            " evolve takes with their classes, or give events=(Paid, Shipped)",
+        )
+    held = list(_within(decider.evolve))
+    owners = tuple(part if isinstance(part, type) else type(part) for part in held)
+    made_by = tuple(cls for cls in owners if cls.__module__ not in sys.stdlib_module_names)
+    return _Folding(
+        value_shape(decider.category, decider.state),
+        [("initial", decider.initial), ("evolve", decider.evolve), ("made by", made_by)],
+        made_by,
+        {_top_package(part) for part in (*held, type(decider.initial))} - sys.stdlib_module_names,
+    )
+
+
+def _within(function: Any) -> Iterator[Any]:  # noqa: ANN401 -- whatever can be called
+    """Return ``function``, and what it wraps or is a method of."""
+    yield function
+    for name in ("func", "__func__", "__self__", "__wrapped__"):
+        if name in dir(function):
+            yield from _within(getattr(function, name))
 
 
 def _own_classes(aggregate: type[Aggregate]) -> list[type]:

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from inspect import get_annotations
-from typing import Any, ClassVar, Final, get_origin, get_type_hints
+from typing import Any, ClassVar, Final, Protocol, get_origin, get_type_hints
 
 import msgspec
 
 from datapatterns.errors import AggregateError, EventDataError
 from datapatterns.event_sourcing.payload import encode_state, misfit
+from datapatterns.event_sourcing.shapes import Decoder, decoder_of, schema_of
 
 UNCHANGING: Final = (type(None), bool, int, float, complex, str, bytes)
 """Values that objects can share."""
@@ -27,13 +28,102 @@ def state_defaults(aggregate: type, *, above: type) -> dict[str, object]:
     return defaults
 
 
+class StateShape(Protocol):
+    """How the state of one aggregate or decider becomes JSON and comes back."""
+
+    @property
+    def hints(self) -> tuple[object, ...]:
+        """The types that make up the state."""
+        ...
+
+    def schema(self) -> str:
+        """Return a text that differs when the shape does."""
+        ...
+
+    def encode(self, sourced: Any, /) -> str:  # noqa: ANN401 -- of the class that the shape is of
+        """Return the state as JSON, once it is sure that it comes back the same.
+
+        Raises:
+            AggregateError: Part of the state is not declared, or would come back changed.
+        """
+        ...
+
+    def restore(self, sourced: Any, encoded: str, /) -> None:  # noqa: ANN401 -- as above
+        """Give ``sourced`` the state that was encoded.
+
+        Raises:
+            msgspec.MsgspecError: It is not a state of this shape.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class StateShape:
+class ValueShape:
+    """The type of a decider's state, which is one value."""
+
+    decider: str
+    hint: Any
+    decoder: Decoder
+
+    @property
+    def hints(self) -> tuple[object, ...]:
+        """The type of the state."""
+        return (self.hint,)
+
+    def schema(self) -> str:
+        """Return a text that differs when the shape does."""
+        return schema_of(self.hint)
+
+    def encode(self, folded: Any, /) -> str:  # noqa: ANN401 -- what the decider makes
+        """Return the state as JSON; see `StateShape`."""
+        return self.encode_value(folded.state)
+
+    def encode_value(self, state: object) -> str:
+        """Return a state as JSON; see `StateShape`."""
+        encoded = _encoded({"state": state}, self.decider)
+        try:
+            is_same = self.decode_value(encoded) == state
+        except msgspec.ValidationError as error:
+            raise AggregateError(
+                self.decider, f"has state that differs from its type: {misfit(error)}"
+            ) from None
+        if not is_same:
+            raise AggregateError(
+                self.decider, "has state that JSON would change; annotate it more precisely"
+            )
+        return encoded
+
+    def restore(self, folded: Any, encoded: str, /) -> None:  # noqa: ANN401 -- as above
+        """Give ``folded`` the state that was encoded; see `StateShape`."""
+        folded.state = self.decode_value(encoded)
+
+    def decode_value(self, encoded: str) -> Any:  # noqa: ANN401 -- whatever the state is
+        """Return the state that was encoded."""
+        return self.decoder.decode(encoded).state
+
+
+def value_shape(decider: str, hint: Any) -> ValueShape:  # noqa: ANN401 -- a type
+    """Return the shape of states of the type ``hint``.
+
+    Raises:
+        AggregateError: It cannot be decoded.
+    """
+    try:
+        holder = msgspec.defstruct("Holder", [("state", hint)], forbid_unknown_fields=True)
+        shape = ValueShape(decider, hint, decoder_of(holder))
+        shape.schema()
+    except TypeError as error:
+        raise AggregateError(decider, f"has state that cannot be decoded: {error}") from error
+    return shape
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeShape:
     """The names and types of an aggregate's state."""
 
     aggregate: str
     struct: type[msgspec.Struct]
-    decoder: msgspec.json.Decoder[Any]
+    decoder: Decoder
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,14 +137,10 @@ class StateShape:
 
     def schema(self) -> str:
         """Return a text that differs when the shape does."""
-        return repr(msgspec.json.schema(self.struct))
+        return schema_of(self.struct)
 
-    def encode(self, aggregate: object) -> str:
-        """Return the state as JSON, once it is sure that it comes back the same.
-
-        Raises:
-            AggregateError: Part of the state is not declared, or would come back changed.
-        """
+    def encode(self, aggregate: Any, /) -> str:  # noqa: ANN401 -- an object of the class
+        """Return the state as JSON; see `StateShape`."""
         for name in vars(aggregate).keys() - {"_history"} - set(self.names):
             raise AggregateError(
                 self.aggregate,
@@ -63,19 +149,12 @@ class StateShape:
                 else f"sets {name}, which it does not declare; annotate it in the class",
             )
         state = {n: getattr(aggregate, n) for n in self.names if hasattr(aggregate, n)}
-        try:
-            encoded = encode_state(state, aggregate=self.aggregate)
-        except EventDataError as error:
-            raise AggregateError(self.aggregate, f"has unstorable state: {error.reason}") from error
+        encoded = _encoded(state, self.aggregate)
         self._check_round_trip(state, encoded)
         return encoded
 
-    def restore(self, aggregate: object, encoded: str) -> None:
-        """Give ``aggregate`` the state that was encoded.
-
-        Raises:
-            msgspec.MsgspecError: It is not a state of this shape.
-        """
+    def restore(self, aggregate: Any, encoded: str, /) -> None:  # noqa: ANN401 -- as above
+        """Give ``aggregate`` the state that was encoded; see `StateShape`."""
         state = self.decoder.decode(encoded)
         for name in self.names:
             value = getattr(state, name)
@@ -97,7 +176,14 @@ class StateShape:
                 )
 
 
-def state_shape(aggregate: type, *, above: type) -> StateShape:
+def _encoded(state: dict[str, Any], name: str) -> str:
+    try:
+        return encode_state(state, aggregate=name)
+    except EventDataError as error:
+        raise AggregateError(name, f"has unstorable state: {error.reason}") from error
+
+
+def state_shape(aggregate: type, *, above: type) -> AttributeShape:
     """Return the shape of the state that classes above ``above`` declare.
 
     Raises:
@@ -118,7 +204,7 @@ def state_shape(aggregate: type, *, above: type) -> StateShape:
     fields = [(a, hint | msgspec.UnsetType, msgspec.UNSET) for a, hint in sorted(hints.items())]
     try:
         struct = msgspec.defstruct("State", fields, kw_only=True, forbid_unknown_fields=True)
-        return StateShape(name, struct, msgspec.json.Decoder(struct))
+        return AttributeShape(name, struct, decoder_of(struct))
     except TypeError as error:
         raise AggregateError(name, f"has state that cannot be decoded: {error}") from error
 

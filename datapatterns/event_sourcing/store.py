@@ -2,17 +2,14 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, TypeVar, overload
+from dataclasses import dataclass
+from typing import Any, overload
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from datapatterns.clock import SYSTEM_CLOCK, Clock
-from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.appending import append_events, append_to_streams
 from datapatterns.event_sourcing.batching import (
     StreamEvents,
@@ -21,9 +18,6 @@ from datapatterns.event_sourcing.batching import (
     stream_batch,
     stream_batches,
 )
-from datapatterns.event_sourcing.codecs import PLAIN, Codecs
-from datapatterns.event_sourcing.contents import Contents
-from datapatterns.event_sourcing.event_types import EVENT_TYPES, EventTypes
 from datapatterns.event_sourcing.events import (
     START,
     Appended,
@@ -35,22 +29,17 @@ from datapatterns.event_sourcing.events import (
 from datapatterns.event_sourcing.filtering import LogFilter, log_filter
 from datapatterns.event_sourcing.high_water import list_blockers, read_mark
 from datapatterns.event_sourcing.importing import ImportedEvent, import_events
-from datapatterns.event_sourcing.loading import Moment, load_aggregate
 from datapatterns.event_sourcing.reading import Question, read_log, read_stream
 from datapatterns.event_sourcing.reading_tagged import read_tagged
 from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
-from datapatterns.event_sourcing.saving import save_aggregate
-from datapatterns.event_sourcing.snapshotting import is_due, save_snapshot
+from datapatterns.event_sourcing.state_store import StateStore
 from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery, tag_query
 from datapatterns.event_sourcing.unit import Unit
 from datapatterns.event_sourcing.unit_places import unit_in_block, unit_of_session
-from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
-
-A = TypeVar("A", bound=Aggregate)
 
 
 @dataclass(frozen=True, slots=True)
-class EventStore:
+class EventStore(StateStore):
     """Appends and reads events in the caller's transaction; it never commits.
 
     Attributes:
@@ -62,19 +51,6 @@ class EventStore:
     Raises:
         SchemaNameError: The library's tables cannot live in a schema of that name.
     """
-
-    schema: str = DEFAULT_SCHEMA
-    types: EventTypes = field(default=EVENT_TYPES, repr=False)
-    clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
-    codecs: Codecs = field(default=PLAIN, repr=False)
-
-    def __post_init__(self) -> None:
-        checked_schema(self.schema)
-
-    @property
-    def contents(self) -> Contents:
-        """How contents get into the database and out of it."""
-        return Contents(self.codecs)
 
     def append(  # noqa: PLR0913 -- what may be said about one append
         self,
@@ -166,104 +142,6 @@ class EventStore:
             return unit_in_block(place, self)
         session = place.sync_session if isinstance(place, AsyncSession) else place
         return unit_of_session(session, self, bind)
-
-    def load(
-        self,
-        conn: Connection,
-        aggregate: type[A],
-        key: str,
-        *,
-        version: int | None = None,
-        at: datetime | None = None,
-    ) -> A:
-        """Return the aggregate with that key; without events it is as its class declares.
-
-        One statement reads the latest snapshot that fits and the events that followed it, events
-        of the caller's own transaction among them.
-
-        Args:
-            conn: A connection in a transaction.
-            aggregate: The class.
-            key: Which one.
-            version: As it was after so many events.
-            at: As it was then; all events of an append have one time.
-
-        Raises:
-            AggregateError: The class lacks a handler, a category, or a type for its state.
-            EventGapError: The stream lacks an event.
-            EventShapeError: Stored data does not fit its class, or no upcaster leads to it.
-            EventTypeError: A stored type is not declared.
-            ValueError: The stream has not reached ``version``, or ``at`` has no time zone.
-        """
-        return load_aggregate(
-            conn,
-            aggregate,
-            key,
-            Moment(version, at),
-            schema=self.schema,
-            types=self.types,
-            clock=self.clock,
-            contents=self.contents,
-        )
-
-    def save(
-        self,
-        conn: Connection,
-        aggregate: Aggregate,
-        *,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Position:
-        """Append what ``aggregate`` has emitted since the last save; return the last position.
-
-        The position is the token for reading one's own write. Saved once more without new
-        events, the aggregate sends its last batch again: if the COMMIT of the first attempt
-        got through, that is recognised, if not, it is made up for. So call it again when the
-        outcome is unknown.
-
-        Raises:
-            VersionConflictError: The stream has changed since the aggregate was loaded. Nothing
-                was written and the transaction is still usable; load it and decide again.
-        """
-        return save_aggregate(
-            conn,
-            aggregate,
-            schema=self.schema,
-            types=self.types,
-            contents=self.contents,
-            metadata=metadata,
-        )
-
-    def save_snapshot(self, conn: Connection, aggregate: Aggregate, *, keep: int = 3) -> bool:
-        """Store the state, so that later loads begin there; return whether it is new.
-
-        Nothing writes snapshots unasked. Best called after the command's transaction, in one of
-        its own: the command then is not slower for it.
-
-        It is False, and nothing was stored, if there is one at this version already, or if the
-        stream does not hold the events of this state (their transaction was rolled back).
-
-        Args:
-            conn: A connection in a transaction. The caller commits.
-            aggregate: As loaded or saved, without unsaved events.
-            keep: How many snapshots this release may hold of the stream; older ones are deleted.
-                More than one serves questions about the past.
-
-        Raises:
-            AggregateError: The class declares no policy, or its state cannot be stored.
-            ValueError: There are unsaved events, or ``keep`` is not positive.
-        """
-        return save_snapshot(
-            conn,
-            aggregate,
-            schema=self.schema,
-            types=self.types,
-            contents=self.contents,
-            keep=keep,
-        )
-
-    def snapshot_if_due(self, conn: Connection, aggregate: Aggregate, *, keep: int = 3) -> bool:
-        """Do `save_snapshot` if the policy of the aggregate's class asks for it."""
-        return is_due(aggregate) and self.save_snapshot(conn, aggregate, keep=keep)
 
     def import_events(
         self, conn: Connection, events: Sequence[ImportedEvent], *, source: str, chunk: int

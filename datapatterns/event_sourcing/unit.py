@@ -7,16 +7,21 @@ so in one order. A unit takes care of both.
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 from uuid import UUID
 
-from datapatterns.event_sourcing.aggregate import Aggregate, stream_of
+from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.batching import StreamEvents, stream_batch
+from datapatterns.event_sourcing.decider import Decider, Folded
 from datapatterns.event_sourcing.events import Appended, Expected, Position, StreamId
 from datapatterns.event_sourcing.flushing import Work
 from datapatterns.event_sourcing.pending import Saving
+from datapatterns.event_sourcing.sourced import Sourced
+from datapatterns.event_sourcing.subjects import subject_of
 
 A = TypeVar("A", bound=Aggregate)
+C = TypeVar("C")
+S = TypeVar("S")
 
 
 class Unit:
@@ -62,29 +67,35 @@ class Unit:
         self._work.begin()
         self._work.pending.add(stream_batch(wanted, types=self._work.store.types))
 
-    def load(self, aggregate: type[A], key: str) -> A:
-        """Load an aggregate, and save at the end what it will have emitted.
+    @overload
+    def load(self, subject: type[A], key: str) -> A: ...
+
+    @overload
+    def load(self, subject: Decider[C, S, Any], key: str) -> Folded[C, S]: ...
+
+    def load(self, subject: Any, key: str) -> Any:
+        """Load the state of a stream, and save at the end what it will have emitted.
 
         The same key gives the same object until the transaction ends. In an async session, call
         it by ``await session.run_sync(lambda _: unit.load(Basket, "7"))``.
 
         Raises: as `EventStore.load`.
         """
-        known = self._work.pending.saving_of(stream_of(aggregate, key))
-        if known is not None and type(known.aggregate) is aggregate:
-            return known.aggregate
-        loaded = self._work.store.load(self._work.connection(), aggregate, key)
+        known = self._work.pending.saving_of(subject(key).stream)
+        if known is not None and subject_of(known.sourced) is subject:
+            return known.sourced
+        loaded = self._work.store.load(self._work.connection(), subject, key)
         self._work.pending.save(Saving(loaded, again=False))
         return loaded
 
-    def save(self, aggregate: Aggregate, *, metadata: Mapping[str, Any] | None = None) -> None:
-        """Save ``aggregate`` at the end, with what it emits until then, as `EventStore.save` does.
+    def save(self, sourced: Sourced, *, metadata: Mapping[str, Any] | None = None) -> None:
+        """Save ``sourced`` at the end, with what it emits until then, as `EventStore.save` does.
 
         Raises:
             ValueError: The unit appends to its stream otherwise.
         """
         self._work.begin()
-        self._work.pending.save(Saving(aggregate, again=True, metadata=metadata))
+        self._work.pending.save(Saving(sourced, again=True, metadata=metadata))
 
     def __enter__(self) -> Self:
         return self

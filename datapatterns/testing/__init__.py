@@ -61,7 +61,6 @@ from datapatterns.testing.interleaving import (
 )
 from datapatterns.testing.models import (
     Call,
-    Decider,
     DeciderSpec,
     Decision,
     Derived,
@@ -94,7 +93,6 @@ __all__ = [
     "Chooser",
     "ConsistencyMachine",
     "Databases",
-    "Decider",
     "DeciderSpec",
     "Decision",
     "Derived",

@@ -45,6 +45,7 @@ ALLOWED = {
     "datapatterns/event_sourcing/appending.py:append_to_streams": COMPILED,
     "datapatterns/event_sourcing/high_water.py:_present_mark": COMPILED,
     "datapatterns/event_sourcing/high_water.py:_published_mark": COMPILED,
+    "datapatterns/event_sourcing/loading.py:_fetched": COMPILED,
     "datapatterns/event_sourcing/importing.py:_copy": CHECKED,
     "datapatterns/event_sourcing/importing.py:_copy_async": CHECKED,
     "datapatterns/index_table/backfilling.py:backfill_chunk": QUOTED,

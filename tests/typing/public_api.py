@@ -23,10 +23,13 @@ from datapatterns.event_sourcing import (
     ChainReport,
     Codec,
     Codecs,
+    Decider,
+    Decides,
     Encryption,
     EventCheck,
     EventStore,
     FileAnchor,
+    Folded,
     HashChain,
     KeyRing,
     LogPage,
@@ -48,9 +51,12 @@ from datapatterns.event_sourcing import (
     event,
     every,
     forget_append_requests,
+    larger_than,
     renamed,
+    slower_than,
     upcast,
 )
+from datapatterns.event_sourcing import on as snapshot_on
 from datapatterns.index_table import IndexTable, VerifyReport
 from datapatterns.materialized_view import MaterializedView, RefreshReport
 from datapatterns.sharding import EntityGroup, Hash, PinnedSession
@@ -111,6 +117,24 @@ class ItemWeighed:
     grams: int
 
 
+def decide(command: int, state: int) -> list[ItemScanned]:
+    return [ItemScanned(command, state)]
+
+
+def evolve(state: int, _e: ItemScanned | ItemWeighed) -> int:
+    return state + 1
+
+
+COUNTER = Decider(
+    "counter",
+    0,
+    decide,
+    evolve,
+    snapshot=every(10) | slower_than(0.1) | larger_than(65_536) | snapshot_on(ItemWeighed),
+)
+DECIDES: Decides[int, int, ItemScanned] = COUNTER
+
+
 @upcast("item.weighed", 1)
 def in_grams(old: dict[str, object]) -> dict[str, object]:
     return old
@@ -160,6 +184,12 @@ def events_are_loaded_as_the_class_that_was_asked_for(conn: Connection) -> None:
     assert_type(store.read_log(conn, limit=10), LogPage)
     store.append(conn, CART, [NewEvent("item.scanned", {})])  # type: ignore[call-arg]  # needs a version
     store.read_log(conn, 7)  # type: ignore[arg-type]  # not a Position
+    counter = store.load(conn, COUNTER, "7", version=2)
+    assert_type(counter, Folded[int, int])
+    counter.decide("seven")  # type: ignore[arg-type]
+    assert_type(store.load_many(conn, Cart, ["7", "8"]), list[Cart])
+    assert_type(store.load_many(conn, COUNTER, ["7"]), list[Folded[int, int]])
+    assert_type(store.save(conn, counter), Position)
     store.load(conn, Line, "7")  # type: ignore[type-var]  # not an aggregate
 
 

@@ -1,41 +1,19 @@
 """What decides: an aggregate, or its functional twin."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from datapatterns.event_sourcing import Aggregate
+from datapatterns.event_sourcing.decider import Decider, decided, refuse_unfinished
+from datapatterns.event_sourcing.shapes import is_frozen
 from datapatterns.event_sourcing.state import state_defaults
 from datapatterns.testing.models.sameness import same
 from datapatterns.testing.models.story import SpecError, told
 
 S = TypeVar("S")
-C_contra = TypeVar("C_contra", contravariant=True)
-E = TypeVar("E")
-
-
-class Decider(Protocol[C_contra, S, E]):
-    """Decides what happens, from values alone; with `Aggregate` the same is written as a class.
-
-    After Jérémie Chassaing's functional event sourcing decider. Any object with these three will
-    do. ``decide`` refuses by raising; ``evolve`` returns the next state and changes nothing.
-    """
-
-    @property
-    def initial(self) -> S:
-        """The state before the first event."""
-        ...
-
-    def decide(self, command: C_contra, state: S, /) -> Iterable[E]:
-        """Return the events that ``command`` leads to."""
-        ...
-
-    def evolve(self, state: S, event: E, /) -> S:
-        """Return the state after ``event``."""
-        ...
 
 
 class Call:
@@ -107,7 +85,9 @@ def deciding(subject: object) -> Deciding:
         return _AggregateClass(subject)
     if all(hasattr(subject, name) for name in ("initial", "decide", "evolve")):
         _refuse_misfits(subject)
-        return _Decider(subject)
+        # Only its own `Folded` holds what such a decider is given, so it may change it.
+        may_change = isinstance(subject, Decider) and is_frozen(type(subject.initial)) is False
+        return _Decider(subject, may_change)
     raise TypeError(
         f"{subject!r} is neither an Aggregate class nor an object with initial, decide and evolve"
     )
@@ -160,6 +140,7 @@ class _AggregateClass:
 @dataclass(frozen=True, slots=True)
 class _Decider:
     decider: Any
+    may_change: bool
 
     def begin(self) -> object:
         # A copy: whoever changes it, changes it for this history alone.
@@ -167,7 +148,7 @@ class _Decider:
 
     def evolve(self, state: object, event: object, /) -> object:
         before = deepcopy(state)
-        after = self.decider.evolve(state, event)
+        after = self.decider.evolve(deepcopy(state) if self.may_change else state, event)
         refuse_unfinished(after, "evolve")
         if not same(state, before):
             raise ImpureEvolveError(before=before, after=state, event=event)
@@ -196,9 +177,9 @@ class _Decider:
             answer = self.decider.decide(command, state)
         except Exception as raised:  # noqa: BLE001 -- it may refuse with any error
             return (), raised
-        _refuse_no_events(answer)
+        events = decided(answer)
         try:
-            return tuple(answer), None
+            return tuple(events), None
         except Exception as raised:  # noqa: BLE001 -- a generator refuses only now
             return (), raised
 
@@ -231,35 +212,6 @@ def _refuse_misfits(subject: Any) -> None:  # noqa: ANN401 -- what might be a de
             raise TypeError(f"{name} does not take two arguments: {error}{hint}") from error
         except ValueError:  # written in C, without a signature
             continue
-
-
-def refuse_unfinished(answer: object, what: str) -> None:
-    """Refuse what a call has returned if that call has not run yet.
-
-    Raises:
-        TypeError: It is a coroutine, another awaitable or a generator.
-    """
-    if inspect.iscoroutine(answer):
-        answer.close()
-    elif not (inspect.isgenerator(answer) or inspect.isawaitable(answer)):
-        return
-    raise TypeError(
-        f"{what} gave a {type(answer).__name__}, so nothing of it has run; make it a plain function"
-    )
-
-
-def _refuse_no_events(answer: object) -> None:
-    if not inspect.isgenerator(answer):
-        refuse_unfinished(answer, "decide")
-    # Many a single event is iterable, and would come apart into its fields. A set has no order.
-    is_one = isinstance(answer, str | bytes | Mapping | AbstractSet) or any(
-        hasattr(type(answer), mark) for mark in ("_fields", "__struct_fields__", "model_fields")
-    )
-    if is_one or is_dataclass(answer) or not isinstance(answer, Iterable):
-        raise TypeError(
-            f"decide returned {answer!r}, which is no list of events;"
-            " return [event] for one, and [] if nothing happens"
-        )
 
 
 def _name_of(function: Callable[..., object]) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, TypeVar, overload
 
-from datapatterns.event_sourcing import Aggregate
-from datapatterns.testing.models.decider import Decided, Decider, deciding, replay
+from datapatterns.event_sourcing import Aggregate, Decides
+from datapatterns.testing.models.decider import Decided, deciding, replay
 from datapatterns.testing.models.sameness import same
 from datapatterns.testing.models.story import SpecError, differing, told
 
@@ -37,7 +37,7 @@ class DeciderSpec(Generic[C, S]):
     @overload
     def __init__(self: "DeciderSpec[Callable[[A], object], A]", subject: type[A], /) -> None: ...
     @overload
-    def __init__(self, subject: Decider[C, S, Any], /) -> None: ...
+    def __init__(self, subject: Decides[C, S, Any], /) -> None: ...
     def __init__(self, subject: Any, /) -> None:
         """Say who decides: an aggregate's class, or a decider.
 

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
-
-from datapatterns.event_sourcing import Aggregate, EventTypes
-from datapatterns.event_sourcing.payload import encode_event, encode_state
-from datapatterns.event_sourcing.state import StateShape, state_shape
+from datapatterns.event_sourcing import Aggregate, Decider, EventTypes
+from datapatterns.event_sourcing.payload import encode_event
+from datapatterns.event_sourcing.state import StateShape, ValueShape, state_shape, value_shape
 from datapatterns.testing.models.story import SpecError, told
 
 
@@ -65,10 +63,11 @@ def snapshot_form(subject: object, snapshot_as: object | None) -> SnapshotForm |
         if subject.snapshot_policy is None:
             return None
         return _AggregateSnapshots(subject, state_shape(subject, above=Aggregate))
+    if snapshot_as is None and isinstance(subject, Decider) and subject.snapshot_policy is not None:
+        snapshot_as = subject.state
     if snapshot_as is None:
         return None
-    holder = msgspec.defstruct("Snapshot", [("state", snapshot_as)])
-    return _DeciderSnapshots(msgspec.json.Decoder(holder))
+    return _DeciderSnapshots(value_shape(type(subject).__name__, snapshot_as))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +85,9 @@ class _AggregateSnapshots:
 
 @dataclass(frozen=True, slots=True)
 class _DeciderSnapshots:
-    """Encoded as those of an aggregate with one attribute."""
+    """As `EventStore.save_snapshot` writes them."""
 
-    decoder: msgspec.json.Decoder[Any]
+    shape: ValueShape
 
     def again(self, state: object) -> Any:  # noqa: ANN401 -- whatever the state is
-        encoded = encode_state({"state": state}, aggregate=type(state).__name__)
-        return self.decoder.decode(encoded).state
+        return self.shape.decode_value(self.shape.encode_value(state))

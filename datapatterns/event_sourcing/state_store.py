@@ -1,0 +1,202 @@
+"""What the event store promises about states: load them, save what they emit, keep copies."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar, overload
+
+from sqlalchemy import Connection
+
+from datapatterns.clock import SYSTEM_CLOCK, Clock
+from datapatterns.event_sourcing.aggregate import Aggregate
+from datapatterns.event_sourcing.codecs import PLAIN, Codecs
+from datapatterns.event_sourcing.contents import Contents
+from datapatterns.event_sourcing.decider import Decider, Folded
+from datapatterns.event_sourcing.event_types import EVENT_TYPES, EventTypes
+from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.loading import Loader, Moment
+from datapatterns.event_sourcing.saving import save_sourced
+from datapatterns.event_sourcing.snapshotting import is_due, save_snapshot
+from datapatterns.event_sourcing.sourced import Sourced
+from datapatterns.event_sourcing.subjects import Subject
+from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
+
+A = TypeVar("A", bound=Aggregate)
+C = TypeVar("C")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class StateStore:
+    """The part of an `EventStore` that knows about aggregates and deciders."""
+
+    schema: str = DEFAULT_SCHEMA
+    types: EventTypes = field(default=EVENT_TYPES, repr=False)
+    clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
+    codecs: Codecs = field(default=PLAIN, repr=False)
+
+    def __post_init__(self) -> None:
+        checked_schema(self.schema)
+
+    @property
+    def contents(self) -> Contents:
+        """How contents get into the database and out of it."""
+        return Contents(self.codecs)
+
+    @overload
+    def load(
+        self,
+        conn: Connection,
+        subject: type[A],
+        key: str,
+        *,
+        version: int | None = None,
+        at: datetime | None = None,
+    ) -> A: ...
+
+    @overload
+    def load(
+        self,
+        conn: Connection,
+        subject: Decider[C, S, Any],
+        key: str,
+        *,
+        version: int | None = None,
+        at: datetime | None = None,
+    ) -> Folded[C, S]: ...
+
+    def load(
+        self,
+        conn: Connection,
+        subject: Subject,
+        key: str,
+        *,
+        version: int | None = None,
+        at: datetime | None = None,
+    ) -> Any:
+        """Return the state of the stream with that key; without events it is as declared.
+
+        One statement reads the latest snapshot that fits and the events that followed it, events
+        of the caller's own transaction among them. Very long streams are read in pages.
+
+        Args:
+            conn: A connection in a transaction.
+            subject: The class of the aggregate, or the decider.
+            key: Which one.
+            version: As it was after so many events.
+            at: As it was then; all events of an append have one time.
+
+        Raises:
+            AggregateError: The class lacks a handler, a category, or a type for its state.
+            EventGapError: The stream lacks an event.
+            EventShapeError: Stored data does not fit its class, or no upcaster leads to it.
+            EventTypeError: A stored type is not declared.
+            ValueError: The stream has not reached ``version``, or ``at`` has no time zone.
+        """
+        [loaded] = self._loader.load(conn, subject, [key], Moment(version, at))
+        return loaded
+
+    @overload
+    def load_many(
+        self,
+        conn: Connection,
+        subject: type[A],
+        keys: Sequence[str],
+        *,
+        at: datetime | None = None,
+    ) -> list[A]: ...
+
+    @overload
+    def load_many(
+        self,
+        conn: Connection,
+        subject: Decider[C, S, Any],
+        keys: Sequence[str],
+        *,
+        at: datetime | None = None,
+    ) -> list[Folded[C, S]]: ...
+
+    def load_many(
+        self,
+        conn: Connection,
+        subject: Subject,
+        keys: Sequence[str],
+        *,
+        at: datetime | None = None,
+    ) -> Any:
+        """Return the states of many streams, in the order of ``keys``, as `load` does for one.
+
+        A hundred streams are one statement. Those of another subject are another call; with the
+        same ``at`` the answers belong together, as soon as it lies so far back that no open
+        transaction can append before it.
+
+        Args:
+            conn: A connection in a transaction.
+            subject: The class of the aggregates, or the decider.
+            keys: Which ones.
+            at: As they were then. Across streams, time does not rise with the position.
+        """
+        return self._loader.load(conn, subject, keys, Moment(None, at))
+
+    @property
+    def _loader(self) -> Loader:
+        return Loader(self.schema, self.types, self.clock, self.contents)
+
+    def save(
+        self,
+        conn: Connection,
+        sourced: Sourced,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Position:
+        """Append what ``sourced`` has emitted since the last save; return the last position.
+
+        The position is the token for reading one's own write. Saved once more without new
+        events, the aggregate sends its last batch again: if the COMMIT of the first attempt
+        got through, that is recognised, if not, it is made up for. So call it again when the
+        outcome is unknown.
+
+        Raises:
+            VersionConflictError: The stream has changed since the aggregate was loaded. Nothing
+                was written and the transaction is still usable; load it and decide again.
+        """
+        return save_sourced(
+            conn,
+            sourced,
+            schema=self.schema,
+            types=self.types,
+            contents=self.contents,
+            metadata=metadata,
+        )
+
+    def save_snapshot(self, conn: Connection, sourced: Sourced, *, keep: int = 3) -> bool:
+        """Store the state, so that later loads begin there; return whether it is new.
+
+        Nothing writes snapshots unasked. Best called after the command's transaction, in one of
+        its own: the command then is not slower for it.
+
+        It is False, and nothing was stored, if there is one at this version already, or if the
+        stream does not hold the events of this state (their transaction was rolled back).
+
+        Args:
+            conn: A connection in a transaction. The caller commits.
+            sourced: As loaded or saved, without unsaved events.
+            keep: How many snapshots this release may hold of the stream; older ones are deleted.
+                More than one serves questions about the past.
+
+        Raises:
+            AggregateError: The class declares no policy, or its state cannot be stored.
+            ValueError: There are unsaved events, or ``keep`` is not positive.
+        """
+        return save_snapshot(
+            conn,
+            sourced,
+            schema=self.schema,
+            types=self.types,
+            contents=self.contents,
+            keep=keep,
+        )
+
+    def snapshot_if_due(self, conn: Connection, sourced: Sourced, *, keep: int = 3) -> bool:
+        """Do `save_snapshot` if the policy asks for it."""
+        return is_due(sourced) and self.save_snapshot(conn, sourced, keep=keep)
