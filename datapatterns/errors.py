@@ -38,6 +38,7 @@ DataPatternsError
 │   ├── MissingExtraError
 │   ├── MissingRightsError
 │   ├── MultiShardWriteError
+│   ├── PersonalFieldError
 │   ├── ProjectionDefinitionError
 │   ├── ProjectionStoppedError
 │   ├── ProjectionVersionError
@@ -58,6 +59,8 @@ DataPatternsError
 │   ├── ShardedTableError
 │   ├── SourceEventError
 │   ├── StreamArchivedError
+│   ├── SubjectForgottenError
+│   ├── SubjectKeyError
 │   ├── TransactionInUseError
 │   ├── UncacheableValueError
 │   ├── UnknownRevisionError
@@ -659,6 +662,20 @@ class MultiShardWriteError(ConfigurationError):
         )
 
 
+class PersonalFieldError(ConfigurationError):
+    """A personal field is declared so that it could not be protected.
+
+    Attributes:
+        event_type: The type of the event.
+        field: Which field.
+    """
+
+    def __init__(self, event_type: str, *, field: str, advice: str) -> None:
+        super().__init__(f"{event_type}: the personal field {field} {advice}")
+        self.event_type = event_type
+        self.field = field
+
+
 class ProjectionDefinitionError(ConfigurationError):
     """A projection is declared in a way that cannot work.
 
@@ -955,6 +972,33 @@ class StreamArchivedError(ConfigurationError):
             f"{stream} is archived and takes no more events; begin another stream, or restore it"
         )
         self.stream = stream
+
+
+class SubjectForgottenError(ConfigurationError):
+    """An event holds personal data of somebody who was forgotten.
+
+    Attributes:
+        subject: Who it is about.
+    """
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(
+            f"{subject!r} was forgotten, so nothing personal can be stored about them any more;"
+            " leave the event out, or give the person a new id if they came back"
+        )
+        self.subject = subject
+
+
+class SubjectKeyError(ConfigurationError):
+    """The key of a person is needed, and this store cannot get it.
+
+    Attributes:
+        subject: Who it is about; None if it does not matter.
+    """
+
+    def __init__(self, subject: str | None, advice: str) -> None:
+        super().__init__(advice if subject is None else f"the key of {subject!r} {advice}")
+        self.subject = subject
 
 
 class TransactionInUseError(ConfigurationError):

@@ -37,13 +37,17 @@ from datapatterns.event_sourcing.handling import applies
 from datapatterns.event_sourcing.importing import ImportedEvent
 from datapatterns.event_sourcing.importing_lines import LinesChecked, LinesImport, LinesImported
 from datapatterns.event_sourcing.json_lines import StoredEvent
+from datapatterns.event_sourcing.key_wrapping import KeyWrapper, LocalKeyWrapper
+from datapatterns.event_sourcing.personal import Personal, Redacted, SubjectForgotten
 from datapatterns.event_sourcing.policy import SnapshotPolicy, every, larger_than, on, slower_than
 from datapatterns.event_sourcing.publishing import PublishedMark, publish_mark, published_mark
 from datapatterns.event_sourcing.purging import ArchiveExport
 from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent, TypedEvent, TypedPage
 from datapatterns.event_sourcing.sealing import HashChain
+from datapatterns.event_sourcing.shredding import Forgotten, Purge, Subjects
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.event_sourcing.stored_events import EventFilter, StoredEvents, StoredPage
+from datapatterns.event_sourcing.subject_keys import SubjectKeys
 from datapatterns.event_sourcing.surveying import check_events
 from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery
 from datapatterns.event_sourcing.typed_log import TypedLog
@@ -79,21 +83,27 @@ __all__ = [
     "Exported",
     "FileAnchor",
     "Folded",
+    "Forgotten",
     "HandlerGap",
     "HashChain",
     "ImportedEvent",
     "KeyRing",
+    "KeyWrapper",
     "LinesChecked",
     "LinesImport",
     "LinesImported",
+    "LocalKeyWrapper",
     "LogFilter",
     "LogPage",
     "MessagePack",
     "MisreadEvent",
     "NewEvent",
+    "Personal",
     "Position",
     "PublishedMark",
+    "Purge",
     "RecordedEvent",
+    "Redacted",
     "Seal",
     "SnapshotPolicy",
     "StoredEvent",
@@ -101,6 +111,9 @@ __all__ = [
     "StoredPage",
     "StreamEvents",
     "StreamId",
+    "SubjectForgotten",
+    "SubjectKeys",
+    "Subjects",
     "TagQuery",
     "Tagged",
     "TaggedPage",

@@ -19,7 +19,7 @@ from datapatterns.errors import (
     StreamArchivedError,
     VersionConflictError,
 )
-from datapatterns.event_sourcing.encoding import EncodedEvent
+from datapatterns.event_sourcing.encoding import EncodedEvent, refuse_readable
 from datapatterns.event_sourcing.events import (
     VERSION_MAX,
     Appended,
@@ -116,6 +116,8 @@ def _answered(batch: StreamBatch, outcome: str, version: int, position: int) -> 
 
 def _parameters(batch: StreamBatch) -> dict[str, Any]:
     stream, encoded, expected_version, position, keyed = batch
+    for event in encoded:
+        refuse_readable(event)
     parameters: dict[str, Any] = {
         "tenant": stream.tenant,
         "category": stream.category,

@@ -5,11 +5,10 @@ are sums of 1 (MessagePack), 2 (Zstandard) and 4 (Encryption), which a chain app
 yours begin at `OWN_CODECS_FROM`.
 """
 
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, Protocol
-from uuid import UUID
 
 import msgspec
 
@@ -25,8 +24,9 @@ CODEC_ID_MAX: Final = 2**15 - 1
 STATE_BYTES_MAX: Final = 67_108_864
 """The largest state that a snapshot is read back from, as JSON."""
 
-_MARK: Final = "#"
-_EVENT_BYTES_MAX: Final = 2 * EVENT_BYTES_MAX  # sealed fields are longer than what they hold
+EVENT_PAYLOAD_MAX: Final = 2 * EVENT_BYTES_MAX
+"""The largest JSON of one event; encrypted fields are longer than what they hold."""
+
 _STAGE_SLACK: Final = 4  # MessagePack takes 9 bytes for 1.5
 
 
@@ -185,7 +185,7 @@ class Codecs:
         codec = self.writing
         if codec is None:
             return encoded
-        payloads = [_encode(codec, e.data, e.event_id.bytes, _EVENT_BYTES_MAX) for e in encoded]
+        payloads = [_encode(codec, e.data, e.event_id.bytes, EVENT_PAYLOAD_MAX) for e in encoded]
         if codec.optional and sum(map(len, payloads)) >= sum(len(e.data) for e in encoded):
             return encoded
         return [
@@ -230,27 +230,6 @@ class Codecs:
             return data.decode()
         except UnicodeDecodeError:
             raise PayloadError(known.name, "it is not text") from None
-
-    def event_text(self, content: str) -> str:
-        """Return the JSON of an event that was read as `event_content`; see `decode`."""
-        if content[:1] != _MARK:
-            return content
-        codec, event_id, payload = content[1:].split(" ", 2)
-        return self.decode(
-            int(codec),
-            b64decode(payload),
-            bound_to=UUID(event_id).bytes,
-            bytes_max=_EVENT_BYTES_MAX,
-        )
-
-    def state_text(self, content: str, *, bound_to: bytes) -> str:
-        """Return the JSON of a snapshot that was read as `state_content`; see `decode`."""
-        if content[:1] != _MARK:
-            return content
-        codec, payload = content[1:].split(" ", 1)
-        return self.decode(
-            int(codec), b64decode(payload), bound_to=bound_to, bytes_max=STATE_BYTES_MAX
-        )
 
 
 PLAIN: Final = Codecs()

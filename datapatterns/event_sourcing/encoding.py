@@ -12,6 +12,7 @@ from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import NewEvent, check_tags
 from datapatterns.event_sourcing.evolving import EventType
 from datapatterns.event_sourcing.payload import encode_event, encode_mapping, misfit
+from datapatterns.event_sourcing.personal import PersonalPlan, refuse_lookalike
 
 APPEND_EVENTS_MAX: Final = 10_000
 """The most events of one append; import more in chunks."""
@@ -25,6 +26,7 @@ class EncodedEvent(NamedTuple):
 
     Attributes:
         data: JSON; in base64 what a codec made of it, if ``codec`` is not 0.
+        personal: Where its personal fields lie, until they are encrypted.
     """
 
     name: str
@@ -34,6 +36,7 @@ class EncodedEvent(NamedTuple):
     meta: str | None
     tags: tuple[str, ...] = ()
     codec: int = 0
+    personal: PersonalPlan | None = None
 
 
 def encode_batch(
@@ -83,9 +86,40 @@ def encode(
     data = encode_mapping(event.data, event_type=event.event_type)
     both = {**(metadata or {}), **(event.metadata or {})}
     meta = encode_mapping(both, event_type=event.event_type) if both else None
+    refuse_lookalike(event.event_type, data)
     return EncodedEvent(
-        event.event_type, event.schema_version, event.event_id, data, meta, event.tags
+        event.event_type,
+        event.schema_version,
+        event.event_id,
+        data,
+        meta,
+        event.tags,
+        personal=_plan_of(event, data, types),
     )
+
+
+def _plan_of(event: NewEvent, data: str, types: EventTypes) -> PersonalPlan | None:
+    declared = types.personal(event.event_type)
+    if declared is None:
+        return None
+    if event.schema_version != declared.schema_version:
+        raise EventDataError(
+            event.event_type,
+            "it has personal fields, and where they lie is known of version"
+            f" {declared.schema_version} only; give it in that shape",
+        )
+    _check_fits(declared, data)
+    return declared.personal
+
+
+def refuse_readable(event: EncodedEvent) -> None:
+    """Refuse to store personal fields that were not encrypted: the last door, for all who store.
+
+    Raises:
+        RuntimeError: There are some. Whoever stores events passes them through `Contents`.
+    """
+    if event.personal is not None:
+        raise RuntimeError(f"personal fields of {event.name!r} were about to be stored readable")
 
 
 def _tags_of(event: object, declared: EventType) -> tuple[str, ...]:
@@ -104,6 +138,21 @@ def _encode_typed(
     declared = types.of(type(event))
     data = encode_event(event, event_type=declared.name)
     # Classes do not check what they are made of. What does not fit would stop every reader.
+    _check_fits(declared, data)
+    refuse_lookalike(declared.name, data)
+    tags = _tags_of(event, declared) if declared.tags else ()
+    return EncodedEvent(
+        declared.name,
+        declared.schema_version,
+        event_id,
+        data,
+        meta,
+        tags,
+        personal=declared.personal,
+    )
+
+
+def _check_fits(declared: EventType, data: str) -> None:
     try:
         declared.decoder.decode(data)
     except msgspec.ValidationError as error:
@@ -111,8 +160,6 @@ def _encode_typed(
             declared.name,
             f"it does not fit its class: {misfit(error)}; give what the fields declare",
         ) from None
-    tags = _tags_of(event, declared) if declared.tags else ()
-    return EncodedEvent(declared.name, declared.schema_version, event_id, data, meta, tags)
 
 
 def _new_ids(count: int) -> list[UUID]:

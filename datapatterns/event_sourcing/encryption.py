@@ -32,7 +32,7 @@ class KeyRing:
         for key_id, key in keys.items():
             if not 1 <= len(key_id.encode()) <= _KEY_ID_BYTES_MAX or not key_id.isprintable():
                 raise EncryptionKeyError(key_id[:100], "has no usable name; use 1 to 100 letters")
-            if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+            if len(key) != KEY_BYTES:
                 raise EncryptionKeyError(
                     key_id, f"must be {KEY_BYTES} random bytes; make it with secrets.token_bytes"
                 )

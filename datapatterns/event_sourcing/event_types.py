@@ -7,7 +7,7 @@ never rewritten: they are lifted, step by step, each time they are read.
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, overload
 
-from datapatterns.errors import EventTypeError
+from datapatterns.errors import EventTypeError, PersonalFieldError
 from datapatterns.event_sourcing.events import check_event_type
 from datapatterns.event_sourcing.evolving import (
     Ancestor,
@@ -21,6 +21,12 @@ from datapatterns.event_sourcing.evolving import (
     Verdict,
 )
 from datapatterns.event_sourcing.lifting import Reader, nothing_of, reader_of
+from datapatterns.event_sourcing.personal import (
+    SUBJECT_FORGOTTEN,
+    PersonalPlan,
+    SubjectForgotten,
+    personal_plan,
+)
 from datapatterns.event_sourcing.shapes import decoder_of, is_frozen
 
 E = TypeVar("E", bound=type)
@@ -49,6 +55,7 @@ class EventTypes:
         self._names: dict[type, frozenset[str]] = {}
         self.revision = 0
         """How often something was declared; what was derived before may be out of date."""
+        self.event(SUBJECT_FORGOTTEN)(SubjectForgotten)
 
     def event(
         self,
@@ -73,6 +80,7 @@ class EventTypes:
 
         Raises:
             EventTypeError: A name belongs to another class, or the class cannot be an event.
+            PersonalFieldError: A personal field could not be protected.
             ValueError: A name or the version cannot be stored.
         """
         check_event_type(name, version)
@@ -85,7 +93,7 @@ class EventTypes:
                 raise EventTypeError(
                     name, f"is declared by {_place(known.cls)} and by {_place(cls)}; rename one"
                 )
-            declared = EventType(name, version, cls, decoder_of(cls), tags)
+            declared = EventType(name, version, cls, decoder_of(cls), tags, _plan(name, cls, tags))
             self._declared.add_type(declared)
             self._by_class[cls] = declared
             self._changed()
@@ -211,6 +219,11 @@ class EventTypes:
             raise EventTypeError(_place(cls), 'is not an event; declare it with @event("its.name")')
         return declared
 
+    def personal(self, name: str) -> EventType | None:
+        """Return the declaration of that name if its class has personal fields."""
+        declared = self._declared.types.get(name)
+        return declared if declared is not None and declared.personal else None
+
     def fate(self, name: str, schema_version: int) -> Fate:
         """Return what becomes of a stored type of event, without reading one."""
         return self._declared.fate(Shape(name, schema_version))
@@ -308,6 +321,18 @@ def _check_class(name: str, cls: object) -> None:
         )
     if not frozen:
         raise EventTypeError(name, "what happened does not change; declare the class frozen=True")
+
+
+def _plan(
+    name: str, cls: type, tags: Callable[[Any], tuple[str, ...]] | None
+) -> PersonalPlan | None:
+    plan = personal_plan(name, cls)
+    used: tuple[str, ...] = getattr(getattr(tags, "__code__", None), "co_names", ())
+    for field in sorted(plan.names.intersection(used) if plan else ()):
+        raise PersonalFieldError(
+            name, field=field, advice="is used in its tags, which cannot be forgotten; tag an id"
+        )
+    return plan
 
 
 def _place(code: Any) -> str:  # noqa: ANN401 -- a class or a function

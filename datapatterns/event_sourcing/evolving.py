@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from datapatterns.errors import EventShapeError, EventTypeError
+from datapatterns.event_sourcing.personal import PersonalPlan
 from datapatterns.event_sourcing.shapes import Decoder
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any] | list[dict[str, Any]] | None]
@@ -38,6 +39,7 @@ class EventType:
         name: What is stored for it today.
         schema_version: Of its current shape.
         tags: What derives the tags of an event from the event; None if it has none.
+        personal: Where its personal fields lie; None if it has none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class EventType:
     cls: type
     decoder: Decoder = field(repr=False, compare=False)
     tags: Callable[[Any], tuple[str, ...]] | None = field(default=None, repr=False, compare=False)
+    personal: PersonalPlan | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

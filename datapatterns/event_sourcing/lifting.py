@@ -9,6 +9,7 @@ import msgspec
 from datapatterns.errors import EventShapeError
 from datapatterns.event_sourcing.evolving import Declarations, EventType, Fate, Shape, Step, Verdict
 from datapatterns.event_sourcing.payload import decode_stored, misfit
+from datapatterns.event_sourcing.personal import has_sealed, refuse_sealed
 from datapatterns.event_sourcing.shapes import Decoder, convert
 
 Lift = Callable[[dict[str, Any]], list[object]]
@@ -33,16 +34,24 @@ class Reader:
 
     def from_data(self, data: Mapping[str, Any]) -> list[object]:
         """Return no, one or several events; ``data`` stays as it is."""
-        return self._lift(dict(data) if self.decoder else private(dict(data)))
+        if self.decoder is None:
+            refuse_sealed(data)  # an upcaster might take it for something else
+            return self._lift(private(dict(data)))
+        return self._lift(dict(data))
 
     def from_json(self, data: str | bytes) -> list[object]:
         """Return no, one or several events, without a detour if the data has today's shape."""
         name, version = self._stored
         if self.decoder is None:
-            return self._lift(decode_stored(data, event_type=name, schema_version=version))
+            stored = decode_stored(data, event_type=name, schema_version=version)
+            if has_sealed(data):
+                refuse_sealed(stored)
+            return self._lift(stored)
         try:
             return [self.decoder.decode(data)]
         except msgspec.DecodeError as error:
+            if isinstance(error, msgspec.ValidationError):
+                refuse_sealed(msgspec.json.decode(data))
             raise EventShapeError(name, schema_version=version, reason=misfit(error)) from None
         except RecursionError:
             raise EventShapeError(
@@ -98,6 +107,7 @@ def _converted(data: dict[str, Any], declared: EventType, stored: Shape) -> obje
     try:
         return convert(data, declared.cls)
     except msgspec.ValidationError as error:
+        refuse_sealed(data)
         raise EventShapeError(
             stored.name, schema_version=stored.version, reason=misfit(error)
         ) from None

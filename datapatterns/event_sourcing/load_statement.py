@@ -48,7 +48,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from datapatterns.event_sourcing.contents import event_content, state_content
+from datapatterns.event_sourcing.contents import event_content, state_column
 from datapatterns.event_sourcing.schema import event_tables
 
 STREAM: Final = -1
@@ -68,11 +68,13 @@ class Asked(NamedTuple):
         snapshots: Whether to begin at snapshots.
         by_version: Whether the past is asked for by version.
         by_time: Whether it is asked for by time.
+        bound: Whether events come with their ids, which encrypted fields need.
     """
 
     snapshots: bool
     by_version: bool
     by_time: bool
+    bound: bool = False
 
 
 @cache
@@ -200,7 +202,7 @@ def _snapshot(schema: str, asked: Asked, stream: CTE) -> FromClause:
         select(
             snapshots.c.version,
             snapshots.c.position,
-            state_content(snapshots).label("state"),
+            state_column(snapshots).label("state"),
             fits.label("fits"),
         )
         .where(
@@ -223,7 +225,7 @@ def _events(schema: str, asked: Asked, *, stream_id: Any, after: Any) -> FromCla
             events.c.version,
             events.c.type_id,
             events.c.position,
-            event_content(events).label("content"),
+            event_content(events, bound=asked.bound).label("content"),
         )
         .where(events.c.stream_id == stream_id, events.c.version > after, *_until(events, asked))
         .order_by(events.c.version)

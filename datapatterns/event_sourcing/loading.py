@@ -138,7 +138,12 @@ class _Load:
 
     def _rows(self, kind: SnapshotKind | None) -> list[_Row]:
         moment = self.moment
-        asked = Asked(kind is not None, moment.version is not None, moment.at is not None)
+        asked = Asked(
+            kind is not None,
+            moment.version is not None,
+            moment.at is not None,
+            self.by.contents.needs_ids,
+        )
         first = self.subject(self.keys[0]).stream
         return self._fetched(
             load_statement(self.by.schema, asked),
@@ -204,17 +209,25 @@ class _Load:
             # Somebody restored or edited tables.
             logger.warning("snapshot ignored: its event is not in the stream", extra=known)
             raise _UnusableSnapshotError
+        history = sourced._history  # noqa: SLF001 -- its keeper
         try:
-            bound_to = kind.bound_to(sourced.stream, row.version)
-            state = self.by.contents.codecs.state_text(row.content, bound_to=bound_to)
-            kind.shape.restore(sourced, state)
+            state = self.by.contents.incoming_state(
+                self.conn,
+                row.content,
+                bound_to=kind.bound_to(sourced.stream, row.version),
+                tenant=sourced.stream.tenant,
+                subjects=history.persons,
+            )
+            if state is not None:
+                kind.shape.restore(sourced, state)
         except Exception as error:  # noqa: BLE001 -- whatever is wrong with a copy, there are the events
             reason = (
                 misfit(error) if isinstance(error, msgspec.MsgspecError) else type(error).__name__
             )
             logger.warning("snapshot ignored: it cannot be read", extra=known | {"reason": reason})
             raise _UnusableSnapshotError from None
-        history = sourced._history  # noqa: SLF001 -- its keeper
+        if state is None:  # it was being written when a person was forgotten
+            raise _UnusableSnapshotError
         history.version = history.snapshot_version = row.version
         history.position = Position(row.position)
 
@@ -222,7 +235,10 @@ class _Load:
         history, steps = sourced._history, self.steps  # noqa: SLF001 -- its keeper
         expected = history.version
         texts = self.by.contents.incoming(
-            self.conn, [row[4] for row in rows], tenant=history.stream.tenant
+            self.conn,
+            [row[4] for row in rows],
+            tenant=history.stream.tenant,
+            subjects=history.persons,
         )
         for (_, version, kind, _, _), text in zip(rows, texts, strict=True):
             expected += 1
@@ -258,7 +274,12 @@ class _Load:
 
     def _read_on(self, sourced: Sourced, until: int) -> None:
         stream = sourced.stream
-        asked = Asked(snapshots=False, by_version=True, by_time=self.moment.at is not None)
+        asked = Asked(
+            snapshots=False,
+            by_version=True,
+            by_time=self.moment.at is not None,
+            bound=self.by.contents.needs_ids,
+        )
         while sourced.version < until:
             rows: list[_Row] = self._fetched(
                 further_statement(self.by.schema, asked),

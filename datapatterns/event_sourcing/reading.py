@@ -4,7 +4,6 @@ All of it reads archived events, too: a reader of the log would lose those that 
 two of its pages, and the empty archive costs nothing that could be measured.
 """
 
-from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -12,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from datapatterns.errors import EventOrphanedError
-from datapatterns.event_sourcing.contents import Contents
+from datapatterns.event_sourcing.contents import Contents, StoredEvent
 from datapatterns.event_sourcing.events import LIMIT_MAX, START, VERSION_MAX, Position, StreamId
 from datapatterns.event_sourcing.filtering import FilterShape, LogFilter
 from datapatterns.event_sourcing.high_water import read_mark
@@ -174,23 +173,19 @@ def read_contents(
 ) -> Sequence[bytes]:
     """Return what each event says as JSON.
 
-    The columns of ``rows`` begin as `BOUND`; as `TYPED` will do for a store without codecs.
+    The columns of ``rows`` begin as `BOUND`; as `TYPED` will do for a store of plain contents.
     """
-    if contents.codecs.is_plain and not any(row[6] for row in rows):
+    if contents.is_plain and not any(row[6] for row in rows):
         return [row[4] for row in rows]
-    tenants = [names.streams[row[1]].tenant for row in rows]
-    texts = contents.incoming(conn, [_as_text(row) for row in rows], tenant=tenants)
-    return [text.encode() for text in texts]
+    stored = [_stored(row, names) for row in rows]
+    return [text.encode() for text in contents.opened(conn, stored)]
 
 
-def _as_text(row: Sequence[Any]) -> str:
-    """Return what `event_content` would have read; it would have cost the server more."""
-    codec, plain = row[6], row[4]
-    if not codec:
-        return str(plain, "utf-8")
-    # A store without codecs reads no ids, and refuses this one whatever its id is.
+def _stored(row: Sequence[Any], names: Names) -> StoredEvent:
+    # A store of plain contents reads no ids, and refuses this one whatever its id is.
     event_id = UUID(bytes=row[7]) if len(row) > len(TYPED) else UUID(int=0)
-    return f"#{codec} {event_id} {b64encode(row[5]).decode()}"
+    content = row[5] if row[6] else row[4]
+    return StoredEvent(names.streams[row[1]].tenant, event_id, row[6], content)
 
 
 def _end(conn: Connection, values: dict[str, Any], shape: FilterShape, *, schema: str) -> Position:

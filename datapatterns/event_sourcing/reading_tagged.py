@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from datapatterns.errors import IsolationLevelError
-from datapatterns.event_sourcing.contents import Contents, event_content
+from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import (
     LIMIT_MAX,
@@ -71,7 +71,9 @@ def read_tagged(  # noqa: PLR0913 -- EventStore binds the schema and types
         end = read_mark(conn, schema=schema, after=after)
         if end <= after:  # it may step back a little; a checkpoint must not
             return _page([], after, query, tenant=tenant, caught_up=True)
-    found = _matching(query, types, event_tables(schema), after=after, end=end, limit=limit)
+    found = _matching(
+        query, types, event_tables(schema), contents, after=after, end=end, limit=limit
+    )
     rows = conn.execute(found, {"tenant": tenant}).all()
     data = contents.incoming(conn, [row[7] for row in rows], tenant=[row[3] for row in rows])
     events = [_recorded(row, text) for row, text in zip(rows, data, strict=True)]
@@ -111,10 +113,11 @@ def _lock(conn: Connection, query: TagQuery, *, tenant: str, schema: str) -> Non
         raise IsolationLevelError(found="an older snapshot", needed=_READ_COMMITTED)
 
 
-def _matching(
+def _matching(  # noqa: PLR0913 -- a statement in one piece
     query: TagQuery,
     types: EventTypes,
     tables: EventTables,
+    contents: Contents,
     *,
     after: Position,
     end: Position | None,
@@ -138,7 +141,7 @@ def _matching(
             events.c.version,
             names.c.name,
             names.c.schema_version,
-            event_content(events),
+            contents.event_column(events),
             cast(events.c.meta, Text),
             events.c.event_id,
             events.c.at,

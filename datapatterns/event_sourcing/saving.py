@@ -68,7 +68,7 @@ def unsaved_batch(
     )
     return batch, StreamBatch(
         history.stream,
-        contents.outgoing(conn, encoded, tenant=history.stream.tenant),
+        contents.outgoing(conn, encoded, tenant=history.stream.tenant, subjects=history.persons),
         batch.expected_version,
         position=batch.after if batch.expected_version else None,
     )

@@ -59,6 +59,7 @@ class EventTables:
     all_events: TableClause
     marks: Table
     snapshots: Table
+    subject_keys: Table
     import_chunks: Table
     seals: Table
     purges: Table
@@ -227,9 +228,23 @@ def event_tables(schema: str, /) -> EventTables:
             Column[Any]("state", JSON),
             Column[bytes]("payload", LargeBinary),
             Column[int]("codec", SmallInteger, nullable=False, server_default="0"),
+            Column[list[str]]("subjects", ARRAY(Text)),
             PrimaryKeyConstraint("stream_id", "aggregate", "fingerprint", "version"),
             CheckConstraint("version > 0", "positive"),
             CheckConstraint(_ONE_CONTENT.replace("data", "state"), "codec"),
+        ),
+        subject_keys=Table(
+            "subject_key",
+            metadata,
+            Column[str]("tenant", Text),
+            Column[str]("subject", Text),
+            Column[bytes]("wrapped_key", LargeBinary),
+            Column[datetime](
+                "created_at", _MOMENT, nullable=False, server_default=func.clock_timestamp()
+            ),
+            Column[datetime]("shredded_at", _MOMENT),
+            PrimaryKeyConstraint("tenant", "subject"),
+            CheckConstraint("(wrapped_key IS NULL) = (shredded_at IS NOT NULL)", "shredded"),
         ),
         import_chunks=Table(
             "import_chunk",

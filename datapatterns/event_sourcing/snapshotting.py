@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Connection,
     Delete,
@@ -104,9 +105,16 @@ def save_snapshot(
     }
     state = kind.shape.encode(sourced)
     bound_to = kind.bound_to(history.stream, history.version)
-    codec, payload = contents.codecs.encode_state(state, bound_to=bound_to)
-    content = {"state": None if codec else state, "payload": payload, "codec": codec}
-    stream_id = conn.scalar(_insert_statement(schema), values | content)
+    stored = contents.outgoing_state(
+        conn,
+        state,
+        bound_to=bound_to,
+        tenant=history.stream.tenant,
+        subjects=history.persons,
+    )
+    if stored is None:
+        return False
+    stream_id = conn.scalar(_insert_statement(schema), values | stored._asdict())
     if stream_id is None:
         return False
     history.snapshot_version = history.version
@@ -242,6 +250,7 @@ def _insert_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public
             cast(bindparam("state", type_=Text), JSON),
             bindparam("payload", type_=LargeBinary),
             bindparam("codec", type_=SmallInteger),
+            bindparam("subjects", type_=ARRAY(Text)),
         )
         .join(streams, streams.c.id == events.c.stream_id)
         .where(
@@ -263,7 +272,7 @@ def _insert_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public
 
 _COLUMNS = (
     "stream_id", "aggregate", "fingerprint", "version", "position", "at", "state",
-    "payload", "codec",
+    "payload", "codec", "subjects",
 )  # fmt: skip
 
 

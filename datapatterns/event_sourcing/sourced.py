@@ -31,6 +31,7 @@ class History:
         folded: The classes of events since the snapshot that the policy asks for.
         unsaved: Events emitted since the last save, with their ids.
         sent: The batch of the last save, for a retry.
+        persons: Whose personal data may be in the state.
     """
 
     stream: StreamId
@@ -42,6 +43,7 @@ class History:
     folded: set[type] = field(default_factory=set)
     unsaved: list[tuple[UUID, object]] = field(default_factory=list)
     sent: Batch | None = None
+    persons: set[str] = field(default_factory=set)
 
 
 class Sourced:

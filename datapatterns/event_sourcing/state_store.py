@@ -18,6 +18,7 @@ from datapatterns.event_sourcing.loading import Loader, Moment
 from datapatterns.event_sourcing.saving import save_sourced
 from datapatterns.event_sourcing.snapshotting import is_due, save_snapshot
 from datapatterns.event_sourcing.sourced import Sourced
+from datapatterns.event_sourcing.subject_keys import SubjectKeys
 from datapatterns.event_sourcing.subjects import Subject
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 
@@ -34,6 +35,7 @@ class StateStore:
     types: EventTypes = field(default=EVENT_TYPES, repr=False)
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
     codecs: Codecs = field(default=PLAIN, repr=False)
+    keys: SubjectKeys | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         checked_schema(self.schema)
@@ -41,7 +43,7 @@ class StateStore:
     @property
     def contents(self) -> Contents:
         """How contents get into the database and out of it."""
-        return Contents(self.codecs)
+        return Contents(self.codecs, self.keys, self.schema)
 
     @overload
     def load(

@@ -47,6 +47,7 @@ class EventStore(StateStore):
         types: The types of events that can be decoded and given as objects.
         clock: Measures how long loads take, for snapshot policies.
         codecs: What is stored in place of plain JSON. SQL over the data needs plain JSON.
+        keys: Of the persons whom personal fields are about; None if no event has such fields.
 
     Raises:
         SchemaNameError: The library's tables cannot live in a schema of that name.

@@ -54,7 +54,7 @@ class TypedLog:
         """
         asked = Question(after, limit, matching, published)
         store, schema = self.store, self.store.schema
-        columns = TYPED if store.codecs.is_plain else BOUND
+        columns = TYPED if store.contents.is_plain else BOUND
         rows, checkpoint, mark = read_page_rows(conn, asked, schema=schema, columns=columns)
         if not rows:
             return TypedPage([], checkpoint, mark)

@@ -30,16 +30,22 @@ from datapatterns.event_sourcing import (
     EventStore,
     FileAnchor,
     Folded,
+    Forgotten,
     HashChain,
     KeyRing,
+    KeyWrapper,
+    LocalKeyWrapper,
     LogPage,
     MessagePack,
     NewEvent,
     Position,
+    Purge,
     RecordedEvent,
     Seal,
     StreamEvents,
     StreamId,
+    SubjectKeys,
+    Subjects,
     Tagged,
     TaggedPage,
     TagQuery,
@@ -83,6 +89,20 @@ store: EventStore = layer.events
 ring = KeyRing({"2026": bytes(32)}, writing="2026")
 chain: Codec = Chain(MessagePack(), Zstandard(level=3), Encryption(ring))
 EventStore(codecs=Codecs(chain, reading=[Zstandard()]))
+people = EventStore(keys=SubjectKeys(LocalKeyWrapper(ring), cache_seconds=30))
+wrapper: KeyWrapper = LocalKeyWrapper(ring)
+
+
+def purge(conn: Connection, subject: str, *, tenant: str) -> None: ...
+
+
+hook: Purge = purge
+
+
+def forget(conn: Connection) -> None:
+    assert_type(Subjects(people, purges=[purge]).forget(conn, 7, tenant="t"), Forgotten)
+
+
 EventStore(codecs=chain)  # type: ignore[arg-type]
 CART = StreamId("cart", "7")
 
