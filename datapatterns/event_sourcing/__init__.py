@@ -16,6 +16,8 @@ from datapatterns.event_sourcing.compression import Zstandard
 from datapatterns.event_sourcing.decider import Decider, Decides, Folded
 from datapatterns.event_sourcing.encryption import Encryption, KeyRing
 from datapatterns.event_sourcing.event_types import EventTypes, dropped, event, renamed, upcast
+from datapatterns.event_sourcing.event_writer import EventWriter
+from datapatterns.event_sourcing.event_writer_async import AsyncEventWriter
 from datapatterns.event_sourcing.events import (
     ANY,
     EXISTS,
@@ -64,6 +66,7 @@ __all__ = [
     "Appended",
     "Archive",
     "ArchiveExport",
+    "AsyncEventWriter",
     "Blocker",
     "BrokenSegment",
     "Chain",
@@ -79,6 +82,7 @@ __all__ = [
     "EventFilter",
     "EventStore",
     "EventTypes",
+    "EventWriter",
     "Expected",
     "Exported",
     "FileAnchor",

@@ -60,16 +60,22 @@ def append_events(
     conn: Connection, batch: StreamBatch, *, schema: str, guard: Guard | None = None
 ) -> Appended:
     """Do what `EventStore.append` promises."""
+    # By the driver's own statement: Core's execute costs as much again as the round trip.
+    call = append_call(batch, schema=schema, guard=guard)
+    outcome, version, position = conn.exec_driver_sql(*call).one()
+    return answered(batch, outcome, version, position)
+
+
+def append_call(
+    batch: StreamBatch, *, schema: str, guard: Guard | None
+) -> tuple[str, dict[str, Any]]:
+    """Return the statement, as the driver takes it, and its parameters."""
     parameters = _parameters(batch)
     is_plain = parameters["tags"] is None and guard is None and not parameters["keyed"]
     if not is_plain:
         parameters["condition"] = guard and guard.condition
         parameters["after"] = guard and guard.after
-    # By the driver's own statement: Core's execute costs as much again as the round trip.
-    outcome, version, position = conn.exec_driver_sql(
-        _append_statement(schema, is_plain=is_plain), parameters
-    ).one()
-    return _answered(batch, outcome, version, position)
+    return _append_statement(schema, is_plain=is_plain), parameters
 
 
 def append_to_streams(
@@ -87,14 +93,20 @@ def append_to_streams(
     ).all()
     # If one is refused, nothing was written, and the last row says why.
     for outcome, version, position, place in answers[-1:]:
-        _answered(ordered[place - 1], outcome, version, position)
+        answered(ordered[place - 1], outcome, version, position)
     return {
-        ordered[place - 1].stream: _answered(ordered[place - 1], outcome, version, position)
+        ordered[place - 1].stream: answered(ordered[place - 1], outcome, version, position)
         for outcome, version, position, place in answers
     }
 
 
-def _answered(batch: StreamBatch, outcome: str, version: int, position: int) -> Appended:
+def answered(batch: StreamBatch, outcome: str, version: int, position: int) -> Appended:
+    """Return what an append did.
+
+    Raises:
+        ConflictError: Another writer was first.
+        ConfigurationError: It was refused.
+    """
     if outcome == "appended":
         return Appended(version, Position(position))
     if outcome == "repeated":

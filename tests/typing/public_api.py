@@ -19,6 +19,7 @@ from datapatterns.event_sourcing import (
     Appended,
     Archive,
     ArchiveExport,
+    AsyncEventWriter,
     Chain,
     ChainReport,
     Codec,
@@ -28,6 +29,7 @@ from datapatterns.event_sourcing import (
     Encryption,
     EventCheck,
     EventStore,
+    EventWriter,
     FileAnchor,
     Folded,
     Forgotten,
@@ -240,6 +242,17 @@ def units_of_work(conn: Connection, session: Session, async_session: AsyncSessio
     with store.unit(conn) as unit:
         unit.append(CART, [NewEvent("a", {})], expected_version=ANY)
     store.unit(conn).append(CART, [], expected_version=ANY)  # type: ignore[attr-defined]  # a block
+
+
+def appends_that_stand_alone(engine: Engine) -> None:
+    with EventWriter(store, engine, connections=8) as writer:
+        assert_type(writer.append(CART, [], expected_version=ANY), Appended)
+    EventWriter(store, layer)  # type: ignore[arg-type]  # not an engine
+
+
+async def asynchronous_appends_that_stand_alone(engine: AsyncEngine) -> None:
+    async with AsyncEventWriter(store, engine) as writer:
+        assert_type(await writer.append(CART, [], expected_version=ANY), Appended)
 
 
 async def operations_keep_their_types_on_the_way_through_asyncio(engine: AsyncEngine) -> None:
