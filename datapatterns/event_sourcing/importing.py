@@ -8,7 +8,7 @@ events is refused.
 import hashlib
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.util import await_only
 
-from datapatterns.errors import ImportChunkError, IsolationLevelError
+from datapatterns.errors import ImportChunkError, IsolationLevelError, StreamArchivedError
 from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.encoding import EncodedEvent, encode, refuse_readable
 from datapatterns.event_sourcing.event_types import EventTypes
@@ -240,12 +240,17 @@ def _claim(
         for stream_id, tenant, category, key, reached, last_at in rows
         for len_ in (len(parts[StreamId(category, key, tenant)].events),)
     }
-    for stream, part in parts.items():
-        if stream not in claimed:
-            raise ValueError(
-                f"{stream} has events after {part.times[0]}; inside a stream time cannot go back"
-            )
+    for stream in parts.keys() - claimed.keys():
+        _refuse_if_archived(conn, stream, schema)
+        since = parts[stream].times[0]
+        raise ValueError(f"{stream} has events after {since}; inside a stream time cannot go back")
     return claimed
+
+
+def _refuse_if_archived(conn: Connection, stream: StreamId, schema: str) -> None:
+    streams = event_tables(schema).streams
+    if conn.scalar(select(streams.c.archived_at).filter_by(**asdict(stream))) is not None:
+        raise StreamArchivedError(str(stream))
 
 
 def _type_ids(
@@ -388,7 +393,8 @@ def _claim_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public 
             "last_at": func.greatest(claim.excluded.last_at, streams.c.last_at),
         },
         # Times that were given must not go back; the time of now is moved up to the stream's.
-        where=(streams.c.last_at <= claim.excluded.created_at) | bindparam("timed").is_(False),
+        where=streams.c.archived_at.is_(None)
+        & ((streams.c.last_at <= claim.excluded.created_at) | bindparam("timed").is_(False)),
     ).returning(
         streams.c.id,
         streams.c.tenant,

@@ -25,6 +25,7 @@ from datapatterns.event_sourcing import (
     EventStore,
     Expected,
     HashChain,
+    ImportedEvent,
     NewEvent,
     StreamId,
 )
@@ -98,6 +99,14 @@ def test_a_stopped_stream_moves_away_step_by_step_and_comes_back(
     assert restored == {"event": [*range(1, 11)], "archive": [], "all": [*range(1, 11)]}
     assert appended.version == 11
     assert call(store.read_log).events[:10] == before
+
+
+def test_a_stopped_stream_takes_no_import_either(call: Call, engine: Engine) -> None:
+    fill(engine)
+    call(archive.stop, CART)
+
+    with pytest.raises(StreamArchivedError):
+        call(store.import_events, [ImportedEvent(CART, happened(1)[0])], source="tills", chunk=1)
 
 
 def test_a_stream_is_stopped_only_as_it_is_expected(conn: Connection) -> None:
