@@ -20,6 +20,7 @@ pytest_plugins = [
     "tests.fixtures.least_rights_everywhere",
     "tests.fixtures.lost_commits",
     "tests.fixtures.pages",
+    "tests.fixtures.partitioned_everywhere",
     "tests.fixtures.servers",
 ]
 

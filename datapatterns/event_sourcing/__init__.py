@@ -40,6 +40,7 @@ from datapatterns.event_sourcing.importing import ImportedEvent
 from datapatterns.event_sourcing.importing_lines import LinesChecked, LinesImport, LinesImported
 from datapatterns.event_sourcing.json_lines import StoredEvent
 from datapatterns.event_sourcing.key_wrapping import KeyWrapper, LocalKeyWrapper
+from datapatterns.event_sourcing.partitioning import Partition, Partitioning
 from datapatterns.event_sourcing.personal import Personal, Redacted, SubjectForgotten
 from datapatterns.event_sourcing.policy import SnapshotPolicy, every, larger_than, on, slower_than
 from datapatterns.event_sourcing.publishing import PublishedMark, publish_mark, published_mark
@@ -102,6 +103,8 @@ __all__ = [
     "MessagePack",
     "MisreadEvent",
     "NewEvent",
+    "Partition",
+    "Partitioning",
     "Personal",
     "Position",
     "PublishedMark",

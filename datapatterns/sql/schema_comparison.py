@@ -32,7 +32,7 @@ def schema_differences(conn: Connection, *, schema: str = DEFAULT_SCHEMA) -> tup
 
     A line that begins with ``-`` is missing, one with ``+`` should not be there. Tables that the
     library does not know, and further indexes that are not unique, are nobody's mistake. Grants,
-    owners and storage parameters are the operator's choice.
+    owners, storage parameters and partitions are the operator's choice.
 
     The caller must roll the transaction back: the schema that this makes for comparing is
     not meant to stay.
@@ -83,6 +83,11 @@ WITH relations AS (
     WHERE c.relnamespace = to_regnamespace(:schema)
       AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
       AND c.relname <> 'library_version'
+), parts AS (
+    SELECT r.owner, r.oid AS parent, p.oid AS part, p.relname::text AS name,
+           count(*) OVER (PARTITION BY r.oid) AS siblings
+    FROM relations r JOIN pg_inherits i ON i.inhparent = r.oid JOIN pg_class p ON p.oid = i.inhrelid
+    WHERE r.relkind = 'p'
 )
 SELECT owner, 'relation' AS kind,
        format('%s %I persistence %s', CASE relkind WHEN 'S' THEN 'sequence' WHEN 'v' THEN 'view'
@@ -113,13 +118,31 @@ SELECT owner, 'constraint', format('constraint %I on %I %s', o.conname, owner,
 FROM relations JOIN pg_constraint o ON o.conrelid = relations.oid AND o.contype <> 'n'
 UNION ALL
 SELECT owner, CASE WHEN i.indisunique THEN 'unique index' ELSE 'index' END,
-       format('index %s%s', pg_get_indexdef(i.indexrelid),
+       format('index %s%s', replace(pg_get_indexdef(i.indexrelid), ' ON ONLY ', ' ON '),
               CASE WHEN NOT i.indisvalid THEN ' (not valid)' END)
 FROM relations JOIN pg_index i ON i.indrelid = relations.oid
 UNION ALL
 SELECT owner, 'trigger', format('trigger %s%s', pg_get_triggerdef(t.oid),
        CASE WHEN t.tgenabled <> 'O' THEN ' (enabled: ' || t.tgenabled::text || ')' END)
 FROM relations JOIN pg_trigger t ON t.tgrelid = relations.oid AND NOT t.tgisinternal
+UNION ALL
+-- A partitioned table cannot have every unique constraint itself; what all of its partitions have,
+-- counts as its own.
+SELECT owner, 'constraint', line FROM parts JOIN pg_constraint o ON o.conrelid = part
+    AND o.contype = 'u', replace(format('constraint %I on %I %s', o.conname, name,
+    pg_get_constraintdef(o.oid)), name, owner) AS line
+GROUP BY owner, line, siblings HAVING count(*) = siblings
+UNION ALL
+SELECT owner, 'unique index', line FROM parts JOIN pg_index i ON i.indrelid = part
+    AND i.indisunique, replace(format('index %s', pg_get_indexdef(i.indexrelid)), name, owner)
+    AS line
+GROUP BY owner, line, siblings HAVING count(*) = siblings
+UNION ALL
+-- Its triggers for statements fire only where the statement names it.
+SELECT owner, 'partition', format('partition %I without trigger %I', name, t.tgname)
+FROM parts JOIN pg_trigger t ON t.tgrelid = parent AND NOT t.tgisinternal
+WHERE NOT EXISTS (SELECT FROM pg_trigger o WHERE o.tgrelid = part AND o.tgname = t.tgname
+    AND (o.tgfoid, o.tgtype, o.tgenabled) = (t.tgfoid, t.tgtype, t.tgenabled))
 UNION ALL
 SELECT owner, 'routine', format('function %s', owner) FROM (
     SELECT DISTINCT p.proname::text AS owner FROM pg_proc p

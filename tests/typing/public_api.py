@@ -40,6 +40,8 @@ from datapatterns.event_sourcing import (
     LogPage,
     MessagePack,
     NewEvent,
+    Partition,
+    Partitioning,
     Position,
     Purge,
     RecordedEvent,
@@ -295,6 +297,14 @@ def an_archive_moves_and_purges_what_was_exported(conn: Connection) -> None:
     exported = archive.export(conn, CART, through_version=3, write=print)
     assert_type(exported, ArchiveExport)
     archive.purge(conn, CART, exported)  # type: ignore[call-arg]  # no reason was given
+
+
+def events_are_partitioned_by_an_engine_and_extended_in_a_transaction(conn: Connection) -> None:
+    partitioning = Partitioning(store)
+    assert_type(partitioning.partition(layer.engine), bool)
+    assert_type(partitioning.extend(conn), int)
+    assert_type(partitioning.partitions(conn), list[Partition])
+    partitioning.partition(conn)  # type: ignore[arg-type]  # it takes several transactions
 
 
 def a_chain_seals_verifies_and_takes_any_anchor(conn: Connection) -> None:

@@ -8,6 +8,8 @@ Revision ID: dp0012
 Revises: dp0011
 """
 
+from datapatterns_migrations.event_partitions import CREATE as PARTITIONS
+from datapatterns_migrations.event_partitions import DROP as PARTITIONS_BEFORE
 from datapatterns_migrations.placement import run
 
 revision = "dp0012"
@@ -207,7 +209,9 @@ def upgrade() -> None:
     run(NEEDED)
     run(MOVES_ONLY)
     run(RIGHTS)
+    run(PARTITIONS)
 
 
 def downgrade() -> None:
+    run(PARTITIONS_BEFORE)
     run(BEFORE)
