@@ -1,6 +1,7 @@
 """Append events to streams, unless another writer got there first."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -249,3 +250,14 @@ def identified(
         event._replace(event_id=event_id)
         for event, event_id in zip(encoded, event_ids, strict=True)
     ]
+
+
+def refuse_if_archived(conn: Connection, stream: StreamId, *, schema: str) -> None:
+    """Refuse to write to a stream that is stopped.
+
+    Raises:
+        StreamArchivedError: It is.
+    """
+    streams = event_tables(schema).streams
+    if conn.scalar(select(streams.c.archived_at).filter_by(**asdict(stream))) is not None:
+        raise StreamArchivedError(str(stream))

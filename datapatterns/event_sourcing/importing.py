@@ -8,7 +8,7 @@ events is refused.
 import hashlib
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
@@ -28,7 +28,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.util import await_only
 
-from datapatterns.errors import ImportChunkError, IsolationLevelError, StreamArchivedError
+from datapatterns.errors import ImportChunkError, IsolationLevelError
+from datapatterns.event_sourcing.appending import refuse_if_archived
 from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.encoding import EncodedEvent, encode, refuse_readable
 from datapatterns.event_sourcing.event_types import EventTypes
@@ -241,16 +242,10 @@ def _claim(
         for len_ in (len(parts[StreamId(category, key, tenant)].events),)
     }
     for stream in parts.keys() - claimed.keys():
-        _refuse_if_archived(conn, stream, schema)
+        refuse_if_archived(conn, stream, schema=schema)
         since = parts[stream].times[0]
         raise ValueError(f"{stream} has events after {since}; inside a stream time cannot go back")
     return claimed
-
-
-def _refuse_if_archived(conn: Connection, stream: StreamId, schema: str) -> None:
-    streams = event_tables(schema).streams
-    if conn.scalar(select(streams.c.archived_at).filter_by(**asdict(stream))) is not None:
-        raise StreamArchivedError(str(stream))
 
 
 def _type_ids(

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Boolean,
     Connection,
     Engine,
+    Executable,
     Integer,
     Select,
     Text,
@@ -221,7 +222,7 @@ class Partitioning:
 
 
 @cache
-def _list_statement(schema: str) -> Select[Any]:
+def _list_statement(schema: str) -> Executable:
     columns = (
         column("name", Text),
         column("lower_bound", BigInteger),
