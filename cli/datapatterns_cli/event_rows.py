@@ -1,13 +1,14 @@
 """Stored events as rows of a table, as one line each, and as JSON."""
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
 
 if TYPE_CHECKING:
-    from datapatterns.event_sourcing import EventFilter, StoredEvent
+    from datapatterns.event_sourcing import LogFilter, StoredEvent
 
 DATA_SHOWN: Final = 100
 """How many characters of data a table shows; JSON has all."""
@@ -71,9 +72,29 @@ def _cut(text: str, size: int) -> str:
     return text if len(text) <= size else f"{text[: size - 1]}…"
 
 
+class Moment(click.ParamType[datetime]):
+    """A moment as ISO 8601 writes it, with its time zone."""
+
+    name = "moment"
+
+    def convert(
+        self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Return the moment."""
+        try:
+            found = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no moment; write 2026-05-01T12:00Z", param, ctx)
+        if found.utcoffset() is None:
+            self.fail(f"{value!r} has no time zone; write 2026-05-01T12:00Z", param, ctx)
+        return found
+
+
 def filter_options(command: Any) -> Any:  # noqa: ANN401 -- click's decorators are not typed better
     """Add the options that say which events are wanted."""
     for option in (
+        click.option("--until", type=Moment(), help="Recorded before that moment."),
+        click.option("--since", type=Moment(), help="Recorded at that moment or later."),
         click.option("--tenant", help="Only of this tenant; '' is the one without a name."),
         click.option("--tag", "tags", multiple=True, help="Only with this tag; all, if repeated."),
         click.option("--category", "categories", multiple=True, help="Only of this category."),
@@ -83,13 +104,18 @@ def filter_options(command: Any) -> Any:  # noqa: ANN401 -- click's decorators a
     return command
 
 
-def filter_of(options: dict[str, Any]) -> "EventFilter":
+def filter_of(options: dict[str, Any]) -> "LogFilter":
     """Return the filter that `filter_options` ask for."""
-    from datapatterns.event_sourcing import EventFilter  # noqa: PLC0415 -- help must not wait
+    from datapatterns.event_sourcing import LogFilter  # noqa: PLC0415 -- help must not wait
 
-    return EventFilter(
-        event_types=options["types"] or None,
-        categories=options["categories"] or None,
-        tags=options["tags"] or None,
-        tenant=options["tenant"],
-    )
+    try:
+        return LogFilter(
+            event_types=options["types"] or None,
+            categories=options["categories"] or None,
+            tags=options["tags"],
+            since=options["since"],
+            until=options["until"],
+            tenant=options["tenant"],
+        )
+    except ValueError as error:  # no tag can be like that
+        raise click.UsageError(str(error)) from error

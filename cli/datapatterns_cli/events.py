@@ -2,7 +2,7 @@
 
 import click
 
-from datapatterns_cli import events_checking, events_copying, events_reading
+from datapatterns_cli import events_checking, events_copying, events_moving, events_reading
 from datapatterns_cli.shared_options import Group
 
 
@@ -31,5 +31,6 @@ for _command in (
     events_checking.verify_chain,
     events_copying.export,
     events_copying.import_,
+    events_moving.import_eventsourcing,
 ):
     events.add_command(_command)

@@ -23,7 +23,6 @@ _STDIO = Path("-")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @click.option("--after", type=click.IntRange(0), default=0, help="Only events after this position.")
 @filter_options
-@click.option("--include-archive", is_flag=True, help="Archived events, too.")
 @click.option("--continue", "proceed", is_flag=True, help="Add to FILE what has happened since.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
 @pass_invocation
@@ -31,11 +30,12 @@ def export(invocation: Invocation, /, **options: Any) -> None:  # noqa: ANN401
     """Write events into FILE as lines of JSON, all that is needed to import them; - is stdout.
 
     If it breaks off, run it again: it goes on in FILE.partial, which becomes FILE when it is
-    complete. It ends where the log was final when it began. With a name that ends with .gz, the
-    file is compressed. Encrypted data stay encrypted, and keys are not exported.
+    complete. It ends where the log was final when it began; archived events are in it, too. With
+    a name that ends with .gz, the file is compressed. Encrypted data stay encrypted, and keys are
+    not exported.
 
     \b
-      datapatterns events export events.jsonl.gz --include-archive
+      datapatterns events export events.jsonl.gz
       datapatterns events export events.jsonl --continue           what has happened since
       datapatterns events export - --category basket | jq .data
     """  # noqa: D301
@@ -47,7 +47,6 @@ def _export(
     *,
     file: Path,
     after: int,
-    include_archive: bool,
     proceed: bool,
     overwrite: bool,
     **wanted: Any,  # noqa: ANN401 -- the options of a filter
@@ -62,8 +61,7 @@ def _export(
     if proceed and (overwrite or file == _STDIO):
         raise click.UsageError("--continue adds to a file that is there; leave the other out")
     layer = invocation.layer()
-    source = StoredEvents(layer.events, include_archive=include_archive)
-    asked = EventExport(source, filter_of(wanted), Position(after))
+    asked = EventExport(StoredEvents(layer.events), filter_of(wanted), Position(after))
     if file == _STDIO:
         _to_stdout(layer, asked)
         return

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 _PAGE = 500
 _POSITION_MAX = 2**63 - 1
 
-_archive = click.option("--include-archive", is_flag=True, help="Look into the archive, too.")
-
 
 @click.command(cls=Command)
 @click.option(
@@ -76,7 +74,7 @@ def _follow(
 ) -> None:
     from datapatterns.event_sourcing import Position  # noqa: PLC0415 -- help must not wait for it
 
-    layer, where, left = invocation.layer(), filter_of(wanted), limit
+    layer, matching, left = invocation.layer(), filter_of(wanted), limit
     source = _stored(layer)
     checkpoint = Position(0) if after is None else Position(after)
     if after is None:
@@ -84,7 +82,7 @@ def _follow(
             checkpoint = layer.events.high_water_mark(conn)
     while left is None or left > 0:
         with layer.engine.connect() as conn:
-            page = source.page(conn, checkpoint, limit=min(left or _PAGE, _PAGE), where=where)
+            page = source.page(conn, checkpoint, limit=min(left or _PAGE, _PAGE), matching=matching)
         for event in page.events:
             invocation.output.line(as_line(event), as_json(event))
         left = left and left - len(page.events)
@@ -104,7 +102,6 @@ def _follow(
 )
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
 @click.option("--backwards", is_flag=True, help="The newest first.")
-@_archive
 @pass_invocation
 def stream(invocation: Invocation, /, **options: Any) -> None:  # noqa: ANN401
     """Show the events of the stream KEY of a CATEGORY.
@@ -122,7 +119,6 @@ def _show_stream(
     category: str,
     key: str,
     tenant: str,
-    include_archive: bool,
     **page: Any,  # noqa: ANN401 -- which page, as StoredEvents.stream takes it
 ) -> None:
     from datapatterns.event_sourcing import StreamId  # noqa: PLC0415 -- help must not wait for it
@@ -133,16 +129,15 @@ def _show_stream(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     with layer.engine.connect() as conn:
-        found = _stored(layer, include_archive=include_archive).stream(conn, stream_id, **page)
+        found = _stored(layer).stream(conn, stream_id, **page)
     shown = as_json if invocation.output.as_json else as_version
     invocation.output.table([shown(event) for event in found], empty=f"{stream_id} has no events")
 
 
 @click.command(cls=Command)
 @click.argument("which", metavar="POSITION|EVENT-ID")
-@_archive
 @pass_invocation
-def show(invocation: Invocation, *, which: str, include_archive: bool) -> None:
+def show(invocation: Invocation, *, which: str) -> None:
     """Show one event in full: the one at a position, or with an id.
 
     With --app, also what it says today: decoded, and lifted to the current shape. Ids have no
@@ -155,9 +150,9 @@ def show(invocation: Invocation, *, which: str, include_archive: bool) -> None:
     wanted = _wanted(which)
     layer = invocation.layer()
     with layer.engine.connect() as conn:
-        event = _stored(layer, include_archive=include_archive).find(conn, wanted)
+        event = _stored(layer).find(conn, wanted)
     if event is None:
-        raise click.UsageError(f"there is no event {which}" + ("" if include_archive else _LOOK))
+        raise click.UsageError(f"there is no event {which}")
     today = _decoded(invocation, layer, event)
     if invocation.output.as_json:
         invocation.output.values(as_json(event) | today)
@@ -170,9 +165,6 @@ def show(invocation: Invocation, *, which: str, include_archive: bool) -> None:
     invocation.output.values({name: row[name] for name in order if name in row})
     rest = {name: value for name, value in row.items() if name not in order}
     invocation.output.values({**rest, **today})
-
-
-_LOOK = "; it may be in the archive: --include-archive"
 
 
 def _wanted(which: str) -> int | UUID:
@@ -224,7 +216,7 @@ def blockers(invocation: Invocation) -> None:
     invocation.output.table([asdict(one) for one in found], empty="nobody holds readers back")
 
 
-def _stored(layer: "DataLayer", *, include_archive: bool = False) -> "StoredEvents":
+def _stored(layer: "DataLayer") -> "StoredEvents":
     from datapatterns.event_sourcing import StoredEvents  # noqa: PLC0415 -- help must not wait
 
-    return StoredEvents(layer.events, include_archive=include_archive)
+    return StoredEvents(layer.events)

@@ -30,6 +30,7 @@ from datapatterns.event_sourcing.events import (
     Position,
     StreamId,
 )
+from datapatterns.event_sourcing.eventsourcing_mapping import EventsourcingMapping
 from datapatterns.event_sourcing.evolving import Verdict
 from datapatterns.event_sourcing.export_files import export_to_file, open_lines
 from datapatterns.event_sourcing.exporting import EventExport, Exported
@@ -37,6 +38,11 @@ from datapatterns.event_sourcing.filtering import LogFilter
 from datapatterns.event_sourcing.forgetting import forget_append_requests
 from datapatterns.event_sourcing.handling import applies
 from datapatterns.event_sourcing.importing import ImportedEvent
+from datapatterns.event_sourcing.importing_eventsourcing import (
+    EventsourcingChecked,
+    EventsourcingImport,
+    EventsourcingImported,
+)
 from datapatterns.event_sourcing.importing_lines import LinesChecked, LinesImport, LinesImported
 from datapatterns.event_sourcing.json_lines import StoredEvent
 from datapatterns.event_sourcing.key_wrapping import KeyWrapper, LocalKeyWrapper
@@ -49,7 +55,7 @@ from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent, TypedEv
 from datapatterns.event_sourcing.sealing import HashChain
 from datapatterns.event_sourcing.shredding import Forgotten, Purge, Subjects
 from datapatterns.event_sourcing.store import EventStore
-from datapatterns.event_sourcing.stored_events import EventFilter, StoredEvents, StoredPage
+from datapatterns.event_sourcing.stored_events import StoredEvents, StoredPage
 from datapatterns.event_sourcing.subject_keys import SubjectKeys
 from datapatterns.event_sourcing.surveying import check_events
 from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery
@@ -80,10 +86,13 @@ __all__ = [
     "Encryption",
     "EventCheck",
     "EventExport",
-    "EventFilter",
     "EventStore",
     "EventTypes",
     "EventWriter",
+    "EventsourcingChecked",
+    "EventsourcingImport",
+    "EventsourcingImported",
+    "EventsourcingMapping",
     "Expected",
     "Exported",
     "FileAnchor",

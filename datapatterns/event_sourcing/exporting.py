@@ -6,19 +6,21 @@ no event can appear at or before one any more.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 
 from datapatterns.event_sourcing.events import START, Position
+from datapatterns.event_sourcing.filtering import EVERYTHING, LogFilter
+from datapatterns.event_sourcing.high_water import read_mark
 from datapatterns.event_sourcing.json_lines import (
     Checkpoint,
     Header,
     line_of,
     new_header,
 )
-from datapatterns.event_sourcing.stored_events import EVERY_EVENT, EventFilter, StoredEvents
+from datapatterns.event_sourcing.stored_events import StoredEvents
 from datapatterns.transactions import reading
 
 _PAGE_EVENTS_MAX: Final = 2_000
@@ -55,21 +57,20 @@ class EventExport:
     """What to export.
 
     Attributes:
-        source: Where the events are, and whether archived ones count.
-        where: Which of them.
+        source: Where the events are, archived ones among them.
+        matching: Which of them.
         after: Begin after this position.
     """
 
     source: StoredEvents
-    where: EventFilter = EVERY_EVENT
+    matching: LogFilter = EVERYTHING
     after: Position = START
 
     def header(self) -> Header:
         """Return the first line of a new file."""
         return new_header(
             after=self.after,
-            where=self.where.as_json(),
-            archive=self.source.include_archive,
+            where=_asked(self.matching),
             now=self.source.store.clock.now(),
         )
 
@@ -92,8 +93,9 @@ class EventExport:
         Raises:
             CheckpointError: ``after`` lies beyond the log.
         """
+        after = begun.checkpoint if begun else self.after
         with _fresh(engine) as conn:
-            up_to = self.source.store.high_water_mark(conn)
+            up_to = read_mark(conn, schema=self.source.store.schema, after=after)
         if begun is None:
             write(line_of(self.header()))
         before = begun or Exported(0, self.after, up_to)
@@ -108,7 +110,7 @@ class EventExport:
         while not caught_up:
             with _fresh(engine) as conn:
                 page = self.source.page(
-                    conn, done.checkpoint, up_to=done.up_to, limit=limit, where=self.where
+                    conn, done.checkpoint, up_to=done.up_to, limit=limit, matching=self.matching
                 )
             lines = b"".join(line_of(event) for event in page.events)
             if lines:
@@ -128,3 +130,8 @@ def _fresh(engine: Engine) -> Iterator[Connection]:
     fresh = engine.connect().execution_options(isolation_level="READ COMMITTED")
     with fresh as conn, reading(conn):
         yield conn
+
+
+def _asked(matching: LogFilter) -> dict[str, Any]:
+    """Return the conditions that ``matching`` has, as the header of a file keeps them."""
+    return {name: value for name, value in asdict(matching).items() if value not in (None, ())}

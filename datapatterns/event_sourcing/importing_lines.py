@@ -1,30 +1,17 @@
 """Import a file of JSON lines in chunks; what broke off is simply imported again."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from typing import IO, Any, Final
+from dataclasses import dataclass, replace
+from typing import IO, Final
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    Connection,
-    Engine,
-    Select,
-    Text,
-    bindparam,
-    column,
-    func,
-    select,
-)
+from sqlalchemy import Connection, Engine
 
-from datapatterns.errors import EventLineError, ImportVersionError
-from datapatterns.event_sourcing.events import StreamId
+from datapatterns.errors import EventLineError
 from datapatterns.event_sourcing.importing import IMPORT_EVENTS_MAX, ImportedEvent
 from datapatterns.event_sourcing.json_lines import encoded
 from datapatterns.event_sourcing.line_chunks import Chunk, LineChunks, Note, refuse
-from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.event_sourcing.verifying_imports import check_versions, chunk_sizes
 from datapatterns.transactions import resuming
 
 CHUNK_EVENTS: Final = 20_000
@@ -75,7 +62,8 @@ class LinesImport:
         source: The name of what is imported, the same in every attempt; without it, the one that
             the header of an export has.
         keep_versions: Refuse events that would get another version than they had.
-        chunk_events: The most events of a transaction; readers of the log wait for each.
+        chunk_events: The most events of a transaction; readers of the log wait for each. What was
+            imported before keeps the chunks that it had.
 
     Raises:
         ValueError: A chunk cannot have so many events.
@@ -119,6 +107,8 @@ class LinesImport:
         source = self.source or (export_id and f"export {export_id}")
         if not source:
             raise ValueError("the file's header has no export_id; name the source (--source)")
+        with engine.connect() as conn:
+            chunks.sizes = chunk_sizes(conn, self.store.schema, source)
         done = LinesImported(lines=1)
         for number, chunk in enumerate(chunks, 1):
             with engine.connect() as conn, resuming(conn, f"chunk {number} of {source!r}"):
@@ -126,7 +116,7 @@ class LinesImport:
             repeated = len(chunk.events) - written
             done = LinesImported(done.events + written, done.repeated + repeated, chunks.lines)
             report(done)
-        return done
+        return replace(done, lines=chunks.lines)
 
     def check(self, file: IO[bytes]) -> LinesChecked:
         """Read all lines of ``file`` as an import does, and tell what is wrong; write nothing.
@@ -159,61 +149,5 @@ class LinesImport:
             chunk=number,
         )
         if written and self.keep_versions:
-            _check_versions(conn, self.store.schema, chunk)
+            check_versions(conn, self.store.schema, chunk.versions)
         return written
-
-
-def _check_versions(conn: Connection, schema: str, chunk: Chunk) -> None:
-    wanted = {stream: version for stream, version in chunk.versions.items() if version is not None}
-    rows = conn.execute(
-        _versions_statement(schema),
-        {
-            "tenants": [stream.tenant for stream in wanted],
-            "categories": [stream.category for stream in wanted],
-            "keys": [stream.key for stream in wanted],
-            "versions": list(wanted.values()),
-        },
-    )
-    for tenant, category, key, expected, found in rows:
-        raise ImportVersionError(
-            str(StreamId(category, key, tenant)), expected=expected, found=found
-        )
-
-
-@cache
-def _versions_statement(schema: str) -> Select[Any]:
-    streams = event_tables(schema).streams
-    wanted = (
-        func.unnest(
-            bindparam("tenants", type_=ARRAY(Text)),
-            bindparam("categories", type_=ARRAY(Text)),
-            bindparam("keys", type_=ARRAY(Text)),
-            bindparam("versions", type_=ARRAY(BigInteger)),
-        )
-        .table_valued(
-            column("tenant", Text),
-            column("category", Text),
-            column("key", Text),
-            column("version", BigInteger),
-            name="wanted",
-        )
-        .render_derived()
-    )
-    return (
-        select(
-            streams.c.tenant,
-            streams.c.category,
-            streams.c.key,
-            wanted.c.version,
-            streams.c.version,
-        )
-        .join_from(
-            wanted,
-            streams,
-            (streams.c.tenant == wanted.c.tenant)
-            & (streams.c.category == wanted.c.category)
-            & (streams.c.key == wanted.c.key),
-        )
-        .where(streams.c.version != wanted.c.version)
-        .limit(1)
-    )

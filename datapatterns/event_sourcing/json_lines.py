@@ -75,7 +75,6 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         export_id: Names this export; None in files that others wrote.
         after: The export begins after this position.
         where: Which events were asked for.
-        archive: Archived events are among them.
     """
 
     format: str
@@ -84,7 +83,6 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     exported_at: datetime | None = None
     after: int = 0
     where: dict[str, Any] = {}
-    archive: bool = False
 
     def is_same_export(self, other: "Header") -> bool:
         """Tell whether ``other`` asks for the same events."""
@@ -92,7 +90,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def asked(self) -> str:
         """Return which events were asked for, as JSON."""
-        asked = {"after": self.after, "where": self.where, "archive": self.archive}
+        asked = {"after": self.after, "where": self.where}
         return _encoder.encode(asked).decode()
 
 
@@ -108,7 +106,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     events: int
 
 
-def new_header(*, after: int, where: Mapping[str, Any], archive: bool, now: datetime) -> Header:
+def new_header(*, after: int, where: Mapping[str, Any], now: datetime) -> Header:
     """Return the header of an export that begins now."""
     return Header(
         format=FORMAT,
@@ -117,7 +115,6 @@ def new_header(*, after: int, where: Mapping[str, Any], archive: bool, now: date
         exported_at=now,
         after=after,
         where=dict(where),
-        archive=archive,
     )
 
 

@@ -4,7 +4,7 @@ The lines alone decide where a chunk ends, so that chunks are the same in every 
 checkpoint ends one, so that they stay the same when an export has been continued.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Final
 
@@ -64,6 +64,9 @@ class LineChunks:
         self._keep_versions = keep_versions
         self._chunk_events = chunk_events
         self._note = note
+        self.sizes: Mapping[int, int] = {}
+        """How many events chunks have that were cut before, by their numbers."""
+        self._number = 1
         self._above = 0  # lines of events so far, bad ones among them
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -77,6 +80,7 @@ class LineChunks:
             if chunk.events and (is_checkpoint or self._is_full(chunk)):
                 yield chunk
                 chunk = Chunk()
+                self._number += 1
         if not is_ended:
             advice = "it is the last, but no checkpoint: the export broke off, so continue it"
             self._note(EventLineError(self.lines, advice))
@@ -84,6 +88,8 @@ class LineChunks:
             yield chunk
 
     def _is_full(self, chunk: Chunk) -> bool:
+        if self._number in self.sizes:
+            return len(chunk.events) >= self.sizes[self._number]
         return len(chunk.events) >= self._chunk_events or chunk.size >= CHUNK_BYTES
 
     def _take(self, line: bytes, chunk: Chunk) -> bool:

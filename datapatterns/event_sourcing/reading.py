@@ -29,7 +29,8 @@ from datapatterns.sql.fetching import JSON_OID, MOMENT_OID, UUID_OID, Rows, fetc
 
 _SCANNED_MIN: Final = 10_000
 _SCANNED_PER_EVENT: Final = 20
-_AS_SENT: Final = (JSON_OID, UUID_OID, MOMENT_OID)
+AS_SENT: Final = (JSON_OID, UUID_OID, MOMENT_OID)
+"""The types of an event's columns that are cheaper to take as bytes."""
 
 
 class Question(NamedTuple):
@@ -107,7 +108,7 @@ def _page(  # noqa: PLR0913 -- a question and what was found out since
     values = {**asked.matching.parameters, "after": after, "end": mark, "limit": limit}
     end = values["end"] = _end(conn, values, shape, schema=schema)
     statement = page_statement(schema, columns, shape, size_of(mark), fresh=fresh)
-    rows = fetch_rows(conn, statement, values, as_sent=_AS_SENT)
+    rows = fetch_rows(conn, statement, values, as_sent=AS_SENT)
     # A page that is not full has seen all that matches up to its end.
     checkpoint = Position(rows[-1][0]) if len(rows) == limit else end
     return PageRows(rows, checkpoint, mark)
@@ -135,7 +136,7 @@ def read_stream(  # noqa: PLR0913 -- EventStore binds the schema
         "limit": min(limit, LIMIT_MAX),
     }
     statement = stream_statement(schema, backwards=backwards)
-    rows = fetch_rows(conn, statement, asked, as_sent=_AS_SENT)
+    rows = fetch_rows(conn, statement, asked, as_sent=AS_SENT)
     return _recorded(conn, rows, schema, contents)
 
 

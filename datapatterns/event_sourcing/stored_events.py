@@ -5,69 +5,38 @@ still be seen, and a copy must hold the bytes that were appended.
 """
 
 from base64 import b64encode
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import BigInteger, Connection, Select, Text, bindparam, cast, select
+from sqlalchemy import BigInteger, Connection, Select, bindparam, literal_column, select
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from datapatterns.event_sourcing.events import (
-    LIMIT_MAX,
-    START,
-    VERSION_MAX,
-    Position,
-    StreamId,
-)
-from datapatterns.event_sourcing.high_water import read_mark
+from datapatterns.event_sourcing.events import LIMIT_MAX, START, VERSION_MAX, Position, StreamId
+from datapatterns.event_sourcing.filtering import EVERYTHING, LogFilter
 from datapatterns.event_sourcing.json_lines import NULL, StoredEvent
-from datapatterns.event_sourcing.reading import check_limit
+from datapatterns.event_sourcing.log_statements import WHOLE, stream_statement
+from datapatterns.event_sourcing.reading import (
+    AS_SENT,
+    Names,
+    Question,
+    check_limit,
+    read_names,
+    read_page_rows,
+)
+from datapatterns.event_sourcing.recorded import LogPage
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.sql.fetching import Rows, fetch_rows
 
-_SCANNED_POSITIONS_MIN: Final = 20_000
-_SCANNED_POSITIONS_PER_EVENT: Final = 20
+_DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy's own
+_BEGINNING: Final = datetime(2000, 1, 1, tzinfo=UTC)  # from where PostgreSQL counts
 
 # Between tokens JSON may hold line ends and tabs, inside of texts it cannot: so a space will do.
-_ON_ONE_LINE: Final = str.maketrans("\n\r\t", "   ")
-
-
-@dataclass(frozen=True, slots=True)
-class EventFilter:
-    """Which events of the log are wanted; what is None is not asked.
-
-    Attributes:
-        event_types: Names, of any schema version.
-        categories: Of the stream.
-        tags: All of them must be on the event.
-        tenant: Exactly this one; the empty text is a tenant, too.
-    """
-
-    event_types: tuple[str, ...] | None = None
-    categories: tuple[str, ...] | None = None
-    tags: tuple[str, ...] | None = None
-    tenant: str | None = None
-
-    def __bool__(self) -> bool:
-        return any(part is not None for part in self._parts())
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what is asked, as the header of an export keeps it."""
-        named = zip(("types", "categories", "tags", "tenant"), self._parts(), strict=True)
-        return {
-            name: sorted(part) if isinstance(part, tuple) else part
-            for name, part in named
-            if part is not None
-        }
-
-    def _parts(self) -> tuple[Sequence[str] | None, ...]:
-        return (self.event_types, self.categories, self.tags, self.tenant)
-
-
-EVERY_EVENT: Final = EventFilter()
+_ON_ONE_LINE: Final = bytes.maketrans(b"\n\r\t", b"   ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +56,13 @@ class StoredPage:
 
 @dataclass(frozen=True, slots=True)
 class StoredEvents:
-    """Reads events as they are stored.
+    """Reads events as they are stored, archived ones among them.
 
     Attributes:
         store: The event store.
-        include_archive: Read what was archived, too.
     """
 
     store: EventStore
-    include_archive: bool = False
 
     def page(
         self,
@@ -104,35 +71,30 @@ class StoredEvents:
         *,
         up_to: Position | None = None,
         limit: int = 500,
-        where: EventFilter = EVERY_EVENT,
+        matching: LogFilter = EVERYTHING,
     ) -> StoredPage:
-        """Return at most ``limit`` final events that follow ``after``, up to ``up_to``.
+        """Return at most ``limit`` final events that follow ``after``.
+
+        Args:
+            conn: A connection in a transaction.
+            after: The checkpoint of the page before.
+            up_to: No further than this: a mark that was read before, so nobody is asked anew.
+            limit: At most.
+            matching: Which events to return.
 
         Raises:
             CheckpointError: ``after`` lies beyond the log.
             IsolationLevelError: The transaction is not READ COMMITTED.
             ValueError: ``limit`` is not positive.
         """
-        check_limit(limit)
-        limit, after = min(limit, LIMIT_MAX), Position(max(after, START))
-        # Two statements, as in read_log: rows up to the mark show to *later* statements only.
-        mark = read_mark(conn, schema=self.store.schema, after=after)
-        last = mark if up_to is None else Position(min(mark, up_to))
-        if last <= after:
+        begin = after if up_to is None else LogPage([], after, up_to)
+        asked = Question(begin, limit, matching, published=False)
+        if up_to is not None and up_to <= after:
             return StoredPage([], after, caught_up=True)
-        end = last
-        if where:  # where matches are rare, one page could scan the log
-            reach = max(_SCANNED_POSITIONS_MIN, _SCANNED_POSITIONS_PER_EVENT * limit)
-            end = Position(min(last, after + reach))
-        position = self._events.c.position
-        rows = conn.execute(
-            self._filtered(where)
-            .where(position > bindparam("after", after), position <= bindparam("end", end))
-            .order_by(position)
-            .limit(limit)
-        ).all()
-        checkpoint = Position(rows[-1].position) if len(rows) == limit else end
-        return StoredPage([_stored(row) for row in rows], checkpoint, caught_up=checkpoint == last)
+        rows, checkpoint, mark = read_page_rows(
+            conn, asked, schema=self.store.schema, columns=WHOLE
+        )
+        return StoredPage(self._stored(conn, rows), checkpoint, caught_up=checkpoint >= mark)
 
     def stream(
         self,
@@ -151,102 +113,66 @@ class StoredEvents:
             ValueError: ``limit`` is not positive.
         """
         check_limit(limit)
-        version, streams = self._events.c.version, event_tables(self.store.schema).streams
-        page = (
-            self._select()
-            .where(
-                streams.c.tenant == stream.tenant,
-                streams.c.category == stream.category,
-                streams.c.key == stream.key,
-                version > min(max(after_version, 0), VERSION_MAX),
-            )
-            .order_by(version.desc() if backwards else version)
-            .limit(min(limit, LIMIT_MAX))
-        )
-        return [_stored(row) for row in conn.execute(page)]
+        asked = {
+            "tenant": stream.tenant,
+            "category": stream.category,
+            "key": stream.key,
+            "after_version": min(max(after_version, 0), VERSION_MAX),
+            "to_version": VERSION_MAX,
+            "limit": min(limit, LIMIT_MAX),
+        }
+        statement = stream_statement(self.store.schema, backwards=backwards)
+        return self._stored(conn, fetch_rows(conn, statement, asked, as_sent=AS_SENT))
 
     def find(self, conn: Connection, which: int | UUID) -> StoredEvent | None:
         """Return the event at that position or with that id; None if there is none.
 
-        Ids have no index: each costs every writer, and people ask for one now and then. So finding
-        one reads all events.
+        Ids have no index: it would cost every writer, and people ask for one now and then. So
+        finding one reads all events.
         """
-        events = self._events
-        wanted = (
-            events.c.event_id == which
-            if isinstance(which, UUID)
-            else events.c.position == bindparam("which", which, type_=BigInteger)
-        )
-        row = conn.execute(self._select().where(wanted).limit(1)).one_or_none()
-        return _stored(row) if row else None
+        statement = _find_statement(self.store.schema, by_id=isinstance(which, UUID))
+        rows = fetch_rows(conn, statement, {"which": which}, as_sent=AS_SENT)
+        return next(iter(self._stored(conn, rows)), None)
 
-    @property
-    def _events(self) -> Any:  # noqa: ANN401 -- a table or a view
-        tables = event_tables(self.store.schema)
-        return tables.all_events if self.include_archive else tables.events
-
-    def _select(self) -> Select[Any]:
-        return _every_event(self.store.schema, archive=self.include_archive)
-
-    def _filtered(self, where: EventFilter) -> Select[Any]:
-        tables, page = event_tables(self.store.schema), self._select()
-        if where.event_types is not None:
-            page = page.where(tables.event_types.c.name.in_(where.event_types))
-        if where.categories is not None:
-            page = page.where(tables.streams.c.category.in_(where.categories))
-        if where.tags is not None:
-            page = page.where(self._events.c.tags.contains(list(where.tags)))
-        if where.tenant is not None:
-            page = page.where(tables.streams.c.tenant == where.tenant)
-        return page
+    def _stored(self, conn: Connection, rows: Rows) -> list[StoredEvent]:
+        if not rows:
+            return []
+        names = read_names(conn, rows, self.store.schema)
+        return [_stored(row, names) for row in rows]
 
 
 @cache
-def _every_event(schema: str, *, archive: bool) -> Select[Any]:
-    tables = event_tables(schema)
-    events: Any = tables.all_events if archive else tables.events
-    streams, names = tables.streams, tables.event_types
-    return select(
-        events.c.position,
-        streams.c.tenant,
-        streams.c.category,
-        streams.c.key,
-        events.c.version,
-        names.c.name,
-        names.c.schema_version,
-        events.c.event_id,
-        events.c.at,
-        cast(events.c.data, Text).label("data"),
-        cast(events.c.meta, Text).label("meta"),
-        events.c.codec,
-        events.c.payload,
-        events.c.tags,
-    ).select_from(
-        events.join(streams, streams.c.id == events.c.stream_id).join(
-            names, names.c.id == events.c.type_id
-        )
-    )
+def _find_statement(schema: str, *, by_id: bool) -> str:
+    events = event_tables(schema).all_events
+    found: Select[Any] = select(*(events.c[name] for name in WHOLE)).limit(literal_column("1"))
+    if by_id:
+        found = found.where(events.c.event_id == bindparam("which"))
+    else:
+        found = found.where(events.c.position == bindparam("which", type_=BigInteger))
+    return str(found.compile(dialect=_DIALECT))
 
 
-def _stored(row: Any) -> StoredEvent:  # noqa: ANN401
-    at: datetime = row.at
+def _stored(row: Any, names: Names) -> StoredEvent:  # noqa: ANN401
+    position, stream_id, version, type_id, data, payload, codec, event_id, meta, at, tags = row
+    stream = names.streams[stream_id]
+    event_type, schema_version = names.types[type_id]
     return StoredEvent(
-        position=row.position,
-        tenant=row.tenant,
-        category=row.category,
-        key=row.key,
-        version=row.version,
-        event_type=row.name,
-        schema_version=row.schema_version,
-        event_id=row.event_id,
-        recorded_at=at.astimezone(UTC),
-        data=_raw(row.data),
-        metadata=_raw(row.meta),
-        codec=row.codec,
-        payload=None if row.payload is None else b64encode(row.payload).decode(),
-        tags=tuple(row.tags or ()),
+        position=position,
+        tenant=stream.tenant,
+        category=stream.category,
+        key=stream.key,
+        version=version,
+        event_type=event_type,
+        schema_version=schema_version,
+        event_id=UUID(bytes=event_id),
+        recorded_at=_BEGINNING + timedelta(microseconds=int.from_bytes(at, signed=True)),
+        data=_raw(data),
+        metadata=_raw(meta),
+        codec=codec,
+        payload=None if payload is None else b64encode(payload).decode(),
+        tags=tuple(tags or ()),
     )
 
 
-def _raw(json: str | None) -> msgspec.Raw:
-    return NULL if json is None else msgspec.Raw(json.translate(_ON_ONE_LINE).encode())
+def _raw(json: bytes | None) -> msgspec.Raw:
+    return NULL if json is None else msgspec.Raw(json.translate(_ON_ONE_LINE))

@@ -75,9 +75,9 @@ def rows(ran: Ran) -> list[dict[str, Any]]:
 
 
 def test_every_command_of_events_teaches(run: Run) -> None:
-    names = ["blockers", "check", "export", "import", "seal", "show", "stream", "tail"]
+    names = ["blockers", "check", "export", "import", "import-eventsourcing", "seal", "show"]
     listing = run("events", "--help").out
-    for name in [*names, "verify-chain"]:
+    for name in [*names, "stream", "tail", "verify-chain"]:
         assert f"\n  {name}" in listing
         taught = run("events", name, "--help")
         assert (taught.code, f"datapatterns events {name}" in taught.out) == (0, True)
@@ -137,7 +137,7 @@ def test_one_event_is_shown_in_full_by_position_and_by_id(
         {"request": "r-1"},
         ["hall:1"],
     )
-    assert (absent.code, "--include-archive" in absent.err) == (2, True)
+    assert (absent.code, "there is no event 99" in absent.err) == (2, True)
     assert (nonsense.code, "no position and no id" in nonsense.err) == (2, True)
 
 
@@ -203,6 +203,10 @@ def test_the_tail_is_filtered_limited_and_begins_at_the_end_unless_told(
     assert found("--after", "0", "--once", "--tag", "hall:1") == [first]
     assert found("--after", "0", "--once", "--tenant", "x") == []
     assert found("--after", str(first), "--once", "--tenant", "") == every[2:]
+    assert found("--after", "0", "--once", "--until", "2026-01-01T00:00Z") == []
+    assert found("--after", "0", "--once", "--since", "2026-01-01T00:00Z") == every
+    for wrong in (("--since", "noon"), ("--until", "2026-01-01"), ("--tag", "\x07")):
+        assert run("events", "tail", *wrong, *at).code == 2
 
 
 def test_the_tail_shows_what_comes_in_until_it_is_interrupted(

@@ -15,9 +15,9 @@ from datapatterns.event_sourcing import (
     ANY,
     Codecs,
     EventExport,
-    EventFilter,
     EventStore,
     LinesImport,
+    LogFilter,
     MessagePack,
     NewEvent,
     StoredEvents,
@@ -70,7 +70,7 @@ def elsewhere(databases: Databases) -> Iterator[Engine]:
 
 def exported(engine: Engine, tenant: str) -> bytes:
     file = BytesIO()
-    EventExport(StoredEvents(plain), EventFilter(tenant=tenant)).write(engine, file.write)
+    EventExport(StoredEvents(plain), LogFilter(tenant=tenant)).write(engine, file.write)
     return file.getvalue()
 
 

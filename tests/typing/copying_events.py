@@ -9,12 +9,16 @@ from sqlalchemy import Connection, Engine
 from datapatterns.errors import EventLineError
 from datapatterns.event_sourcing import (
     EventExport,
-    EventFilter,
+    EventsourcingChecked,
+    EventsourcingImport,
+    EventsourcingImported,
+    EventsourcingMapping,
     EventStore,
     Exported,
     LinesChecked,
     LinesImport,
     LinesImported,
+    LogFilter,
     Position,
     StoredEvent,
     StoredEvents,
@@ -25,8 +29,8 @@ from datapatterns.event_sourcing import (
 )
 
 store = EventStore()
-stored = StoredEvents(store, include_archive=True)
-export = EventExport(stored, EventFilter(categories=("cart",)), after=Position(7))
+stored = StoredEvents(store)
+export = EventExport(stored, LogFilter(categories=["cart"]), after=Position(7))
 
 
 def copy(engine: Engine, elsewhere: Engine, path: Path) -> None:
@@ -36,6 +40,15 @@ def copy(engine: Engine, elsewhere: Engine, path: Path) -> None:
     with open_lines(path) as file:
         assert_type(LinesImport(store, source="shop").run(elsewhere, file), LinesImported)
     LinesImport(store, "shop", "no")  # type: ignore[arg-type]
+
+
+def move(old: Engine, new: Engine) -> None:
+    moving = EventsourcingImport(
+        store, "kennel_events", mapping=EventsourcingMapping({"a:B": None})
+    )
+    assert_type(moving.check(old), EventsourcingChecked)
+    assert_type(moving.run(old, new, report=lambda done: done.read), EventsourcingImported)
+    EventsourcingMapping(types={"a:B": 1})  # type: ignore[dict-item]
 
 
 def look(conn: Connection, problem: EventLineError) -> None:
