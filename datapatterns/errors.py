@@ -59,6 +59,7 @@ DataPatternsError
 │   ├── ShardedTableError
 │   ├── SourceEventError
 │   ├── StreamArchivedError
+│   ├── StreamCopyError
 │   ├── SubjectForgottenError
 │   ├── SubjectKeyError
 │   ├── TransactionInUseError
@@ -972,6 +973,22 @@ class StreamArchivedError(ConfigurationError):
             f"{stream} is archived and takes no more events; begin another stream, or restore it"
         )
         self.stream = stream
+
+
+class StreamCopyError(ConfigurationError):
+    """A stream cannot be copied into another, or the copy cannot be gone on with.
+
+    Attributes:
+        source: The stream to be copied.
+        target: The stream that would hold the copy.
+        reason: What is in the way.
+    """
+
+    def __init__(self, source: str, target: str, reason: str) -> None:
+        super().__init__(f"{source} cannot be copied into {target}: {reason}")
+        self.source = source
+        self.target = target
+        self.reason = reason
 
 
 class SubjectForgottenError(ConfigurationError):

@@ -4,6 +4,7 @@ from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.anchors import Anchor, AnchoredSeal, FileAnchor
 from datapatterns.event_sourcing.archiving import Archive
 from datapatterns.event_sourcing.batching import StreamEvents
+from datapatterns.event_sourcing.causing import CAUSATION_ID, CORRELATION_ID, caused_by
 from datapatterns.event_sourcing.chain import BrokenSegment, ChainReport, Seal
 from datapatterns.event_sourcing.checking import (
     EventCheck,
@@ -13,6 +14,7 @@ from datapatterns.event_sourcing.checking import (
 )
 from datapatterns.event_sourcing.codecs import Chain, Codec, Codecs, MessagePack
 from datapatterns.event_sourcing.compression import Zstandard
+from datapatterns.event_sourcing.copying import CopyProgress, StreamCopy
 from datapatterns.event_sourcing.decider import Decider, Decides, Folded
 from datapatterns.event_sourcing.encryption import Encryption, KeyRing
 from datapatterns.event_sourcing.event_types import EventTypes, dropped, event, renamed, upcast
@@ -59,11 +61,15 @@ from datapatterns.event_sourcing.stored_events import StoredEvents, StoredPage
 from datapatterns.event_sourcing.subject_keys import SubjectKeys
 from datapatterns.event_sourcing.surveying import check_events
 from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery
+from datapatterns.event_sourcing.transforming import COPIED_FROM, unchanged
 from datapatterns.event_sourcing.typed_log import TypedLog
 from datapatterns.event_sourcing.unit import Unit
 
 __all__ = [
     "ANY",
+    "CAUSATION_ID",
+    "COPIED_FROM",
+    "CORRELATION_ID",
     "EXISTS",
     "NEW_STREAM",
     "START",
@@ -81,6 +87,7 @@ __all__ = [
     "Codec",
     "Codecs",
     "Condition",
+    "CopyProgress",
     "Decider",
     "Decides",
     "Encryption",
@@ -125,6 +132,7 @@ __all__ = [
     "StoredEvent",
     "StoredEvents",
     "StoredPage",
+    "StreamCopy",
     "StreamEvents",
     "StreamId",
     "SubjectForgotten",
@@ -141,6 +149,7 @@ __all__ = [
     "Verdict",
     "Zstandard",
     "applies",
+    "caused_by",
     "check_events",
     "dropped",
     "event",
@@ -154,5 +163,6 @@ __all__ = [
     "published_mark",
     "renamed",
     "slower_than",
+    "unchanged",
     "upcast",
 ]

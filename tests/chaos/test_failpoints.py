@@ -10,8 +10,8 @@ from sqlalchemy import URL, Engine, text
 from datapatterns.cache_aside import Cache
 from datapatterns.cqrs import Projections
 from datapatterns.embedded.processes import servers_in
-from datapatterns.errors import ReadModelBuildingError
-from datapatterns.event_sourcing import Archive, FileAnchor, HashChain
+from datapatterns.errors import ReadModelBuildingError, StreamArchivedError
+from datapatterns.event_sourcing import NEW_STREAM, Archive, FileAnchor, HashChain, NewEvent
 from datapatterns.failpoints import FAILPOINTS
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing.faults import run_until_failpoint
@@ -67,6 +67,11 @@ RELAYING_TO_A_STRANGER: list[Death] = [("relay.mark-removed", 1), ("relay.commit
 IMPORTING: list[Death] = [("import.streams-claimed", 1)]
 ARCHIVING: list[Death] = [("archive.moved", 1), ("archive.moved", 2)]
 SEALING: list[Death] = [("chain.hashed", 1), ("chain.hashed", 2), ("chain.sealed", 1)]
+COPYING: list[Death] = [
+    ("copy.page-appended", 1),
+    ("copy.page-appended", 2),
+    ("copy.source-locked", 1),
+]
 BACKFILLING: list[Death] = [("index.chunk-indexed", 1), ("index.chunk-indexed", 2)]
 CREATING_A_VIEW: list[Death] = [("view.tables-captured", 1)]
 REFRESHING: list[Death] = [("view.rows-written", 1)]
@@ -101,6 +106,7 @@ DEATHS = [
     IMPORTING,
     ARCHIVING,
     SEALING,
+    COPYING,
     BACKFILLING,
     CREATING_A_VIEW,
     REFRESHING,
@@ -332,6 +338,26 @@ def test_a_chain_whose_sealer_died_goes_on_and_reaches_its_anchor(
         report = HashChain(workers.STORE, FileAnchor(at[1])).verify(conn)
     assert report.intact
     assert (report.segments, report.anchored, report.events) == (3, 3, 6)
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), COPYING)
+def test_a_copy_of_a_stream_that_died_is_gone_on_with(
+    engine: Engine, failpoint: str, visit: int
+) -> None:
+    put = [NewEvent("put", {"what": what}) for what in ("bread", "milk")]
+    with engine.begin() as conn:
+        workers.STORE.append(conn, workers.CART, put, expected_version=NEW_STREAM)
+    run_until_failpoint(workers.copy_cart, failpoint, written(engine.url), visit=visit)
+    with engine.begin() as conn:  # nothing is ended before the copy is whole
+        workers.STORE.append(conn, workers.CART, [NewEvent("left", {})], expected_version=2)
+
+    workers.copy_cart(written(engine.url))
+
+    with engine.begin() as conn:
+        copied = workers.STORE.read_stream(conn, workers.CART_COPY.target)
+        assert [event.event_type for event in copied] == ["put", "put", "left"]
+        with pytest.raises(StreamArchivedError):
+            workers.STORE.append(conn, workers.CART, put, expected_version=3)
 
 
 @pytest.mark.parametrize(("failpoint", "visit"), BACKFILLING)

@@ -13,6 +13,7 @@ from datapatterns.errors import AggregateError, DataPatternsError
 from datapatterns.event_sourcing import (
     ANY,
     Aggregate,
+    Archive,
     EventStore,
     EventTypes,
     NewEvent,
@@ -151,6 +152,18 @@ def test_some_events_of_each_type_are_tried(call: Call) -> None:
     misfits = call(check_events, STORE, sample=6).misread
     assert [one.event.stream.key for one in misfits] == ["1", "2"]
     assert "product" in misfits[1].reason
+
+
+def test_events_in_the_archive_are_tried_too(conn: Connection) -> None:
+    append(conn, ("scan", 2, {"code": "x"}), GOOD)
+    archive = Archive(STORE)
+    archive.stop(conn, StreamId("basket", "1"))
+    assert archive.move(conn, StreamId("basket", "1")) == 2
+
+    report = check_events(conn, STORE, sample=1)
+
+    assert (report.tried, report.untried) == (2, ())
+    assert [one.event.version for one in report.misread] == [1]
 
 
 def test_what_lies_beyond_the_reach_is_named(conn: Connection) -> None:

@@ -24,6 +24,7 @@ from datapatterns.event_sourcing import (
     ChainReport,
     Codec,
     Codecs,
+    CopyProgress,
     Decider,
     Decides,
     Encryption,
@@ -46,6 +47,7 @@ from datapatterns.event_sourcing import (
     Purge,
     RecordedEvent,
     Seal,
+    StreamCopy,
     StreamEvents,
     StreamId,
     SubjectKeys,
@@ -56,6 +58,7 @@ from datapatterns.event_sourcing import (
     Unit,
     Zstandard,
     applies,
+    caused_by,
     check_events,
     dropped,
     event,
@@ -64,6 +67,7 @@ from datapatterns.event_sourcing import (
     larger_than,
     renamed,
     slower_than,
+    unchanged,
     upcast,
 )
 from datapatterns.event_sourcing import on as snapshot_on
@@ -255,6 +259,15 @@ def appends_that_stand_alone(engine: Engine) -> None:
 async def asynchronous_appends_that_stand_alone(engine: AsyncEngine) -> None:
     async with AsyncEventWriter(store, engine) as writer:
         assert_type(await writer.append(CART, [], expected_version=ANY), Appended)
+
+
+def a_stream_is_copied(conn: Connection, recorded: RecordedEvent) -> None:
+    copy = StreamCopy(store, CART, StreamId("cart", "8"), unchanged)
+    assert_type(copy.finish(conn, copy.copy_page(conn)), CopyProgress)
+    StreamCopy(
+        store, CART, StreamId("cart", "8"), lambda e: [ItemScanned(1, 2)] if e.data else None
+    )
+    store.append(conn, CART, [ItemScanned(1, 2)], expected_version=3, metadata=caused_by(recorded))
 
 
 async def operations_keep_their_types_on_the_way_through_asyncio(engine: AsyncEngine) -> None:

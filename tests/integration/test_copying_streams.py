@@ -1,0 +1,411 @@
+"""A stream becomes another one: what it holds, what is refused, and who may write meanwhile."""
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Event
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from datapatterns.errors import (
+    EventDataError,
+    IsolationLevelError,
+    StreamArchivedError,
+    StreamCopyError,
+    VersionConflictError,
+)
+from datapatterns.event_sourcing import (
+    ANY,
+    COPIED_FROM,
+    NEW_STREAM,
+    Archive,
+    CopyProgress,
+    EventStore,
+    EventTypes,
+    NewEvent,
+    RecordedEvent,
+    StreamCopy,
+    StreamId,
+    copying,
+    unchanged,
+)
+from datapatterns.event_sourcing.transforming import Transform, copies_of
+from datapatterns.failpoints import armed
+from tests.fixtures.blocking import until_blocked_by
+from tests.fixtures.colours import Call
+
+types = EventTypes()
+STORE = EventStore(types=types)
+OLD, NEW = StreamId("basket", "1"), StreamId("cart", "1", "shop")
+
+
+@types.event("cart.put", tags=lambda e: (f"product:{e.product}",))
+@dataclass(frozen=True)
+class Put:
+    product: str
+
+
+def scanned(*quantities: int) -> list[NewEvent]:
+    return [
+        NewEvent("scanned", {"product": f"p{n}", "quantity": quantity}, metadata={"user": "ann"})
+        for n, quantity in enumerate(quantities)
+    ]
+
+
+def one_each(recorded: RecordedEvent) -> object:
+    """Nothing for 0, the object itself for 1, a list of it for more."""
+    quantity = recorded.data["quantity"]
+    put = Put(recorded.data["product"])
+    return [put] * quantity if quantity > 1 else put if quantity else None
+
+
+COPY = StreamCopy(STORE, OLD, NEW, one_each)
+
+
+def append(conn: Connection, *quantities: int) -> None:
+    STORE.append(conn, OLD, scanned(*quantities), expected_version=ANY)
+
+
+def products(conn: Connection, stream: StreamId = NEW) -> list[str]:
+    return [event.data["product"] for event in STORE.read_stream(conn, stream, limit=100_000)]
+
+
+def test_a_copy_holds_what_the_transformation_makes_of_each_event(call: Call) -> None:
+    call(append, 1, 0, 2)
+
+    first = call(COPY.copy_page, limit=2)
+    second = call(COPY.copy_page, first, limit=2)
+    last = call(COPY.finish, second)
+
+    assert first == CopyProgress(2, 1, read=2, appended=1)
+    assert second == CopyProgress(3, 3, read=1, appended=2, caught_up=True)
+    assert last == CopyProgress(3, 3, caught_up=True, finished=True)
+    originals, copies = call(STORE.read_stream, OLD), call(STORE.read_stream, NEW)
+    assert [STORE.decode(copy) for copy in copies] == [[Put("p0")], [Put("p2")], [Put("p2")]]
+    assert len({copy.event_id for copy in copies}) == 3
+    assert copies[2].metadata == {
+        "user": "ann",
+        COPIED_FROM: {
+            "tenant": "",
+            "category": "basket",
+            "key": "1",
+            "version": 3,
+            "event_id": str(originals[2].event_id),
+            "recorded_at": originals[2].recorded_at.isoformat(),
+        },
+    }
+    assert [original.data["quantity"] for original in originals] == [1, 0, 2]
+
+
+def test_the_times_are_those_of_the_copying_and_do_not_go_back(call: Call) -> None:
+    call(append, 1, 1)
+    call(COPY.finish)
+
+    original, *_ = call(STORE.read_stream, OLD)
+    copies = call(STORE.read_stream, NEW)
+
+    assert original.recorded_at < copies[0].recorded_at <= copies[1].recorded_at
+
+
+def test_tags_and_metadata_of_the_copy_are_those_that_it_declares(conn: Connection) -> None:
+    append(conn, 1)
+    COPY.finish(conn)
+    [tags] = conn.exec_driver_sql(
+        "SELECT array_agg(tag) FROM datapatterns.event_tag WHERE tenant = 'shop'"
+    ).one()
+    assert tags == ["product:p0"]
+
+    other = StreamId("cart", "2")
+    own = StreamCopy(STORE, OLD, other, lambda _: NewEvent("x", {}, metadata={"user": "bob"}))
+    own.finish(conn)
+    [copy] = STORE.read_stream(conn, other)
+    assert copy.metadata is not None
+    assert (copy.metadata["user"], set(copy.metadata)) == ("bob", {"user", COPIED_FROM})
+
+
+def test_an_event_may_be_copied_as_it_is(conn: Connection) -> None:
+    event = NewEvent("any", {"a": [1, 1.5, None, "ß"]}, 7, UUID(int=1))
+    STORE.append(conn, OLD, [event], expected_version=NEW_STREAM)
+
+    StreamCopy(STORE, OLD, NEW, unchanged).finish(conn)
+
+    [copy] = STORE.read_stream(conn, NEW)
+    assert (copy.event_type, copy.schema_version, copy.data) == ("any", 7, event.data)
+    assert copy.event_id != event.event_id
+
+
+def test_running_it_again_appends_nothing_twice(conn: Connection) -> None:
+    append(conn, 2, 1, 0)
+    assert COPY.finish(conn).appended == 3
+
+    for _ in range(2):
+        assert COPY.copy_page(conn).appended == 0
+        assert COPY.finish(conn) == CopyProgress(3, 3, read=1, caught_up=True, finished=True)
+
+    append(conn, 1)
+    assert COPY.copy_page(conn).appended == 1
+    assert len(products(conn)) == 4
+
+
+def test_a_long_run_of_events_that_leave_nothing_is_passed_page_by_page(conn: Connection) -> None:
+    append(conn, 1, *[0] * 7, 1)
+    pages = [COPY.copy_page(conn, limit=2)]
+    while not pages[-1].caught_up:
+        pages.append(COPY.copy_page(conn, pages[-1], limit=2))
+
+    assert [page.source_version for page in pages] == [2, 4, 6, 8, 9]
+    assert products(conn) == ["p0", "p8"]
+
+
+def test_a_page_ends_before_it_becomes_too_many_events_for_one_append(conn: Connection) -> None:
+    append(conn, 6_000, 4_000, 4_000, 1)
+
+    first = COPY.copy_page(conn)
+    second = COPY.copy_page(conn, first)
+
+    assert (first.read, first.appended, first.caught_up) == (2, 10_000, False)
+    assert (second.read, second.appended, second.caught_up) == (2, 4_001, True)
+    assert products(conn) == ["p0"] * 6_000 + ["p1"] * 4_000 + ["p2"] * 4_000 + ["p3"]
+
+
+def test_progress_of_a_transaction_that_was_rolled_back_is_not_believed(conn: Connection) -> None:
+    append(conn, 1, 1, 1)
+    with conn.begin_nested() as savepoint:
+        lost = COPY.copy_page(conn, limit=2)
+        savepoint.rollback()
+
+    COPY.copy_page(conn, lost)
+
+    assert products(conn) == ["p0", "p1", "p2"]
+
+
+def test_a_stream_in_the_archive_and_one_behind_a_summary_are_copied_as_they_load(
+    conn: Connection,
+) -> None:
+    archive = Archive(STORE)
+    append(conn, 1, 1)
+    [summary] = scanned(3)
+    archive.compact(conn, OLD, summary, expected_version=2)
+    append(conn, 1)
+    archive.move(conn, OLD)
+    assert COPY.copy_page(conn).source_version == 4
+    assert products(conn) == ["p0"] * 4
+
+    archive.stop(conn, OLD)
+    archive.move(conn, OLD)
+    again = StreamCopy(STORE, OLD, StreamId("cart", "2"), one_each)
+    assert again.finish(conn, end_source=True).appended == 4
+
+
+def other_events(conn: Connection) -> StreamCopy:
+    STORE.append(conn, NEW, [Put("own")], expected_version=ANY)
+    return COPY
+
+
+def changed(conn: Connection, transform: Callable[[RecordedEvent], object]) -> StreamCopy:
+    COPY.copy_page(conn)
+    return StreamCopy(STORE, OLD, NEW, transform)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (other_events, "holds cart.put, which is no copy"),
+        (lambda conn: (COPY.finish(conn), other_events(conn))[1], "no copy"),
+        (lambda conn: changed(conn, lambda _: Put("x")), "transformation has changed"),
+        (lambda conn: changed(conn, lambda e: [one_each(e)] * 2), "transformation has changed"),
+        (lambda conn: changed(conn, lambda _: None), "transformation has changed"),
+        (
+            lambda conn: (
+                StreamCopy(STORE, StreamId("basket", "2"), NEW, unchanged).copy_page(conn),
+                COPY,
+            )[1],
+            "no copy",
+        ),
+    ],
+)
+def test_a_target_with_other_content_is_refused(
+    conn: Connection, prepare: Callable[[Connection], StreamCopy], reason: str
+) -> None:
+    append(conn, 1, 1)
+    STORE.append(conn, StreamId("basket", "2"), scanned(1), expected_version=ANY)
+    copy = prepare(conn)
+    before = products(conn)
+
+    for run in (copy.copy_page, copy.finish):
+        with pytest.raises(StreamCopyError, match=reason):
+            run(conn)
+
+    assert products(conn) == before
+
+
+def test_what_cannot_be_copied_is_refused(engine: Engine, conn: Connection) -> None:
+    with pytest.raises(ValueError, match="into itself"):
+        StreamCopy(STORE, OLD, OLD, unchanged)
+    for run in (COPY.copy_page, COPY.finish):
+        with pytest.raises(StreamCopyError, match="no events"):
+            run(conn)
+    append(conn, 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        COPY.copy_page(conn, limit=0)
+    with pytest.raises(EventDataError):
+        StreamCopy(STORE, OLD, NEW, lambda _: NewEvent("x", {"a": object()})).copy_page(conn)
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with autocommit.connect() as each_for_itself, pytest.raises(IsolationLevelError):
+        COPY.finish(each_for_itself)
+
+
+def test_a_source_that_is_not_copied_whole_is_not_ended(conn: Connection) -> None:
+    append(conn, 1, 1, 1)
+
+    page = COPY.finish(conn, end_source=True, limit=2)
+
+    assert (page.finished, page.source_version) == (False, 2)
+    append(conn, 1)
+    assert COPY.finish(conn, page, end_source=True, limit=2).finished
+    with pytest.raises(StreamArchivedError):
+        append(conn, 1)
+    assert COPY.finish(conn, end_source=True).finished, "once more does no harm"
+
+
+Meanwhile = Callable[[Future[None], Connection], object]
+
+
+def finish_with_a_rival(
+    engine: Engine, meanwhile: Meanwhile, *, end_source: bool
+) -> tuple[Future[None], list[str], list[str]]:
+    """Finish a copy while another connection appends; return what became of it and the streams."""
+    with engine.begin() as conn:
+        append(conn, 1, 1)
+    rivals: list[Future[None]] = []
+
+    def rival() -> None:
+        with engine.begin() as other:
+            append(other, 1)
+
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as conn:
+
+            def begin_rival() -> None:
+                rivals.append(pool.submit(rival))
+                meanwhile(rivals[0], conn)
+
+            with armed("copy.page-appended", begin_rival):
+                assert COPY.finish(conn, end_source=end_source).finished
+        wait(rivals, timeout=30)
+    with engine.begin() as conn:
+        return rivals[0], products(conn, OLD), products(conn)
+
+
+def test_nobody_appends_to_the_source_between_the_last_page_and_its_end(engine: Engine) -> None:
+    rival, old, new = finish_with_a_rival(
+        engine, lambda _rival, finishing: until_blocked_by(engine, finishing), end_source=True
+    )
+
+    assert isinstance(rival.exception(), StreamArchivedError)
+    assert new == old == ["p0", "p1"]
+
+
+def test_without_the_lock_an_event_would_be_lost(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_lock", copying._stream)  # noqa: SLF001 -- the control
+
+    def before_the_commit(rival: Future[None], _conn: Connection) -> None:
+        rival.result(timeout=30)
+
+    _, old, new = finish_with_a_rival(engine, before_the_commit, end_source=False)
+    assert (len(old), len(new)) == (3, 2)
+
+    # Where the source ends, its end is a guard, too.
+    monkeypatch.setattr(StreamCopy, "copy_page", lambda *_args, **_options: CopyProgress(2, 2))
+    monkeypatch.setattr(copying, "_lock", lambda _schema: text("SELECT 2 AS version"))
+    with engine.begin() as conn, pytest.raises(VersionConflictError):
+        COPY.finish(conn, end_source=True)
+
+
+def test_another_copier_in_the_same_moment_doubles_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine.begin() as conn:
+        append(conn, 1, 1, 1)
+    rivals = [3]
+
+    def after_a_rival(
+        event: RecordedEvent, transform: Transform, target: StreamId, types: EventTypes
+    ) -> list[NewEvent]:
+        while rivals:  # between reading the target and appending to it
+            limit = rivals.pop()
+            with engine.begin() as other:
+                COPY.copy_page(other, limit=limit)
+        return copies_of(event, transform, target, types)
+
+    monkeypatch.setattr(copying, "copies_of", after_a_rival)
+    with engine.begin() as conn:
+        page = COPY.copy_page(conn, limit=2)
+        assert (page.read, page.appended) == (2, 0)
+        assert COPY.copy_page(conn, page).caught_up
+        assert products(conn) == ["p0", "p1", "p2"]
+
+
+def test_another_copier_that_cuts_other_pages_is_a_conflict(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine.begin() as conn:
+        append(conn, 1, 1, 1)
+    begin = StreamCopy._begin  # noqa: SLF001 -- after it another one is faster
+
+    def then_a_rival(
+        self: StreamCopy, conn: Connection, after: CopyProgress | None, first: int
+    ) -> CopyProgress:
+        found = begin(self, conn, after, first)
+        monkeypatch.undo()
+        with engine.begin() as other:
+            COPY.copy_page(other, limit=1)
+        return found
+
+    monkeypatch.setattr(StreamCopy, "_begin", then_a_rival)
+    with engine.begin() as conn:
+        with pytest.raises(VersionConflictError):
+            COPY.copy_page(conn, limit=2)
+        assert COPY.copy_page(conn).caught_up
+        assert products(conn) == ["p0", "p1", "p2"]
+
+
+def write_until_ended(engine: Engine, warm: Event) -> int:
+    """Append until the source has ended; return how many appends were acknowledged."""
+    for count in itertools.count():
+        try:
+            with engine.begin() as conn:
+                append(conn, count % 3)
+        except StreamArchivedError:
+            return count
+        if count == 5:
+            warm.set()
+    raise AssertionError
+
+
+def test_writers_that_go_on_during_the_copy_lose_nothing(engine: Engine) -> None:
+    with engine.begin() as conn:
+        append(conn, 1)
+    warm = Event()
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(write_until_ended, engine, warm) for _ in range(3)]
+        assert warm.wait(timeout=30)
+        progress: CopyProgress | None = None
+        while progress is None or not progress.finished:
+            with engine.begin() as conn:
+                progress = COPY.copy_page(conn, progress, limit=7)
+            if progress.caught_up or progress.source_version > 60:
+                with engine.begin() as conn:
+                    progress = COPY.finish(conn, progress, end_source=True, limit=50)
+        acknowledged = 1 + sum(future.result(timeout=30) for future in writers)
+
+    with engine.begin() as conn:
+        originals = STORE.read_stream(conn, OLD, limit=100_000)
+        made = [[event.data["product"]] * event.data["quantity"] for event in originals]
+        assert len(originals) == acknowledged
+        assert products(conn) == [product for part in made for product in part]
