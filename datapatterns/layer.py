@@ -22,7 +22,7 @@ from datapatterns.connecting import (
 )
 from datapatterns.cqrs import Projections
 from datapatterns.errors import ServerTooOldError, SettingsError
-from datapatterns.event_sourcing import EventStore
+from datapatterns.event_sourcing import Codecs, EventStore, SubjectKeys
 from datapatterns.settings import MAIN, Settings, settings_from
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sql.discretion import discreet
@@ -74,13 +74,15 @@ class DataLayer:
         schema: Where the library's tables live in each database.
         redis_prefix: What all keys in Redis begin with; unless given, the name of the schema.
             Applications that share one Redis need different ones.
+        codecs: What events are stored as in place of plain JSON, see `EventStore`.
+        keys: Of the persons whom personal fields of events are about.
         observer: Receives counts and durations.
 
     Raises:
         SettingsError: A URL or a name cannot be used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- an application's settings, all by name
         self,
         database_url: str | URL | None = None,
         *,
@@ -88,12 +90,15 @@ class DataLayer:
         shards: Mapping[str, str | URL] | None = None,
         schema: str | None = None,
         redis_prefix: str | None = None,
+        codecs: Codecs | None = None,
+        keys: SubjectKeys | None = None,
         observer: Observer = SILENT,
     ) -> None:
         self.settings: Settings = settings_from(
             os.environ, database_url=database_url, redis_url=redis_url, shards=shards, schema=schema
         )
         self.observer = observer
+        self._codecs, self._keys = codecs or Codecs(), keys
         self._redis_prefix = redis_prefix or self.settings.schema
         found = self.settings
         self._engine = open_engine(found.database_url) if found.database_url else None
@@ -195,7 +200,7 @@ class DataLayer:
     @property
     def events(self) -> EventStore:
         """The event store of the database."""
-        return EventStore(schema=self.schema)
+        return EventStore(schema=self.schema, codecs=self._codecs, keys=self._keys)
 
     @property
     def projections(self) -> Projections:

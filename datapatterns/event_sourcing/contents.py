@@ -254,14 +254,14 @@ class Contents:
         tenant: str,
         subjects: set[str] | None,
     ) -> list[EncodedEvent]:
-        if self.keys is None:
-            raise _keys_missing()
         found: list[Found | None] = [
             personal_values(event) if event.personal else None for event in encoded
         ]
         wanted = {subject for one in found if one for subject in one.subjects}
         keys: Keys = {}
         if wanted:
+            if self.keys is None:
+                raise _keys_missing()
             keys = self.keys.hold(conn, tenant, wanted, schema=self.schema, create=True)
         if subjects is not None:
             subjects |= wanted

@@ -112,6 +112,17 @@ def _plan_of(event: NewEvent, data: str, types: EventTypes) -> PersonalPlan | No
     return declared.personal
 
 
+def with_plan(stored: EncodedEvent, types: EventTypes) -> EncodedEvent:
+    """Return what was stored elsewhere, so that its personal fields are encrypted here.
+
+    In shapes that the class has no longer, it is not known where they lie.
+    """
+    declared = types.personal(stored.name)
+    if declared is None or stored.codec or stored.schema_version != declared.schema_version:
+        return stored
+    return stored._replace(personal=declared.personal)
+
+
 def refuse_readable(event: EncodedEvent) -> None:
     """Refuse to store personal fields that were not encrypted: the last door, for all who store.
 

@@ -25,8 +25,8 @@ from datapatterns.event_sourcing.personal import (
     SUBJECT_FORGOTTEN,
     PersonalPlan,
     SubjectForgotten,
-    personal_plan,
 )
+from datapatterns.event_sourcing.personal_planning import personal_plan
 from datapatterns.event_sourcing.shapes import decoder_of, is_frozen
 
 E = TypeVar("E", bound=type)

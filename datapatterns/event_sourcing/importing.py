@@ -31,7 +31,7 @@ from sqlalchemy.util import await_only
 from datapatterns.errors import ImportChunkError, IsolationLevelError
 from datapatterns.event_sourcing.appending import refuse_if_archived
 from datapatterns.event_sourcing.contents import Contents
-from datapatterns.event_sourcing.encoding import EncodedEvent, encode, refuse_readable
+from datapatterns.event_sourcing.encoding import EncodedEvent, encode, refuse_readable, with_plan
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import StreamId
 from datapatterns.event_sourcing.personal_values import without_personal
@@ -154,7 +154,7 @@ def _sort_by_stream(
     digest = hashlib.sha256()
     for event in events:
         encoded = (
-            event.event  # from a file that holds what was stored
+            with_plan(event.event, types)  # from a file that holds what was stored
             if isinstance(event.event, EncodedEvent)
             else encode(event.event, types=types)
         )

@@ -53,8 +53,10 @@ def personal_values(event: EncodedEvent) -> Found:
         found = list(slots(data, event.personal))
     except LookupError as error:
         raise EventDataError(event.name, str(error)) from None
-    # What was read as forgotten may be written again, say by who copies a stream.
+    # What was read as forgotten may be written again, say by who copies a stream; and what comes
+    # from a file may be encrypted already. Nobody else can give that, see `refuse_lookalike`.
     found = [slot for slot in found if slot.holder[slot.key] != slot.redacted]
+    found = [slot for slot in found if not _is_sealed(slot.holder[slot.key])]
     for slot in found:
         value = slot.holder[slot.key]
         if any(value in {tag, tag.partition(":")[2]} for tag in event.tags if value):
@@ -126,7 +128,7 @@ def _bound_to(event_id: bytes, tenant: str, slot: Slot) -> bytes:
 def _sealed(value: Any, path: tuple[str | int, ...]) -> Iterator[Slot]:  # noqa: ANN401 -- JSON
     for key, part in parts_of(value):
         here = (*path, key)
-        if not (isinstance(part, dict) and part.keys() == {SEALED}):
+        if not _is_sealed(part):
             yield from _sealed(part, here)
             continue
         match part[SEALED]:
@@ -134,3 +136,7 @@ def _sealed(value: Any, path: tuple[str | int, ...]) -> Iterator[Slot]:  # noqa:
                 yield Slot(value, key, here, subject, redacted)
             case _:
                 raise PayloadError("a personal field", "it is not made of three parts")
+
+
+def _is_sealed(value: Any) -> bool:  # noqa: ANN401 -- JSON
+    return isinstance(value, dict) and value.keys() == {SEALED}
