@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
 
-from psycopg import AsyncConnection
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -26,7 +25,6 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
-from sqlalchemy.util import await_only
 
 from datapatterns.errors import ImportChunkError, IsolationLevelError
 from datapatterns.event_sourcing.appending import refuse_if_archived
@@ -34,9 +32,16 @@ from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.encoding import EncodedEvent, encode, refuse_readable, with_plan
 from datapatterns.event_sourcing.event_types import EventTypes
 from datapatterns.event_sourcing.events import StreamId
+from datapatterns.event_sourcing.importing_tags import (
+    index_tags,
+    lock_tags,
+    tags_by_tenant,
+    tags_column,
+)
 from datapatterns.event_sourcing.personal_values import without_personal
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.failpoints import failpoint
+from datapatterns.sql.sending import send_rows
 from datapatterns.sql.texts import is_text
 
 IMPORT_EVENTS_MAX: Final = 200_000
@@ -48,7 +53,6 @@ SOURCE_BYTES_MAX: Final = 500
 _EARLIEST: Final = datetime(1, 1, 3, tzinfo=UTC)
 """In time zones west of Greenwich, what lies before could show as a day before the year 1."""
 
-_ROWS_PER_WRITE: Final = 2_000
 _MOMENT: Final = TIMESTAMP(timezone=True)
 
 
@@ -99,11 +103,16 @@ def import_events(  # noqa: PLR0913 -- EventStore binds the schema, types and co
     [now] = recorded
     # Only now: what the digest covers must be the same in every attempt.
     _make_outgoing(conn, contents, parts)
+    tags = tags_by_tenant((stream.tenant, part.events) for stream, part in parts.items())
+    lock_tags(conn, tags, schema=schema)
     claimed = _claim(conn, parts, schema=schema, now=now)
     failpoint("import.streams-claimed")
     type_ids = _type_ids(conn, parts.values(), schema=schema)
     rows = _rows(events, parts, claimed, type_ids)
-    _copy(conn, _copy_statement(schema), rows)
+    send_rows(conn, _copy_statement(schema), rows)
+    if tags:
+        before = {stream_id: version for stream_id, version, _ in claimed.values()}
+        index_tags(conn, before, schema=schema)
     return len(events)
 
 
@@ -182,6 +191,7 @@ def _same(event: ImportedEvent, encoded: EncodedEvent) -> str:
         without_personal(encoded) if encoded.personal else encoded.data,
         encoded.meta or "",
         event.recorded_at.isoformat() if event.recorded_at else "",
+        *encoded.tags,
         "",
     )
     return "\0".join(parts)
@@ -294,39 +304,13 @@ def _rows_of(
         type_id = type_ids[event.name, event.schema_version]
         yield (
             f"{stream_id}\t{version}\t{at}\t{event.event_id}\t{type_id}\t{data}\t{meta}"
-            f"\t{payload}\t{event.codec}\n"
+            f"\t{payload}\t{event.codec}\t{tags_column(event.tags)}\n"
         )
-
-
-def _copy(conn: Connection, statement: str, rows: Iterator[str]) -> None:
-    driver: Any = conn.connection.driver_connection
-    if isinstance(driver, AsyncConnection):
-        await_only(_copy_async(driver, statement, rows))
-        return
-    with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        for block in _blocks(rows):
-            copy.write(block)
-
-
-async def _copy_async(driver: AsyncConnection[Any], statement: str, rows: Iterator[str]) -> None:
-    async with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        for block in _blocks(rows):
-            await copy.write(block)
-
-
-def _blocks(rows: Iterator[str]) -> Iterator[str]:
-    block: list[str] = []
-    for row in rows:
-        block.append(row)
-        if len(block) == _ROWS_PER_WRITE:
-            yield "".join(block)
-            block.clear()
-    yield "".join(block)
 
 
 @cache
 def _copy_statement(schema: str) -> str:
-    columns = "(stream_id, version, at, event_id, type_id, data, meta, payload, codec)"
+    columns = "(stream_id, version, at, event_id, type_id, data, meta, payload, codec, tags)"
     return f"COPY {schema}.event {columns} FROM STDIN"
 
 

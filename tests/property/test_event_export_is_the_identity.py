@@ -43,7 +43,7 @@ events = st.builds(
     data,
     schema_version=st.integers(1, 2),
     metadata=st.none() | data,
-    tags=st.just(()),
+    tags=tags,
 )
 appends = st.lists(
     st.tuples(
