@@ -13,6 +13,7 @@ from datapatterns.event_sourcing.checking import (
     TypeFinding,
 )
 from datapatterns.event_sourcing.codecs import Chain, Codec, Codecs, MessagePack
+from datapatterns.event_sourcing.commanding import CommandPolicy, Handled
 from datapatterns.event_sourcing.compression import Zstandard
 from datapatterns.event_sourcing.copying import CopyProgress, StreamCopy
 from datapatterns.event_sourcing.decider import Decider, Decides, Folded
@@ -54,8 +55,10 @@ from datapatterns.event_sourcing.policy import SnapshotPolicy, every, larger_tha
 from datapatterns.event_sourcing.publishing import PublishedMark, publish_mark, published_mark
 from datapatterns.event_sourcing.purging import ArchiveExport
 from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent, TypedEvent, TypedPage
+from datapatterns.event_sourcing.retrying import Retry
 from datapatterns.event_sourcing.sealing import HashChain
 from datapatterns.event_sourcing.shredding import Forgotten, Purge, Subjects
+from datapatterns.event_sourcing.snapshot_writer import AsyncSnapshotWriter, SnapshotWriter
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.event_sourcing.stored_events import StoredEvents, StoredPage
 from datapatterns.event_sourcing.subject_keys import SubjectKeys
@@ -80,12 +83,14 @@ __all__ = [
     "Archive",
     "ArchiveExport",
     "AsyncEventWriter",
+    "AsyncSnapshotWriter",
     "Blocker",
     "BrokenSegment",
     "Chain",
     "ChainReport",
     "Codec",
     "Codecs",
+    "CommandPolicy",
     "Condition",
     "CopyProgress",
     "Decider",
@@ -105,6 +110,7 @@ __all__ = [
     "FileAnchor",
     "Folded",
     "Forgotten",
+    "Handled",
     "HandlerGap",
     "HashChain",
     "ImportedEvent",
@@ -127,8 +133,10 @@ __all__ = [
     "Purge",
     "RecordedEvent",
     "Redacted",
+    "Retry",
     "Seal",
     "SnapshotPolicy",
+    "SnapshotWriter",
     "StoredEvent",
     "StoredEvents",
     "StoredPage",

@@ -18,6 +18,7 @@ from datapatterns.event_sourcing.batching import (
     stream_batch,
     stream_batches,
 )
+from datapatterns.event_sourcing.command_store import CommandStore
 from datapatterns.event_sourcing.events import (
     START,
     Appended,
@@ -32,14 +33,13 @@ from datapatterns.event_sourcing.importing import ImportedEvent, import_events
 from datapatterns.event_sourcing.reading import Question, read_log, read_stream
 from datapatterns.event_sourcing.reading_tagged import read_tagged
 from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
-from datapatterns.event_sourcing.state_store import StateStore
 from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery, tag_query
 from datapatterns.event_sourcing.unit import Unit
 from datapatterns.event_sourcing.unit_places import unit_in_block, unit_of_session
 
 
 @dataclass(frozen=True, slots=True)
-class EventStore(StateStore):
+class EventStore(CommandStore):
     """Appends and reads events in the caller's transaction; it never commits.
 
     Attributes:

@@ -20,10 +20,12 @@ from datapatterns.event_sourcing import (
     Archive,
     ArchiveExport,
     AsyncEventWriter,
+    AsyncSnapshotWriter,
     Chain,
     ChainReport,
     Codec,
     Codecs,
+    CommandPolicy,
     CopyProgress,
     Decider,
     Decides,
@@ -34,6 +36,7 @@ from datapatterns.event_sourcing import (
     FileAnchor,
     Folded,
     Forgotten,
+    Handled,
     HashChain,
     KeyRing,
     KeyWrapper,
@@ -46,7 +49,9 @@ from datapatterns.event_sourcing import (
     Position,
     Purge,
     RecordedEvent,
+    Retry,
     Seal,
+    SnapshotWriter,
     StreamCopy,
     StreamEvents,
     StreamId,
@@ -163,6 +168,25 @@ COUNTER = Decider(
 DECIDES: Decides[int, int, ItemScanned] = COUNTER
 
 
+def command(engine: Engine) -> None:
+    with SnapshotWriter(store, engine, capacity=10) as writer:
+        policy = CommandPolicy(lock=True, retry=Retry(attempts=3), snapshots=writer)
+        handled = store.handle(engine, Cart, "7", lambda cart: cart.version, policy=policy)
+        assert_type(handled, Handled[Cart])
+        assert_type(store.handle(engine, COUNTER, "7", 5), Handled[Folded[int, int]])
+        store.handle(engine, COUNTER, "7", "five")  # type: ignore[misc]
+        assert_type(writer.flush(timeout_seconds=1), bool)
+
+
+async def command_async(engine: AsyncEngine) -> None:
+    async with AsyncSnapshotWriter(store, engine) as writer:
+        policy = CommandPolicy(snapshots=writer)
+        handled = await store.handle_async(engine, COUNTER, "7", 5, policy=policy)
+        assert_type(handled, Handled[Folded[int, int]])
+    async with engine.begin() as conn, store.for_update_async(conn, Cart, "7") as cart:
+        assert_type(cart, Cart)
+
+
 @upcast("item.weighed", 1)
 def in_grams(old: dict[str, object]) -> dict[str, object]:
     return old
@@ -218,6 +242,10 @@ def events_are_loaded_as_the_class_that_was_asked_for(conn: Connection) -> None:
     assert_type(store.load_many(conn, Cart, ["7", "8"]), list[Cart])
     assert_type(store.load_many(conn, COUNTER, ["7"]), list[Folded[int, int]])
     assert_type(store.save(conn, counter), Position)
+    with store.for_update(conn, Cart, "7", lock=True) as cart:
+        assert_type(cart, Cart)
+    with store.for_update(conn, COUNTER, "7") as open_counter:
+        assert_type(open_counter, Folded[int, int])
     store.load(conn, Line, "7")  # type: ignore[type-var]  # not an aggregate
 
 
