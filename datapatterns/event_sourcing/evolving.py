@@ -5,7 +5,7 @@ next; the graph has no cycles, so every way ends: at a class, at nothing, or whe
 missing.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -124,12 +124,19 @@ class Declarations:
         self.steps: dict[Shape, Step] = {}
         self.renames: dict[str, Rename] = {}
         self.drops: dict[str, str] = {}
+        # Kept, not searched for: programs declare hundreds of types when they start.
+        self._lifted: dict[str, set[int]] = {}
+        self._before: dict[str, set[str]] = {}
+        self._versions = {1}
 
     def copy(self) -> "Declarations":
         """Return the same declarations, apart from later ones."""
         copied = Declarations()
-        for name, declared in vars(self).items():
-            setattr(copied, name, dict(declared))
+        copied.types, copied.steps = dict(self.types), dict(self.steps)
+        copied.renames, copied.drops = dict(self.renames), dict(self.drops)
+        copied._lifted = {name: set(versions) for name, versions in self._lifted.items()}
+        copied._before = {name: set(names) for name, names in self._before.items()}
+        copied._versions = set(self._versions)
         return copied
 
     def add_type(self, declared: EventType) -> None:
@@ -140,6 +147,7 @@ class Declarations:
         """
         self._refuse_gone(declared.name)
         self.types[declared.name] = declared
+        self._versions.add(declared.schema_version)
 
     def add_step(self, shape: Shape, step: Step) -> None:
         """Declare an upcaster.
@@ -159,6 +167,10 @@ class Declarations:
         for target in step.targets.values():
             self._refuse_cycle(shape, target)
         self.steps[shape] = step
+        self._lifted.setdefault(shape.name, set()).add(shape.version)
+        for target in step.targets.values():
+            self._before.setdefault(target.name, set()).add(shape.name)
+            self._versions.update((shape.version, target.version))
 
     def add_rename(self, old: str, rename: Rename) -> None:
         """Declare that an old name is read as another.
@@ -174,18 +186,18 @@ class Declarations:
             )
         if old in self.drops:
             raise EventTypeError(old, f"is dropped and renamed to {rename.to!r}; keep one")
-        idle = [s for s in self.steps if s.name == old and s.version >= rename.from_version]
+        idle = [v for v in sorted(self._lifted.get(old, ())) if v >= rename.from_version]
         if idle:
             raise EventTypeError(
                 old,
                 f"is renamed to {rename.to!r} from version {rename.from_version}, so its upcaster"
-                f" from version {idle[0].version} never runs; register it for {rename.to!r}",
+                f" from version {idle[0]} never runs; register it for {rename.to!r}",
             )
-        versions = {shape.version for shape in self._mentioned()} | {rename.from_version}
-        for version in versions:
-            if version >= rename.from_version:
-                self._refuse_cycle(Shape(old, version), Shape(rename.to, version))
+        self._versions.add(rename.from_version)
+        for version in self._versions_from(rename.from_version):
+            self._refuse_cycle(Shape(old, version), Shape(rename.to, version))
         self.renames[old] = rename
+        self._before.setdefault(rename.to, set()).add(old)
 
     def add_drop(self, name: str, reason: str) -> None:
         """Declare that stored events of this name are read as nothing.
@@ -193,7 +205,7 @@ class Declarations:
         Raises:
             EventTypeError: The name means something.
         """
-        if name in self.types or name in self.renames or any(s.name == name for s in self.steps):
+        if name in self.types or name in self.renames or name in self._lifted:
             raise EventTypeError(
                 name, "cannot be dropped: it has a class, another name or an upcaster; keep one"
             )
@@ -272,9 +284,8 @@ class Declarations:
     def ancestors(self, declared: EventType) -> list[Ancestor]:
         """Return every shape that can lead to a class, in the order of their names."""
         end = Shape(declared.name, declared.schema_version)
-        names = self._names_before(declared.name)
         found = []
-        for shape in sorted(one for one in self._mentioned() if one.name in names):
+        for shape in sorted(self._leading(self._names_before(declared.name))):
             after = self.follow(shape)
             if not isinstance(after, Fate) and end in self.way(shape):
                 function = after.function if isinstance(after, Step) else None
@@ -288,7 +299,7 @@ class Declarations:
         return list(after.targets.values()) if isinstance(after, Step) else []
 
     def _last_step(self, name: str) -> int:
-        return max((shape.version for shape in self.steps if shape.name == name), default=0)
+        return max(self._lifted.get(name, ()), default=0)
 
     def _refuse_gone(self, name: str) -> None:
         if name in self.renames:
@@ -321,30 +332,22 @@ class Declarations:
 
     def _names_before(self, name: str) -> set[str]:
         """Return the names whose events can become events of this name, itself among them."""
-        before: dict[str, set[str]] = {}
-        for old, rename in self.renames.items():
-            before.setdefault(rename.to, set()).add(old)
-        for shape, step in self.steps.items():
-            for target in step.targets:
-                before.setdefault(target, set()).add(shape.name)
         found, waiting = {name}, [name]
         while waiting:
-            fresh = before.get(waiting.pop(), set()) - found
+            fresh = self._before.get(waiting.pop(), set()) - found
             found |= fresh
             waiting += fresh
         return found
 
-    def _mentioned(self) -> set[Shape]:
-        """Return enough shapes to meet every way: those of one rename's versions are alike."""
-        shapes = set(self.steps)
-        for step in self.steps.values():
-            shapes.update(step.targets.values())
-        shapes.update(Shape(one.name, one.schema_version) for one in self.types.values())
-        versions = {1, *(shape.version for shape in shapes)}
-        versions.update(rename.from_version for rename in self.renames.values())
-        return shapes | {
-            Shape(old, version)
-            for old, rename in self.renames.items()
-            for version in versions
-            if version >= rename.from_version
-        }
+    def _leading(self, names: Iterable[str]) -> Iterator[Shape]:
+        """Yield the shapes of these names from which a step or a rename leads on."""
+        for name in names:
+            versions = set(self._lifted.get(name, ()))
+            if name in self.renames:
+                versions.update(self._versions_from(self.renames[name].from_version))
+            for version in versions:
+                yield Shape(name, version)
+
+    def _versions_from(self, version: int) -> list[int]:
+        """Return enough versions to meet every way: where nothing is declared, they are alike."""
+        return [known for known in self._versions if known >= version]

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import BigInteger, Connection, Select, bindparam, func, select
 
-from datapatterns.event_sourcing.aggregate import Aggregate, stream_of
+from datapatterns.errors import AggregateError
 from datapatterns.event_sourcing.checking import (
     EventCheck,
     Sample,
@@ -18,6 +18,7 @@ from datapatterns.event_sourcing.checking import (
 from datapatterns.event_sourcing.events import VERSION_MAX, Position, StreamId
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.event_sourcing.subjects import Subject, event_classes, subject_name
 
 REACH: Final = 1_000_000
 """How many positions from each end of the log are looked at, unless asked otherwise."""
@@ -29,7 +30,7 @@ def check_events(  # noqa: PLR0913 -- what to look at, each by name
     *,
     count_events: bool = False,
     sample: int = 0,
-    aggregates: Iterable[type[Aggregate]] = (),
+    aggregates: Iterable[Subject] = (),
     handled: Mapping[str, Iterable[type]] | None = None,
     reach: int = REACH,
 ) -> EventCheck:
@@ -45,15 +46,15 @@ def check_events(  # noqa: PLR0913 -- what to look at, each by name
         count_events: Say how many events of each type there are; reads all of the log.
         sample: How many of the newest and of the oldest events of each type to read and decode,
             those in the archive among them.
-        aggregates: Classes that must have a handler for each event in the streams of their
-            category.
-        handled: The same for what is no `Aggregate`: the events that it handles, by category.
+        aggregates: Classes, or deciders, that must have a handler for each event in the streams
+            of their category.
+        handled: The same for anything else: the events that it handles, by category.
         reach: Look for events to try, and for types in streams, only so many positions from the
             end of the log, and from its beginning. What is not met there is not tried; the report
             names it.
 
     Raises:
-        AggregateError: An aggregate has no category.
+        AggregateError: An aggregate has no category, or a decider does not name its events.
         ValueError: ``sample`` is negative, or ``reach`` is not positive.
     """
     if sample < 0 or reach < 1:
@@ -75,14 +76,19 @@ def check_events(  # noqa: PLR0913 -- what to look at, each by name
 
 
 def _handlers(
-    aggregates: Iterable[type[Aggregate]], handled: Mapping[str, Iterable[type]]
+    aggregates: Iterable[Subject], handled: Mapping[str, Iterable[type]]
 ) -> dict[tuple[str, str], Iterable[type]]:
-    handlers: dict[tuple[str, str], Iterable[type]] = {
-        (one.__name__, stream_of(one, "any").category): one._handlers  # noqa: SLF001 -- its keeper
-        for one in aggregates
-    }
-    for category, classes in handled.items():
-        handlers[f"what handles {category}", category] = classes
+    handlers: dict[tuple[str, str], Iterable[type]] = {}
+    for subject in aggregates:
+        classes = event_classes(subject)
+        if not classes:
+            raise AggregateError(
+                subject_name(subject),
+                "names no event that it handles; annotate evolve, or give events=(...)",
+            )
+        handlers[subject_name(subject), subject("any").stream.category] = classes
+    for category, others in handled.items():
+        handlers[f"what handles {category}", category] = tuple(others)
     return handlers
 
 

@@ -23,7 +23,7 @@ class Tagged:
 
     Attributes:
         tags: One at least.
-        types: Names, or classes of declared events; None for any.
+        types: Names as they are stored, or classes of declared events; None for any.
 
     Raises:
         ValueError: There is no tag or no type, or one that no event can have.
@@ -47,14 +47,18 @@ class Tagged:
         return tag_query(self) | other
 
     def type_names(self, types: EventTypes) -> list[str] | None:
-        """Return the names of the types, None for any.
+        """Return the names of the types, None for any; of a class all that it is stored under.
 
         Raises:
             EventTypeError: A class is not declared.
         """
         if self.types is None:
             return None
-        return [type_ if isinstance(type_, str) else types.of(type_).name for type_ in self.types]
+        names: set[str] = set()
+        for type_ in self.types:
+            # What is stored under an old name says the same: a decision must not miss it.
+            names |= {type_} if isinstance(type_, str) else types.stored_names(type_)
+        return sorted(names)
 
 
 @dataclass(frozen=True, slots=True)

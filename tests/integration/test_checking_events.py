@@ -14,6 +14,7 @@ from datapatterns.event_sourcing import (
     ANY,
     Aggregate,
     Archive,
+    Decider,
     EventStore,
     EventTypes,
     NewEvent,
@@ -194,15 +195,43 @@ def test_a_type_without_a_handler_where_it_occurs_is_a_problem(conn: Connection)
     assert report.summary.endswith("2 without a handler")
 
 
+def evolve(state: int, _event: Scanned) -> int:
+    return state
+
+
+def evolve_anything(state: int, _event: object) -> int:
+    return state
+
+
+def test_a_decider_must_handle_what_occurs_too(conn: Connection) -> None:
+    append(conn, GOOD)
+    decider: Decider[object, int, Scanned] = Decider(
+        "basket", 0, lambda _command, _state: [], evolve
+    )
+    assert check_events(conn, STORE, aggregates=[decider]).ok
+    append(conn, ("left", 1, {}))
+
+    assert [gap.lacks for gap in check_events(conn, STORE, aggregates=[decider]).gaps] == [
+        ("left",)
+    ]
+
+
 def test_what_cannot_be_asked_is_refused(conn: Connection) -> None:
     class Homeless(Aggregate):
-        pass
+        @applies
+        def _(self, _e: Scanned) -> None:
+            pass
 
     for sample, reach in ((-1, 1), (1, 0)):
         with pytest.raises(ValueError, match="sample"):
             check_events(conn, STORE, sample=sample, reach=reach)
     with pytest.raises(AggregateError, match="category"):
         check_events(conn, STORE, aggregates=[Homeless])
+    nameless: Decider[object, int, object] = Decider(
+        "basket", 0, lambda _command, _state: [], evolve_anything
+    )
+    with pytest.raises(AggregateError, match="names no event"):
+        check_events(conn, STORE, aggregates=[nameless])
 
 
 steps = st.lists(
