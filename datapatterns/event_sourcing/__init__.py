@@ -1,5 +1,8 @@
 """Event sourcing: keep what happened, derive what is."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.anchors import Anchor, AnchoredSeal, FileAnchor
 from datapatterns.event_sourcing.archiving import Archive
@@ -38,6 +41,8 @@ from datapatterns.event_sourcing.evolving import Verdict
 from datapatterns.event_sourcing.export_files import export_to_file, open_lines
 from datapatterns.event_sourcing.exporting import EventExport, Exported
 from datapatterns.event_sourcing.filtering import LogFilter
+from datapatterns.event_sourcing.following import Follower, LogSignal
+from datapatterns.event_sourcing.following_flow import Pace
 from datapatterns.event_sourcing.forgetting import forget_append_requests
 from datapatterns.event_sourcing.handling import applies
 from datapatterns.event_sourcing.importing import ImportedEvent
@@ -68,6 +73,9 @@ from datapatterns.event_sourcing.transforming import COPIED_FROM, unchanged
 from datapatterns.event_sourcing.typed_log import TypedLog
 from datapatterns.event_sourcing.unit import Unit
 
+if TYPE_CHECKING:
+    from datapatterns.event_sourcing.following_async import AsyncFollower, AsyncLogSignal
+
 __all__ = [
     "ANY",
     "CAUSATION_ID",
@@ -83,6 +91,8 @@ __all__ = [
     "Archive",
     "ArchiveExport",
     "AsyncEventWriter",
+    "AsyncFollower",
+    "AsyncLogSignal",
     "AsyncSnapshotWriter",
     "Blocker",
     "BrokenSegment",
@@ -109,6 +119,7 @@ __all__ = [
     "Exported",
     "FileAnchor",
     "Folded",
+    "Follower",
     "Forgotten",
     "Handled",
     "HandlerGap",
@@ -122,9 +133,11 @@ __all__ = [
     "LocalKeyWrapper",
     "LogFilter",
     "LogPage",
+    "LogSignal",
     "MessagePack",
     "MisreadEvent",
     "NewEvent",
+    "Pace",
     "Partition",
     "Partitioning",
     "Personal",
@@ -174,3 +187,10 @@ __all__ = [
     "unchanged",
     "upcast",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Only asked for by who has the async extra.
+    if name in {"AsyncFollower", "AsyncLogSignal"}:
+        return getattr(import_module("datapatterns.event_sourcing.following_async"), name)
+    raise AttributeError(name)

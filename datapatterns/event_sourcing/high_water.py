@@ -76,6 +76,17 @@ def read_mark(
     return Position(mark)
 
 
+def read_hint(conn: Connection, *, schema: str, published: bool) -> Position:
+    """Return a position that moves when the log may go on, at the least cost.
+
+    It is no bound of anything: while ``nextval`` writes its log record, the row shows up to 32
+    positions that nobody has drawn yet.
+    """
+    return Position(
+        conn.exec_driver_sql(*_hint_statement(schema, published=published)).scalar() or 0
+    )
+
+
 def _present_mark(conn: Connection, *, schema: str, after: Position) -> int:
     mark, isolation, drawn = conn.exec_driver_sql(*_mark_statement(schema)).one()
     if mark is None:
@@ -115,6 +126,14 @@ def _published_statement(schema: str) -> tuple[str, dict[str, Any]]:
     marks = event_tables(schema).marks
     drawn = case((func.pg_is_in_recovery(type_=Boolean), None), else_=_drawn(schema))
     return _compiled(select(marks.c.position, drawn))
+
+
+@cache
+def _hint_statement(schema: str, *, published: bool) -> tuple[str, dict[str, Any]]:
+    if published:
+        return _compiled(select(event_tables(schema).marks.c.position))
+    sequence = table(event_tables(schema).position.name, column("last_value"), schema=schema)
+    return _compiled(select(sequence.c.last_value))
 
 
 def _drawn(schema: str) -> ColumnElement[int]:

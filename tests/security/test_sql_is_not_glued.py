@@ -48,6 +48,7 @@ ALLOWED = {
     "datapatterns/event_sourcing/loading.py:_fetched": COMPILED,
     "datapatterns/sql/sending.py:send_rows": CHECKED,
     "datapatterns/sql/sending.py:_send_async": CHECKED,
+    "datapatterns/event_sourcing/high_water.py:read_hint": COMPILED,
     "datapatterns/index_table/backfilling.py:backfill_chunk": QUOTED,
     "datapatterns/index_table/backfilling.py:_beyond": QUOTED,
     "datapatterns/index_table/creating.py:drop_index": QUOTED,
