@@ -2,7 +2,13 @@
 
 import click
 
-from datapatterns_cli import events_checking, events_copying, events_moving, events_reading
+from datapatterns_cli import (
+    events_checking,
+    events_copying,
+    events_keeping,
+    events_moving,
+    events_reading,
+)
 from datapatterns_cli.shared_options import Group
 
 
@@ -32,5 +38,8 @@ for _command in (
     events_copying.export,
     events_copying.import_,
     events_moving.import_eventsourcing,
+    events_keeping.snapshot,
+    events_keeping.archive,
+    events_keeping.forget,
 ):
     events.add_command(_command)

@@ -1,13 +1,11 @@
 """`datapatterns events import-eventsourcing`: move in from the library `eventsourcing`."""
 
-import sys
-from importlib import import_module
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
+from datapatterns_cli.named_objects import load_object
 from datapatterns_cli.shared_options import Command
 
 if TYPE_CHECKING:
@@ -139,13 +137,7 @@ def _report(invocation: Invocation, done: "EventsourcingImported") -> None:
 def _mapping(where: str) -> "EventsourcingMapping":
     from datapatterns.event_sourcing import EventsourcingMapping  # noqa: PLC0415
 
-    module, _, name = where.partition(":")
-    if "" not in sys.path:  # as for --app: a console script does not look into the current folder
-        sys.path.insert(0, "")
-    try:
-        found = attrgetter(name)(import_module(module))
-    except (AttributeError, ModuleNotFoundError, ValueError) as error:
-        raise click.BadParameter(f"{where!r} cannot be found: {error}") from error
+    found = load_object(where, option="--mapping")
     if not isinstance(found, EventsourcingMapping):
         raise click.BadParameter(f"{where!r} is no EventsourcingMapping")
     return found

@@ -63,6 +63,7 @@ from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent, TypedEv
 from datapatterns.event_sourcing.retrying import Retry
 from datapatterns.event_sourcing.sealing import HashChain
 from datapatterns.event_sourcing.shredding import Forgotten, Purge, Subjects
+from datapatterns.event_sourcing.snapshot_keeping import Snapshots, StoredSnapshot
 from datapatterns.event_sourcing.snapshot_writer import AsyncSnapshotWriter, SnapshotWriter
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.event_sourcing.stored_events import StoredEvents, StoredPage
@@ -150,9 +151,11 @@ __all__ = [
     "Seal",
     "SnapshotPolicy",
     "SnapshotWriter",
+    "Snapshots",
     "StoredEvent",
     "StoredEvents",
     "StoredPage",
+    "StoredSnapshot",
     "StreamCopy",
     "StreamEvents",
     "StreamId",

@@ -20,9 +20,11 @@ from datapatterns.event_sourcing import (
     LinesImported,
     LogFilter,
     Position,
+    Snapshots,
     StoredEvent,
     StoredEvents,
     StoredPage,
+    StoredSnapshot,
     StreamId,
     export_to_file,
     open_lines,
@@ -40,6 +42,11 @@ def copy(engine: Engine, elsewhere: Engine, path: Path) -> None:
     with open_lines(path) as file:
         assert_type(LinesImport(store, source="shop").run(elsewhere, file), LinesImported)
     LinesImport(store, "shop", "no")  # type: ignore[arg-type]
+
+
+def keep(conn: Connection) -> None:
+    assert_type(Snapshots(store).list(conn, StreamId("cart", "7")), list[StoredSnapshot])
+    assert_type(Snapshots(store).drop_outdated(conn, limit=10), int)
 
 
 def move(old: Engine, new: Engine) -> None:
