@@ -41,6 +41,7 @@ from datapatterns.event_sourcing.evolving import Verdict
 from datapatterns.event_sourcing.export_files import export_to_file, open_lines
 from datapatterns.event_sourcing.exporting import EventExport, Exported
 from datapatterns.event_sourcing.filtering import LogFilter
+from datapatterns.event_sourcing.final_time import final_until
 from datapatterns.event_sourcing.following import Follower, LogSignal
 from datapatterns.event_sourcing.following_flow import Pace
 from datapatterns.event_sourcing.forgetting import forget_append_requests
@@ -179,6 +180,7 @@ __all__ = [
     "event",
     "every",
     "export_to_file",
+    "final_until",
     "forget_append_requests",
     "larger_than",
     "on",

@@ -138,10 +138,13 @@ class Blocker:
 
     Attributes:
         pid: Its session; None for a prepared transaction.
-        state: As in ``pg_stat_activity``, or ``prepared``.
-        since: When the transaction began; None if this role may not see it.
+        state: As in ``pg_stat_activity``, or ``prepared``; ``unknown`` if this role may not see it.
+        since: When the transaction began, or was prepared; None if this role may not see it.
         query: Its latest statement; None for a prepared transaction.
         prepared_as: The name to commit or roll it back by; None for a session.
+        positions: How many positions it holds back, those of rolled-back events among them.
+        application: What the session calls itself.
+        client: The address that it came from; None for a local one.
     """
 
     pid: int | None
@@ -149,6 +152,9 @@ class Blocker:
     since: datetime | None
     query: str | None
     prepared_as: str | None = None
+    positions: int = 0
+    application: str | None = None
+    client: str | None = None
 
 
 def check_event_type(name: str, schema_version: int) -> None:

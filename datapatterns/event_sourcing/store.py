@@ -18,6 +18,7 @@ from datapatterns.event_sourcing.batching import (
     stream_batch,
     stream_batches,
 )
+from datapatterns.event_sourcing.blocking import list_blockers
 from datapatterns.event_sourcing.command_store import CommandStore
 from datapatterns.event_sourcing.events import (
     START,
@@ -28,7 +29,7 @@ from datapatterns.event_sourcing.events import (
     StreamId,
 )
 from datapatterns.event_sourcing.filtering import LogFilter, log_filter
-from datapatterns.event_sourcing.high_water import list_blockers, read_mark
+from datapatterns.event_sourcing.high_water import read_mark
 from datapatterns.event_sourcing.importing import ImportedEvent, import_events
 from datapatterns.event_sourcing.reading import Question, read_log, read_stream
 from datapatterns.event_sourcing.reading_tagged import read_tagged
