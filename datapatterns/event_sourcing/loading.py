@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from datapatterns.clock import Clock
 from datapatterns.errors import EventGapError
@@ -220,6 +221,8 @@ class _Load:
             )
             if state is not None:
                 kind.shape.restore(sourced, state)
+        except SQLAlchemyError:  # of a question about keys: the transaction is lost
+            raise
         except Exception as error:  # noqa: BLE001 -- whatever is wrong with a copy, there are the events
             reason = (
                 misfit(error) if isinstance(error, msgspec.MsgspecError) else type(error).__name__

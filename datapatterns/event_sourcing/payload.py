@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from datapatterns.errors import EventDataError, EventShapeError
-from datapatterns.event_sourcing.shapes import encoder_of, field_names, plain
+from datapatterns.event_sourcing.shapes import encoder_of, field_names, is_model, plain
 
 EVENT_BYTES_MAX: Final = 1_048_576
 """The largest data of one event, as JSON in UTF-8."""
@@ -36,16 +36,16 @@ def encode_mapping(data: Mapping[str, Any], *, event_type: str) -> str:
     Raises:
         EventDataError: It holds what JSON or PostgreSQL cannot hold, or is too large.
     """
-    given, encoded = dict(data), b""
+    given, text = dict(data), ""
     try:
         encoded = _encoder.encode(given)
         # Keys that are no text, NaN and what else JSON does not know come back otherwise.
-        is_plain = not _is_suspicious(encoded) and msgspec.json.decode(encoded) == given
+        if _is_harmless(encoded) and msgspec.json.decode(encoded) == given:
+            text = encoded.decode()
     except _UNENCODABLE:
-        is_plain = False
-    if not is_plain:
-        encoded = as_json(_checked(given, event_type=event_type, str_keys=False))
-    return _bounded(encoded, event_type)
+        pass
+    text = text or as_json(_checked(given, event_type=event_type, str_keys=False)).decode()
+    return _bounded(text, event_type)
 
 
 def encode_event(event: object, *, event_type: str) -> str:
@@ -55,19 +55,17 @@ def encode_event(event: object, *, event_type: str) -> str:
         EventDataError: It holds what JSON or PostgreSQL cannot hold, or is too large.
     """
     cls: Any = type(event)
-    encoded = b""
+    text = ""
     try:
         encoded = encoder_of(cls)(event)
-        is_plain = encoded[:1] == b"{" and not _is_suspicious(encoded)
-        if is_plain and b"null" in encoded:  # it may have been NaN
-            names = field_names(cls)
-            nothing = [True for name in names if getattr(event, name, None) is None]
-            is_plain = encoded.count(b"null") == len(nothing)
+        if _is_harmless(encoded):
+            text = encoded.decode()
+            if "null" in text and not _is_nothing(event, cls, text):
+                text = ""
     except _UNENCODABLE:
-        is_plain = False
-    if not is_plain:
-        encoded = as_json(_checked(event, event_type=event_type, str_keys=True))
-    return _bounded(encoded, event_type)
+        pass
+    text = text or as_json(_checked(event, event_type=event_type, str_keys=True)).decode()
+    return _bounded(text, event_type)
 
 
 def encode_state(state: Mapping[str, Any], *, aggregate: str) -> str:
@@ -89,23 +87,41 @@ def as_json(checked: object) -> bytes:
     return _encoder.encode(checked)
 
 
-def _is_suspicious(encoded: bytes) -> bool:
-    """Return whether JSON could hold what must be refused; it costs a tenth of looking for it."""
+def _is_harmless(encoded: bytes) -> bool:
+    """Return whether JSON is an object that cannot hold what must be refused, but for NaN.
+
+    It costs a fifth of looking at each value; what may only seem to hold it is looked at.
+    """
     return (
-        rb"\u0000" in encoded
-        or encoded.count(b"[") + encoded.count(b"{") >= DEPTH_MAX
-        or b"0" * _LARGE_DIGITS in encoded.translate(_DIGITS)
+        encoded[0] == _BRACE
+        and encoded.count(b"[") + encoded.count(b"{") < DEPTH_MAX
+        and rb"\u0000" not in encoded
+        and _LARGE not in encoded.translate(_DIGITS)
     )
 
 
-def _bounded(encoded: bytes, event_type: str) -> str:
-    if len(encoded) > EVENT_BYTES_MAX:
+_BRACE: Final = ord("{")
+_LARGE: Final = b"0" * _LARGE_DIGITS
+
+
+def _is_nothing(event: object, cls: type, text: str) -> bool:
+    """Return whether each ``null`` is a field that is None; NaN is written so, too."""
+    if getattr(getattr(cls, "__struct_config__", None), "omit_defaults", False) or is_model(cls):
+        return False  # some that are None may be left out
+    nothing = [True for name in field_names(cls) if getattr(event, name, None) is None]
+    return text.count("null") == len(nothing)
+
+
+def _bounded(text: str, event_type: str) -> str:
+    # A character is at most four bytes.
+    size = len(text) if len(text) <= EVENT_BYTES_MAX // 4 else len(text.encode())
+    if size > EVENT_BYTES_MAX:
         raise EventDataError(
             event_type,
-            f"it is {len(encoded)} bytes of JSON and {EVENT_BYTES_MAX} is most; store large"
+            f"it is {size} bytes of JSON and {EVENT_BYTES_MAX} is most; store large"
             " content elsewhere and its key here",
         )
-    return encoded.decode()
+    return text
 
 
 def _checked(value: object, *, event_type: str, str_keys: bool) -> dict[str, Any]:

@@ -181,3 +181,28 @@ def test_nobody_imports_what_is_not_used() -> None:
         "sys.exit('pydantic' in sys.modules)"
     )
     assert run([sys.executable, "-c", code], check=False).returncode == 0  # noqa: S603 -- our own
+
+
+class Sparse(msgspec.Struct, frozen=True, omit_defaults=True):
+    note: str | None = None
+    weight: float | None = None
+
+
+def test_nan_is_found_where_nothing_is_left_out() -> None:
+    """There is one field that is None, and one null; but they are not the same."""
+    types = EventTypes()
+    types.event("kind.sparse")(Sparse)
+
+    assert encode(Sparse(), types=types).data == "{}"
+    with pytest.raises(EventDataError, match="weight is nan"):
+        encode(Sparse(weight=float("nan")), types=types)
+
+
+@pytest.mark.parametrize("note", ["null", "\\u0000", "1" * 19, "[" * 64, "é" * 10])
+def test_a_text_that_only_looks_dangerous_is_stored_as_it_is(note: str) -> None:
+    types = EventTypes()
+    types.event("kind.sparse")(Sparse)
+
+    [decoded] = types.decode_json("kind.sparse", 1, encode(Sparse(note), types=types).data)
+
+    assert decoded == Sparse(note)
