@@ -6,7 +6,7 @@ Whatever is read as text is one column. Plain JSON begins with a brace; what nee
 
 import hmac
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from operator import itemgetter
@@ -19,7 +19,8 @@ from sqlalchemy import ColumnElement, Connection, FromClause, Text, case, cast, 
 from datapatterns.errors import PayloadError, SubjectKeyError
 from datapatterns.event_sourcing.codecs import EVENT_PAYLOAD_MAX, PLAIN, STATE_BYTES_MAX, Codecs
 from datapatterns.event_sourcing.encoding import EncodedEvent
-from datapatterns.event_sourcing.encryption import decrypt, encrypt
+from datapatterns.event_sourcing.encryption import Cipher
+from datapatterns.event_sourcing.personal import has_sealed
 from datapatterns.event_sourcing.personal_values import (
     Found,
     Keys,
@@ -34,6 +35,8 @@ from datapatterns.sql.metadata import DEFAULT_SCHEMA
 SEALED_STATE: Final = 32
 """The codec of a state that is encrypted under the keys of all persons that it is about."""
 
+_BOUND_JSON: Final = "#0 "
+_JSON_AT: Final = len(f"{_BOUND_JSON}{UUID(int=0)} ")
 _FIRST: Final = itemgetter(0)
 _SEALED_STATE_NAME: Final = "a state with personal data"
 
@@ -124,16 +127,21 @@ class Contents:
         # One look at each, at the speed of C: a store that knows no codec must say so.
         if self.is_plain and "#" not in map(_FIRST, contents):
             return contents
-        tenants = [tenant] * len(contents) if isinstance(tenant, str) else tenant
-        stored: list[StoredEvent] = []
         texts = list(contents)
+        stored: list[StoredEvent] = []
         places: list[int] = []
         for place, content in enumerate(contents):
-            if content[:1] == "#":
-                codec, event_id, rest = content[1:].split(" ", 2)
-                coded = rest if codec == "0" else b64decode(rest)
-                stored.append(StoredEvent(tenants[place], UUID(event_id), int(codec), coded))
-                places.append(place)
+            if content[0] != "#":
+                continue
+            if content.startswith(_BOUND_JSON):
+                texts[place] = content[_JSON_AT:]
+                if not has_sealed(content):
+                    continue
+            codec, event_id, rest = content[1:].split(" ", 2)
+            whose = tenant if isinstance(tenant, str) else tenant[place]
+            coded = rest if codec == "0" else b64decode(rest)
+            stored.append(StoredEvent(whose, UUID(event_id), int(codec), coded))
+            places.append(place)
         for place, text in zip(places, self.opened(conn, stored, subjects=subjects), strict=True):
             texts[place] = text
         return texts
@@ -164,7 +172,7 @@ class Contents:
         found = [(place, found) for place, t in enumerate(texts) if (found := sealed_values(t))]
         if found:
             wanted = {(stored[place].tenant, s) for place, one in found for s in one.subjects}
-            keys = self.keys.read(conn, wanted, schema=self.schema)
+            keys = _ciphers(self.keys.read(conn, wanted, schema=self.schema))
             for place, one in found:
                 event = stored[place]
                 texts[place], shown = unseal(
@@ -198,7 +206,11 @@ class Contents:
         named = sorted(subjects)
         head = msgspec.json.encode((codec, named))
         inner = payload if payload is not None else state.encode()
-        sealed = len(head).to_bytes(4, "big") + head + encrypt(key, inner, bound_to=head + bound_to)
+        sealed = (
+            len(head).to_bytes(4, "big")
+            + head
+            + Cipher(key).encrypt(inner, bound_to=head + bound_to)
+        )
         return StoredState(SEALED_STATE, None, sealed, named)
 
     def incoming_state(
@@ -228,7 +240,7 @@ class Contents:
             if key is None:
                 return None
             try:
-                payload = decrypt(key, sealed, bound_to=head + bound_to)
+                payload = Cipher(key).decrypt(sealed, bound_to=head + bound_to)
             except ValueError:
                 raise PayloadError(_SEALED_STATE_NAME, "it was changed, or moved") from None
             subjects |= named
@@ -262,7 +274,8 @@ class Contents:
         if wanted:
             if self.keys is None:
                 raise _keys_missing()
-            keys = self.keys.hold(conn, tenant, wanted, schema=self.schema, create=True)
+            held = self.keys.hold(conn, tenant, wanted, schema=self.schema, create=True)
+            keys = _ciphers(held)
         if subjects is not None:
             subjects |= wanted
         return [
@@ -289,7 +302,13 @@ def state_column(snapshots: FromClause) -> ColumnElement[str]:
     return case((snapshots.c.codec == 0, cast(snapshots.c.state, Text)), else_=coded)
 
 
-def _joined(keys: Keys, tenant: str, subjects: set[str], bound_to: bytes) -> bytes | None:
+def _ciphers(keys: Mapping[tuple[str, str], bytes | None]) -> Keys:
+    return {whose: None if key is None else Cipher(key) for whose, key in keys.items()}
+
+
+def _joined(
+    keys: Mapping[tuple[str, str], bytes | None], tenant: str, subjects: set[str], bound_to: bytes
+) -> bytes | None:
     """Return a key that needs the keys of all these persons; None if one is gone or missing."""
     parts = []
     for subject in sorted(subjects):

@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Mapping
+from functools import cache
 from secrets import token_bytes
 from typing import Any, Final
 
@@ -58,6 +59,51 @@ class KeyRing:
         return key
 
 
+class Cipher:
+    """AES-256-GCM under one key, with random nonces: use a key for less than 2**32 texts."""
+
+    __slots__ = ("_aes", "_forged")
+
+    def __init__(self, key: bytes) -> None:
+        aes_gcm, self._forged = load_aes_gcm()
+        self._aes = aes_gcm(key)
+
+    def encrypt(self, data: bytes, *, bound_to: bytes) -> bytes:
+        """Return a nonce and what only the key can read, and only where ``bound_to`` is known."""
+        nonce = token_bytes(_NONCE_BYTES)
+        sealed: bytes = self._aes.encrypt(nonce, data, bound_to)
+        return nonce + sealed
+
+    def decrypt(self, sealed: bytes, *, bound_to: bytes) -> bytes:
+        """Return what `encrypt` was given.
+
+        Raises:
+            ValueError: The key, the text or ``bound_to`` is another one.
+        """
+        if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
+            raise ValueError("too short")
+        try:
+            data: bytes = self._aes.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], bound_to)
+        except self._forged:
+            raise ValueError("not authentic") from None
+        return data
+
+
+@cache
+def load_aes_gcm() -> tuple[Any, type[Exception]]:
+    """Return the cipher, and what it raises when a text is not authentic.
+
+    Raises:
+        MissingExtraError: The extra ``encryption`` is not installed.
+    """
+    try:
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 -- an extra
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 -- an extra
+    except ImportError:
+        raise MissingExtraError("cryptography", extra="encryption") from None
+    return AESGCM, InvalidTag
+
+
 class Encryption:
     """AES-256-GCM under a key of a key ring, bound to the event that it belongs to.
 
@@ -83,7 +129,7 @@ class Encryption:
         """Return the name of the key, a salt and what only the key can read."""
         key_id = self._keys.writing.encode()
         head = _FORMAT + bytes([len(key_id)]) + key_id + token_bytes(_SALT_BYTES)
-        return head + encrypt(self._derived(head), data, bound_to=head + bound_to)
+        return head + self._cipher(head).encrypt(data, bound_to=head + bound_to)
 
     def decode(self, payload: bytes, *, bound_to: bytes, bytes_max: int) -> bytes:
         """Return what was encrypted."""
@@ -94,57 +140,16 @@ class Encryption:
         if payload[:1] != _FORMAT or len(head) < length:
             raise PayloadError(self.name, "it has no known beginning")
         try:
-            return decrypt(self._derived(head), payload[length:], bound_to=head + bound_to)
+            return self._cipher(head).decrypt(payload[length:], bound_to=head + bound_to)
         except ValueError:
             raise PayloadError(
                 self.name, "it was changed, or belongs to another event or key"
             ) from None
 
-    def _derived(self, head: bytes) -> bytes:
+    def _cipher(self, head: bytes) -> Cipher:
         try:
             key_id = head[2:-_SALT_BYTES].decode()
         except UnicodeDecodeError:
             raise PayloadError(self.name, "its key has no name") from None
-        return hmac.digest(self._keys.key(key_id), b"datapatterns payload" + head, "sha256")
-
-
-def encrypt(key: bytes, data: bytes, *, bound_to: bytes) -> bytes:
-    """Return a random nonce and ``data`` under AES-256-GCM, which also proves ``bound_to``.
-
-    Use a key for less than 2**32 texts: their nonces are random.
-    """
-    nonce = token_bytes(_NONCE_BYTES)
-    sealed: bytes = load_aes_gcm()(key).encrypt(nonce, data, bound_to)
-    return nonce + sealed
-
-
-def decrypt(key: bytes, sealed: bytes, *, bound_to: bytes) -> bytes:
-    """Return what `encrypt` was given.
-
-    Raises:
-        ValueError: The key, the text or ``bound_to`` is another one.
-    """
-    if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
-        raise ValueError("too short")
-    from cryptography.exceptions import InvalidTag  # noqa: PLC0415 -- an extra
-
-    try:
-        data: bytes = load_aes_gcm()(key).decrypt(
-            sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], bound_to
-        )
-    except InvalidTag:
-        raise ValueError("not authentic") from None
-    return data
-
-
-def load_aes_gcm() -> Any:  # noqa: ANN401 -- a class
-    """Return the cipher.
-
-    Raises:
-        MissingExtraError: The extra ``encryption`` is not installed.
-    """
-    try:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 -- an extra
-    except ImportError:
-        raise MissingExtraError("cryptography", extra="encryption") from None
-    return AESGCM
+        derived = hmac.digest(self._keys.key(key_id), b"datapatterns payload" + head, "sha256")
+        return Cipher(derived)

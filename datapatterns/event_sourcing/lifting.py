@@ -50,8 +50,8 @@ class Reader:
         try:
             return [self.decoder.decode(data)]
         except msgspec.DecodeError as error:
-            if isinstance(error, msgspec.ValidationError):
-                refuse_sealed(msgspec.json.decode(data))
+            if has_sealed(data):
+                refuse_sealed(decode_stored(data, event_type=name, schema_version=version))
             raise EventShapeError(name, schema_version=version, reason=misfit(error)) from None
         except RecursionError:
             raise EventShapeError(

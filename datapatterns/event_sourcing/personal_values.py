@@ -13,11 +13,11 @@ import msgspec
 
 from datapatterns.errors import EventDataError, PayloadError, SubjectForgottenError
 from datapatterns.event_sourcing.encoding import EncodedEvent
-from datapatterns.event_sourcing.encryption import decrypt, encrypt
+from datapatterns.event_sourcing.encryption import Cipher
 from datapatterns.event_sourcing.payload import as_json
 from datapatterns.event_sourcing.personal import SEALED, Slot, has_sealed, parts_of, slots
 
-Keys = Mapping[tuple[str, str], bytes | None]
+Keys = Mapping[tuple[str, str], Cipher | None]
 """By tenant and person; None if the key is gone."""
 
 
@@ -78,7 +78,7 @@ def seal(event: EncodedEvent, found: Found, *, tenant: str, keys: Keys) -> Encod
         if key is None:
             raise SubjectForgottenError(slot.subject)
         bound_to = _bound_to(event.event_id.bytes, tenant, slot)
-        sealed = encrypt(key, as_json(slot.holder[slot.key]), bound_to=bound_to)
+        sealed = key.encrypt(as_json(slot.holder[slot.key]), bound_to=bound_to)
         slot.holder[slot.key] = {SEALED: [slot.subject, b64encode(sealed).decode(), slot.redacted]}
     return event._replace(data=as_json(found.data).decode(), personal=None)
 
@@ -109,11 +109,9 @@ def unseal(found: Found, *, event_id: bytes, tenant: str, keys: Keys) -> tuple[s
     return as_json(found.data).decode(), shown
 
 
-def _opened(sealed: str, key: bytes, bound_to: bytes) -> Any:  # noqa: ANN401 -- JSON
+def _opened(sealed: str, key: Cipher, bound_to: bytes) -> Any:  # noqa: ANN401 -- JSON
     try:
-        return msgspec.json.decode(
-            decrypt(key, b64decode(sealed, validate=True), bound_to=bound_to)
-        )
+        return msgspec.json.decode(key.decrypt(b64decode(sealed, validate=True), bound_to=bound_to))
     except ValueError:
         raise PayloadError(
             "a personal field", "it was changed, or belongs to another field, event or person"

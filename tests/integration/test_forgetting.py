@@ -20,34 +20,30 @@ from datapatterns.event_sourcing import (
     ANY,
     NEW_STREAM,
     START,
-    Chain,
-    Codecs,
-    Encryption,
     EventStore,
     Forgotten,
     ImportedEvent,
     KeyRing,
     LocalKeyWrapper,
-    MessagePack,
     NewEvent,
     RecordedEvent,
-    Redacted,
     StreamId,
     SubjectForgotten,
     SubjectKeys,
     Subjects,
-    Zstandard,
 )
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.testing import ManualClock
 from tests.fixtures.colours import Call
 from tests.fixtures.people import (
+    CODED,
     MASTER,
     Booked,
     Customer,
     Passenger,
     Registered,
     Secret,
+    forgotten,
     keys,
     store,
     types,
@@ -56,11 +52,6 @@ from tests.fixtures.people import (
 pytestmark = pytest.mark.postgres
 
 subjects = Subjects(store)
-CODED = EventStore(
-    types=types,
-    keys=keys,
-    codecs=Codecs(Chain(MessagePack(), Zstandard(above_bytes=0), Encryption(MASTER))),
-)
 
 
 def stream() -> StreamId:
@@ -74,10 +65,6 @@ def written(conn: Connection, at: StreamId, *events: object, by: EventStore = st
 def read(conn: Connection, at: StreamId, *, by: EventStore = store) -> list[object]:
     recorded = by.read_stream(conn, at)
     return [event for one in recorded for event in by.decode(one)]
-
-
-def forgotten(key: str) -> Registered:
-    return Registered(key, "[forgotten]", phone=Redacted())
 
 
 def begun_from(loaded: Customer) -> tuple[list[str], int]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from datapatterns.errors import EventDataError, PayloadError, SubjectForgottenError
 from datapatterns.event_sourcing import NewEvent
 from datapatterns.event_sourcing.encoding import EncodedEvent, encode
+from datapatterns.event_sourcing.encryption import Cipher
 from datapatterns.event_sourcing.personal_values import (
     Keys,
     personal_values,
@@ -41,8 +42,10 @@ def encoded(event: object) -> EncodedEvent:
     return encode(event, types=types)
 
 
-def keys_for(event: EncodedEvent, tenant: str = "t") -> dict[tuple[str, str], bytes]:
-    return {(tenant, subject): token_bytes(32) for subject in personal_values(event).subjects}
+def keys_for(event: EncodedEvent, tenant: str = "t") -> dict[tuple[str, str], Cipher]:
+    return {
+        (tenant, subject): Cipher(token_bytes(32)) for subject in personal_values(event).subjects
+    }
 
 
 def sealed(event: EncodedEvent, keys: Keys, tenant: str = "t") -> EncodedEvent:
@@ -120,7 +123,7 @@ def test_another_event_tenant_person_or_path_is_refused(event: object, other: UU
     with pytest.raises(PayloadError):
         opened(stored, {("x", who): key for (_, who), key in keys.items()}, tenant="x")
     with pytest.raises(PayloadError):
-        opened(stored, {whose: token_bytes(32) for whose in keys})
+        opened(stored, {whose: Cipher(token_bytes(32)) for whose in keys})
     nested = stored._replace(data=f'{{"moved":{stored.data}}}')
     with pytest.raises(PayloadError):
         opened(nested, keys)

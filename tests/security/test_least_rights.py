@@ -26,12 +26,14 @@ from datapatterns.event_sourcing import (
     NewEvent,
     StreamEvents,
     StreamId,
+    Subjects,
     Tagged,
     forget_append_requests,
 )
 from datapatterns.index_table import IndexTable
 from datapatterns.materialized_view import MaterializedView
 from datapatterns.sharding import EntityGroup, Hash, ShardCluster
+from tests.fixtures import people
 from tests.fixtures.caches import PATIENT
 from tests.fixtures.index_tables import backfill
 from tests.fixtures.least_rights import LeastRights, least_rights_on, redis_user, run
@@ -153,6 +155,42 @@ def test_the_application_decides_over_tags_and_the_worker_forgets_what_was_sent(
 
     with rights.worker.begin() as conn:
         assert forget_append_requests(conn, store, older_than=timedelta(microseconds=1)) >= 1
+
+
+def test_the_application_stores_personal_fields_and_the_owner_forgets(
+    rights: LeastRights,
+) -> None:
+    who = secrets.token_hex(8)
+    with rights.app.begin() as conn:
+        for _ in range(2):
+            customer = people.store.load(conn, people.Customer, who)
+            customer.register("a@b")
+            people.store.save(conn, customer)
+            assert people.store.save_snapshot(conn, customer)
+    with rights.worker.begin() as conn:
+        [first, _] = people.store.read_stream(conn, StreamId("customer", who))
+        assert first.data["email"] == "a@b"
+    for role in (rights.app, rights.worker, rights.reader):
+        for sql in (
+            "SELECT wrapped_key FROM datapatterns.subject_key",
+            "UPDATE datapatterns.subject_key SET created_at = now()",
+            "SELECT * FROM datapatterns.shred_subject('', 'x')",
+        ):
+            with role.begin() as conn, pytest.raises(ProgrammingError, match="permission denied"):
+                conn.exec_driver_sql(sql)
+    with (
+        rights.reader.begin() as conn,
+        pytest.raises(ProgrammingError, match="permission denied for function read_subject_keys"),
+    ):
+        people.store.read_stream(conn, StreamId("customer", who))
+
+    with rights.owner.begin() as conn:
+        done = Subjects(people.store).forget(conn, who)
+        assert Subjects(people.store).rewrap(conn, limit=100) is None
+
+    assert done.snapshots == 2
+    with rights.app.begin() as conn:
+        assert people.store.load(conn, people.Customer, who).emails == ["[forgotten]"] * 2
 
 
 def test_the_worker_projects_what_the_application_appends(
