@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from datapatterns.event_sourcing.aggregate import Aggregate
 from datapatterns.event_sourcing.anchors import Anchor, AnchoredSeal, FileAnchor
+from datapatterns.event_sourcing.append_only import AppendOnlyFinding, check_append_only
 from datapatterns.event_sourcing.archiving import Archive
 from datapatterns.event_sourcing.batching import StreamEvents
 from datapatterns.event_sourcing.causing import CAUSATION_ID, CORRELATION_ID, caused_by
@@ -89,6 +90,7 @@ __all__ = [
     "Aggregate",
     "Anchor",
     "AnchoredSeal",
+    "AppendOnlyFinding",
     "Appended",
     "Archive",
     "ArchiveExport",
@@ -175,6 +177,7 @@ __all__ = [
     "Zstandard",
     "applies",
     "caused_by",
+    "check_append_only",
     "check_events",
     "dropped",
     "event",

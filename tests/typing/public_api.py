@@ -17,6 +17,7 @@ from datapatterns.event_sourcing import (
     ANY,
     Aggregate,
     Appended,
+    AppendOnlyFinding,
     Archive,
     ArchiveExport,
     AsyncEventWriter,
@@ -64,6 +65,7 @@ from datapatterns.event_sourcing import (
     Zstandard,
     applies,
     caused_by,
+    check_append_only,
     check_events,
     dropped,
     event,
@@ -346,6 +348,10 @@ def events_are_partitioned_by_an_engine_and_extended_in_a_transaction(conn: Conn
     assert_type(partitioning.extend(conn), int)
     assert_type(partitioning.partitions(conn), list[Partition])
     partitioning.partition(conn)  # type: ignore[arg-type]  # it takes several transactions
+
+
+def what_is_open_is_listed(conn: Connection) -> None:
+    assert_type(check_append_only(conn), list[AppendOnlyFinding])
 
 
 def a_chain_seals_verifies_and_takes_any_anchor(conn: Connection) -> None:
