@@ -7,10 +7,10 @@ from typing import Any, Final
 import msgspec
 
 from datapatterns.errors import EventShapeError
-from datapatterns.event_sourcing.evolving import Declarations, EventType, Fate, Shape, Step, Verdict
+from datapatterns.event_sourcing.evolving import Declarations, Fate, Shape, Step, Verdict
 from datapatterns.event_sourcing.payload import decode_stored, misfit
 from datapatterns.event_sourcing.personal import has_sealed, refuse_sealed
-from datapatterns.event_sourcing.shapes import Decoder, convert
+from datapatterns.event_sourcing.shapes import Decoder, converter_of
 
 Lift = Callable[[dict[str, Any]], list[object]]
 """Takes data that nobody else holds; returns the events that it is today."""
@@ -99,32 +99,38 @@ def _compiled(declared: Declarations, shape: Shape, stored: Shape) -> Lift:
 def _ending(fate: Fate, stored: Shape) -> Lift:
     if not fate.classes:
         return lambda _data: []
-    [declared] = fate.classes
-    return lambda data: [_converted(data, declared, stored)]
+    convert = converter_of(fate.classes[0].cls)
 
+    def converted(data: dict[str, Any]) -> list[object]:
+        try:
+            return [convert(data)]
+        except msgspec.ValidationError as error:
+            refuse_sealed(data)
+            raise EventShapeError(
+                stored.name, schema_version=stored.version, reason=misfit(error)
+            ) from None
 
-def _converted(data: dict[str, Any], declared: EventType, stored: Shape) -> object:
-    try:
-        return convert(data, declared.cls)
-    except msgspec.ValidationError as error:
-        refuse_sealed(data)
-        raise EventShapeError(
-            stored.name, schema_version=stored.version, reason=misfit(error)
-        ) from None
+    return converted
 
 
 def _climb(chain: tuple[tuple[Shape, Step], ...], last: Lift) -> Lift:
     def lift(data: dict[str, Any]) -> list[object]:
-        shapes = [data]
-        for at, step in chain:
-            shapes = [new for old in shapes for new in _next(at, step, old)]
+        for place, (at, step) in enumerate(chain, 1):
+            lifted = _called(at, step, data)
+            if type(lifted) is not dict:
+                return lift_many(_many(at, lifted), place)
+            data = private(lifted)
+        return last(data)
+
+    def lift_many(shapes: list[dict[str, Any]], begin: int) -> list[object]:
+        for at, step in chain[begin:]:
+            shapes = [new for old in shapes for new in _many(at, _called(at, step, old))]
         return [event for one in shapes for event in last(one)]
 
     return lift
 
 
-def _next(at: Shape, step: Step, data: dict[str, Any]) -> list[dict[str, Any]]:
-    lifted = _called(at, step, data)
+def _many(at: Shape, lifted: object) -> list[dict[str, Any]]:
     if lifted is None:
         return []
     many = lifted if isinstance(lifted, list) else [lifted]
@@ -177,10 +183,11 @@ def private(value: Any) -> Any:  # noqa: ANN401 -- JSON, and whatever upcasters 
     deepcopy for what JSON holds.
     """
     kind = type(value)
-    if kind in _UNCHANGING:
-        return value
     if kind is dict:
-        return {name: private(part) for name, part in value.items()}
+        return {
+            name: part if type(part) in _UNCHANGING else private(part)
+            for name, part in value.items()
+        }
     if kind is list:
-        return [private(part) for part in value]
-    return deepcopy(value)
+        return [part if type(part) in _UNCHANGING else private(part) for part in value]
+    return value if kind in _UNCHANGING else deepcopy(value)
