@@ -1,7 +1,7 @@
 """`datapatterns events tail|stream|show|blockers`: look into the log."""
 
 import json
-import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -21,7 +21,7 @@ from datapatterns_cli.shared_options import Command
 
 if TYPE_CHECKING:
     from datapatterns import DataLayer
-    from datapatterns.event_sourcing import StoredEvent, StoredEvents
+    from datapatterns.event_sourcing import Position, StoredEvent, StoredEvents
 
 _PAGE = 500
 _POSITION_MAX = 2**63 - 1
@@ -41,7 +41,7 @@ _POSITION_MAX = 2**63 - 1
     type=click.FloatRange(0.01, 3_600),
     default=0.25,
     show_default=True,
-    help="How long to wait when there is nothing new.",
+    help="The longest pause when there is nothing new.",
 )
 @pass_invocation
 @click.pass_context
@@ -72,25 +72,54 @@ def _follow(
     poll_seconds: float,
     **wanted: Any,  # noqa: ANN401 -- the options of a filter
 ) -> None:
-    from datapatterns.event_sourcing import Position  # noqa: PLC0415 -- help must not wait for it
-
     layer, matching, left = invocation.layer(), filter_of(wanted), limit
     source = _stored(layer)
-    checkpoint = Position(0) if after is None else Position(after)
-    if after is None:
-        with layer.engine.connect() as conn:
-            checkpoint = layer.events.high_water_mark(conn)
-    while left is None or left > 0:
-        with layer.engine.connect() as conn:
-            page = source.page(conn, checkpoint, limit=min(left or _PAGE, _PAGE), matching=matching)
-        for event in page.events:
-            invocation.output.line(as_line(event), as_json(event))
-        left = left and left - len(page.events)
-        checkpoint = page.checkpoint
-        if page.caught_up:
-            if once:
+    place = _Place(layer, after)
+    for up_to in place.now() if once else place.for_ever(poll_seconds):
+        caught_up = False
+        while not caught_up:
+            size = _PAGE if left is None else min(left, _PAGE)
+            with layer.engine.connect() as conn:
+                page = source.page(conn, place.at, up_to=up_to, limit=size, matching=matching)
+            for event in page.events:
+                invocation.output.line(as_line(event), as_json(event))
+            left = left and left - len(page.events)
+            if left == 0:
                 return
-            time.sleep(poll_seconds)
+            place.at, caught_up = page.checkpoint, page.caught_up
+
+
+class _Place:
+    """How far the log was shown, and how far it can be."""
+
+    def __init__(self, layer: "DataLayer", after: int | None) -> None:
+        from datapatterns.event_sourcing import Position  # noqa: PLC0415 -- help must not wait
+
+        self._layer = layer
+        self.at = Position(after or 0)
+        if after is None:
+            [self.at] = self.now()
+
+    def now(self) -> "Iterator[Position]":
+        """Yield up to where the log is final."""
+        with self._layer.engine.connect() as conn:
+            mark = self._layer.events.high_water_mark(conn)
+        yield mark
+
+    def for_ever(self, poll_seconds: float) -> "Iterator[Position]":
+        """Yield this whenever it has moved on."""
+        from datapatterns.event_sourcing import Follower, LogFilter, Pace  # noqa: PLC0415
+
+        # It asks for no event, only for how far the log goes: what it would read, it would decode.
+        follower = Follower(
+            self._layer.events,
+            self._layer.engine,
+            lambda _: self.at,
+            matching=LogFilter(event_types=()),
+            pace=Pace(min(0.002, poll_seconds), poll_seconds),
+        )
+        for page in follower.pages():
+            yield page.checkpoint
 
 
 @click.command(cls=Command)

@@ -20,7 +20,7 @@ from datapatterns.event_sourcing import (
     StreamId,
 )
 from datapatterns.event_sourcing.event_types import EVENT_TYPES
-from tests.fixtures.blocking import until_blocked_by
+from datapatterns.testing import wait_until
 from tests.fixtures.commands import COMMAND, Ran, Run, ended, environment_without_servers, start
 from tests.fixtures.empty_database import CreateDatabase, shown
 
@@ -368,14 +368,21 @@ def test_an_export_that_is_interrupted_goes_on_when_it_is_run_again(
     path, partial = tmp_path / "events.jsonl", tmp_path / "events.jsonl.partial"
     half = json.dumps({"format": "datapatterns.events", "format_version": 1}).encode() + b"\n"
     partial.write_bytes(half)
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        " AND backend_type = 'client backend'"
+    )
     with engine.begin() as holder:  # until it has been interrupted, nobody can read the events
         holder.execute(text("LOCK TABLE datapatterns.event"))
         process = start("events", "export", str(path), *at, cwd=tmp_path)
-        until_blocked_by(engine, holder)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            wait_until(  # not for autovacuum, which waits as well
+                lambda: bool(conn.scalar(waiting)), deadline_seconds=60
+            )
         process.send_signal(signal.SIGINT)
         ran = ended(process)
 
-    assert (ran.code, "Interrupted" in ran.err, path.exists()) == (130, True, False)
+    assert (ran.code, "Interrupted" in ran.err, path.exists()) == (130, True, False), ran
     assert partial.read_bytes() == half
     assert rows(run("events", "export", str(path), "--json", *at))[0]["events"] == 500
     versions = [json.loads(x).get("version") for x in path.read_text().splitlines()[1:-1]]
