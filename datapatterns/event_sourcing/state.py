@@ -197,11 +197,16 @@ def state_shape(aggregate: type, *, above: type) -> AttributeShape:
         for attribute, hint in get_type_hints(cls, include_extras=True).items()
         if attribute not in _OWN and not _is_constant(hint)
     }
-    for attribute, default in state_defaults(aggregate, above=above).items():
+    defaults = state_defaults(aggregate, above=above)
+    for attribute, default in defaults.items():
         if attribute not in hints and type(default) not in _GUESSED:
             raise AggregateError(name, f"has state of unknown type; annotate {attribute}")
         hints.setdefault(attribute, type(default))
-    fields = [(a, hint | msgspec.UnsetType, msgspec.UNSET) for a, hint in sorted(hints.items())]
+    # What has a default is never missing, unless somebody has taken it out.
+    fields: list[Any] = [
+        (a, hint) if a in defaults else (a, hint | msgspec.UnsetType, msgspec.UNSET)
+        for a, hint in sorted(hints.items())
+    ]
     try:
         struct = msgspec.defstruct("State", fields, kw_only=True, forbid_unknown_fields=True)
         return AttributeShape(name, struct, decoder_of(struct))

@@ -53,16 +53,23 @@ events = st.one_of(
 )
 DAMAGES = (
     None,
-    "UPDATE datapatterns.snapshot SET state = '{}'",
-    "UPDATE datapatterns.snapshot SET state = '[]'",
-    'UPDATE datapatterns.snapshot SET state = \'{"state": {"total": "x"}}\'',
-    "UPDATE datapatterns.snapshot SET state = NULL, payload = 'nonsense', codec = 3",
-    "UPDATE datapatterns.snapshot SET state = NULL, payload = 'nonsense', codec = 4",
-    "UPDATE datapatterns.snapshot SET state = NULL, payload = 'nonsense', codec = 99",
-    "UPDATE datapatterns.snapshot SET version = version + 1000",
-    "UPDATE datapatterns.snapshot SET position = position + 1",
-    "UPDATE datapatterns.snapshot SET fingerprint = decode(repeat('ab', 32), 'hex')",
-    "UPDATE datapatterns.snapshot SET aggregate = 'Foreign'",
+    *(
+        f"UPDATE datapatterns.snapshot SET payload = NULL, codec = 0, state = '{state}'"  # noqa: S608
+        for state in ("{}", "[]", '{"state": {"total": "x"}}', "null", '{"state": null}')
+    ),
+    *(
+        f"UPDATE datapatterns.snapshot SET state = NULL, payload = 'x', codec = {codec}"  # noqa: S608
+        for codec in (1, 2, 3, 4, 99)
+    ),
+    *(
+        f"UPDATE datapatterns.snapshot SET {change}"  # noqa: S608 -- all of them constants
+        for change in (
+            "version = version + 1000",
+            "position = position + 1",
+            "fingerprint = decode(repeat('ab', 32), 'hex')",
+            "aggregate = 'Foreign'",
+        )
+    ),
 )
 """What may have become of snapshots; of a state that reads as a possible one nobody can tell."""
 

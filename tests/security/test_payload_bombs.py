@@ -161,8 +161,8 @@ def test_a_snapshot_that_cannot_be_read_is_none(engine: Engine, state: str) -> N
 
         loaded = STORE.load(conn, Counted, "1")
 
-    assert loaded.total in {5, 2, 0}  # 0 and 2 where the state is a possible one
-    assert loaded.total == 5 or state.startswith('{"total": 1, ') or state == "{}"
+    assert loaded.total in {5, 2}  # 2 where the state is a possible one
+    assert loaded.total == 5 or state.startswith('{"total": 1, ')
 
 
 class Hostile:
