@@ -14,8 +14,10 @@ from datapatterns.event_sourcing.contents import Contents
 from datapatterns.event_sourcing.decider import Decider, Folded
 from datapatterns.event_sourcing.event_types import EVENT_TYPES, EventTypes
 from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.listing import list_keys
 from datapatterns.event_sourcing.loading import Loader, Moment
 from datapatterns.event_sourcing.saving import save_sourced
+from datapatterns.event_sourcing.snapshot_purging import purge_snapshots
 from datapatterns.event_sourcing.snapshotting import is_due, save_snapshot
 from datapatterns.event_sourcing.sourced import Sourced
 from datapatterns.event_sourcing.subject_keys import SubjectKeys
@@ -140,6 +142,31 @@ class StateStore:
         """
         return self._loader.load(conn, subject, keys, Moment(None, at))
 
+    def list_keys(
+        self,
+        conn: Connection,
+        subject: Subject,
+        *,
+        at: datetime | None = None,
+        after: str = "",
+        limit: int = 500,
+    ) -> list[str]:
+        """Return at most ``limit`` keys of streams that the subject has, or had at a time.
+
+        In the order of the database; go on after the last one, until there are none.
+
+        Args:
+            conn: A connection in a transaction.
+            subject: The class of the aggregates, or the decider.
+            at: Only those that had begun by then.
+            after: The last key of the page before.
+            limit: How many at most.
+
+        Raises:
+            ValueError: ``limit`` is not positive, or ``at`` has no time zone.
+        """
+        return list_keys(conn, subject, schema=self.schema, at=at, after=after, limit=limit)
+
     @property
     def _loader(self) -> Loader:
         return Loader(self.schema, self.types, self.clock, self.contents)
@@ -202,3 +229,21 @@ class StateStore:
     def snapshot_if_due(self, conn: Connection, sourced: Sourced, *, keep: int = 3) -> bool:
         """Do `save_snapshot` if the policy asks for it."""
         return is_due(sourced) and self.save_snapshot(conn, sourced, keep=keep)
+
+    def purge_snapshots(
+        self, conn: Connection, subjects: Sequence[Subject], *, limit: int = 10_000
+    ) -> int:
+        """Delete snapshots of ``subjects`` that this release cannot use; return how many.
+
+        They are those that other code has folded: run it when no older release serves any more.
+        Without it they do no harm but take room. Repeat it until it returns 0.
+
+        Args:
+            conn: A connection in a transaction. The caller commits.
+            subjects: Classes of aggregates and deciders; those of others are left alone.
+            limit: How many at most.
+
+        Raises:
+            ValueError: ``limit`` is not positive.
+        """
+        return purge_snapshots(conn, subjects, schema=self.schema, types=self.types, limit=limit)

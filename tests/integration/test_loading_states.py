@@ -289,3 +289,42 @@ def test_policies_see_what_was_loaded_and_saved(conn: Connection) -> None:
     filled(conn, [Named("y" * 500), Named("z" * 500)])
     assert due(larger_than(1_000))
     assert not due(larger_than(1_000))
+
+
+def test_keys_are_listed_in_pages_as_they_are_and_were(engine: Engine) -> None:
+    for key in ("a", "b", "c"):
+        with engine.begin() as conn:
+            filled(conn, HISTORY[:1], key)
+            store.append(conn, StreamId("other", key), [Named("x")], expected_version=0)
+            store.append(conn, StreamId("till", key, "acme"), [Named("x")], expected_version=0)
+    with engine.begin() as conn:
+        [begun] = store.read_stream(conn, StreamId("till", "b"))
+
+        assert (
+            store.list_keys(conn, Till)
+            == store.list_keys(conn, DECIDERS["AsModel"])
+            == ["a", "b", "c"]
+        )
+        assert store.list_keys(conn, Till, limit=2) == ["a", "b"]
+        assert store.list_keys(conn, Till, after="b", limit=2) == ["c"]
+        assert store.list_keys(conn, Till, at=begun.recorded_at) == ["a", "b"]
+        with pytest.raises(ValueError, match="at least 1"):
+            store.list_keys(conn, Till, limit=0)
+
+
+def test_snapshots_of_other_code_are_purged_and_no_others(call: Call) -> None:
+    old = Decider("till", AsDataclass(), decide, evolve, snapshot=every(1), snapshot_version=1)
+    new = Decider("till", AsDataclass(), decide, evolve, snapshot=every(1), snapshot_version=2)
+    subjects: list[Any] = [old, new, Till]
+    for key in ("a", "b"):
+        call(filled, HISTORY, key)
+        for subject in subjects:
+            assert call(store.save_snapshot, call(store.load, subject, key))
+
+    assert call(store.purge_snapshots, [new], limit=1) == 1
+    assert call(store.purge_snapshots, [new, Till]) == 1
+    assert call(store.purge_snapshots, [new, Till]) == 0
+    for subject, kept in zip(subjects, (0, 6, 6), strict=True):
+        loaded: Any = call(store.load, subject, "b")
+        assert loaded._history.snapshot_version == kept  # noqa: SLF001 -- what the load began with
+    assert call(store.purge_snapshots, [Decider("till", AsDataclass(), decide, evolve)]) == 2
