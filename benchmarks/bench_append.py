@@ -20,7 +20,7 @@ from benchmarks.interleaving import Claim, Contestant
 from benchmarks.rival import rival_recorder
 from benchmarks.writers import Batch, Writers
 from datapatterns import DataLayer
-from datapatterns.event_sourcing import EventStore, NewEvent, StreamId
+from datapatterns.event_sourcing import EventStore, EventWriter, NewEvent, StreamId
 
 CASES = (1, 8)
 """How many writers there are."""
@@ -45,7 +45,7 @@ def claim(writers: int) -> Iterator[Claim]:
             f"append one event as a transaction of its own, {writers} at once",
             "appends",
             [
-                Contestant("store.append, autocommit", "ours", ours.run),
+                Contestant("EventWriter.append", "ours", ours.run),
                 Contestant("INSERT of the same row, autocommit", "limit", limit.run),
                 Contestant("eventsourcing, recorder", "rival", rival.run),
             ],
@@ -55,17 +55,12 @@ def claim(writers: int) -> Iterator[Claim]:
 @contextmanager
 def _ours(url: URL, writer: int, *, operations: int) -> Iterator[Batch]:
     store, numbers = EventStore(), count()
-    with (
-        engine_of(url) as engine,
-        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn,
-    ):
+    with engine_of(url) as engine, EventWriter(store, engine) as events:
 
         def batch() -> int:
             stream = StreamId("basket", f"{writer}-{next(numbers)}")
             for version in range(operations):
-                store.append(
-                    conn, stream, [NewEvent("item.scanned", DATA)], expected_version=version
-                )
+                events.append(stream, [NewEvent("item.scanned", DATA)], expected_version=version)
             return operations
 
         yield batch
