@@ -81,6 +81,7 @@ class EventWriter:
 
         Raises: as `EventStore.append`; and
 
+            IsolationLevelError: An event has personal fields, whose keys only a transaction holds.
             OutcomeUnknownError: No answer came in time. Send it again with the ids that the error
                 has.
             ReadOnlyServerError: The server is a standby.

@@ -26,7 +26,8 @@ NEW_STREAM: Final = 0
 class Expected(Enum):
     """What an append may expect of its stream when it does not name a version.
 
-    Without a version a retry cannot be recognised: it appends once more.
+    Without a version a retry is recognised by ``event_ids``, if they are given; otherwise it
+    appends once more.
     """
 
     ANY = "any"
