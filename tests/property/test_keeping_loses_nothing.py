@@ -23,20 +23,63 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, Engine, create_engine, text
 
-from datapatterns.errors import PurgeRefusedError, StreamArchivedError, VersionConflictError
+from datapatterns.errors import (
+    EventGapError,
+    PurgeRefusedError,
+    StreamArchivedError,
+    VersionConflictError,
+)
 from datapatterns.event_sourcing import (
     ANY,
+    Aggregate,
     Archive,
     EventStore,
+    EventTypes,
     HashChain,
     NewEvent,
     StreamId,
+    applies,
 )
 
 store = EventStore()
 archive = Archive(store)
 chain = HashChain(store)
 ENOUGH_SECONDS = 60
+
+types = EventTypes()
+typed = EventStore(types=types)
+
+
+@types.event("thing.happened")
+@dataclass(frozen=True)
+class Happened:
+    n: int
+
+
+@types.event("thing.summed")
+@dataclass(frozen=True)
+class Summed:
+    n: int
+    past: list[int]
+
+
+class Things(Aggregate, category="s"):
+    """Remembers all numbers; a summary says all that came before."""
+
+    seen: list[int]
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.seen = []
+
+    @applies
+    def happened(self, e: Happened) -> None:
+        self.seen.append(e.n)
+
+    @applies
+    def summed(self, e: Summed) -> None:
+        self.seen = [*e.past, e.n]
+
 
 keys = st.sampled_from(["1", "2", "3"])
 sizes = st.integers(1, 4)
@@ -57,14 +100,15 @@ class Kept:
 
 
 ALL = text(
-    "SELECT s.key, e.version, CAST(e.data ->> 'n' AS int) FROM datapatterns.event_all AS e"
-    " JOIN datapatterns.stream AS s ON s.id = e.stream_id WHERE s.tenant = :tenant"
+    "SELECT split_part(s.key, '/', 2), e.version, CAST(e.data ->> 'n' AS int)"
+    " FROM datapatterns.event_all AS e"
+    " JOIN datapatterns.stream AS s ON s.id = e.stream_id WHERE split_part(s.key, '/', 1) = :run"
     " ORDER BY 1, 2"
 )
 LOADED = text(
     "SELECT e.version FROM datapatterns.stream AS s JOIN datapatterns.event AS e"
     " ON e.stream_id = s.id AND e.version >= s.first_version"
-    " WHERE s.tenant = :tenant AND s.key = :key ORDER BY 1"
+    " WHERE s.key = :run || '/' || :key ORDER BY 1"
 )
 
 
@@ -76,7 +120,7 @@ class Keeping(RuleBasedStateMachine):
     @initialize(isolation=st.sampled_from(["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]))
     def begin(self, isolation: str) -> None:
         Keeping.runs += 1
-        self.tenant = f"run {Keeping.runs}"
+        self.run = str(Keeping.runs)
         self.model: dict[str, Kept] = {}
         self.done = Flag()
         self.pool = ThreadPoolExecutor(1)
@@ -88,7 +132,7 @@ class Keeping(RuleBasedStateMachine):
         while not self.done.is_set():
             with engine.begin() as conn:
                 for _ in range(2):
-                    rows = conn.execute(ALL, {"tenant": self.tenant}).all()
+                    rows = conn.execute(ALL, {"run": self.run}).all()
                     for key, events in groupby(rows, key=lambda row: row[0]):
                         versions = [version for _, version, _ in events]
                         whole = list(range(versions[0], versions[-1] + 1))
@@ -98,7 +142,7 @@ class Keeping(RuleBasedStateMachine):
         return reads
 
     def _stream(self, key: str) -> StreamId:
-        return StreamId("s", key, self.tenant)
+        return StreamId("s", f"{self.run}/{key}")
 
     def _next(self) -> NewEvent:
         Keeping.number += 1
@@ -146,14 +190,16 @@ class Keeping(RuleBasedStateMachine):
         with self.engine.begin() as conn:
             if archive.restore(conn, self._stream(key), limit=size):
                 kept.stopped = False
-                loaded = list(conn.scalars(LOADED, {"tenant": self.tenant, "key": key}))
+                loaded = list(conn.scalars(LOADED, {"run": self.run, "key": key}))
                 assert loaded == list(range(kept.first, len(kept.events) + 1))
 
     @rule(key=keys)
     def compact(self, key: str) -> None:
-        kept, summary = self.model.get(key), self._next()
+        kept = self.model.get(key)
         if kept is None or kept.stopped:
             return
+        Keeping.number += 1
+        summary = NewEvent("thing.summed", {"n": Keeping.number, "past": kept.events})
         with self.engine.begin() as conn:
             version = len(kept.events)
             appended = archive.compact(conn, self._stream(key), summary, expected_version=version)
@@ -183,9 +229,9 @@ class Keeping(RuleBasedStateMachine):
         rows = conn.scalars(
             text(
                 "SELECT e.version FROM datapatterns.event_archive AS e JOIN datapatterns.stream"
-                " AS s ON s.id = e.stream_id WHERE s.tenant = :tenant AND s.key = :key"
+                " AS s ON s.id = e.stream_id WHERE s.key = :run || '/' || :key"
             ),
-            {"tenant": self.tenant, "key": key},
+            {"run": self.run, "key": key},
         )
         return set(rows)
 
@@ -195,10 +241,10 @@ class Keeping(RuleBasedStateMachine):
                 text(
                     "SELECT coalesce(max(g.last_position), 9999999) >= (SELECT max(e.position) FROM"
                     " datapatterns.event_all AS e JOIN datapatterns.stream AS s ON s.id ="
-                    " e.stream_id WHERE s.tenant = :tenant AND s.key = :key AND e.version <= :v)"
+                    " e.stream_id WHERE s.key = :run || '/' || :key AND e.version <= :v)"
                     " FROM datapatterns.event_seal AS g"
                 ),
-                {"tenant": self.tenant, "key": key, "v": through},
+                {"run": self.run, "key": key, "v": through},
             )
         )
 
@@ -210,7 +256,7 @@ class Keeping(RuleBasedStateMachine):
     @invariant()
     def everything_is_there_once(self) -> None:
         with self.engine.connect() as conn:
-            rows = conn.execute(ALL, {"tenant": self.tenant}).all()
+            rows = conn.execute(ALL, {"run": self.run}).all()
         assert [tuple(row) for row in rows] == list(self._expected())
 
     def _expected(self) -> Iterator[tuple[str, int, int]]:
@@ -219,12 +265,27 @@ class Keeping(RuleBasedStateMachine):
                 yield key, version, number
 
     @invariant()
+    def loads_are_those_of_the_model(self) -> None:
+        with self.engine.connect() as conn:
+            for key, kept in self.model.items():
+                name = self._stream(key).key
+                for version in range(1, len(kept.events) + 1):
+                    if version < kept.first and kept.purged:
+                        with pytest.raises(EventGapError):
+                            typed.load(conn, Things, name, version=version)
+                        continue
+                    loaded = typed.load(conn, Things, name, version=version)
+                    assert (loaded.version, loaded.seen) == (version, kept.events[:version])
+                latest = typed.load(conn, Things, name)
+                assert (latest.version, latest.seen) == (len(kept.events), kept.events)
+
+    @invariant()
     def what_a_load_of_an_open_stream_needs_is_in_one_table(self) -> None:
         with self.engine.connect() as conn:
             for key, kept in self.model.items():
                 if kept.stopped:
                     continue
-                loaded = list(conn.scalars(LOADED, {"tenant": self.tenant, "key": key}))
+                loaded = list(conn.scalars(LOADED, {"run": self.run, "key": key}))
                 assert loaded == list(range(kept.first, len(kept.events) + 1))
 
     def teardown(self) -> None:
