@@ -21,13 +21,17 @@ from datapatterns.event_sourcing import (
     ANY,
     NEW_STREAM,
     START,
+    Archive,
     EventStore,
+    HashChain,
     ImportedEvent,
     NewEvent,
+    Partitioning,
     StreamEvents,
     StreamId,
     Subjects,
     Tagged,
+    check_append_only,
     forget_append_requests,
 )
 from datapatterns.index_table import IndexTable
@@ -155,6 +159,53 @@ def test_the_application_decides_over_tags_and_the_worker_forgets_what_was_sent(
 
     with rights.worker.begin() as conn:
         assert forget_append_requests(conn, store, older_than=timedelta(microseconds=1)) >= 1
+
+
+def test_the_worker_seals_the_reader_verifies_and_nobody_else_may_change_events(
+    rights: LeastRights,
+) -> None:
+    chain = HashChain(store)
+    with rights.app.begin() as conn:
+        store.append(conn, StreamId("a", "sealed"), [NewEvent("a.b", {})], expected_version=ANY)
+
+    sealed = chain.seal_all(rights.worker)
+    with rights.reader.begin() as conn:
+        report = chain.verify(conn)
+        findings = check_append_only(conn)
+
+    assert sealed == 1
+    assert report.intact
+    assert [str(each) for each in findings if each.is_error] == []
+
+
+def test_the_owner_keeps_events_for_long_and_the_worker_makes_partitions(
+    rights: LeastRights,
+) -> None:
+    archive, partitioning = Archive(store), Partitioning(store)
+    stream = StreamId("a", secrets.token_hex(4))
+    with rights.app.begin() as conn:
+        store.append(conn, stream, [NewEvent("a.b", {})], expected_version=ANY)
+    with rights.owner.begin() as conn:
+        archive.compact(conn, stream, NewEvent("a.b", {}), expected_version=1)
+    assert archive.move_all(rights.owner) == 1
+    HashChain(store).seal_all(rights.worker)
+    with rights.owner.begin() as conn:
+        exported = archive.export(conn, stream, through_version=1, write=len)
+        archive.purge(conn, stream, exported, reason="old")
+
+    assert partitioning.partition(rights.owner, size=5)
+    with rights.worker.begin() as conn:
+        assert partitioning.extend(conn, ahead=5) >= 1
+    with rights.app.begin() as conn:
+        store.append(conn, stream, [NewEvent("a.b", {})], expected_version=2)
+    with rights.reader.begin() as conn:
+        assert [e.version for e in store.read_stream(conn, stream)] == [2, 3]
+        assert [str(each) for each in check_append_only(conn) if each.is_error] == []
+    with rights.owner.begin() as conn:
+        partitioning.drop_empty(conn)
+        partitioning.undo(conn)
+    with rights.app.begin() as conn:
+        store.append(conn, stream, [NewEvent("a.b", {})], expected_version=3)
 
 
 def test_the_application_stores_personal_fields_and_the_owner_forgets(
