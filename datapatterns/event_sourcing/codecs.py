@@ -27,7 +27,7 @@ STATE_BYTES_MAX: Final = 67_108_864
 EVENT_PAYLOAD_MAX: Final = 2 * EVENT_BYTES_MAX
 """The largest JSON of one event; encrypted fields are longer than what they hold."""
 
-_STAGE_SLACK: Final = 4  # MessagePack takes 9 bytes for 1.5
+_STAGE_SLACK_BYTES: Final = 1_000  # what one stage adds to what it cannot make smaller
 
 
 class Codec(Protocol):
@@ -72,19 +72,20 @@ class MessagePack:
     optional: Final = True
 
     def encode(self, data: bytes, *, bound_to: bytes) -> bytes:
-        """Return ``data`` packed, or as it is if it would come back in another spelling."""
+        """Return ``data`` packed; or as it is if that is larger, or would be spelled otherwise."""
         del bound_to
         decoded = msgspec.json.decode(data)
+        packed = msgspec.msgpack.encode(decoded)
         # Packed objects never begin with a brace, so the two can be told apart.
-        return msgspec.msgpack.encode(decoded) if as_json(decoded) == data else data
+        return packed if len(packed) < len(data) and as_json(decoded) == data else data
 
     def decode(self, payload: bytes, *, bound_to: bytes, bytes_max: int) -> bytes:
         """Return the JSON."""
         del bound_to
+        if len(payload) > bytes_max:
+            raise PayloadError(self.name, f"it is larger than {bytes_max} bytes")
         if payload.startswith(b"{"):
             return payload
-        if len(payload) > _STAGE_SLACK * bytes_max:
-            raise PayloadError(self.name, f"it is larger than {bytes_max} bytes")
         try:
             # Lengths that a header claims are not believed: what is not there is not made room for.
             return as_json(msgspec.msgpack.decode(payload))
@@ -134,7 +135,8 @@ class Chain:
         """Return what was given to the first stage."""
         first, *others = self._stages
         for stage in reversed(others):
-            payload = stage.decode(payload, bound_to=bound_to, bytes_max=_STAGE_SLACK * bytes_max)
+            largest = 2 * bytes_max + _STAGE_SLACK_BYTES
+            payload = stage.decode(payload, bound_to=bound_to, bytes_max=largest)
         return first.decode(payload, bound_to=bound_to, bytes_max=bytes_max)
 
 

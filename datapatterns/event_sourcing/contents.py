@@ -5,6 +5,7 @@ Whatever is read as text is one column. Plain JSON begins with a brace; what nee
 """
 
 import hmac
+import logging
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,8 +33,13 @@ from datapatterns.event_sourcing.personal_values import (
 from datapatterns.event_sourcing.subject_keys import SubjectKeys
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
+logger = logging.getLogger(__name__)
+
 SEALED_STATE: Final = 32
 """The codec of a state that is encrypted under the keys of all persons that it is about."""
+
+PERSONS_MAX: Final = 10_000
+"""About how many persons a stored state may be: the key of each is held and asked for."""
 
 _BOUND_JSON: Final = "#0 "
 _JSON_AT: Final = len(f"{_BOUND_JSON}{UUID(int=0)} ")
@@ -187,6 +193,8 @@ class Contents:
     ) -> StoredState | None:
         """Return a state as it is stored; None if somebody whom it is about was forgotten.
 
+        None, too, if it is about more than `PERSONS_MAX`.
+
         Args:
             conn: Its transaction then holds the keys of these persons.
             state: JSON.
@@ -199,6 +207,9 @@ class Contents:
             return StoredState(codec, None if codec else state, payload, None)
         if self.keys is None:
             raise _keys_missing()
+        if len(subjects) > PERSONS_MAX:
+            logger.warning("state not stored: it is about too many persons")
+            return None
         keys = self.keys.hold(conn, tenant, subjects, schema=self.schema, create=False)
         key = _joined(keys, tenant, subjects, bound_to)
         if key is None:

@@ -59,7 +59,8 @@ def personal_values(event: EncodedEvent) -> Found:
     found = [slot for slot in found if not _is_sealed(slot.holder[slot.key])]
     for slot in found:
         value = slot.holder[slot.key]
-        if any(value in {tag, tag.partition(":")[2]} for tag in event.tags if value):
+        told = str(value) if isinstance(value, str | int) else ""
+        if told and any(told in {tag, tag.partition(":")[2]} for tag in event.tags):
             place = ".".join(map(str, slot.path))
             raise EventDataError(
                 event.name, f"a tag shows {place}, which is personal; tags cannot be forgotten"

@@ -27,7 +27,7 @@ class SubjectKeys:
 
     Args:
         wrapper: Wraps and unwraps keys.
-        cache_seconds: How long an unwrapped key may stay in memory.
+        cache_seconds: How long an unwrapped key is used; the next use of any key drops it then.
         cache_keys_max: How many may.
         clock: Measures that.
 
@@ -119,22 +119,25 @@ class SubjectKeys:
         whose = bound_to(tenant, subject)
         now = self._clock.monotonic()
         with self._lock:
-            expires, key = self._cached.get(whose + wrapped, (now, b""))
-            if expires > now:
-                return key
+            self._drop_expired(now)
+            _, key = self._cached.get(whose + wrapped, (now, b""))
+        if key:
+            return key
         key = self.wrapper.unwrap(wrapped, bound_to=whose)
         if len(key) != KEY_BYTES:
             raise SubjectKeyError(subject, f"is not {KEY_BYTES} bytes long; look at the wrapper")
         with self._lock:
             self._cached[whose + wrapped] = now + self._cache_seconds, key
             self._cached.move_to_end(whose + wrapped)
-            # In the order of their ends, so what has ended is dropped although nobody asks for it.
-            while self._cached and (
-                len(self._cached) > self._cache_keys_max
-                or next(iter(self._cached.values()))[0] <= now
-            ):
+            while len(self._cached) > self._cache_keys_max:
                 self._cached.popitem(last=False)
+            self._drop_expired(now)
         return key
+
+    def _drop_expired(self, now: float) -> None:
+        # They lie in the order of their ends, so nobody has to ask for each.
+        while self._cached and next(iter(self._cached.values()))[0] <= now:
+            self._cached.popitem(last=False)
 
 
 def bound_to(tenant: str, subject: str) -> bytes:

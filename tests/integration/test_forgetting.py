@@ -2,7 +2,7 @@
 
 import secrets
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 import pytest
@@ -21,11 +21,13 @@ from datapatterns.event_sourcing import (
     NEW_STREAM,
     START,
     EventStore,
+    EventTypes,
     Forgotten,
     ImportedEvent,
     KeyRing,
     LocalKeyWrapper,
     NewEvent,
+    Personal,
     RecordedEvent,
     StreamId,
     SubjectForgotten,
@@ -409,6 +411,23 @@ def test_somebody_must_be_named_and_in_no_tag(conn: Connection) -> None:
         written(conn, at, Registered("9" * 501, "a@b"))
 
 
+def test_lists_can_be_personal_as_a_whole_beside_tags(conn: Connection) -> None:
+    ours = EventTypes()
+    by = EventStore(types=ours, keys=keys)
+
+    @ours.event("people.moved", tags=lambda e: (f"customer:{e.customer_id}",))
+    @dataclass(frozen=True)
+    class Moved:
+        customer_id: str
+        addresses: Annotated[list[str], Personal("customer_id", redacted=[])]
+
+    at = stream()
+    written(conn, at, Moved(at.key, ["1 High Street"]), by=by)
+    assert read(conn, at, by=by) == [Moved(at.key, ["1 High Street"])]
+    subjects.forget(conn, at.key)
+    assert read(conn, at, by=by) == [Moved(at.key, [])]
+
+
 def test_the_log_is_read_with_personal_fields_of_many_people(conn: Connection) -> None:
     after = store.high_water_mark(conn)
     streams = [stream() for _ in range(4)]
@@ -483,6 +502,20 @@ def test_unwrapped_keys_are_kept_for_seconds_and_only_so_many(conn: Connection) 
     read(conn, at, by=by)
     subjects.forget(conn, at.key)
     assert read(conn, at, by=by) == [forgotten(at.key)]
+
+
+def test_keys_that_have_expired_are_dropped_when_any_key_is_used(conn: Connection) -> None:
+    clock = ManualClock()
+    cached = SubjectKeys(LocalKeyWrapper(MASTER), cache_seconds=10, clock=clock)
+    by = EventStore(types=types, keys=cached)
+    for _ in range(3):
+        written(conn, stream(), Registered(uuid4().hex, "a@b"), by=by)
+    assert len(in_memory(cached)) == 3
+
+    clock.advance(10)
+    written(conn, stream(), Registered(uuid4().hex, "a@b"), by=by)
+
+    assert len(in_memory(cached)) == 1
 
 
 def test_nothing_of_keys_shows(conn: Connection) -> None:
