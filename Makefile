@@ -24,7 +24,8 @@ test: $(VENV)/.dev ## Run the everyday suite on embedded servers, or on DATABASE
 	@$(IN_MEMORY) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 torture: $(VENV)/.dev ## Run properties and interleavings far more thoroughly, and all that breaks servers
-	@$(IN_MEMORY) HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} $(BIN)/python -m pytest \
+	@$(IN_MEMORY) HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} \
+	  DATAPATTERNS_TORTURE_EVENTS=$${DATAPATTERNS_TORTURE_EVENTS:-1000000} $(BIN)/python -m pytest \
 	  -n $(WORKERS) --dist loadfile --timeout 3600 tests/property tests/interleavings tests/chaos $(ARGS)
 
 check: $(VENV)/.dev ## Lint, types and layer contracts
