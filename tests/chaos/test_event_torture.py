@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
@@ -24,7 +25,7 @@ from tests.torture.variants import UNFENCED
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
 EVENTS = int(os.environ.get("DATAPATTERNS_TORTURE_EVENTS", "3000"))
-CONTROL_EVENTS = 4_000
+CONTROL = Plan(4_000, crews=1, writers=5, imported=50, kills=False)
 MANY_EVENTS = 100_000
 CONTROL_RUNS = 5
 STORE = EventStore()
@@ -81,7 +82,9 @@ def test_every_reader_is_given_every_event_once_and_in_one_order(
     faults: PostgresFaults, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The keys of fences have 31 bits: half of the events lie beyond their first round.
-    plan = Plan(EVENTS, readers=(How.LOG, How.LOG), crashes=2, start=2**31 - EVENTS // 2)
+    plan = Plan(
+        EVENTS, readers=(How.LOG, How.PAGES, How.MARK), crashes=2, start=2**31 - EVENTS // 2
+    )
 
     report = torture(faults, plan, while_open=nobody_waits_for_bystanders)
 
@@ -187,7 +190,7 @@ def tortured_until_something_is_skipped(
     """Torture it up to some times; only the order of things may suffer."""
     report = None
     for run in range(CONTROL_RUNS):
-        plan = Plan(CONTROL_EVENTS, crews=1, writers=5, readers=(how,), kills=False, seed=run)
+        plan = replace(CONTROL, readers=(how,), seed=run)
         with databases.lend() as url, PostgresFaults(url) as faults:
             engine = create_engine(url, poolclass=NullPool)
             with engine.begin() as conn:

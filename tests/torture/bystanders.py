@@ -1,6 +1,7 @@
 """Transactions that have nothing to do with the log, and who watches the mark meanwhile."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Self
 from sqlalchemy import URL, Connection, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.event_sourcing import START, EventStore, Position
+from datapatterns.event_sourcing import START, EventStore, Position, publish_mark
 from tests.torture.persisting import connected
 from tests.torture.plan import ENOUGH_SECONDS
 
@@ -98,6 +99,14 @@ def watch(url: URL, done: Event) -> Watched:
                 time.sleep(_POLL_SECONDS)
             done.wait(_POLL_SECONDS)
     return watched
+
+
+def publish(url: URL, done: Event) -> None:
+    """Publish the mark again and again, until ``done``."""
+    with connected(url, "torture-publisher") as engine:
+        while not done.wait(_POLL_SECONDS):
+            with suppress(DBAPIError), engine.begin() as conn:  # the server was killed
+                publish_mark(conn, STORE)
 
 
 def _check_lag(begun: float, reached: int, drawn: int) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import URL, Engine, NullPool, create_engine, text
 
 from datapatterns.testing import PostgresFaults, wait_until
-from tests.torture.bystanders import OTHER_DATABASE, Bystanders, Watched, watch
+from tests.torture.bystanders import OTHER_DATABASE, Bystanders, Watched, publish, watch
 from tests.torture.crews import Crews, Role
 from tests.torture.importing import import_chunks, prepare
 from tests.torture.judging import Report, judge
@@ -46,8 +46,9 @@ def torture(
     context = get_context("spawn")
     at_once, begin, written, done = context.Event(), context.Event(), context.Event(), Event()
     at_once.set()
-    with Bystanders(url) as bystanders, ThreadPoolExecutor(1) as pool:
+    with Bystanders(url) as bystanders, ThreadPoolExecutor(2) as pool:
         watching = pool.submit(watch, url, done)
+        publishing = pool.submit(publish, url, done)
         try:
             with Crews(_readers(url, plan, written), at_once) as reading:
                 with Crews(_writers(url, plan), begin) as writing:
@@ -62,6 +63,7 @@ def torture(
             written.set()
             done.set()
         watched: Watched = watching.result()
+        publishing.result()
         report = judge(engine, _sum(ledgers), readings, watched)
         if while_open is not None:
             while_open(engine)
@@ -110,7 +112,7 @@ def _follow(url: URL, name: str, how: object, written: object) -> Reading:
 
 
 def _writers(url: URL, plan: Plan) -> list[list[Role]]:
-    by_import, by_two_phases = plan.events // 5, plan.events // 50
+    by_import, by_two_phases = plan.events * plan.imported // 100, plan.events // 50
     by_hand = plan.events - by_import - by_two_phases
     crews: list[list[Role]] = []
     for crew in range(plan.crews):

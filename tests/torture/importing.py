@@ -40,7 +40,7 @@ def _import_chunk(
     def attempt() -> bool:
         with engine.connect() as conn:
             STORE.import_events(conn, events, source=source, chunk=chunk)
-            time.sleep(chance.random() * 0.02)  # the workload: rows are there before COMMIT
+            time.sleep(0.01 + chance.random() * 0.03)  # the workload: rows are there before COMMIT
             if committing:
                 conn.commit()
         return committing

@@ -18,10 +18,11 @@ ENOUGH_SECONDS: Final = 120
 
 
 class How(Enum):
-    """How a reader follows the log; the later ones are wrong."""
+    """How a reader follows the log; the last is wrong."""
 
     LOG = "pages of read_log"
-    MARK = "up to the published mark, in an old snapshot"
+    PAGES = "pages of read_log, each after the page before"
+    MARK = "up to the published mark, under REPEATABLE READ"
     VISIBLE = "up to the highest position that shows"
 
 
@@ -32,6 +33,7 @@ class Plan:
     Attributes:
         events: How many are to be acknowledged, about.
         crews: Processes; each runs ``writers`` writers, an importer, and one who prepares.
+        imported: How many of the events come by import, in hundredths.
         kills: Whether connections of writers are killed all the time.
         crashes: How often the server is killed and started again.
         start: The position before the first; the keys of fences begin anew every 2^31.
@@ -42,6 +44,7 @@ class Plan:
     crews: int = 2
     writers: int = 3
     readers: tuple[How, ...] = (How.LOG, How.LOG)
+    imported: int = 20
     kills: bool = True
     crashes: int = 0
     start: int = 0

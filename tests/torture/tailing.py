@@ -10,7 +10,8 @@ from uuid import UUID
 from sqlalchemy import URL, Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.event_sourcing import START, EventStore, Position
+from datapatterns.errors import MarkUnpublishedError
+from datapatterns.event_sourcing import START, EventStore, LogPage, Position
 from tests.torture.persisting import connected, insist
 from tests.torture.plan import How
 
@@ -64,16 +65,20 @@ class Reader:
 
     def __init__(self, url: URL, name: str, how: How) -> None:
         self._url, self._name = url, name
-        self._next = _PAGES[how]
+        self._how = how
         self._seen = bytearray()
         self._at = START
+        self._page: LogPage | None = None
         self._pages = 0
         self._server = ""
         self._went_back = 0
 
     def follow(self, written: Event) -> Reading:
         """Read until everything was given out that is there when nobody writes any more."""
-        with connected(self._url, self._name) as engine:
+        with connected(self._url, self._name) as plain:
+            old_snapshots = self._how is How.MARK
+            isolation = "REPEATABLE READ" if old_snapshots else "READ COMMITTED"
+            engine = plain.execution_options(isolation_level=isolation)
             while True:
                 was_written, advanced = written.is_set(), False
                 try:
@@ -93,7 +98,7 @@ class Reader:
             self._server = server
             conn.rollback()
         before = self._at
-        rows, checkpoint = self._next(conn, before)
+        rows, checkpoint = self._next(conn)
         assert checkpoint >= before, f"{self._name} went back from {before} to {checkpoint}"
         for position, key, version, event_id in rows:
             assert self._at < position <= checkpoint, f"{position} after {self._at}"
@@ -107,11 +112,23 @@ class Reader:
             conn.commit()
         return checkpoint > before
 
+    def _next(self, conn: Connection) -> Page:
+        if self._how is How.VISIBLE:
+            return _visible(conn, self._at)
+        after = self._page if self._how is How.PAGES and self._page else self._at
+        try:
+            page = STORE.read_log(conn, after, limit=_PAGE, published=self._how is How.MARK)
+        except MarkUnpublishedError:
+            return [], self._at
+        self._page = page
+        rows = [Row(e.position, e.stream.key, e.version, e.event_id) for e in page.events]
+        return rows, page.checkpoint
+
     def _go_back(self, conn: Connection) -> None:
         """Forget what was not persisted: its position may be drawn once more."""
         persisted = conn.scalar(_PERSISTED, {"name": self._name}) or 0
         self._went_back += self._at > persisted
-        self._at = Position(persisted)
+        self._at, self._page = Position(persisted), None
         while self._seen and RECORD.unpack_from(self._seen, -RECORD.size)[0] > persisted:
             del self._seen[-RECORD.size :]
 
@@ -122,15 +139,6 @@ def _answers(connect: Callable[[], Connection]) -> bool:
     return True
 
 
-def _log_page(conn: Connection, after: Position) -> Page:
-    page = STORE.read_log(conn, after, limit=_PAGE)
-    rows = [Row(e.position, e.stream.key, e.version, e.event_id) for e in page.events]
-    return rows, page.checkpoint
-
-
-def _visible_page(conn: Connection, after: Position) -> Page:
+def _visible(conn: Connection, after: Position) -> Page:
     rows = [Row(*row) for row in conn.execute(_VISIBLE, {"after": after, "limit": _PAGE})]
     return rows, Position(rows[-1].position) if rows else after
-
-
-_PAGES: Final = {How.LOG: _log_page, How.VISIBLE: _visible_page}
