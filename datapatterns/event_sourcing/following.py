@@ -1,7 +1,7 @@
 """Follow the log in a thread: what is there, and then what comes."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from threading import Condition, Lock
 from typing import Any
@@ -142,7 +142,7 @@ class Follower:
             self.store, self.engine, published=self.published, clock=self.clock
         )
 
-    def pages(self) -> Iterator[LogPage]:
+    def pages(self) -> Generator[LogPage, None, None]:
         """Yield pages until `stop` is called; the last one before a pause is ``caught_up``.
 
         A page without events says that the checkpoint moved over some that do not match. Keep its

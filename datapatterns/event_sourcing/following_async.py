@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,7 +136,7 @@ class AsyncFollower:
             self.store, self.engine, published=self.published, clock=self.clock
         )
 
-    async def pages(self) -> AsyncIterator[LogPage]:
+    async def pages(self) -> AsyncGenerator[LogPage, None]:
         """Yield pages as `Follower.pages` does; a cancelled task ends it, too."""
         flow = following(self.pace)
         answer: Any = None

@@ -26,6 +26,7 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
+    true,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import TIMESTAMP
@@ -59,24 +60,26 @@ def page_statement(
     With ``fresh`` it finds nothing in an older snapshot, nor on a standby.
     """
     events = event_tables(schema).all_events
-    page = _sized(select(*(events.c[name] for name in columns)), size)
-    page = page.where(*_conditions(schema, shape))
+    wanted = select(*(events.c[name] for name in columns)).where(*_conditions(schema, shape))
     if fresh:
         isolation = func.current_setting(literal_column("'transaction_isolation'"), type_=Text)
-        page = page.where(
+        wanted = wanted.where(
             isolation == literal_column("'read committed'"),
             ~func.pg_is_in_recovery(type_=Boolean),
         )
     if shape.by_tag:
+        # OFFSET 0 keeps the planner from joining in another order: from all events with the tags.
         tagged = event_tables(schema).tags
-        page = page.join_from(tagged, events, tagged.c.position == events.c.position).where(
-            *_is_tagged(schema), *_in_range(tagged.c.position)
-        )
+        of_tag = wanted.where(events.c.position == tagged.c.position)
+        one = of_tag.offset(literal_column("0")).lateral("one")
+        page = select(one).join_from(tagged, one, true())
+        page = page.where(*_is_tagged(schema), *_in_range(tagged.c.position))
         order: ColumnElement[int] = tagged.c.position
     else:
-        page = page.where(*_in_range(events.c.position))
+        page = wanted.where(*_in_range(events.c.position))
         order = events.c.position
-    return _compiled(page.order_by(order).limit(bindparam("limit", type_=BigInteger)))
+    page = page.order_by(order).limit(bindparam("limit", type_=BigInteger))
+    return _compiled(_sized(page, size))
 
 
 @cache

@@ -108,7 +108,9 @@ def _page(  # noqa: PLR0913 -- a question and what was found out since
     values = {**asked.matching.parameters, "after": after, "end": mark, "limit": limit}
     end = values["end"] = _end(conn, values, shape, schema=schema)
     statement = page_statement(schema, columns, shape, size_of(mark), fresh=fresh)
-    rows = fetch_rows(conn, statement, values, as_sent=AS_SENT)
+    # By tag, each event is looked up: a plan from before there was an archive would scan it.
+    prepare = False if shape.by_tag else None
+    rows = fetch_rows(conn, statement, values, as_sent=AS_SENT, prepare=prepare)
     # A page that is not full has seen all that matches up to its end.
     checkpoint = Position(rows[-1][0]) if len(rows) == limit else end
     return PageRows(rows, checkpoint, mark)
@@ -136,7 +138,7 @@ def read_stream(  # noqa: PLR0913 -- EventStore binds the schema
         "limit": min(limit, LIMIT_MAX),
     }
     statement = stream_statement(schema, backwards=backwards)
-    rows = fetch_rows(conn, statement, asked, as_sent=AS_SENT)
+    rows = fetch_rows(conn, statement, asked, as_sent=AS_SENT, prepare=False)
     return _recorded(conn, rows, schema, contents)
 
 

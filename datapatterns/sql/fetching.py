@@ -27,6 +27,7 @@ def fetch_rows(
     parameters: Mapping[str, Any],
     *,
     as_sent: Iterable[int] = (),
+    prepare: bool | None = None,
 ) -> Rows:
     """Return what ``statement`` finds.
 
@@ -35,16 +36,17 @@ def fetch_rows(
         statement: As Core compiles it for psycopg.
         parameters: By name.
         as_sent: The types, by oid, whose values are given as the bytes that the server sends.
+        prepare: False to have it planned anew each time; None to leave that to the driver.
     """
     if not conn.in_transaction():
         conn.begin()  # what SQLAlchemy does by itself before a statement
     driver: Any = conn.connection.driver_connection
     try:
         if isinstance(driver, AsyncConnection):
-            return await_only(_fetch_async(driver, statement, parameters, as_sent))
+            return await_only(_fetch_async(driver, statement, parameters, as_sent, prepare=prepare))
         with driver.cursor(binary=True) as cursor:
             _give_as_sent(cursor, as_sent)
-            rows: Rows = cursor.execute(statement, parameters).fetchall()
+            rows: Rows = cursor.execute(statement, parameters, prepare=prepare).fetchall()
             return rows
     except psycopg.Error as error:
         # Nothing public wraps it, tells the listeners of the engine, and gives up a connection
@@ -57,10 +59,12 @@ async def _fetch_async(
     statement: str,
     parameters: Mapping[str, Any],
     as_sent: Iterable[int],
+    *,
+    prepare: bool | None,
 ) -> Rows:
     async with driver.cursor(binary=True) as cursor:
         _give_as_sent(cursor, as_sent)
-        await cursor.execute(statement, parameters)
+        await cursor.execute(statement, parameters, prepare=prepare)
         return await cursor.fetchall()
 
 

@@ -32,7 +32,7 @@ from datapatterns.event_sourcing import (
     StreamId,
     publish_mark,
 )
-from datapatterns.migrations import upgrade
+from datapatterns.sql.migrating import upgrade
 from datapatterns.testing import ManualClock, wait_until
 
 store = EventStore()
