@@ -73,8 +73,8 @@ def _create_variant(main: Engine, name: str, instead: str) -> None:
         conn.execute(text("CREATE TABLE one_writer ()"))
         conn.execute(
             text(
-                "CREATE OR REPLACE FUNCTION datapatterns.raise_fence() RETURNS void"
-                f" LANGUAGE plpgsql AS $$ BEGIN {instead} END $$"
+                "CREATE OR REPLACE FUNCTION datapatterns.raise_fence_before_insert()"
+                f" RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {instead} RETURN NULL; END $$"
             )
         )
     engine.dispose()

@@ -153,11 +153,9 @@ class EventWriter:
             ) from None
 
     def _give_back(self, line: "_Line | None") -> None:
-        with self._closing:
-            if not self._closed:
-                self._idle.put(line)
-            elif line is not None:
-                line.close()
+        self._idle.put(line)
+        if self._closed:  # after the put: a close that has looked before missed this one
+            self.close()
 
 
 class _Line:

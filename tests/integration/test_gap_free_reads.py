@@ -93,8 +93,8 @@ def without_fence(engine: Engine) -> None:
         conn.execute(text("DROP TRIGGER raise_fence ON datapatterns.event"))
         conn.execute(
             text(
-                "CREATE OR REPLACE FUNCTION datapatterns.raise_fence() RETURNS void"
-                " LANGUAGE plpgsql AS 'BEGIN RETURN; END'"
+                "CREATE OR REPLACE FUNCTION datapatterns.raise_fence_before_insert()"
+                " RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
             )
         )
 

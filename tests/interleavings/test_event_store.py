@@ -240,7 +240,7 @@ def test_a_writer_that_dies_holds_no_reader_back(
     ("function", "guard"),
     [
         (
-            "raise_fence",
+            "raise_fence_before_insert",
             "PERFORM pg_advisory_xact_lock_shared(class::int, (bound & 2147483647)::int);",
         ),
         ("high_water_mark", "- coalesce(held, 0)"),

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from datapatterns.event_sourcing import ANY, NEW_STREAM, EventStore, NewEvent, StreamId
 from datapatterns.sql.migrating import downgrade, upgrade
 from datapatterns_migrations.versions.dp0009_least_rights import FENCE_BEFORE
+from datapatterns_migrations.versions.dp0010_append import FENCE_BEFORE as FENCE_AS_A_FUNCTION
 from tests.fixtures.least_rights import LeastRights, execute, run
 
 store = EventStore()
@@ -46,7 +47,7 @@ FORBIDDEN = [
     "ALTER TABLE datapatterns.event DISABLE TRIGGER ALL",
     "ALTER TABLE datapatterns.event DISABLE TRIGGER append_only",
     "DROP TRIGGER raise_fence ON datapatterns.event",
-    "CREATE OR REPLACE FUNCTION datapatterns.raise_fence() RETURNS void LANGUAGE sql AS ''",
+    "CREATE OR REPLACE FUNCTION datapatterns.raise_fence_before_insert() RETURNS trigger AS ''",
     "CREATE TABLE datapatterns.mine ()",
     "CREATE TABLE public.mine ()",
     "SET session_replication_role = replica",
@@ -142,7 +143,8 @@ def test_before_dp0009_a_forged_note_hid_an_event_from_readers(least_rights: Lea
     schema = f"old_{secrets.token_hex(4)}"
     with least_rights.superuser.begin() as conn:
         upgrade(conn, schema=schema)
-        execute(conn, FENCE_BEFORE.replace("{schema}", schema))
+        for fence in (FENCE_AS_A_FUNCTION, FENCE_BEFORE):
+            execute(conn, fence.replace("{schema}", schema))
     old = EventStore(schema=schema)
     with least_rights.superuser.connect() as writer, least_rights.superuser.connect() as other:
         _forge(writer.connection.dbapi_connection, "", schema)

@@ -10,6 +10,7 @@ Revises: dp0009
 
 from datapatterns_migrations.placement import run
 from datapatterns_migrations.versions.dp0002_event_store import APPEND as APPEND_BEFORE
+from datapatterns_migrations.versions.dp0009_least_rights import FENCE as FENCE_AS_A_FUNCTION
 
 revision = "dp0010"
 down_revision = "dp0009"
@@ -86,6 +87,47 @@ ALTER TABLE {schema}.snapshot
     ADD CONSTRAINT ck_snapshot_codec CHECK (
         (codec = 0) = (state IS NOT NULL) AND (codec = 0) = (payload IS NULL));
 """
+
+FENCE = """
+-- As raise_fence in dp0009, in the trigger itself: a function less to call for each append.
+CREATE OR REPLACE FUNCTION {schema}.raise_fence_before_insert() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    drawn bigint := pg_sequence_last_value('{schema}.event_position');
+    class oid := '{schema}.event_position'::regclass::oid;
+    transaction text := pg_current_xact_id()::text;
+    note text := 'datapatterns.fence_' || class;
+    noted text := current_setting(note, true);
+    bound bigint;
+BEGIN
+    IF drawn IS NULL THEN
+        RAISE EXCEPTION 'event_position cannot be read, or was restarted'
+            USING HINT = 'Grant SELECT and USAGE on it; use setval(..., n), not RESTART.';
+    END IF;
+    IF split_part(noted, ':', 1) = transaction THEN
+        bound := nullif(split_part(noted, ':', 2), '')::bigint;
+    END IF;
+    IF bound IS NULL OR bound > drawn OR drawn - bound >= 1073741824 THEN
+        bound := drawn;
+        PERFORM set_config(note, transaction || ':' || bound, true);
+    END IF;
+    PERFORM pg_advisory_xact_lock_shared(class::int, (bound & 2147483647)::int);
+    RETURN NULL;
+END $$;
+DROP FUNCTION {schema}.raise_fence();
+"""
+
+FENCE_BEFORE = (
+    FENCE_AS_A_FUNCTION
+    + """
+CREATE OR REPLACE FUNCTION {schema}.raise_fence_before_insert() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM {schema}.raise_fence();
+    RETURN NULL;
+END $$;
+"""
+)
 
 APPEND = """
 -- Writers of tagged events hold shared locks on their tags, a condition takes an exclusive lock on
@@ -574,6 +616,7 @@ ALTER TABLE {schema}.stream DROP COLUMN first_version, DROP COLUMN archived_at;
 
 def upgrade() -> None:
     run(TABLES)
+    run(FENCE)
     run(APPEND)
     run(RIGHTS)
 
@@ -581,5 +624,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     run(BEFORE)
     run(APPEND_BEFORE)
+    run(FENCE_BEFORE)
     run(RIGHTS_BEFORE)
     run(TABLES_BEFORE)
