@@ -25,7 +25,7 @@ class _Waiting:
     actions: list[Callable[[], object]] = field(default_factory=list)
     committed: list[Callable[[], object]] = field(default_factory=list)
 
-    def commit(self) -> None:
+    def settle(self) -> None:
         self.committed += self.actions
         self.actions = []
 
@@ -60,7 +60,7 @@ def after_commit(conn: Connection, action: Callable[[], object]) -> None:
 def _committing(conn: Connection, *_: object) -> None:
     waiting = conn.info.get(_PLACE)
     if isinstance(waiting, _Waiting):
-        waiting.commit()
+        waiting.settle()
 
 
 def _rolled_back(conn: Connection, *_: object) -> None:
