@@ -125,17 +125,17 @@ def _slots(
     path: tuple[str | int, ...],
     around: tuple[dict[str, Any], ...],
 ) -> Iterator[Slot]:
+    if value is None:  # where its class allows it
+        return
     places: list[tuple[Any, Node]]
-    if isinstance(node, Fields):
-        if not isinstance(value, dict):  # None, where that is allowed: its class has checked it
-            return
+    if isinstance(node, Fields) and isinstance(value, dict):
         places = [(name, inner) for name, inner in node.inner.items() if name in value]
         around = (*around, value)
-    elif isinstance(value, dict):
-        places = [(key, node.inner) for key in value] if isinstance(node, Each) else []
+    elif isinstance(node, Each) and isinstance(value, dict | list):
+        places = [(key, node.inner) for key, _ in parts_of(value)]
     else:
-        assert isinstance(node, Each)
-        places = [(index, node.inner) for index in range(len(value or ()))]
+        reason = f"{_place(path)} is stored otherwise than its class says"
+        raise LookupError(reason)  # noqa: TRY004 -- as below
     for key, inner in places:
         here = (*path, key)
         if isinstance(inner, Leaf):
@@ -147,11 +147,14 @@ def _slots(
 def _subject(around: tuple[dict[str, Any], ...], leaf: Leaf, path: tuple[str | int, ...]) -> str:
     named = around[-1 - leaf.outward].get(leaf.subject)
     if isinstance(named, bool) or not isinstance(named, str | int) or named == "":
-        place = ".".join(map(str, path))
-        raise LookupError(f"{place} is about nobody: {leaf.subject} must name a person")
+        raise LookupError(f"{_place(path)} is about nobody: {leaf.subject} must name a person")
     if len(str(named).encode()) > SUBJECT_BYTES_MAX:
         raise LookupError(f"{leaf.subject} names a person in over {SUBJECT_BYTES_MAX} bytes")
     return str(named)
+
+
+def _place(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path)) or "it"
 
 
 def refuse_lookalike(event_type: str, data: str) -> None:

@@ -139,6 +139,8 @@ class _Planning:
             raise self._error(where, "lies in a class that holds itself; use a flat list")
         if inner and getattr(getattr(cls, "__struct_config__", None), "array_like", False):
             raise self._error(where, "lies in a Struct that is array_like; leave that out")
+        if inner and _writes_itself(cls):
+            raise self._error(where, "lies in a model that writes itself; use a plain model")
         return Fields(inner) if inner else None
 
     def _refused(
@@ -195,24 +197,43 @@ class _Planning:
         return PersonalFieldError(self._event_type, field=where, advice=why)
 
 
+def _writes_itself(cls: Any) -> bool:  # noqa: ANN401 -- a class, perhaps of pydantic
+    decorators = getattr(cls, "__pydantic_decorators__", None)
+    return bool(
+        getattr(decorators, "model_serializers", None)
+        or getattr(cls, "__pydantic_root_model__", False)
+    )
+
+
 def fields_of(cls: Any) -> list[tuple[str, str, Any]]:  # noqa: ANN401 -- a class
     """Return name, name in JSON, and hint of each field of a class that can be an event."""
     json_names: dict[str, str]
     if not isinstance(cls, type):
         return []
+    if hasattr(cls, "__pydantic_validator__") and hasattr(cls, "model_fields"):
+        # Not by get_type_hints: it knows nothing of what a generic model was made with.
+        fields: Mapping[str, Any] = cls.model_fields
+        return [
+            (name, part.serialization_alias or part.alias or name, _hint_of(part))
+            for name, part in fields.items()
+        ]
     if issubclass(cls, msgspec.Struct):
         json_names = dict(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True))
     elif dataclasses.is_dataclass(cls):
         json_names = {part.name: part.name for part in dataclasses.fields(cls)}
     elif hasattr(cls, "__attrs_attrs__"):
         json_names = {part.name: part.name for part in cls.__attrs_attrs__}
-    elif hasattr(cls, "__pydantic_validator__"):
-        fields: Mapping[str, Any] = cls.model_fields  # type: ignore[attr-defined] # of pydantic
-        json_names = {n: f.serialization_alias or f.alias or n for n, f in fields.items()}
     else:
         return []
     hints = get_type_hints(cls, include_extras=True)
     return [(name, json_name, hints[name]) for name, json_name in json_names.items()]
+
+
+def _hint_of(part: Any) -> Any:  # noqa: ANN401 -- a field of pydantic, and its hint
+    hint = part.annotation
+    for note in part.metadata:
+        hint = Annotated[hint, note]
+    return hint
 
 
 def _hints_of(cls: type) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What is sealed opens where it belongs and nowhere else; nothing of it shows without the key."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from secrets import token_bytes
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import msgspec
@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from datapatterns.errors import EventDataError, PayloadError, SubjectForgottenError
-from datapatterns.event_sourcing import NewEvent
+from datapatterns.event_sourcing import NewEvent, Personal
 from datapatterns.event_sourcing.encoding import EncodedEvent, encode
 from datapatterns.event_sourcing.encryption import Cipher
 from datapatterns.event_sourcing.personal_values import (
@@ -35,7 +35,30 @@ REGISTERED = st.builds(
 )
 PASSENGERS = st.builds(Passenger, passenger_id=st.integers(1, 5), name=TEXT, seat=TEXT)
 BOOKED = st.builds(Booked, flight=TEXT, passengers=st.lists(PASSENGERS, max_size=4))
-EVENTS = REGISTERED | BOOKED
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**62), 2**62)
+    | TEXT
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@types.event("people.answered")
+@dataclass(frozen=True)
+class Answered:
+    customer_id: int
+    answers: Annotated[dict[str, Any] | None, Personal("customer_id")]
+
+
+ANSWERED = st.builds(
+    Answered,
+    customer_id=st.integers(-(2**62), 2**62),
+    answers=st.none() | st.dictionaries(TEXT, VALUES, max_size=4),
+)
+EVENTS = REGISTERED | BOOKED | ANSWERED
 
 
 def encoded(event: object) -> EncodedEvent:

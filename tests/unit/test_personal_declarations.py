@@ -119,6 +119,19 @@ class Tree:
     children: "list[Tree]"
 
 
+class Writing(pydantic.BaseModel, frozen=True):
+    customer_id: str
+    email: Annotated[str, About]
+
+    @pydantic.model_serializer
+    def write(self) -> dict[str, str]:
+        return {"customer_id": self.customer_id, "mail": self.email}
+
+
+class Root(pydantic.RootModel[list[Annotated[str, Personal("root")]]], frozen=True):
+    pass
+
+
 def declare(hint: Any, subject: Any = str) -> None:  # noqa: ANN401 -- a type hint
     cls = type("Event", (), {"__annotations__": {"customer_id": subject, "held": hint}})
     assert personal_plan("e", dataclass(frozen=True)(cls))
@@ -156,6 +169,8 @@ def test_where_it_is_sound_it_is_accepted(hint: object) -> None:
         (tuple[int, MARKED], "use a dataclass or a list"),
         (InDict, "lies in a InDict"),
         (InHiddenDict, "lies in a InDict"),
+        (Writing, "writes itself"),
+        (Root, "must be a str"),
         (ArrayLike, "array_like"),
         (Tree, "holds itself"),
         (dict[MARKED, int], "key of a mapping"),
@@ -202,3 +217,14 @@ def test_classes_without_personal_fields_have_no_plan() -> None:
         tree: dict[str, list[tuple[int, str]]]
 
     assert personal_plan("plain", Plain) is None
+
+
+def test_data_that_is_stored_otherwise_is_refused_instead_of_passed_over() -> None:
+    plan = personal_plan("e", Data)
+    assert plan is not None
+    whole = msgspec.to_builtins(Data("c1", "a@b", Guest(7, "Ann", "1"), [], {}))
+
+    for part in ({"nested": "Ann"}, {"several": "Ann"}, {"named": 7}, {"perhaps": ["Ann"]}):
+        with pytest.raises(LookupError, match="stored otherwise"):
+            list(slots(whole | part, plan))
+    assert list(slots(whole | {"perhaps": None}, plan))
