@@ -93,6 +93,7 @@ def whole_reads(conn: Connection) -> dict[str, int]:
 )
 @pytest.mark.parametrize("after", [0, 35_900])
 def test_no_page_reads_a_whole_table(warm: Connection, wanted: LogFilter, after: int) -> None:
+    page = store.read_log(warm, Position(after), matching=wanted, limit=10)
     for _ in range(12):  # custom plans first, then the one that is kept
         page = store.read_log(warm, Position(after), matching=wanted, limit=10)
     store.read_log(warm, page, matching=wanted, limit=10)

@@ -25,6 +25,7 @@ from datapatterns.event_sourcing import (
     EventStore,
     HashChain,
     ImportedEvent,
+    LogSignal,
     NewEvent,
     Partitioning,
     StreamEvents,
@@ -32,7 +33,9 @@ from datapatterns.event_sourcing import (
     Subjects,
     Tagged,
     check_append_only,
+    final_until,
     forget_append_requests,
+    publish_mark,
 )
 from datapatterns.index_table import IndexTable
 from datapatterns.materialized_view import MaterializedView
@@ -122,6 +125,20 @@ def redis_of_app(redis_url: str, redis_client: Redis) -> Iterator[Redis]:
     assert redis_client.dbsize() == 0
     with redis_user(redis_url) as client:
         yield client
+
+
+def test_the_worker_publishes_the_mark_and_everybody_reads_up_to_it(rights: LeastRights) -> None:
+    with rights.worker.begin() as conn:
+        mark = publish_mark(conn, store)
+    for engine in (rights.app, rights.reader):
+        with engine.begin() as conn:
+            assert store.high_water_mark(conn, published=True) == mark
+        with engine.begin() as conn, pytest.raises(ProgrammingError, match="permission denied"):
+            publish_mark(conn, store)
+    assert LogSignal(store, rights.reader).look(0) >= mark
+    assert LogSignal(store, rights.reader, published=True).look(0) == mark
+    with rights.reader.begin() as conn:
+        assert final_until(conn, store) is not None
 
 
 def test_the_application_appends_loads_and_reads(rights: LeastRights) -> None:

@@ -1,8 +1,9 @@
 """Types that users rely on. Checked by mypy, never run: an unused ignore is an error, too."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import assert_type
+from datetime import datetime, timedelta
+from typing import Any, assert_type
 
 from redis import Redis
 from sqlalchemy import URL, BigInteger, Connection, Engine, func, select
@@ -21,6 +22,8 @@ from datapatterns.event_sourcing import (
     Archive,
     ArchiveExport,
     AsyncEventWriter,
+    AsyncFollower,
+    AsyncLogSignal,
     AsyncSnapshotWriter,
     Chain,
     ChainReport,
@@ -36,18 +39,23 @@ from datapatterns.event_sourcing import (
     EventWriter,
     FileAnchor,
     Folded,
+    Follower,
     Forgotten,
     Handled,
     HashChain,
     KeyRing,
     KeyWrapper,
     LocalKeyWrapper,
+    LogFilter,
     LogPage,
+    LogSignal,
     MessagePack,
     NewEvent,
+    Pace,
     Partition,
     Partitioning,
     Position,
+    PublishedMark,
     Purge,
     RecordedEvent,
     Retry,
@@ -61,6 +69,8 @@ from datapatterns.event_sourcing import (
     Tagged,
     TaggedPage,
     TagQuery,
+    TypedEvent,
+    TypedLog,
     Unit,
     Zstandard,
     applies,
@@ -70,8 +80,11 @@ from datapatterns.event_sourcing import (
     dropped,
     event,
     every,
+    final_until,
     forget_append_requests,
     larger_than,
+    publish_mark,
+    published_mark,
     renamed,
     slower_than,
     unchanged,
@@ -235,7 +248,18 @@ def events_are_loaded_as_the_class_that_was_asked_for(conn: Connection) -> None:
     cart = store.load(conn, Cart, "7")
     assert_type(cart, Cart)
     assert_type(store.save(conn, cart), Position)
-    assert_type(store.read_log(conn, limit=10), LogPage)
+    page = store.read_log(conn, limit=10, matching=LogFilter(tags=["t"]))
+    assert_type(page, LogPage)
+    assert_type(store.read_log(conn, page, published=True), LogPage)
+    assert_type(page.events[0].recorded_at, datetime)
+    assert_type(page.events[0].data, Mapping[str, Any])
+    typed = TypedLog(store).read(conn)
+    assert_type(TypedLog(store).read(conn, typed).events, list[TypedEvent])
+    TypedLog(store).read(conn, 7)  # type: ignore[arg-type]  # not a Position
+    assert_type(publish_mark(conn, store), Position)
+    assert_type(published_mark(conn, store), PublishedMark | None)
+    assert_type(final_until(conn, store), datetime | None)
+    assert_type([one.positions for one in store.blockers(conn)], list[int])
     store.append(conn, CART, [NewEvent("item.scanned", {})])  # type: ignore[call-arg]  # needs a version
     store.read_log(conn, 7)  # type: ignore[arg-type]  # not a Position
     counter = store.load(conn, COUNTER, "7", version=2)
@@ -298,6 +322,19 @@ def a_stream_is_copied(conn: Connection, recorded: RecordedEvent) -> None:
         store, CART, StreamId("cart", "8"), lambda e: [ItemScanned(1, 2)] if e.data else None
     )
     store.append(conn, CART, [ItemScanned(1, 2)], expected_version=3, metadata=caused_by(recorded))
+
+
+def followers_give_pages() -> None:
+    signal = LogSignal(store, layer.engine)
+    follower = Follower(store, layer.engine, signal=signal, pace=Pace(seconds_max=1))
+    for page in follower.pages():
+        assert_type(page, LogPage)
+
+
+async def async_followers_give_pages(engine: AsyncEngine) -> None:
+    follower = AsyncFollower(store, engine, signal=AsyncLogSignal(store, engine))
+    async for page in follower.pages():
+        assert_type(page, LogPage)
 
 
 async def operations_keep_their_types_on_the_way_through_asyncio(engine: AsyncEngine) -> None:

@@ -1,0 +1,46 @@
+from datetime import UTC, datetime
+
+import pytest
+
+from datapatterns.event_sourcing import LogFilter
+from datapatterns.event_sourcing.filtering import EVERYTHING, log_filter
+
+
+def test_filters_that_mean_the_same_are_equal_and_can_be_keys() -> None:
+    one = LogFilter(event_types=["b", "a", "b"], categories={"c"}, tags=["t", "u", "t"])
+    other = LogFilter(event_types=("a", "b"), categories=["c"], tags=("t", "u"))
+
+    assert one == other
+    assert {one: 1}[other] == 1
+    assert LogFilter() == EVERYTHING
+
+
+def test_the_order_of_tags_is_kept_as_the_first_one_leads() -> None:
+    assert LogFilter(tags=["z", "a"]).parameters["tag"] == "z"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"event_types": "item.scanned"},
+        {"categories": "till"},
+        {"tags": "one"},
+        {"tags": [""]},
+        {"since": datetime(2024, 1, 1)},  # noqa: DTZ001 -- what is refused
+        {"until": datetime(2024, 1, 1)},  # noqa: DTZ001 -- what is refused
+    ],
+    ids=str,
+)
+def test_what_is_no_condition_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"text|tag|time zone"):
+        LogFilter(**wrong)  # type: ignore[arg-type] # what is refused
+
+
+def test_types_are_given_once() -> None:
+    given = LogFilter(since=datetime(2024, 1, 1, tzinfo=UTC))
+
+    assert log_filter(None, None) is EVERYTHING
+    assert log_filter(given, None) is given
+    assert log_filter(None, ["a"]) == LogFilter(event_types=["a"])
+    with pytest.raises(ValueError, match="beside a filter"):
+        log_filter(given, ["a"])
