@@ -75,6 +75,16 @@ class Basket(Aggregate, category=CATEGORY, snapshot=every(50)):
     def _(self, e: BasketPaid) -> None:
         self.paid_cents = e.cents
 
+    def ring_up(self, lines: list[Line]) -> None:
+        """Shop a whole basket, from start to payment."""
+        first = lines[0]
+        self.start(first.household_id, first.store_id, first.week)
+        for line in lines:
+            self.scan(line.product_id, line.quantity, line.cents)
+            if line.coupon_cents:
+                self.apply_coupon(line.product_id, line.coupon_cents)
+        self.pay()
+
     def start(self, household_id: int, store_id: int, week: int) -> None:
         """Take the basket."""
         self.emit(BasketStarted(household_id, store_id, week))

@@ -4,7 +4,16 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC
 
 from datapatterns import ConflictError
-from datapatterns.event_sourcing import START, EventStore, ImportedEvent, Position, StreamId
+from datapatterns.event_sourcing import (
+    START,
+    EventStore,
+    HashChain,
+    ImportedEvent,
+    Position,
+    StreamId,
+    TypedLog,
+    TypedPage,
+)
 from datapatterns_grocer.dataset import Line
 from datapatterns_grocer.events import CATEGORY, Basket, ItemScanned, happenings
 from datapatterns_grocer.screen import milliseconds
@@ -14,6 +23,7 @@ from datapatterns_grocer.truth import Check, compare
 
 CHUNK_EVENTS = 20_000
 PAGE_EVENTS = 5_000
+SEGMENT_EVENTS = 20_000
 
 
 def play(stage: Stage) -> None:
@@ -30,6 +40,7 @@ def play(stage: Stage) -> None:
         f" {imported / took:,.0f} events/s"
     )
     ring_up(stage, stage.live[0])
+    _seal(stage, store)
     _travel_in_time(stage, store, stage.live[0])
     _let_two_tills_collide(stage, store, stage.live[1])
     _show_a_snapshot(stage, store)
@@ -37,20 +48,16 @@ def play(stage: Stage) -> None:
 
 def ring_up(stage: Stage, lines: list[Line]) -> Position:
     """Shop a basket at the till, one transaction; return the token of the last event."""
-    first = lines[0]
-    with stage.layer.engine.begin() as conn:
-        basket = stage.layer.events.load(conn, Basket, str(first.basket_id))
-        basket.start(first.household_id, first.store_id, first.week)
-        for line in lines:
-            basket.scan(line.product_id, line.quantity, line.cents)
-            if line.coupon_cents:
-                basket.apply_coupon(line.product_id, line.coupon_cents)
-        basket.pay()
-        return stage.layer.events.save(conn, basket)
+    key = str(lines[0].basket_id)
+
+    def shop(basket: Basket) -> None:
+        basket.ring_up(lines)
+
+    return stage.layer.events.handle(stage.layer.engine, Basket, key, shop).position
 
 
 def verify(stage: Stage) -> Iterator[Check]:
-    """Fold the log, and compare it with the files."""
+    """Fold the log, and compare it with the files; look at the past, and at the seals."""
     total = _mark(stage, stage.layer.events)
     with stage.screen.progress("reading the whole log", total=total) as advance:
         scanned, count = _scanned(stage, advance)
@@ -64,6 +71,10 @@ def verify(stage: Stage) -> Iterator[Check]:
         " FROM sold"
     )
     yield compare("events: how many there are", derived=[(count,)], truth=expected)
+    yield _half_way(stage)
+    with stage.layer.engine.begin() as conn:
+        report = HashChain(stage.layer.events).verify(conn)
+    yield compare("events: as they were sealed", derived=[(report.broken,)], truth=[(None,)])
 
 
 def _import(stage: Stage, store: EventStore) -> None:
@@ -85,6 +96,34 @@ def _chunks(baskets: Iterable[list[Line]]) -> Iterator[list[ImportedEvent]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def _seal(stage: Stage, store: EventStore) -> None:
+    took = seconds(lambda: HashChain(store).seal_all(stage.layer.engine, limit=SEGMENT_EVENTS))
+    sealed = _mark(stage, store)
+    stage.screen.say(
+        f"{sealed:,} events sealed in a chain of digests: {sealed / took:,.0f} events/s;"
+        " who changes one is found out"
+    )
+
+
+def _half_way(stage: Stage) -> Check:
+    """Ask what the household with the most baskets had paid when half of them were paid."""
+    (household, then), *_ = stage.dataset.rows(
+        "SELECT household_id, quantile_disc(paid_at, 0.5) FROM sold GROUP BY household_id"
+        " ORDER BY count(DISTINCT basket_id) DESC, household_id LIMIT 1"
+    )
+    of_household = f"FROM sold WHERE household_id = {int(household)}"
+    keys = stage.dataset.rows(f"SELECT DISTINCT basket_id {of_household} ORDER BY 1")
+    with stage.layer.engine.begin() as conn:
+        baskets = stage.layer.events.load_many(
+            conn, Basket, [str(key) for (key,) in keys], at=then.replace(tzinfo=UTC)
+        )
+    return compare(
+        f"events: what household {household} had paid half-way",
+        derived=[(sum(basket.paid_cents or 0 for basket in baskets),)],
+        truth=stage.dataset.rows(f"SELECT sum(cents) {of_household} AND paid_at <= '{then}'"),
+    )
 
 
 def _travel_in_time(stage: Stage, store: EventStore, lines: list[Line]) -> None:
@@ -141,17 +180,18 @@ def _scanned(
     stage: Stage, advance: Callable[[int], None]
 ) -> tuple[list[tuple[int, int, int]], int]:
     scanned: list[tuple[int, int, int]] = []
-    count, position, caught_up = 0, START, False
-    while not caught_up:
+    log = TypedLog(stage.layer.events)
+    count, page = 0, TypedPage([], START, START)
+    while True:
+        before = page.checkpoint
         with stage.layer.engine.begin() as conn:
-            page = stage.layer.events.read_log(conn, position, limit=PAGE_EVENTS)
+            page = log.read(conn, page, limit=PAGE_EVENTS)
         count += len(page.events)
-        events = [event for each in page.events for event in stage.layer.events.decode(each)]
         scanned += [
-            (event.product_id, event.quantity, event.cents)
-            for event in events
-            if isinstance(event, ItemScanned)
+            (typed.event.product_id, typed.event.quantity, typed.event.cents)
+            for typed in page.events
+            if isinstance(typed.event, ItemScanned)
         ]
-        advance(page.checkpoint - position)
-        position, caught_up = page.checkpoint, page.caught_up
-    return scanned, count
+        advance(page.checkpoint - before)
+        if page.caught_up:
+            return scanned, count
