@@ -9,6 +9,7 @@ import binascii
 from base64 import b64decode
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -65,7 +66,7 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     @property
     def stream(self) -> StreamId:
         """The stream that it belongs to."""
-        return StreamId(self.category, self.key, self.tenant)
+        return _stream_id(self.category, self.key, self.tenant)
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -194,7 +195,7 @@ def _text(raw: msgspec.Raw) -> str:
 
 def _check(event: StoredEvent) -> None:
     _ = event.stream  # its parts are checked as it is made
-    check_event_type(event.event_type, event.schema_version)
+    _check_type(event.event_type, event.schema_version)
     check_tags(event.tags)
     if event.version is not None and event.version < 1:
         raise ValueError(f"version {event.version} is out of bounds; streams begin with 1")
@@ -231,6 +232,9 @@ def _check_object(raw: msgspec.Raw, event: StoredEvent, name: str) -> None:
     encode_mapping(found, event_type=event.event_type)
 
 
+# The same names come again and again, and looking at their letters is most of the work.
+_stream_id: Final = lru_cache(maxsize=20_000)(StreamId)
+_check_type: Final = lru_cache(maxsize=1_000)(check_event_type)
 _encoder: Final = msgspec.json.Encoder()
 _headers: Final = msgspec.json.Decoder(Header)
 _checkpoints: Final = msgspec.json.Decoder(Checkpoint)
