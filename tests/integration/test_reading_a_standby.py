@@ -1,0 +1,142 @@
+"""On a real standby the log is read up to the published mark, and not otherwise."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from datapatterns.embedded import EmbeddedServers, PostgresServer
+from datapatterns.event_sourcing import (
+    ANY,
+    EventStore,
+    Follower,
+    LogPage,
+    NewEvent,
+    Pace,
+    Position,
+    StreamId,
+    final_until,
+    publish_mark,
+)
+from datapatterns.sql.migrating import upgrade
+from datapatterns.testing import wait_until
+
+store = EventStore()
+ENOUGH_SECONDS = 60
+
+
+def copy_data(primary: PostgresServer, standby: PostgresServer, engine: Engine) -> None:
+    """Make a base backup: what pg_basebackup does, which the servers' wheels lack."""
+    source, target = (server._data for server in (primary, standby))  # noqa: SLF001 -- no public way
+    shutil.rmtree(target)
+    # One session begins and ends it.
+    with engine.connect() as conn:
+        conn.execute(text("SELECT pg_backup_start('test', fast => true)"))
+        skipped = shutil.ignore_patterns("postmaster.pid", "pg_wal", "*.opts")
+        shutil.copytree(source, target, ignore=skipped, symlinks=True)
+        (target / "pg_wal" / "archive_status").mkdir(parents=True)
+        label = conn.scalar(text("SELECT labelfile FROM pg_backup_stop(wait_for_archive => false)"))
+        conn.rollback()
+    (target / "backup_label").write_text(label)
+    (target / "standby.signal").touch()
+    owner = source.stat()
+    for path in (target, *Path(target).rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    target.chmod(0o700)
+    (target / "pg_wal").chmod(0o700)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Engine, Engine]]:
+    """A primary and its standby."""
+    with EmbeddedServers() as servers:
+        primary = servers.postgres(
+            "primary",
+            settings={"wal_level": "replica", "max_wal_senders": 3, "wal_keep_size": "64MB"},
+        )
+        query = primary.url.query
+        info = (
+            f"host={query.get('host')} port={query.get('port') or primary.url.port} user=postgres"
+        )
+        standby = servers.postgres("standby", settings={"primary_conninfo": info})
+        writing, reading = create_engine(primary.url), create_engine(standby.url)
+        with writing.begin() as conn:
+            upgrade(conn)
+        standby.stop()
+        copy_data(primary, standby, writing)
+        standby.start()
+        yield writing, reading
+        writing.dispose()
+        reading.dispose()
+
+
+def write(conn: Connection, key: str) -> Position:
+    events = [NewEvent("thing.happened", {})]
+    return store.append(conn, StreamId("s", key), events, expected_version=ANY).position
+
+
+def test_a_follower_on_a_standby_sees_what_is_published(pair: tuple[Engine, Engine]) -> None:
+    primary, standby = pair
+    with primary.begin() as conn:
+        write(conn, "first")
+    with primary.connect() as late:
+        write(late, "late")
+        with primary.begin() as conn:
+            write(conn, "quick")
+        with primary.begin() as conn:
+            publish_mark(conn, store)
+        late.commit()
+    with primary.begin() as conn:
+        mark = publish_mark(conn, store)
+
+    follower = Follower(store, standby, published=True, pace=Pace(lost_seconds_max=0))
+    seen: list[str] = []
+    wait_until(lambda: is_published(standby, mark), deadline_seconds=ENOUGH_SECONDS)
+    for page in follower.pages():
+        seen += [event.stream.key for event in page.events]
+        if page.checkpoint >= mark:
+            follower.stop()
+
+    assert seen == ["first", "late", "quick"]
+
+
+def test_without_the_mark_a_standby_is_refused(pair: tuple[Engine, Engine]) -> None:
+    primary, standby = pair
+    with primary.begin() as conn:
+        write(conn, "another")
+    with primary.begin() as conn:
+        mark = publish_mark(conn, store)
+        page = store.read_log(conn, limit=1)
+    wait_until(lambda: is_published(standby, mark), deadline_seconds=ENOUGH_SECONDS)
+
+    for after in (Position(0), page):
+        with standby.connect() as conn, pytest.raises(DBAPIError, match="a standby does not see"):
+            store.read_log(conn, after)
+    with standby.connect() as conn:
+        assert final_until(conn, store) is None
+        assert store.read_log(conn, published=True).checkpoint == mark
+
+
+def test_a_checkpoint_of_the_primary_waits_until_a_standby_has_come_so_far(
+    pair: tuple[Engine, Engine],
+) -> None:
+    primary, standby = pair
+    with primary.begin() as conn:
+        ahead = write(conn, "ahead")
+
+    with standby.connect() as conn:
+        page: LogPage = store.read_log(conn, Position(ahead + 1_000), published=True)
+
+    assert (page.events, page.checkpoint, page.caught_up) == ([], ahead + 1_000, True)
+
+
+def is_published(standby: Engine, mark: Position) -> bool:
+    with standby.connect() as conn:
+        try:
+            return store.high_water_mark(conn, published=True) >= mark
+        except Exception:  # noqa: BLE001 -- it has not replayed even the table
+            return False
