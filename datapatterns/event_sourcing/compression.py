@@ -1,6 +1,7 @@
 """Compress what events say."""
 
 from collections.abc import Sequence
+from threading import local
 from typing import Any, Final
 
 from datapatterns.errors import CodecError, MissingExtraError, PayloadError
@@ -41,6 +42,7 @@ class Zstandard:
         if above_bytes < 0:
             raise ValueError("above_bytes is negative; use 0 to compress everything")
         self._zstandard = _load_zstandard()
+        self._own = local()
         self._level = level
         self._above_bytes = above_bytes
         self._dictionaries: dict[int, Any] = {0: None}
@@ -61,11 +63,7 @@ class Zstandard:
         del bound_to
         if len(data) <= self._above_bytes:
             return _RAW + data
-        # One for each call: they keep state, and threads share this object.
-        compressor = self._zstandard.ZstdCompressor(
-            level=self._level, dict_data=self._dictionary, write_content_size=True
-        )
-        compressed: bytes = compressor.compress(data)
+        compressed: bytes = self._compressor().compress(data)
         return _COMPRESSED + compressed if len(compressed) < len(data) else _RAW + data
 
     def decode(self, payload: bytes, *, bound_to: bytes, bytes_max: int) -> bytes:
@@ -88,12 +86,28 @@ class Zstandard:
                 self.id,
                 f"needs dictionary {said.dict_id}; give it to Zstandard as older_dictionaries",
             )
-        decompressor = self._zstandard.ZstdDecompressor(dict_data=self._dictionaries[said.dict_id])
         try:
-            data: bytes = decompressor.decompress(frame, allow_extra_data=False)
+            data: bytes = self._decompressor(said.dict_id).decompress(frame, allow_extra_data=False)
         except self._zstandard.ZstdError:
             raise PayloadError(self.name, "its content is damaged") from None
         return data
+
+    # They keep state, so each thread has its own; to make one costs more than to use it.
+
+    def _compressor(self) -> Any:  # noqa: ANN401 -- of a package that may be absent
+        if not hasattr(self._own, "compressor"):
+            self._own.compressor = self._zstandard.ZstdCompressor(
+                level=self._level, dict_data=self._dictionary, write_content_size=True
+            )
+        return self._own.compressor
+
+    def _decompressor(self, dict_id: int) -> Any:  # noqa: ANN401 -- as above
+        if not hasattr(self._own, "decompressors"):
+            self._own.decompressors = {}
+        made = self._own.decompressors
+        if dict_id not in made:
+            made[dict_id] = self._zstandard.ZstdDecompressor(dict_data=self._dictionaries[dict_id])
+        return made[dict_id]
 
 
 def _load_zstandard() -> Any:  # noqa: ANN401 -- a module

@@ -1,6 +1,7 @@
 """Whatever a codec makes of JSON becomes that JSON again, and nothing else passes for it."""
 
 from base64 import b64decode
+from concurrent.futures import ThreadPoolExecutor
 from secrets import token_bytes
 from typing import Any
 from uuid import UUID, uuid4
@@ -143,6 +144,18 @@ def test_plain_json_is_kept_where_a_payload_would_not_be_smaller() -> None:
     assert codecs.encode_events([short]) == [short]
     assert {one.codec for one in codecs.encode_events([short, long])} == {2}
     assert Codecs(Encryption(RING)).encode_events([short])[0].codec == 4
+
+
+def test_threads_can_share_a_codec() -> None:
+    codec = Chain(MessagePack(), Zstd(above_bytes=0, dictionary=DICTIONARY), Encryption(RING))
+
+    def there_and_back(n: int) -> bool:
+        data = encode_mapping({"n": n, "text": f"{n} " * 500}, event_type="e").encode()
+        payload = codec.encode(data, bound_to=b"a")
+        return codec.decode(payload, bound_to=b"a", bytes_max=EVENT_BYTES_MAX) == data
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(there_and_back, range(400)))
 
 
 @pytest.mark.parametrize("size", [EVENT_BYTES_MAX * 3, 2**31])
