@@ -303,7 +303,7 @@ def _rows_of(
         meta = "\\N" if event.meta is None else event.meta.replace("\\", "\\\\")
         type_id = type_ids[event.name, event.schema_version]
         yield (
-            f"{stream_id}\t{version}\t{at}\t{event.event_id}\t{type_id}\t{data}\t{meta}"
+            f"{stream_id}\t{version}\t{at}\t{event.event_id.hex}\t{type_id}\t{data}\t{meta}"
             f"\t{payload}\t{event.codec}\t{tags_column(event.tags)}\n"
         )
 
