@@ -10,6 +10,7 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Connection,
+    Delete,
     Select,
     Text,
     bindparam,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    tuple_,
 )
 
 from datapatterns.errors import PurgeRefusedError
@@ -91,8 +93,7 @@ def purge_events(
             tagged = tagged or has_tags
     if whole.digest() != exported.digest or len(tombstones) != exported.events:
         raise PurgeRefusedError(str(stream), "the archive does not hold what was exported")
-    positions = [tombstone["position"] for tombstone in tombstones]
-    _refuse_if_unread(conn, stream, positions[-1], schema)
+    _refuse_if_unread(conn, stream, tombstones[-1]["position"], schema)
     purge_id = conn.scalar(
         insert(tables.purges).returning(tables.purges.c.purge_id),
         {
@@ -109,11 +110,7 @@ def purge_events(
         [{**row, "stream_id": stream_id, "purge_id": purge_id} for row in tombstones],
     )
     if tagged:
-        where = tables.tags.c.position == func.any(bindparam("positions", type_=ARRAY(BigInteger)))
-        conn.execute(
-            delete(tables.tags).where(tables.tags.c.tenant == stream.tenant, where),
-            {"positions": positions},
-        )
+        conn.execute(_untag(schema, stream, stream_id, exported.last_version))
     conn.execute(
         delete(tables.archive).where(
             tables.archive.c.stream_id == stream_id,
@@ -121,6 +118,17 @@ def purge_events(
         )
     )
     return len(tombstones)
+
+
+def _untag(schema: str, stream: StreamId, stream_id: int, through_version: int) -> Delete:
+    archive, tags = event_tables(schema).archive, event_tables(schema).tags
+    # By tag and position: there is no index on positions alone.
+    gone = select(func.unnest(archive.c.tags), archive.c.position).where(
+        archive.c.stream_id == stream_id, archive.c.version <= through_version
+    )
+    return delete(tags).where(
+        tags.c.tenant == stream.tenant, tuple_(tags.c.tag, tags.c.position).in_(gone)
+    )
 
 
 def _refuse_if_needed(stream: StreamId, exported: ArchiveExport, first_version: int) -> None:
