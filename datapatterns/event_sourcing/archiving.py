@@ -38,6 +38,7 @@ from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.sql.server import check_writable
+from datapatterns.transactions import reading, resuming
 
 MOVED_EVENTS_MAX: Final = 100_000
 """The most events of one step; each is written once more, in the caller's transaction."""
@@ -182,7 +183,7 @@ class Archive:
         """
         total, after = 0, 0
         while True:
-            with engine.begin() as conn:
+            with engine.connect() as conn, reading(conn):
                 pending = self.pending(conn, after_id=after)
             if not pending:
                 return total
@@ -199,7 +200,7 @@ class Archive:
     ) -> int:
         total = 0
         while True:
-            with engine.begin() as conn:
+            with engine.connect() as conn, resuming(conn, f"moving {stream} into the archive"):
                 moved = self.move(conn, stream, limit=limit)
             total += moved
             if moved and progress is not None:

@@ -37,6 +37,7 @@ from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.sql.composing import execute
 from datapatterns.sql.server import check_writable
+from datapatterns.transactions import resuming
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Partitioning:
             if self.partitions(conn):
                 return False
         bound = self._retried(engine, attempts, lock_seconds, lambda c: self._promise(c, size))
-        with engine.begin() as conn:
+        with engine.connect() as conn, resuming(conn, "partitioning the events"):
             execute(conn, self._alter(sql.SQL("VALIDATE CONSTRAINT ck_event_bound")))
         statement = self._call("partition_events", bound, size)
         self._retried(engine, attempts, lock_seconds, lambda c: int(c.scalar(statement) or 0))
@@ -207,7 +208,7 @@ class Partitioning:
         limit = f"{max(1, round(lock_seconds * 1000))}ms"
         for attempt in range(1, attempts + 1):
             try:
-                with engine.begin() as conn:
+                with engine.connect() as conn, resuming(conn, "partitioning the events"):
                     conn.execute(select(func.set_config("lock_timeout", limit, True)))
                     return step(conn)
             except OperationalError as error:

@@ -39,6 +39,7 @@ from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.sql.server import check_writable
+from datapatterns.transactions import reading, resuming
 
 SEGMENT_EVENTS_MAX: Final = 1_000_000
 """The most events of one segment; who finds it broken has to look at all of them."""
@@ -109,13 +110,13 @@ class HashChain:
         """
         sealed = 0
         while True:
-            with engine.begin() as conn:
+            with engine.connect() as conn, resuming(conn, "sealing events"):
                 seal = self.seal(conn, limit=limit)
             if seal is None:
                 break
             failpoint("chain.sealed")
             sealed += 1
-        with engine.begin() as conn:
+        with engine.connect() as conn, reading(conn):
             self.publish(conn)
         return sealed
 
