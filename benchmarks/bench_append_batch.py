@@ -20,7 +20,7 @@ from benchmarks.interleaving import Claim, Contestant
 from benchmarks.rival import rival_recorder
 from benchmarks.writers import Batch, Writers
 from datapatterns import DataLayer
-from datapatterns.event_sourcing import EventStore, NewEvent, StreamId
+from datapatterns.event_sourcing import EventStore, EventWriter, NewEvent, StreamId
 
 CASES = ((1, 10), (8, 10), (1, 100), (8, 100))
 """How many writers there are, and how many events they append at once."""
@@ -54,7 +54,7 @@ def claim(case: tuple[int, int]) -> Iterator[Claim]:
             f"append {events} events at once, {writers} writers",
             "events",
             [
-                Contestant("store.append, autocommit", "ours", ours.run),
+                Contestant("EventWriter.append", "ours", ours.run),
                 Contestant("INSERT .. SELECT unnest, autocommit", "limit", limit.run),
                 Contestant("eventsourcing, recorder", "rival", rival.run),
             ],
@@ -63,17 +63,14 @@ def claim(case: tuple[int, int]) -> Iterator[Claim]:
 
 @contextmanager
 def _ours(url: URL, writer: int, *, appends: int, events: int) -> Iterator[Batch]:
-    store, numbers = EventStore(), count()
-    with (
-        engine_of(url) as engine,
-        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn,
-    ):
+    numbers = count()
+    with engine_of(url) as engine, EventWriter(EventStore(), engine) as writes:
 
         def batch() -> int:
             stream = StreamId("basket", f"{writer}-{next(numbers)}")
             for number in range(appends):
                 new = [NewEvent("item.scanned", DATA) for _ in range(events)]
-                store.append(conn, stream, new, expected_version=number * events)
+                writes.append(stream, new, expected_version=number * events)
             return appends * events
 
         yield batch

@@ -10,7 +10,7 @@ from benchmarks.baskets import DECODERS, basket_event, driver
 from benchmarks.interleaving import Claim, Contestant
 from benchmarks.rival import fill_basket, rival_application
 from datapatterns import DataLayer
-from datapatterns.event_sourcing import ANY, START, StreamId
+from datapatterns.event_sourcing import ANY, StreamId, TypedLog
 
 EVENTS = 20_000
 STREAMS = 200
@@ -38,7 +38,7 @@ def claim() -> Iterator[Claim]:
             f"read a log of {EVENTS:,} events",
             "events",
             [
-                Contestant("store.read_log, store.decode", "ours", _ours(stack, layer)),
+                Contestant("TypedLog.read", "ours", _ours(stack, layer)),
                 Contestant("SELECT, decoded by msgspec", "limit", _limit(stack, url)),
                 Contestant("eventsourcing, decoded by its mapper", "rival", _rival(rival)),
             ],
@@ -55,19 +55,16 @@ def _fill(layer: DataLayer) -> None:
 
 
 def _ours(stack: ExitStack, layer: DataLayer) -> Callable[[], int]:
-    conn = stack.enter_context(layer.engine.connect())
+    conn, log = stack.enter_context(layer.engine.connect()), TypedLog(layer.events)
 
     def run() -> int:
-        after, count = START, 0
-        while True:
-            page = layer.events.read_log(conn, after, limit=PAGE_EVENTS)
+        page, count = log.read(conn, limit=PAGE_EVENTS), 0
+        while page.events:
             conn.rollback()
-            for recorded in page.events:
-                layer.events.decode(recorded)
             count += len(page.events)
-            after = page.checkpoint
-            if page.caught_up:
-                return count
+            page = log.read(conn, page, limit=PAGE_EVENTS)
+        conn.rollback()
+        return count
 
     return run
 
