@@ -17,7 +17,6 @@ from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.listing import list_keys
 from datapatterns.event_sourcing.loading import Loader, Moment
 from datapatterns.event_sourcing.saving import save_sourced
-from datapatterns.event_sourcing.snapshot_purging import purge_snapshots
 from datapatterns.event_sourcing.snapshotting import is_due, save_snapshot
 from datapatterns.event_sourcing.sourced import Sourced
 from datapatterns.event_sourcing.subject_keys import SubjectKeys
@@ -229,21 +228,3 @@ class StateStore:
     def snapshot_if_due(self, conn: Connection, sourced: Sourced, *, keep: int = 3) -> bool:
         """Do `save_snapshot` if the policy asks for it."""
         return is_due(sourced) and self.save_snapshot(conn, sourced, keep=keep)
-
-    def purge_snapshots(
-        self, conn: Connection, subjects: Sequence[Subject], *, limit: int = 10_000
-    ) -> int:
-        """Delete snapshots of ``subjects`` that this release cannot use; return how many.
-
-        They are those that other code has folded: run it when no older release serves any more.
-        Without it they do no harm but take room. Repeat it until it returns 0.
-
-        Args:
-            conn: A connection in a transaction. The caller commits.
-            subjects: Classes of aggregates and deciders; those of others are left alone.
-            limit: How many at most.
-
-        Raises:
-            ValueError: ``limit`` is not positive.
-        """
-        return purge_snapshots(conn, subjects, schema=self.schema, types=self.types, limit=limit)

@@ -12,6 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from datapatterns.errors import EventDataError
 from datapatterns.event_sourcing import Aggregate, EventTypes, applies, every
 from datapatterns.testing import Call, SpecError, aggregate_machine
+from tests.fixtures.tills import DECIDERS, Closed, Named, Scanned
+from tests.fixtures.tills import types as till_types
 
 types = EventTypes()
 
@@ -268,3 +270,24 @@ def test_a_subclass_may_add_rules() -> None:
     run(WithAudit, always_the_same=True)  # chance may leave a rule out of every example
 
     assert max(versions) > 3
+
+
+tills = st.lists(
+    st.builds(Scanned, st.integers(0, 3), st.integers(0, 9))
+    | st.builds(Named, st.just("a"))
+    | st.builds(Closed),
+    max_size=3,
+)
+
+
+@pytest.mark.parametrize("name", ["AsModel", "Changing"])
+def test_a_decider_of_the_store_is_taken_as_it_is(name: str) -> None:
+    few = settings(max_examples=10, stateful_step_count=5, deadline=None)
+    holds = aggregate_machine(DECIDERS[name], tills, types=till_types)
+    fails = aggregate_machine(
+        DECIDERS[name], tills, valid=lambda till: till.total < 1, types=till_types
+    )
+
+    run_state_machine_as_test(holds, settings=few)
+    with pytest.raises(SpecError):
+        run_state_machine_as_test(fails, settings=few)
