@@ -3,28 +3,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from datapatterns.event_sourcing.aggregate import Aggregate
-from datapatterns.event_sourcing.anchors import Anchor, AnchoredSeal, FileAnchor
-from datapatterns.event_sourcing.append_only import AppendOnlyFinding, check_append_only
-from datapatterns.event_sourcing.archiving import Archive
-from datapatterns.event_sourcing.batching import StreamEvents
+from datapatterns.event_sourcing.appending.batching import StreamEvents
+from datapatterns.event_sourcing.appending.event_writer import EventWriter
+from datapatterns.event_sourcing.appending.event_writer_async import AsyncEventWriter
+from datapatterns.event_sourcing.appending.forgetting import forget_append_requests
+from datapatterns.event_sourcing.appending.tag_query import Condition, Tagged, TaggedPage, TagQuery
+from datapatterns.event_sourcing.appending.unit import Unit
 from datapatterns.event_sourcing.causing import CAUSATION_ID, CORRELATION_ID, caused_by
-from datapatterns.event_sourcing.chain import BrokenSegment, ChainReport, Seal
-from datapatterns.event_sourcing.checking import (
-    EventCheck,
-    HandlerGap,
-    MisreadEvent,
-    TypeFinding,
-)
-from datapatterns.event_sourcing.codecs import Chain, Codec, Codecs, MessagePack
-from datapatterns.event_sourcing.commanding import CommandPolicy, Handled
-from datapatterns.event_sourcing.compression import Zstandard
-from datapatterns.event_sourcing.copying import CopyProgress, StreamCopy
-from datapatterns.event_sourcing.decider import Decider, Decides, Folded
-from datapatterns.event_sourcing.encryption import Encryption, KeyRing
-from datapatterns.event_sourcing.event_types import EventTypes, dropped, event, renamed, upcast
-from datapatterns.event_sourcing.event_writer import EventWriter
-from datapatterns.event_sourcing.event_writer_async import AsyncEventWriter
+from datapatterns.event_sourcing.commands.commanding import CommandPolicy, Handled
+from datapatterns.event_sourcing.commands.retrying import Retry
+from datapatterns.event_sourcing.content.codecs import Chain, Codec, Codecs, MessagePack
+from datapatterns.event_sourcing.content.compression import Zstandard
+from datapatterns.event_sourcing.content.encryption import Encryption, KeyRing
 from datapatterns.event_sourcing.events import (
     ANY,
     EXISTS,
@@ -37,47 +27,73 @@ from datapatterns.event_sourcing.events import (
     Position,
     StreamId,
 )
-from datapatterns.event_sourcing.eventsourcing_mapping import EventsourcingMapping
-from datapatterns.event_sourcing.evolving import Verdict
-from datapatterns.event_sourcing.export_files import export_to_file, open_lines
-from datapatterns.event_sourcing.exporting import EventExport, Exported
-from datapatterns.event_sourcing.filtering import LogFilter
-from datapatterns.event_sourcing.final_time import final_until
-from datapatterns.event_sourcing.following import Follower, LogSignal
-from datapatterns.event_sourcing.following_flow import Pace
-from datapatterns.event_sourcing.forgetting import forget_append_requests
-from datapatterns.event_sourcing.handling import applies
-from datapatterns.event_sourcing.importing import ImportedEvent
-from datapatterns.event_sourcing.importing_eventsourcing import (
+from datapatterns.event_sourcing.evolution.checking import (
+    EventCheck,
+    HandlerGap,
+    MisreadEvent,
+    TypeFinding,
+)
+from datapatterns.event_sourcing.evolution.copying import CopyProgress, StreamCopy
+from datapatterns.event_sourcing.evolution.event_types import (
+    EventTypes,
+    dropped,
+    event,
+    renamed,
+    upcast,
+)
+from datapatterns.event_sourcing.evolution.evolving import Verdict
+from datapatterns.event_sourcing.evolution.surveying import check_events
+from datapatterns.event_sourcing.evolution.transforming import COPIED_FROM, unchanged
+from datapatterns.event_sourcing.keeping.anchors import Anchor, AnchoredSeal, FileAnchor
+from datapatterns.event_sourcing.keeping.append_only import AppendOnlyFinding, check_append_only
+from datapatterns.event_sourcing.keeping.archiving import Archive
+from datapatterns.event_sourcing.keeping.chain import BrokenSegment, ChainReport, Seal
+from datapatterns.event_sourcing.keeping.partitioning import Partition, Partitioning
+from datapatterns.event_sourcing.keeping.purging import ArchiveExport
+from datapatterns.event_sourcing.keeping.sealing import HashChain
+from datapatterns.event_sourcing.log.filtering import LogFilter
+from datapatterns.event_sourcing.log.final_time import final_until
+from datapatterns.event_sourcing.log.following import Follower, LogSignal
+from datapatterns.event_sourcing.log.following_flow import Pace
+from datapatterns.event_sourcing.log.publishing import PublishedMark, publish_mark, published_mark
+from datapatterns.event_sourcing.log.typed_log import TypedLog
+from datapatterns.event_sourcing.persons.key_wrapping import KeyWrapper, LocalKeyWrapper
+from datapatterns.event_sourcing.persons.personal import Personal, Redacted, SubjectForgotten
+from datapatterns.event_sourcing.persons.shredding import Forgotten, Purge, Subjects
+from datapatterns.event_sourcing.persons.subject_keys import SubjectKeys
+from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent, TypedEvent, TypedPage
+from datapatterns.event_sourcing.states.aggregate import Aggregate
+from datapatterns.event_sourcing.states.decider import Decider, Decides, Folded
+from datapatterns.event_sourcing.states.handling import applies
+from datapatterns.event_sourcing.states.policy import (
+    SnapshotPolicy,
+    every,
+    larger_than,
+    on,
+    slower_than,
+)
+from datapatterns.event_sourcing.states.snapshot_keeping import Snapshots, StoredSnapshot
+from datapatterns.event_sourcing.states.snapshot_writer import AsyncSnapshotWriter, SnapshotWriter
+from datapatterns.event_sourcing.store import EventStore
+from datapatterns.event_sourcing.transfer.eventsourcing_mapping import EventsourcingMapping
+from datapatterns.event_sourcing.transfer.export_files import export_to_file, open_lines
+from datapatterns.event_sourcing.transfer.exporting import EventExport, Exported
+from datapatterns.event_sourcing.transfer.importing import ImportedEvent
+from datapatterns.event_sourcing.transfer.importing_eventsourcing import (
     EventsourcingChecked,
     EventsourcingImport,
     EventsourcingImported,
 )
-from datapatterns.event_sourcing.importing_lines import LinesChecked, LinesImport, LinesImported
-from datapatterns.event_sourcing.json_lines import StoredEvent
-from datapatterns.event_sourcing.key_wrapping import KeyWrapper, LocalKeyWrapper
-from datapatterns.event_sourcing.partitioning import Partition, Partitioning
-from datapatterns.event_sourcing.personal import Personal, Redacted, SubjectForgotten
-from datapatterns.event_sourcing.policy import SnapshotPolicy, every, larger_than, on, slower_than
-from datapatterns.event_sourcing.publishing import PublishedMark, publish_mark, published_mark
-from datapatterns.event_sourcing.purging import ArchiveExport
-from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent, TypedEvent, TypedPage
-from datapatterns.event_sourcing.retrying import Retry
-from datapatterns.event_sourcing.sealing import HashChain
-from datapatterns.event_sourcing.shredding import Forgotten, Purge, Subjects
-from datapatterns.event_sourcing.snapshot_keeping import Snapshots, StoredSnapshot
-from datapatterns.event_sourcing.snapshot_writer import AsyncSnapshotWriter, SnapshotWriter
-from datapatterns.event_sourcing.store import EventStore
-from datapatterns.event_sourcing.stored_events import StoredEvents, StoredPage
-from datapatterns.event_sourcing.subject_keys import SubjectKeys
-from datapatterns.event_sourcing.surveying import check_events
-from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery
-from datapatterns.event_sourcing.transforming import COPIED_FROM, unchanged
-from datapatterns.event_sourcing.typed_log import TypedLog
-from datapatterns.event_sourcing.unit import Unit
+from datapatterns.event_sourcing.transfer.importing_lines import (
+    LinesChecked,
+    LinesImport,
+    LinesImported,
+)
+from datapatterns.event_sourcing.transfer.json_lines import StoredEvent
+from datapatterns.event_sourcing.transfer.stored_events import StoredEvents, StoredPage
 
 if TYPE_CHECKING:
-    from datapatterns.event_sourcing.following_async import AsyncFollower, AsyncLogSignal
+    from datapatterns.event_sourcing.log.following_async import AsyncFollower, AsyncLogSignal
 
 __all__ = [
     "ANY",
@@ -200,5 +216,5 @@ __all__ = [
 def __getattr__(name: str) -> object:
     # Only asked for by who has the async extra.
     if name in {"AsyncFollower", "AsyncLogSignal"}:
-        return getattr(import_module("datapatterns.event_sourcing.following_async"), name)
+        return getattr(import_module("datapatterns.event_sourcing.log.following_async"), name)
     raise AttributeError(name)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from sqlalchemy import Connection, Engine
 
-from datapatterns.event_sourcing.aggregate import Aggregate
-from datapatterns.event_sourcing.commanding import (
+from datapatterns.event_sourcing.commands.commanding import (
     DEFAULT_COMMAND_POLICY,
     Commanding,
     CommandPolicy,
@@ -18,10 +17,11 @@ from datapatterns.event_sourcing.commanding import (
     handle,
     handle_async,
 )
-from datapatterns.event_sourcing.decider import Decider, Folded
-from datapatterns.event_sourcing.snapshot_writer import SnapshotTaker
 from datapatterns.event_sourcing.state_store import StateStore
-from datapatterns.event_sourcing.subjects import Subject
+from datapatterns.event_sourcing.states.aggregate import Aggregate
+from datapatterns.event_sourcing.states.decider import Decider, Folded
+from datapatterns.event_sourcing.states.snapshot_writer import SnapshotTaker
+from datapatterns.event_sourcing.states.subjects import Subject
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from datapatterns.event_sourcing.payload import decode_stored
+from datapatterns.event_sourcing.content.payload import decode_stored
 
 if TYPE_CHECKING:  # there, this module's values are at hand, too
     from datapatterns.event_sourcing.events import Position, StreamId

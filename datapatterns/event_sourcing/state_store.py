@@ -8,19 +8,19 @@ from typing import Any, TypeVar, overload
 from sqlalchemy import Connection
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
-from datapatterns.event_sourcing.aggregate import Aggregate
-from datapatterns.event_sourcing.codecs import PLAIN, Codecs
-from datapatterns.event_sourcing.contents import Contents
-from datapatterns.event_sourcing.decider import Decider, Folded
-from datapatterns.event_sourcing.event_types import EVENT_TYPES, EventTypes
+from datapatterns.event_sourcing.content.codecs import PLAIN, Codecs
+from datapatterns.event_sourcing.content.contents import Contents
 from datapatterns.event_sourcing.events import Position
-from datapatterns.event_sourcing.listing import list_keys
-from datapatterns.event_sourcing.loading import Loader, Moment
-from datapatterns.event_sourcing.saving import save_sourced
-from datapatterns.event_sourcing.snapshotting import is_due, save_snapshot
-from datapatterns.event_sourcing.sourced import Sourced
-from datapatterns.event_sourcing.subject_keys import SubjectKeys
-from datapatterns.event_sourcing.subjects import Subject
+from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES, EventTypes
+from datapatterns.event_sourcing.persons.subject_keys import SubjectKeys
+from datapatterns.event_sourcing.states.aggregate import Aggregate
+from datapatterns.event_sourcing.states.decider import Decider, Folded
+from datapatterns.event_sourcing.states.listing import list_keys
+from datapatterns.event_sourcing.states.loading import Loader, Moment
+from datapatterns.event_sourcing.states.saving import save_sourced
+from datapatterns.event_sourcing.states.snapshotting import is_due, save_snapshot
+from datapatterns.event_sourcing.states.sourced import Sourced
+from datapatterns.event_sourcing.states.subjects import Subject
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 
 A = TypeVar("A", bound=Aggregate)

@@ -10,15 +10,24 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from datapatterns.event_sourcing.appending import append_events, append_to_streams
-from datapatterns.event_sourcing.batching import (
+from datapatterns.event_sourcing.appending.appending import append_events, append_to_streams
+from datapatterns.event_sourcing.appending.batching import (
     StreamEvents,
     guard,
     outgoing,
     stream_batch,
     stream_batches,
 )
-from datapatterns.event_sourcing.blocking import list_blockers
+from datapatterns.event_sourcing.appending.reading_tagged import read_tagged
+from datapatterns.event_sourcing.appending.tag_query import (
+    Condition,
+    Tagged,
+    TaggedPage,
+    TagQuery,
+    tag_query,
+)
+from datapatterns.event_sourcing.appending.unit import Unit
+from datapatterns.event_sourcing.appending.unit_places import unit_in_block, unit_of_session
 from datapatterns.event_sourcing.command_store import CommandStore
 from datapatterns.event_sourcing.events import (
     START,
@@ -28,15 +37,12 @@ from datapatterns.event_sourcing.events import (
     Position,
     StreamId,
 )
-from datapatterns.event_sourcing.filtering import LogFilter, log_filter
-from datapatterns.event_sourcing.high_water import read_mark
-from datapatterns.event_sourcing.importing import ImportedEvent, import_events
-from datapatterns.event_sourcing.reading import Question, read_log, read_stream
-from datapatterns.event_sourcing.reading_tagged import read_tagged
+from datapatterns.event_sourcing.log.blocking import list_blockers
+from datapatterns.event_sourcing.log.filtering import LogFilter, log_filter
+from datapatterns.event_sourcing.log.high_water import read_mark
+from datapatterns.event_sourcing.log.reading import Question, read_log, read_stream
 from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
-from datapatterns.event_sourcing.tag_query import Condition, Tagged, TaggedPage, TagQuery, tag_query
-from datapatterns.event_sourcing.unit import Unit
-from datapatterns.event_sourcing.unit_places import unit_in_block, unit_of_session
+from datapatterns.event_sourcing.transfer.importing import ImportedEvent, import_events
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from datapatterns.event_sourcing import (
     applies,
     check_events,
 )
-from datapatterns.event_sourcing.checking import StoredType, judge_types
+from datapatterns.event_sourcing.evolution.checking import StoredType, judge_types
 from tests.fixtures.colours import Call
 
 

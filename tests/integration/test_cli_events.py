@@ -19,7 +19,7 @@ from datapatterns.event_sourcing import (
     NewEvent,
     StreamId,
 )
-from datapatterns.event_sourcing.event_types import EVENT_TYPES
+from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
 from datapatterns.testing import wait_until
 from tests.fixtures.commands import COMMAND, Ran, Run, ended, environment_without_servers, start
 from tests.fixtures.empty_database import CreateDatabase, shown

@@ -10,7 +10,7 @@ from sqlalchemy import URL, Engine, text
 
 from datapatterns.errors import StreamArchivedError
 from datapatterns.event_sourcing import ANY, EventStore, EventTypes, NewEvent, StreamId
-from datapatterns.event_sourcing.event_types import EVENT_TYPES
+from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
 from tests.fixtures.commands import Ran, Run
 from tests.fixtures.empty_database import shown
 

@@ -25,7 +25,7 @@ from datapatterns.event_sourcing import (
     Retry,
     StreamId,
 )
-from datapatterns.event_sourcing.stream_lock import lock_stream
+from datapatterns.event_sourcing.commands.stream_lock import lock_stream
 from datapatterns.testing import ManualClock
 from tests.fixtures.lost_commits import Loss, Network
 from tests.fixtures.tills import DECIDERS, AsDataclass, Scanned, Till, evolve, types

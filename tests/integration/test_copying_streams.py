@@ -32,7 +32,7 @@ from datapatterns.event_sourcing import (
     copying,
     unchanged,
 )
-from datapatterns.event_sourcing.transforming import Transform, copies_of
+from datapatterns.event_sourcing.evolution.transforming import Transform, copies_of
 from datapatterns.failpoints import armed
 from tests.fixtures.blocking import until_blocked_by
 from tests.fixtures.colours import Call

@@ -18,7 +18,7 @@ from datapatterns.event_sourcing import (
     StreamId,
     Subjects,
 )
-from datapatterns.event_sourcing.line_chunks import LineChunks
+from datapatterns.event_sourcing.transfer.line_chunks import LineChunks
 from datapatterns.testing import Databases, wait_until
 from tests.fixtures import people
 from tests.fixtures.commands import Run, ended, start

@@ -20,7 +20,7 @@ from datapatterns.event_sourcing import (
     Zstandard,
     every,
 )
-from datapatterns.event_sourcing.encryption import load_aes_gcm
+from datapatterns.event_sourcing.content.encryption import load_aes_gcm
 from datapatterns.sql.migrating import downgrade, upgrade
 from tests.fixtures.people import MASTER, Registered, Secret, forgotten, store
 

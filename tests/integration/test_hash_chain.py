@@ -23,8 +23,8 @@ from datapatterns.event_sourcing import (
     NewEvent,
     StreamId,
 )
-from datapatterns.event_sourcing.chain import NOTHING_BEFORE, event_form
-from datapatterns.event_sourcing.sealing import forms_statement
+from datapatterns.event_sourcing.keeping.chain import NOTHING_BEFORE, event_form
+from datapatterns.event_sourcing.keeping.sealing import forms_statement
 from tests.fixtures.colours import Call
 
 store = EventStore()

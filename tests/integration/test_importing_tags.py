@@ -95,7 +95,7 @@ def test_without_the_locks_a_condition_would_not_see_the_import_coming(
     def no_lock(_: Connection, tags: Mapping[str, Any], *, schema: str) -> None:
         del tags, schema
 
-    monkeypatch.setattr("datapatterns.event_sourcing.importing.lock_tags", no_lock)
+    monkeypatch.setattr("datapatterns.event_sourcing.transfer.importing.lock_tags", no_lock)
     with engine.begin() as conn:
         condition = store.read_tagged(conn, COURSE).condition
     assert condition is not None

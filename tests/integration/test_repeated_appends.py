@@ -21,7 +21,7 @@ from datapatterns.event_sourcing import (
     StreamEvents,
     StreamId,
 )
-from datapatterns.event_sourcing.forgetting import forget_append_requests
+from datapatterns.event_sourcing.appending.forgetting import forget_append_requests
 from tests.fixtures.blocking import until_blocked_by
 from tests.fixtures.colours import Call
 

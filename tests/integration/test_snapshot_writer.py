@@ -20,10 +20,10 @@ from datapatterns.event_sourcing import (
     EventStore,
     SnapshotWriter,
     every,
-    snapshot_writer,
 )
-from datapatterns.event_sourcing.after_commit import after_commit
-from datapatterns.event_sourcing.sourced import Sourced
+from datapatterns.event_sourcing.appending.after_commit import after_commit
+from datapatterns.event_sourcing.states import snapshot_writer
+from datapatterns.event_sourcing.states.sourced import Sourced
 from tests.fixtures.tills import AsDataclass, Scanned, Till, decide, evolve, types
 
 store = EventStore(types=types)
@@ -117,7 +117,7 @@ def test_told_before_the_commit_it_would_look_in_vain(
     def too_early(conn: Connection, action: Any) -> None:  # noqa: ANN401 -- any function
         event.listen(conn, "commit", lambda _: action(), once=True)
 
-    monkeypatch.setattr("datapatterns.event_sourcing.commanding.after_commit", too_early)
+    monkeypatch.setattr("datapatterns.event_sourcing.commands.commanding.after_commit", too_early)
 
     with pytest.raises(AssertionError, match=r"\(2, 0\)"):
         test_in_the_callers_transaction_it_is_told_after_the_commit(engine)
@@ -270,7 +270,9 @@ def test_what_fails_is_logged_and_the_next_is_written(
 
     bad: Any = Decider("bad", 0, decide, wrong, state=int, snapshot=every(2))
     policy = CommandPolicy(snapshots=writer)
-    with caplog.at_level(logging.WARNING, logger="datapatterns.event_sourcing.snapshot_writer"):
+    with caplog.at_level(
+        logging.WARNING, logger="datapatterns.event_sourcing.states.snapshot_writer"
+    ):
         handled = store.handle(engine, bad, "1", TWO, policy=policy)
         assert writer.flush(timeout_seconds=SECONDS)
         store.handle(engine, TILL, "7", TWO, policy=policy)

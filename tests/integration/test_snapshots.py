@@ -366,7 +366,7 @@ def test_a_snapshot_that_cannot_be_used_is_ignored_and_logged(
     store.save_snapshot(conn, filled(conn, 6))
     conn.execute(text(damage))
 
-    with caplog.at_level(logging.WARNING, logger="datapatterns.event_sourcing.loading"):
+    with caplog.at_level(logging.WARNING, logger="datapatterns.event_sourcing.states.loading"):
         loaded = store.load(conn, Basket, "7")
 
     assert state(loaded) == state(replayed(conn, 6))

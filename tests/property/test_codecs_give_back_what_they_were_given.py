@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from datapatterns.errors import CodecError, DataPatternsError, EncryptionKeyError, PayloadError
 from datapatterns.event_sourcing import Chain, Codec, Codecs, Encryption, KeyRing, MessagePack
 from datapatterns.event_sourcing import Zstandard as Zstd
-from datapatterns.event_sourcing.codecs import EVENT_PAYLOAD_MAX, STATE_BYTES_MAX
-from datapatterns.event_sourcing.encoding import EncodedEvent
-from datapatterns.event_sourcing.payload import EVENT_BYTES_MAX, encode_mapping
+from datapatterns.event_sourcing.content.codecs import EVENT_PAYLOAD_MAX, STATE_BYTES_MAX
+from datapatterns.event_sourcing.content.encoding import EncodedEvent
+from datapatterns.event_sourcing.content.payload import EVENT_BYTES_MAX, encode_mapping
 
 RING = KeyRing({"old": token_bytes(32), "new": token_bytes(32)}, writing="new")
 DICTIONARY = zstandard.train_dictionary(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datapatterns.errors import EventShapeError, EventTypeError
 from datapatterns.event_sourcing import EventTypes, lifting
-from datapatterns.event_sourcing.evolving import Verdict
+from datapatterns.event_sourcing.evolution.evolving import Verdict
 
 NAMES = ["a", "b", "c", "d", "e"]
 VERSIONS = range(1, 5)

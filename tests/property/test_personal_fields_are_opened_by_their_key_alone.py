@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from datapatterns.errors import EventDataError, PayloadError, SubjectForgottenError
 from datapatterns.event_sourcing import NewEvent, Personal
-from datapatterns.event_sourcing.encoding import EncodedEvent, encode
-from datapatterns.event_sourcing.encryption import Cipher
-from datapatterns.event_sourcing.personal_values import (
+from datapatterns.event_sourcing.content.encoding import EncodedEvent, encode
+from datapatterns.event_sourcing.content.encryption import Cipher
+from datapatterns.event_sourcing.persons.personal_values import (
     Keys,
     personal_values,
     seal,

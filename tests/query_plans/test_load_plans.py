@@ -8,7 +8,11 @@ import pytest
 from sqlalchemy import Connection, text
 
 from datapatterns.event_sourcing import EventStore, StreamId
-from datapatterns.event_sourcing.load_statement import Asked, further_statement, load_statement
+from datapatterns.event_sourcing.states.load_statement import (
+    Asked,
+    further_statement,
+    load_statement,
+)
 from tests.fixtures.tills import Scanned, Till, types
 
 pytestmark = pytest.mark.postgres

@@ -14,7 +14,7 @@ import pytest
 
 from datapatterns.errors import EventDataError, EventShapeError, EventTypeError
 from datapatterns.event_sourcing import EventTypes
-from datapatterns.event_sourcing.encoding import encode
+from datapatterns.event_sourcing.content.encoding import encode
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

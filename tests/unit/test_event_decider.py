@@ -9,7 +9,7 @@ import pytest
 
 from datapatterns.errors import AggregateError
 from datapatterns.event_sourcing import Aggregate, Decider, EventTypes, applies, every
-from datapatterns.event_sourcing.snapshotting import snapshot_kind
+from datapatterns.event_sourcing.states.snapshotting import snapshot_kind
 from datapatterns.testing import DeciderSpec
 from tests.fixtures.tills import DECIDERS, AsDataclass, Closed, Named, Scanned, evolve, types
 

@@ -8,9 +8,9 @@ import pytest
 
 from datapatterns.errors import EventDataError, EventShapeError, EventTypeError
 from datapatterns.event_sourcing import Aggregate, EventTypes, NewEvent, applies, every
-from datapatterns.event_sourcing.encoding import encode
-from datapatterns.event_sourcing.evolving import Verdict
-from datapatterns.event_sourcing.snapshotting import snapshot_kind
+from datapatterns.event_sourcing.content.encoding import encode
+from datapatterns.event_sourcing.evolution.evolving import Verdict
+from datapatterns.event_sourcing.states.snapshotting import snapshot_kind
 from datapatterns.testing import SpecError, StoredPayload, assert_upcasters
 
 Answer = list[tuple[str, dict[str, Any]]]

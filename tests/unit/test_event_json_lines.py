@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from datapatterns.errors import EventLineError
-from datapatterns.event_sourcing.json_lines import (
+from datapatterns.event_sourcing.transfer.json_lines import (
     LINE_BYTES_MAX,
     StoredEvent,
     encoded,
     read_header,
     read_line,
 )
-from datapatterns.event_sourcing.line_chunks import Chunk, LineChunks
+from datapatterns.event_sourcing.transfer.line_chunks import Chunk, LineChunks
 
 HEADER = b'{"format":"datapatterns.events","format_version":1}\n'
 EXPORTED = HEADER[:-2] + b',"export_id":"6f2f7b0a-3f57-4d4b-8a3e-0d2f5d6c1f11"}\n'
@@ -144,7 +144,7 @@ def test_the_chunks_of_a_file_that_grew_begin_with_those_it_had() -> None:
 
 
 def test_a_chunk_has_a_bound_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datapatterns.event_sourcing.line_chunks.CHUNK_BYTES", 3_000)
+    monkeypatch.setattr("datapatterns.event_sourcing.transfer.line_chunks.CHUNK_BYTES", 3_000)
 
     assert sizes(chunks(*[line(data={"a": "x" * 1_000})] * 5, size=1_000)) == [3, 2]
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datapatterns.errors import EventDataError
-from datapatterns.event_sourcing.payload import (
+from datapatterns.event_sourcing.content.payload import (
     DEPTH_MAX,
     EVENT_BYTES_MAX,
     encode_event,

@@ -14,7 +14,7 @@ from datapatterns.errors import (
     ServerUnavailableError,
 )
 from datapatterns.event_sourcing import ANY, EventTypes, NewEvent, StreamId
-from datapatterns.event_sourcing.writing import Writing, writing
+from datapatterns.event_sourcing.appending.writing import Writing, writing
 
 LOST = psycopg.OperationalError("server closed the connection unexpectedly\nrow (secret)")
 READ_ONLY = errors.ReadOnlySqlTransaction("cannot execute INSERT")

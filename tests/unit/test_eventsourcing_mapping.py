@@ -9,12 +9,12 @@ import pytest
 
 from datapatterns.errors import SourceEventError
 from datapatterns.event_sourcing import EventsourcingMapping, StreamId
-from datapatterns.event_sourcing.eventsourcing_conversion import (
+from datapatterns.event_sourcing.transfer.eventsourcing_conversion import (
     Conversion,
     Converted,
     in_chunks,
 )
-from datapatterns.event_sourcing.eventsourcing_mapping import SourceEvent
+from datapatterns.event_sourcing.transfer.eventsourcing_mapping import SourceEvent
 
 DOG = UUID("6f2f7b0a-3f57-4d4b-8a3e-0d2f5d6c1f11")
 BEGIN = datetime(2024, 5, 1, 12, tzinfo=UTC)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from datapatterns.event_sourcing import Pace, Position
-from datapatterns.event_sourcing.following_flow import (
+from datapatterns.event_sourcing.log.following_flow import (
     Begin,
     Deliver,
     Flow,

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 import pytest
 
 from datapatterns.event_sourcing import LogFilter
-from datapatterns.event_sourcing.filtering import EVERYTHING, log_filter
+from datapatterns.event_sourcing.log.filtering import EVERYTHING, log_filter
 
 
 def test_filters_that_mean_the_same_are_equal_and_can_be_keys() -> None:

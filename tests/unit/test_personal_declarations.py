@@ -11,9 +11,9 @@ import pytest
 
 from datapatterns.errors import PersonalFieldError
 from datapatterns.event_sourcing import EventTypes, Personal, Redacted
-from datapatterns.event_sourcing.encoding import encode
-from datapatterns.event_sourcing.personal import Slot, slots
-from datapatterns.event_sourcing.personal_planning import personal_plan
+from datapatterns.event_sourcing.content.encoding import encode
+from datapatterns.event_sourcing.persons.personal import Slot, slots
+from datapatterns.event_sourcing.persons.personal_planning import personal_plan
 
 About = Personal(subject="customer_id")
 Mail = NewType("Mail", str)

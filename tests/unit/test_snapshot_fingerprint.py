@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from datapatterns.event_sourcing import Aggregate, EventTypes, applies, every
-from datapatterns.event_sourcing.fingerprint import fingerprint
-from datapatterns.event_sourcing.snapshotting import snapshot_kind
+from datapatterns.event_sourcing.states.fingerprint import fingerprint
+from datapatterns.event_sourcing.states.snapshotting import snapshot_kind
 
 PLAIN = "def f(self, e):\n    self.total = e['amount'] + 1\n"
 

@@ -11,7 +11,7 @@ import pytest
 
 from datapatterns.errors import EventTypeError
 from datapatterns.event_sourcing import EventTypes, NewEvent
-from datapatterns.event_sourcing.evolving import Upcaster
+from datapatterns.event_sourcing.evolution.evolving import Upcaster
 from datapatterns.testing import (
     SpecError,
     StoredPayload,
@@ -119,7 +119,7 @@ def test_a_payload_that_is_changed_by_being_read_is_told(monkeypatch: pytest.Mon
     types = third_version(second=lambda old: in_place(old) if "tags" in old else with_tags(old))
     assert assert_upcasters(corpus, types=types) == 4
 
-    monkeypatch.setattr("datapatterns.event_sourcing.lifting.private", copy)
+    monkeypatch.setattr("datapatterns.event_sourcing.evolution.lifting.private", copy)
 
     assert "reading changes what is stored" in failure(types, corpus)
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from datapatterns.event_sourcing import EventTypes, Tagged, TagQuery
-from datapatterns.event_sourcing.tag_query import ITEMS_MAX, condition_json, locked_tags
+from datapatterns.event_sourcing.appending.tag_query import ITEMS_MAX, condition_json, locked_tags
 
 
 @pytest.mark.parametrize(

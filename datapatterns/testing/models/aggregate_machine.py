@@ -8,7 +8,7 @@ from hypothesis.stateful import invariant, rule
 from hypothesis.strategies import SearchStrategy
 
 from datapatterns.event_sourcing import EventTypes
-from datapatterns.event_sourcing.event_types import EVENT_TYPES
+from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
 from datapatterns.testing.models.decider import Decided, Deciding, deciding, replay
 from datapatterns.testing.models.machine import Machine
 from datapatterns.testing.models.sameness import same

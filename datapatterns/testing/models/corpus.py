@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datapatterns.event_sourcing import EventTypes, NewEvent, RecordedEvent
-from datapatterns.event_sourcing.event_types import EVENT_TYPES
+from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
 from datapatterns.testing.models.stored_form import stored_form
 
 

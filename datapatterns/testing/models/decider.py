@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from datapatterns.event_sourcing import Aggregate
-from datapatterns.event_sourcing.decider import Decider, decided, refuse_unfinished
-from datapatterns.event_sourcing.shapes import is_frozen
-from datapatterns.event_sourcing.state import state_defaults
+from datapatterns.event_sourcing.content.shapes import is_frozen
+from datapatterns.event_sourcing.states.decider import Decider, decided, refuse_unfinished
+from datapatterns.event_sourcing.states.state import state_defaults
 from datapatterns.testing.models.sameness import same
 from datapatterns.testing.models.story import SpecError, told
 

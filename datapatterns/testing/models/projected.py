@@ -15,7 +15,7 @@ from datapatterns.cqrs.read_model import read_model_of
 from datapatterns.cqrs.redis_changes import Place
 from datapatterns.cqrs.redis_projecting import fold_changes
 from datapatterns.event_sourcing import EventStore, RecordedEvent
-from datapatterns.event_sourcing.decider import refuse_unfinished
+from datapatterns.event_sourcing.states.decider import refuse_unfinished
 from datapatterns.testing.models.purity import watched
 
 P = TypeVar("P", bound=AnyProjection)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from datapatterns.cqrs import Projection, RedisProjection
 from datapatterns.event_sourcing import EventStore, EventTypes, Position, RecordedEvent, StreamId
-from datapatterns.event_sourcing.event_types import EVENT_TYPES
+from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
 from datapatterns.testing.clock import BEGINNING
 from datapatterns.testing.models.projected import (
     ApplyPage,

@@ -4,8 +4,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from datapatterns.event_sourcing import Aggregate, Decider, EventTypes
-from datapatterns.event_sourcing.payload import encode_event
-from datapatterns.event_sourcing.state import StateShape, ValueShape, state_shape, value_shape
+from datapatterns.event_sourcing.content.payload import encode_event
+from datapatterns.event_sourcing.states.state import (
+    StateShape,
+    ValueShape,
+    state_shape,
+    value_shape,
+)
 from datapatterns.testing.models.story import SpecError, told
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from datapatterns.event_sourcing import EventTypes, StreamId
-from datapatterns.event_sourcing.event_types import EVENT_TYPES
 from datapatterns.event_sourcing.events import KEY_BYTES_MAX
+from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
 from datapatterns.testing.models.from_hints import field_names, storable, text
 
 T = TypeVar("T")

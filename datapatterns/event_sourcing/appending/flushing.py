@@ -1,0 +1,79 @@
+"""Send what a unit of work has collected, and know what became of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection
+
+from datapatterns.event_sourcing.appending.appending import append_to_streams
+from datapatterns.event_sourcing.appending.batching import check_size, outgoing
+from datapatterns.event_sourcing.appending.pending import PendingAppends
+from datapatterns.event_sourcing.events import Appended, StreamId
+from datapatterns.event_sourcing.states.saving import note_saved, unsaved_batch
+from datapatterns.transactions import refuse_autocommit
+
+if TYPE_CHECKING:
+    from datapatterns.event_sourcing.store import EventStore
+
+
+@dataclass(slots=True)
+class Work:
+    """What a unit is about.
+
+    Attributes:
+        store: Where it appends.
+        connection: Returns the transaction's connection.
+        begin: Begins a transaction if there is none, without a round trip: what is collected
+            belongs to one, or a rollback would not take it back.
+        pending: What is to be appended.
+        sent: What the open transaction has appended.
+        appended: What the last transaction that ended well has appended.
+    """
+
+    store: "EventStore"
+    connection: Callable[[], Connection]
+    begin: Callable[[], None]
+    pending: PendingAppends = field(default_factory=PendingAppends)
+    sent: dict[StreamId, Appended] = field(default_factory=dict)
+    appended: dict[StreamId, Appended] = field(default_factory=dict)
+
+    def flush(self, conn: Connection) -> None:
+        """Append what is pending; it stays pending if that fails.
+
+        Raises: as `EventStore.append_to_streams`; and
+
+            AggregateError: An aggregate holds what a savepoint has taken back.
+            IsolationLevelError: The connection is in autocommit mode.
+        """
+        refuse_autocommit(conn)
+        self.pending.check_unspoilt()
+        store, contents = self.store, self.store.contents
+        batches = [outgoing(conn, batch, contents) for batch in self.pending.merged.values()]
+        saved = []
+        for saving in self.pending.savings:
+            unsaved = unsaved_batch(
+                conn,
+                saving.sourced,
+                again=saving.again,
+                types=store.types,
+                contents=contents,
+                metadata=saving.metadata,
+            )
+            if unsaved is not None:
+                saved.append((saving.sourced, unsaved[0]))
+                batches.append(unsaved[1])
+        check_size(batches)
+        done = append_to_streams(conn, batches, schema=store.schema) if batches else {}
+        # Only now: after a conflict, a second COMMIT must not go through without the events.
+        for sourced, batch in saved:
+            note_saved(sourced, batch, done[sourced.stream].position)
+        self.sent |= done
+        self.pending.clear()
+
+    def end(self, *, well: bool) -> None:
+        """Begin anew."""
+        self.pending.clear()
+        if well:
+            self.appended = self.sent
+        self.sent = {}

@@ -1,0 +1,157 @@
+"""One append as a transaction of its own: what is sent, and what an error of it means."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+from psycopg import errors as sqlstates
+from sqlalchemy.exc import DBAPIError
+
+from datapatterns.errors import OutcomeUnknownError, ReadOnlyServerError, ServerUnavailableError
+from datapatterns.event_sourcing.appending.appending import (
+    Guard,
+    StreamBatch,
+    answered,
+    append_call,
+)
+from datapatterns.event_sourcing.appending.batching import StreamEvents, guard, stream_batch
+from datapatterns.event_sourcing.appending.tag_query import Condition
+from datapatterns.event_sourcing.events import Appended, Expected, StreamId
+from datapatterns.event_sourcing.evolution.event_types import EventTypes
+from datapatterns.outcomes import is_unknown
+from datapatterns.sql.server import named_error
+
+SERVER: Final = "the database"
+"""What an error calls a server whose address it does not know."""
+
+_WAIT_SECONDS: Final = 0.05
+_WAIT_SECONDS_MAX: Final = 1.0
+_ROLLED_BACK: Final = (sqlstates.DeadlockDetected, sqlstates.SerializationFailure)
+
+
+@dataclass(slots=True)
+class Writing:
+    """An append that is sent until its answer has arrived, always with the same ids.
+
+    So it takes place once: by an exact version it recognises itself, otherwise by its first id.
+
+    Attributes:
+        batch: What is appended.
+        guard: The condition, if there is one.
+        schema: Where.
+        deadline: When to give up, on a monotonic clock.
+        is_outgoing: The events are as the database stores them.
+        attempts: How often it has failed.
+        unknown: The latest error after which it may have taken place.
+    """
+
+    batch: StreamBatch
+    guard: Guard | None
+    schema: str
+    deadline: float
+    is_outgoing: bool = False
+    attempts: int = 0
+    unknown: BaseException | None = None
+
+    def send_as(self, batch: StreamBatch) -> None:
+        """Go on with ``batch``, which is as the database stores it."""
+        self.batch, self.is_outgoing = batch, True
+
+    def call(self) -> tuple[str, dict[str, Any]]:
+        """Return the statement and its parameters."""
+        return append_call(self.batch, schema=self.schema, guard=self.guard)
+
+    def answer(self, row: Sequence[Any]) -> Appended:
+        """Return what the server has done.
+
+        Raises: as `EventStore.append`.
+        """
+        outcome, version, position = row
+        return answered(self.batch, outcome, version, position)
+
+    def failed(self, error: BaseException, *, sent: bool, now: float) -> float:
+        """Return for how many seconds to wait before it is sent again.
+
+        Args:
+            error: What came instead of an answer.
+            sent: Whether the statement may have been sent.
+            now: On the clock of the deadline.
+
+        Raises:
+            OutcomeUnknownError: It may have taken place, and there is no time left to find out.
+            ServerUnavailableError: It was not sent, and there is no time left.
+            BaseException: ``error``, if it says that it was refused, or is none of the database.
+        """
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        if sent and is_unknown(cause):
+            self.unknown = cause
+        if not isinstance(cause, Exception):  # a cancellation must stay what it is
+            if self.unknown is not None:
+                cause.__cause__ = self._outcome(cause)
+            raise cause
+        if not self._may_pass(cause, sent=sent):
+            self._refuse(cause)
+        self.attempts += 1
+        wait = 0.0
+        if self.attempts > 1:
+            wait = min(_WAIT_SECONDS * 2 ** min(self.attempts - 2, 10), _WAIT_SECONDS_MAX)
+        if now + wait >= self.deadline:
+            if self.unknown is not None:
+                raise self._outcome(self.unknown) from cause
+            raise ServerUnavailableError(SERVER, _said(cause)) from cause
+        return wait
+
+    def _may_pass(self, error: Exception, *, sent: bool) -> bool:
+        if not isinstance(error, psycopg.Error):
+            return False
+        if isinstance(error, _ROLLED_BACK) or (sent and is_unknown(error)):
+            return True
+        named = named_error(error, SERVER)
+        if isinstance(named, ReadOnlyServerError):
+            # In a failover the old primary may answer first; it knows nothing of the outcome.
+            return self.unknown is not None
+        return isinstance(named, ServerUnavailableError)
+
+    def _refuse(self, error: Exception) -> None:
+        named = named_error(error, SERVER)
+        if named is not None:
+            raise named from error
+        if isinstance(error, psycopg.Error):
+            # As SQLAlchemy raises it, but without the statement's parameters.
+            raise DBAPIError.instance(None, None, error, psycopg.Error) from error
+        raise error
+
+    def _outcome(self, cause: BaseException) -> OutcomeUnknownError:
+        return OutcomeUnknownError(
+            f"the append to {self.batch.stream}",
+            reason=_said(cause),
+            ids=[event.event_id for event in self.batch.encoded],
+        )
+
+
+def writing(  # noqa: PLR0913 -- what may be said about one append
+    stream: StreamId,
+    events: Sequence[object],
+    *,
+    expected_version: int | Expected,
+    metadata: Mapping[str, Any] | None,
+    event_ids: Sequence[UUID] | None,
+    unless: Condition | None,
+    types: EventTypes,
+    schema: str,
+    deadline: float,
+) -> Writing:
+    """Return an append that recognises itself."""
+    wanted = StreamEvents(stream, events, expected_version, metadata, event_ids)
+    batch = stream_batch(wanted, types=types)
+    keyed = isinstance(expected_version, Expected)
+    return Writing(
+        batch._replace(keyed=keyed), guard(unless, stream, types=types), schema, deadline
+    )
+
+
+def _said(error: BaseException) -> str:
+    # Of a driver's error the first line: further ones may quote rows.
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

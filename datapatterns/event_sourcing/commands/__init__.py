@@ -1,0 +1,1 @@
+"""Commands: load, decide, append, commit, and again if another writer was first."""

@@ -1,0 +1,1 @@
+"""What events and snapshots say, between Python and the database: JSON, codecs, limits."""

@@ -1,0 +1,187 @@
+"""Turn what a caller appends into what the database takes, or refuse it before anything is sent."""
+
+from collections.abc import Mapping, Sequence
+from os import urandom
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from datapatterns.errors import EventDataError
+from datapatterns.event_sourcing.content.payload import encode_event, encode_mapping, misfit
+from datapatterns.event_sourcing.events import NewEvent, check_tags
+from datapatterns.event_sourcing.evolution.event_types import EventTypes
+from datapatterns.event_sourcing.evolution.evolving import EventType
+from datapatterns.event_sourcing.persons.personal import PersonalPlan, refuse_lookalike
+
+APPEND_EVENTS_MAX: Final = 10_000
+"""The most events of one append; import more in chunks."""
+
+APPEND_BYTES_MAX: Final = 67_108_864
+"""The most data of one append, as characters of JSON."""
+
+
+class EncodedEvent(NamedTuple):
+    """An event as the database takes it.
+
+    Attributes:
+        data: JSON; in base64 what a codec made of it, if ``codec`` is not 0.
+        personal: Where its personal fields lie, until they are encrypted.
+    """
+
+    name: str
+    schema_version: int
+    event_id: UUID
+    data: str
+    meta: str | None
+    tags: tuple[str, ...] = ()
+    codec: int = 0
+    personal: PersonalPlan | None = None
+
+
+def encode_batch(
+    events: Sequence[object],
+    *,
+    types: EventTypes,
+    metadata: Mapping[str, Any] | None,
+    event_ids: Sequence[UUID] | None = None,
+) -> list[EncodedEvent]:
+    """Return ``events`` as the database takes them, typed ones under ``event_ids`` if given.
+
+    Raises:
+        EventDataError: An event could not be stored and read back.
+        EventTypeError: The class of an event is not declared.
+        ValueError: There are no events, or too many for one append.
+    """
+    if not events:
+        raise ValueError("there is nothing to append; give at least one event")
+    if len(events) > APPEND_EVENTS_MAX:
+        raise ValueError(
+            f"{len(events)} events are too many for one append, {APPEND_EVENTS_MAX} is most;"
+            " append in batches, or use import_events"
+        )
+    meta = encode_mapping(metadata, event_type="metadata") if metadata else None
+    encoded = [
+        encode(event, types=types, metadata=metadata)
+        if isinstance(event, NewEvent)
+        else _encode_typed(event, event_id, types=types, meta=meta)
+        for event, event_id in zip(events, event_ids or _new_ids(len(events)), strict=True)
+    ]
+    size = sum([len(event.data) + len(event.meta or "") for event in encoded])
+    if size > APPEND_BYTES_MAX:
+        raise ValueError(
+            f"{size} characters of data are too many for one append, {APPEND_BYTES_MAX} is most;"
+            " append in batches"
+        )
+    return encoded
+
+
+def encode(
+    event: object, *, types: EventTypes, metadata: Mapping[str, Any] | None = None
+) -> EncodedEvent:
+    """Return one event as the database takes it; its own metadata wins over ``metadata``."""
+    if not isinstance(event, NewEvent):
+        meta = encode_mapping(metadata, event_type="metadata") if metadata else None
+        return _encode_typed(event, _new_ids(1)[0], types=types, meta=meta)
+    data = encode_mapping(event.data, event_type=event.event_type)
+    both = {**(metadata or {}), **(event.metadata or {})}
+    meta = encode_mapping(both, event_type=event.event_type) if both else None
+    refuse_lookalike(event.event_type, data)
+    return EncodedEvent(
+        event.event_type,
+        event.schema_version,
+        event.event_id,
+        data,
+        meta,
+        event.tags,
+        personal=_plan_of(event, data, types),
+    )
+
+
+def _plan_of(event: NewEvent, data: str, types: EventTypes) -> PersonalPlan | None:
+    declared = types.personal(event.event_type)
+    if declared is None:
+        return None
+    if event.schema_version != declared.schema_version:
+        raise EventDataError(
+            event.event_type,
+            "it has personal fields, and where they lie is known of version"
+            f" {declared.schema_version} only; give it in that shape",
+        )
+    _check_fits(declared, data)
+    return declared.personal
+
+
+def with_plan(stored: EncodedEvent, types: EventTypes) -> EncodedEvent:
+    """Return what was stored elsewhere, so that its personal fields are encrypted here.
+
+    In shapes that the class has no longer, it is not known where they lie.
+    """
+    declared = types.personal(stored.name)
+    if declared is None or stored.codec or stored.schema_version != declared.schema_version:
+        return stored
+    return stored._replace(personal=declared.personal)
+
+
+def refuse_readable(event: EncodedEvent) -> None:
+    """Refuse to store personal fields that were not encrypted: the last door, for all who store.
+
+    Raises:
+        RuntimeError: There are some. Whoever stores events passes them through `Contents`.
+    """
+    if event.personal is not None:
+        raise RuntimeError(f"personal fields of {event.name!r} were about to be stored readable")
+
+
+def _tags_of(event: object, declared: EventType) -> tuple[str, ...]:
+    assert declared.tags is not None
+    tags = declared.tags(event)
+    try:
+        check_tags(tags)
+    except (AttributeError, TypeError, ValueError) as error:  # what is no text, too
+        raise EventDataError(declared.name, f"its tags cannot be stored: {error}") from None
+    return tuple(tags)
+
+
+def _encode_typed(
+    event: object, event_id: UUID, *, types: EventTypes, meta: str | None
+) -> EncodedEvent:
+    declared = types.of(type(event))
+    data = encode_event(event, event_type=declared.name)
+    # Classes do not check what they are made of. What does not fit would stop every reader.
+    _check_fits(declared, data)
+    refuse_lookalike(declared.name, data)
+    tags = _tags_of(event, declared) if declared.tags else ()
+    return EncodedEvent(
+        declared.name,
+        declared.schema_version,
+        event_id,
+        data,
+        meta,
+        tags,
+        0,
+        declared.personal,
+    )
+
+
+def _check_fits(declared: EventType, data: str) -> None:
+    try:
+        declared.decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise EventDataError(
+            declared.name,
+            f"it does not fit its class: {misfit(error)}; give what the fields declare",
+        ) from None
+
+
+def _new_ids(count: int) -> list[UUID]:
+    """Return as many of what ``uuid4`` makes, in half the time."""
+    drawn = urandom(16 * count)
+    return [
+        UUID(int=int.from_bytes(drawn[at : at + 16], "big") & _RANDOM | _VERSION_4)
+        for at in range(0, 16 * count, 16)
+    ]
+
+
+_RANDOM: Final = 0xFFFFFFFF_FFFF_0FFF_3FFF_FFFFFFFFFFFF
+_VERSION_4: Final = 0x00000000_0000_4000_8000_000000000000

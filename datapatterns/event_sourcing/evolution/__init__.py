@@ -1,0 +1,1 @@
+"""Shapes of events, and how old ones become today's."""

@@ -1,0 +1,1 @@
+"""Events kept for long: archive, compaction, partitions, the hash chain."""

@@ -1,0 +1,1 @@
+"""Personal fields, the keys of persons, and how a person is forgotten."""

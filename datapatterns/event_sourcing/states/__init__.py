@@ -1,0 +1,1 @@
+"""States folded from streams: aggregates, deciders, loads and snapshots."""

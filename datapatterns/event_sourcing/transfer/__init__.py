@@ -1,0 +1,1 @@
+"""Events that come from elsewhere or go there: imports, exports, other libraries."""
