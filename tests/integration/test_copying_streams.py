@@ -29,9 +29,9 @@ from datapatterns.event_sourcing import (
     RecordedEvent,
     StreamCopy,
     StreamId,
-    copying,
     unchanged,
 )
+from datapatterns.event_sourcing.evolution import copying
 from datapatterns.event_sourcing.evolution.transforming import Transform, copies_of
 from datapatterns.failpoints import armed
 from tests.fixtures.blocking import until_blocked_by

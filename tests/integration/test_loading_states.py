@@ -15,10 +15,10 @@ from datapatterns.event_sourcing import (
     StreamId,
     every,
     larger_than,
-    loading,
     on,
     slower_than,
 )
+from datapatterns.event_sourcing.states import loading
 from datapatterns.testing import ManualClock
 from tests.fixtures.colours import Call
 from tests.fixtures.tills import (

@@ -17,9 +17,9 @@ from datapatterns.event_sourcing import (
     TypedLog,
     publish_mark,
     published_mark,
-    reading,
 )
 from datapatterns.event_sourcing.events import LogPage
+from datapatterns.event_sourcing.log import reading
 from tests.fixtures.colours import Call
 
 store = EventStore()

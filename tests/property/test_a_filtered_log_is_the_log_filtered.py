@@ -23,8 +23,8 @@ from datapatterns.event_sourcing import (
     StreamId,
     TypedLog,
     publish_mark,
-    reading,
 )
+from datapatterns.event_sourcing.log import reading
 
 types = EventTypes()
 store = EventStore(types=types)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datapatterns.errors import EventShapeError, EventTypeError
-from datapatterns.event_sourcing import EventTypes, lifting
+from datapatterns.event_sourcing import EventTypes
+from datapatterns.event_sourcing.evolution import lifting
 from datapatterns.event_sourcing.evolution.evolving import Verdict
 
 NAMES = ["a", "b", "c", "d", "e"]

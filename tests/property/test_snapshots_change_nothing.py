@@ -25,8 +25,8 @@ from datapatterns.event_sourcing import (
     StreamId,
     Zstandard,
     every,
-    snapshotting,
 )
+from datapatterns.event_sourcing.states import snapshotting
 from tests.fixtures.tills import (
     DECIDERS,
     AsDataclass,
