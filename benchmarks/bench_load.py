@@ -100,7 +100,7 @@ def _ours(stack: ExitStack, layer: DataLayer, loads: int) -> Callable[[], int]:
     def run() -> int:
         for _ in range(loads):
             layer.events.load(conn, Basket, "1")
-            conn.rollback()
+        conn.commit()  # after a ROLLBACK the driver would prepare its statements anew
         return loads
 
     return run

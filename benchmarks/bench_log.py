@@ -17,8 +17,7 @@ STREAMS = 200
 PAGE_EVENTS = 500
 
 _PAGE = """
-SELECT e.position, s.category, s.key, s.tenant, e.version, t.name, t.schema_version,
-       e.data::text, e.meta::text, e.event_id, e.at
+SELECT e.position, s.category, s.key, s.tenant, e.version, t.name, e.data::text
   FROM datapatterns.event e
   JOIN datapatterns.stream s ON s.id = e.stream_id
   JOIN datapatterns.event_type t ON t.id = e.type_id
@@ -60,10 +59,10 @@ def _ours(stack: ExitStack, layer: DataLayer) -> Callable[[], int]:
     def run() -> int:
         page, count = log.read(conn, limit=PAGE_EVENTS), 0
         while page.events:
-            conn.rollback()
+            conn.commit()  # after a ROLLBACK the driver would prepare its statements anew
             count += len(page.events)
             page = log.read(conn, page, limit=PAGE_EVENTS)
-        conn.rollback()
+        conn.commit()
         return count
 
     return run
@@ -76,7 +75,7 @@ def _limit(stack: ExitStack, url: URL) -> Callable[[], int]:
         after = count = 0
         while rows := conn.execute(_PAGE, (after, PAGE_EVENTS), prepare=True).fetchall():
             for row in rows:
-                DECODERS[row[5]].decode(row[7])
+                DECODERS[row[5]].decode(row[6])
             count += len(rows)
             after = rows[-1][0]
         return count
