@@ -78,7 +78,6 @@ from datapatterns.event_sourcing.store import EventStore
 from datapatterns.event_sourcing.transfer.eventsourcing_mapping import EventsourcingMapping
 from datapatterns.event_sourcing.transfer.export_files import export_to_file, open_lines
 from datapatterns.event_sourcing.transfer.exporting import EventExport, Exported
-from datapatterns.event_sourcing.transfer.importing import ImportedEvent
 from datapatterns.event_sourcing.transfer.importing_eventsourcing import (
     EventsourcingChecked,
     EventsourcingImport,
@@ -89,6 +88,7 @@ from datapatterns.event_sourcing.transfer.importing_lines import (
     LinesImport,
     LinesImported,
 )
+from datapatterns.event_sourcing.transfer.importing_parts import ImportedEvent
 from datapatterns.event_sourcing.transfer.json_lines import StoredEvent
 from datapatterns.event_sourcing.transfer.stored_events import StoredEvents, StoredPage
 

@@ -5,9 +5,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Final, NewType
-from uuid import UUID, uuid4
+from uuid import UUID
 
+from datapatterns.event_sourcing.event_ids import new_id
 from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
 
 __all__ = ["LogPage", "RecordedEvent"]
@@ -108,7 +110,7 @@ class NewEvent:
     event_type: str
     data: Mapping[str, Any]
     schema_version: int = 1
-    event_id: UUID = field(default_factory=uuid4)
+    event_id: UUID = field(default_factory=new_id)
     metadata: Mapping[str, Any] | None = None
     tags: tuple[str, ...] = ()
 
@@ -158,6 +160,7 @@ class Blocker:
     client: str | None = None
 
 
+@lru_cache(maxsize=1_000)
 def check_event_type(name: str, schema_version: int) -> None:
     """Refuse what cannot name a type of event.
 

@@ -42,7 +42,8 @@ from datapatterns.event_sourcing.log.filtering import LogFilter, log_filter
 from datapatterns.event_sourcing.log.high_water import read_mark
 from datapatterns.event_sourcing.log.reading import Question, read_log, read_stream
 from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
-from datapatterns.event_sourcing.transfer.importing import ImportedEvent, import_events
+from datapatterns.event_sourcing.transfer.importing import import_events
+from datapatterns.event_sourcing.transfer.importing_parts import ImportedEvent
 
 
 @dataclass(frozen=True, slots=True)

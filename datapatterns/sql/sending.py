@@ -1,37 +1,30 @@
 """Send rows by the driver's COPY, on either kind of connection."""
 
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any
 
 from psycopg import AsyncConnection
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
-_ROWS_PER_WRITE: Final = 2_000
 
+def send_blocks(conn: Connection, statement: str, blocks: Iterable[bytes]) -> None:
+    """Send ``blocks`` by COPY, in the transaction of ``conn``.
 
-def send_rows(conn: Connection, statement: str, rows: Iterator[str]) -> None:
-    """Send ``rows`` by COPY, in the transaction of ``conn``; each ends its line."""
+    The server works on one while the next is made; the driver cuts what is over 128 KiB.
+    """
     driver: Any = conn.connection.driver_connection
     if isinstance(driver, AsyncConnection):
-        await_only(_send_async(driver, statement, rows))
+        await_only(_send_async(driver, statement, blocks))
         return
     with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        for block in _blocks(rows):
+        for block in blocks:
             copy.write(block)
 
 
-async def _send_async(driver: AsyncConnection[Any], statement: str, rows: Iterator[str]) -> None:
+async def _send_async(
+    driver: AsyncConnection[Any], statement: str, blocks: Iterable[bytes]
+) -> None:
     async with driver.cursor() as cursor, cursor.copy(statement) as copy:
-        for block in _blocks(rows):
+        for block in blocks:
             await copy.write(block)
-
-
-def _blocks(rows: Iterator[str]) -> Iterator[str]:
-    block: list[str] = []
-    for row in rows:
-        block.append(row)
-        if len(block) == _ROWS_PER_WRITE:
-            yield "".join(block)
-            block.clear()
-    yield "".join(block)

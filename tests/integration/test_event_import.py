@@ -16,6 +16,7 @@ from datapatterns.event_sourcing import (
     ImportedEvent,
     NewEvent,
     StreamId,
+    Tagged,
 )
 from datapatterns.sql.migrating import upgrade
 from tests.fixtures.colours import Call
@@ -195,3 +196,19 @@ def test_an_import_works_in_a_schema_of_another_name(engine: Engine) -> None:
     with engine.begin() as conn:
         assert len(other.read_log(conn).events) == 3
         assert store.read_log(conn).events == []
+
+
+def test_text_is_imported_where_the_session_speaks_another_encoding(engine: Engine) -> None:
+    latin = create_engine(engine.url, connect_args={"client_encoding": "latin1"})
+    new = NewEvent("x", {"name": "Süß"}, metadata={"by": "Änne"}, tags=("stadt:Köln",))
+    with latin.begin() as conn:
+        store.import_events(
+            conn, [ImportedEvent(StreamId("sale", "é"), new)], source="till", chunk=1
+        )
+    latin.dispose()
+
+    with engine.begin() as conn:
+        [read] = store.read_log(conn).events
+        tagged = store.read_tagged(conn, Tagged(("stadt:Köln",))).events
+    assert (read.stream.key, read.data, read.metadata) == ("é", {"name": "Süß"}, {"by": "Änne"})
+    assert [event.position for event in tagged] == [read.position]

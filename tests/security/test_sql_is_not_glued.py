@@ -46,7 +46,7 @@ ALLOWED = {
     "datapatterns/event_sourcing/log/high_water.py:_present_mark": COMPILED,
     "datapatterns/event_sourcing/log/high_water.py:_published_mark": COMPILED,
     "datapatterns/event_sourcing/states/loading.py:_fetched": COMPILED,
-    "datapatterns/sql/sending.py:send_rows": CHECKED,
+    "datapatterns/sql/sending.py:send_blocks": CHECKED,
     "datapatterns/sql/sending.py:_send_async": CHECKED,
     "datapatterns/event_sourcing/log/high_water.py:read_hint": COMPILED,
     "datapatterns/index_table/backfilling.py:backfill_chunk": QUOTED,

@@ -1,7 +1,6 @@
 """Turn what a caller appends into what the database takes, or refuse it before anything is sent."""
 
 from collections.abc import Mapping, Sequence
-from os import urandom
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -9,6 +8,7 @@ import msgspec
 
 from datapatterns.errors import EventDataError
 from datapatterns.event_sourcing.content.payload import encode_event, encode_mapping, misfit
+from datapatterns.event_sourcing.event_ids import new_id, new_ids
 from datapatterns.event_sourcing.events import NewEvent, check_tags
 from datapatterns.event_sourcing.evolution.event_types import EventTypes
 from datapatterns.event_sourcing.evolution.evolving import EventType
@@ -65,7 +65,7 @@ def encode_batch(
         encode(event, types=types, metadata=metadata)
         if isinstance(event, NewEvent)
         else _encode_typed(event, event_id, types=types, meta=meta)
-        for event, event_id in zip(events, event_ids or _new_ids(len(events)), strict=True)
+        for event, event_id in zip(events, event_ids or new_ids(len(events)), strict=True)
     ]
     size = sum([len(event.data) + len(event.meta or "") for event in encoded])
     if size > APPEND_BYTES_MAX:
@@ -82,7 +82,7 @@ def encode(
     """Return one event as the database takes it; its own metadata wins over ``metadata``."""
     if not isinstance(event, NewEvent):
         meta = encode_mapping(metadata, event_type="metadata") if metadata else None
-        return _encode_typed(event, _new_ids(1)[0], types=types, meta=meta)
+        return _encode_typed(event, new_id(), types=types, meta=meta)
     data = encode_mapping(event.data, event_type=event.event_type)
     both = {**(metadata or {}), **(event.metadata or {})}
     meta = encode_mapping(both, event_type=event.event_type) if both else None
@@ -133,8 +133,14 @@ def refuse_readable(event: EncodedEvent) -> None:
         raise RuntimeError(f"personal fields of {event.name!r} were about to be stored readable")
 
 
-def _tags_of(event: object, declared: EventType) -> tuple[str, ...]:
-    assert declared.tags is not None
+def tags_of(event: object, declared: EventType) -> tuple[str, ...]:
+    """Return the tags that its class derives.
+
+    Raises:
+        EventDataError: They cannot be stored.
+    """
+    if declared.tags is None:
+        return ()
     tags = declared.tags(event)
     try:
         check_tags(tags)
@@ -151,7 +157,7 @@ def _encode_typed(
     # Classes do not check what they are made of. What does not fit would stop every reader.
     _check_fits(declared, data)
     refuse_lookalike(declared.name, data)
-    tags = _tags_of(event, declared) if declared.tags else ()
+    tags = tags_of(event, declared)
     return EncodedEvent(
         declared.name,
         declared.schema_version,
@@ -172,16 +178,3 @@ def _check_fits(declared: EventType, data: str) -> None:
             declared.name,
             f"it does not fit its class: {misfit(error)}; give what the fields declare",
         ) from None
-
-
-def _new_ids(count: int) -> list[UUID]:
-    """Return as many of what ``uuid4`` makes, in half the time."""
-    drawn = urandom(16 * count)
-    return [
-        UUID(int=int.from_bytes(drawn[at : at + 16], "big") & _RANDOM | _VERSION_4)
-        for at in range(0, 16 * count, 16)
-    ]
-
-
-_RANDOM: Final = 0xFFFFFFFF_FFFF_0FFF_3FFF_FFFFFFFFFFFF
-_VERSION_4: Final = 0x00000000_0000_4000_8000_000000000000

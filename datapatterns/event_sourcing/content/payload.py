@@ -7,7 +7,7 @@ refused here.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from string import digits
 from typing import Any, Final
@@ -15,7 +15,13 @@ from typing import Any, Final
 import msgspec
 
 from datapatterns.errors import EventDataError, EventShapeError
-from datapatterns.event_sourcing.content.shapes import encoder_of, field_names, is_model, plain
+from datapatterns.event_sourcing.content.shapes import (
+    encode_lines,
+    encoder_of,
+    field_names,
+    is_model,
+    plain,
+)
 
 EVENT_BYTES_MAX: Final = 1_048_576
 """The largest data of one event, as JSON in UTF-8."""
@@ -28,6 +34,7 @@ _LARGE_DIGITS: Final = 19
 _QUOTED: Final = re.compile(r"^(Invalid (?:enum )?value) .*?(?= - at `|$)", re.DOTALL)
 _LARGE_INTEGER: Final = re.compile(rb"[0-9]{%d}" % _LARGE_DIGITS)
 _encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder()
 
 
 def encode_mapping(data: Mapping[str, Any], *, event_type: str) -> str:
@@ -68,6 +75,41 @@ def encode_event(event: object, *, event_type: str) -> str:
     return _bounded(text, event_type)
 
 
+def encode_mappings(data: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """Return each as `encode_mapping` does, in a third of its time.
+
+    None if one needs a closer look.
+    """
+    given = [each if type(each) is dict else dict(each) for each in data]
+    try:
+        encoded = _encoder.encode_lines(given)
+        if _are_harmless(encoded, len(given)) and _decoder.decode_lines(encoded) == given:
+            return encoded.decode().split("\n")[:-1]
+    except _UNENCODABLE:
+        pass
+    return None
+
+
+def encode_events(events: Sequence[object], cls: type) -> list[str] | None:
+    """Return each object of ``cls``, which is no model, as `encode_event` does.
+
+    None if one needs a closer look.
+    """
+    try:
+        encoded = encode_lines(events)
+    except _UNENCODABLE:
+        return None
+    if not _are_harmless(encoded, len(events)):
+        return None
+    texts = encoded.decode().split("\n")[:-1]
+    if b"null" in encoded and not all(
+        "null" not in text or _is_nothing(event, cls, text)
+        for event, text in zip(events, texts, strict=True)
+    ):
+        return None
+    return texts
+
+
 def encode_state(state: Mapping[str, Any], *, aggregate: str) -> str:
     """Return an aggregate's state as JSON that can be stored and read back, of any size.
 
@@ -97,6 +139,21 @@ def _is_harmless(encoded: bytes) -> bool:
         and encoded.count(b"[") + encoded.count(b"{") < DEPTH_MAX
         and rb"\u0000" not in encoded
         and _LARGE not in encoded.translate(_DIGITS)
+    )
+
+
+def _are_harmless(encoded: bytes, count: int) -> bool:
+    """Return whether each of these lines, of objects of one class, is harmless."""
+    opening = encoded.count(b"[") + encoded.count(b"{")
+    return (
+        len(encoded) <= EVENT_BYTES_MAX
+        and encoded[0] == _BRACE
+        and rb"\u0000" not in encoded
+        and _LARGE not in encoded.translate(_DIGITS)  # a line end is no digit
+        and (
+            opening < count + DEPTH_MAX - 1
+            or all(line.count(b"[") + line.count(b"{") < DEPTH_MAX for line in encoded.split(b"\n"))
+        )
     )
 
 

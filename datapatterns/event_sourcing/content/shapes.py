@@ -4,7 +4,7 @@ msgspec encodes and decodes the first three by itself. Of pydantic nothing is im
 brings what it needs along, and what does not fit is reported by msgspec's errors.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache, partial
 from typing import Any, Final, Protocol, cast
@@ -103,6 +103,11 @@ def encoder_of(cls: type[Any]) -> Callable[[Any], bytes]:
         return _encoder.encode
     to_json = cast("Any", cls).__pydantic_serializer__.to_json
     return lambda model: cast("bytes", to_json(model, **_AS_STORED))
+
+
+def encode_lines(objects: Sequence[Any]) -> bytes:
+    """Return objects, but no models, as lines of JSON."""
+    return _encoder.encode_lines(objects)
 
 
 class _ModelDecoder:

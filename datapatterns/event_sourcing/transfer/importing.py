@@ -5,11 +5,8 @@ is simply run again: chunks that are there are skipped, and a chunk of that numb
 events is refused.
 """
 
-import hashlib
-from base64 import b64decode
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
@@ -29,24 +26,25 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from datapatterns.errors import ImportChunkError, IsolationLevelError
 from datapatterns.event_sourcing.appending.appending import refuse_if_archived
 from datapatterns.event_sourcing.content.contents import Contents
-from datapatterns.event_sourcing.content.encoding import (
-    EncodedEvent,
-    encode,
-    refuse_readable,
-    with_plan,
-)
+from datapatterns.event_sourcing.content.encoding import EncodedEvent
 from datapatterns.event_sourcing.events import StreamId
 from datapatterns.event_sourcing.evolution.event_types import EventTypes
-from datapatterns.event_sourcing.persons.personal_values import without_personal
 from datapatterns.event_sourcing.schema import event_tables
+from datapatterns.event_sourcing.transfer.importing_encoding import encode_chunk
+from datapatterns.event_sourcing.transfer.importing_parts import (
+    ImportedEvent,
+    StreamPart,
+    digest_of,
+    parts_of_chunk,
+)
+from datapatterns.event_sourcing.transfer.importing_rows import COLUMNS, copied_rows, microseconds
 from datapatterns.event_sourcing.transfer.importing_tags import (
     index_tags,
     lock_tags,
     tags_by_tenant,
-    tags_column,
 )
 from datapatterns.failpoints import failpoint
-from datapatterns.sql.sending import send_rows
+from datapatterns.sql.sending import send_blocks
 from datapatterns.sql.texts import is_text
 
 IMPORT_EVENTS_MAX: Final = 200_000
@@ -55,33 +53,7 @@ IMPORT_EVENTS_MAX: Final = 200_000
 SOURCE_BYTES_MAX: Final = 500
 """The longest name of a source; it is part of an index entry."""
 
-_EARLIEST: Final = datetime(1, 1, 3, tzinfo=UTC)
-"""In time zones west of Greenwich, what lies before could show as a day before the year 1."""
-
 _MOMENT: Final = TIMESTAMP(timezone=True)
-
-
-@dataclass(frozen=True, slots=True)
-class ImportedEvent:
-    """An event that happened elsewhere, or before.
-
-    Attributes:
-        event: A `NewEvent`, or an object of a declared class.
-        recorded_at: When it was recorded there; None for the time of the import. Inside a stream
-            it must not go back.
-    """
-
-    stream: StreamId
-    event: object
-    recorded_at: datetime | None = None
-
-
-@dataclass(slots=True)
-class _StreamPart:
-    """What a chunk holds of one stream."""
-
-    events: list[EncodedEvent]
-    times: list[datetime]
 
 
 def import_events(  # noqa: PLR0913 -- EventStore binds the schema, types and contents
@@ -97,7 +69,9 @@ def import_events(  # noqa: PLR0913 -- EventStore binds the schema, types and co
     """Do what `EventStore.import_events` promises."""
     _check_transaction(conn)
     _check_chunk(events, source=source, chunk=chunk)
-    parts, digest = _sort_by_stream(events, types)
+    part_of = parts_of_chunk(events)
+    encoded = encode_chunk([event.event for event in events], types)
+    digest = digest_of(events, encoded, part_of)
     recorded = conn.execute(
         _record_chunk(schema),
         {"source": source, "chunk": chunk, "events": len(events), "digest": digest},
@@ -107,32 +81,46 @@ def import_events(  # noqa: PLR0913 -- EventStore binds the schema, types and co
         return 0
     [now] = recorded
     # Only now: what the digest covers must be the same in every attempt.
-    _make_outgoing(conn, contents, parts)
-    tags = tags_by_tenant((stream.tenant, part.events) for stream, part in parts.items())
+    sent = _outgoing(conn, contents, encoded, part_of)
+    tags = tags_by_tenant(
+        (part.stream.tenant, (event,))
+        for part, event in zip(part_of, sent, strict=True)
+        if event.tags
+    )
     lock_tags(conn, tags, schema=schema)
-    claimed = _claim(conn, parts, schema=schema, now=now)
+    parts = sorted({id(part): part for part in part_of}.values(), key=_lock_order)
+    _claim(conn, parts, schema=schema, now=now)
+    before = {part.stream_id: part.version for part in parts}
     failpoint("import.streams-claimed")
-    type_ids = _type_ids(conn, parts.values(), schema=schema)
-    rows = _rows(events, parts, claimed, type_ids)
-    send_rows(conn, _copy_statement(schema), rows)
+    times = [event.recorded_at for event in events if event.recorded_at]
+    type_ids = _type_ids(conn, sent, schema=schema)
+    driver: Any = conn.connection.driver_connection
+    rows = copied_rows(sent, part_of, times, type_ids, driver.info.encoding)
+    send_blocks(conn, _copy_statement(schema), rows)
     if tags:
-        before = {stream_id: version for stream_id, version, _ in claimed.values()}
         index_tags(conn, before, schema=schema)
     return len(events)
 
 
-def _make_outgoing(
-    conn: Connection, contents: Contents, parts: dict[StreamId, _StreamPart]
-) -> None:
-    by_tenant: dict[str, list[_StreamPart]] = {}
-    for stream, part in parts.items():
-        by_tenant.setdefault(stream.tenant, []).append(part)
-    for tenant, of_tenant in sorted(by_tenant.items()):
+def _outgoing(
+    conn: Connection,
+    contents: Contents,
+    encoded: Sequence[EncodedEvent],
+    part_of: Sequence[StreamPart],
+) -> Sequence[EncodedEvent]:
+    if contents.codecs.writing is None and not any(event.personal for event in encoded):
+        return encoded
+    by_tenant: dict[str, list[int]] = {}
+    for place, (event, part) in enumerate(zip(encoded, part_of, strict=True)):
         # What a file holds of a codec's is stored as it is: its key may not be at hand.
-        plain = [each for part in of_tenant for each in part.events if not each.codec]
-        made = iter(contents.outgoing(conn, plain, tenant=tenant))
-        for part in of_tenant:
-            part.events = [each if each.codec else next(made) for each in part.events]
+        if not event.codec:
+            by_tenant.setdefault(part.stream.tenant, []).append(place)
+    sent = list(encoded)
+    for tenant, places in sorted(by_tenant.items()):
+        made = contents.outgoing(conn, [encoded[place] for place in places], tenant=tenant)
+        for place, event in zip(places, made, strict=True):
+            sent[place] = event
+    return sent
 
 
 def _check_transaction(conn: Connection) -> None:
@@ -161,61 +149,8 @@ def _check_chunk(events: Sequence[ImportedEvent], *, source: str, chunk: int) ->
         )
 
 
-def _sort_by_stream(
-    events: Sequence[ImportedEvent], types: EventTypes
-) -> tuple[dict[StreamId, _StreamPart], bytes]:
-    parts: dict[StreamId, _StreamPart] = {}
-    digest = hashlib.sha256()
-    for event in events:
-        encoded = (
-            with_plan(event.event, types)  # from a file that holds what was stored
-            if isinstance(event.event, EncodedEvent)
-            else encode(event.event, types=types)
-        )
-        part = parts.get(event.stream)
-        if part is None:
-            part = parts[event.stream] = _StreamPart([], [])
-        part.events.append(encoded)
-        if event.recorded_at is not None:
-            _check_time(event.stream, part.times, event.recorded_at)
-            part.times.append(event.recorded_at)
-        digest.update(_same(event, encoded).encode())
-    return dict(sorted(parts.items(), key=_lock_order)), digest.digest()
-
-
-def _same(event: ImportedEvent, encoded: EncodedEvent) -> str:
-    # Without ids: those that were not given are new in every attempt. No part holds U+0000.
-    stream = event.stream
-    parts = (
-        stream.tenant,
-        stream.category,
-        stream.key,
-        encoded.name,
-        str(encoded.schema_version),
-        # A digest of personal data would tell who guesses it that the guess is right.
-        without_personal(encoded) if encoded.personal else encoded.data,
-        encoded.meta or "",
-        event.recorded_at.isoformat() if event.recorded_at else "",
-        *encoded.tags,
-        "",
-    )
-    return "\0".join(parts)
-
-
-def _lock_order(item: tuple[StreamId, _StreamPart]) -> StreamId:
-    return item[0]
-
-
-def _check_time(stream: StreamId, times: list[datetime], recorded_at: datetime) -> None:
-    if recorded_at.utcoffset() is None:
-        raise ValueError(f"{recorded_at} in {stream} has no time zone; give one")
-    if recorded_at < _EARLIEST:
-        raise ValueError(
-            f"{recorded_at} in {stream} lies so early that not every session could read it; leave"
-            " the time out if it is not known"
-        )
-    if times and recorded_at < times[-1]:
-        raise ValueError(f"{stream} goes back in time, from {times[-1]} to {recorded_at}; sort it")
+def _lock_order(part: StreamPart) -> StreamId:
+    return part.stream
 
 
 def _check_same(conn: Connection, schema: str, *, source: str, chunk: int, digest: bytes) -> None:
@@ -227,14 +162,9 @@ def _check_same(conn: Connection, schema: str, *, source: str, chunk: int, diges
         raise ImportChunkError(source, chunk=chunk)
 
 
-def _claim(
-    conn: Connection, parts: dict[StreamId, _StreamPart], *, schema: str, now: datetime
-) -> dict[StreamId, tuple[int, int, datetime]]:
-    """Lock the streams and raise their versions; return id, version before and time of each."""
-    timed = bool(next(iter(parts.values())).times)
-    first = [part.times[0] if timed else now for part in parts.values()]
-    last = [part.times[-1] if timed else now for part in parts.values()]
-    latest = max(last)
+def _claim(conn: Connection, parts: Sequence[StreamPart], *, schema: str, now: datetime) -> None:
+    """Lock the streams and raise their versions; note their ids, versions before and times."""
+    latest = max(part.last or now for part in parts)
     if latest > now:
         raise ValueError(
             f"{latest} lies in the future; events are recorded when they have happened"
@@ -242,31 +172,31 @@ def _claim(
     rows = conn.execute(
         _claim_statement(schema),
         {
-            "tenants": [stream.tenant for stream in parts],
-            "categories": [stream.category for stream in parts],
-            "keys": [stream.key for stream in parts],
-            "counts": [len(part.events) for part in parts.values()],
-            "first": first,
-            "last": last,
-            "timed": timed,
+            "tenants": [part.stream.tenant for part in parts],
+            "categories": [part.stream.category for part in parts],
+            "keys": [part.stream.key for part in parts],
+            "counts": [part.count for part in parts],
+            "first": [part.first or now for part in parts],
+            "last": [part.last or now for part in parts],
+            "timed": parts[0].first is not None,
         },
     )
-    claimed = {
-        StreamId(category, key, tenant): (stream_id, reached - len_, last_at)
-        for stream_id, tenant, category, key, reached, last_at in rows
-        for len_ in (len(parts[StreamId(category, key, tenant)].events),)
-    }
-    for stream in parts.keys() - claimed.keys():
+    by_stream = {part.stream: part for part in parts}
+    for stream_id, tenant, category, key, reached, last_at in rows:
+        part = by_stream.pop(StreamId(category, key, tenant))
+        part.stream_id, part.version = stream_id, reached - part.count
+        part.at = microseconds(last_at)
+    for stream, part in by_stream.items():
         refuse_if_archived(conn, stream, schema=schema)
-        since = parts[stream].times[0]
-        raise ValueError(f"{stream} has events after {since}; inside a stream time cannot go back")
-    return claimed
+        raise ValueError(
+            f"{stream} has events after {part.first}; inside a stream time cannot go back"
+        )
 
 
 def _type_ids(
-    conn: Connection, parts: Iterable[_StreamPart], *, schema: str
+    conn: Connection, events: Sequence[EncodedEvent], *, schema: str
 ) -> dict[tuple[str, int], int]:
-    kinds = sorted({(e.name, e.schema_version) for part in parts for e in part.events})
+    kinds = sorted({(event.name, event.schema_version) for event in events})
     ids = conn.scalar(
         select(
             event_tables(schema).function(
@@ -281,42 +211,9 @@ def _type_ids(
     return dict(zip(kinds, ids or [], strict=True))
 
 
-def _rows(
-    events: Sequence[ImportedEvent],
-    parts: dict[StreamId, _StreamPart],
-    claimed: dict[StreamId, tuple[int, int, datetime]],
-    type_ids: dict[tuple[str, int], int],
-) -> Iterator[str]:
-    # As they came: a read model of several streams sees the same story in the same order.
-    rows = {stream: _rows_of(part, claimed[stream], type_ids) for stream, part in parts.items()}
-    for event in events:
-        yield next(rows[event.stream])
-
-
-def _rows_of(
-    part: _StreamPart, claimed: tuple[int, int, datetime], type_ids: dict[tuple[str, int], int]
-) -> Iterator[str]:
-    stream_id, before, last_at = claimed
-    times = [time.isoformat() for time in part.times] or [last_at.isoformat()] * len(part.events)
-    for version, (event, at) in enumerate(zip(part.events, times, strict=True), before + 1):
-        # JSON has no raw tabs or line ends; of what COPY treats as special, only \ is left.
-        refuse_readable(event)
-        if event.codec:
-            data, payload = "\\N", "\\\\x" + b64decode(event.data).hex()
-        else:
-            data, payload = event.data.replace("\\", "\\\\"), "\\N"
-        meta = "\\N" if event.meta is None else event.meta.replace("\\", "\\\\")
-        type_id = type_ids[event.name, event.schema_version]
-        yield (
-            f"{stream_id}\t{version}\t{at}\t{event.event_id.hex}\t{type_id}\t{data}\t{meta}"
-            f"\t{payload}\t{event.codec}\t{tags_column(event.tags)}\n"
-        )
-
-
 @cache
 def _copy_statement(schema: str) -> str:
-    columns = "(stream_id, version, at, event_id, type_id, data, meta, payload, codec, tags)"
-    return f"COPY {schema}.event {columns} FROM STDIN"
+    return f"COPY {schema}.event ({COLUMNS}) FROM STDIN (FORMAT binary)"
 
 
 @cache

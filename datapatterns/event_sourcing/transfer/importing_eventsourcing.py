@@ -36,7 +36,8 @@ from datapatterns.event_sourcing.transfer.eventsourcing_mapping import (
     EventsourcingMapping,
     SourceEvent,
 )
-from datapatterns.event_sourcing.transfer.importing import IMPORT_EVENTS_MAX, ImportedEvent
+from datapatterns.event_sourcing.transfer.importing import IMPORT_EVENTS_MAX
+from datapatterns.event_sourcing.transfer.importing_parts import ImportedEvent
 from datapatterns.event_sourcing.transfer.verifying_imports import check_versions, chunk_sizes
 from datapatterns.transactions import resuming
 

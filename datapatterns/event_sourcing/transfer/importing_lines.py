@@ -8,7 +8,8 @@ from sqlalchemy import Connection, Engine
 
 from datapatterns.errors import EventLineError
 from datapatterns.event_sourcing.store import EventStore
-from datapatterns.event_sourcing.transfer.importing import IMPORT_EVENTS_MAX, ImportedEvent
+from datapatterns.event_sourcing.transfer.importing import IMPORT_EVENTS_MAX
+from datapatterns.event_sourcing.transfer.importing_parts import ImportedEvent
 from datapatterns.event_sourcing.transfer.json_lines import encoded
 from datapatterns.event_sourcing.transfer.line_chunks import Chunk, LineChunks, Note, refuse
 from datapatterns.event_sourcing.transfer.verifying_imports import check_versions, chunk_sizes

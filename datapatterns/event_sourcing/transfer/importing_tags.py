@@ -58,19 +58,6 @@ def index_tags(conn: Connection, streams: Mapping[int, int], *, schema: str) -> 
     conn.execute(_index_statement(schema), {"streams": [*streams], "versions": [*streams.values()]})
 
 
-def tags_column(tags: tuple[str, ...]) -> str:
-    r"""Return ``tags`` as COPY takes an array.
-
-    >>> print(tags_column(('course:c1', 'a "b" \\ c')))
-    {"course:c1","a \\"b\\" \\\\ c"}
-    """
-    if not tags:
-        return "\\N"
-    quoted = (tag.replace("\\", "\\\\").replace('"', '\\"') for tag in tags)
-    literal = "{" + ",".join(f'"{tag}"' for tag in quoted) + "}"
-    return literal.replace("\\", "\\\\")  # tags hold no control characters
-
-
 @cache
 def _index_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public name for it
     tables = event_tables(schema)

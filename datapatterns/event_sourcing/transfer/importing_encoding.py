@@ -1,0 +1,105 @@
+"""Encode the events of a chunk together: what is certain of all need not be asked of each.
+
+Whatever is not certain is encoded one by one, as for an append, and refused there.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from datapatterns.event_sourcing.content.encoding import (
+    EncodedEvent,
+    encode,
+    tags_of,
+    with_plan,
+)
+from datapatterns.event_sourcing.content.payload import encode_events, encode_mappings
+from datapatterns.event_sourcing.event_ids import new_ids
+from datapatterns.event_sourcing.events import NewEvent
+from datapatterns.event_sourcing.evolution.event_types import EventTypes
+from datapatterns.event_sourcing.persons.personal import has_sealed
+
+_TOGETHER: Final = 256
+"""How many are encoded one by one if one of them needs a closer look."""
+
+_make: Final = tuple.__new__
+
+
+def encode_chunk(events: Sequence[object], types: EventTypes) -> list[EncodedEvent]:
+    """Return ``events`` as `encode` does, in their order.
+
+    Raises:
+        EventDataError: An event could not be stored and read back.
+        EventTypeError: The class of an event is not declared.
+    """
+    kinds = set(map(type, events))
+    if len(kinds) == 1:
+        return _of_one_kind(kinds.pop(), events, types)
+    places: dict[type, list[int]] = {kind: [] for kind in kinds}
+    for place, event in enumerate(events):
+        places[type(event)].append(place)
+    encoded: list[Any] = [None] * len(events)
+    for kind, of_kind in places.items():
+        made = _of_one_kind(kind, [events[place] for place in of_kind], types)
+        for place, event in zip(of_kind, made, strict=True):
+            encoded[place] = event
+    return encoded
+
+
+def _of_one_kind(kind: type, events: Sequence[Any], types: EventTypes) -> list[EncodedEvent]:
+    if issubclass(kind, EncodedEvent):  # from a file that holds what was stored
+        personal = {name for name in {event.name for event in events} if types.personal(name)}
+        return [with_plan(e, types) if e.name in personal else e for e in events]
+    together = _new_events if issubclass(kind, NewEvent) else _typed_events
+    encoded: list[EncodedEvent] = []
+    for first in range(0, len(events), _TOGETHER):
+        some = events[first : first + _TOGETHER]
+        encoded += together(some, types) or [encode(event, types=types) for event in some]
+    return encoded
+
+
+def _new_events(events: Sequence[NewEvent], types: EventTypes) -> list[EncodedEvent] | None:
+    if any(map(types.personal, {event.event_type for event in events})):
+        return None
+    data = encode_mappings([event.data for event in events])
+    if data is None or has_sealed("".join(data)):
+        return None
+    given = [event.metadata for event in events if event.metadata]
+    metas: Sequence[str | None] | None = [None] * len(events)
+    if given:
+        metas = encode_mappings(given) if len(given) == len(events) else None
+    if metas is None:
+        return None
+    return [
+        _make(
+            EncodedEvent,
+            (e.event_type, e.schema_version, e.event_id, text, meta, e.tags, 0, None),
+        )
+        for e, text, meta in zip(events, data, metas, strict=True)
+    ]
+
+
+def _typed_events(events: Sequence[object], types: EventTypes) -> list[EncodedEvent] | None:
+    declared = types.of(type(events[0]))
+    name, version, personal = declared.name, declared.schema_version, declared.personal
+    decoder = declared.decoder
+    if not isinstance(decoder, msgspec.json.Decoder):  # a model's
+        return None
+    data = encode_events(events, declared.cls)
+    if data is None or has_sealed("".join(data)) or not _fit(decoder, data):
+        return None
+    tags = [tags_of(event, declared) for event in events] if declared.tags else [()] * len(events)
+    return [
+        _make(EncodedEvent, (name, version, event_id, text, None, of_event, 0, personal))
+        for text, event_id, of_event in zip(data, new_ids(len(events)), tags, strict=True)
+    ]
+
+
+def _fit(decoder: msgspec.json.Decoder[Any], data: Sequence[str]) -> bool:
+    # Classes do not check what they are made of.
+    try:
+        decoder.decode_lines("\n".join(data))
+    except msgspec.ValidationError:
+        return False
+    return True
