@@ -232,7 +232,7 @@ class Contents:
     def incoming_state(
         self, conn: Connection, content: str, *, bound_to: bytes, tenant: str, subjects: set[str]
     ) -> str | None:
-        """Return the JSON of a state that was read as `state_column`.
+        """Return the JSON of a state: itself, or after #, codec and blank a payload in base64.
 
         None if somebody whom it is about was forgotten; else they are added to ``subjects``.
 
@@ -309,13 +309,6 @@ def event_content(events: FromClause, *, bound: bool) -> ColumnElement[str]:
     if bound:
         return func.concat(*head, func.coalesce(plain, payload), type_=Text)
     return case((events.c.codec == 0, plain), else_=func.concat(*head, payload, type_=Text))
-
-
-def state_column(snapshots: FromClause) -> ColumnElement[str]:
-    """Return the state of a snapshot for `Contents.incoming_state`."""
-    payload = func.encode(snapshots.c.payload, "base64", type_=Text)
-    coded = func.concat("#", cast(snapshots.c.codec, Text), literal(" "), payload, type_=Text)
-    return case((snapshots.c.codec == 0, cast(snapshots.c.state, Text)), else_=coded)
 
 
 def _ciphers(keys: Mapping[tuple[str, str], bytes | None]) -> Keys:

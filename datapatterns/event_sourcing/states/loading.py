@@ -26,7 +26,7 @@ from datapatterns.event_sourcing.states.load_statement import (
     MISFIT,
     STREAM,
     TYPE,
-    Asked,
+    Further,
     further_statement,
     load_statement,
     types_statement,
@@ -139,15 +139,9 @@ class _Load:
 
     def _rows(self, kind: SnapshotKind | None) -> list[_Row]:
         moment = self.moment
-        asked = Asked(
-            kind is not None,
-            moment.version is not None,
-            moment.at is not None,
-            self.by.contents.needs_ids,
-        )
         first = self.subject(self.keys[0]).stream
         return self._fetched(
-            load_statement(self.by.schema, asked),
+            load_statement(self.by.schema),
             {
                 "tenant": first.tenant,
                 "category": first.category,
@@ -158,6 +152,7 @@ class _Load:
                 "version": moment.version,
                 "at": moment.at,
                 "limit": self.limit,
+                "bound": self.by.contents.needs_ids,
             },
         )
 
@@ -277,15 +272,10 @@ class _Load:
 
     def _read_on(self, sourced: Sourced, until: int) -> None:
         stream = sourced.stream
-        asked = Asked(
-            snapshots=False,
-            by_version=True,
-            by_time=self.moment.at is not None,
-            bound=self.by.contents.needs_ids,
-        )
+        how = Further(self.moment.at is not None, self.by.contents.needs_ids)
         while sourced.version < until:
             rows: list[_Row] = self._fetched(
-                further_statement(self.by.schema, asked),
+                further_statement(self.by.schema, how),
                 {
                     "tenant": stream.tenant,
                     "category": stream.category,
