@@ -1,12 +1,14 @@
 """Exports of the log into files, and imports of them."""
 
+import fcntl
 import gzip
 import json
+import os
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import IO, Any
 from uuid import UUID
 
 import pytest
@@ -33,6 +35,7 @@ from datapatterns.event_sourcing import (
     export_to_file,
     open_lines,
 )
+from datapatterns.event_sourcing.transfer import export_files
 
 pytestmark = pytest.mark.postgres
 store = EventStore()
@@ -268,6 +271,93 @@ def test_a_compressed_file_whose_end_is_missing_is_not_continued(
     export_to_file(engine, path, EVERYTHING)
 
     assert len(parsed(gzip.decompress(path.read_bytes()))) == 4
+
+
+def test_only_the_end_of_a_name_says_that_a_file_is_compressed(
+    engine: Engine, tmp_path: Path
+) -> None:
+    append(engine, "1", "a")
+    for name in ("log.gz.jsonl", "log.jsonl.gz"):
+        export_to_file(engine, tmp_path / name, EVERYTHING)
+        assert len(events_in(tmp_path / name)) == 1
+        export_to_file(engine, tmp_path / name, EVERYTHING, proceed=True)
+
+    assert (tmp_path / "log.gz.jsonl").read_bytes().startswith(b'{"format"')
+    assert gzip.decompress((tmp_path / "log.jsonl.gz").read_bytes()).startswith(b'{"format"')
+
+
+def test_what_is_not_compressed_as_its_name_says_is_named(engine: Engine, tmp_path: Path) -> None:
+    append(engine, "1", "a")
+    whole = gzip.compress(exported(engine))
+    path = tmp_path / "log.jsonl.gz"
+    for content in (exported(engine), whole[:-1], whole[: len(whole) // 2], whole[:5]):
+        path.write_bytes(content)
+        with pytest.raises(ExportFileError, match=r"log\.jsonl\.gz: it is not compressed"):
+            events_in(path)
+
+
+def test_a_link_stays_and_its_file_is_written(engine: Engine, tmp_path: Path) -> None:
+    append(engine, "1", "a")
+    target, link = tmp_path / "target.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(target)
+
+    export_to_file(engine, link, EVERYTHING)
+    append(engine, "1", "b")
+    export_to_file(engine, link, EVERYTHING, overwrite=True)
+
+    assert (link.is_symlink(), target.is_symlink()) == (True, False)
+    assert len(events_in(target)) == 2
+
+
+def test_a_device_is_not_replaced_by_a_file(engine: Engine, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    for overwrite in (False, True):
+        with pytest.raises(ExportFileError, match="it is no file"):
+            export_to_file(engine, pipe, EVERYTHING, overwrite=overwrite)
+
+    assert pipe.is_fifo()
+
+
+def test_who_could_not_read_the_old_file_cannot_read_the_new_one(
+    engine: Engine, tmp_path: Path
+) -> None:
+    append(engine, "1", "a")
+    path = tmp_path / "log.jsonl"
+    path.touch(0o600)
+    seen: list[int] = []
+
+    def look(_: Exported) -> None:
+        seen.append(path.with_name("log.jsonl.partial").stat().st_mode & 0o777)
+
+    export_to_file(engine, path, EVERYTHING, overwrite=True, report=look)
+
+    assert (seen, path.stat().st_mode & 0o777) == ([0o600], 0o600)
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz"])
+def test_an_export_that_becomes_complete_while_another_begins_is_left_alone(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    append(engine, "1", "a")
+    path = tmp_path / name
+    path.with_name(f"{name}.partial").touch()
+    lock, whole = fcntl.flock, b""
+
+    def after_the_other(file: IO[bytes], how: int) -> None:
+        nonlocal whole
+        monkeypatch.setattr(export_files.fcntl, "flock", lock)
+        export_to_file(engine, path, EVERYTHING)  # between opening and locking
+        whole = path.read_bytes()
+        lock(file, how)
+
+    monkeypatch.setattr(export_files.fcntl, "flock", after_the_other)
+    with pytest.raises(ExportFileError, match="look again"):
+        export_to_file(engine, path, EVERYTHING)
+
+    assert whole
+    assert path.read_bytes() == whole
 
 
 def test_two_exports_do_not_write_one_file(engine: Engine, tmp_path: Path) -> None:

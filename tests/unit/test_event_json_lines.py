@@ -1,5 +1,6 @@
 """Lines of JSON: what is an event, what is refused and why, and where chunks end."""
 
+import gzip
 import json
 from io import BytesIO
 from typing import Any
@@ -89,6 +90,10 @@ def test_what_could_not_be_stored_is_refused_with_its_line_and_the_reason(
     assert reason in str(refused.value)
 
 
+def test_what_editors_put_before_the_first_line_is_passed_over() -> None:
+    assert read_header(b"\xef\xbb\xbf" + HEADER) == read_header(HEADER)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -114,6 +119,9 @@ def test_what_is_no_whole_line_of_json_is_refused(bad: bytes) -> None:
         (line(), "it is no header"),
         (b'{"format":"csv","format_version":1}\n', "the format is not datapatterns.events"),
         (HEADER.replace(b":1}", b":2}"), "upgrade the library"),
+        (HEADER.decode().encode("utf-16"), "write it in UTF-8"),
+        (gzip.compress(HEADER), "a name that ends with .gz"),
+        (b"\x28\xb5\x2f\xfd\x04", "unpack it"),
     ],
 )
 def test_a_file_without_a_known_header_is_refused(first: bytes, reason: str) -> None:

@@ -6,6 +6,7 @@ A new file has its name only when it is complete: until then it is called ``....
 import fcntl
 import gzip
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from datapatterns.event_sourcing.transfer.json_lines import (
 )
 
 _COMPRESSED: Final = ".gz"
+_DAMAGED: Final = (EOFError, zlib.error, gzip.BadGzipFile)
 _BEGINS: Final = b'{"format"'
 
 
@@ -37,6 +39,19 @@ class _Found:
     header: Header
     exported: Exported
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file that is open for writing; ``final`` is the name that it gets."""
+
+    path: Path
+    file: IO[bytes]
+    final: Path
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.final.suffix == _COMPRESSED
 
 
 def export_to_file(
@@ -62,20 +77,26 @@ def export_to_file(
         report: Is told how far it has come, after each page.
 
     Raises:
-        ExportFileError: The file is there, holds another export, or is being written.
+        ExportFileError: The file is there, holds another export, is being written, or is none.
+        OSError: The file cannot be written.
     """
+    path = path.resolve()  # of a link, the file that it leads to; the link stays
+    if path.exists() and not path.is_file():  # a device would be replaced
+        raise ExportFileError(str(path), "it is no file; choose another name, or - for stdout")
     if proceed and path.exists():
         with _alone(path) as file:
-            return _go_on(engine, path, file, export, report)
+            return _go_on(engine, _File(path, file, path), export, report)
     if path.exists() and not overwrite:
         raise ExportFileError(
             str(path), "it is there; replace it (--overwrite), or add to it (--continue)"
         )
     partial = path.with_name(f"{path.name}.partial")
     with _alone(partial) as file:
+        if path.exists():  # who could not read the old file must not read the new one
+            os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
         if path.suffix == _COMPRESSED:
             file.truncate(0)
-        done = _go_on(engine, partial, file, export, report)
+        done = _go_on(engine, _File(partial, file, path), export, report)
         partial.replace(path)
     _keep_names(path.parent)
     return done
@@ -83,13 +104,22 @@ def export_to_file(
 
 @contextmanager
 def open_lines(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file of lines for reading; it is decompressed if its name ends with ``.gz``."""
+    """Open a file of lines for reading; it is decompressed if its name ends with ``.gz``.
+
+    Raises:
+        ExportFileError: What is read of it cannot be decompressed.
+    """
     with path.open("rb") as file:
-        if path.suffix == _COMPRESSED:
+        if path.suffix != _COMPRESSED:
+            yield file
+            return
+        try:
             with gzip.open(file) as inside:
                 yield cast("IO[bytes]", inside)
-        else:
-            yield file
+        except _DAMAGED as error:
+            raise ExportFileError(
+                str(path), f"it is not compressed by gzip, or its end is missing ({error})"
+            ) from error
 
 
 @contextmanager
@@ -98,14 +128,22 @@ def _alone(path: Path) -> Iterator[IO[bytes]]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ExportFileError(str(path), "another process is writing it") from error
+            raise ExportFileError(str(path), "another process is writing it; wait") from error
+        if not _is_still(path, file):  # it became a complete export between opening and locking
+            raise ExportFileError(str(path), "another process has just written it; look again")
         yield file
 
 
-def _go_on(
-    engine: Engine, path: Path, file: IO[bytes], export: EventExport, report: Report
-) -> Exported:
-    found = _look(path, file)
+def _is_still(path: Path, file: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _go_on(engine: Engine, to: _File, export: EventExport, report: Report) -> Exported:
+    path, file = to.path, to.file
+    found = _look(to)
     if found is not None and not found.header.is_same_export(export.header()):
         raise ExportFileError(
             str(path),
@@ -114,7 +152,7 @@ def _go_on(
         )
     file.truncate(found.size if found else 0)
     begun = found.exported if found else None
-    if ".gz" in path.suffixes:
+    if to.is_compressed:
         with gzip.open(file, "ab") as inside:
             done = export.write(engine, inside.write, begun=begun, report=report)
     else:
@@ -124,15 +162,16 @@ def _go_on(
     return done
 
 
-def _look(path: Path, file: IO[bytes]) -> _Found | None:
+def _look(to: _File) -> _Found | None:
     """Return what is there already; None if there is not even a header."""
+    path, file = to.path, to.file
     file.seek(0)
-    if ".gz" not in path.suffixes:
+    if not to.is_compressed:
         return _scan(path, file)
     try:
         with gzip.open(file) as inside:
             found = _scan(path, inside)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except _DAMAGED as error:
         raise ExportFileError(
             str(path), "its end is missing or damaged; export it anew (--overwrite)"
         ) from error

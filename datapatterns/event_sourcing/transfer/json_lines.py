@@ -7,6 +7,7 @@ with one.
 
 import binascii
 from base64 import b64decode
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -32,6 +33,12 @@ LINE_BYTES_MAX: Final = 8 * 1_048_576
 
 _CODEC_MAX: Final = 2**15 - 1
 _ON_ONE_LINE: Final = bytes.maketrans(b"\r\t", b"  ")
+_OTHER_FILES: Final = {
+    b"\x1f\x8b": "the file is compressed by gzip; give it a name that ends with .gz",
+    b"\x28\xb5\x2f\xfd": "the file is compressed; unpack it: zstd -dc FILE | ... import -",
+    BOM_UTF16_LE: "the file is in UTF-16; write it in UTF-8",
+    BOM_UTF16_BE: "the file is in UTF-16; write it in UTF-8",
+}
 _CHECKPOINT_BEGINS: Final = b'{"checkpoint"'
 
 
@@ -134,8 +141,11 @@ def read_header(line: bytes) -> Header:
     Raises:
         EventLineError: It is none, or of a format that this release does not know.
     """
+    for begins, advice in _OTHER_FILES.items():
+        if line.startswith(begins):
+            raise EventLineError(1, advice)
     try:
-        header = _headers.decode(line)
+        header = _headers.decode(line.removeprefix(BOM_UTF8))  # as editors on Windows write it
     except (msgspec.DecodeError, RecursionError) as error:
         raise EventLineError(
             1,
