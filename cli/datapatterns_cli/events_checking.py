@@ -1,5 +1,7 @@
 """`datapatterns events check|seal|verify-chain`: is all of it readable, and as it was?"""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ from datapatterns_cli.shared_options import Command
 
 if TYPE_CHECKING:
     from datapatterns import DataLayer
-    from datapatterns.event_sourcing import HashChain
+    from datapatterns.event_sourcing import ChainReport, HashChain, Seal
 
 _anchor = click.option(
     "--anchor",
@@ -88,7 +90,17 @@ def seal(invocation: Invocation, *, anchor: Path | None, segment_events: int) ->
       datapatterns events seal --anchor /mnt/elsewhere/shop.seals
     """  # noqa: D301
     layer = invocation.layer()
-    sealed = _chain(layer, anchor).seal_all(layer.engine, limit=segment_events)
+    with layer.engine.connect() as conn:
+        mark = layer.events.high_water_mark(conn)
+    with invocation.output.progress("sealing", 1) as advance:
+        first: int | None = None
+
+        def report(sealed: "Seal") -> None:
+            nonlocal first
+            first = sealed.after if first is None else first
+            advance(sealed.last_position - sealed.after, total=max(mark - first, 1))
+
+        sealed = _chain(layer, anchor).seal_all(layer.engine, limit=segment_events, report=report)
     invocation.output.values({"sealed_segments": sealed})
 
 
@@ -110,9 +122,11 @@ def verify_chain(invocation: Invocation, *, anchor: Path | None, after_segment: 
     from datapatterns import CorruptionError  # noqa: PLC0415 -- help must not wait for it
 
     layer = invocation.layer()
-    with layer.engine.connect() as conn:
+    if anchor and not anchor.exists():  # as if nothing had ever been written down
+        raise click.UsageError(f"there is no anchor {anchor}; verify on the machine that has it")
+    with layer.engine.connect() as conn, _positions(invocation, layer) as report:
         try:
-            found = _chain(layer, anchor).verify(conn, after_segment=after_segment)
+            found = _chain(layer, anchor).verify(conn, after_segment=after_segment, report=report)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
     broken = found.broken
@@ -132,6 +146,24 @@ def verify_chain(invocation: Invocation, *, anchor: Path | None, after_segment: 
             f"segment {broken.segment}, behind position {broken.after} and up to"
             f" {broken.last_position}: {broken.reason}"
         )
+
+
+@contextmanager
+def _positions(
+    invocation: Invocation, layer: "DataLayer"
+) -> Iterator[Callable[["ChainReport"], None]]:
+    """Show how far it has come; what was taken as verified counts, too."""
+    with layer.engine.connect() as conn:
+        mark = layer.events.high_water_mark(conn)
+    with invocation.output.progress("verifying", max(mark, 1)) as advance:
+        seen = 0
+
+        def report(found: "ChainReport") -> None:
+            nonlocal seen
+            advance(found.last_position - seen)
+            seen = found.last_position
+
+        yield report
 
 
 def _chain(layer: "DataLayer", anchor: Path | None) -> "HashChain":

@@ -1,18 +1,20 @@
 """`datapatterns events snapshot|archive|forget`: what whoever looks after the store does."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
-from datapatterns_cli.named_objects import load_object
+from datapatterns_cli.named_objects import bad_option, load_object
 from datapatterns_cli.shared_options import Command, Group
 
 if TYPE_CHECKING:
     from datapatterns import DataLayer
-    from datapatterns.event_sourcing import Aggregate, Snapshots, StreamId
+    from datapatterns.event_sourcing import Aggregate, Archive, Snapshots, StreamId
+    from datapatterns.event_sourcing.states.subjects import Subject
 
 _BATCH = 1_000
 
@@ -58,15 +60,22 @@ def list_(invocation: Invocation, *, category: str, key: str, tenant: str, limit
 @click.argument("category")
 @click.argument("key")
 @_of
+@_dry_run
 @pass_invocation
-def take(invocation: Invocation, *, category: str, key: str, of: str | None) -> None:
-    """Load what is in a stream, and store a snapshot of its state."""
+def take(invocation: Invocation, *, category: str, key: str, of: str | None, dry_run: bool) -> None:
+    """Load what is in a stream, and store a snapshot of its state; one that is there stays."""
     layer = invocation.layer()
-    subject = load_object(of, option="--of") if of else _aggregate(category)
-    with layer.engine.begin() as conn:
+    stream = _stream(category, key, "")
+    subject = _subject(category, of) if of else _aggregate(category)
+    with layer.engine.connect() as conn, conn.begin() as begun:
         loaded = layer.events.load(conn, subject, key)
         taken = bool(loaded.version) and layer.events.save_snapshot(conn, loaded)
-    invocation.output.values({"version": loaded.version, "taken": taken})
+        if dry_run:
+            begun.rollback()
+    if not loaded.version:
+        invocation.output.note(f"{stream} has no events")
+    done = "would_take" if dry_run else "taken"
+    invocation.output.values({"version": loaded.version, done: taken})
 
 
 @snapshot.command()
@@ -138,9 +147,11 @@ def stop(invocation: Invocation, *, category: str, key: str, tenant: str, dry_ru
     """Let a stream take no more appends; `move` then moves its events."""
     from datapatterns.event_sourcing import Archive  # noqa: PLC0415 -- help must not wait for it
 
-    layer = invocation.layer()
+    layer, stream = invocation.layer(), _stream(category, key, tenant)
     with layer.engine.connect() as conn, conn.begin() as begun:
-        version = Archive(layer.events).stop(conn, _stream(category, key, tenant))
+        if not layer.events.read_stream(conn, stream, limit=1):
+            raise click.UsageError(f"{stream} has no events")
+        version = Archive(layer.events).stop(conn, stream)
         if dry_run:
             begun.rollback()
     invocation.output.values({"would_stop_at" if dry_run else "stopped_at": version})
@@ -166,9 +177,7 @@ def move(invocation: Invocation, *, batch: int, dry_run: bool) -> None:
     layer = invocation.layer()
     found = Archive(layer.events)
     if dry_run:
-        with layer.engine.connect() as conn:
-            pending = found.pending(conn)
-        rows = [{"stream": str(stream)} for _, stream in pending]
+        rows = [{"stream": str(stream)} for stream in _pending(layer, found)]
         invocation.output.table(rows, empty="there is nothing to move")
         return
     with invocation.output.progress("moving", None) as advance:
@@ -178,12 +187,21 @@ def move(invocation: Invocation, *, batch: int, dry_run: bool) -> None:
     invocation.output.values({"moved": moved})
 
 
+def _pending(layer: "DataLayer", archive: "Archive") -> "Iterator[StreamId]":
+    after = 0
+    with layer.engine.connect() as conn:
+        while page := archive.pending(conn, after_id=after):
+            after = page[-1][0]
+            yield from (stream for _, stream in page)
+
+
 @archive.command()
 @click.argument("category")
 @click.argument("key")
 @_tenant
+@_dry_run
 @pass_invocation
-def restore(invocation: Invocation, *, category: str, key: str, tenant: str) -> None:
+def restore(invocation: Invocation, *, category: str, key: str, tenant: str, dry_run: bool) -> None:
     """Bring the events of a stopped stream back, and let it take appends again."""
     from datapatterns.event_sourcing import Archive  # noqa: PLC0415 -- help must not wait for it
 
@@ -191,10 +209,17 @@ def restore(invocation: Invocation, *, category: str, key: str, tenant: str) -> 
     with layer.engine.connect() as conn:
         if not layer.events.read_stream(conn, stream, limit=1):
             raise click.UsageError(f"{stream} has no events")
+    if dry_run:
+        with layer.engine.connect() as conn:
+            stopped = Archive(layer.events).is_stopped(conn, stream)
+        invocation.output.values({"stream": str(stream), "would_restore": stopped})
+        return
     is_open = False
-    while not is_open:
-        with layer.engine.begin() as conn:
-            is_open = Archive(layer.events).restore(conn, stream, limit=_BATCH)
+    with invocation.output.progress("restoring", None) as advance:
+        while not is_open:
+            with layer.engine.begin() as conn:
+                is_open = Archive(layer.events).restore(conn, stream, limit=_BATCH)
+            advance(0 if is_open else _BATCH)
     invocation.output.values({"stream": str(stream), "open": is_open})
 
 
@@ -202,8 +227,9 @@ def restore(invocation: Invocation, *, category: str, key: str, tenant: str) -> 
 @click.argument("subject")
 @click.option("--tenant", default="", help="Whose log it is about.")
 @_yes
+@_dry_run
 @pass_invocation
-def forget(invocation: Invocation, *, subject: str, tenant: str, yes: bool) -> None:
+def forget(invocation: Invocation, *, subject: str, tenant: str, yes: bool, dry_run: bool) -> None:
     """Make the personal data of a SUBJECT unreadable for ever, by destroying its key.
 
     Events stay; their fields that are about that person read as forgotten. Read models of the
@@ -215,18 +241,24 @@ def forget(invocation: Invocation, *, subject: str, tenant: str, yes: bool) -> N
     from datapatterns.event_sourcing import Subjects  # noqa: PLC0415 -- help must not wait for it
 
     layer = invocation.layer()
-    if not yes:
+    _stream("forgotten", subject, tenant)  # who can be named at all
+    if not yes and not dry_run:
         _ask(invocation, subject)
-    with layer.engine.begin() as conn:
+    with layer.engine.connect() as conn, conn.begin() as begun:
         done = Subjects(layer.events).forget(conn, subject, tenant=tenant)
-    invocation.output.values(
-        {
-            "forgotten": subject,
-            "position": done.position,
-            "before": done.position is None,
-            "snapshots_deleted": done.snapshots,
-        }
-    )
+        if dry_run:
+            begun.rollback()
+    if dry_run:
+        found: dict[str, object] = {"would_forget": subject}
+    else:
+        found = {"forgotten": subject, "position": done.position}
+    before = {"before": done.position is None, "had_key": done.had_key}
+    gone = "snapshots_to_delete" if dry_run else "snapshots_deleted"
+    invocation.output.values(found | before | {gone: done.snapshots})
+    if done.position is not None and not done.had_key:
+        invocation.output.note(
+            f"No personal data of {subject!r} had a key; is that how the events name the person?"
+        )
 
 
 def _ask(invocation: Invocation, subject: str) -> None:
@@ -262,6 +294,19 @@ def _aggregates() -> "list[type[Aggregate]]":
         found += below
         waiting += below
     return [one for one in found if one.snapshot_policy is not None]
+
+
+def _subject(category: str, of: str) -> "Subject":
+    from datapatterns.event_sourcing import Aggregate, Decider  # noqa: PLC0415
+
+    found = load_object(of, option="--of")
+    is_aggregate = isinstance(found, type) and issubclass(found, Aggregate)
+    if not is_aggregate and not isinstance(found, Decider):
+        raise bad_option(f"{of!r} is no Aggregate class and no Decider", "--of")
+    if found.category != category:
+        raise bad_option(f"{of!r} has the category {found.category}, not {category}", "--of")
+    subject: Subject = found
+    return subject
 
 
 def _aggregate(category: str) -> "type[Aggregate]":

@@ -21,7 +21,7 @@ from datapatterns_cli.shared_options import Command
 
 if TYPE_CHECKING:
     from datapatterns import DataLayer
-    from datapatterns.event_sourcing import Position, StoredEvent, StoredEvents
+    from datapatterns.event_sourcing import Position, Searched, StoredEvent, StoredEvents
 
 _PAGE = 500
 _POSITION_MAX = 2**63 - 1
@@ -102,8 +102,12 @@ class _Place:
 
     def now(self) -> "Iterator[Position]":
         """Yield up to where the log is final."""
+        from datapatterns.errors import CheckpointError  # noqa: PLC0415 -- help must not wait for it
+
         with self._layer.engine.connect() as conn:
             mark = self._layer.events.high_water_mark(conn)
+        if self.at > mark:
+            raise CheckpointError(checkpoint=self.at, drawn=mark)
         yield mark
 
     def for_ever(self, poll_seconds: float) -> "Iterator[Position]":
@@ -170,7 +174,7 @@ def show(invocation: Invocation, *, which: str) -> None:
     """Show one event in full: the one at a position, or with an id.
 
     With --app, also what it says today: decoded, and lifted to the current shape. Ids have no
-    index, so finding one reads all events.
+    index, so finding one reads events, the newest first, until it is there.
 
     \b
       datapatterns events show 4711 --app shop.data:layer
@@ -178,10 +182,9 @@ def show(invocation: Invocation, *, which: str) -> None:
     """  # noqa: D301
     wanted = _wanted(which)
     layer = invocation.layer()
-    with layer.engine.connect() as conn:
-        event = _stored(layer).find(conn, wanted)
+    event = _find(invocation, layer, wanted)
     if event is None:
-        raise click.UsageError(f"there is no event {which}")
+        raise click.UsageError(f"there is no event {which}; `events tail` shows those that are")
     today = _decoded(invocation, layer, event)
     if invocation.output.as_json:
         invocation.output.values(as_json(event) | today)
@@ -190,10 +193,25 @@ def show(invocation: Invocation, *, which: str) -> None:
     row["data"] = _indented(event)
     row["recorded_at"] = row.pop("at")
     row.pop("payload", None)
+    if "metadata" in row:
+        row["metadata"] = json.dumps(row["metadata"], ensure_ascii=False)
+    if "tags" in row:
+        row["tags"] = ", ".join(row["tags"])
     order = ["position", "type", "id", "recorded_at", "tenant", "category", "key", "version"]
-    invocation.output.values({name: row[name] for name in order if name in row})
-    rest = {name: value for name, value in row.items() if name not in order}
-    invocation.output.values({**rest, **today})
+    first = {name: row[name] for name in order if name in row}
+    invocation.output.values(first | row | today)
+
+
+def _find(invocation: Invocation, layer: "DataLayer", wanted: int | UUID) -> "StoredEvent | None":
+    with layer.engine.connect() as conn, invocation.output.progress("searching", 1) as advance:
+        before = 0
+
+        def report(done: "Searched") -> None:
+            nonlocal before
+            advance(done.positions - before, total=done.total)
+            before = done.positions
+
+        return _stored(layer).find(conn, wanted, report=report)
 
 
 def _wanted(which: str) -> int | UUID:

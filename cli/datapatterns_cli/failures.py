@@ -1,5 +1,6 @@
 """What an exception means to the person at the prompt: one line, and an exit code."""
 
+import errno
 from dataclasses import dataclass
 
 from alembic.util import CommandError
@@ -27,6 +28,22 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 UNEXPECTED = 1
 _NOT_THERE = {"3F000", "42703", "42883", "42P01"}  # a schema, column, function or table
 
+_OF_FILES = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ETXTBSY,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -50,6 +67,9 @@ def failure(error: Exception) -> Failure:
     if isinstance(known, DBAPIError) and getattr(known.orig, "sqlstate", None) in _NOT_THERE:
         code = 2
         notes = (*notes, "are the tables up to date? Ask: datapatterns migrate check")
+    if isinstance(known, OSError) and known.errno in _OF_FILES:
+        code = 2
+        notes = (*notes, "look at the path, your rights and the space left; then run it again")
     if code == UNEXPECTED:
         notes = (*notes, "this was not foreseen; --debug shows where it comes from")
     return Failure(_message(known), type(known).__name__, notes, code)
@@ -59,6 +79,8 @@ def _message(error: Exception) -> str:
     if isinstance(error, DBAPIError):  # its own text quotes statement and parameters
         said = next(iter(str(error.orig).strip().splitlines()), "nothing")
         return f"the database said: {said}"
+    if isinstance(error, OSError) and error.errno in _OF_FILES:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     if isinstance(error, DataPatternsError | CommandError):
         return str(error)
     if isinstance(error, RedisError | SQLAlchemyError):

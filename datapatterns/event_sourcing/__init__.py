@@ -90,7 +90,7 @@ from datapatterns.event_sourcing.transfer.importing_lines import (
 )
 from datapatterns.event_sourcing.transfer.importing_parts import ImportedEvent
 from datapatterns.event_sourcing.transfer.json_lines import StoredEvent
-from datapatterns.event_sourcing.transfer.stored_events import StoredEvents, StoredPage
+from datapatterns.event_sourcing.transfer.stored_events import Searched, StoredEvents, StoredPage
 
 if TYPE_CHECKING:
     from datapatterns.event_sourcing.log.following_async import AsyncFollower, AsyncLogSignal
@@ -168,6 +168,7 @@ __all__ = [
     "Redacted",
     "Retry",
     "Seal",
+    "Searched",
     "SnapshotPolicy",
     "SnapshotWriter",
     "Snapshots",

@@ -6,20 +6,27 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import URL, Engine, text
 
 from datapatterns.event_sourcing import (
     ANY,
+    ChainReport,
     Codecs,
     EventStore,
     EventTypes,
+    HashChain,
     MessagePack,
     NewEvent,
+    Seal,
+    Searched,
+    StoredEvents,
     StreamId,
 )
 from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
+from datapatterns.event_sourcing.transfer import stored_events
 from datapatterns.testing import wait_until
 from tests.fixtures.commands import COMMAND, Ran, Run, ended, environment_without_servers, start
 from tests.fixtures.empty_database import CreateDatabase, shown
@@ -410,3 +417,103 @@ def test_tables_that_are_not_there_say_what_to_do(run: Run, empty_url: URL) -> N
     ran = run("events", "tail", "--database-url", shown(empty_url))
 
     assert (ran.code, "migrate" in ran.err) == (2, True)
+
+
+def test_an_event_is_found_by_its_id_wherever_it_is(
+    run: Run, engine: Engine, at: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [opened(str(n)) for n in range(7)]
+    for event in events:
+        append(engine, "1", event)
+    with engine.begin() as conn:  # a wide gap, as a restored log has it
+        conn.execute(text("SELECT setval('datapatterns.event_position', 5000000)"))
+    events.append(opened("late"))
+    append(engine, "1", events[-1])
+    monkeypatch.setattr(stored_events, "_SEARCHED_AT_ONCE", 3)
+    reports: list[Searched] = []
+
+    with engine.connect() as conn:
+        found = [StoredEvents(store).find(conn, event.event_id) for event in events]
+        gone = StoredEvents(store).find(conn, UUID(int=7), report=reports.append)
+    shown_event = run("events", "show", str(events[0].event_id), "--json", *at)
+
+    assert [one and one.event_id for one in found] == [event.event_id for event in events]
+    assert gone is None
+    assert 3 <= len(reports) <= 5
+    assert reports[-1].positions == reports[-1].total
+    assert rows(shown_event)[0]["data"] == {"by": "0"}
+
+
+def test_a_place_beyond_the_log_is_no_place_to_begin(
+    run: Run, engine: Engine, at: tuple[str, str]
+) -> None:
+    append(engine, "1", opened())
+
+    ran = run("events", "tail", "--after", "99999", "--once", *at)
+
+    assert (ran.code, ran.out, "lies beyond the log" in ran.err) == (5, "", True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", "{folder}/none/log.jsonl"),
+        ("export", "{folder}/file/log.jsonl"),
+        ("seal", "--anchor", "{folder}/none/seals"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_wrong_usage(
+    run: Run, engine: Engine, at: tuple[str, str], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    append(engine, "1", opened())
+    (tmp_path / "file").touch()
+
+    ran = run("events", *(word.format(folder=tmp_path) for word in command), *at)
+
+    assert (ran.code, "not foreseen" in ran.err) == (2, False)
+    assert "look at the path" in ran.err
+
+
+def test_a_chain_is_not_called_intact_by_an_anchor_that_is_not_there(
+    run: Run, engine: Engine, at: tuple[str, str], tmp_path: Path
+) -> None:
+    append(engine, "1", opened())
+    run("events", "seal", "--anchor", str(tmp_path / "seals"), *at)
+
+    there = run("events", "verify-chain", "--anchor", str(tmp_path / "seals"), *at)
+    absent = run("events", "verify-chain", "--anchor", str(tmp_path / "seal"), *at)
+
+    assert there.code == 0
+    assert (absent.code, absent.out, "there is no anchor" in absent.err) == (2, "", True)
+
+
+def test_sealing_and_verifying_tell_how_far_they_have_come(engine: Engine) -> None:
+    last = 0
+    for n in range(5):
+        last = append(engine, str(n), opened())
+    sealed: list[Seal] = []
+    seen: list[ChainReport] = []
+    chain = HashChain(store)
+
+    assert chain.seal_all(engine, limit=2, report=sealed.append) == len(sealed) == 3
+    with engine.connect() as conn:
+        found = chain.verify(conn, report=seen.append)
+
+    assert sealed[-1].last_position >= last
+    assert [one.segments for one in seen] == [1, 2, 3]
+    assert seen[-1] == found
+
+
+def test_a_doctor_tells_who_could_change_events(
+    run: Run, engine: Engine, at: tuple[str, str], database_url: URL
+) -> None:
+    healthy = run("doctor", *at)
+    with engine.begin() as conn:
+        conn.execute(text("GRANT DELETE ON datapatterns.event TO public"))
+    ill = run("doctor", "--json", *at)
+
+    assert healthy.code == 0, healthy
+    assert (ill.code, json.loads(ill.out)["name"]) == (2, "main")
+    error = json.loads(ill.err.splitlines()[-1])
+    assert any("everybody may DELETE" in note for note in error["notes"]), error
+    assert (database_url.password or "\0") not in ill.err

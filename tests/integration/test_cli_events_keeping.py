@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import URL, Engine, text
 
 from datapatterns.errors import StreamArchivedError
-from datapatterns.event_sourcing import ANY, EventStore, EventTypes, NewEvent, StreamId
+from datapatterns.event_sourcing import ANY, Archive, EventStore, EventTypes, NewEvent, StreamId
 from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
 from tests.fixtures.commands import Ran, Run
 from tests.fixtures.empty_database import shown
@@ -135,7 +135,7 @@ def test_an_aggregate_that_is_not_there_or_ambiguous_is_named(
     bad = run("events", "snapshot", "list", "no stream", "1", *at)
 
     assert (absent.code, "0 Aggregates with snapshots" in absent.err) == (2, True)
-    assert (wrong.code, "cannot be found" in wrong.err) == (2, True)
+    assert (wrong.code, "there is no module 'no'" in wrong.err) == (2, True)
     assert (bad.code, "cannot name a category" in bad.err) == (2, True)
 
 
@@ -164,18 +164,78 @@ def test_a_stream_is_stopped_moved_shown_and_brought_back(
     assert [one["version"] for one in rows(seen)] == [1, 2]
     assert rows(restored) == [{"stream": "shelf_basket-1", "open": True}]
     assert (absent.code, "has no events" in absent.err) == (2, True)
-    assert missing.code == 3
+    assert (missing.code, "has no events" in missing.err) == (2, True)
     put(engine)
+
+
+def test_all_streams_that_would_be_moved_are_listed(
+    run: Run, engine: Engine, at: tuple[str, str]
+) -> None:
+    archive = Archive(store)
+    streams = [StreamId("shelf_basket", f"m{n}") for n in range(120)]
+    with engine.begin() as conn:
+        for stream in streams:
+            store.append(conn, stream, [NewEvent("shelf.put", {})], expected_version=ANY)
+            archive.stop(conn, stream)
+
+    would_move = run("events", "archive", "move", "--dry-run", "--json", *at)
+
+    assert {row["stream"] for row in rows(would_move)} == {str(stream) for stream in streams}
+
+
+def test_a_dry_run_takes_no_snapshot_and_brings_no_stream_back(
+    run: Run, engine: Engine, app: tuple[str, str], at: tuple[str, str]
+) -> None:
+    put(engine)
+    stream = ("shelf_basket", "1")
+    of = ("--of", of_class(app))
+
+    would_take = run("events", "snapshot", "take", *stream, *of, "--dry-run", "--json", *app)
+    with engine.connect() as conn:
+        taken = conn.scalar(text("SELECT count(*) FROM datapatterns.snapshot"))
+    is_open = run("events", "archive", "restore", *stream, "--dry-run", "--json", *at)
+    run("events", "archive", "stop", *stream, *at)
+    would_restore = run("events", "archive", "restore", *stream, "--dry-run", "--json", *at)
+
+    assert rows(would_take) == [{"version": 2, "would_take": True}]
+    assert taken == 0
+    assert rows(is_open) == [{"stream": "shelf_basket-1", "would_restore": False}]
+    assert rows(would_restore) == [{"stream": "shelf_basket-1", "would_restore": True}]
+    with pytest.raises(StreamArchivedError):
+        put(engine)
+
+
+def test_what_is_no_aggregate_of_that_category_takes_no_snapshot(
+    run: Run, engine: Engine, app: tuple[str, str]
+) -> None:
+    put(engine)
+    module = app[1].partition(":")[0]
+    take = ("events", "snapshot", "take")
+
+    other = run(*take, "shelf_other", "1", "--of", of_class(app), *app)
+    wrong = [
+        run(*take, "shelf_basket", "1", "--of", f"{module}:{name}", *app)
+        for name in ("layer", "Put", "Aggregate")
+    ]
+
+    assert (other.code, "has the category shelf_basket, not shelf_other" in other.err) == (2, True)
+    assert [(one.code, "not foreseen" in one.err) for one in wrong] == [(2, False)] * 3
 
 
 def test_a_person_is_forgotten_once_and_not_unasked(
     run: Run, engine: Engine, at: tuple[str, str]
 ) -> None:
+    nobody = run("events", "forget", "", "--yes", *at)
     asked = run("events", "forget", "4711", *at)
+    would = run("events", "forget", "4711", "--dry-run", "--json", *at)
     first = run("events", "forget", "4711", "--yes", "--json", *at)
     again = run("events", "forget", "4711", "--yes", "--json", *at)
 
+    assert (nobody.code, "is empty" in nobody.err) == (2, True)
     assert (asked.code, "--yes" in asked.err) == (2, True)
+    assert rows(would)[0]["would_forget"] == "4711"
+    assert "No personal data of '4711' had a key" in first.err
+    assert again.err == ""
     assert (rows(first)[0]["before"], rows(again)[0]["before"]) == (False, True)
     with engine.begin() as conn:
         [event] = store.read_log(conn).events

@@ -183,7 +183,7 @@ def test_forgetting_is_told_to_the_log_once(call: Call) -> None:
     second: Forgotten = call(purging.forget, who)
 
     assert first.position is not None
-    assert second == Forgotten(None, 0)
+    assert second == Forgotten(None, 0, had_key=False)
     [event] = call(store.read_stream, StreamId("forgotten", who))
     assert store.decode(event) == [SubjectForgotten(who)]
     assert event.metadata == {"asked": "by letter"}

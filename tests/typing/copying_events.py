@@ -20,6 +20,7 @@ from datapatterns.event_sourcing import (
     LinesImported,
     LogFilter,
     Position,
+    Searched,
     Snapshots,
     StoredEvent,
     StoredEvents,
@@ -60,6 +61,7 @@ def move(old: Engine, new: Engine) -> None:
 
 def look(conn: Connection, problem: EventLineError) -> None:
     assert_type(stored.find(conn, UUID(int=1)), StoredEvent | None)
+    stored.find(conn, 1, report=lambda done: assert_type(done, Searched))
     assert_type(stored.stream(conn, StreamId("cart", "7")), list[StoredEvent])
     assert_type(stored.page(conn, limit=3), StoredPage)
     assert_type(problem.line, int)

@@ -217,6 +217,11 @@ class Archive:
         )
         return [(row[0], StreamId(row[1], row[2], row[3])) for row in rows]
 
+    def is_stopped(self, conn: Connection, stream: StreamId) -> bool:
+        """Tell whether ``stream`` takes no more appends; one without events does."""
+        streams = event_tables(self.store.schema).streams
+        return conn.scalar(select(streams.c.archived_at).where(_is(streams, stream))) is not None
+
     def restore(self, conn: Connection, stream: StreamId, *, limit: int = 1_000) -> bool:
         """Bring back at most ``limit`` events of a stopped stream; tell whether it is open again.
 

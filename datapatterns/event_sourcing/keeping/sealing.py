@@ -5,7 +5,7 @@ high-water mark: below it no event can appear, so whatever appears there later, 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -100,10 +100,21 @@ class HashChain:
         ).one()
         return _seal(row)
 
-    def seal_all(self, engine: Engine, *, limit: int = 10_000) -> int:
+    def seal_all(
+        self,
+        engine: Engine,
+        *,
+        limit: int = 10_000,
+        report: Callable[[Seal], object] = lambda _: None,
+    ) -> int:
         """Seal every final event, a transaction for each segment; publish; return how many.
 
         Call it again and again, from as many processes as you like.
+
+        Args:
+            engine: Leads to the database.
+            limit: The most events of a segment.
+            report: Is told each seal when it is committed.
 
         Raises:
             AnchorError: The anchor disagrees with the database.
@@ -116,6 +127,7 @@ class HashChain:
                 break
             failpoint("chain.sealed")
             sealed += 1
+            report(seal)
         with engine.connect() as conn, reading(conn):
             self.publish(conn)
         return sealed
@@ -143,7 +155,13 @@ class HashChain:
             published = seals[-1].segment
         return published - (known.segment if known else 0)
 
-    def verify(self, conn: Connection, *, after_segment: int = 0) -> ChainReport:
+    def verify(
+        self,
+        conn: Connection,
+        *,
+        after_segment: int = 0,
+        report: Callable[[ChainReport], object] = lambda _: None,
+    ) -> ChainReport:
         """Hash every sealed event again, and compare; events are streamed through.
 
         Archived events count like others, purged ones by the digest in their tombstone.
@@ -152,6 +170,7 @@ class HashChain:
             conn: A connection; READ COMMITTED spares the database a snapshot that is held for
                 the whole time.
             after_segment: Take this segment as verified, and go on behind it.
+            report: Is told what was found so far, after each segment.
 
         Raises:
             AnchorError: The anchor cannot be read.
@@ -174,6 +193,7 @@ class HashChain:
                 return tally.report(last, broken)
             tally.anchored += seal.segment in anchored
             last = seal
+            report(tally.report(last, None))
         end = last.segment if last else 0
         if anchored and max(anchored) > end:
             after = last.last_position if last else START

@@ -33,10 +33,13 @@ class Forgotten:
         position: Of the event ``subject.forgotten``: read models that have reached it know. None
             if the person had been forgotten before.
         snapshots: How many were deleted.
+        had_key: Whether there was a key to take away. If not, nothing personal was ever stored
+            under that name, or the person had been forgotten before.
     """
 
     position: Position | None
     snapshots: int
+    had_key: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +78,18 @@ class Subjects:
             ValueError: That names nobody.
         """
         stream = StreamId(FORGOTTEN_CATEGORY, str(subject), tenant)
-        shredded_now, snapshots = conn.execute(
+        shredded_now, had_key, snapshots = conn.execute(
             _shred_statement(self.store.schema), {"tenant": tenant, "subject": stream.key}
         ).one()
         for purge in self.purges:
             purge(conn, stream.key, tenant=tenant)
         if not shredded_now:
-            return Forgotten(None, snapshots)
+            return Forgotten(None, snapshots, had_key)
         # Last: readers of the log wait from here on until the transaction ends.
         appended = self.store.append(
             conn, stream, [SubjectForgotten(stream.key)], expected_version=ANY, metadata=metadata
         )
-        return Forgotten(appended.position, snapshots)
+        return Forgotten(appended.position, snapshots, had_key)
 
     def rewrap(
         self, conn: Connection, after: tuple[str, str] | None = None, *, limit: int = 500
@@ -143,7 +146,11 @@ def _keys_of(store: EventStore) -> SubjectKeys:
 
 @cache
 def _shred_statement(schema: str) -> Executable:
-    answer = (named("shredded_now", Boolean), named("snapshots", BigInteger))
+    answer = (
+        named("shredded_now", Boolean),
+        named("had_key", Boolean),
+        named("snapshots", BigInteger),
+    )
     function = event_tables(schema).function(
         "shred_subject", bindparam("tenant", type_=Text), bindparam("subject", type_=Text)
     )

@@ -5,6 +5,7 @@ still be seen, and a copy must hold the bytes that were appended.
 """
 
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -12,7 +13,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import BigInteger, Connection, Select, bindparam, literal_column, select
+from sqlalchemy import BigInteger, Connection, Select, bindparam, func, literal_column, select
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from datapatterns.event_sourcing.events import LIMIT_MAX, START, VERSION_MAX, Position, StreamId
@@ -33,6 +34,7 @@ from datapatterns.event_sourcing.transfer.json_lines import NULL, StoredEvent
 from datapatterns.sql.fetching import Rows, fetch_rows
 
 _DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy's own
+_SEARCHED_AT_ONCE: Final = 100_000
 _BEGINNING: Final = datetime(2000, 1, 1, tzinfo=UTC)  # from where PostgreSQL counts
 
 # Between tokens JSON may hold line ends and tabs, inside of texts it cannot: so a space will do.
@@ -52,6 +54,19 @@ class StoredPage:
     events: list[StoredEvent]
     checkpoint: Position
     caught_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """How far a search for an event has come.
+
+    Attributes:
+        positions: How many positions, from the last one downwards, do not have it.
+        total: How many there are.
+    """
+
+    positions: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +139,44 @@ class StoredEvents:
         statement = stream_statement(self.store.schema, backwards=backwards)
         return self._stored(conn, fetch_rows(conn, statement, asked, as_sent=AS_SENT))
 
-    def find(self, conn: Connection, which: int | UUID) -> StoredEvent | None:
+    def find(
+        self,
+        conn: Connection,
+        which: int | UUID,
+        *,
+        report: Callable[[Searched], object] = lambda _: None,
+    ) -> StoredEvent | None:
         """Return the event at that position or with that id; None if there is none.
 
         Ids have no index: it would cost every writer, and people ask for one now and then. So
-        finding one reads all events.
+        finding one reads events until it is there, the newest first.
+
+        Args:
+            conn: A connection in a transaction.
+            which: Its position, or its id.
+            report: Is told how far it has come, after each of many short statements.
         """
-        statement = _find_statement(self.store.schema, by_id=isinstance(which, UUID))
-        rows = fetch_rows(conn, statement, {"which": which}, as_sent=AS_SENT)
+        if not isinstance(which, UUID):
+            return self._found(conn, by_id=False, which=which)
+        left = total = conn.scalar(select(func.max(self._positions))) or 0
+        while left > 0:
+            after = left - _SEARCHED_AT_ONCE
+            found = self._found(conn, by_id=True, which=which, after=after, up_to=left)
+            if found is not None:
+                return found
+            # Rolled-back transactions and restored logs can leave wide gaps.
+            left = conn.scalar(select(func.max(self._positions)).where(self._positions <= after))
+            left = left or 0
+            report(Searched(total - left, total))
+        return None
+
+    @property
+    def _positions(self) -> Any:  # noqa: ANN401 -- a column
+        return event_tables(self.store.schema).all_events.c.position
+
+    def _found(self, conn: Connection, *, by_id: bool, **asked: object) -> StoredEvent | None:
+        statement = _find_statement(self.store.schema, by_id=by_id)
+        rows = fetch_rows(conn, statement, asked, as_sent=AS_SENT)
         return next(iter(self._stored(conn, rows)), None)
 
     def _stored(self, conn: Connection, rows: Rows) -> list[StoredEvent]:
@@ -146,7 +191,11 @@ def _find_statement(schema: str, *, by_id: bool) -> str:
     events = event_tables(schema).all_events
     found: Select[Any] = select(*(events.c[name] for name in WHOLE)).limit(literal_column("1"))
     if by_id:
-        found = found.where(events.c.event_id == bindparam("which"))
+        found = found.where(
+            events.c.event_id == bindparam("which"),
+            events.c.position > bindparam("after", type_=BigInteger),
+            events.c.position <= bindparam("up_to", type_=BigInteger),
+        )
     else:
         found = found.where(events.c.position == bindparam("which", type_=BigInteger))
     return str(found.compile(dialect=_DIALECT))

@@ -82,7 +82,7 @@ $$;
 -- Take the key away for ever, and what was derived from it. One without a key gets the mark, too,
 -- so that none is created later.
 CREATE FUNCTION {schema}.shred_subject(p_tenant text, p_subject text)
-RETURNS TABLE (shredded_now boolean, snapshots bigint)
+RETURNS TABLE (shredded_now boolean, had_key boolean, snapshots bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     known record;
@@ -91,12 +91,14 @@ BEGIN
     VALUES (p_tenant, p_subject, clock_timestamp())
         ON CONFLICT (tenant, subject) DO NOTHING;
     shredded_now := FOUND;
+    had_key := false;
     IF NOT shredded_now THEN
         -- Waits for appends and snapshots that hold the key.
         SELECT k.wrapped_key INTO known FROM {schema}.subject_key AS k
          WHERE k.tenant = p_tenant AND k.subject = p_subject
            FOR UPDATE;
         shredded_now := known.wrapped_key IS NOT NULL;
+        had_key := shredded_now;
         UPDATE {schema}.subject_key AS k SET wrapped_key = NULL, shredded_at = clock_timestamp()
          WHERE k.tenant = p_tenant AND k.subject = p_subject AND k.wrapped_key IS NOT NULL;
     END IF;
