@@ -35,7 +35,6 @@ from datapatterns.event_sourcing import (
     export_to_file,
     open_lines,
 )
-from datapatterns.event_sourcing.transfer import export_files
 
 pytestmark = pytest.mark.postgres
 store = EventStore()
@@ -347,12 +346,12 @@ def test_an_export_that_becomes_complete_while_another_begins_is_left_alone(
 
     def after_the_other(file: IO[bytes], how: int) -> None:
         nonlocal whole
-        monkeypatch.setattr(export_files.fcntl, "flock", lock)
+        monkeypatch.setattr(fcntl, "flock", lock)
         export_to_file(engine, path, EVERYTHING)  # between opening and locking
         whole = path.read_bytes()
         lock(file, how)
 
-    monkeypatch.setattr(export_files.fcntl, "flock", after_the_other)
+    monkeypatch.setattr(fcntl, "flock", after_the_other)
     with pytest.raises(ExportFileError, match="look again"):
         export_to_file(engine, path, EVERYTHING)
 
