@@ -13,8 +13,7 @@ from datapatterns_cli.shared_options import Command, Group
 
 if TYPE_CHECKING:
     from datapatterns import DataLayer
-    from datapatterns.event_sourcing import Aggregate, Archive, Snapshots, StreamId
-    from datapatterns.event_sourcing.states.subjects import Subject
+    from datapatterns.event_sourcing import Aggregate, Archive, Decider, Snapshots, StreamId
 
 _BATCH = 1_000
 
@@ -296,7 +295,7 @@ def _aggregates() -> "list[type[Aggregate]]":
     return [one for one in found if one.snapshot_policy is not None]
 
 
-def _subject(category: str, of: str) -> "Subject":
+def _subject(category: str, of: str) -> "type[Aggregate] | Decider[Any, Any, Any]":
     from datapatterns.event_sourcing import Aggregate, Decider  # noqa: PLC0415
 
     found = load_object(of, option="--of")
@@ -305,7 +304,7 @@ def _subject(category: str, of: str) -> "Subject":
         raise bad_option(f"{of!r} is no Aggregate class and no Decider", "--of")
     if found.category != category:
         raise bad_option(f"{of!r} has the category {found.category}, not {category}", "--of")
-    subject: Subject = found
+    subject: type[Aggregate] | Decider[Any, Any, Any] = found
     return subject
 
 
