@@ -279,10 +279,10 @@ def _stream(category: str, key: str, tenant: str) -> "StreamId":
 def _snapshots(layer: "DataLayer") -> "Snapshots":
     from datapatterns.event_sourcing import Snapshots  # noqa: PLC0415 -- help must not wait for it
 
-    return Snapshots(layer.events, tuple(_aggregates()))
+    return Snapshots(layer.events, tuple(declared_aggregates()))
 
 
-def _aggregates() -> "list[type[Aggregate]]":
+def declared_aggregates() -> "list[type[Aggregate]]":
     """Return the aggregates that were declared by what was imported: those of the app."""
     from datapatterns.event_sourcing import Aggregate  # noqa: PLC0415 -- help must not wait for it
 
@@ -309,7 +309,7 @@ def _subject(category: str, of: str) -> "type[Aggregate] | Decider[Any, Any, Any
 
 
 def _aggregate(category: str) -> "type[Aggregate]":
-    found = [one for one in _aggregates() if one.category == category]
+    found = [one for one in declared_aggregates() if one.category == category]
     if len(found) != 1:
         raise click.UsageError(
             f"{len(found)} Aggregates with snapshots have the category {category}; give --app, and"

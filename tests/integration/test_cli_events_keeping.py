@@ -11,6 +11,7 @@ from sqlalchemy import URL, Engine, text
 from datapatterns.errors import StreamArchivedError
 from datapatterns.event_sourcing import ANY, Archive, EventStore, EventTypes, NewEvent, StreamId
 from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
+from datapatterns_cli import events_keeping
 from tests.fixtures.commands import Ran, Run
 from tests.fixtures.empty_database import shown
 
@@ -60,6 +61,12 @@ def app(database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> t
     monkeypatch.setattr(sys, "path", [*sys.path])
     for part, declared in vars(EventTypes()).items():  # as in a process of its own
         monkeypatch.setattr(EVENT_TYPES, part, declared)
+    declared_here = events_keeping.declared_aggregates
+    monkeypatch.setattr(
+        events_keeping,
+        "declared_aggregates",
+        lambda: [one for one in declared_here() if one.__module__ == name],
+    )
     return ("--app", f"{name}:layer")
 
 
