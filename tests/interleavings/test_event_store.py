@@ -241,7 +241,10 @@ def test_a_writer_that_dies_holds_no_reader_back(
     [
         (
             "raise_fence_before_insert",
-            "PERFORM pg_advisory_xact_lock_shared(class::int, (bound & 2147483647)::int);",
+            (
+                "is_raised := pg_advisory_xact_lock_shared(class::int, (bound & 2147483647)::int)"
+                " IS NOT NULL;"
+            ),
         ),
         ("high_water_mark", "- coalesce(held, 0)"),
     ],

@@ -1,6 +1,6 @@
 """Append events to streams, unless another writer got there first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from itertools import pairwise
@@ -72,11 +72,11 @@ def append_call(
 ) -> tuple[str, dict[str, Any]]:
     """Return the statement, as the driver takes it, and its parameters."""
     parameters = _parameters(batch)
-    is_plain = parameters["tags"] is None and guard is None and not parameters["keyed"]
-    if not is_plain:
-        parameters["condition"] = guard and guard.condition
-        parameters["after"] = guard and guard.after
-    return _append_statement(schema, is_plain=is_plain), parameters
+    if parameters["tags"] is None and guard is None and not batch.keyed:
+        return _plain_statement(schema), parameters
+    parameters["condition"] = guard and guard.condition
+    parameters["after"] = guard and guard.after
+    return _full_statement(schema), parameters
 
 
 def append_to_streams(
@@ -149,14 +149,16 @@ def _parameters(batch: StreamBatch) -> dict[str, Any]:
         parameters["event_ids"] = event.event_id.hex
         parameters["data"] = event.data
         parameters["meta"] = event.meta
+        if event.tags:
+            parameters["tags"] = "\t".join(event.tags)
     else:
         parameters["types"], parameters["type_of"] = _kinds(encoded)
         parameters["event_ids"] = "\n".join([event.event_id.hex for event in encoded])
         # JSON and base64 hold no raw line ends, so lines need no quoting.
         parameters["data"] = "\n".join([event.data for event in encoded])
         parameters["meta"] = _metas(encoded)
-    if any(event.tags for event in encoded):
-        parameters["tags"] = "\n".join(["\t".join(event.tags) for event in encoded])
+        if any(event.tags for event in encoded):
+            parameters["tags"] = "\n".join(["\t".join(event.tags) for event in encoded])
     return parameters
 
 
@@ -213,8 +215,16 @@ _ANSWER: Final = (
 
 
 @cache
-def _append_statement(schema: str, *, is_plain: bool) -> str:
-    taken = _PLAIN if is_plain else _FOR_ONE
+def _plain_statement(schema: str) -> str:
+    return _append_statement(schema, _PLAIN)
+
+
+@cache
+def _full_statement(schema: str) -> str:
+    return _append_statement(schema, _FOR_ONE)
+
+
+def _append_statement(schema: str, taken: Mapping[str, TypeEngine[Any]]) -> str:
     function = event_tables(schema).function(
         "append_events", *(bindparam(name, type_=type_) for name, type_ in taken.items())
     )

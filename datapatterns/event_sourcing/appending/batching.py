@@ -69,9 +69,8 @@ def outgoing(conn: Connection, batch: StreamBatch, contents: Contents) -> Stream
     Raises:
         CodecError: The codec does not give back what it was given.
     """
-    return batch._replace(
-        encoded=contents.outgoing(conn, batch.encoded, tenant=batch.stream.tenant)
-    )
+    sent = contents.outgoing(conn, batch.encoded, tenant=batch.stream.tenant)
+    return batch if sent is batch.encoded else batch._replace(encoded=sent)
 
 
 def stream_batches(wanted: Sequence[StreamEvents], *, types: EventTypes) -> list[StreamBatch]:

@@ -15,9 +15,11 @@ from datapatterns.event_sourcing.appending.appending import (
     StreamBatch,
     answered,
     append_call,
+    identified,
 )
-from datapatterns.event_sourcing.appending.batching import StreamEvents, guard, stream_batch
+from datapatterns.event_sourcing.appending.batching import guard
 from datapatterns.event_sourcing.appending.tag_query import Condition
+from datapatterns.event_sourcing.content.encoding import encode_batch
 from datapatterns.event_sourcing.events import Appended, Expected, StreamId
 from datapatterns.event_sourcing.evolution.event_types import EventTypes
 from datapatterns.outcomes import is_unknown
@@ -144,12 +146,10 @@ def writing(  # noqa: PLR0913 -- what may be said about one append
     deadline: float,
 ) -> Writing:
     """Return an append that recognises itself."""
-    wanted = StreamEvents(stream, events, expected_version, metadata, event_ids)
-    batch = stream_batch(wanted, types=types)
+    encoded = identified(encode_batch(events, types=types, metadata=metadata), event_ids)
     keyed = isinstance(expected_version, Expected)
-    return Writing(
-        batch._replace(keyed=keyed), guard(unless, stream, types=types), schema, deadline
-    )
+    batch = StreamBatch(stream, encoded, expected_version, None, keyed)
+    return Writing(batch, guard(unless, stream, types=types), schema, deadline)
 
 
 def _said(error: BaseException) -> str:

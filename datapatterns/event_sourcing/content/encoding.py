@@ -1,6 +1,7 @@
 """Turn what a caller appends into what the database takes, or refuse it before anything is sent."""
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -61,11 +62,13 @@ def encode_batch(
             " append in batches, or use import_events"
         )
     meta = encode_mapping(metadata, event_type="metadata") if metadata else None
+    if event_ids is None and not isinstance(events[0], NewEvent):
+        event_ids = new_ids(len(events))
     encoded = [
         encode(event, types=types, metadata=metadata)
         if isinstance(event, NewEvent)
-        else _encode_typed(event, event_id, types=types, meta=meta)
-        for event, event_id in zip(events, event_ids or new_ids(len(events)), strict=True)
+        else _encode_typed(event, event_id or new_id(), types=types, meta=meta)
+        for event, event_id in zip(events, event_ids or repeat(None, len(events)), strict=True)
     ]
     size = sum([len(event.data) + len(event.meta or "") for event in encoded])
     if size > APPEND_BYTES_MAX:
@@ -84,8 +87,10 @@ def encode(
         meta = encode_mapping(metadata, event_type="metadata") if metadata else None
         return _encode_typed(event, new_id(), types=types, meta=meta)
     data = encode_mapping(event.data, event_type=event.event_type)
-    both = {**(metadata or {}), **(event.metadata or {})}
-    meta = encode_mapping(both, event_type=event.event_type) if both else None
+    meta = None
+    if metadata or event.metadata:
+        both = {**(metadata or {}), **(event.metadata or {})}
+        meta = encode_mapping(both, event_type=event.event_type)
     refuse_lookalike(event.event_type, data)
     return EncodedEvent(
         event.event_type,

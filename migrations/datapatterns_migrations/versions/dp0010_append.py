@@ -21,6 +21,9 @@ TABLES = """
 ALTER TABLE {schema}.stream
     ADD COLUMN first_version bigint NOT NULL DEFAULT 1,  -- where a load begins: see compaction
     ADD COLUMN archived_at timestamptz,                  -- nothing is appended from then on
+    -- Each check is read and compiled anew in every append; this one says that versions are
+    -- positive, too.
+    DROP CONSTRAINT ck_stream_positive,
     ADD CONSTRAINT ck_stream_first_version CHECK (first_version BETWEEN 1 AND version);
 
 ALTER TABLE {schema}.event
@@ -99,7 +102,9 @@ DECLARE
     note text := 'datapatterns.fence_' || class;
     noted text := current_setting(note, true);
     bound bigint;
+    is_raised boolean;
 BEGIN
+    -- Assignments: each PERFORM would be a query of its own.
     IF drawn IS NULL THEN
         RAISE EXCEPTION 'event_position cannot be read, or was restarted'
             USING HINT = 'Grant SELECT and USAGE on it; use setval(..., n), not RESTART.';
@@ -109,9 +114,9 @@ BEGIN
     END IF;
     IF bound IS NULL OR bound > drawn OR drawn - bound >= 1073741824 THEN
         bound := drawn;
-        PERFORM set_config(note, transaction || ':' || bound, true);
+        noted := set_config(note, transaction || ':' || bound, true);
     END IF;
-    PERFORM pg_advisory_xact_lock_shared(class::int, (bound & 2147483647)::int);
+    is_raised := pg_advisory_xact_lock_shared(class::int, (bound & 2147483647)::int) IS NOT NULL;
     RETURN NULL;
 END $$;
 DROP FUNCTION {schema}.raise_fence();
@@ -610,7 +615,9 @@ ALTER TABLE {schema}.event
     ALTER COLUMN data TYPE jsonb USING data::jsonb,
     ALTER COLUMN data SET NOT NULL,
     ALTER COLUMN meta TYPE jsonb USING meta::jsonb;
-ALTER TABLE {schema}.stream DROP COLUMN first_version, DROP COLUMN archived_at;
+ALTER TABLE {schema}.stream
+    DROP COLUMN first_version, DROP COLUMN archived_at,
+    ADD CONSTRAINT ck_stream_positive CHECK (version > 0);
 """
 
 
