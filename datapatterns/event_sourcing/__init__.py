@@ -55,6 +55,7 @@ from datapatterns.event_sourcing.log.filtering import LogFilter
 from datapatterns.event_sourcing.log.final_time import final_until
 from datapatterns.event_sourcing.log.following import Follower, LogSignal
 from datapatterns.event_sourcing.log.following_flow import Pace
+from datapatterns.event_sourcing.log.mark_publisher import MarkPublisher
 from datapatterns.event_sourcing.log.publishing import PublishedMark, publish_mark, published_mark
 from datapatterns.event_sourcing.log.typed_log import TypedLog
 from datapatterns.event_sourcing.persons.key_wrapping import KeyWrapper, LocalKeyWrapper
@@ -154,6 +155,7 @@ __all__ = [
     "LogFilter",
     "LogPage",
     "LogSignal",
+    "MarkPublisher",
     "MessagePack",
     "MisreadEvent",
     "NewEvent",

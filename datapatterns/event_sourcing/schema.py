@@ -232,6 +232,12 @@ def event_tables(schema: str, /) -> EventTables:
             PrimaryKeyConstraint("stream_id", "aggregate", "fingerprint", "version"),
             CheckConstraint("version > 0", "positive"),
             CheckConstraint(_ONE_CONTENT.replace("data", "state"), "codec"),
+            Index(
+                "ix_snapshot_subjects",
+                "subjects",
+                postgresql_using="gin",
+                postgresql_where=text("subjects IS NOT NULL"),
+            ),
         ),
         subject_keys=Table(
             "subject_key",

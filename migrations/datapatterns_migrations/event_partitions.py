@@ -184,6 +184,7 @@ BEGIN
 END $$;
 
 -- Old partitions whose events are all in the archive. An event that comes back goes to event_rest.
+-- The newest stays: extend_event_partitions() goes on behind it.
 CREATE FUNCTION {schema}.drop_empty_event_partitions() RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     part record;
@@ -194,6 +195,7 @@ BEGIN
     FOR part IN
         SELECT p.name FROM {schema}.event_partition_list() AS p
          WHERE p.upper_bound <= pg_sequence_last_value('{schema}.event_position')
+           AND p.upper_bound < (SELECT max(n.upper_bound) FROM {schema}.event_partition_list() AS n)
     LOOP
         EXECUTE format('SELECT EXISTS (SELECT FROM {schema}.%I)', part.name) INTO filled;
         IF NOT filled THEN

@@ -8,6 +8,10 @@ from sqlalchemy import Connection, text
 from datapatterns.event_sourcing import AppendOnlyFinding, check_append_only
 
 SETTINGS = {"fsync", "full_page_writes", "synchronous_commit"}  # test servers needn't be durable
+AGAIN = "DROP TRIGGER append_only ON {s}.event; CREATE TRIGGER append_only"
+WHERE = "ON {s}.event FOR EACH STATEMENT"
+OTHER = "EXECUTE FUNCTION {s}.raise_fence_before_insert()"
+REFUSE = "EXECUTE FUNCTION {s}.refuse_change_of_events()"
 
 
 @pytest.fixture
@@ -46,6 +50,15 @@ def test_where_all_is_in_place_nothing_is_found(conn: Connection) -> None:
         ("GRANT DELETE ON {s}.event_seal TO {r}", "event_seal", "DELETE"),
         ("GRANT pg_write_all_data TO {r}", "{r}", "pg_write_all_data"),
         ("DROP TABLE {s}.event_seal", "event_seal", "not there"),
+        ("GRANT UPDATE (position) ON {s}.mark TO {r}", "mark", "UPDATE"),
+        ("GRANT DELETE ON {s}.event_tag TO {r}", "event_tag", "DELETE"),
+        ("GRANT INSERT ON {s}.append_request TO {r}", "append_request", "INSERT"),
+        ("ALTER TABLE {s}.event ENABLE ROW LEVEL SECURITY", "event", "row security"),
+        ("ALTER TABLE {s}.event SET UNLOGGED", "event", "SET LOGGED"),
+        (f"{AGAIN} BEFORE UPDATE OR TRUNCATE {WHERE} WHEN (false) {REFUSE}", "event", "changed"),
+        (f"{AGAIN} BEFORE UPDATE OF at {WHERE} {REFUSE}", "event", "changed"),
+        (f"{AGAIN} AFTER UPDATE OR TRUNCATE {WHERE} {REFUSE}", "event", "changed"),
+        (f"{AGAIN} BEFORE UPDATE OR TRUNCATE {WHERE} {OTHER}", "event", "changed"),
     ],
 )
 def test_what_is_open_is_an_error(

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from datapatterns.embedded import EmbeddedServers
+from datapatterns.embedded import EmbeddedServers, PostgresServer
 from datapatterns.errors import CheckpointError
 from datapatterns.event_sourcing import (
     ANY,
@@ -32,6 +32,7 @@ from datapatterns.event_sourcing import (
     StreamId,
     publish_mark,
 )
+from datapatterns.event_sourcing.log.same_server import SameServer
 from datapatterns.sql.migrating import upgrade
 from datapatterns.testing import ManualClock, wait_until
 
@@ -95,9 +96,11 @@ def start_async(pool: ThreadPoolExecutor, engine: Engine, options: dict[str, Any
         signal = AsyncLogSignal(store, async_engine)
         follower = AsyncFollower(store, async_engine, signal=signal, **options)
         ready.set_result((asyncio.get_running_loop(), follower, signal))
-        async for page in follower.pages():
-            at_work.take(page)
-        await async_engine.dispose()
+        try:
+            async for page in follower.pages():
+                at_work.take(page)
+        finally:
+            await async_engine.dispose()
 
     def run() -> None:
         asyncio.run(follow(create_async_engine(engine.url)))
@@ -181,7 +184,9 @@ def test_a_killed_session_is_replaced_and_the_checkpoint_asked_for_again(
         asked.append(conn.scalar(text("SELECT pg_backend_pid()")))
         return at_work.pages[-1].checkpoint if asked[1:] else START
 
-    with following(colour, engine, after=kept) as at_work:
+    # An engine of its own: disposing of the test's would replace the follower's session unseen.
+    own = create_engine(engine.url)
+    with following(colour, own, after=kept) as at_work:
         with engine.begin() as conn:
             write(conn)
         at_work.wait_for(1)
@@ -199,6 +204,7 @@ def test_a_killed_session_is_replaced_and_the_checkpoint_asked_for_again(
         with engine.begin() as conn:
             write(conn)
         at_work.wait_for(2)
+    own.dispose()
 
     assert [event.version for event in at_work.seen] == [1, 2]
 
@@ -252,6 +258,59 @@ def test_after_a_crash_events_at_positions_that_were_passed_before_are_seen() ->
                 with engine.begin() as conn, pytest.raises(CheckpointError):
                     store.read_log(conn, Position(first + 100))
             assert [event.position for event in at_work.seen] == [first, second]
+
+
+def pass_a_crash(server: PostgresServer, engine: Engine) -> tuple[set[Position], set[Position]]:
+    """Return what was written after a crash that a follower's pool hides, and what it has seen."""
+    with engine.begin() as conn:
+        write(conn)
+    follower = Follower(store, engine)
+    with closing(follower.pages()) as pages:
+        first = next(pages).checkpoint
+        with engine.connect() as conn:
+            for _ in range(100):
+                write(conn)
+            conn.rollback()
+        assert next(pages).checkpoint == first + 100
+        server.kill()
+        server.start()
+        with engine.begin() as conn:
+            written = {write(conn, "after the crash") for _ in range(150)}
+        assert min(written) < first + 100 < max(written)
+        seen: set[Position] = set()
+        while max(written) not in seen:
+            seen |= {event.position for event in next(pages).events}
+    return written, seen
+
+
+def test_a_crash_that_the_pool_has_hidden_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while a page is in hand, and the pool replaces its connection; and the control."""
+    quiet = {"wal_writer_delay": "10s", "bgwriter_delay": "10s"}
+    with EmbeddedServers() as servers:
+        server = servers.postgres("crashing", settings=quiet)
+        engine = create_engine(server.url, pool_pre_ping=True)
+        with engine.begin() as conn:
+            upgrade(conn)
+
+        written, seen = pass_a_crash(server, engine)
+        assert seen == written
+        monkeypatch.setattr(SameServer, "answers", lambda *_: True)
+        written, seen = pass_a_crash(server, engine)
+        assert seen < written
+        engine.dispose()
+
+
+def test_a_place_of_the_pool_that_has_another_connection_may_hide_a_crash(engine: Engine) -> None:
+    server, other = SameServer(), SameServer()
+    with engine.connect() as conn:
+        assert server.answers(conn)
+        assert other.answers(conn)
+        conn.invalidate()
+    with engine.connect() as first, engine.connect() as second:
+        assert server.answers(second)  # a place that was not in use before
+        assert not server.answers(first)
+        assert server.answers(first)
+        assert not other.answers(first)
 
 
 @contextmanager

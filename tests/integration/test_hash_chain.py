@@ -305,6 +305,47 @@ def test_an_anchor_gets_each_seal_once_and_finds_a_chain_that_was_made_anew(
     assert (found.broken.segment, found.broken.reason) == (2, "the anchor knows another digest")
 
 
+def test_who_can_only_add_to_an_anchor_does_not_replace_what_it_says(
+    engine: Engine, tmp_path: Path
+) -> None:
+    path = tmp_path / "anchor.jsonl"
+    anchored = HashChain(store, FileAnchor(path))
+    with engine.begin() as conn:
+        append(conn, "a")
+    anchored.seal_all(engine)
+    path.write_bytes(path.read_bytes() * 2)  # as two who publish at once may leave it
+    with engine.begin() as conn:
+        twice = anchored.verify(conn)
+    known = json.loads(path.read_text().splitlines()[0])
+    forged = known | {"digest": "00" * 32}
+    with path.open("a") as lines:
+        lines.write(json.dumps(forged) + "\n" + json.dumps(known) + "\n")
+
+    assert twice.intact
+    with engine.begin() as conn:
+        with pytest.raises(AnchorError, match=r"anchor\.jsonl: it knows two digests of segment 1"):
+            anchored.verify(conn)
+        with pytest.raises(AnchorError, match="two digests"):
+            anchored.publish(conn)
+
+
+def test_no_two_times_share_a_form(engine: Engine) -> None:
+    times = ["-infinity", "infinity", "2026-01-01", "2026-01-01 00:00:00.000001", "0044-03-15 BC"]
+    with engine.begin() as conn:
+        append(conn, "a")
+        conn.execute(text("SET LOCAL session_replication_role = replica"))
+        forms = set()
+        for number, at in enumerate(times):
+            conn.execute(text("UPDATE datapatterns.event SET at = :at"), {"at": at})
+            conn.exec_driver_sql(f"SET LOCAL timezone = 'Etc/GMT+{number}'")
+            page = {"after": 0, "last": 9, "size": 9}
+            [row] = conn.execute(forms_statement("datapatterns"), page)
+            forms.add(row.form)
+        conn.rollback()
+
+    assert len(forms) == len(times)
+
+
 def test_an_anchor_misses_the_end_that_was_cut_off(engine: Engine, tmp_path: Path) -> None:
     anchored = HashChain(store, FileAnchor(tmp_path / "anchor.jsonl"))
     with engine.begin() as conn:

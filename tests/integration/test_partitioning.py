@@ -208,6 +208,38 @@ def test_where_partitions_come_too_late_appends_go_on(parted: Engine) -> None:
     assert [event.position for event in events] == list(range(1, 56))
 
 
+def test_the_newest_partition_stays_so_that_there_can_be_further_ones(parted: Engine) -> None:
+    fill(parted, 40)
+    with parted.begin() as conn:
+        archive.stop(conn, StreamId("s", "7"))
+    archive.move_all(parted)
+    with parted.begin() as conn:
+        dropped = partitioning.drop_empty(conn)
+        made = partitioning.extend(conn)
+        names = [part.name for part in partitioning.partitions(conn)]
+
+    assert (dropped, made) == (1, 2)
+    assert names == ["event_p30", "event_p60", "event_p70", "event_rest"]
+
+
+@pytest.mark.parametrize("step", ["extend", "drop_empty", "undo"])
+def test_behind_an_open_reader_nobody_has_to_wait_for_long(parted: Engine, step: str) -> None:
+    fill(parted, 40)  # up to the rest, or a reader does not need it
+    with parted.connect() as reader:
+        store.read_log(reader)
+        with parted.begin() as conn:
+            conn.execute(text("SET LOCAL lock_timeout = '7s'"))
+            with pytest.raises(MigrationBlockedError), conn.begin_nested():
+                getattr(partitioning, step)(conn, lock_seconds=0.01)
+            assert conn.scalar(text("SHOW lock_timeout")) == "7s"
+            store.read_log(conn)
+            fill(parted, 1)
+    with parted.begin() as conn:
+        conn.execute(text("SET LOCAL lock_timeout = '7s'"))
+        getattr(partitioning, step)(conn, lock_seconds=0.01)
+        assert conn.scalar(text("SHOW lock_timeout")) == "7s"
+
+
 def test_an_empty_old_partition_is_dropped_and_its_events_can_come_back(parted: Engine) -> None:
     fill(parted, 24)
     fill(parted, 5, key="other")

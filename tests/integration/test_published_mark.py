@@ -1,9 +1,11 @@
 """Readers in old snapshots skip nothing if they read up to the published mark, and only then."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from datapatterns.errors import CheckpointError, IsolationLevelError, MarkUnpublishedError
 from datapatterns.event_sourcing import (
@@ -11,6 +13,7 @@ from datapatterns.event_sourcing import (
     START,
     EventStore,
     LogFilter,
+    MarkPublisher,
     NewEvent,
     Position,
     StreamId,
@@ -20,6 +23,7 @@ from datapatterns.event_sourcing import (
 )
 from datapatterns.event_sourcing.events import LogPage
 from datapatterns.event_sourcing.log import reading
+from datapatterns.testing import ManualClock, wait_until
 from tests.fixtures.colours import Call
 
 store = EventStore()
@@ -203,3 +207,74 @@ def test_a_checkpoint_beyond_the_published_mark_waits_for_it(engine: Engine) -> 
         page = store.read_log(conn, checkpoint, published=True)
 
     assert (page.events, page.checkpoint, page.caught_up) == ([], 1, True)
+
+
+def test_publishers_let_the_mark_move_until_they_are_stopped(engine: Engine) -> None:
+    own = create_engine(engine.url, isolation_level="REPEATABLE READ")
+    publishers = [MarkPublisher(store, own, seconds=seconds) for seconds in (0.001, 3_600)]
+
+    def published() -> Position | None:
+        with engine.connect() as conn:
+            found = published_mark(conn, store)
+        return found and found.position
+
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(publisher.run) for publisher in publishers]
+        try:
+            for number in range(1, 4):
+                with engine.begin() as conn:
+                    write(conn, "a")
+                wait_until(lambda at=number: published() == at, deadline_seconds=60)  # type: ignore[misc]
+        finally:
+            for publisher in publishers:
+                publisher.stop()
+        for run in running:
+            run.result(timeout=60)
+    own.dispose()
+    for publisher in publishers:
+        publisher.run()  # stopped, it does not begin again
+
+
+def kill_others(engine: Engine) -> None:
+    with engine.begin() as conn:
+        conn.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+
+
+def test_a_publisher_gets_over_a_killed_session_and_gives_up_in_the_end(engine: Engine) -> None:
+    clock, pauses = ManualClock(), 0
+
+    class Pausing(ManualClock):
+        def sleep(self, seconds: float) -> None:
+            nonlocal pauses
+            pauses += 1
+            clock.advance(seconds)
+            if pauses == 1:
+                with ThreadPoolExecutor(1) as pool:  # who kills is not who publishes
+                    pool.submit(kill_others, engine).result()
+            if pauses == 3:
+                publisher.stop()
+
+        def monotonic(self) -> float:
+            return clock.monotonic()
+
+    own = create_engine(engine.url)
+    publisher = MarkPublisher(store, own, clock=Pausing())
+    publisher.run()
+    own.dispose()
+    assert pauses == 3
+
+    gone = create_engine(engine.url.set(database="not_there"))
+    with pytest.raises(OperationalError):
+        MarkPublisher(store, gone, lost_seconds_max=1, clock=ManualClock()).run()
+
+
+def test_what_waiting_does_not_mend_ends_a_publisher(engine: Engine) -> None:
+    with pytest.raises(DBAPIError, match="does not exist"):
+        MarkPublisher(EventStore(schema="elsewhere"), engine).run()
+    with pytest.raises(ValueError, match="no"):
+        MarkPublisher(store, engine, seconds=0)

@@ -49,6 +49,7 @@ from datapatterns.event_sourcing import (
     LogFilter,
     LogPage,
     LogSignal,
+    MarkPublisher,
     MessagePack,
     NewEvent,
     Pace,
@@ -329,6 +330,12 @@ def followers_give_pages() -> None:
     follower = Follower(store, layer.engine, signal=signal, pace=Pace(seconds_max=1))
     for page in follower.pages():
         assert_type(page, LogPage)
+
+
+def marks_are_published() -> None:
+    publisher = MarkPublisher(store, layer.engine, seconds=0.5, lost_seconds_max=10)
+    publisher.run()
+    publisher.stop()
 
 
 async def async_followers_give_pages(engine: AsyncEngine) -> None:

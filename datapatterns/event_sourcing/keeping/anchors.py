@@ -36,6 +36,22 @@ class Anchor(Protocol):
         """Return all that was written down, oldest first."""
 
 
+def read_anchor(anchor: Anchor) -> dict[int, bytes]:
+    """Return the digest of each segment that ``anchor`` knows.
+
+    Who can only add to an anchor must not replace what it says, so no line counts more than an
+    earlier one.
+
+    Raises:
+        AnchorError: It cannot be read, or knows two digests of a segment.
+    """
+    known: dict[int, bytes] = {}
+    for seal in anchor.read():
+        if known.setdefault(seal.segment, seal.digest) != seal.digest:
+            raise AnchorError(str(anchor), f"it knows two digests of segment {seal.segment}")
+    return known
+
+
 class FileAnchor:
     """A file of JSON lines that only ever grows; let another account or machine own it.
 
@@ -45,6 +61,9 @@ class FileAnchor:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     def publish(self, seals: Sequence[Seal]) -> None:
         """Append one line for each seal, and wait until the disk has them.
@@ -65,6 +84,12 @@ class FileAnchor:
             os.fsync(file)
         finally:
             os.close(file)
+        if not size:  # the file is new, so its folder has to keep its name
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     def read(self) -> Iterable[AnchoredSeal]:
         """Return what the file says.

@@ -33,25 +33,36 @@ def check_append_only(conn: Connection, *, schema: str = DEFAULT_SCHEMA) -> list
     """Return what lets somebody else than the owner change events, errors first.
 
     Superusers and the owner are not listed: what they may do, they may. INSERT on
-    ``event_seal`` is what a worker that seals needs.
+    ``event_seal`` is what a worker that seals needs, DELETE on ``append_request`` one that forgets.
     """
     rows = conn.execute(_FINDINGS, {"schema": checked_schema(schema)})
     return [AppendOnlyFinding(is_error, subject, problem) for is_error, subject, problem in rows]
 
 
 _FINDINGS = text("""
-WITH kept (name, triggers) AS (
-    VALUES ('event', ARRAY['raise_fence', 'append_only', 'moves_only']),
-           ('event_archive', ARRAY['append_only', 'moves_only', 'one_place']),
-           ('event_seal', ARRAY['append_only']), ('event_purge', ARRAY['append_only']),
-           ('event_tombstone', ARRAY['append_only']), ('stream', ARRAY[]::text[]),
-           ('event_type', ARRAY[]::text[])
+WITH kept (name) AS (
+    VALUES ('event'), ('event_archive'), ('event_seal'), ('event_purge'), ('event_tombstone'),
+           ('stream'), ('event_type'), ('event_tag'), ('append_request'), ('mark')
+), needed (name, trigger, kind, function) AS (  -- kind: when and on what, as pg_trigger.tgtype
+    VALUES ('event', 'raise_fence', 6, 'raise_fence_before_insert'),
+           ('event', 'append_only', 50, 'refuse_change_of_events'),
+           ('event', 'moves_only', 8, 'refuse_loss_of_events'),
+           ('event_archive', 'append_only', 50, 'refuse_change_of_events'),
+           ('event_archive', 'moves_only', 8, 'refuse_loss_of_archive'),
+           ('event_archive', 'one_place', 4, 'refuse_second_copy'),
+           ('event_seal', 'append_only', 58, 'refuse_change_of_events'),
+           ('event_purge', 'append_only', 58, 'refuse_change_of_events'),
+           ('event_tombstone', 'append_only', 58, 'refuse_change_of_events')
+), granted (name, privilege) AS (  -- what a worker may: seal, and forget old requests
+    VALUES ('event_seal', 'INSERT'), ('append_request', 'DELETE')
 ), tables AS (
-    SELECT c.oid, c.relname::text AS name, c.relowner AS owner, c.relacl AS acl, kept.triggers
+    SELECT c.oid, c.relname::text AS name, c.relowner AS owner, c.relacl AS acl, kept.name AS kind,
+           c.relpersistence, c.relrowsecurity
       FROM kept JOIN pg_class AS c ON c.relname = kept.name
        AND c.relnamespace = to_regnamespace(:schema)
     UNION ALL
-    SELECT c.oid, c.relname::text, c.relowner, c.relacl, kept.triggers
+    SELECT c.oid, c.relname::text, c.relowner, c.relacl, kept.name, c.relpersistence,
+           c.relrowsecurity
       FROM kept JOIN pg_class AS p ON p.relname = kept.name
        AND p.relnamespace = to_regnamespace(:schema)
       JOIN pg_inherits AS i ON i.inhparent = p.oid JOIN pg_class AS c ON c.oid = i.inhrelid
@@ -59,12 +70,12 @@ WITH kept (name, triggers) AS (
     SELECT t.name, a.grantee, a.privilege_type FROM tables AS t, aclexplode(t.acl) AS a
      WHERE a.grantee <> t.owner
        AND a.privilege_type IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER')
-       AND (t.name, a.privilege_type) <> ('event_seal', 'INSERT')
+       AND (t.name, a.privilege_type) NOT IN (SELECT name, privilege FROM granted)
     UNION
     SELECT t.name, a.grantee, a.privilege_type FROM tables AS t
       JOIN pg_attribute AS c ON c.attrelid = t.oid, aclexplode(c.attacl) AS a
      WHERE a.grantee <> t.owner AND a.privilege_type IN ('INSERT', 'UPDATE')
-       AND (t.name, a.privilege_type) <> ('event_seal', 'INSERT')
+       AND (t.name, a.privilege_type) NOT IN (SELECT name, privilege FROM granted)
     UNION
     SELECT s.relname::text, a.grantee, a.privilege_type
       FROM pg_class AS s, aclexplode(s.relacl) AS a
@@ -74,15 +85,22 @@ WITH kept (name, triggers) AS (
     SELECT true, wanted.name, 'it is not there; migrate'
       FROM kept AS wanted WHERE NOT EXISTS (SELECT FROM tables WHERE tables.name = wanted.name)
     UNION ALL
-    SELECT true, t.name, format('trigger %s is missing or disabled; see datapatterns migrate check',
-                                wanted)
-      FROM tables AS t, unnest(t.triggers) AS wanted
+    SELECT true, t.name, format('trigger %s is missing, disabled or changed;'
+                                ' see datapatterns migrate check', w.trigger)
+      FROM tables AS t JOIN needed AS w ON w.name = t.kind
      WHERE NOT EXISTS (
            SELECT FROM pg_trigger AS g JOIN pg_proc AS p ON p.oid = g.tgfoid
-            WHERE g.tgrelid = t.oid AND g.tgname = wanted
+            WHERE g.tgrelid = t.oid AND g.tgname = w.trigger AND g.tgtype = w.kind
+              AND g.tgqual IS NULL AND g.tgattr = ''::int2vector AND p.proname = w.function
               AND p.pronamespace = to_regnamespace(:schema)
-              AND g.tgenabled = ANY (CASE wanted WHEN 'raise_fence' THEN '{A}' ELSE '{O,A}' END
+              AND g.tgenabled = ANY (CASE w.trigger WHEN 'raise_fence' THEN '{A}' ELSE '{O,A}' END
                                      ::"char"[]))
+    UNION ALL
+    SELECT true, t.name, 'a crash empties it; ALTER it to SET LOGGED'
+      FROM tables AS t WHERE t.relpersistence <> 'p'
+    UNION ALL
+    SELECT true, t.name, 'row security hides rows of it, so that readers skip events; disable that'
+      FROM tables AS t WHERE t.relrowsecurity
     UNION ALL
     SELECT true, t.name, format('rule %I rewrites what is sent to it; drop it', r.rulename)
       FROM tables AS t JOIN pg_rewrite AS r ON r.ev_class = t.oid

@@ -2,7 +2,8 @@
 
 The form of an event is a JSON array of what is stored of it, as `json.dumps` writes it with
 ``ensure_ascii=False``. Text and numbers are quoted apart, so that no two events share a form, and
-whoever has an export can make it again without this library::
+whoever has an export can make it again without this library. A time without a date is its name as
+PostgreSQL writes it::
 
     [position, stream_id, tenant, category, key, version, microseconds since 1970 in UTC,
      event_id, type_id, type, schema_version, data, metadata, codec, payload in hex, tags]

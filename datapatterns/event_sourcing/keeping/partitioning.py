@@ -8,7 +8,8 @@ within each partition. Across them the row of the stream guarantees it, which ev
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -45,6 +46,7 @@ PARTITION_EVENTS: Final = 20_000_000
 """How many positions a partition holds, unless you choose: some gigabytes of usual events."""
 
 _PARTITION_EVENTS_MAX: Final = 2**40
+_HOLDER: Final = "other sessions use the table of events"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,31 +117,49 @@ class Partitioning:
         logger.info("events are partitioned", extra={"bound": bound, "size": size})
         return True
 
-    def extend(self, conn: Connection, *, ahead: int = 2) -> int:
+    def extend(self, conn: Connection, *, ahead: int = 2, lock_seconds: float = 1.0) -> int:
         """Make partitions until ``ahead`` of them are empty; return how many were made.
 
-        Call it now and then, from a worker with EXECUTE on ``extend_event_partitions``. Appends
-        go on, unless they write into the rest. Where it comes too late, they go there.
+        Call it now and then, from a worker with EXECUTE on ``extend_event_partitions``, in a
+        transaction of its own. It waits for transactions that have read or written the rest, and
+        who comes next waits behind it. Where it comes too late, events go into the rest.
+
+        Args:
+            conn: A connection in a transaction. The caller commits, soon.
+            ahead: How many.
+            lock_seconds: How long to wait for each lock; what waits lets others wait, too.
+
+        Raises:
+            MigrationBlockedError: Others held the table for longer. Roll back, and try again.
         """
         check_writable(conn)
-        return int(conn.scalar(self._call("extend_event_partitions", ahead)) or 0)
+        with self._patience(conn, lock_seconds):
+            return int(conn.scalar(self._call("extend_event_partitions", ahead)) or 0)
 
-    def drop_empty(self, conn: Connection) -> int:
+    def drop_empty(self, conn: Connection, *, lock_seconds: float = 1.0) -> int:
         """Drop partitions that the log has passed and the archive has emptied; return how many.
 
-        Appends and reads wait until the transaction ends.
+        Appends and reads wait until the transaction ends. The newest partition stays.
+
+        Raises:
+            MigrationBlockedError: As `extend`.
         """
         check_writable(conn)
-        return int(conn.scalar(self._call("drop_empty_event_partitions")) or 0)
+        with self._patience(conn, lock_seconds):
+            return int(conn.scalar(self._call("drop_empty_event_partitions")) or 0)
 
-    def undo(self, conn: Connection) -> None:
+    def undo(self, conn: Connection, *, lock_seconds: float = 1.0) -> None:
         """Make one table of it again, in the caller's transaction.
 
         Everybody waits until it ends: all events but those of the first partition are copied.
+
+        Raises:
+            MigrationBlockedError: As `extend`.
         """
         check_writable(conn)
-        execute(conn, self._alter(sql.SQL("DROP CONSTRAINT IF EXISTS ck_event_bound")))
-        conn.execute(self._call("unpartition_events"))
+        with self._patience(conn, lock_seconds):
+            execute(conn, self._alter(sql.SQL("DROP CONSTRAINT IF EXISTS ck_event_bound")))
+            conn.execute(self._call("unpartition_events"))
 
     def partitions(self, conn: Connection) -> list[Partition]:
         """Return the partitions by position, the rest last; none if it is one table."""
@@ -198,6 +218,19 @@ class Partitioning:
         function = event_tables(self.store.schema).function(name, *values, returns=Integer())
         return select(function)
 
+    @contextmanager
+    def _patience(self, conn: Connection, lock_seconds: float) -> Iterator[None]:
+        """Wait no longer than that for a lock, and leave the caller's setting as it was."""
+        before = conn.scalar(select(func.current_setting("lock_timeout", type_=Text)))
+        conn.execute(_lock_timeout(_milliseconds(lock_seconds)))
+        try:
+            yield
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable):
+                raise
+            raise MigrationBlockedError(_HOLDER, waited_seconds=lock_seconds) from error
+        conn.execute(_lock_timeout(str(before)))
+
     def _retried(
         self,
         engine: Engine,
@@ -205,21 +238,27 @@ class Partitioning:
         lock_seconds: float,
         step: Callable[[Connection], int],
     ) -> int:
-        limit = f"{max(1, round(lock_seconds * 1000))}ms"
         for attempt in range(1, attempts + 1):
             try:
                 with engine.connect() as conn, resuming(conn, "partitioning the events"):
-                    conn.execute(select(func.set_config("lock_timeout", limit, True)))
+                    conn.execute(_lock_timeout(_milliseconds(lock_seconds)))
                     return step(conn)
             except OperationalError as error:
                 if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
                     raise
                 if attempt == attempts:
-                    holder = "other sessions use the table of events"
                     waited = lock_seconds * attempts
-                    raise MigrationBlockedError(holder, waited_seconds=waited) from error
+                    raise MigrationBlockedError(_HOLDER, waited_seconds=waited) from error
             self.clock.sleep(lock_seconds)
         raise AssertionError  # the last attempt returns or raises
+
+
+def _milliseconds(lock_seconds: float) -> str:
+    return f"{max(1, round(lock_seconds * 1000))}ms"
+
+
+def _lock_timeout(limit: str) -> Select[Any]:
+    return select(func.set_config("lock_timeout", limit, True))
 
 
 @cache

@@ -4,7 +4,6 @@ Nothing of it is on the way of an append. Events are sealed some time after, in 
 high-water mark: below it no event can appear, so whatever appears there later, was not appended.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +23,7 @@ from sqlalchemy import (
     extract,
     func,
     insert,
-    literal,
+    literal_column,
     null,
     select,
 )
@@ -32,7 +31,7 @@ from sqlalchemy.sql.selectable import Subquery
 
 from datapatterns.errors import AnchorError
 from datapatterns.event_sourcing.events import START, Position
-from datapatterns.event_sourcing.keeping.anchors import Anchor
+from datapatterns.event_sourcing.keeping.anchors import Anchor, read_anchor
 from datapatterns.event_sourcing.keeping.chain import BrokenSegment, ChainReport, Seal, SegmentHash
 from datapatterns.event_sourcing.log.high_water import read_mark
 from datapatterns.event_sourcing.schema import event_tables
@@ -46,6 +45,7 @@ SEGMENT_EVENTS_MAX: Final = 1_000_000
 
 _EVENTS_PER_PAGE: Final = 2_000
 _SEALS_PER_PAGE: Final = 1_000
+_MILLION: Final = literal_column("1000000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,23 +137,23 @@ class HashChain:
 
         Raises:
             AnchorError: The anchor knows a segment that is not in the database, or another
-                digest of it. Nothing is published then.
+                digest of it, or contradicts itself. Nothing is published then.
         """
         if self.anchor is None:
             return 0
-        known = next(iter(deque(self.anchor.read(), maxlen=1)), None)
+        anchored = read_anchor(self.anchor)
+        known = published = max(anchored, default=0)
         schema = self.store.schema
-        if known is not None:
-            found = _seals(conn, schema, after=known.segment - 1, limit=1)
-            if not found or (found[0].segment, found[0].digest) != (known.segment, known.digest):
+        if known:
+            found = _seals(conn, schema, after=known - 1, limit=1)
+            if not found or (found[0].segment, found[0].digest) != (known, anchored[known]):
                 raise AnchorError(
-                    str(self.anchor), f"it knows another segment {known.segment}; verify the chain"
+                    str(self.anchor), f"it knows another segment {known}; verify the chain"
                 )
-        published = known.segment if known else 0
         for seals in _seal_pages(conn, schema, after=published):
             self.anchor.publish(seals)
             published = seals[-1].segment
-        return published - (known.segment if known else 0)
+        return published - known
 
     def verify(
         self,
@@ -173,11 +173,11 @@ class HashChain:
             report: Is told what was found so far, after each segment.
 
         Raises:
-            AnchorError: The anchor cannot be read.
+            AnchorError: The anchor cannot be read, or contradicts itself.
             ValueError: There is no such segment.
         """
         schema = self.store.schema
-        anchored = {} if self.anchor is None else {s.segment: s.digest for s in self.anchor.read()}
+        anchored = {} if self.anchor is None else read_anchor(self.anchor)
         last: Seal | None = None
         if after_segment:
             given = _seals(conn, schema, after=after_segment - 1, limit=1)
@@ -365,7 +365,10 @@ def event_form_of(schema: str, page: Subquery) -> Any:  # noqa: ANN401 -- an exp
             streams.c.category,
             streams.c.key,
             page.c.version,
-            case((func.isfinite(page.c.at), cast(seconds * literal(1_000_000), BigInteger))),
+            case(
+                (func.isfinite(page.c.at), func.to_json(cast(seconds * _MILLION, BigInteger))),
+                else_=func.to_json(cast(page.c.at, Text)),  # two of them, which are not the same
+            ),
             cast(page.c.event_id, Text),
             page.c.type_id,
             types.c.name,

@@ -24,6 +24,7 @@ from datapatterns.event_sourcing.log.following_flow import (
     following,
 )
 from datapatterns.event_sourcing.log.high_water import read_hint
+from datapatterns.event_sourcing.log.same_server import SameServer
 from datapatterns.event_sourcing.recorded import LogPage
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import reading
@@ -136,6 +137,7 @@ class Follower:
     _is_stopped: bool = field(default=False, init=False, repr=False)
     _wakes: int = field(default=0, init=False, repr=False)
     _lost_at: float | None = field(default=None, init=False, repr=False)
+    _server: SameServer = field(default_factory=SameServer, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._signal = self.signal or LogSignal(
@@ -186,7 +188,7 @@ class Follower:
         self._lost_at = None
         return answer
 
-    def _answer(self, step: Step) -> Position | LogPage:
+    def _answer(self, step: Step) -> Position | LogPage | None:
         if isinstance(step, Look):
             return self._signal.look(step.seconds_max)
         self._wakes = self._signal.wakes  # before reading: a wake that comes meanwhile counts
@@ -194,8 +196,13 @@ class Follower:
             conn.execution_options(isolation_level="READ COMMITTED")
             with reading(conn):
                 if isinstance(step, Begin):
+                    self._server.forget()
+                    self._server.answers(conn)
                     return begin_at(conn, self.after, step.seen)
                 assert isinstance(step, Read)
+                if not self._server.answers(conn):  # the pool has hidden it
+                    self._signal.forget()
+                    return None
                 return self.store.read_log(
                     conn,
                     step.after,

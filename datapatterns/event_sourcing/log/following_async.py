@@ -26,6 +26,7 @@ from datapatterns.event_sourcing.log.following_flow import (
     following,
 )
 from datapatterns.event_sourcing.log.high_water import read_hint
+from datapatterns.event_sourcing.log.same_server import SameServer
 from datapatterns.event_sourcing.recorded import LogPage
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import reading
@@ -130,6 +131,7 @@ class AsyncFollower:
     _signal: AsyncLogSignal = field(init=False, repr=False)
     _wakes: int = field(default=0, init=False, repr=False)
     _lost_at: float | None = field(default=None, init=False, repr=False)
+    _server: SameServer = field(default_factory=SameServer, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._signal = self.signal or AsyncLogSignal(
@@ -167,7 +169,7 @@ class AsyncFollower:
         self._lost_at = None
         return answer
 
-    async def _answer(self, step: Step) -> Position | LogPage:
+    async def _answer(self, step: Step) -> Position | LogPage | None:
         if isinstance(step, Look):
             return await self._signal.look(step.seconds_max)
         self._wakes = self._signal.wakes  # before reading: a wake that comes meanwhile counts
@@ -175,11 +177,16 @@ class AsyncFollower:
             conn = await pooled.execution_options(isolation_level="READ COMMITTED")
             return await conn.run_sync(self._read, step)
 
-    def _read(self, conn: Connection, step: Step) -> Position | LogPage:
+    def _read(self, conn: Connection, step: Step) -> Position | LogPage | None:
         with reading(conn):
             if isinstance(step, Begin):
+                self._server.forget()
+                self._server.answers(conn)
                 return begin_at(conn, self.after, step.seen)
             assert isinstance(step, Read)
+            if not self._server.answers(conn):  # the pool has hidden it
+                self._signal.forget()
+                return None
             return self.store.read_log(
                 conn,
                 step.after,
