@@ -128,7 +128,6 @@ def event_tables(schema: str, /) -> EventTables:
             Column[int]("first_version", BigInteger, nullable=False, server_default="1"),
             Column[datetime]("archived_at", _MOMENT),
             UniqueConstraint("tenant", "category", "key"),
-            CheckConstraint("version > 0", "positive"),
             CheckConstraint("first_version BETWEEN 1 AND version", "first_version"),
             Index(
                 "ix_stream_kept",
