@@ -63,6 +63,8 @@ def test_the_bytes_of_the_data_are_kept_but_for_what_copy_takes_for_an_end() -> 
         ({"type": "1"}, "cannot name a type of event"),
         ({"schema_version": 0}, "schema version 0"),
         ({"version": 0}, "version 0 is out of bounds"),
+        ({"version": 2**63}, f"version {2**63} is out of bounds"),
+        ({"tag": ["misspelt"]}, "unknown field `tag`"),
         ({"tags": ["a"] * 21}, "21 tags are too many"),
         ({"tags": ["a\n"]}, "cannot be a tag"),
         ({"id": "x"}, "UUID"),
@@ -190,6 +192,25 @@ def test_a_check_goes_on_after_a_bad_line_and_counts_it() -> None:
     assert [problem.line for problem in problems] == [3, 4]
 
 
+def test_a_check_that_counts_other_lines_does_not_call_the_export_unfinished() -> None:
+    problems: list[EventLineError] = []
+    file = BytesIO(EXPORTED + line() + b'{"checkpoint":9,"events":2}\n')
+
+    list(LineChunks(file, keep_versions=True, chunk_events=9, note=problems.append))
+
+    assert ["lines are missing" in problem.reason for problem in problems] == [True]
+
+
+def test_times_are_given_to_all_events_of_a_chunk_or_to_none() -> None:
+    mixed = [line(at="2024-01-01T00:00:00Z"), line()]
+
+    with pytest.raises(EventLineError, match=r"line 3: .* some have a time"):
+        chunks(*mixed)
+    with pytest.raises(EventLineError, match=r"line 3: .* some have a time"):
+        chunks(*reversed(mixed))
+    assert sizes(chunks(*mixed, size=1)) == [1, 1]
+
+
 def test_a_line_without_end_does_not_fill_the_memory() -> None:
     class Endless(BytesIO):
         largest = 0
@@ -199,7 +220,7 @@ def test_a_line_without_end_does_not_fill_the_memory() -> None:
             return super().readline(size)
 
     file = Endless(HEADER + b"x" * (LINE_BYTES_MAX + 10))
-    with pytest.raises(EventLineError, match="line 2: it has no line end"):
+    with pytest.raises(EventLineError, match="line 2: it is longer than"):
         list(LineChunks(file, keep_versions=True, chunk_events=9))
 
     assert Endless.largest == LINE_BYTES_MAX

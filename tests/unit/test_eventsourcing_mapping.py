@@ -101,6 +101,15 @@ def test_values_of_other_types_become_text_and_bookkeeping_is_left_out() -> None
     }
 
 
+def test_times_without_a_zone_are_given_one() -> None:
+    mapping = EventsourcingMapping(transcodings={"datetime_iso": lambda at: f"{at}+02:00"})
+
+    state = row(at="2024-05-01T12:00:00").state
+    [found] = converted(row(state=state), mapping=mapping)
+
+    assert found.recorded_at == datetime(2024, 5, 1, 10, tzinfo=UTC)
+
+
 def test_an_event_has_the_same_id_each_time_and_another_than_every_other() -> None:
     rows = [row(1), row(2), row(1, of="rex"), row(11, of="re"), row(1, of="re/1")]
     ids = [converted(each, close_gaps=True)[0].event.event_id for each in rows]

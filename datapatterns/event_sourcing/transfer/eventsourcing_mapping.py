@@ -143,7 +143,11 @@ class EventsourcingMapping:
                 str(event), f"{reason} encrypted? Give decode_state, or transcodings"
             ) from error
         if at.utcoffset() is None:
-            raise SourceEventError(str(event), "its timestamp has no time zone")
+            raise SourceEventError(
+                str(event),
+                "its timestamp has no time zone; add it:"
+                " transcodings={'datetime_iso': lambda moment: f'{moment}+02:00'}",
+            )
         aggregate = decoded.get("originator_topic")
         data = {name: value for name, value in decoded.items() if name not in _BOOKKEEPING}
         return SourceState(data, at, version, aggregate)

@@ -23,7 +23,7 @@ from datapatterns.event_sourcing.content.payload import (
     decode_stored,
     encode_mapping,
 )
-from datapatterns.event_sourcing.events import StreamId, check_event_type, check_tags
+from datapatterns.event_sourcing.events import VERSION_MAX, StreamId, check_event_type, check_tags
 
 FORMAT: Final = "datapatterns.events"
 FORMAT_VERSION: Final = 1
@@ -45,7 +45,9 @@ _CHECKPOINT_BEGINS: Final = b'{"checkpoint"'
 NULL: Final = msgspec.Raw(b"null")
 
 
-class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class StoredEvent(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """An event exactly as it is stored.
 
     Attributes:
@@ -171,6 +173,8 @@ def read_line(line: bytes, number: int) -> StoredEvent | Checkpoint:
     Raises:
         EventLineError: It is not an event that could be stored.
     """
+    if len(line) >= LINE_BYTES_MAX:
+        raise EventLineError(number, f"it is longer than {LINE_BYTES_MAX} bytes; no event is")
     if not line.endswith(b"\n"):
         # A file that was cut off inside a number could still be JSON.
         raise EventLineError(number, "it has no line end, so it may be cut off")
@@ -211,7 +215,7 @@ def _check(event: StoredEvent) -> None:
     _ = event.stream  # its parts are checked as it is made
     _check_type(event.event_type, event.schema_version)
     check_tags(event.tags)
-    if event.version is not None and event.version < 1:
+    if event.version is not None and not 1 <= event.version <= VERSION_MAX:
         raise ValueError(f"version {event.version} is out of bounds; streams begin with 1")
     if event.recorded_at is not None and event.recorded_at.utcoffset() is None:
         raise ValueError(f"{event.recorded_at} has no time zone; give one, such as Z")

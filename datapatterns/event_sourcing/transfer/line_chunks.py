@@ -100,6 +100,7 @@ class LineChunks:
                 self._check_count(found)
                 return True
             self._check_order(found, chunk)
+            self._check_time(found, chunk)
         except EventLineError as problem:
             self._above += 1
             self._note(problem)
@@ -112,10 +113,16 @@ class LineChunks:
 
     def _check_count(self, checkpoint: Checkpoint) -> None:
         if checkpoint.events != self._above:
-            raise EventLineError(
-                self.lines,
+            reason = (
                 f"there are {self._above} events above it, and it says {checkpoint.events}:"
-                " lines are missing or were added",
+                " lines are missing or were added"
+            )
+            self._note(EventLineError(self.lines, reason))
+
+    def _check_time(self, event: StoredEvent, chunk: Chunk) -> None:
+        if chunk.events and (event.recorded_at is None) != (chunk.events[0].recorded_at is None):
+            raise EventLineError(
+                self.lines, "of it and those before it, some have a time; give all one, or none"
             )
 
     def _check_order(self, event: StoredEvent, chunk: Chunk) -> None:
