@@ -12,7 +12,7 @@ from datapatterns.event_sourcing.appending.unit import Unit
 from datapatterns.event_sourcing.causing import CAUSATION_ID, CORRELATION_ID, caused_by
 from datapatterns.event_sourcing.commands.commanding import CommandPolicy, Handled
 from datapatterns.event_sourcing.commands.retrying import Retry
-from datapatterns.event_sourcing.content.codecs import Chain, Codec, Codecs, MessagePack
+from datapatterns.event_sourcing.content.codecs import Codec, CodecChain, Codecs, MessagePack
 from datapatterns.event_sourcing.content.compression import Zstandard
 from datapatterns.event_sourcing.content.encryption import Encryption, KeyRing
 from datapatterns.event_sourcing.events import (
@@ -117,9 +117,9 @@ __all__ = [
     "AsyncSnapshotWriter",
     "Blocker",
     "BrokenSegment",
-    "Chain",
     "ChainReport",
     "Codec",
+    "CodecChain",
     "Codecs",
     "CommandPolicy",
     "Condition",

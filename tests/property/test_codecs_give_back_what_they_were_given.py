@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datapatterns.errors import CodecError, DataPatternsError, EncryptionKeyError, PayloadError
-from datapatterns.event_sourcing import Chain, Codec, Codecs, Encryption, KeyRing, MessagePack
+from datapatterns.event_sourcing import Codec, CodecChain, Codecs, Encryption, KeyRing, MessagePack
 from datapatterns.event_sourcing import Zstandard as Zstd
 from datapatterns.event_sourcing.content.codecs import EVENT_PAYLOAD_MAX, STATE_BYTES_MAX
 from datapatterns.event_sourcing.content.encoding import EncodedEvent
@@ -28,11 +28,11 @@ CODECS: list[Codec] = [
     Zstd(above_bytes=0),
     Zstd(level=19, dictionary=DICTIONARY),
     Encryption(RING),
-    Chain(MessagePack(), Zstd()),
-    Chain(MessagePack(), Encryption(RING)),
-    Chain(Zstd(dictionary=DICTIONARY), Encryption(RING)),
-    Chain(MessagePack(), Zstd(above_bytes=0), Encryption(RING)),
-    Chain(Chain(MessagePack(), Zstd()), Encryption(RING)),
+    CodecChain(MessagePack(), Zstd()),
+    CodecChain(MessagePack(), Encryption(RING)),
+    CodecChain(Zstd(dictionary=DICTIONARY), Encryption(RING)),
+    CodecChain(MessagePack(), Zstd(above_bytes=0), Encryption(RING)),
+    CodecChain(CodecChain(MessagePack(), Zstd()), Encryption(RING)),
 ]
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 JSON = st.recursive(
@@ -147,7 +147,7 @@ def test_plain_json_is_kept_where_a_payload_would_not_be_smaller() -> None:
 
 
 def test_threads_can_share_a_codec() -> None:
-    codec = Chain(MessagePack(), Zstd(above_bytes=0, dictionary=DICTIONARY), Encryption(RING))
+    codec = CodecChain(MessagePack(), Zstd(above_bytes=0, dictionary=DICTIONARY), Encryption(RING))
 
     def there_and_back(n: int) -> bool:
         data = encode_mapping({"n": n, "text": f"{n} " * 500}, event_type="e").encode()
@@ -198,11 +198,11 @@ def test_ids_that_clash_and_orders_that_make_no_sense_are_refused() -> None:
     with pytest.raises(CodecError, match="is both Zstandard and Zstandard"):
         Codecs(Zstd(), reading=[Zstd(level=9)])
     with pytest.raises(CodecError, match="as MessagePack, Zstandard, Encryption"):
-        Chain(Encryption(RING), Zstd())
+        CodecChain(Encryption(RING), Zstd())
     with pytest.raises(CodecError, match="as MessagePack, Zstandard, Encryption"):
-        Chain(Zstd(), Chain(MessagePack(), Encryption(RING)))
+        CodecChain(Zstd(), CodecChain(MessagePack(), Encryption(RING)))
     with pytest.raises(CodecError, match="at least two"):
-        Chain(Zstd())
+        CodecChain(Zstd())
     with pytest.raises(CodecError, match="use 64 to"):
         Codecs(Reversing(9))
     with pytest.raises(CodecError, match="two dictionaries"):
@@ -231,7 +231,7 @@ class Reversing:
 
 
 def test_a_codec_that_loses_something_is_found_out_before_anything_is_stored() -> None:
-    codecs = Codecs(Chain(Zstd(), Reversing(), id=65), reading=[Reversing()])
+    codecs = Codecs(CodecChain(Zstd(), Reversing(), id=65), reading=[Reversing()])
     long: Any = {"a": str(UUID(int=2**127)) * 9 + token_bytes(200).hex()}
 
     assert codecs.encode_events([event('{"a":1}')])[0].codec == 65

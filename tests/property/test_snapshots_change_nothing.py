@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, text
 
 from datapatterns.event_sourcing import (
-    Chain,
+    CodecChain,
     Codecs,
     Decider,
     EventStore,
@@ -42,7 +42,7 @@ from tests.fixtures.tills import (
     types,
 )
 
-PACKED = Codecs(Chain(MessagePack(), Zstandard()))
+PACKED = Codecs(CodecChain(MessagePack(), Zstandard()))
 SUBJECTS: dict[str, Any] = {"Till": Till, **DECIDERS}
 
 events = st.one_of(

@@ -25,9 +25,9 @@ from datapatterns.event_sourcing import (
     AsyncFollower,
     AsyncLogSignal,
     AsyncSnapshotWriter,
-    Chain,
     ChainReport,
     Codec,
+    CodecChain,
     Codecs,
     CommandPolicy,
     CopyProgress,
@@ -116,7 +116,7 @@ from datapatterns.testing import (
 layer = DataLayer("postgresql://localhost/shop", redis_url="redis://localhost")
 store: EventStore = layer.events
 ring = KeyRing({"2026": bytes(32)}, writing="2026")
-chain: Codec = Chain(MessagePack(), Zstandard(level=3), Encryption(ring))
+chain: Codec = CodecChain(MessagePack(), Zstandard(level=3), Encryption(ring))
 EventStore(codecs=Codecs(chain, reading=[Zstandard()]))
 people = EventStore(keys=SubjectKeys(LocalKeyWrapper(ring), cache_seconds=30))
 wrapper: KeyWrapper = LocalKeyWrapper(ring)

@@ -1,9 +1,14 @@
 """What users can import. A name that goes, or comes, is a decision: see CHANGELOG.md."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 
+from datapatterns import errors
+from datapatterns.event_sourcing.schema import event_tables
+
 LISTED = Path(__file__).parents[1] / "typing" / "public_names.txt"
+DOCS = Path(__file__).parents[2] / "docs"
 PACKAGES = (
     "datapatterns",
     "datapatterns.aio",
@@ -42,3 +47,32 @@ def _names(package: str) -> list[str]:
         for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == package
     ]
+
+
+def test_the_reference_lists_every_public_name_of_the_event_store() -> None:
+    listed = set(re.findall(r"\w+", (DOCS / "reference" / "event-store.md").read_text()))
+
+    assert set(import_module("datapatterns.event_sourcing").__all__) <= listed
+
+
+def test_the_reference_lists_what_the_event_store_raises() -> None:
+    sources = (DOCS.parent / "datapatterns" / "event_sourcing").rglob("*.py")
+    raised = {
+        name
+        for source in sources
+        for line in source.read_text().splitlines()
+        if "raise " in line
+        for name in re.findall(r"\b[A-Z]\w+Error\b", line)
+        if hasattr(errors, name)
+    }
+    listed = set(re.findall(r"\w+", (DOCS / "reference" / "event-errors.md").read_text()))
+
+    assert len(raised) > 20
+    assert raised <= listed
+
+
+def test_the_reference_lists_every_table_of_the_event_store() -> None:
+    tables = event_tables("datapatterns").events.metadata.tables.values()
+    listed = set(re.findall(r"\w+", (DOCS / "reference" / "event-tables.md").read_text()))
+
+    assert {"event", "snapshot"} < {table.name for table in tables} <= listed

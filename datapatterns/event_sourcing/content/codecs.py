@@ -93,7 +93,7 @@ class MessagePack:
             raise PayloadError(self.name, "it is not MessagePack, or nested too deep") from None
 
 
-class Chain:
+class CodecChain:
     """Several codecs, one after the other, as one.
 
     Args:
@@ -123,7 +123,7 @@ class Chain:
         self._stages = stages
 
     def __repr__(self) -> str:
-        return f"Chain({', '.join(map(repr, self._stages))}, id={self.id})"
+        return f"CodecChain({', '.join(map(repr, self._stages))}, id={self.id})"
 
     def encode(self, data: bytes, *, bound_to: bytes) -> bytes:
         """Return what the last stage makes of it."""
