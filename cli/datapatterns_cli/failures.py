@@ -26,6 +26,7 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (OutcomeUnknownError, 6),
 )
 UNEXPECTED = 1
+_RAISED = "P0001"
 _NOT_THERE = {"3F000", "42703", "42883", "42P01"}  # a schema, column, function or table
 
 _OF_FILES = {
@@ -67,12 +68,24 @@ def failure(error: Exception) -> Failure:
     if isinstance(known, DBAPIError) and getattr(known.orig, "sqlstate", None) in _NOT_THERE:
         code = 2
         notes = (*notes, "are the tables up to date? Ask: datapatterns migrate check")
+    hint = isinstance(known, DBAPIError) and _hint(known)
+    if hint:
+        code = 2  # our functions say in it what to change
+        notes = (*notes, hint)
     if isinstance(known, OSError) and known.errno in _OF_FILES:
         code = 2
         notes = (*notes, "look at the path, your rights and the space left; then run it again")
     if code == UNEXPECTED:
         notes = (*notes, "this was not foreseen; --debug shows where it comes from")
     return Failure(_message(known), type(known).__name__, notes, code)
+
+
+def _hint(error: DBAPIError) -> str | None:
+    """Return the advice of what raises errors in the database, such as our functions."""
+    if getattr(error.orig, "sqlstate", None) != _RAISED:
+        return None
+    hint: str | None = getattr(getattr(error.orig, "diag", None), "message_hint", None)
+    return hint
 
 
 def _message(error: Exception) -> str:

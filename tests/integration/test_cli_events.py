@@ -517,3 +517,17 @@ def test_a_doctor_tells_who_could_change_events(
     error = json.loads(ill.err.splitlines()[-1])
     assert any("everybody may DELETE" in note for note in error["notes"]), error
     assert (database_url.password or "\0") not in ill.err
+
+
+def test_what_functions_in_the_database_advise_is_passed_on(
+    run: Run, engine: Engine, at: tuple[str, str]
+) -> None:
+    with engine.begin() as conn:
+        conn.execute(text("ALTER SEQUENCE datapatterns.event_position RESTART"))
+
+    ran = run("events", "tail", "--once", "--json", *at)
+
+    assert ran.code == 2, ran
+    assert json.loads(ran.err)["notes"] == [
+        "Grant SELECT and USAGE on it; use setval(..., n), not RESTART."
+    ]
