@@ -1,6 +1,7 @@
 """`datapatterns events tail|stream|show|blockers`: look into the log."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,8 @@ def _follow(
     poll_seconds: float,
     **wanted: Any,  # noqa: ANN401 -- the options of a filter
 ) -> None:
+    if math.isnan(poll_seconds):  # passes for a number of any range
+        raise click.UsageError("--poll-seconds nan is no time; write 0.25")
     layer, matching, left = invocation.layer(), filter_of(wanted), limit
     source = _stored(layer)
     place = _Place(layer, after)

@@ -9,7 +9,12 @@ import click
 
 from datapatterns_cli.command_list import LazyGroup
 from datapatterns_cli.invocation import Invocation
-from datapatterns_cli.output import Output, replace_what_stdout_cannot_say, silence_stdout
+from datapatterns_cli.output import (
+    Output,
+    has_streams,
+    replace_what_stdout_cannot_say,
+    silence_stdout,
+)
 from datapatterns_cli.shared_options import given
 
 INTERRUPTED = 130  # as shells report a command that SIGINT ended
@@ -69,6 +74,9 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    if not has_streams():
+        click.echo("Error: stdout is closed; send it to a file, or to /dev/null", err=True)
+        return 2
     replace_what_stdout_cannot_say()
     try:
         result = cli.main(arguments, prog_name="datapatterns", standalone_mode=False)

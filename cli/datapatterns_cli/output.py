@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from io import TextIOWrapper
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
 import click
@@ -122,6 +123,15 @@ class Output:
             console.width = _ENDLESS
             console.width = console.measure(table).maximum
         console.print(table)
+
+
+def has_streams() -> bool:
+    """Tell whether stdout is there; what is closed of the others becomes nothing."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 -- as long as the process
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    return sys.stdout is not None
 
 
 def replace_what_stdout_cannot_say() -> None:

@@ -531,3 +531,33 @@ def test_what_functions_in_the_database_advise_is_passed_on(
     assert json.loads(ran.err)["notes"] == [
         "Grant SELECT and USAGE on it; use setval(..., n), not RESTART."
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "closed", "said"),
+    [
+        (("export", "-"), "1>&-", "stdout is closed"),
+        (("tail", "--once"), "1>&-", "stdout is closed"),
+        (("import", "-"), "0<&-", "it is no header"),
+        (("import", "-"), "2>&-", ""),
+    ],
+)
+def test_streams_that_are_closed_are_no_crash(
+    at: tuple[str, str], command: tuple[str, ...], closed: str, said: str
+) -> None:
+    ran = subprocess.run(  # noqa: S603 -- our own command
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "events", *command, *at],
+        env=environment_without_servers(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (ran.returncode, said in ran.stderr, "Traceback" in ran.stderr) == (2, True, False), ran
+
+
+def test_a_pause_that_is_no_number_is_refused(run: Run, at: tuple[str, str]) -> None:
+    ran = run("events", "tail", "--poll-seconds", "nan", *at)
+
+    assert (ran.code, "is no time" in ran.err) == (2, True)
