@@ -5,8 +5,6 @@ from uuid import UUID
 
 from datapatterns.event_sourcing.content.encryption import KEY_BYTES, Encryption, KeyRing
 
-_WRAPPED_BYTES_MAX = 10_000
-
 
 class KeyWrapper(Protocol):
     """Encrypts data keys, usually by asking a key management service.
