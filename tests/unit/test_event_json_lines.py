@@ -92,6 +92,13 @@ def test_what_could_not_be_stored_is_refused_with_its_line_and_the_reason(
     assert reason in str(refused.value)
 
 
+def test_who_writes_lines_is_not_told_to_write_upcasters() -> None:
+    with pytest.raises(EventLineError, match="its data cannot be read") as refused:
+        read_line(line().replace(b"{}", b'{"n":1e999}'), 2)
+
+    assert "upcaster" not in str(refused.value)
+
+
 def test_what_editors_put_before_the_first_line_is_passed_over() -> None:
     assert read_header(b"\xef\xbb\xbf" + HEADER) == read_header(HEADER)
 

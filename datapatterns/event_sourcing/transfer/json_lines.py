@@ -183,7 +183,9 @@ def read_line(line: bytes, number: int) -> StoredEvent | Checkpoint:
             return _checkpoints.decode(line)
         event = _events.decode(line)
         _check(event)
-    except (EventDataError, EventShapeError, RecursionError, ValueError) as error:
+    except EventShapeError as error:  # its advice is for who reads events, not for who writes lines
+        raise EventLineError(number, f"its data cannot be read: {error.reason}") from None
+    except (EventDataError, RecursionError, ValueError) as error:
         raise EventLineError(number, str(error)) from None
     return event
 
