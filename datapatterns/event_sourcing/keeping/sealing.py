@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Connection,
     Engine,
     LargeBinary,
@@ -45,7 +46,7 @@ SEGMENT_EVENTS_MAX: Final = 1_000_000
 
 _EVENTS_PER_PAGE: Final = 2_000
 _SEALS_PER_PAGE: Final = 1_000
-_MILLION: Final = literal_column("1000000")
+_MILLION: Final[ColumnElement[Any]] = literal_column("1000000")
 
 
 @dataclass(frozen=True, slots=True)
