@@ -57,6 +57,32 @@ def field_names(cls: type) -> tuple[str, ...]:
     return tuple(cast("Any", cls).model_fields) if is_model(cls) else ()
 
 
+def fields_made(cls: Any) -> list[tuple[str, list[Any]]]:  # noqa: ANN401 -- a class
+    """Return each field of such a class with what makes its value: defaults, converters, checks."""
+    if issubclass(cls, msgspec.Struct):
+        fields = msgspec.structs.fields(cls)
+        return [(field.name, [field.default, field.default_factory]) for field in fields]
+    if is_dataclass(cls):
+        named = cls.__dataclass_fields__
+        return [(name, [field.default, field.default_factory]) for name, field in named.items()]
+    if hasattr(cls, "__attrs_attrs__"):
+        # What attrs wraps in classes of its own holds what matters.
+        return [
+            (
+                made.name,
+                [
+                    getattr(made.default, "factory", made.default),
+                    getattr(made.converter, "converter", made.converter),
+                ],
+            )
+            for made in cls.__attrs_attrs__
+        ]
+    if not is_model(cls):
+        return []
+    infos = cls.model_fields.items()
+    return [(name, [info.default, info.default_factory, *info.metadata]) for name, info in infos]
+
+
 def decoder_of(hint: Any) -> Decoder:  # noqa: ANN401 -- a class or a type hint
     """Return what decodes ``hint``.
 

@@ -1,34 +1,49 @@
 """A hash of what code does, so that a snapshot is never used by code that would fold differently.
 
 It covers the byte code, defaults and closures of the given functions, and what they name:
-constants, functions and classes of the same packages, also by way of a module, methods and
-constants of the classes given, and classes of fields. Layout, comments, file names and memory
-addresses do not matter, nor does the hash seed. It does not see other packages, what their objects
-hold, relative imports inside a function, nor code that is looked up by a computed name; for those
-an aggregate has ``snapshot_version``.
+constants, objects with what they hold, functions and classes of the same packages, also by way of a
+module, methods and constants of the classes given, and how classes with fields make them: defaults,
+converters, validators, type hints. Layout, comments, file names and memory addresses do not matter,
+nor does the hash seed. It does not see other packages, what their objects hold, relative imports
+inside a function, nor code that is looked up by a computed name; for those an aggregate has
+``snapshot_version``.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
-from functools import cached_property, lru_cache, partial, partialmethod
+from functools import cached_property, lru_cache, partial, partialmethod, singledispatchmethod
 from importlib import import_module
+from inspect import (
+    CO_ASYNC_GENERATOR,
+    CO_COROUTINE,
+    CO_GENERATOR,
+    CO_VARARGS,
+    CO_VARKEYWORDS,
+)
+from operator import attrgetter, itemgetter, methodcaller
 from re import Pattern
 from types import (
     BuiltinFunctionType,
     CodeType,
     FunctionType,
     MappingProxyType,
+    MemberDescriptorType,
+    MethodDescriptorType,
     MethodType,
+    MethodWrapperType,
     ModuleType,
+    SimpleNamespace,
+    WrapperDescriptorType,
 )
-from typing import Any, Final, TypeGuard, get_args, get_type_hints
+from typing import Any, Final, TypeGuard, get_args, get_origin, get_type_hints
 from uuid import UUID
 
-from datapatterns.event_sourcing.content.shapes import field_names
+from datapatterns.event_sourcing.content.shapes import field_names, fields_made
 
 _TELLING = (
     *(type(None), bool, int, float, complex, str, bytes),
@@ -44,11 +59,26 @@ _PARTS: Final[dict[type, Callable[[Any], object]]] = {
     partial: lambda wrapper: [wrapper.func, wrapper.args, wrapper.keywords],
     partialmethod: lambda wrapper: [wrapper.func, wrapper.args, wrapper.keywords],
     type(lru_cache(len)): lambda wrapper: wrapper.__wrapped__,
+    singledispatchmethod: lambda method: [method.func, method.dispatcher],
     MethodType: lambda method: [method.__self__, method.__func__],
-    BuiltinFunctionType: lambda function: function.__qualname__,
+    BuiltinFunctionType: lambda function: [function.__qualname__, function.__self__],
+    MethodWrapperType: lambda method: [method.__qualname__, method.__self__],
+    MethodDescriptorType: lambda method: method.__qualname__,
+    WrapperDescriptorType: lambda method: method.__qualname__,
+    ModuleType: lambda module: module.__name__,
     Pattern: lambda pattern: [pattern.pattern, pattern.flags],
+    deque: list,
+    bytearray: bytes,
+    SimpleNamespace: vars,
+    attrgetter: lambda getter: getter.__reduce__()[1:],
+    itemgetter: lambda getter: getter.__reduce__()[1:],
+    methodcaller: lambda caller: caller.__reduce__()[1:],
 }
 """What objects of the standard library hold that matters here."""
+
+_CALLED_UNNAMED: Final = (FunctionType, staticmethod, classmethod, property)
+_HINT_PARTS: Final = ("__supertype__", "__bound__", "__constraints__", "__value__")
+_CALLED_AS: Final = CO_VARARGS | CO_VARKEYWORDS | CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
 
 def fingerprint(
@@ -71,12 +101,16 @@ def fingerprint(
     return hashlib.sha256(repr((parts, extra)).encode()).digest()
 
 
-def classes_in(hint: object) -> Iterator[type]:
-    """Return the classes that a type hint names, in its order."""
-    if isinstance(hint, type):
-        yield hint
-    for part in get_args(hint):
-        yield from classes_in(part)
+def operators_of(cls: type) -> list[tuple[str, Any]]:
+    """Return what Python calls without that its name is written: operators, ``__setattr__``.
+
+    But for ``__hash__``: attrs writes the hash of a name into it, another one in each process.
+    """
+    return [
+        (name, member)
+        for name, member in sorted(vars(cls).items())
+        if name.startswith("__") and name != "__hash__" and isinstance(member, _CALLED_UNNAMED)
+    ]
 
 
 class _Reading:
@@ -87,56 +121,97 @@ class _Reading:
         self._packages = packages
         self._seen: dict[int, int] = {}
         self._kept: list[object] = []
+        self._open_sets: list[object] = []
 
     def describe(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
         if isinstance(value, Enum):
-            return type(value).__qualname__, value.name, self.describe(value.value)
-        if isinstance(value, _TELLING):
-            return type(value).__name__, repr(value)
+            return self._kind(value), value.name, self.describe(value.value)
+        if isinstance(value, _TELLING) and type(value).__repr__ is not object.__repr__:
+            return self._kind(value), repr(value)
         if isinstance(value, tuple):
-            return type(value).__name__, [self.describe(part) for part in value]
-        if isinstance(value, set | frozenset):  # their order depends on the hash seed
-            return type(value).__name__, sorted(repr(self.describe(part)) for part in value)
+            return self._kind(value), [self.describe(part) for part in value]
         if id(value) in self._seen:
             return "seen", self._seen[id(value)]
         self._seen[id(value)] = len(self._seen)
         self._kept.append(value)  # or another object might get its id
-        return self._describe_object(value)
+        return self._describe_once(value)
 
-    def _describe_object(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
+    def _describe_once(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, FunctionType):
             return self._function(value)
-        kind = type(value).__qualname__
+        if isinstance(value, set | frozenset):
+            return self._kind(value), [self.describe(part) for part in self._ordered(value)]
+        return self._kind(value), self._held(value), self._attributes(value)
+
+    def _kind(self, value: object) -> object:
+        cls = type(value)
+        return self.describe(cls) if self._is_ours(cls) else cls.__qualname__
+
+    def _ordered(self, parts: Collection[Any]) -> list[Any]:
+        """Return the parts of a set; their own order depends on the hash seed and addresses."""
+
+        def alone(part: object) -> str:
+            # By itself: what was met before would have a number that depends on the order, too.
+            reading = _Reading(self._owners, self._packages)
+            reading._seen = dict.fromkeys(map(id, self._open_sets), -1)
+            reading._open_sets = self._open_sets
+            return repr(reading.describe(part))
+
+        self._open_sets.append(parts)
+        ordered = sorted(parts, key=alone)
+        self._open_sets.pop()
+        return ordered
+
+    def _held(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
         if isinstance(value, list):
-            return kind, [self.describe(part) for part in value]
+            return [self.describe(part) for part in value]
         if isinstance(value, dict | MappingProxyType):
-            return kind, [(self.describe(k), self.describe(v)) for k, v in value.items()]
+            items = [(self.describe(k), self.describe(v)) for k, v in value.items()]
+            missing = value.default_factory if isinstance(value, defaultdict) else None
+            return items, self.describe(missing)
         if names := field_names(type(value)):
-            held = [(name, self.describe(getattr(value, name, None))) for name in names]
-            return kind, self.describe(type(value)), held
+            return [(name, self.describe(getattr(value, name, None))) for name in names]
+        if get_origin(value) is not None:  # a type hint
+            return self.describe(get_origin(value)), [self.describe(p) for p in get_args(value)]
+        if type(value).__module__ == "typing":
+            inner = [self.describe(getattr(value, name, None)) for name in _HINT_PARTS]
+            return getattr(value, "__name__", repr(value)), inner
         parts = _PARTS.get(type(value))
-        return kind, parts and self.describe(parts(value))
+        return parts and self.describe(parts(value))
+
+    def _attributes(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
+        """Return what an object of a class of ours holds, unless it has fields."""
+        if not self._is_ours(type(value)) or field_names(type(value)):
+            return None
+        held = dict(getattr(value, "__dict__", {}))
+        for cls in type(value).__mro__:
+            for name, member in vars(cls).items():
+                if isinstance(member, MemberDescriptorType):
+                    held.setdefault(name, getattr(value, name, None))
+        return [(name, self.describe(held[name])) for name in sorted(held)]
 
     def _class(self, cls: type) -> object:
         if not self._is_ours(cls):
-            return cls.__qualname__
-        bases = [self.describe(base) for base in cls.__mro__[1:]]
+            return f"{cls.__module__}.{cls.__qualname__}"
+        above = [self.describe(base) for base in (*cls.__mro__[1:], type(cls))]
         members = [
             (name, self.describe(member))
             for name, member in sorted(vars(cls).items())
-            if isinstance(member, FunctionType) or not name.startswith("__")
+            if not name.startswith("__") or name == "__match_args__"
         ]
-        held = [self.describe(part) for hint in hints_of(cls) for part in classes_in(hint)]
-        return cls.__qualname__, bases, members, held
+        members += [(name, self.describe(member)) for name, member in operators_of(cls)]
+        made = [(name, self.describe(parts)) for name, parts in fields_made(cls)]
+        hints = [self.describe(hint) for hint in hints_of(cls)]
+        return cls.__qualname__, above, members, made, hints
 
     def _function(self, function: FunctionType) -> object:
-        # A decorator of another package keeps the function that matters in a cell.
+        # A decorator of another package keeps the function that matters in a cell, or names it.
         cells = [self.describe(cell.cell_contents) for cell in function.__closure__ or ()]
-        wrapped = self.describe(getattr(function, "__wrapped__", None))
+        kept = [(name, self.describe(value)) for name, value in sorted(vars(function).items())]
         if not self._is_ours(function):
-            return function.__qualname__, cells, wrapped
+            return function.__module__, function.__qualname__, cells, kept
         names = sorted(_names_in(function.__code__))
         places: list[Mapping[str, Any]] = [function.__globals__]
         places += map(vars, self._modules(function, names))
@@ -149,7 +224,7 @@ class _Reading:
             if name in place
         ]
         defaults = self.describe(function.__defaults__), self.describe(function.__kwdefaults__)
-        return _code(function.__code__), defaults, cells, wrapped, used
+        return _code(function.__code__), defaults, cells, kept, used
 
     def _modules(self, function: FunctionType, names: list[str]) -> list[ModuleType]:
         """Return our modules that a function names, or imports when it runs."""
@@ -177,12 +252,12 @@ def _top(module: str) -> str:
 
 
 def hints_of(cls: type) -> Iterable[object]:
-    """Return the types of the fields of a class that has some."""
+    """Return the types of the fields of a class that has some, with their annotations."""
     if not field_names(cls):
         return ()
     try:
-        return get_type_hints(cls).values()
-    except NameError:  # only the type checker can resolve it, so no data can be decoded into it
+        return get_type_hints(cls, include_extras=True).values()
+    except (NameError, TypeError):  # only the type checker can resolve it, so nothing is decoded
         return ()
 
 
@@ -198,6 +273,8 @@ def _code(code: CodeType) -> object:
         code.co_names,
         code.co_varnames,
         code.co_freevars,
+        (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount),
+        code.co_flags & _CALLED_AS,
         [_constant(constant) for constant in code.co_consts],
     )
 

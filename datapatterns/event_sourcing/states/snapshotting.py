@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from sqlalchemy import (
@@ -34,7 +34,7 @@ from datapatterns.event_sourcing.evolution.event_types import EventTypes
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.states.aggregate import Aggregate
 from datapatterns.event_sourcing.states.decider import Decider
-from datapatterns.event_sourcing.states.fingerprint import classes_in, fingerprint, hints_of
+from datapatterns.event_sourcing.states.fingerprint import fingerprint, operators_of
 from datapatterns.event_sourcing.states.sourced import Sourced
 from datapatterns.event_sourcing.states.state import (
     StateShape,
@@ -161,13 +161,11 @@ def _snapshot_kind(subject: Subject, types: EventTypes, _revision: int) -> Snaps
     )
     code, packages = folding.code, folding.packages | {_top_package(event) for event in events}
     # The values that the fold works with, and their operators.
-    held = [*folding.shape.hints, *(hint for event in events for hint in hints_of(event))]
-    code.append(("values", [cls for hint in held for cls in classes_in(hint)]))
+    code.append(("values", list(folding.shape.hints)))
     schemas = []
     for event in events:
         declared = types.of(event)
-        made = [getattr(event, name, None) for name in _MAKERS]
-        code.append((f"{declared.name} made", made))
+        code.append((f"{declared.name} made", event))
         # Upcasters, and what leads from one shape to the next: a rename, types that it is split in.
         history = types.history(event)
         steps = {str(shape): step for shape, _, step in history if step is not None}
@@ -187,14 +185,12 @@ def _snapshot_kind(subject: Subject, types: EventTypes, _revision: int) -> Snaps
     )
 
 
-_MAKERS: Final = ("__post_init__", "__attrs_pre_init__", "__attrs_post_init__", "model_post_init")
-
-
 def _folding_of_aggregate(aggregate: type[Aggregate], events: list[tuple[str, type]]) -> _Folding:
     handlers = [(name, apply_of(aggregate, event)) for name, event in events]
     start = [
         ("__init__", aggregate.__init__),
         ("defaults", state_defaults(aggregate, above=Aggregate)),
+        ("operators", [operators_of(cls) for cls in _own_classes(aggregate)]),
     ]
     return _Folding(
         state_shape(aggregate, above=Aggregate),

@@ -1,0 +1,220 @@
+"""Code that a handler reaches through objects, hints and classes of events counts, too."""
+
+import os
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from datapatterns.event_sourcing.states.snapshotting import snapshot_kind
+
+PRELUDE = """
+import collections, enum, operator
+from dataclasses import dataclass, field
+from functools import singledispatch, singledispatchmethod
+from types import SimpleNamespace
+from typing import *
+import attrs, msgspec, pydantic
+from datapatterns.event_sourcing import Aggregate, EventTypes, Personal, applies, every
+types = EventTypes()
+"""
+
+STATE = """
+class State(Aggregate, category="state", snapshot=every(1)):
+    total: int = 0
+    @applies
+    def _(self, e: Counted) -> None:
+        self.total += {use}
+{more}
+"""
+
+
+def kind_of(module: str) -> bytes:
+    """Return the fingerprint of ``State`` in a module of this text."""
+    made = ModuleType("shop_of_objects")
+    sys.modules[made.__name__] = made
+    exec(PRELUDE + module, vars(made))  # noqa: S102 -- the texts below
+    kind = snapshot_kind(vars(made)["State"], vars(made)["types"])
+    assert kind is not None
+    return kind.fingerprint
+
+
+def reaching(code: str, use: str, more: str = "") -> str:
+    event = '@types.event("counted")\n@dataclass(frozen=True)\nclass Counted:\n    n: int\n'
+    return f"{event}{code}\n{STATE.format(use=use, more=more)}"
+
+
+def made_by(event: str, code: str = "", use: str = "e.n") -> str:
+    return f'{code}\n@types.event("counted")\n{event}\n{STATE.format(use=use, more="")}'
+
+
+def method(definition: str) -> str:
+    return "\n".join(f"    {line}" for line in definition.splitlines())
+
+
+PRICER = "class Pricer:\n  def __init__(s, k): s.k = k\n  def price(s, n): return n * s.k\n"
+DIVERGING: dict[str, str] = {
+    "method of an object": reaching(
+        "class P:\n  def price(s, n): return n * (%s)\nPRICER = P()", "PRICER.price(e.n)"
+    ),
+    "attribute of an object": reaching(PRICER + "PRICER = Pricer(%s)", "PRICER.price(e.n)"),
+    "slot of an object": reaching(
+        "class P:\n  __slots__ = ('k',)\n  def __init__(s, k): s.k = k\nPRICER = P(%s)", "PRICER.k"
+    ),
+    "method of a member of an enumeration": reaching(
+        "class Mode(enum.Enum):\n  A = 1\n  def rate(s): return %s\nMODE = Mode.A", "MODE.rate()"
+    ),
+    "union": reaching("KINDS = [int | str, int | bytes][%s - 1]", "isinstance(e.n, KINDS)"),
+    "literal": reaching("KINDS = Literal[7, %s]", "e.n in get_args(KINDS)"),
+    "namespace": reaching("RATES = SimpleNamespace(vat=%s)", "RATES.vat"),
+    "deque": reaching("RATES = collections.deque([%s])", "RATES[0]"),
+    "default of a mapping": reaching("D = collections.defaultdict(lambda: %s)", "D[0]"),
+    "getter": reaching("GET = operator.itemgetter(%s)", "GET([1, 2, 3])"),
+    "bound method of a table": reaching("GET = {1: %s}.get", "GET(e.n)"),
+    "bound operator of a number": reaching("ADD = (%s).__add__", "ADD(e.n)"),
+    "method that dispatches": reaching(
+        "",
+        "self.part(e.n)",
+        method(
+            "@singledispatchmethod\ndef part(self, x): return 0\n"
+            "@part.register\ndef _int(self, x: int): return %s"
+        ),
+    ),
+    "function that dispatches": reaching(
+        "@singledispatch\ndef part(x): return 0\n@part.register\ndef _int(x: int): return %s",
+        "part(e.n)",
+    ),
+    "__setattr__ of the state": reaching(
+        "", "e.n", method("def __setattr__(self, n, v): super().__setattr__(n, (%s, v)[1])")
+    ),
+    "__len__ of the state": reaching("", "len(self)", method("def __len__(self): return %s")),
+    "__getattr__ of the state": reaching(
+        "", "self.rate", method("def __getattr__(self, n): return %s")
+    ),
+    "attribute of a function": reaching("def f(): return f.k\nf.k = %s", "f()"),
+    "decorator that is a class": reaching(
+        "class D:\n  def __init__(s, f): s.f = f\n  def __call__(s, *a): return s.f(*a)\n"
+        "@D\ndef f(n): return %s",
+        "f(e.n)",
+    ),
+    "number with methods": reaching(
+        "class Cents(int):\n  def twice(s): return %s\nK = Cents(3)", "K.twice()"
+    ),
+    "tuple with methods": reaching(
+        "class Pair(NamedTuple):\n  a: int\n  def twice(s): return %s\nK = Pair(3)", "K.twice()"
+    ),
+    "__new__ of a value": reaching(
+        "class Cents(int):\n  def __new__(c, n): return super().__new__(c, n * %s)", "Cents(3)"
+    ),
+    "order of a pattern": reaching(
+        "class P:\n  __match_args__ = [('a', 'b'), ('b', 'a')][%s - 1]\n  a, b = 1, 2\n"
+        "def f(p):\n  match p:\n    case P(x, _): return x",
+        "f(P())",
+    ),
+    "default of a Struct": reaching("class H(msgspec.Struct):\n  k: int = %s", "H().k"),
+    "metaclass": reaching(
+        "class M(type):\n  def rate(c): return %s\nclass H(metaclass=M): pass", "H.rate()"
+    ),
+    "default factory of a dataclass": made_by(
+        "@dataclass(frozen=True)\nclass Counted:\n  n: int = field(default_factory=lambda: %s)"
+    ),
+    "default factory of a Struct": made_by(
+        "class Counted(msgspec.Struct, frozen=True):\n"
+        "  n: int = msgspec.field(default_factory=lambda: %s)"
+    ),
+    "default factory of attrs": made_by(
+        "@attrs.frozen\nclass Counted:\n  n: int = attrs.field(factory=lambda: %s)"
+    ),
+    "converter of attrs": made_by(
+        "@attrs.frozen\nclass Counted:\n  n: int = attrs.field(converter=lambda n: %s)"
+    ),
+    "default factory of pydantic": made_by(
+        "class Counted(pydantic.BaseModel, frozen=True):\n"
+        "  n: int = pydantic.Field(default_factory=lambda: %s)"
+    ),
+    "validator of pydantic": made_by(
+        "class Counted(pydantic.BaseModel, frozen=True):\n  n: int\n"
+        "  @pydantic.field_validator('n')\n  @classmethod\n  def check(c, n): return n * %s"
+    ),
+    "validator in a hint": made_by(
+        "class Counted(pydantic.BaseModel, frozen=True):\n"
+        "  n: Annotated[int, pydantic.AfterValidator(lift)]",
+        "def lift(n): return n * %s",
+    ),
+    "operator of an event": made_by(
+        "@dataclass(frozen=True)\nclass Counted:\n  n: int\n  def __bool__(s): return %s == 1",
+        use="bool(e)",
+    ),
+    "generic value": made_by(
+        "@dataclass(frozen=True)\nclass Counted:\n  n: Box[int]",
+        "T = TypeVar('T')\n@dataclass(frozen=True)\nclass Box(Generic[T]):\n  v: T\n"
+        "  def __int__(s): return %s\n",
+        "int(e.n)",
+    ),
+    "value under another name": made_by(
+        "@dataclass(frozen=True)\nclass Counted:\n  n: Amount",
+        "@dataclass(frozen=True)\nclass Box:\n  v: int\n  def __int__(s): return %s\n"
+        "Amount = NewType('Amount', Box)",
+        "int(e.n)",
+    ),
+}
+
+
+@pytest.mark.parametrize("module", DIVERGING.values(), ids=DIVERGING)
+def test_code_behind_objects_and_events_counts_as_its_own(module: str) -> None:
+    assert kind_of(module % 1) == kind_of(module % 1)
+    assert kind_of(module % 1) != kind_of(module % 2)
+
+
+def test_how_a_helper_takes_its_arguments_counts() -> None:
+    def helper(argument: str) -> str:
+        return reaching(f"def f({argument}): return len([a])", "f(e.n)")
+
+    assert kind_of(helper("a")) != kind_of(helper("*a"))
+
+
+def test_a_field_that_became_personal_leaves_readable_snapshots_behind() -> None:
+    def event(hint: str) -> str:
+        return made_by(
+            f"@dataclass(frozen=True)\nclass Counted:\n  who: str\n  n: {hint}", use="len(e.n)"
+        )
+
+    assert kind_of(event("str")) != kind_of(event("Annotated[str, Personal(subject='who')]"))
+
+
+UNORDERED = reaching(
+    "def a(): return 1\ndef b(): return a\ndef c(): return b\n"
+    "class K: pass\nclass L(K): pass\n"
+    "KINDS = {a, b, c, K, L, int, (a, K), 'x', None}\nKINDS_TOO = frozenset([K, L, a])\n",
+    "len(KINDS) + len(KINDS_TOO) + a() + bool(K)",
+)
+
+
+def test_sets_of_code_have_one_fingerprint_in_every_process() -> None:
+    program = (
+        "import sys; sys.path.insert(0, '.');"
+        "from tests.unit.test_snapshot_fingerprint_of_objects import DIVERGING, UNORDERED, kind_of;"
+        "junk = [object() for _ in range(int(sys.argv[1]) * 997)];"
+        "texts = [UNORDERED, *(module % 1 for module in DIVERGING.values())];"
+        "print(*[kind_of(text).hex() for text in texts])"
+    )
+
+    def run(seed: int) -> str:
+        environment: dict[str, Any] = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        return subprocess.run(  # noqa: S603 -- this interpreter, the program above
+            [sys.executable, "-c", program, str(seed)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    assert run(1) == run(2) == run(3) == run(4)
+
+
+def test_a_set_that_is_reached_from_itself_has_a_fingerprint() -> None:
+    module = reaching("def f(): return len(FS) * %s\nFS = {f}", "f()")
+
+    assert kind_of(module % 1) == kind_of(module % 1) != kind_of(module % 2)
