@@ -97,15 +97,17 @@ def drop(invocation: Invocation, *, category: str, key: str, tenant: str, dry_ru
 @_dry_run
 @pass_invocation
 def purge(invocation: Invocation, *, dry_run: bool) -> None:
-    """Delete the snapshots that the app's aggregates cannot use any more.
+    """Delete the snapshots that the app's aggregates and deciders cannot use any more.
 
-    Snapshots of aggregates that the app does not declare stay. Wait until no other release
-    runs that uses the old ones.
+    Snapshots of those that the app does not declare stay; a decider is found by its name in a
+    module. Wait until no other release runs that uses the old ones.
     """
     layer = invocation.layer()
     snapshots = _snapshots(layer)
     if not snapshots.known:
-        raise click.UsageError("which code is to use them? Give --app, with Aggregates in it")
+        raise click.UsageError(
+            "which code is to use them? Give --app, with Aggregates or Deciders in it"
+        )
     with layer.engine.connect() as conn:
         outdated = snapshots.count_outdated(conn)
     if dry_run:
@@ -279,7 +281,7 @@ def _stream(category: str, key: str, tenant: str) -> "StreamId":
 def _snapshots(layer: "DataLayer") -> "Snapshots":
     from datapatterns.event_sourcing import Snapshots  # noqa: PLC0415 -- help must not wait for it
 
-    return Snapshots(layer.events, tuple(declared_aggregates()))
+    return Snapshots(layer.events, (*declared_aggregates(), *_deciders()))
 
 
 def declared_aggregates() -> "list[type[Aggregate]]":
@@ -306,6 +308,15 @@ def _subject(category: str, of: str) -> "type[Aggregate] | Decider[Any, Any, Any
         raise bad_option(f"{of!r} has the category {found.category}, not {category}", "--of")
     subject: type[Aggregate] | Decider[Any, Any, Any] = found
     return subject
+
+
+def _deciders() -> "list[Decider[Any, Any, Any]]":
+    """Return the deciders that modules hold by name: those of the app, which was imported."""
+    from datapatterns.event_sourcing import Decider  # noqa: PLC0415 -- help must not wait for it
+
+    held = (vars(module).values() for module in list(sys.modules.values()))
+    found = {id(one): one for some in held for one in list(some) if isinstance(one, Decider)}
+    return [one for one in found.values() if one.snapshot_policy is not None]
 
 
 def _aggregate(category: str) -> "type[Aggregate]":

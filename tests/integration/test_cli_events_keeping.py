@@ -22,7 +22,7 @@ BASKET = StreamId("shelf_basket", "1")
 APP = """
 from dataclasses import dataclass
 from datapatterns import DataLayer
-from datapatterns.event_sourcing import Aggregate, applies, event, every
+from datapatterns.event_sourcing import Aggregate, Decider, applies, event, every
 
 layer = DataLayer({url!r})
 
@@ -39,6 +39,13 @@ class Basket{number}(Aggregate, category="shelf_basket", snapshot=every(1)):
     @applies
     def _(self, e: Put) -> None:
         self.things += {step}
+
+
+def count(state: int, e: Put) -> int:
+    return state + {step}
+
+
+counter = Decider("shelf_counter", 0, lambda command, state: [], count, snapshot=every(1))
 """
 
 
@@ -109,7 +116,7 @@ def test_snapshots_are_taken_listed_and_dropped(
     assert run("events", "snapshot", "list", *stream, *at).out == ""
 
 
-def test_only_snapshots_that_the_app_cannot_use_are_purged(
+def test_only_snapshots_that_aggregates_and_deciders_of_the_app_cannot_use_are_purged(
     run: Run, engine: Engine, app: tuple[str, str]
 ) -> None:
     put(engine)
@@ -121,7 +128,8 @@ def test_only_snapshots_that_the_app_cannot_use_are_purged(
                 " (stream_id, aggregate, fingerprint, version, position, at, state)"
                 " SELECT stream_id, name, print, version, position, at, state"
                 " FROM datapatterns.snapshot,"
-                " (VALUES ('old', NULL), ('older', NULL), ('old', 'Foreign')) x (p, n),"
+                " (VALUES ('old', NULL), ('older', NULL), ('old', 'Foreign'),"
+                " ('old', 'shelf_counter')) x (p, n),"
                 " LATERAL (SELECT coalesce(n, aggregate), p::bytea) y (name, print)"
             )
         )
@@ -130,7 +138,7 @@ def test_only_snapshots_that_the_app_cannot_use_are_purged(
     purged = run("events", "snapshot", "purge", "--json", *app)
     left = run("events", "snapshot", "list", "shelf_basket", "1", "--json", *app)
 
-    assert (rows(would), rows(purged)) == ([{"would_delete": 2}], [{"deleted": 2}])
+    assert (rows(would), rows(purged)) == ([{"would_delete": 3}], [{"deleted": 3}])
     assert sorted(str(one["current"]) for one in rows(left)) == ["None", "True"]
 
 

@@ -165,3 +165,41 @@ def test_state_may_not_take_a_name_that_every_aggregate_has(name: str) -> None:
     for fill in (annotated, given):
         with pytest.raises(AggregateError, match=f"declares {name}.*call it otherwise"):
             new_class("Other", (Box,), exec_body=fill)
+
+
+@dataclass(frozen=True)
+class Packed:
+    names: list[str]
+
+
+class Crate(Aggregate, category="crate"):
+    names: list[str] = []  # noqa: RUF012 -- each object gets a copy
+
+    @applies
+    def _(self, e: Packed) -> None:
+        self.names = e.names
+
+    @applies
+    def _(self, e: Put) -> None:
+        self.names.append(e.name)
+        if e.name == "box":
+            self.emit(Put("lid"))
+
+
+def test_who_goes_on_with_an_event_does_not_change_the_state() -> None:
+    crate, event = Crate("7"), Packed(["a"])
+    crate.emit(event)
+
+    event.names.append("b")
+
+    assert crate.names == ["a"]
+    assert crate.unsaved == (Packed(["a"]),)
+
+
+def test_an_event_cannot_happen_while_another_is_applied() -> None:
+    crate = Crate("7")
+
+    with pytest.raises(AggregateError, match="emits Put while it applies an event"):
+        crate.emit(Put("box"))
+
+    assert crate.unsaved == ()

@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 
 from datapatterns.errors import EventDataError
+from datapatterns.event_sourcing.content.likeness import unlike_at
 from datapatterns.event_sourcing.content.payload import encode_event, encode_mapping, misfit
 from datapatterns.event_sourcing.event_ids import new_id, new_ids
 from datapatterns.event_sourcing.events import NewEvent, check_tags
@@ -104,10 +105,11 @@ def encode(
 
 
 def _plan_of(event: NewEvent, data: str, types: EventTypes) -> PersonalPlan | None:
-    declared = types.personal(event.event_type)
+    declared = types.personal_today(event.event_type, event.schema_version)
+    declared = declared or types.personal(event.event_type)
     if declared is None:
         return None
-    if event.schema_version != declared.schema_version:
+    if not _has_shape(event.event_type, event.schema_version, declared, types):
         raise EventDataError(
             event.event_type,
             "it has personal fields, and where they lie is known of version"
@@ -117,13 +119,21 @@ def _plan_of(event: NewEvent, data: str, types: EventTypes) -> PersonalPlan | No
     return declared.personal
 
 
+def _has_shape(name: str, version: int, declared: EventType, types: EventTypes) -> bool:
+    """Return whether nothing but a change of names lies between."""
+    today = types.named_today(name, version)
+    return (today, version) == (declared.name, declared.schema_version)
+
+
 def with_plan(stored: EncodedEvent, types: EventTypes) -> EncodedEvent:
     """Return what was stored elsewhere, so that its personal fields are encrypted here.
 
     In shapes that the class has no longer, it is not known where they lie.
     """
-    declared = types.personal(stored.name)
-    if declared is None or stored.codec or stored.schema_version != declared.schema_version:
+    declared = types.personal_today(stored.name, stored.schema_version)
+    if declared is None or stored.codec:
+        return stored
+    if not _has_shape(stored.name, stored.schema_version, declared, types):
         return stored
     return stored._replace(personal=declared.personal)
 
@@ -159,8 +169,9 @@ def _encode_typed(
 ) -> EncodedEvent:
     declared = types.of(type(event))
     data = encode_event(event, event_type=declared.name)
-    # Classes do not check what they are made of. What does not fit would stop every reader.
-    _check_fits(declared, data)
+    # Classes do not check what they are made of. What does not fit would stop every reader, and
+    # what comes back otherwise would make another state of a load than of the command.
+    _check_same(declared, event, _check_fits(declared, data))
     refuse_lookalike(declared.name, data)
     tags = tags_of(event, declared)
     return EncodedEvent(
@@ -175,11 +186,26 @@ def _encode_typed(
     )
 
 
-def _check_fits(declared: EventType, data: str) -> None:
+def _check_fits(declared: EventType, data: str) -> object:
     try:
-        declared.decoder.decode(data)
-    except msgspec.ValidationError as error:
+        return declared.decoder.decode(data)
+    except msgspec.DecodeError as error:
         raise EventDataError(
             declared.name,
             f"it does not fit its class: {misfit(error)}; give what the fields declare",
         ) from None
+
+
+def _check_same(declared: EventType, event: object, read: object) -> None:
+    try:
+        if read == event:
+            return
+    except ArithmeticError:  # of a Decimal that signals
+        pass
+    where = unlike_at(event, read)
+    if where is not None:
+        raise EventDataError(
+            declared.name,
+            f"{where} would come back as something else; give what the fields declare, and declare"
+            " what JSON can give back",
+        )

@@ -4,10 +4,10 @@ msgspec encodes and decodes the first three by itself. Of pydantic nothing is im
 brings what it needs along, and what does not fit is reported by msgspec's errors.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache, partial
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -55,6 +55,30 @@ def field_names(cls: type) -> tuple[str, ...]:
     if hasattr(cls, "__attrs_attrs__"):
         return tuple(attribute.name for attribute in cls.__attrs_attrs__)
     return tuple(cast("Any", cls).model_fields) if is_model(cls) else ()
+
+
+def classes_within(hint: Any) -> set[type]:  # noqa: ANN401 -- a class or a type hint
+    """Return the classes that data of this shape can consist of, as far as hints say."""
+    found: set[type] = set()
+    waiting: list[Any] = [hint]
+    while waiting:
+        one = waiting.pop()
+        inner = (get_origin(one), *get_args(one), getattr(one, "__supertype__", None))
+        waiting += [part for part in inner if part is not None]
+        if isinstance(one, type) and one not in found:
+            found.add(one)
+            waiting += hints_of(one)
+    return found
+
+
+def hints_of(cls: type) -> Iterable[Any]:
+    """Return the types of the fields of a class that has some, with their annotations."""
+    if not field_names(cls):
+        return ()
+    try:
+        return get_type_hints(cls, include_extras=True).values()
+    except (NameError, TypeError):  # only the type checker can resolve it, so nothing is decoded
+        return ()
 
 
 def fields_made(cls: Any) -> list[tuple[str, list[Any]]]:  # noqa: ANN401 -- a class

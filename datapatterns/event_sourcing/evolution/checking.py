@@ -196,7 +196,7 @@ def try_events(
         except Exception as error:  # noqa: BLE001 -- the application's code may raise anything
             # What this library says holds no data; another's message may quote it.
             known = isinstance(error, DataPatternsError)
-            reason = getattr(error, "reason", None) or (str(error) if known else None)
+            reason = (getattr(error, "reason", None) or str(error)) if known else None
             misread.append(MisreadEvent(sample, reason or type(error).__name__))
         met.add((sample.event_type, sample.schema_version))
         tried += 1

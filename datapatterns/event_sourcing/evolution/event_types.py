@@ -7,8 +7,10 @@ never rewritten: they are lifted, step by step, each time they are read.
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, overload
 
+import msgspec
+
 from datapatterns.errors import EventTypeError, PersonalFieldError
-from datapatterns.event_sourcing.content.shapes import decoder_of, is_frozen
+from datapatterns.event_sourcing.content.shapes import classes_within, decoder_of, is_frozen
 from datapatterns.event_sourcing.events import check_event_type
 from datapatterns.event_sourcing.evolution.evolving import (
     Ancestor,
@@ -53,6 +55,7 @@ class EventTypes:
         # before, in another thread, then fills a dict that nobody reads any more.
         self._readers: dict[tuple[str, int], Reader] = {}
         self._names: dict[type, frozenset[str]] = {}
+        self._personal: dict[tuple[str, int], EventType | None] = {}
         self.revision = 0
         """How often something was declared; what was derived before may be out of date."""
         self.event(SUBJECT_FORGOTTEN)(SubjectForgotten)
@@ -224,6 +227,17 @@ class EventTypes:
         declared = self._declared.types.get(name)
         return declared if declared is not None and declared.personal else None
 
+    def personal_today(self, name: str, schema_version: int) -> EventType | None:
+        """Return what stored data of this shape is today, if that has personal fields.
+
+        What upcasters lead to is not its own shape; a name that was given up is only a name.
+        """
+        found, shape = self._personal, (name, schema_version)
+        if shape not in found:
+            classes = self.fate(name, schema_version).classes
+            found[shape] = next((declared for declared in classes if declared.personal), None)
+        return found[shape]
+
     def fate(self, name: str, schema_version: int) -> Fate:
         """Return what becomes of a stored type of event, without reading one."""
         return self._declared.fate(Shape(name, schema_version))
@@ -308,6 +322,7 @@ class EventTypes:
     def _changed(self) -> None:
         self._readers = {}
         self._names = {}
+        self._personal = {}
         self.revision += 1
 
 
@@ -321,6 +336,10 @@ def _check_class(name: str, cls: object) -> None:
         )
     if not frozen:
         raise EventTypeError(name, "what happened does not change; declare the class frozen=True")
+    if msgspec.Raw in classes_within(cls):
+        raise EventTypeError(
+            name, "holds msgspec.Raw, which nobody has read before it is stored; declare a dict"
+        )
 
 
 def _plan(

@@ -81,6 +81,7 @@ class _Planning:
         if not isinstance(cls, type):
             return self._refused(arguments, where, levels, "lies in something that is no class")
         if fields_of(cls):
+            self._refused(arguments, where, levels, "is a parameter of a class; give it a field")
             return self._object(cls, where, levels)
         if issubclass(cls, Mapping) and arguments:
             self._refused(arguments[:1], where, levels, "is the key of a mapping")

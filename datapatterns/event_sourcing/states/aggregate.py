@@ -73,7 +73,11 @@ class Aggregate(Sourced, metaclass=Handling):
                 f"has no handler for {name}; add @applies def _(self, e: {name}), empty if the"
                 " event changes nothing",
             )
-        handler(self, event)
+        try:
+            handler(self, event)
+        except BaseException:
+            self._history.is_torn = True
+            raise
 
 
 _TAKEN: Final = frozenset(

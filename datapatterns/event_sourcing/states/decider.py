@@ -114,7 +114,7 @@ class Decider(Generic[C, S, E]):
         events, state = _annotated(self.evolve)
         self._set("events", self.events or events)
         self._set("state", type(self.initial) if state is None else state, unless=self.state)
-        self._set("_is_shared", _is_shared(self.initial))
+        self._set("_is_shared", is_unchanging(self.initial))
 
     @property
     def snapshot_policy(self) -> SnapshotPolicy | None:
@@ -166,7 +166,11 @@ class Folded(Sourced, Generic[C, S]):
         return events
 
     def _apply(self, event: object) -> None:
-        state = self.decider.evolve(self.state, event)
+        try:
+            state = self.decider.evolve(self.state, event)
+        except BaseException:
+            self._history.is_torn = not is_unchanging(self.state)
+            raise
         if state is None and self.decider.initial is not None:
             raise AggregateError(
                 self._history.stream.category,
@@ -227,7 +231,3 @@ def _annotated(evolve: Callable[..., Any]) -> tuple[tuple[type, ...], Any]:
         events if all(is_frozen(event) is not None for event in events) else (),
         None if state in (None, Any, object) or isinstance(state, TypeVar) else state,
     )
-
-
-def _is_shared(initial: object) -> bool:
-    return is_unchanging(initial) and is_frozen(type(initial)) is not False

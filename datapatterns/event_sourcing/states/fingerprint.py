@@ -40,10 +40,10 @@ from types import (
     SimpleNamespace,
     WrapperDescriptorType,
 )
-from typing import Any, Final, TypeGuard, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeGuard, get_args, get_origin
 from uuid import UUID
 
-from datapatterns.event_sourcing.content.shapes import field_names, fields_made
+from datapatterns.event_sourcing.content.shapes import field_names, fields_made, hints_of
 
 _TELLING = (
     *(type(None), bool, int, float, complex, str, bytes),
@@ -249,16 +249,6 @@ class _Reading:
 
 def _top(module: str) -> str:
     return module.partition(".")[0]
-
-
-def hints_of(cls: type) -> Iterable[object]:
-    """Return the types of the fields of a class that has some, with their annotations."""
-    if not field_names(cls):
-        return ()
-    try:
-        return get_type_hints(cls, include_extras=True).values()
-    except (NameError, TypeError):  # only the type checker can resolve it, so nothing is decoded
-        return ()
 
 
 def _names_in(code: CodeType) -> set[str]:

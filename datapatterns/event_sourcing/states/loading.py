@@ -232,6 +232,7 @@ class _Load:
     def _fold(self, sourced: Sourced, rows: Sequence[_Row]) -> None:
         history, steps = sourced._history, self.steps  # noqa: SLF001 -- its keeper
         expected = history.version
+        history.is_folding = True  # until all is applied; a state that raised is thrown away
         texts = self.by.contents.incoming(
             self.conn,
             [row[4] for row in rows],
@@ -256,6 +257,7 @@ class _Load:
                     [event] = read(text)  # says what is wrong
                 apply(sourced, event)
             history.version = version  # after it was applied, as when it was emitted
+        history.is_folding = False
         history.position = Position(rows[-1][3])
         self._note(sourced, texts, {row[2] for row in rows})
 

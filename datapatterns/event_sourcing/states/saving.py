@@ -52,8 +52,12 @@ def unsaved_batch(
         types: Of events.
         contents: How they are stored.
         metadata: Added to each event.
+
+    Raises:
+        AggregateError: A handler raised, so nobody knows what the state is.
     """
     history = sourced._history  # noqa: SLF001 -- its keeper
+    history.refuse_torn()
     if history.unsaved:
         batch = Batch(
             history.version - len(history.unsaved), history.position, list(history.unsaved)

@@ -18,6 +18,7 @@ from sqlalchemy import (
     tuple_,
 )
 
+from datapatterns.errors import EventTypeError
 from datapatterns.event_sourcing.events import LIMIT_MAX, Position, StreamId
 from datapatterns.event_sourcing.log.reading import check_limit
 from datapatterns.event_sourcing.schema import event_tables
@@ -149,8 +150,15 @@ class Snapshots:
         )
 
     def _kinds(self) -> set[tuple[str, bytes]]:
-        kinds = (snapshot_kind(subject, self.store.types) for subject in self.known)
-        return {(kind.aggregate, kind.fingerprint) for kind in kinds if kind is not None}
+        kinds = set()
+        for subject in self.known:
+            try:
+                kind = snapshot_kind(subject, self.store.types)
+            except EventTypeError:  # its events are another store's, so its snapshots are, too
+                continue
+            if kind is not None:
+                kinds.add((kind.aggregate, kind.fingerprint))
+        return kinds
 
 
 def _is(streams: Any, stream: StreamId) -> ColumnElement[bool]:  # noqa: ANN401 -- a table

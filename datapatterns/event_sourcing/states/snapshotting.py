@@ -91,6 +91,7 @@ def save_snapshot(
     if keep < 1:
         raise ValueError(f"keeping {keep} snapshots means writing none; keep at least 1")
     history = sourced._history  # noqa: SLF001 -- its keeper
+    history.refuse_torn()
     if history.unsaved:
         raise ValueError(f"{sourced} has unsaved events; save it first")
     kind = snapshot_kind(subject_of(sourced), types)
@@ -237,7 +238,7 @@ def _top_package(code: Any) -> str:  # noqa: ANN401 -- a class or a function
 @cache
 def _insert_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public name for it
     tables = event_tables(schema)
-    events, streams, snapshots = tables.events, tables.streams, tables.snapshots
+    events, streams, snapshots = tables.all_events, tables.streams, tables.snapshots
     # From the event itself: so a state whose events were rolled back, or that another writer's
     # events have replaced, leaves no snapshot.
     source = (

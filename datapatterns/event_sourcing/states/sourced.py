@@ -2,10 +2,14 @@
 
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Final, NamedTuple
 from uuid import UUID, uuid4
 
-from datapatterns.event_sourcing.content.shapes import field_names
+from datapatterns.errors import AggregateError
+from datapatterns.event_sourcing.content.shapes import field_names, is_frozen
 from datapatterns.event_sourcing.events import START, Position, StreamId
 from datapatterns.event_sourcing.states.state import UNCHANGING
 
@@ -32,6 +36,8 @@ class History:
         unsaved: Events emitted since the last save, with their ids.
         sent: The batch of the last save, for a retry.
         persons: Whose personal data may be in the state.
+        is_folding: An event is being applied, so none can happen.
+        is_torn: A handler raised, and may have done half of its work before.
     """
 
     stream: StreamId
@@ -44,6 +50,21 @@ class History:
     unsaved: list[tuple[UUID, object]] = field(default_factory=list)
     sent: Batch | None = None
     persons: set[str] = field(default_factory=set)
+    is_folding: bool = False
+    is_torn: bool = False
+
+    def refuse_torn(self) -> None:
+        """Refuse to store what nobody can know.
+
+        Raises:
+            AggregateError: A handler raised.
+        """
+        if self.is_torn:
+            raise AggregateError(
+                str(self.stream),
+                "was left half changed by a handler that raised; load it again, and decide before"
+                " you emit",
+            )
 
 
 class Sourced:
@@ -73,13 +94,26 @@ class Sourced:
         """Let ``event`` have happened: change the state, and keep it for `EventStore.save`.
 
         Raises:
-            AggregateError: No handler applies it.
+            AggregateError: No handler applies it, or one that applies another event emits it.
         """
-        # The state may go on with a list of the event, and change it before it is saved.
-        kept = event if is_unchanging(event) else deepcopy(event)
-        self._apply(event)
-        self._history.unsaved.append((uuid4(), kept))
-        self._history.version += 1
+        history = self._history
+        if history.is_folding:
+            # It would happen again in every load.
+            raise AggregateError(
+                str(history.stream),
+                f"emits {type(event).__name__} while it applies an event; handlers change the"
+                " state only, so emit both where it is decided",
+            )
+        # The state may go on with a list of the event, and the caller with the event.
+        is_shared = is_unchanging(event)
+        kept = event if is_shared else deepcopy(event)
+        history.is_folding = True
+        try:
+            self._apply(event if is_shared else deepcopy(event))
+        finally:
+            history.is_folding = False
+        history.unsaved.append((uuid4(), kept))
+        history.version += 1
 
     def _apply(self, event: object) -> None:
         raise NotImplementedError
@@ -87,7 +121,15 @@ class Sourced:
 
 def is_unchanging(value: object) -> bool:
     """Return whether nothing within ``value`` can be changed, as far as that is plain to see."""
-    if isinstance(value, UNCHANGING):
+    if isinstance(value, _UNCHANGING):
         return True
-    names = field_names(type(value))
-    return bool(names) and all(isinstance(getattr(value, n, None), UNCHANGING) for n in names)
+    kind = type(value)
+    if kind is tuple:
+        return all(map(is_unchanging, value))  # type: ignore[call-overload] # a tuple
+    names = field_names(kind)
+    return bool(names and is_frozen(kind)) and all(
+        is_unchanging(getattr(value, name, None)) for name in names
+    )
+
+
+_UNCHANGING: Final = (*UNCHANGING, Enum, UUID, Decimal, date, time, timedelta)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from inspect import get_annotations
+from types import MemberDescriptorType
 from typing import Any, ClassVar, Final, Protocol, get_origin, get_type_hints
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from datapatterns.errors import AggregateError, EventDataError
 from datapatterns.event_sourcing.content.payload import encode_state, misfit
 from datapatterns.event_sourcing.content.shapes import Decoder, decoder_of, schema_of
+from datapatterns.event_sourcing.states.faithful import UnfaithfulError, check_faithful
 
 UNCHANGING: Final = (type(None), bool, int, float, complex, str, bytes)
 """Values that objects can share."""
@@ -80,18 +82,20 @@ class ValueShape:
 
     def encode_value(self, state: object) -> str:
         """Return a state as JSON; see `StateShape`."""
-        encoded = _encoded({"state": state}, self.decider)
+        encoded = self.write_value(state)
         try:
-            is_same = self.decode_value(encoded) == state
+            check_faithful({"state": state}, {"state": self.decode_value(encoded)})
         except msgspec.ValidationError as error:
             raise AggregateError(
                 self.decider, f"has state that differs from its type: {misfit(error)}"
             ) from None
-        if not is_same:
-            raise AggregateError(
-                self.decider, "has state that JSON would change; annotate it more precisely"
-            )
+        except UnfaithfulError as error:
+            raise AggregateError(self.decider, str(error)) from None
         return encoded
+
+    def write_value(self, state: object) -> str:
+        """Return a state as JSON, which may come back changed."""
+        return _encoded({"state": state}, self.decider)
 
     def restore(self, folded: Any, encoded: str, /) -> None:  # noqa: ANN401 -- as above
         """Give ``folded`` the state that was encoded; see `StateShape`."""
@@ -141,17 +145,35 @@ class AttributeShape:
 
     def encode(self, aggregate: Any, /) -> str:  # noqa: ANN401 -- an object of the class
         """Return the state as JSON; see `StateShape`."""
-        for name in vars(aggregate).keys() - {"_history"} - set(self.names):
+        state = self._state_of(aggregate)
+        encoded = _encoded(state, self.aggregate)
+        try:
+            decoded = self.decoder.decode(encoded)
+            check_faithful(state, {name: getattr(decoded, name) for name in state})
+        except msgspec.ValidationError as error:
+            raise AggregateError(
+                self.aggregate, f"has state that differs from its annotation: {misfit(error)}"
+            ) from None
+        except UnfaithfulError as error:
+            raise AggregateError(self.aggregate, str(error)) from None
+        return encoded
+
+    def write(self, aggregate: Any, /) -> str:  # noqa: ANN401 -- as above
+        """Return the state as JSON, which may come back changed."""
+        return _encoded(self._state_of(aggregate), self.aggregate)
+
+    def _state_of(self, aggregate: Any) -> dict[str, Any]:  # noqa: ANN401 -- as above
+        held = vars(aggregate).keys() | {
+            n for n in _slots(type(aggregate)) if hasattr(aggregate, n)
+        }
+        for name in held - {"_history"} - set(self.names):
             raise AggregateError(
                 self.aggregate,
                 f"sets {name}, which means something in every aggregate; call it otherwise"
                 if name in _OWN
                 else f"sets {name}, which it does not declare; annotate it in the class",
             )
-        state = {n: getattr(aggregate, n) for n in self.names if hasattr(aggregate, n)}
-        encoded = _encoded(state, self.aggregate)
-        self._check_round_trip(state, encoded)
-        return encoded
+        return {n: getattr(aggregate, n) for n in self.names if hasattr(aggregate, n)}
 
     def restore(self, aggregate: Any, encoded: str, /) -> None:  # noqa: ANN401 -- as above
         """Give ``aggregate`` the state that was encoded; see `StateShape`."""
@@ -160,20 +182,6 @@ class AttributeShape:
             value = getattr(state, name)
             if value is not msgspec.UNSET:
                 setattr(aggregate, name, value)
-
-    def _check_round_trip(self, state: dict[str, object], encoded: str) -> None:
-        try:
-            decoded = self.decoder.decode(encoded)
-        except msgspec.ValidationError as error:
-            raise AggregateError(
-                self.aggregate, f"has state that differs from its annotation: {misfit(error)}"
-            ) from None
-        for name, value in state.items():
-            if getattr(decoded, name) != value:
-                raise AggregateError(
-                    self.aggregate,
-                    f"has state that JSON would change: {name}; annotate it more precisely",
-                )
 
 
 def _encoded(state: dict[str, Any], name: str) -> str:
@@ -225,6 +233,11 @@ _OWN: Final = frozenset(
         "_history",
     }
 )
+
+
+def _slots(cls: type) -> set[str]:
+    members = (vars(base).items() for base in cls.__mro__)
+    return {n for some in members for n, m in some if isinstance(m, MemberDescriptorType)}
 
 
 def _declaring(aggregate: type, above: type) -> list[type]:

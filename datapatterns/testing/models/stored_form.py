@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from datapatterns.event_sourcing import Aggregate, Decider, EventTypes
 from datapatterns.event_sourcing.content.payload import encode_event
 from datapatterns.event_sourcing.states.state import (
-    StateShape,
+    AttributeShape,
     ValueShape,
     state_shape,
     value_shape,
@@ -80,11 +82,16 @@ class _AggregateSnapshots:
     """As `EventStore.save_snapshot` writes them."""
 
     cls: type[Aggregate]
-    shape: StateShape
+    shape: AttributeShape
 
     def again(self, state: Aggregate) -> Aggregate:
         restored = self.cls("spec")
-        self.shape.restore(restored, self.shape.encode(state))
+        try:
+            # Unchecked: what comes back is compared by the machine, which can show both.
+            self.shape.restore(restored, self.shape.write(state))
+        except msgspec.ValidationError:
+            self.shape.encode(state)  # says what is wrong
+            raise
         return restored
 
 
@@ -95,4 +102,8 @@ class _DeciderSnapshots:
     shape: ValueShape
 
     def again(self, state: object) -> Any:  # noqa: ANN401 -- whatever the state is
-        return self.shape.decode_value(self.shape.encode_value(state))
+        try:
+            return self.shape.decode_value(self.shape.write_value(state))  # unchecked, as above
+        except msgspec.ValidationError:
+            self.shape.encode_value(state)  # says what is wrong
+            raise

@@ -1,0 +1,69 @@
+"""Whether an event that is read back says what was said, whatever its classes call equal."""
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from decimal import Decimal
+from typing import Any, Final
+
+from datapatterns.event_sourcing.content.shapes import field_names, is_model
+
+_MISSING: Final = object()
+
+
+def unlike_at(value: Any, copy: Any, place: str = "it") -> str | None:  # noqa: ANN401 -- data
+    """Return where ``copy`` says something else than ``value``; None if it does not.
+
+    A tuple may come back as a list where a class declares a ``Sequence``, a frozenset as a set, a
+    whole number as the same float. Of mappings the answer names no key: those are data.
+    """
+    if _is_leaf(value):
+        return None if _is_same(value, copy) else place
+    if not _is_same_kind(value, copy):
+        return place
+    for part, copied, where in _parts(value, copy, place):
+        found = unlike_at(part, copied, where)
+        if found is not None:
+            return found
+    # What a model holds beside its fields is stored nowhere.
+    return place if is_model(type(value)) and value != copy else None
+
+
+def _is_leaf(value: object) -> bool:
+    kind = type(value)
+    return not (issubclass(kind, _PARTED) or field_names(kind))
+
+
+_PARTED: Final = (list, tuple, AbstractSet, Mapping)
+
+
+def _is_same(value: Any, copy: Any) -> bool:  # noqa: ANN401 -- data
+    if isinstance(value, Decimal):  # NaN is not equal to itself
+        return type(copy) is Decimal and str(value) == str(copy)
+    return bool(value == copy)
+
+
+def _is_same_kind(value: Any, copy: Any) -> bool:  # noqa: ANN401 -- data
+    kind = type(value)
+    if field_names(kind):
+        return kind is type(copy)
+    for kinds in (list, tuple), AbstractSet, Mapping:
+        if isinstance(value, kinds):
+            return isinstance(copy, kinds) and len(value) == len(copy)
+    return False
+
+
+def _parts(value: Any, copy: Any, place: str) -> Iterator[tuple[Any, Any, str]]:  # noqa: ANN401
+    if names := field_names(type(value)):
+        for name in names:
+            one, other = getattr(value, name, _MISSING), getattr(copy, name, _MISSING)
+            yield one, other, name if place == "it" else f"{place}.{name}"
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield part, copy.get(key, _MISSING), f"{place}.*"
+    elif isinstance(value, AbstractSet):
+        found = {part: part for part in copy}
+        for part in value:
+            yield part, found.get(part, _MISSING), f"{place}[]"
+    else:
+        for part, copied in zip(value, copy, strict=True):
+            yield part, copied, f"{place}[]"

@@ -1,0 +1,173 @@
+"""What would come back as another event is refused before anything is sent."""
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any, NewType
+from uuid import UUID
+
+import msgspec
+import pydantic
+import pytest
+
+from datapatterns.errors import EventDataError, EventTypeError
+from datapatterns.event_sourcing import EventTypes, NewEvent
+from datapatterns.event_sourcing.content.encoding import encode_batch
+
+types = EventTypes()
+
+
+@types.event("held")
+@dataclass(frozen=True)
+class Held:
+    value: Any
+
+
+@types.event("measured")
+@dataclass(frozen=True)
+class Measured:
+    amount: float = 0.0
+    price: Decimal = Decimal(0)
+    at: datetime | None = None
+    begins: time | None = None
+
+
+@dataclass(frozen=True)
+class Contact:
+    city: str
+
+
+@dataclass(frozen=True)
+class Named(Contact):
+    name: str = "Ada"
+
+
+@types.event("moved")
+@dataclass(frozen=True)
+class Moved:
+    to: Contact
+    stops: Sequence[int] = ()
+    tags: AbstractSet[str] = frozenset()
+    notes: Mapping[str, int] | None = None
+
+
+@types.event("raised")
+@dataclass(frozen=True)
+class Raised:
+    cents: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cents", self.cents * 10)
+
+
+@types.event("secret")
+class Secret(pydantic.BaseModel, frozen=True):
+    word: pydantic.SecretStr
+
+
+@types.event("left.out")
+class LeftOut(pydantic.BaseModel, frozen=True):
+    told: int = 1
+    kept: int = pydantic.Field(2, exclude=True)
+
+
+@types.event("rounded")
+class Rounded(pydantic.BaseModel, frozen=True):
+    amount: float
+
+    @pydantic.field_serializer("amount")
+    def whole(self, amount: float) -> int:
+        return round(amount)
+
+
+@types.event("noted")
+class Noted(pydantic.BaseModel, frozen=True):
+    told: int
+    _aside: int = pydantic.PrivateAttr(default=0)
+
+    def aside(self, number: int) -> "Noted":
+        self._aside = number
+        return self
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Held({1}),
+        Held({1: 2}),
+        Held(datetime(2026, 1, 1, tzinfo=UTC)),
+        Held(Decimal("1.5")),
+        Held(UUID(int=1)),
+        Held(b"x"),
+        Held([{"a": (1, b"x")}]),
+        Measured(amount=2**60 + 1),
+        Measured(at=datetime(1900, 1, 1, tzinfo=timezone(timedelta(minutes=53, seconds=28)))),
+        Measured(begins=time(1, 2, tzinfo=timezone(timedelta(seconds=30)))),
+        Moved(Named("Ulm")),
+        Raised(1),
+        Secret(word=pydantic.SecretStr("abracadabra")),
+        LeftOut(kept=3),
+        Rounded(amount=1.5),
+        Noted(told=1).aside(2),
+    ],
+    ids=repr,
+)
+def test_what_would_come_back_otherwise_is_refused(event: object) -> None:
+    with pytest.raises(EventDataError, match="would come back as something else") as refused:
+        encode_batch([event], types=types, metadata=None)
+
+    assert "Ada" not in str(refused.value)
+    assert "abracadabra" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Held({"a": [1, None, "b", {"c": 1.5}]}),
+        Measured(amount=1.0, price=Decimal("1.10")),
+        Measured(price=Decimal("NaN")),
+        Measured(price=Decimal("sNaN")),
+        Measured(at=datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=-3, minutes=30)))),
+        Moved(Contact("Ulm"), (1, 2), frozenset({"a"}), {"b": 1}),
+        LeftOut(told=5),
+        Rounded(amount=2.0),
+        Noted(told=1),
+    ],
+    ids=repr,
+)
+def test_what_says_the_same_is_stored(event: object) -> None:
+    [encoded] = encode_batch([event], types=types, metadata=None)
+
+    [read] = types.decode_json(encoded.name, 1, encoded.data)
+    assert type(read) is type(event)
+    again = encode_batch([read], types=types, metadata=None)
+    assert again[0].data == encoded.data
+
+
+def test_json_that_nobody_has_read_is_no_field() -> None:
+    alias = NewType("alias", msgspec.Raw)
+
+    @dataclass(frozen=True)
+    class Inner:
+        parts: list[alias]  # type: ignore[valid-type] # mypy knows no local aliases
+
+    @dataclass(frozen=True)
+    class Outer:
+        inner: Inner | None
+
+    Inner.__annotations__["parts"] = list[alias]  # type: ignore[valid-type] # as above
+    Outer.__annotations__["inner"] = Inner | None
+    with pytest.raises(EventTypeError, match=r"msgspec\.Raw"):
+        types.event("outer")(Outer)
+
+
+@pytest.mark.parametrize("spelled", [b'{"\\u0024sealed":1}', b'{"$sealed" :1}'])
+def test_a_value_that_looks_encrypted_is_refused_however_it_is_spelled(spelled: bytes) -> None:
+    event = NewEvent("held", {"value": msgspec.Raw(spelled)})
+
+    with pytest.raises(EventDataError):
+        encode_batch([event, Held(msgspec.Raw(spelled))], types=types, metadata=None)
+    with pytest.raises(EventDataError):
+        encode_batch([Held(msgspec.Raw(spelled))], types=types, metadata=None)
