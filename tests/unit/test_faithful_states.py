@@ -135,7 +135,7 @@ def test_state_in_a_slot_is_not_forgotten() -> None:
     shape, hidden = state_shape(Hidden, above=Aggregate), Hidden("1")
     shape.encode(hidden)
 
-    hidden.secret = 1
+    hidden.secret = 1  # type: ignore[attr-defined] # a slot, without an annotation
     with pytest.raises(AggregateError, match="sets secret, which it does not declare"):
         shape.encode(hidden)
 
