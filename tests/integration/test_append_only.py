@@ -54,6 +54,7 @@ def test_where_all_is_in_place_nothing_is_found(conn: Connection) -> None:
         ("GRANT DELETE ON {s}.event_tag TO {r}", "event_tag", "DELETE"),
         ("GRANT INSERT ON {s}.append_request TO {r}", "append_request", "INSERT"),
         ("ALTER TABLE {s}.event ENABLE ROW LEVEL SECURITY", "event", "row security"),
+        ("ALTER TABLE {s}.event ADD CONSTRAINT ck_event_bound CHECK (true)", "event", "undo"),
         ("ALTER TABLE {s}.event SET UNLOGGED", "event", "SET LOGGED"),
         (f"{AGAIN} BEFORE UPDATE OR TRUNCATE {WHERE} WHEN (false) {REFUSE}", "event", "changed"),
         (f"{AGAIN} BEFORE UPDATE OF at {WHERE} {REFUSE}", "event", "changed"),

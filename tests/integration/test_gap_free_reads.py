@@ -16,6 +16,7 @@ from datapatterns.event_sourcing import (
     START,
     EventStore,
     ImportedEvent,
+    LogFilter,
     LogPage,
     NewEvent,
     Position,
@@ -374,3 +375,19 @@ def test_a_temporary_table_named_like_a_catalog_hides_no_fence(engine: Engine) -
         mark = store.high_water_mark(reader)
 
     assert mark == START
+
+
+def test_a_long_gap_costs_a_filter_one_page(engine: Engine) -> None:
+    with engine.begin() as conn:
+        write(conn, "a", "append")
+        conn.execute(text("SELECT setval('datapatterns.event_position', 3000000000)"))
+        write(conn, "b", "append")
+    with engine.begin() as conn:
+        wanted = LogFilter(event_types=["none"])
+        pages = [store.read_log(conn, matching=wanted)]
+        pages.append(store.read_log(conn, pages[-1], matching=wanted))
+        found = store.read_log(conn, pages[0], matching=LogFilter(categories=["s"])).events
+
+    assert [page.checkpoint for page in pages] == [3_000_000_000, 3_000_000_001]
+    assert [event.position for event in found] == [3_000_000_001]
+    assert pages[-1].caught_up

@@ -26,6 +26,10 @@ def test_the_order_of_tags_is_kept_as_the_first_one_leads() -> None:
         {"categories": "till"},
         {"tags": "one"},
         {"tags": [""]},
+        {"tags": ["\0"]},
+        {"event_types": ["item.\0"]},
+        {"categories": ["till", "\ud800"]},
+        {"tenant": "shop \0"},
         {"since": datetime(2024, 1, 1)},  # noqa: DTZ001 -- what is refused
         {"until": datetime(2024, 1, 1)},  # noqa: DTZ001 -- what is refused
     ],
@@ -34,6 +38,10 @@ def test_the_order_of_tags_is_kept_as_the_first_one_leads() -> None:
 def test_what_is_no_condition_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"text|tag|time zone"):
         LogFilter(**wrong)  # type: ignore[arg-type] # what is refused
+
+
+def test_other_alphabets_are_text() -> None:
+    assert LogFilter(categories=["Käse 🧀"], tenant="店").tenant == "店"
 
 
 def test_types_are_given_once() -> None:

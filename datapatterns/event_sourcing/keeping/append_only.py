@@ -96,6 +96,11 @@ WITH kept (name) AS (
               AND g.tgenabled = ANY (CASE w.trigger WHEN 'raise_fence' THEN '{A}' ELSE '{O,A}' END
                                      ::"char"[]))
     UNION ALL
+    SELECT true, t.name, 'ck_event_bound of a partitioning that was broken off refuses what is'
+           ' appended from a position on; partition again, or undo it'
+      FROM tables AS t JOIN pg_constraint AS b ON b.conrelid = t.oid
+     WHERE b.conname = 'ck_event_bound'
+    UNION ALL
     SELECT true, t.name, 'a crash empties it; ALTER it to SET LOGGED'
       FROM tables AS t WHERE t.relpersistence <> 'p'
     UNION ALL

@@ -41,8 +41,8 @@ class LogFilter:
         until: Recorded earlier.
 
     Raises:
-        ValueError: A condition is a single text instead of a collection, no tag can be like that,
-            or a time has no time zone.
+        ValueError: A condition is a single text instead of a collection, no stored text or tag can
+            be like that, or a time has no time zone.
     """
 
     event_types: Collection[str] | None = None
@@ -60,6 +60,8 @@ class LogFilter:
             if texts is not None:
                 # Sorted and once each, so that equal filters are equal.
                 object.__setattr__(self, name, tuple(sorted(set(texts))))
+        for text in (*(self.event_types or ()), *(self.categories or ()), self.tenant or ""):
+            _refuse_unstorable(text)
         check_tags(self.tags)
         object.__setattr__(self, "tags", tuple(dict.fromkeys(self.tags)))
         for name in ("since", "until"):
@@ -92,6 +94,12 @@ class LogFilter:
             "until": self.until,
         }
         return given
+
+
+def _refuse_unstorable(text: str) -> None:
+    # The driver would refuse it, too, but in the middle of a transaction.
+    if "\0" in text or (not text.isascii() and text != text.encode(errors="ignore").decode()):
+        raise ValueError(f"{text!r} is no text that PostgreSQL stores")
 
 
 EVERYTHING: Final = LogFilter()

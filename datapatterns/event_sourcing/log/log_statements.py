@@ -97,6 +97,14 @@ def reach_statement(schema: str, size: int) -> str:
 
 
 @cache
+def next_statement(schema: str, size: int) -> str:
+    """Return what finds the first position of a range that has an event."""
+    position = event_tables(schema).all_events.c.position
+    first = _sized(select(position), size).where(*_in_range(position)).order_by(position)
+    return _compiled(first.limit(literal_column("1")))
+
+
+@cache
 def stream_statement(schema: str, *, backwards: bool) -> str:
     """Return what reads a range of versions of one stream."""
     events, streams = event_tables(schema).all_events, event_tables(schema).streams
