@@ -58,16 +58,25 @@ def list_(invocation: Invocation, *, category: str, key: str, tenant: str, limit
 @snapshot.command()
 @click.argument("category")
 @click.argument("key")
+@_tenant
 @_of
 @_dry_run
 @pass_invocation
-def take(invocation: Invocation, *, category: str, key: str, of: str | None, dry_run: bool) -> None:
+def take(  # noqa: PLR0913 -- options
+    invocation: Invocation,
+    *,
+    category: str,
+    key: str,
+    tenant: str,
+    of: str | None,
+    dry_run: bool,
+) -> None:
     """Load what is in a stream, and store a snapshot of its state; one that is there stays."""
     layer = invocation.layer()
-    stream = _stream(category, key, "")
+    stream = _stream(category, key, tenant)
     subject = _subject(category, of) if of else _aggregate(category)
     with layer.engine.connect() as conn, conn.begin() as begun:
-        loaded = layer.events.load(conn, subject, key)
+        loaded = layer.events.load(conn, subject, key, tenant=tenant)
         taken = bool(loaded.version) and layer.events.save_snapshot(conn, loaded)
         if dry_run:
             begun.rollback()

@@ -43,6 +43,7 @@ class CommandStore(StateStore):
         key: str,
         command: Callable[[A], object],
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         policy: CommandPolicy = DEFAULT_COMMAND_POLICY,
     ) -> Handled[A]: ...
@@ -55,17 +56,19 @@ class CommandStore(StateStore):
         key: str,
         command: C,
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         policy: CommandPolicy = DEFAULT_COMMAND_POLICY,
     ) -> Handled[Folded[C, S]]: ...
 
-    def handle(
+    def handle(  # noqa: PLR0913 -- what may be said about one command
         self,
         engine: Engine,
         subject: Subject,
         key: str,
         command: Any,
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         policy: CommandPolicy = DEFAULT_COMMAND_POLICY,
     ) -> Any:
@@ -81,6 +84,7 @@ class CommandStore(StateStore):
             key: Which one.
             command: For an aggregate a function of it, such as ``lambda basket: basket.scan(1)``,
                 whose result is the answer; for a decider what it understands.
+            tenant: Whose.
             metadata: Added to each event.
             policy: How often it is tried, whether rivals wait, who writes snapshots.
 
@@ -90,7 +94,7 @@ class CommandStore(StateStore):
             StreamArchivedError: The stream takes no more events.
             VersionConflictError: Other writers were first each time.
         """
-        how = Commanding(policy, metadata)
+        how = Commanding(policy, metadata, tenant)
         return handle(self, engine, subject, key, command, how)
 
     @overload
@@ -101,6 +105,7 @@ class CommandStore(StateStore):
         key: str,
         command: Callable[[A], object],
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         policy: CommandPolicy = DEFAULT_COMMAND_POLICY,
     ) -> Handled[A]: ...
@@ -113,22 +118,24 @@ class CommandStore(StateStore):
         key: str,
         command: C,
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         policy: CommandPolicy = DEFAULT_COMMAND_POLICY,
     ) -> Handled[Folded[C, S]]: ...
 
-    async def handle_async(
+    async def handle_async(  # noqa: PLR0913 -- what may be said about one command
         self,
         engine: "AsyncEngine",
         subject: Subject,
         key: str,
         command: Any,
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         policy: CommandPolicy = DEFAULT_COMMAND_POLICY,
     ) -> Any:
         """Do as `handle`, on an async engine; needs the ``async`` extra."""
-        how = Commanding(policy, metadata)
+        how = Commanding(policy, metadata, tenant)
         return await handle_async(self, engine, subject, key, command, how)
 
     @overload
@@ -138,6 +145,7 @@ class CommandStore(StateStore):
         subject: type[A],
         key: str,
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         lock: bool = False,
         snapshots: SnapshotTaker | None = None,
@@ -150,17 +158,19 @@ class CommandStore(StateStore):
         subject: Decider[C, S, Any],
         key: str,
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         lock: bool = False,
         snapshots: SnapshotTaker | None = None,
     ) -> AbstractContextManager[Folded[C, S]]: ...
 
-    def for_update(
+    def for_update(  # noqa: PLR0913 -- what may be said about one command
         self,
         conn: Connection,
         subject: Subject,
         key: str,
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         lock: bool = False,
         snapshots: SnapshotTaker | None = None,
@@ -173,6 +183,7 @@ class CommandStore(StateStore):
             conn: A connection in a transaction.
             subject: The class of the aggregate, or the decider.
             key: Which one.
+            tenant: Whose.
             metadata: Added to each event.
             lock: Lock the stream first, so that no other writer can be first.
             snapshots: Is told of the state once the transaction has committed.
@@ -181,7 +192,7 @@ class CommandStore(StateStore):
             VersionConflictError: At the end of the block: another writer was first, or another
                 block on the same stream. Nothing was written; the transaction is still usable.
         """
-        how = Commanding(CommandPolicy(lock=lock, snapshots=snapshots), metadata)
+        how = Commanding(CommandPolicy(lock=lock, snapshots=snapshots), metadata, tenant)
         return for_update(self, conn, subject, key, how)
 
     @overload
@@ -191,6 +202,7 @@ class CommandStore(StateStore):
         subject: type[A],
         key: str,
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         lock: bool = False,
         snapshots: SnapshotTaker | None = None,
@@ -203,21 +215,23 @@ class CommandStore(StateStore):
         subject: Decider[C, S, Any],
         key: str,
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         lock: bool = False,
         snapshots: SnapshotTaker | None = None,
     ) -> AbstractAsyncContextManager[Folded[C, S]]: ...
 
-    def for_update_async(
+    def for_update_async(  # noqa: PLR0913 -- what may be said about one command
         self,
         conn: "AsyncConnection",
         subject: Subject,
         key: str,
         *,
+        tenant: str = "",
         metadata: Mapping[str, Any] | None = None,
         lock: bool = False,
         snapshots: SnapshotTaker | None = None,
     ) -> Any:
         """Do as `for_update`, on an async connection, for ``async with``."""
-        how = Commanding(CommandPolicy(lock=lock, snapshots=snapshots), metadata)
+        how = Commanding(CommandPolicy(lock=lock, snapshots=snapshots), metadata, tenant)
         return for_update_async(self, conn, subject, key, how)

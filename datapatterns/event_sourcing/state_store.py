@@ -53,6 +53,7 @@ class StateStore:
         subject: type[A],
         key: str,
         *,
+        tenant: str = "",
         version: int | None = None,
         at: datetime | None = None,
     ) -> A: ...
@@ -64,6 +65,7 @@ class StateStore:
         subject: Decider[C, S, Any],
         key: str,
         *,
+        tenant: str = "",
         version: int | None = None,
         at: datetime | None = None,
     ) -> Folded[C, S]: ...
@@ -74,6 +76,7 @@ class StateStore:
         subject: Subject,
         key: str,
         *,
+        tenant: str = "",
         version: int | None = None,
         at: datetime | None = None,
     ) -> Any:
@@ -86,6 +89,7 @@ class StateStore:
             conn: A connection in a transaction.
             subject: The class of the aggregate, or the decider.
             key: Which one.
+            tenant: Whose.
             version: As it was after so many events.
             at: As it was then; all events of an append have one time.
 
@@ -96,7 +100,7 @@ class StateStore:
             EventTypeError: A stored type is not declared.
             ValueError: The stream has not reached ``version``, or ``at`` has no time zone.
         """
-        [loaded] = self._loader.load(conn, subject, [key], Moment(version, at))
+        [loaded] = self._loader.load(conn, subject, [key], Moment(version, at), tenant)
         return loaded
 
     @overload
@@ -106,6 +110,7 @@ class StateStore:
         subject: type[A],
         keys: Sequence[str],
         *,
+        tenant: str = "",
         at: datetime | None = None,
     ) -> list[A]: ...
 
@@ -116,6 +121,7 @@ class StateStore:
         subject: Decider[C, S, Any],
         keys: Sequence[str],
         *,
+        tenant: str = "",
         at: datetime | None = None,
     ) -> list[Folded[C, S]]: ...
 
@@ -125,6 +131,7 @@ class StateStore:
         subject: Subject,
         keys: Sequence[str],
         *,
+        tenant: str = "",
         at: datetime | None = None,
     ) -> Any:
         """Return the states of many streams, in the order of ``keys``, as `load` does for one.
@@ -137,15 +144,17 @@ class StateStore:
             conn: A connection in a transaction.
             subject: The class of the aggregates, or the decider.
             keys: Which ones.
+            tenant: Whose; those of another tenant are another call.
             at: As they were then. Across streams, time does not rise with the position.
         """
-        return self._loader.load(conn, subject, keys, Moment(None, at))
+        return self._loader.load(conn, subject, keys, Moment(None, at), tenant)
 
     def list_keys(
         self,
         conn: Connection,
         subject: Subject,
         *,
+        tenant: str = "",
         at: datetime | None = None,
         after: str = "",
         limit: int = 500,
@@ -157,6 +166,7 @@ class StateStore:
         Args:
             conn: A connection in a transaction.
             subject: The class of the aggregates, or the decider.
+            tenant: Whose.
             at: Only those that had begun by then.
             after: The last key of the page before.
             limit: How many at most.
@@ -164,7 +174,9 @@ class StateStore:
         Raises:
             ValueError: ``limit`` is not positive, or ``at`` has no time zone.
         """
-        return list_keys(conn, subject, schema=self.schema, at=at, after=after, limit=limit)
+        return list_keys(
+            conn, subject, tenant=tenant, schema=self.schema, at=at, after=after, limit=limit
+        )
 
     @property
     def _loader(self) -> Loader:

@@ -14,6 +14,7 @@ from datapatterns.event_sourcing.appending.appending import append_events, appen
 from datapatterns.event_sourcing.appending.batching import (
     StreamEvents,
     guard,
+    guard_of_all,
     outgoing,
     stream_batch,
     stream_batches,
@@ -114,19 +115,31 @@ class EventStore(CommandStore):
         return append_events(conn, sent, schema=self.schema, guard=condition)
 
     def append_to_streams(
-        self, conn: Connection, wanted: Sequence[StreamEvents]
+        self,
+        conn: Connection,
+        wanted: Sequence[StreamEvents],
+        *,
+        unless: Condition | None = None,
     ) -> dict[StreamId, Appended]:
         """Append to several streams or to none, in one round trip; return what each did.
 
         Streams are locked in one order, whatever that of ``wanted``, so that no two such
         transactions wait for each other. Otherwise as `append`, and the error names the stream.
 
+        Args:
+            conn: A connection in a transaction. The caller commits.
+            wanted: What to append, each stream once.
+            unless: Append only if no event matches this. It is about all of them, so they belong
+                to its tenant; what the same call appends does not count.
+
         Raises:
-            ValueError: There is nothing to append, too much, or a stream comes twice.
+            ValueError: There is nothing to append, too much, a stream comes twice, or one belongs
+                to another tenant than the condition.
         """
         batches = stream_batches(wanted, types=self.types)
+        condition = guard_of_all(unless, [one.stream for one in wanted], types=self.types)
         sent = [outgoing(conn, batch, self.contents) for batch in batches]
-        return append_to_streams(conn, sent, schema=self.schema)
+        return append_to_streams(conn, sent, schema=self.schema, guard=condition)
 
     @overload
     def unit(self, place: Connection) -> AbstractContextManager[Unit]: ...

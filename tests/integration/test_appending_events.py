@@ -381,3 +381,55 @@ def test_a_schema_may_have_any_name_that_is_allowed(engine: Engine, schema: str)
         other.append(conn, CART, added(), expected_version=NEW_STREAM)
     with engine.begin() as conn:
         assert len(other.read_log(conn).events) == 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_trigger_that_swallows_events_fails_the_append(conn: Connection, count: int) -> None:
+    conn.execute(
+        text(
+            "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " IF NEW.version = 1 THEN RETURN NULL; END IF; RETURN NEW; END $$;"
+            "CREATE TRIGGER swallow BEFORE INSERT ON datapatterns.event"
+            " FOR EACH ROW EXECUTE FUNCTION swallow()"
+        )
+    )
+    with pytest.raises(DBAPIError, match="kept events from being written"), conn.begin_nested():
+        store.append(conn, CART, added(count), expected_version=NEW_STREAM)
+    assert store.read_stream(conn, CART) == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_trigger_that_appends_does_not_move_what_is_answered(
+    conn: Connection, count: int
+) -> None:
+    conn.execute(
+        text(
+            "CREATE FUNCTION echo() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " IF pg_trigger_depth() = 1 THEN PERFORM datapatterns.append_events('', 'echo', 'e',"
+            " NULL, NULL, 'a.b 1', NULL, gen_random_uuid()::text, '{}', NULL); END IF;"
+            " RETURN NULL; END $$;"
+            "CREATE TRIGGER echo AFTER INSERT ON datapatterns.event"
+            " FOR EACH ROW EXECUTE FUNCTION echo()"
+        )
+    )
+    appended = store.append(conn, CART, added(count), expected_version=NEW_STREAM)
+
+    assert store.read_stream(conn, CART)[-1].position == appended.position
+    assert len(store.read_stream(conn, StreamId("echo", "e"))) == count
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_other_encodings_of_a_client_change_nothing(engine: Engine, encoding: str) -> None:
+    stream = StreamId("cart", "é")
+    with engine.connect() as conn:
+        conn.exec_driver_sql(f"SET client_encoding TO {encoding}")
+        conn.commit()
+        event = NewEvent("item.added", {"name": "é"}, tags=("é",))
+        assert store.append(conn, stream, [event], expected_version=NEW_STREAM).version == 1
+        with pytest.raises(VersionConflictError):
+            store.append(conn, stream, [added()[0]], expected_version=NEW_STREAM)
+        conn.commit()
+        conn.invalidate()
+    with engine.begin() as conn:
+        [read] = store.read_stream(conn, stream)
+        assert (read.data, read.tags) == ({"name": "é"}, ("é",))

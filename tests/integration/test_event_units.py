@@ -13,16 +13,23 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from datapatterns.errors import AggregateError, IsolationLevelError, VersionConflictError
+from datapatterns.errors import (
+    AggregateError,
+    ConditionConflictError,
+    IsolationLevelError,
+    VersionConflictError,
+)
 from datapatterns.event_sourcing import (
     ANY,
     NEW_STREAM,
     Aggregate,
+    Condition,
     EventStore,
     EventTypes,
     NewEvent,
     RecordedEvent,
     StreamId,
+    Tagged,
     Unit,
     applies,
 )
@@ -503,3 +510,136 @@ def test_units_over_the_same_streams_in_any_order_do_not_deadlock(engine: Engine
         list(pool.map(work, range(writers)))
 
     assert len(log(engine)) == 3 * 8 * writers
+
+
+# -- savepoints that the unit did not see begin, and ends of its place -----------------------------
+
+
+def test_a_unit_that_is_made_in_a_savepoint_goes_with_it(engine: Engine, session: Session) -> None:
+    outer = session.begin_nested()
+    session.begin_nested()
+    store.unit(session).append(A, added(), expected_version=NEW_STREAM)
+    outer.rollback()
+    store.unit(session).append(B, added(), expected_version=NEW_STREAM)
+    session.commit()
+
+    assert keys(engine) == ["b"]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_commit_around_open_savepoints_appends(
+    engine: Engine,
+    session: Session,
+    depth: int,
+    known: bool,  # noqa: FBT001 -- a parameter of the test
+) -> None:
+    root = session.begin()
+    if known:
+        store.unit(session).append(C, added(), expected_version=NEW_STREAM)
+    for _ in range(depth):
+        session.begin_nested()
+    store.unit(session).append(A, added(), expected_version=NEW_STREAM)
+    session.add(Customer(id=1))
+    root.commit()
+
+    assert keys(engine) == (["a", "c"] if known else ["a"])
+    assert customers(engine) == [1]
+    assert store.unit(session).appended[A].version == 1
+
+
+def test_a_commit_around_open_savepoints_that_conflicts_commits_nothing(
+    engine: Engine, session: Session
+) -> None:
+    root = session.begin()
+    session.add(Customer(id=1))
+    session.begin_nested()
+    store.unit(session).append(A, added(), expected_version=5)
+    with pytest.raises(VersionConflictError):
+        root.commit()
+    session.rollback()
+
+    assert (keys(engine), customers(engine)) == ([], [])
+
+
+def test_a_savepoint_in_a_savepoint_that_is_committed_sends_nothing_yet(
+    engine: Engine, session: Session
+) -> None:
+    sent = watch(engine)
+    store.unit(session).append(A, added(), expected_version=NEW_STREAM)
+    outer = session.begin_nested()
+    session.begin_nested()
+    outer.commit()
+    assert "append" not in sent
+    session.commit()
+
+    assert keys(engine) == ["a"]
+
+
+def test_a_block_in_a_savepoint_goes_with_it(engine: Engine) -> None:
+    with engine.begin() as conn:
+        savepoint = conn.begin_nested()
+        with store.unit(conn) as unit:
+            unit.append(A, added(), expected_version=NEW_STREAM)
+            savepoint.rollback()
+            unit.append(B, added(), expected_version=NEW_STREAM)
+
+    assert keys(engine) == ["b"]
+
+
+@pytest.mark.parametrize("back", ["rollback to q;", "ROLLBACK TO SAVEPOINT q"])
+def test_savepoints_in_the_callers_own_words_count(engine: Engine, back: str) -> None:
+    with engine.begin() as conn, store.unit(conn) as unit:
+        conn.execute(text("savepoint p"))
+        unit.append(A, added(), expected_version=NEW_STREAM)
+        conn.execute(text("release p"))
+        conn.execute(text("savepoint q"))
+        unit.append(B, added(), expected_version=NEW_STREAM)
+        conn.execute(text(back))
+
+    assert keys(engine) == ["a"]
+
+
+def test_a_unit_whose_block_has_ended_takes_nothing(conn: Connection) -> None:
+    with store.unit(conn) as unit:
+        unit.append(A, added(), expected_version=NEW_STREAM)
+    for use in (
+        lambda: unit.append(B, added(), expected_version=NEW_STREAM),
+        lambda: unit.load(Till, "7"),
+        lambda: unit.save(Till("7")),
+    ):
+        with pytest.raises(ValueError, match="has ended"):
+            use()
+    assert unit.appended[A].version == 1
+
+
+# -- conditions ------------------------------------------------------------------------------------
+
+
+def test_a_condition_is_about_all_that_a_unit_appends(engine: Engine, session: Session) -> None:
+    tagged = NewEvent("item.added", {}, tags=("cart:1",))
+    page = store.read_tagged(session.connection(), Tagged(("cart:1",)))
+    assert page.condition is not None
+    unit = store.unit(session)
+    unit.unless(page.condition)
+    unit.unless(page.condition)
+    with pytest.raises(ValueError, match="one condition"):
+        unit.unless(Condition(Tagged(("cart:2",)) | Tagged(("cart:3",)), page.checkpoint))
+    unit.append(B, [tagged], expected_version=NEW_STREAM)  # its own doesn't count
+    unit.load(Till, "7").pay(1)
+    session.commit()
+    assert keys(engine) == ["b", "7"]
+
+    unit.unless(page.condition)
+    unit.append(A, added(), expected_version=NEW_STREAM)
+    with pytest.raises(ConditionConflictError):
+        session.commit()
+    session.rollback()
+    assert keys(engine) == ["b", "7"]
+
+    savepoint = session.begin_nested()
+    unit.unless(page.condition)
+    savepoint.rollback()
+    unit.append(A, added(), expected_version=NEW_STREAM)
+    session.commit()
+    assert keys(engine) == ["b", "7", "a"]

@@ -1,6 +1,8 @@
 """An append as its own transaction: one round trip, and once, whatever happens to its answer."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias
@@ -295,3 +297,90 @@ def test_a_cancelled_append_has_the_unknown_outcome_as_its_cause(engine: Engine)
 def test_a_writer_that_could_not_write_is_refused(engine: Engine, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="0"):
         EventWriter(store, engine, **options)
+
+
+def test_who_waits_for_a_connection_of_a_writer_that_is_closed_is_told(engine: Engine) -> None:
+    writer = EventWriter(store, engine, connections=1, patience_seconds=600)
+    writer.append(CART, [NewEvent("a.b", {})], expected_version=NEW_STREAM)
+
+    def append() -> Appended:
+        return writer.append(CART, [NewEvent("a.b", {})], expected_version=ANY)
+
+    with ThreadPoolExecutor(3) as pool, engine.connect() as holder:
+        holder.execute(text("SELECT FROM datapatterns.stream FOR UPDATE")).all()
+        first = pool.submit(append)
+        until_blocked_by(engine, holder)
+        others = [pool.submit(append) for _ in range(2)]
+        writer.close()
+        for other in others:
+            with pytest.raises(ValueError, match="closed"):
+                other.result(30)
+        holder.rollback()
+        assert first.result(30).version == 2
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # of a QueuePool
+
+
+def test_who_waits_for_an_async_writer_that_is_closed_is_told(engine: Engine) -> None:
+    async def run() -> None:
+        far = create_async_engine(engine.url)
+        writer = AsyncEventWriter(store, far, connections=1, patience_seconds=600)
+        with engine.connect() as holder:
+            await writer.append(CART, [NewEvent("a.b", {})], expected_version=NEW_STREAM)
+            holder.execute(text("SELECT FROM datapatterns.stream FOR UPDATE")).all()
+            first, *others = [
+                asyncio.create_task(
+                    writer.append(CART, [NewEvent("a.b", {})], expected_version=ANY)
+                )
+                for _ in range(3)
+            ]
+            await asyncio.to_thread(until_blocked_by, engine, holder)
+            await writer.close()
+            for other in others:
+                with pytest.raises(ValueError, match="closed"):
+                    await asyncio.wait_for(other, 30)
+            holder.rollback()
+            assert (await asyncio.wait_for(first, 30)).version == 2
+        await far.dispose()
+
+    asyncio.run(run())
+
+
+FORKED = """
+import os, sys
+from sqlalchemy import create_engine
+from datapatterns.event_sourcing import ANY, EventStore, EventWriter, NewEvent, StreamId
+
+engine = create_engine(sys.argv[1])
+writer = EventWriter(EventStore(), engine, connections=1)
+
+def append():
+    return writer.append(StreamId("cart", "7"), [NewEvent("a.b", {})], expected_version=ANY).version
+
+append()
+ask, told = os.pipe()
+child = os.fork()
+if child == 0:
+    engine.dispose(close=False)  # as SQLAlchemy asks for
+    for _ in range(20):
+        append()
+    writer.close()
+    os.write(told, b"x")
+    os._exit(0)
+for _ in range(20):
+    append()
+assert os.read(ask, 1) == b"x"
+_, status = os.waitpid(child, 0)
+append()  # nobody has closed it
+print(status, len({line.conn.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+                   for line in writer._idle.queue}))
+"""
+
+
+def test_a_forked_child_has_connections_of_its_own(engine: Engine) -> None:
+    url = engine.url.render_as_string(hide_password=False)
+    done = subprocess.run(  # noqa: S603 -- a program of this file
+        [sys.executable, "-c", FORKED, url], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stderr, done.stdout) == ("", "0 1\n")
+    with engine.begin() as conn:
+        assert len(store.read_stream(conn, CART)) == 42

@@ -80,7 +80,7 @@ def append_call(
 
 
 def append_to_streams(
-    conn: Connection, batches: Sequence[StreamBatch], *, schema: str
+    conn: Connection, batches: Sequence[StreamBatch], *, schema: str, guard: Guard | None = None
 ) -> dict[StreamId, Appended]:
     """Do what `EventStore.append_to_streams` promises."""
     # All transactions lock streams in this order, so that no two wait for each other.
@@ -89,9 +89,11 @@ def append_to_streams(
         if before.stream == batch.stream:
             raise ValueError(f"{batch.stream} comes twice; append all of its events as one batch")
     rows = [_parameters(batch) for batch in ordered]
-    answers = conn.exec_driver_sql(
-        _batch_statement(schema), {name: [row[name] for row in rows] for name in _FOR_A_BATCH}
-    ).all()
+    parameters: dict[str, Any] = {name: [row[name] for row in rows] for name in _FOR_A_BATCH}
+    if guard is not None:
+        parameters |= {"condition": guard.condition, "after": guard.after}
+    statement = _batch_statement(schema, is_guarded=guard is not None)
+    answers = conn.exec_driver_sql(statement, parameters).all()
     # If one is refused, nothing was written, and the last row says why.
     for outcome, version, position, place in answers[-1:]:
         answered(ordered[place - 1], outcome, version, position)
@@ -101,13 +103,15 @@ def append_to_streams(
     }
 
 
-def answered(batch: StreamBatch, outcome: str, version: int, position: int) -> Appended:
+def answered(batch: StreamBatch, outcome: str | bytes, version: int, position: int) -> Appended:
     """Return what an append did.
 
     Raises:
         ConflictError: Another writer was first.
         ConfigurationError: It was refused.
     """
+    if isinstance(outcome, bytes):  # what the driver gives if client_encoding is SQL_ASCII
+        outcome = outcome.decode()
     if outcome == "appended":
         return Appended(version, Position(position))
     if outcome == "repeated":
@@ -206,7 +210,8 @@ _PLAIN: Final[dict[str, TypeEngine[Any]]] = {
 """What `append_events` takes at least, in its order."""
 
 _FOR_A_BATCH: Final = _PLAIN | {"tags": Text(), "keyed": Boolean()}
-_FOR_ONE: Final = _FOR_A_BATCH | {"condition": JSONB(), "after": BigInteger()}
+_GUARD: Final[dict[str, TypeEngine[Any]]] = {"condition": JSONB(), "after": BigInteger()}
+_FOR_ONE: Final = _FOR_A_BATCH | _GUARD
 _ANSWER: Final = (
     named("outcome", Text),
     named("stream_version", BigInteger),
@@ -233,11 +238,12 @@ def _append_statement(schema: str, taken: Mapping[str, TypeEngine[Any]]) -> str:
 
 
 @cache
-def _batch_statement(schema: str) -> str:
+def _batch_statement(schema: str, *, is_guarded: bool) -> str:
     answer = (*_ANSWER, named("place", Integer))
     function = event_tables(schema).function(
         "append_to_streams",
         *(bindparam(name, type_=ARRAY(type_)) for name, type_ in _FOR_A_BATCH.items()),
+        *(bindparam(name, type_=type_) for name, type_ in _GUARD.items() if is_guarded),
     )
     statement = select(*answer).select_from(function.table_valued(*answer))
     return str(statement.compile(dialect=_DIALECT))

@@ -1,6 +1,6 @@
 """Make what callers want to append ready to be sent."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -117,11 +117,28 @@ def guard(unless: Condition | None, stream: StreamId, *, types: EventTypes) -> G
         EventTypeError: A class that it names is not declared.
         ValueError: It is about another tenant's events.
     """
+    return guard_of_all(unless, [stream], types=types)
+
+
+def guard_of_all(
+    unless: Condition | None, streams: Iterable[StreamId], *, types: EventTypes
+) -> Guard | None:
+    """Return the condition on an append to all of these streams, as `guard` does.
+
+    Raises:
+        EventTypeError: A class that it names is not declared.
+        ValueError: It is about another tenant's events than one of the streams.
+    """
     if unless is None:
         return None
+    for stream in streams:
+        _check_tenant(unless, stream)
+    return Guard(condition_json(unless.query, types), unless.after)
+
+
+def _check_tenant(unless: Condition, stream: StreamId) -> None:
     if unless.tenant != stream.tenant:
         raise ValueError(
             f"the condition is about tenant {unless.tenant!r}, and {stream} belongs to"
             f" {stream.tenant!r}; read the events of that tenant"
         )
-    return Guard(condition_json(unless.query, types), unless.after)

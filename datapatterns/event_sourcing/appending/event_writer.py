@@ -1,5 +1,6 @@
 """Append by single statements: one round trip and one flush of the log for each append."""
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from datapatterns.event_sourcing.store import EventStore
 
 CONNECTIONS_MAX: Final = 100
+
+CLOSED: Final = "the writer is closed; make another one"
+_of_other_processes: Final[list[object]] = []
+"""Kept, for what is collected says goodbye to the server."""
 
 
 class EventWriter:
@@ -130,10 +135,13 @@ class EventWriter:
                 try:
                     self._tickets.get_nowait()
                 except Empty:
-                    return
+                    break
                 line = self._idle.pop()
-                if line is not None:
+                if line is not None and not line.abandon_if_foreign():
                     line.close()
+            # Wakes one who waits for a connection, and that one the next.
+            self._idle.append(None)
+            self._tickets.put(None)
 
     def __enter__(self) -> Self:
         return self
@@ -147,15 +155,24 @@ class EventWriter:
         self.close()
 
     def _line(self) -> "_Line | None":
-        if self._closed:
-            raise ValueError("the writer is closed; make another one")
+        self._check_open()
         try:
             self._tickets.get(timeout=self._patience_seconds)
         except Empty:
             raise ServerUnavailableError(
                 SERVER, "all connections of the writer are in use; give it more"
             ) from None
-        return self._idle.pop()
+        line = self._idle.pop()
+        try:
+            self._check_open()
+        except ValueError:
+            self._give_back(line)
+            raise
+        return None if line is not None and line.abandon_if_foreign() else line
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(CLOSED)
 
     def _give_back(self, line: "_Line | None") -> None:
         self._idle.append(line)
@@ -172,6 +189,17 @@ class _Line:
         driver: Any = self.conn.connection.driver_connection
         self._driver = driver
         self._cursor = driver.cursor()
+        self._process = os.getpid()
+
+    def abandon_if_foreign(self) -> bool:
+        """Return whether a process that was forked from this one's has it, and leave it alone.
+
+        Both would talk at the same time, and even closing it would close the other's.
+        """
+        if self._process == os.getpid():
+            return False
+        _of_other_processes.append(self)
+        return True
 
     def send(self, begun: Writing) -> Sequence[Any]:
         # By the driver's cursor: SQLAlchemy's costs more than all the rest on this side. Prepared,

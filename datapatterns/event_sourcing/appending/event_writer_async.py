@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import DataPatternsError, ServerUnavailableError
 from datapatterns.event_sourcing.appending.batching import outgoing
-from datapatterns.event_sourcing.appending.event_writer import check_writer
+from datapatterns.event_sourcing.appending.event_writer import CLOSED, check_writer
 from datapatterns.event_sourcing.appending.tag_query import Condition
 from datapatterns.event_sourcing.appending.writing import SERVER, Writing, writing
 from datapatterns.event_sourcing.events import Appended, Expected, StreamId
@@ -111,6 +111,7 @@ class AsyncEventWriter:
             line = self._idle.get_nowait()
             if line is not None:
                 await line.close()
+        self._idle.put_nowait(None)  # wakes one who waits for a connection, and that one the next
 
     async def __aenter__(self) -> Self:
         return self
@@ -125,14 +126,19 @@ class AsyncEventWriter:
 
     async def _line(self) -> "_Line | None":
         if self._closed:
-            raise ValueError("the writer is closed; make another one")
+            raise ValueError(CLOSED)
         try:
             async with asyncio.timeout(self._patience_seconds):
-                return await self._idle.get()
+                line = await self._idle.get()
         except TimeoutError:
             raise ServerUnavailableError(
                 SERVER, "all connections of the writer are in use; give it more"
             ) from None
+        if self._closed:
+            await self._give_back(line)
+            self._idle.put_nowait(None)
+            raise ValueError(CLOSED)
+        return line
 
     async def _give_back(self, line: "_Line | None") -> None:
         if not self._closed:

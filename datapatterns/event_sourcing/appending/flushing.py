@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection
 
 from datapatterns.event_sourcing.appending.appending import append_to_streams
-from datapatterns.event_sourcing.appending.batching import check_size, outgoing
+from datapatterns.event_sourcing.appending.batching import check_size, guard_of_all, outgoing
 from datapatterns.event_sourcing.appending.pending import PendingAppends
 from datapatterns.event_sourcing.events import Appended, StreamId
 from datapatterns.event_sourcing.states.saving import note_saved, unsaved_batch
@@ -64,7 +64,11 @@ class Work:
                 saved.append((saving.sourced, unsaved[0]))
                 batches.append(unsaved[1])
         check_size(batches)
-        done = append_to_streams(conn, batches, schema=store.schema) if batches else {}
+        streams = [batch.stream for batch in batches]
+        guard = guard_of_all(self.pending.condition, streams, types=store.types)
+        done = {}
+        if batches:
+            done = append_to_streams(conn, batches, schema=store.schema, guard=guard)
         # Only now: after a conflict, a second COMMIT must not go through without the events.
         for sourced, batch in saved:
             note_saved(sourced, batch, done[sourced.stream].position)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from datapatterns.errors import AggregateError
 from datapatterns.event_sourcing.appending.appending import StreamBatch
 from datapatterns.event_sourcing.appending.batching import APPEND_STREAMS_MAX
+from datapatterns.event_sourcing.appending.tag_query import Condition
 from datapatterns.event_sourcing.events import Expected, StreamId
 from datapatterns.event_sourcing.states.sourced import Sourced
 
@@ -33,6 +34,11 @@ class Mark:
     appends: int
     savings: int
     versions: list[int]
+    condition: Condition | None = None
+
+
+NOTHING: Final = Mark(0, 0, [])
+"""Where everything began."""
 
 
 @dataclass(slots=True)
@@ -43,6 +49,8 @@ class PendingAppends:
     savings: list[Saving] = field(default_factory=list)
     merged: dict[StreamId, StreamBatch] = field(default_factory=dict)
     """One append for each stream."""
+    condition: Condition | None = None
+    """On all of them."""
 
     def __bool__(self) -> bool:
         return bool(self.appends or self.savings)
@@ -52,6 +60,20 @@ class PendingAppends:
         self.appends.clear()
         self.savings.clear()
         self.merged.clear()
+        self.condition = None
+
+    def require(self, condition: Condition) -> None:
+        """Append nothing if an event matches ``condition``.
+
+        Raises:
+            ValueError: There is another one.
+        """
+        if self.condition not in (None, condition):
+            raise ValueError(
+                "a unit takes one condition; read all that it decides from by one query, such as"
+                " Tagged(...) | Tagged(...)"
+            )
+        self.condition = condition
 
     def add(self, batch: StreamBatch) -> None:
         """Take an append.
@@ -92,7 +114,7 @@ class PendingAppends:
     def mark(self) -> Mark:
         """Remember how much there is."""
         versions = [saving.sourced.version for saving in self.savings]
-        return Mark(len(self.appends), len(self.savings), versions)
+        return Mark(len(self.appends), len(self.savings), versions, self.condition)
 
     def back_to(self, mark: Mark) -> None:
         """Drop what came since; of what was there before, know who has emitted since."""
@@ -102,6 +124,7 @@ class PendingAppends:
             self.merged.clear()
             for batch in kept:
                 self.add(batch)
+        self.condition = mark.condition
         del self.savings[mark.savings :]
         for saving, version in zip(self.savings, mark.versions, strict=True):
             saving.spoilt = saving.spoilt or saving.sourced.version != version

@@ -13,11 +13,12 @@ from uuid import UUID
 from datapatterns.event_sourcing.appending.batching import StreamEvents, stream_batch
 from datapatterns.event_sourcing.appending.flushing import Work
 from datapatterns.event_sourcing.appending.pending import Saving
+from datapatterns.event_sourcing.appending.tag_query import Condition
 from datapatterns.event_sourcing.events import Appended, Expected, Position, StreamId
 from datapatterns.event_sourcing.states.aggregate import Aggregate
 from datapatterns.event_sourcing.states.decider import Decider, Folded
 from datapatterns.event_sourcing.states.sourced import Sourced
-from datapatterns.event_sourcing.states.subjects import subject_of
+from datapatterns.event_sourcing.states.subjects import beginning, subject_of
 
 A = TypeVar("A", bound=Aggregate)
 C = TypeVar("C")
@@ -67,13 +68,25 @@ class Unit:
         self._work.begin()
         self._work.pending.add(stream_batch(wanted, types=self._work.store.types))
 
-    @overload
-    def load(self, subject: type[A], key: str) -> A: ...
+    def unless(self, condition: Condition) -> None:
+        """Append nothing of this unit if an event matches ``condition``, from `read_tagged`.
+
+        The end of the transaction then raises a `ConditionConflictError`. The events of this unit
+        don't count; all its streams belong to the tenant of the condition.
+
+        Raises:
+            ValueError: The unit has another condition.
+        """
+        self._work.begin()
+        self._work.pending.require(condition)
 
     @overload
-    def load(self, subject: Decider[C, S, Any], key: str) -> Folded[C, S]: ...
+    def load(self, subject: type[A], key: str, *, tenant: str = "") -> A: ...
 
-    def load(self, subject: Any, key: str) -> Any:
+    @overload
+    def load(self, subject: Decider[C, S, Any], key: str, *, tenant: str = "") -> Folded[C, S]: ...
+
+    def load(self, subject: Any, key: str, *, tenant: str = "") -> Any:
         """Load the state of a stream, and save at the end what it will have emitted.
 
         The same key gives the same object until the transaction ends. In an async session, call
@@ -81,10 +94,10 @@ class Unit:
 
         Raises: as `EventStore.load`.
         """
-        known = self._work.pending.saving_of(subject(key).stream)
+        known = self._work.pending.saving_of(beginning(subject, key, tenant).stream)
         if known is not None and subject_of(known.sourced) is subject:
             return known.sourced
-        loaded = self._work.store.load(self._work.connection(), subject, key)
+        loaded = self._work.store.load(self._work.connection(), subject, key, tenant=tenant)
         self._work.pending.save(Saving(loaded, again=False))
         return loaded
 

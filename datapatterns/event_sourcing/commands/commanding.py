@@ -20,7 +20,7 @@ from datapatterns.event_sourcing.commands.stream_lock import lock_stream
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.states.decider import Folded, refuse_unfinished
 from datapatterns.event_sourcing.states.sourced import Sourced
-from datapatterns.event_sourcing.states.subjects import Subject
+from datapatterns.event_sourcing.states.subjects import Subject, beginning
 from datapatterns.transactions import transaction
 
 if TYPE_CHECKING:
@@ -74,10 +74,11 @@ DEFAULT_COMMAND_POLICY: Final = CommandPolicy()
 
 
 class Commanding(NamedTuple):
-    """How one command is carried out, and what is added to each of its events."""
+    """How one command is carried out, what is added to each of its events, and whose they are."""
 
     policy: CommandPolicy
     metadata: Mapping[str, Any] | None = None
+    tenant: str = ""
 
 
 def handle(
@@ -152,8 +153,9 @@ def _loaded(
     store: "StateStore", conn: Connection, subject: Subject, key: str, how: Commanding
 ) -> Sourced:
     if how.policy.lock:
-        lock_stream(conn, subject(key).stream, schema=store.schema)
-    loaded: Sourced = store.load(conn, subject, key)
+        stream = beginning(subject, key, how.tenant).stream
+        lock_stream(conn, stream, schema=store.schema)
+    loaded: Sourced = store.load(conn, subject, key, tenant=how.tenant)
     return loaded
 
 
@@ -185,7 +187,7 @@ class _Task:
 
     @property
     def attempted(self) -> str:
-        return f"a command to {self.subject(self.key).stream}"
+        return f"a command to {beginning(self.subject, self.key, self.how.tenant).stream}"
 
     @property
     def is_done(self) -> bool:

@@ -59,8 +59,8 @@ class Aggregate(Sourced, metaclass=Handling):
             if not isinstance(default, UNCHANGING)
         )
 
-    def __init__(self, key: str) -> None:
-        self._history = History(stream_of(type(self), key))
+    def __init__(self, key: str, *, tenant: str = "") -> None:
+        self._history = History(stream_of(type(self), key, tenant))
         for name, default in self._changing:
             setattr(self, name, deepcopy(default))
 
@@ -85,13 +85,13 @@ _TAKEN: Final = frozenset(
 )
 
 
-def stream_of(aggregate: type[Aggregate], key: str) -> StreamId:
+def stream_of(aggregate: type[Aggregate], key: str, tenant: str = "") -> StreamId:
     """Return the stream of the aggregate with that key.
 
     Raises:
         AggregateError: The class has no category.
-        ValueError: The key cannot be stored.
+        ValueError: The key or the tenant cannot be stored.
     """
     if aggregate.category is None:
         raise AggregateError(aggregate.__name__, 'has no category; add category="..." to its class')
-    return StreamId(aggregate.category, key)
+    return StreamId(aggregate.category, key, tenant)

@@ -121,9 +121,9 @@ class Decider(Generic[C, S, E]):
         """When to write snapshots."""
         return self.snapshot
 
-    def __call__(self, key: str) -> "Folded[C, S]":
+    def __call__(self, key: str, *, tenant: str = "") -> "Folded[C, S]":
         """Return the state of the stream with that key before its first event."""
-        return Folded(self, key)
+        return Folded(self, key, tenant)
 
     def begin(self) -> S:
         """Return a state before the first event that nobody else holds."""
@@ -147,9 +147,9 @@ class Folded(Sourced, Generic[C, S]):
 
     state: S
 
-    def __init__(self, decider: Decider[C, S, Any], key: str) -> None:
+    def __init__(self, decider: Decider[C, S, Any], key: str, tenant: str = "") -> None:
         self.decider = decider
-        self._history = History(StreamId(decider.category, key))
+        self._history = History(StreamId(decider.category, key, tenant))
         self.state = decider.begin()
 
     def decide(self, command: C) -> tuple[object, ...]:

@@ -8,15 +8,16 @@ from sqlalchemy import BigInteger, Connection, Select, Text, bindparam, select
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 from datapatterns.errors import AggregateError
-from datapatterns.event_sourcing.events import LIMIT_MAX
+from datapatterns.event_sourcing.events import LIMIT_MAX, StreamId
 from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.states.subjects import Subject, subject_name
 
 
-def list_keys(
+def list_keys(  # noqa: PLR0913 -- StateStore binds the schema
     conn: Connection,
     subject: Subject,
     *,
+    tenant: str,
     schema: str,
     at: datetime | None,
     after: str,
@@ -31,9 +32,11 @@ def list_keys(
         raise AggregateError(
             subject_name(subject), 'has no category; add category="..." to its class'
         )
+    StreamId(subject.category, "any", tenant)  # refuses what cannot name a tenant
     keys = conn.scalars(
         _keys_statement(schema, is_past=at is not None),
         {
+            "tenant": tenant,
             "category": subject.category,
             "after": after,
             "limit": min(limit, LIMIT_MAX),
@@ -50,7 +53,7 @@ def _keys_statement(schema: str, *, is_past: bool) -> Select[Any]:
     return (
         select(streams.c.key)
         .where(
-            streams.c.tenant == "",
+            streams.c.tenant == bindparam("tenant", type_=Text),
             streams.c.category == bindparam("category", type_=Text),
             streams.c.key > bindparam("after", type_=Text),
             *(begun if is_past else []),

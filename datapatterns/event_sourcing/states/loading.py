@@ -33,7 +33,13 @@ from datapatterns.event_sourcing.states.load_statement import (
 )
 from datapatterns.event_sourcing.states.snapshotting import SnapshotKind, snapshot_kind
 from datapatterns.event_sourcing.states.sourced import Sourced
-from datapatterns.event_sourcing.states.subjects import Apply, Subject, apply_of, stored_names
+from datapatterns.event_sourcing.states.subjects import (
+    Apply,
+    Subject,
+    apply_of,
+    beginning,
+    stored_names,
+)
 
 PAGE_EVENTS: Final = 10_000
 """How many events a load holds in memory at most."""
@@ -70,14 +76,19 @@ class Loader:
     contents: Contents
 
     def load(
-        self, conn: Connection, subject: Subject, keys: Sequence[str], moment: Moment
+        self,
+        conn: Connection,
+        subject: Subject,
+        keys: Sequence[str],
+        moment: Moment,
+        tenant: str,
     ) -> list[Sourced]:
         """Do what `EventStore.load` promises, for each of ``keys``, in their order."""
         loaded: list[Sourced] = []
         for start in range(0, len(keys), KEYS_MAX):
             some = keys[start : start + KEYS_MAX]
             began = self.clock.monotonic()
-            load = _Load(conn, self, subject, some, moment, PAGE_EVENTS // len(some))
+            load = _Load(conn, self, subject, some, tenant, moment, PAGE_EVENTS // len(some))
             found = load.run(snapshot_kind(subject, self.types))
             took = self.clock.monotonic() - began
             for sourced in found:
@@ -119,6 +130,7 @@ class _Load:
     by: Loader
     subject: Subject
     keys: Sequence[str]
+    tenant: str
     moment: Moment
     limit: int
     names: dict[int, tuple[str, int]] = field(default_factory=dict)
@@ -139,7 +151,7 @@ class _Load:
 
     def _rows(self, kind: SnapshotKind | None) -> list[_Row]:
         moment = self.moment
-        first = self.subject(self.keys[0]).stream
+        first = beginning(self.subject, self.keys[0], self.tenant).stream
         return self._fetched(
             load_statement(self.by.schema),
             {
@@ -157,7 +169,10 @@ class _Load:
         )
 
     def _folded(self, rows: list[_Row], kind: SnapshotKind | None) -> list[Sourced]:
-        loaded = {place: self.subject(key) for place, key in enumerate(self.keys, start=1)}
+        loaded = {
+            place: beginning(self.subject, key, self.tenant)
+            for place, key in enumerate(self.keys, start=1)
+        }
         reached, heads = self._begun(loaded, rows, kind)
         for place, tail in _by_stream(rows[heads:], len(self.keys)):
             if place not in reached:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from sqlalchemy import Connection, Engine
 
 from datapatterns.errors import DataPatternsError
+from datapatterns.event_sourcing.events import StreamId
 from datapatterns.event_sourcing.states.snapshotting import is_due
 from datapatterns.event_sourcing.states.sourced import Sourced
 from datapatterns.event_sourcing.states.subjects import Subject, subject_of
@@ -44,7 +45,7 @@ class _Backlog:
 
     capacity: int
     keep: int
-    wanted: dict[tuple[Subject, str], None] = field(default_factory=dict)
+    wanted: dict[tuple[Subject, StreamId], None] = field(default_factory=dict)
     dropped: int = 0
 
     def __post_init__(self) -> None:
@@ -56,34 +57,34 @@ class _Backlog:
     def add(self, sourced: Sourced) -> bool:
         if not is_due(sourced):
             return False
-        key = subject_of(sourced), sourced.stream.key
+        key = subject_of(sourced), sourced.stream
         if key not in self.wanted and len(self.wanted) >= self.capacity:
             self.dropped += 1
             return False
         self.wanted[key] = None
         return True
 
-    def take(self) -> tuple[Subject, str]:
+    def take(self) -> tuple[Subject, StreamId]:
         oldest = next(iter(self.wanted))
         del self.wanted[oldest]
         return oldest
 
 
 def write_snapshot(
-    conn: Connection, store: "StateStore", subject: Subject, key: str, *, keep: int
+    conn: Connection, store: "StateStore", subject: Subject, stream: StreamId, *, keep: int
 ) -> bool:
     """Load a state and store it, if something has followed the latest snapshot."""
-    sourced: Any = store.load(conn, subject, key)
+    sourced: Any = store.load(conn, subject, stream.key, tenant=stream.tenant)
     history = sourced._history  # noqa: SLF001 -- its keeper
     return history.version > history.snapshot_version and store.save_snapshot(
         conn, sourced, keep=keep
     )
 
 
-def _tell(subject: Subject, key: str, error: Exception) -> None:
+def _tell(stream: StreamId, error: Exception) -> None:
     # Of other errors only the kind: the driver's quote rows.
     reason = str(error) if isinstance(error, DataPatternsError) else type(error).__name__
-    known = {"stream": str(subject(key).stream), "reason": reason}
+    known = {"stream": str(stream), "reason": reason}
     logger.warning("snapshot not written", extra=known)
 
 
@@ -176,15 +177,15 @@ class SnapshotWriter:
                 if self._is_closed:
                     return
                 self._is_busy = True
-                subject, key = self._backlog.take()
+                subject, stream = self._backlog.take()
             try:
                 with transaction(self._engine, attempted="a snapshot") as conn:
                     is_new = write_snapshot(
-                        conn, self._store, subject, key, keep=self._backlog.keep
+                        conn, self._store, subject, stream, keep=self._backlog.keep
                     )
                 self.written += is_new
             except Exception as error:  # noqa: BLE001 -- a copy that is not written costs only time
-                _tell(subject, key, error)
+                _tell(stream, error)
 
 
 class AsyncSnapshotWriter:
@@ -260,15 +261,15 @@ class AsyncSnapshotWriter:
         from datapatterns.aio import in_transaction  # noqa: PLC0415 -- needs an extra
 
         while self._backlog.wanted:
-            subject, key = self._backlog.take()
+            subject, stream = self._backlog.take()
             try:
                 self.written += await in_transaction(
                     self._engine,
                     write_snapshot,
                     self._store,
                     subject,
-                    key,
+                    stream,
                     keep=self._backlog.keep,
                 )
             except Exception as error:  # noqa: BLE001 -- as above
-                _tell(subject, key, error)
+                _tell(stream, error)

@@ -15,6 +15,13 @@ Apply: TypeAlias = Callable[[Any, Any], None]
 """Takes what was loaded so far, and an event."""
 
 
+def beginning(subject: Subject, key: str, tenant: str) -> Sourced:
+    """Return what the stream with that key is before its first event."""
+    # A class with an __init__ of its own need not know of tenants before it has one.
+    made: Sourced = subject(key, tenant=tenant) if tenant else subject(key)
+    return made
+
+
 def subject_of(sourced: Sourced) -> Subject:
     """Return what made ``sourced``."""
     if isinstance(sourced, Folded):

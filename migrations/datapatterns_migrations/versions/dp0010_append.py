@@ -196,6 +196,23 @@ RETURNS boolean LANGUAGE sql STABLE AS $$
                              AND o.position = t.position)))
 $$;
 
+-- Refuses what matches_after would not understand: it would match nothing, and the append would go
+-- through unchecked. Returns whether the transaction sees what its locks have waited for.
+CREATE FUNCTION {schema}.check_condition(p_condition jsonb, p_after bigint)
+RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF p_after IS NULL OR p_condition = '[]' OR EXISTS (
+        SELECT FROM jsonb_array_elements(p_condition) AS item
+         WHERE coalesce(jsonb_array_length(item -> 'tags'), 0) = 0
+            OR jsonb_path_exists(item, '$.tags[*] ? (@.type() != "string")')
+            OR item -> 'types' = '[]' OR item - 'tags' - 'types' <> '{}'
+            OR jsonb_path_exists(item, '$.types[*] ? (@.type() != "string")'))
+    THEN
+        RAISE EXCEPTION 'the condition of append_events is malformed';
+    END IF;
+    RETURN current_setting('transaction_isolation') = 'read committed';
+END $$;
+
 -- p_expected: NULL any version, 0 a new stream, -1 an existing one, n exactly n.
 -- p_position: that of event n, if the caller knows it. A version alone does not tell whether the
 -- event it was based on was rolled back, and another one has taken its place.
@@ -206,6 +223,8 @@ $$;
 -- p_tags: a line for each event, its tags after tabs; NULL if there are none.
 -- p_keyed: recognise a repetition although no version is expected, by the first event's id.
 -- p_condition, p_after: append only if nothing matches behind p_after; see matches_after.
+-- p_after without p_condition: the tags are locked. Locked once more they would count twice, and
+-- the gate for very many might be shut while a stream is held: out of order.
 --
 -- The order of locks is tags, stream, fence, position: rivals wait on the stream's row without
 -- a fence that would hold readers back, the loser draws no position, and each stream's versions
@@ -230,23 +249,14 @@ DECLARE
     moment timestamptz;
     metas text[];
     event_tags text[];
+    written bigint;
 BEGIN
     -- Conditions that hold a subquery cost a plan each time, so they stand inside plain ones.
     IF n IS NULL OR n = 0 THEN
         RAISE EXCEPTION 'append_events has no events';
     END IF;
     IF p_tags IS NOT NULL OR p_condition IS NOT NULL THEN
-        IF p_condition IS NOT NULL AND (p_after IS NULL OR p_condition = '[]' OR EXISTS (
-            SELECT FROM jsonb_array_elements(p_condition) AS item
-             WHERE coalesce(jsonb_array_length(item -> 'tags'), 0) = 0
-                OR jsonb_path_exists(item, '$.tags[*] ? (@.type() != "string")')
-                OR item -> 'types' = '[]' OR item - 'tags' - 'types' <> '{}'
-                OR jsonb_path_exists(item, '$.types[*] ? (@.type() != "string")')))
-        THEN  -- it would match nothing, and the append would go through unchecked
-            RAISE EXCEPTION 'the condition of append_events is malformed';
-        END IF;
-        IF p_condition IS NOT NULL AND current_setting('transaction_isolation') <> 'read committed'
-        THEN  -- an old snapshot would not show what the locks waited for
+        IF p_condition IS NOT NULL AND NOT {schema}.check_condition(p_condition, p_after) THEN
             RETURN QUERY SELECT 'isolation', NULL::bigint, NULL::bigint;
             RETURN;
         END IF;
@@ -254,10 +264,12 @@ BEGIN
         IF cardinality(event_tags) <> n THEN
             RAISE EXCEPTION 'the lists of append_events differ in length';
         END IF;
-        PERFORM {schema}.lock_tags(
-            p_tenant,
-            string_to_array(translate(p_tags, E'\\n', E'\\t'), E'\\t'),
-            ARRAY(SELECT item -> 'tags' ->> 0 FROM jsonb_array_elements(p_condition) AS item));
+        IF p_condition IS NOT NULL OR p_after IS NULL THEN
+            PERFORM {schema}.lock_tags(
+                p_tenant,
+                string_to_array(translate(p_tags, E'\\n', E'\\t'), E'\\t'),
+                ARRAY(SELECT item -> 'tags' ->> 0 FROM jsonb_array_elements(p_condition) AS item));
+        END IF;
     END IF;
 
     IF p_keyed THEN
@@ -382,17 +394,26 @@ BEGIN
         THEN
             RAISE EXCEPTION 'the lists of append_events differ in length';
         END IF;
-        INSERT INTO {schema}.event
-            (stream_id, version, at, event_id, type_id, data, meta, payload, codec, tags)
-        SELECT sid, reached - n + u.place, moment, u.event_id, coalesce(u.type_id, only_type),
-               CASE WHEN p_codec = 0 THEN u.data::json END, nullif(u.meta, '')::json,
-               CASE WHEN p_codec <> 0 THEN decode(u.data, 'base64') END, p_codec,
-               string_to_array(nullif(u.tags, ''), E'\\t')
-          FROM (SELECT * FROM unnest(ids, type_ids, string_to_array(p_data, E'\\n'), metas,
-                                     event_tags)
-                  WITH ORDINALITY AS rows (event_id, type_id, data, meta, tags, place)
-                 ORDER BY place) AS u;
-        last_position := currval('{schema}.event_position');
+        -- Not by currval: a trigger that somebody has added may have drawn further positions.
+        WITH appended AS (
+            INSERT INTO {schema}.event AS e
+                (stream_id, version, at, event_id, type_id, data, meta, payload, codec, tags)
+            SELECT sid, reached - n + u.place, moment, u.event_id, coalesce(u.type_id, only_type),
+                   CASE WHEN p_codec = 0 THEN u.data::json END, nullif(u.meta, '')::json,
+                   CASE WHEN p_codec <> 0 THEN decode(u.data, 'base64') END, p_codec,
+                   string_to_array(nullif(u.tags, ''), E'\\t')
+              FROM (SELECT * FROM unnest(ids, type_ids, string_to_array(p_data, E'\\n'), metas,
+                                         event_tags)
+                      WITH ORDINALITY AS rows (event_id, type_id, data, meta, tags, place)
+                     ORDER BY place) AS u
+            RETURNING e.position)
+        SELECT max(a.position), count(*) INTO last_position, written FROM appended AS a;
+        IF written <> n THEN
+            last_position := NULL;
+        END IF;
+    END IF;
+    IF last_position IS NULL THEN
+        RAISE EXCEPTION 'a trigger or a rule has kept events from being written';
     END IF;
 
     IF p_tags IS NOT NULL THEN
@@ -431,25 +452,42 @@ RETURNS TABLE (outcome text, stream_version bigint, last_position bigint) LANGUA
 $$;
 
 -- Several streams, or none of them: each element is what append_events takes. The caller sorts
--- them. Rows are locked and looked at before anything is written, so a refusal draws no position,
+-- them. A condition is for all, and they belong to one tenant then.
+-- Rows are locked and looked at before anything is written, so a refusal draws no position,
 -- unless a stream was begun or extended by somebody else in that very moment.
 CREATE FUNCTION {schema}.append_to_streams(
     p_tenants text[], p_categories text[], p_keys text[], p_expected bigint[],
     p_positions bigint[], p_types text[], p_type_of text[], p_event_ids text[], p_data text[],
-    p_meta text[], p_codecs integer[], p_tags text[], p_keyed boolean[])
+    p_meta text[], p_codecs integer[], p_tags text[], p_keyed boolean[],
+    p_condition jsonb DEFAULT NULL, p_after bigint DEFAULT NULL)
 RETURNS TABLE (outcome text, stream_version bigint, last_position bigint, place integer)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     n integer := cardinality(p_keys);
     may_lock boolean := true;
+    is_barred boolean := false;
     shared record;
     known record;
 BEGIN
+    IF p_condition IS NOT NULL THEN
+        IF p_tenants[1] <> ANY (p_tenants) THEN
+            RAISE EXCEPTION 'a condition is about the events of one tenant';
+        END IF;
+        IF NOT {schema}.check_condition(p_condition, p_after) THEN
+            RETURN QUERY SELECT 'isolation', NULL::bigint, NULL::bigint, 1;
+            RETURN;
+        END IF;
+        PERFORM {schema}.lock_tags(
+            p_tenants[1],
+            string_to_array(translate(array_to_string(p_tags, E'\\n'), E'\\n', E'\\t'), E'\\t'),
+            ARRAY(SELECT item -> 'tags' ->> 0 FROM jsonb_array_elements(p_condition) AS item));
+        is_barred := {schema}.matches_after(p_tenants[1], p_condition, p_after);
+    END IF;
     FOR shared IN
         SELECT u.tenant, array_agg(t.tag) AS tags
           FROM unnest(p_tenants, p_tags) AS u (tenant, tags),
                unnest(string_to_array(translate(u.tags, E'\\n', E'\\t'), E'\\t')) AS t (tag)
-         WHERE t.tag <> ''
+         WHERE t.tag <> '' AND p_condition IS NULL
          GROUP BY 1 ORDER BY 1
     LOOP
         PERFORM {schema}.lock_tags(shared.tenant, shared.tags, NULL);
@@ -476,7 +514,7 @@ BEGIN
             SELECT s.id, s.version, s.archived_at INTO known FROM {schema}.stream AS s
              WHERE s.tenant = p_tenants[i] AND s.category = p_categories[i] AND s.key = p_keys[i];
         END IF;
-        IF known.archived_at IS NOT NULL OR p_expected[i] = -1 AND known.id IS NULL
+        IF is_barred OR known.archived_at IS NOT NULL OR p_expected[i] = -1 AND known.id IS NULL
            OR p_expected[i] >= 0 AND p_expected[i] <> coalesce(known.version, 0)
            OR p_positions[i] IS NOT NULL AND NOT EXISTS (
               SELECT FROM {schema}.event AS e
@@ -485,8 +523,9 @@ BEGIN
         THEN
             PERFORM FROM {schema}.stored_append(
                 known.id, p_expected[i], string_to_array(p_event_ids[i], E'\\n')::uuid[]);
-            IF NOT FOUND THEN
-                RETURN QUERY SELECT CASE WHEN known.archived_at IS NULL THEN 'conflict'
+            IF NOT FOUND THEN  -- our own events match the condition, too, if this is a retry
+                RETURN QUERY SELECT CASE WHEN is_barred THEN 'barred'
+                    WHEN known.archived_at IS NULL THEN 'conflict'
                     ELSE 'archived' END, coalesce(known.version, 0), NULL::bigint, i;
                 RETURN;
             END IF;
@@ -500,7 +539,7 @@ BEGIN
               FROM {schema}.append_events(
                    p_tenants[i], p_categories[i], p_keys[i], p_expected[i], p_positions[i],
                    p_types[i], p_type_of[i], p_event_ids[i], p_data[i], p_meta[i],
-                   p_codecs[i], p_tags[i], p_keyed[i]) AS a;
+                   p_codecs[i], p_tags[i], p_keyed[i], NULL, 0) AS a;
             place := i;
             IF outcome NOT IN ('appended', 'repeated') THEN
                 RAISE SQLSTATE 'DP001';
@@ -510,6 +549,36 @@ BEGIN
     EXCEPTION WHEN SQLSTATE 'DP001' THEN
         RETURN NEXT;  -- the variables keep what they held; the last row says why
     END;
+END $$;
+
+-- Holds a stream until the transaction ends: whoever appends to it waits. Call it before anything
+-- of the transaction locks tags or other streams.
+CREATE FUNCTION {schema}.lock_stream(p_tenant text, p_category text, p_key text)
+RETURNS TABLE (stream_version bigint, is_archived boolean)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    sid bigint;
+BEGIN
+    LOOP
+        RETURN QUERY SELECT s.version, s.archived_at IS NOT NULL FROM {schema}.stream AS s
+          WHERE s.tenant = p_tenant AND s.category = p_category AND s.key = p_key
+            FOR NO KEY UPDATE;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        -- What is not there cannot be locked. But whoever wants to insert the same name waits for
+        -- a transaction that has done so, even if it has deleted the row again, to see whether
+        -- that counts. Nobody ever sees the row, and what is left of it is vacuumed.
+        INSERT INTO {schema}.stream AS s (tenant, category, key, version, created_at, last_at)
+        VALUES (p_tenant, p_category, p_key, 1, clock_timestamp(), clock_timestamp())
+            ON CONFLICT (tenant, category, key) DO NOTHING
+        RETURNING s.id INTO sid;
+        IF FOUND THEN
+            DELETE FROM {schema}.stream AS s WHERE s.id = sid;
+            RETURN QUERY SELECT 0::bigint, false;
+            RETURN;
+        END IF;
+    END LOOP;  -- another writer has begun it just now
 END $$;
 """
 
@@ -522,7 +591,7 @@ DECLARE
         ' {schema}.append_events(text, text, text, bigint, bigint, text, text, text,'
         ' text, text, integer, text, boolean, jsonb, bigint), {schema}.append_to_streams(text[],'
         ' text[], text[], bigint[], bigint[], text[], text[], text[], text[], text[], integer[],'
-        ' text[], boolean[])';
+        ' text[], boolean[], jsonb, bigint), {schema}.lock_stream(text, text, text)';
     before aclitem[] := (
         SELECT proacl FROM pg_catalog.pg_proc
          WHERE oid = '{schema}.append_events(text, text, text, bigint, text[], integer[], uuid[],'
@@ -564,8 +633,9 @@ BEGIN
             USING HINT = 'There is no way back that would keep them.';
     END IF;
 END $$;
+DROP FUNCTION {schema}.lock_stream(text, text, text);
 DROP FUNCTION {schema}.append_to_streams(text[], text[], text[], bigint[], bigint[], text[],
-    text[], text[], text[], text[], integer[], text[], boolean[]);
+    text[], text[], text[], text[], integer[], text[], boolean[], jsonb, bigint);
 DROP FUNCTION {schema}.event_type_ids(text[], integer[]);
 DELETE FROM {schema}.snapshot WHERE codec <> 0;
 """
@@ -600,6 +670,7 @@ DROP FUNCTION {schema}.append_events(text, text, text, bigint, bigint, text, tex
 DROP FUNCTION {schema}.repeated_append(text, text, text, uuid[]);
 DROP FUNCTION {schema}.stored_append(bigint, bigint, uuid[]);
 DROP FUNCTION {schema}.matches_after(text, jsonb, bigint);
+DROP FUNCTION {schema}.check_condition(jsonb, bigint);
 DROP FUNCTION {schema}.lock_tags(text, text[], text[]);
 """
 
