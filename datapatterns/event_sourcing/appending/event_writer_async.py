@@ -125,8 +125,7 @@ class AsyncEventWriter:
         await self.close()
 
     async def _line(self) -> "_Line | None":
-        if self._closed:
-            raise ValueError(CLOSED)
+        self._check_open()
         try:
             async with asyncio.timeout(self._patience_seconds):
                 line = await self._idle.get()
@@ -134,11 +133,17 @@ class AsyncEventWriter:
             raise ServerUnavailableError(
                 SERVER, "all connections of the writer are in use; give it more"
             ) from None
-        if self._closed:
+        try:
+            self._check_open()
+        except ValueError:
             await self._give_back(line)
             self._idle.put_nowait(None)
-            raise ValueError(CLOSED)
+            raise
         return line
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(CLOSED)
 
     async def _give_back(self, line: "_Line | None") -> None:
         if not self._closed:
