@@ -62,7 +62,7 @@ def list_(invocation: Invocation, *, category: str, key: str, tenant: str, limit
 @_of
 @_dry_run
 @pass_invocation
-def take(  # noqa: PLR0913 -- options
+def take(
     invocation: Invocation,
     *,
     category: str,
