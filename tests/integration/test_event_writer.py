@@ -372,7 +372,7 @@ assert os.read(ask, 1) == b"x"
 _, status = os.waitpid(child, 0)
 append()  # nobody has closed it
 print(status, len({line.conn.exec_driver_sql("SELECT pg_backend_pid()").scalar()
-                   for line in writer._idle.queue}))
+                   for line in writer._idle}))
 """
 
 
