@@ -1,7 +1,7 @@
 """No page of the log, whatever its filter, reads a whole table."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
@@ -17,7 +17,6 @@ from datapatterns.event_sourcing import (
 pytestmark = pytest.mark.postgres
 
 store = EventStore()
-NOW = datetime.now(UTC)
 TABLES = ["event", "event_archive", "event_tag", "stream"]
 EVENTS = 30_000
 
@@ -86,8 +85,8 @@ def whole_reads(conn: Connection) -> dict[str, int]:
         LogFilter(tags=["big", "rare"], tenant=""),
         LogFilter(tags=["rare"], event_types=["type.3"], tenant=""),
         LogFilter(tags=["rare"]),
-        LogFilter(since=NOW + timedelta(days=1)),
-        LogFilter(until=NOW - timedelta(days=1), tags=["big"], tenant=""),
+        LogFilter(since=datetime(2100, 1, 1, tzinfo=UTC)),
+        LogFilter(until=datetime(2000, 1, 1, tzinfo=UTC), tags=["big"], tenant=""),
     ],
     ids=str,
 )
