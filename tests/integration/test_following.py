@@ -232,12 +232,13 @@ def test_after_a_crash_events_at_positions_that_were_passed_before_are_seen() ->
     quiet = {"wal_writer_delay": "10s", "bgwriter_delay": "10s"}
     with EmbeddedServers() as servers:
         server = servers.postgres("crashing", settings=quiet)
-        with closing_engine(server.url) as engine:
+        # Two engines: what a thread has checked out must not be disposed of beneath it.
+        with closing_engine(server.url) as engine, closing_engine(server.url) as own:
             with engine.begin() as conn:
                 upgrade(conn)
             with engine.begin() as conn:
                 first = write(conn)
-            with following("sync", engine) as at_work:
+            with following("sync", own) as at_work:
                 at_work.wait_for(1)
                 with engine.connect() as conn:
                     for _ in range(100):
