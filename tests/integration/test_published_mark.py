@@ -216,7 +216,7 @@ def test_publishers_let_the_mark_move_until_they_are_stopped(engine: Engine) -> 
     def published() -> Position | None:
         with engine.connect() as conn:
             found = published_mark(conn, store)
-        return found and found.position
+        return None if found is None else found.position
 
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(publisher.run) for publisher in publishers]
