@@ -207,3 +207,11 @@ def test_upcasters_may_change_what_they_are_given_however_deep_it_lies() -> None
 
     assert types.decode("item.scanned", 1, data) == [Scanned(7, 5)] * 2
     assert data == {"product": 7, "prices": []}
+
+
+def test_a_class_stands_for_one_name() -> None:
+    types = declared()
+
+    with pytest.raises(EventTypeError, match=r"is the class of 'item\.scanned', too"):
+        types.event("item.seen")(Scanned)
+    types.event("item.scanned", version=3)(Scanned)  # again, as when a module is run twice

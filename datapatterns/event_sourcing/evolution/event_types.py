@@ -96,6 +96,13 @@ class EventTypes:
                 raise EventTypeError(
                     name, f"is declared by {_place(known.cls)} and by {_place(cls)}; rename one"
                 )
+            before = self._by_class.get(cls)
+            if before is not None and before.name != name:
+                raise EventTypeError(
+                    name,
+                    f"is the class of {before.name!r}, too; keep one name, and give the other as"
+                    " renamed_from",
+                )
             declared = EventType(name, version, cls, decoder_of(cls), tags, _plan(name, cls, tags))
             self._declared.add_type(declared)
             self._by_class[cls] = declared
