@@ -135,6 +135,8 @@ BEGIN
         ' EXCLUDING STATISTICS, CONSTRAINT pk_event PRIMARY KEY (position))'
         ' PARTITION BY RANGE (position)', first);
     ALTER TABLE {schema}.event DROP CONSTRAINT ck_event_bound;
+    -- What default privileges gave to a new table, nobody had on the old one.
+    PERFORM {schema}.withdraw_event_rights('{schema}.event'::regclass);
     PERFORM {schema}.copy_event_rights(format('{schema}.%I', first)::regclass,
                                        '{schema}.event'::regclass);
     PERFORM {schema}.withdraw_event_rights(format('{schema}.%I', first)::regclass);

@@ -379,3 +379,23 @@ def test_a_version_that_occurs_twice_is_found(parted: Engine) -> None:
 def test_sizes_that_mean_nothing_are_refused(engine: Engine, size: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         partitioning.partition(engine, size=size)
+
+
+def test_default_privileges_give_nobody_a_right_on_events(engine: Engine) -> None:
+    rights = text(
+        "SELECT count(*) FROM pg_class AS c, aclexplode(c.relacl) AS a"
+        " WHERE c.relname LIKE 'event%' AND c.relnamespace = 'datapatterns'::regnamespace"
+        " AND c.relkind IN ('r', 'p') AND a.grantee = 'pg_monitor'::regrole"
+    )
+    with engine.begin() as conn:
+        conn.execute(
+            text(
+                "ALTER DEFAULT PRIVILEGES IN SCHEMA datapatterns"
+                " GRANT INSERT, UPDATE ON TABLES TO pg_monitor"
+            )
+        )
+    partitioning.partition(engine, size=10)
+    with engine.begin() as conn:
+        assert conn.scalar(rights) == 0
+        partitioning.undo(conn)
+        assert conn.scalar(rights) == 0
