@@ -296,7 +296,7 @@ class EventIdsReusedError(ConfigurationError):
 
     def __init__(self, stream: str) -> None:
         super().__init__(
-            f"the first of these event ids for {stream} was appended before, with other events"
+            f"some of these event ids for {stream} were appended before, with other events"
             " behind it; give new events new ids, and a retry exactly those that it had"
         )
         self.stream = stream

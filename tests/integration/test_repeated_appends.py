@@ -72,12 +72,25 @@ def test_ids_that_were_given_to_other_events_are_refused(conn: Connection) -> No
     store.append(conn, CART, added(2), expected_version=ANY, event_ids=given)
     before = len(store.read_stream(conn, CART))
 
-    for other in ([given[0], *ids()], [*given, *ids()]):
+    reordered, overlapping = given[::-1], [given[1], *ids()]
+    for other in ([given[0], *ids()], [*given, *ids()], reordered, overlapping, [*ids(), given[0]]):
         with pytest.raises(EventIdsReusedError, match="cart-7"):
             store.append(conn, CART, added(len(other)), expected_version=ANY, event_ids=other)
 
     assert len(store.read_stream(conn, CART)) == before
     store.append(conn, CART, added(), expected_version=before)
+
+
+def test_a_part_of_an_append_that_is_sent_again_is_there_already(conn: Connection) -> None:
+    given = ids(3)
+    whole = store.append(conn, CART, added(3), expected_version=ANY, event_ids=given)
+
+    for part in (given[:2], given[1:], given[1:2]):
+        again = store.append(conn, CART, added(len(part)), expected_version=ANY, event_ids=part)
+        assert again.repeated
+
+    assert again.version == whole.version - 1
+    assert len(store.read_stream(conn, CART)) == 3
 
 
 def test_ids_must_be_one_for_each_event_and_differ(conn: Connection) -> None:

@@ -48,11 +48,11 @@ CREATE TABLE {schema}.event_tag (
 -- Never holds a row: its lock is what conditions and writers of very many tags meet at.
 CREATE TABLE {schema}.tag_gate ();
 
--- The first event of each append that expects no version and wants to be recognised.
+-- The events of each append that expects no version and wants to be recognised.
 CREATE TABLE {schema}.append_request (
     event_id uuid NOT NULL CONSTRAINT pk_append_request PRIMARY KEY,
     stream_id bigint NOT NULL,
-    version bigint NOT NULL,      -- of that event
+    version bigint NOT NULL,
     recorded_at timestamptz NOT NULL
 );
 CREATE INDEX ix_append_request_recorded_at ON {schema}.append_request (recorded_at);
@@ -240,6 +240,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     ids uuid[] := string_to_array(p_event_ids, E'\\n')::uuid[];
     n integer := cardinality(ids);
+    noted integer;
     only_type integer;
     type_ids integer[];
     is_based boolean := true;
@@ -344,8 +345,13 @@ BEGIN
 
     IF p_keyed THEN
         INSERT INTO {schema}.append_request (event_id, stream_id, version, recorded_at)
-        VALUES (ids[1], sid, reached - n + 1, moment) ON CONFLICT (event_id) DO NOTHING;
-        IF NOT FOUND THEN  -- the twin has committed while this waited for the stream
+        SELECT u.event_id, sid, reached - n + u.place, moment
+          FROM unnest(ids) WITH ORDINALITY AS u (event_id, place) ORDER BY u.event_id
+            ON CONFLICT (event_id) DO NOTHING;
+        GET DIAGNOSTICS noted = ROW_COUNT;
+        IF noted < n THEN  -- the twin has committed while this waited for the stream
+            DELETE FROM {schema}.append_request AS r
+             WHERE r.event_id = ANY (ids) AND r.stream_id = sid AND r.version > reached - n;
             IF reached = n THEN
                 DELETE FROM {schema}.stream AS s WHERE s.id = sid;
             ELSE
@@ -438,17 +444,20 @@ RETURNS TABLE (outcome text, stream_version bigint, last_position bigint) LANGUA
     HAVING array_agg(e.event_id ORDER BY e.version) = p_ids
 $$;
 
--- The append to this stream that was sent with these ids before; ids of others are misused.
+-- The append to this stream that was sent with these ids before. If some of them are known, and
+-- they do not stand in the stream one after the other, they are misused.
 CREATE FUNCTION {schema}.repeated_append(
     p_tenant text, p_category text, p_key text, p_ids uuid[])
 RETURNS TABLE (outcome text, stream_version bigint, last_position bigint) LANGUAGE sql AS $$
-    SELECT coalesce(stored.outcome, 'misused'), coalesce(stored.stream_version, r.version),
+    SELECT coalesce(stored.outcome, 'misused'), coalesce(stored.stream_version, known.version),
            stored.last_position
-      FROM {schema}.append_request AS r
+      FROM (SELECT min(r.stream_id) AS stream_id, min(r.version) AS version
+              FROM {schema}.append_request AS r WHERE r.event_id = ANY (p_ids)) AS known
       LEFT JOIN {schema}.stream AS s
-        ON s.id = r.stream_id AND s.tenant = p_tenant AND s.category = p_category AND s.key = p_key
-      LEFT JOIN LATERAL {schema}.stored_append(s.id, r.version - 1, p_ids) AS stored ON true
-     WHERE r.event_id = p_ids[1]
+        ON s.id = known.stream_id AND s.tenant = p_tenant AND s.category = p_category
+       AND s.key = p_key
+      LEFT JOIN LATERAL {schema}.stored_append(s.id, known.version - 1, p_ids) AS stored ON true
+     WHERE known.version IS NOT NULL
 $$;
 
 -- Several streams, or none of them: each element is what append_events takes. The caller sorts
