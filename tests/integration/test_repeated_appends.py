@@ -85,11 +85,10 @@ def test_a_part_of_an_append_that_is_sent_again_is_there_already(conn: Connectio
     given = ids(3)
     whole = store.append(conn, CART, added(3), expected_version=ANY, event_ids=given)
 
-    for part in (given[:2], given[1:], given[1:2]):
+    for part, behind in ((given[:2], 1), (given[1:], 0), (given[1:2], 1)):
         again = store.append(conn, CART, added(len(part)), expected_version=ANY, event_ids=part)
-        assert again.repeated
+        assert (again.repeated, again.version) == (True, whole.version - behind)
 
-    assert again.version == whole.version - 1
     assert len(store.read_stream(conn, CART)) == 3
 
 
