@@ -142,12 +142,6 @@ class _Load:
             return self._folded(rows, kind)
         except _UnusableSnapshotError:
             return self.run(None)
-        except EventGapError:
-            # The server gives rows in this order for as long as it finds that cheapest.
-            ordered = sorted(rows, key=lambda row: (row[2] >= 0, row[0], row[1]))
-            if ordered == rows:
-                raise
-            return self._folded(ordered, kind)
 
     def _rows(self, kind: SnapshotKind | None) -> list[_Row]:
         moment = self.moment
