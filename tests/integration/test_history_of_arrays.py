@@ -74,8 +74,11 @@ def test_read_committed_keeps_its_promise_and_is_caught_at_no_more(engine: Engin
 def test_an_application_that_loads_and_saves_under_read_committed_is_caught(
     engine: Engine,
 ) -> None:
-    history = run(engine, ReadModifyWrite(), "READ COMMITTED")
+    wanted = {"lost-update", "stale-read", "incompatible-order"}
+    for seed in range(20):  # which of them happen, is a matter of luck
+        found = check_history(run(engine, ReadModifyWrite(), "READ COMMITTED", seed=seed)).anomalies
+        if wanted <= set(found):
+            break
 
-    found = check_history(history).anomalies
-    assert {"lost-update", "stale-read", "incompatible-order"} <= set(found)
+    assert wanted <= set(found)
     assert "appended" in found["stale-read"][0].explanation

@@ -406,7 +406,7 @@ def test_a_snapshot_that_only_names_a_version_would_keep_what_was_rolled_back(
     baskets = Baskets(gated, plain)
 
     with (
-        statements_without(gated, " AND datapatterns.event.position = %(position)s::BIGINT"),
+        statements_without(gated, " AND datapatterns.event_all.position = %(position)s::BIGINT"),
         pytest.raises(InterleavingError, match="loaded by a snapshot"),
     ):
         explorer.explore(

@@ -52,7 +52,7 @@ class Weighed(BaseModel):
     grams: int | None = None
 
 
-@TYPES.event("customer.named", version=3)
+@TYPES.event("customer.named", version=3, renamed_from="client.named")
 @dataclass(frozen=True)
 class Named:
     customer: int
@@ -71,6 +71,8 @@ def new(data: dict[Any, Any], name: str = "x", **more: Any) -> NewEvent:  # noqa
 
 
 NASTY: list[object] = [
+    new({"customer": 1, "name": "Ann"}, "client.named", schema_version=3),
+    EncodedEvent("client.named", 3, ID, '{"customer":1,"name":"Ann"}', None),
     new({"a": "b\0c"}),
     new({"a": "\ud800"}),
     new({"a": float("nan")}),
@@ -178,6 +180,7 @@ EVENTS = st.builds(new, st.dictionaries(st.text(max_size=5), VALUES, max_size=4)
 
 @given(st.lists(EVENTS, max_size=6))
 @example([new({"n": n}) for n in range(600)])
+@example([Counted([{0: False}])])
 def test_a_chunk_of_anything_is_encoded_like_each_of_it(events: list[object]) -> None:
     found, expected = outcome(together, events), outcome(one_by_one, events)
 

@@ -7,25 +7,16 @@ from sqlalchemy import Connection, text
 
 from tests.torture.plan import UNFENCED_IMPORT
 
-_NO_FENCE = """
-CREATE OR REPLACE FUNCTION datapatterns.raise_fence() RETURNS void LANGUAGE plpgsql AS
-$$ BEGIN END $$
-"""
-_NO_FENCE_FOR_COPY = f"""
-CREATE OR REPLACE FUNCTION datapatterns.raise_fence_before_insert() RETURNS trigger
-LANGUAGE plpgsql AS $$
-BEGIN
-    IF current_setting('{UNFENCED_IMPORT}', true) IS DISTINCT FROM 'on' THEN
-        PERFORM datapatterns.raise_fence();
-    END IF;
-    RETURN NULL;
-END $$
+_FENCE_BUT_FOR_COPY = f"""
+DROP TRIGGER raise_fence ON datapatterns.event;
+CREATE TRIGGER raise_fence BEFORE INSERT ON datapatterns.event FOR EACH STATEMENT
+WHEN (current_setting('{UNFENCED_IMPORT}', true) IS DISTINCT FROM 'on')
+EXECUTE FUNCTION datapatterns.raise_fence_before_insert()
 """
 
 
 def _without_fence(conn: Connection) -> None:
     conn.execute(text("ALTER TABLE datapatterns.event DISABLE TRIGGER raise_fence"))
-    conn.execute(text(_NO_FENCE))
 
 
 def _with_cached_positions(conn: Connection) -> None:
@@ -33,7 +24,7 @@ def _with_cached_positions(conn: Connection) -> None:
 
 
 def _with_unfenced_copy(conn: Connection) -> None:
-    conn.execute(text(_NO_FENCE_FOR_COPY))
+    conn.execute(text(_FENCE_BUT_FOR_COPY))
 
 
 UNFENCED: Final[dict[str, Callable[[Connection], None]]] = {

@@ -49,8 +49,10 @@ def encode_chunk(events: Sequence[object], types: EventTypes) -> list[EncodedEve
 
 def _of_one_kind(kind: type, events: Sequence[Any], types: EventTypes) -> list[EncodedEvent]:
     if issubclass(kind, EncodedEvent):  # from a file that holds what was stored
-        personal = {name for name in {event.name for event in events} if types.personal(name)}
-        return [with_plan(e, types) if e.name in personal else e for e in events]
+        personal = _personal({(e.name, e.schema_version) for e in events}, types)
+        return [
+            with_plan(e, types) if (e.name, e.schema_version) in personal else e for e in events
+        ]
     together = _new_events if issubclass(kind, NewEvent) else _typed_events
     encoded: list[EncodedEvent] = []
     for first in range(0, len(events), _TOGETHER):
@@ -59,8 +61,13 @@ def _of_one_kind(kind: type, events: Sequence[Any], types: EventTypes) -> list[E
     return encoded
 
 
+def _personal(shapes: set[tuple[str, int]], types: EventTypes) -> set[tuple[str, int]]:
+    """Return the shapes that have personal fields, or had them under another name."""
+    return {shape for shape in shapes if types.personal_today(*shape) or types.personal(shape[0])}
+
+
 def _new_events(events: Sequence[NewEvent], types: EventTypes) -> list[EncodedEvent] | None:
-    if any(map(types.personal, {event.event_type for event in events})):
+    if _personal({(event.event_type, event.schema_version) for event in events}, types):
         return None
     data = encode_mappings([event.data for event in events])
     if data is None or has_sealed("".join(data)):
@@ -87,7 +94,7 @@ def _typed_events(events: Sequence[object], types: EventTypes) -> list[EncodedEv
     if not isinstance(decoder, msgspec.json.Decoder):  # a model's
         return None
     data = encode_events(events, declared.cls)
-    if data is None or has_sealed("".join(data)) or not _fit(decoder, data):
+    if data is None or has_sealed("".join(data)) or not _come_back(events, decoder, data):
         return None
     tags = [tags_of(event, declared) for event in events] if declared.tags else [()] * len(events)
     return [
@@ -96,10 +103,11 @@ def _typed_events(events: Sequence[object], types: EventTypes) -> list[EncodedEv
     ]
 
 
-def _fit(decoder: msgspec.json.Decoder[Any], data: Sequence[str]) -> bool:
+def _come_back(
+    events: Sequence[object], decoder: msgspec.json.Decoder[Any], data: Sequence[str]
+) -> bool:
     # Classes do not check what they are made of.
     try:
-        decoder.decode_lines("\n".join(data))
-    except msgspec.ValidationError:
+        return bool(decoder.decode_lines("\n".join(data)) == list(events))
+    except (msgspec.DecodeError, ArithmeticError):
         return False
-    return True
