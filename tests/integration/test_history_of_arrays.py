@@ -1,5 +1,6 @@
 """Random transactions on arrays: what each isolation level of PostgreSQL shows, and hides."""
 
+from collections.abc import Mapping
 from itertools import islice
 
 import pytest
@@ -10,6 +11,7 @@ from datapatterns.testing.histories import (
     HistoryEvent,
     ListStore,
     ListWorkload,
+    Witness,
     check_history,
     run_list_append,
     verdict,
@@ -75,6 +77,7 @@ def test_an_application_that_loads_and_saves_under_read_committed_is_caught(
     engine: Engine,
 ) -> None:
     wanted = {"lost-update", "stale-read", "incompatible-order"}
+    found: Mapping[str, tuple[Witness, ...]] = {}
     for seed in range(20):  # which of them happen, is a matter of luck
         found = check_history(run(engine, ReadModifyWrite(), "READ COMMITTED", seed=seed)).anomalies
         if wanted <= set(found):
