@@ -162,21 +162,6 @@ def test_long_streams_are_read_in_pages(
         assert store.load(conn, Till, "7", at=first.recorded_at, version=5).version == 5
 
 
-def test_rows_in_another_order_than_usual_are_sorted(
-    conn: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    filled(conn, HISTORY)
-    store.save_snapshot(conn, store.load(conn, Till, "7", version=3))
-    fetched = loading._Load._fetched  # noqa: SLF001 -- what the server's planner decides
-
-    def backwards(load: Any, *arguments: Any) -> Any:  # noqa: ANN401
-        return fetched(load, *arguments)[::-1]
-
-    monkeypatch.setattr(loading._Load, "_fetched", backwards)  # noqa: SLF001
-
-    assert told(store.load(conn, Till, "7")) == replayed(Till, HISTORY)
-
-
 @pytest.mark.parametrize("missing", [1, 3, 6])
 def test_a_missing_event_is_found_wherever_it_is(conn: Connection, missing: int) -> None:
     filled(conn, HISTORY)
