@@ -83,6 +83,8 @@ def test_a_savepoint_takes_the_key_back(engine: Engine) -> None:
 def test_a_prepared_append_is_waited_for(engine: Engine) -> None:
     who, name = uuid4().hex, uuid4().hex
     with engine.connect() as conn:
+        if conn.scalar(text("SHOW max_prepared_transactions")) == "0":
+            pytest.skip("this server has no prepared transactions")
         append(conn, who)
         conn.exec_driver_sql(f"PREPARE TRANSACTION '{name}'")
         conn.rollback()
