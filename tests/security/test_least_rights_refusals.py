@@ -1,12 +1,12 @@
 """What the roles of the documentation may not do, tried one by one."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import psycopg
 import pytest
 from psycopg.errors import InsufficientPrivilege
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.event_sourcing import ANY, NEW_STREAM, EventStore, NewEvent, StreamId
@@ -162,6 +162,7 @@ def test_who_could_append_or_claim_before_still_can_and_nobody_else(
 ) -> None:
     schema = f"old_{secrets.token_hex(4)}"
     app, reader = f"{least_rights.prefix}app", f"{least_rights.prefix}reader"
+    roles = [app, reader, f"{least_rights.prefix}worker"]
     with least_rights.superuser.begin() as conn:
         upgrade(conn, "dp0008", schema=schema)
         execute(
@@ -170,23 +171,66 @@ def test_who_could_append_or_claim_before_still_can_and_nobody_else(
             f" GRANT INSERT ON {schema}.event TO {app};",
         )
         upgrade(conn, schema=schema)
-        allowed = {
-            (name, role): conn.scalar(
-                text("SELECT has_function_privilege(:role, oid, 'EXECUTE') FROM pg_proc"
-                     " WHERE proname = :name AND pronamespace = CAST(:schema AS regnamespace)"),
-                {"role": role, "name": name, "schema": schema},
-            )
-            for name in ("append_events", "claim_buckets")
-            for role in (app, reader, f"{least_rights.prefix}worker")
-        }  # fmt: skip
+        functions = (
+            "append_events",
+            "append_to_streams",
+            "claim_buckets",
+            "lock_stream",
+            "lock_tags",
+        )
+        first = _who_may(conn, schema, functions, roles)
+        downgrade(conn, "dp0009", schema=schema)
+        before = _who_may(conn, schema, functions, roles)
+        upgrade(conn, schema=schema)
+        again = _who_may(conn, schema, functions, roles)
         downgrade(conn, "dp0008", schema=schema)
         upgrade(conn, schema=schema)
 
-    assert [who for who, may in allowed.items() if may] == [
+    assert first == again
+    assert first == [
+        ("append_events", app),
+        ("append_to_streams", app),
+        ("claim_buckets", app),
+        ("claim_buckets", reader),
+        ("lock_stream", app),
+        ("lock_tags", app),
+    ]
+    assert before == [
         ("append_events", app),
         ("claim_buckets", app),
         ("claim_buckets", reader),
     ]
+
+
+def test_what_everybody_could_execute_everybody_still_can(least_rights: LeastRights) -> None:
+    schema = f"old_{secrets.token_hex(4)}"
+    reader = f"{least_rights.prefix}reader"
+    functions = ("append_events", "append_to_streams", "lock_stream", "lock_tags")
+    with least_rights.superuser.begin() as conn:
+        upgrade(conn, "dp0009", schema=schema)
+        execute(conn, f"GRANT EXECUTE ON FUNCTION {schema}.append_events TO PUBLIC")
+        upgrade(conn, schema=schema)
+        after = _who_may(conn, schema, functions, [reader])
+        downgrade(conn, "dp0009", schema=schema)
+        before = _who_may(conn, schema, functions, [reader])
+
+    assert after == [(name, reader) for name in functions]
+    assert before == [("append_events", reader)]
+
+
+def _who_may(
+    conn: Connection, schema: str, functions: Sequence[str], roles: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Return those of ``functions`` and ``roles`` that may execute them."""
+    rows = conn.execute(
+        text(
+            "SELECT proname, role FROM pg_proc, unnest(CAST(:roles AS text[])) AS u (role)"
+            " WHERE proname = ANY (:names) AND pronamespace = CAST(:schema AS regnamespace)"
+            " AND has_function_privilege(role, oid, 'EXECUTE') ORDER BY proname, role"
+        ),
+        {"roles": list(roles), "names": list(functions), "schema": schema},
+    )
+    return [(row.proname, row.role) for row in rows]
 
 
 def test_functions_that_run_as_their_owner_fix_their_path_and_are_not_for_everybody(

@@ -1,14 +1,18 @@
 """Appends with tags, conditions, codecs and idempotency keys; data as it was written.
 
-Data becomes ``json``: what was appended comes back byte for byte, is written a tenth and read a
-third faster than ``jsonb``. Lists travel as lines of text, which JSON never contains raw: the
-driver builds an array four times slower.
+Lists travel as lines of text, which JSON never contains raw: the driver builds an array four times
+slower.
 
 Revision ID: dp0010
 Revises: dp0009
 """
 
+from datapatterns_migrations.event_conditions import CREATE as CONDITIONS
+from datapatterns_migrations.event_conditions import DROP as CONDITIONS_BEFORE
+from datapatterns_migrations.event_contents import CREATE as CONTENTS
+from datapatterns_migrations.event_contents import DROP as CONTENTS_BEFORE
 from datapatterns_migrations.placement import run
+from datapatterns_migrations.rights import execute_carried
 from datapatterns_migrations.versions.dp0002_event_store import APPEND as APPEND_BEFORE
 from datapatterns_migrations.versions.dp0009_least_rights import FENCE as FENCE_AS_A_FUNCTION
 
@@ -17,79 +21,14 @@ down_revision = "dp0009"
 branch_labels = None
 depends_on = None
 
-TABLES = """
-ALTER TABLE {schema}.stream
-    ADD COLUMN first_version bigint NOT NULL DEFAULT 1,  -- where a load begins: see compaction
-    ADD COLUMN archived_at timestamptz,                  -- nothing is appended from then on
-    -- Each check is read and compiled anew in every append; this one says that versions are
-    -- positive, too.
-    DROP CONSTRAINT ck_stream_positive,
-    ADD CONSTRAINT ck_stream_first_version CHECK (first_version BETWEEN 1 AND version);
-
-ALTER TABLE {schema}.event
-    ALTER COLUMN data TYPE json USING data::json,
-    ALTER COLUMN data DROP NOT NULL,
-    ALTER COLUMN meta TYPE json USING meta::json,
-    ADD COLUMN payload bytea,                       -- what a codec made of the data
-    ADD COLUMN codec smallint NOT NULL DEFAULT 0,   -- 0: data; else payload, by its id
-    ADD COLUMN tags text[],
-    ADD CONSTRAINT ck_event_codec CHECK (
-        (codec = 0) = (data IS NOT NULL) AND (codec = 0) = (payload IS NULL));
-
--- Derived from event.tags. A B-tree, as a GIN index is several times slower to write.
-CREATE TABLE {schema}.event_tag (
-    tenant text NOT NULL,
-    tag text NOT NULL,
-    position bigint NOT NULL,
-    type_id integer NOT NULL,
-    CONSTRAINT pk_event_tag PRIMARY KEY (tenant, tag, position) INCLUDE (type_id)
-);
-
--- Never holds a row: its lock is what conditions and writers of very many tags meet at.
-CREATE TABLE {schema}.tag_gate ();
-
--- The events of each append that expects no version and wants to be recognised.
-CREATE TABLE {schema}.append_request (
-    event_id uuid NOT NULL CONSTRAINT pk_append_request PRIMARY KEY,
-    stream_id bigint NOT NULL,
-    version bigint NOT NULL,
-    recorded_at timestamptz NOT NULL
-);
-CREATE INDEX ix_append_request_recorded_at ON {schema}.append_request (recorded_at);
-
-CREATE TABLE {schema}.event_archive (
-    position bigint NOT NULL CONSTRAINT pk_event_archive PRIMARY KEY,
-    stream_id bigint NOT NULL,
-    version bigint NOT NULL,
-    at timestamptz NOT NULL,
-    event_id uuid NOT NULL,
-    type_id integer NOT NULL,
-    data json,
-    meta json,
-    payload bytea,
-    codec smallint NOT NULL,
-    tags text[],
-    CONSTRAINT uq_event_archive_stream_id_version UNIQUE (stream_id, version),
-    CONSTRAINT ck_event_archive_positive CHECK (version > 0),
-    CONSTRAINT ck_event_archive_codec CHECK (
-        (codec = 0) = (data IS NOT NULL) AND (codec = 0) = (payload IS NULL))
-);
-
--- In any snapshot an event is in exactly one of the two.
-CREATE VIEW {schema}.event_all AS
-    SELECT position, stream_id, version, at, event_id, type_id, data, meta, payload, codec, tags
-      FROM {schema}.event
-    UNION ALL
-    SELECT position, stream_id, version, at, event_id, type_id, data, meta, payload, codec, tags
-      FROM {schema}.event_archive;
-
-ALTER TABLE {schema}.snapshot
-    ALTER COLUMN state DROP NOT NULL,
-    ADD COLUMN payload bytea,
-    ADD COLUMN codec smallint NOT NULL DEFAULT 0,
-    ADD CONSTRAINT ck_snapshot_codec CHECK (
-        (codec = 0) = (state IS NOT NULL) AND (codec = 0) = (payload IS NULL));
-"""
+APPEND_EVENTS = (
+    "{schema}.append_events(text, text, text, bigint, bigint, text, text, text, text, text,"
+    " integer, text, boolean, jsonb, bigint)"
+)
+APPEND_EVENTS_BEFORE = (
+    "{schema}.append_events(text, text, text, bigint, text[], integer[], uuid[], text[], text[],"
+    " bigint)"
+)
 
 FENCE = """
 -- As raise_fence in dp0009, in the trigger itself: a function less to call for each append.
@@ -135,84 +74,6 @@ END $$;
 )
 
 APPEND = """
--- Writers of tagged events hold shared locks on their tags, a condition takes an exclusive lock on
--- one tag of each of its items: a matching event carries all of them, so one is enough. Sorted, so
--- that no two transactions wait for each other. A collision of hashes costs a wait.
--- The server has room for some thousand locks: a transaction with more than 200 of them shuts the
--- gate for all conditions instead, until it ends. Conditions pass it beside each other.
-CREATE FUNCTION {schema}.lock_tags(p_tenant text, p_shared text[], p_exclusive text[])
-RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    class int := '{schema}.event_tag'::regclass::oid::int;
-    note text := 'datapatterns.tags_' || '{schema}.event_tag'::regclass::oid;  -- ends with locks
-    held integer := coalesce(nullif(current_setting(note, true), ''), '0')::integer;
-    wanted integer := (SELECT count(DISTINCT u.tag) FROM unnest(p_shared) AS u (tag));
-    lock record;
-BEGIN
-    IF held + wanted > 200 AND wanted > 0 THEN
-        p_shared := NULL;
-        IF cardinality(p_exclusive) > 0 THEN  -- one step: two that hold SHARE both wait for more
-            LOCK TABLE {schema}.tag_gate IN SHARE ROW EXCLUSIVE MODE;
-        ELSE
-            LOCK TABLE {schema}.tag_gate IN SHARE MODE;
-        END IF;
-    ELSIF cardinality(p_exclusive) > 0 THEN
-        LOCK TABLE {schema}.tag_gate IN ROW EXCLUSIVE MODE;
-    END IF;
-    IF wanted > 0 AND held <= 200 THEN
-        PERFORM set_config(note, (held + wanted)::text, true);
-    END IF;
-    FOR lock IN
-        SELECT hashtext(p_tenant || E'\\n' || u.tag) AS key, bool_or(u.exclusive) AS exclusive
-          FROM (SELECT unnest(p_shared), false UNION ALL SELECT unnest(p_exclusive), true)
-            AS u (tag, exclusive)
-         WHERE u.tag <> ''
-         GROUP BY 1 ORDER BY 1
-    LOOP
-        IF lock.exclusive THEN
-            PERFORM pg_advisory_xact_lock(class, lock.key);
-        ELSE
-            PERFORM pg_advisory_xact_lock_shared(class, lock.key);
-        END IF;
-    END LOOP;
-END $$;
-
--- Whether an event after p_after matches an item of p_condition:
--- [{"tags": [all of these], "types": [one of these, or absent]}, ...]. Call it under lock_tags.
-CREATE FUNCTION {schema}.matches_after(p_tenant text, p_condition jsonb, p_after bigint)
-RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT EXISTS (
-        SELECT FROM jsonb_array_elements(p_condition) AS item
-          JOIN {schema}.event_tag AS t
-            ON t.tenant = p_tenant AND t.tag = item -> 'tags' ->> 0 AND t.position > p_after
-         WHERE (item -> 'types' IS NULL OR EXISTS (
-                   SELECT FROM {schema}.event_type AS y
-                    WHERE y.id = t.type_id AND item -> 'types' ? y.name))
-           AND NOT EXISTS (
-                   SELECT FROM jsonb_array_elements_text(item -> 'tags') AS wanted (tag)
-                    WHERE NOT EXISTS (
-                          SELECT FROM {schema}.event_tag AS o
-                           WHERE o.tenant = p_tenant AND o.tag = wanted.tag
-                             AND o.position = t.position)))
-$$;
-
--- Refuses what matches_after would not understand: it would match nothing, and the append would go
--- through unchecked. Returns whether the transaction sees what its locks have waited for.
-CREATE FUNCTION {schema}.check_condition(p_condition jsonb, p_after bigint)
-RETURNS boolean LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    IF p_after IS NULL OR p_condition = '[]' OR EXISTS (
-        SELECT FROM jsonb_array_elements(p_condition) AS item
-         WHERE coalesce(jsonb_array_length(item -> 'tags'), 0) = 0
-            OR jsonb_path_exists(item, '$.tags[*] ? (@.type() != "string")')
-            OR item -> 'types' = '[]' OR item - 'tags' - 'types' <> '{}'
-            OR jsonb_path_exists(item, '$.types[*] ? (@.type() != "string")'))
-    THEN
-        RAISE EXCEPTION 'the condition of append_events is malformed';
-    END IF;
-    RETURN current_setting('transaction_isolation') = 'read committed';
-END $$;
-
 -- p_expected: NULL any version, 0 a new stream, -1 an existing one, n exactly n.
 -- p_position: that of event n, if the caller knows it. A version alone does not tell whether the
 -- event it was based on was rolled back, and another one has taken its place.
@@ -459,163 +320,18 @@ RETURNS TABLE (outcome text, stream_version bigint, last_position bigint) LANGUA
       LEFT JOIN LATERAL {schema}.stored_append(s.id, known.version - 1, p_ids) AS stored ON true
      WHERE known.version IS NOT NULL
 $$;
-
--- Several streams, or none of them: each element is what append_events takes. The caller sorts
--- them. A condition is for all, and they belong to one tenant then.
--- Rows are locked and looked at before anything is written, so a refusal draws no position,
--- unless a stream was begun or extended by somebody else in that very moment.
-CREATE FUNCTION {schema}.append_to_streams(
-    p_tenants text[], p_categories text[], p_keys text[], p_expected bigint[],
-    p_positions bigint[], p_types text[], p_type_of text[], p_event_ids text[], p_data text[],
-    p_meta text[], p_codecs integer[], p_tags text[], p_keyed boolean[],
-    p_condition jsonb DEFAULT NULL, p_after bigint DEFAULT NULL)
-RETURNS TABLE (outcome text, stream_version bigint, last_position bigint, place integer)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    n integer := cardinality(p_keys);
-    may_lock boolean := true;
-    is_barred boolean := false;
-    shared record;
-    known record;
-BEGIN
-    IF p_condition IS NOT NULL THEN
-        IF p_tenants[1] <> ANY (p_tenants) THEN
-            RAISE EXCEPTION 'a condition is about the events of one tenant';
-        END IF;
-        IF NOT {schema}.check_condition(p_condition, p_after) THEN
-            RETURN QUERY SELECT 'isolation', NULL::bigint, NULL::bigint, 1;
-            RETURN;
-        END IF;
-        PERFORM {schema}.lock_tags(
-            p_tenants[1],
-            string_to_array(translate(array_to_string(p_tags, E'\\n'), E'\\n', E'\\t'), E'\\t'),
-            ARRAY(SELECT item -> 'tags' ->> 0 FROM jsonb_array_elements(p_condition) AS item));
-        is_barred := {schema}.matches_after(p_tenants[1], p_condition, p_after);
-    END IF;
-    FOR shared IN
-        SELECT u.tenant, array_agg(t.tag) AS tags
-          FROM unnest(p_tenants, p_tags) AS u (tenant, tags),
-               unnest(string_to_array(translate(u.tags, E'\\n', E'\\t'), E'\\t')) AS t (tag)
-         WHERE t.tag <> '' AND p_condition IS NULL
-         GROUP BY 1 ORDER BY 1
-    LOOP
-        PERFORM {schema}.lock_tags(shared.tenant, shared.tags, NULL);
-    END LOOP;
-    FOR i IN 1..n LOOP
-        IF p_keyed[i] THEN
-            SELECT a.outcome, a.stream_version INTO outcome, stream_version
-              FROM {schema}.repeated_append(p_tenants[i], p_categories[i], p_keys[i],
-                   string_to_array(p_event_ids[i], E'\\n')::uuid[]) AS a;
-            CONTINUE WHEN outcome = 'repeated';
-            IF FOUND THEN
-                place := i;
-                RETURN NEXT;
-                RETURN;
-            END IF;
-        END IF;
-        IF may_lock THEN
-            SELECT s.id, s.version, s.archived_at INTO known FROM {schema}.stream AS s
-             WHERE s.tenant = p_tenants[i] AND s.category = p_categories[i] AND s.key = p_keys[i]
-               FOR NO KEY UPDATE;
-            -- What is not there cannot be locked yet, so what comes after it must not be, either.
-            may_lock := known.id IS NOT NULL;
-        ELSE
-            SELECT s.id, s.version, s.archived_at INTO known FROM {schema}.stream AS s
-             WHERE s.tenant = p_tenants[i] AND s.category = p_categories[i] AND s.key = p_keys[i];
-        END IF;
-        IF is_barred OR known.archived_at IS NOT NULL OR p_expected[i] = -1 AND known.id IS NULL
-           OR p_expected[i] >= 0 AND p_expected[i] <> coalesce(known.version, 0)
-           OR p_positions[i] IS NOT NULL AND NOT EXISTS (
-              SELECT FROM {schema}.event AS e
-               WHERE e.stream_id = known.id AND e.version = p_expected[i]
-                 AND e.position = p_positions[i])
-        THEN
-            PERFORM FROM {schema}.stored_append(
-                known.id, p_expected[i], string_to_array(p_event_ids[i], E'\\n')::uuid[]);
-            IF NOT FOUND THEN  -- our own events match the condition, too, if this is a retry
-                RETURN QUERY SELECT CASE WHEN is_barred THEN 'barred'
-                    WHEN known.archived_at IS NULL THEN 'conflict'
-                    ELSE 'archived' END, coalesce(known.version, 0), NULL::bigint, i;
-                RETURN;
-            END IF;
-        END IF;
-    END LOOP;
-    -- A refusal from here on takes back what was appended before it.
-    BEGIN
-        FOR i IN 1..n LOOP
-            SELECT a.outcome, a.stream_version, a.last_position
-              INTO outcome, stream_version, last_position
-              FROM {schema}.append_events(
-                   p_tenants[i], p_categories[i], p_keys[i], p_expected[i], p_positions[i],
-                   p_types[i], p_type_of[i], p_event_ids[i], p_data[i], p_meta[i],
-                   p_codecs[i], p_tags[i], p_keyed[i], NULL, 0) AS a;
-            place := i;
-            IF outcome NOT IN ('appended', 'repeated') THEN
-                RAISE SQLSTATE 'DP001';
-            END IF;
-            RETURN NEXT;
-        END LOOP;
-    EXCEPTION WHEN SQLSTATE 'DP001' THEN
-        RETURN NEXT;  -- the variables keep what they held; the last row says why
-    END;
-END $$;
-
--- Holds a stream until the transaction ends: whoever appends to it waits. Call it before anything
--- of the transaction locks tags or other streams.
-CREATE FUNCTION {schema}.lock_stream(p_tenant text, p_category text, p_key text)
-RETURNS TABLE (stream_version bigint, is_archived boolean)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    sid bigint;
-BEGIN
-    LOOP
-        RETURN QUERY SELECT s.version, s.archived_at IS NOT NULL FROM {schema}.stream AS s
-          WHERE s.tenant = p_tenant AND s.category = p_category AND s.key = p_key
-            FOR NO KEY UPDATE;
-        IF FOUND THEN
-            RETURN;
-        END IF;
-        -- What is not there cannot be locked. But whoever wants to insert the same name waits for
-        -- a transaction that has done so, even if it has deleted the row again, to see whether
-        -- that counts. Nobody ever sees the row, and what is left of it is vacuumed.
-        INSERT INTO {schema}.stream AS s (tenant, category, key, version, created_at, last_at)
-        VALUES (p_tenant, p_category, p_key, 1, clock_timestamp(), clock_timestamp())
-            ON CONFLICT (tenant, category, key) DO NOTHING
-        RETURNING s.id INTO sid;
-        IF FOUND THEN
-            DELETE FROM {schema}.stream AS s WHERE s.id = sid;
-            RETURN QUERY SELECT 0::bigint, false;
-            RETURN;
-        END IF;
-    END LOOP;  -- another writer has begun it just now
-END $$;
 """
 
-RIGHTS = """
--- Who could append, still can; who could read events, reads what has moved out of them.
+RIGHTS = execute_carried(
+    APPEND_EVENTS_BEFORE, APPEND_EVENTS, "{schema}.lock_tags(text, text[], text[])"
+)
+
+READING = """
+-- Who could read events, reads what has moved out of them.
 DO $$
 DECLARE
     held record;
-    appending text := '{schema}.lock_tags(text, text[], text[]),'
-        ' {schema}.append_events(text, text, text, bigint, bigint, text, text, text,'
-        ' text, text, integer, text, boolean, jsonb, bigint), {schema}.append_to_streams(text[],'
-        ' text[], text[], bigint[], bigint[], text[], text[], text[], text[], text[], integer[],'
-        ' text[], boolean[], jsonb, bigint), {schema}.lock_stream(text, text, text)';
-    before aclitem[] := (
-        SELECT proacl FROM pg_catalog.pg_proc
-         WHERE oid = '{schema}.append_events(text, text, text, bigint, text[], integer[], uuid[],'
-                     ' text[], text[], bigint)'::regprocedure);
 BEGIN
-    IF before IS NOT NULL AND NOT EXISTS (
-        SELECT FROM pg_catalog.aclexplode(before) WHERE grantee = 0) THEN
-        EXECUTE 'REVOKE ALL ON FUNCTION ' || appending || ' FROM PUBLIC';
-    END IF;
-    FOR held IN
-        SELECT DISTINCT pg_get_userbyid(grantee) AS role FROM pg_catalog.aclexplode(before)
-         WHERE grantee <> 0
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', appending, held.role);
-    END LOOP;
     FOR held IN
         SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC'
                         ELSE quote_ident(pg_get_userbyid(grantee)) END AS role
@@ -626,10 +342,7 @@ BEGIN
             ' {schema}.event_tag, {schema}.append_request TO %s', held.role);
     END LOOP;
 END $$;
-DROP FUNCTION {schema}.append_events(
-    text, text, text, bigint, text[], integer[], uuid[], text[], text[], bigint);
 """
-
 
 BEFORE = """
 DO $$
@@ -642,70 +355,31 @@ BEGIN
             USING HINT = 'There is no way back that would keep them.';
     END IF;
 END $$;
-DROP FUNCTION {schema}.lock_stream(text, text, text);
-DROP FUNCTION {schema}.append_to_streams(text[], text[], text[], bigint[], bigint[], text[],
-    text[], text[], text[], text[], integer[], text[], boolean[], jsonb, bigint);
 DROP FUNCTION {schema}.event_type_ids(text[], integer[]);
 DELETE FROM {schema}.snapshot WHERE codec <> 0;
 """
 
-RIGHTS_BEFORE = """
-ALTER FUNCTION {schema}.append_events(
-    text, text, text, bigint, text[], integer[], uuid[], text[], text[], bigint)
-    SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
-DO $$
-DECLARE
-    held record;
-    appending text := '{schema}.append_events(text, text, text, bigint, text[], integer[], uuid[],'
-        ' text[], text[], bigint)';
-    after aclitem[] := (
-        SELECT proacl FROM pg_catalog.pg_proc
-         WHERE oid = '{schema}.append_events(text, text, text, bigint, bigint, text, text, text,'
-                     ' text, text, integer, text, boolean, jsonb, bigint)'::regprocedure);
-BEGIN
-    IF after IS NOT NULL AND NOT EXISTS (
-        SELECT FROM pg_catalog.aclexplode(after) WHERE grantee = 0) THEN
-        EXECUTE 'REVOKE ALL ON FUNCTION ' || appending || ' FROM PUBLIC';
-    END IF;
-    FOR held IN
-        SELECT DISTINCT pg_get_userbyid(grantee) AS role FROM pg_catalog.aclexplode(after)
-         WHERE grantee <> 0
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', appending, held.role);
-    END LOOP;
-END $$;
-DROP FUNCTION {schema}.append_events(text, text, text, bigint, bigint, text, text, text, text,
-    text, integer, text, boolean, jsonb, bigint);
-DROP FUNCTION {schema}.repeated_append(text, text, text, uuid[]);
-DROP FUNCTION {schema}.stored_append(bigint, bigint, uuid[]);
-DROP FUNCTION {schema}.matches_after(text, jsonb, bigint);
-DROP FUNCTION {schema}.check_condition(jsonb, bigint);
-DROP FUNCTION {schema}.lock_tags(text, text[], text[]);
-"""
+RIGHTS_BEFORE = (
+    f"ALTER FUNCTION {APPEND_EVENTS_BEFORE}"
+    " SECURITY DEFINER SET search_path = pg_catalog, pg_temp;"
+    + execute_carried(APPEND_EVENTS, APPEND_EVENTS_BEFORE)
+)
 
-TABLES_BEFORE = """
-DROP VIEW {schema}.event_all;
-DROP TABLE {schema}.event_archive, {schema}.append_request, {schema}.event_tag, {schema}.tag_gate;
-ALTER TABLE {schema}.snapshot
-    DROP CONSTRAINT ck_snapshot_codec, DROP COLUMN payload, DROP COLUMN codec,
-    ALTER COLUMN state SET NOT NULL;
-ALTER TABLE {schema}.event
-    DROP CONSTRAINT ck_event_codec,
-    DROP COLUMN payload, DROP COLUMN codec, DROP COLUMN tags,
-    ALTER COLUMN data TYPE jsonb USING data::jsonb,
-    ALTER COLUMN data SET NOT NULL,
-    ALTER COLUMN meta TYPE jsonb USING meta::jsonb;
-ALTER TABLE {schema}.stream
-    DROP COLUMN first_version, DROP COLUMN archived_at,
-    ADD CONSTRAINT ck_stream_positive CHECK (version > 0);
+DROP = f"""
+DROP FUNCTION {APPEND_EVENTS};
+DROP FUNCTION {{schema}}.repeated_append(text, text, text, uuid[]);
+DROP FUNCTION {{schema}}.stored_append(bigint, bigint, uuid[]);
 """
 
 
 def upgrade() -> None:
-    run(TABLES)
+    run(CONTENTS)
     run(FENCE)
+    run(CONDITIONS)
     run(APPEND)
     run(RIGHTS)
+    run(READING)
+    run(f"DROP FUNCTION {APPEND_EVENTS_BEFORE};")
 
 
 def downgrade() -> None:
@@ -713,4 +387,6 @@ def downgrade() -> None:
     run(APPEND_BEFORE)
     run(FENCE_BEFORE)
     run(RIGHTS_BEFORE)
-    run(TABLES_BEFORE)
+    run(DROP)
+    run(CONDITIONS_BEFORE)
+    run(CONTENTS_BEFORE)
