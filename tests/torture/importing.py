@@ -1,7 +1,7 @@
 """Bulk imports by COPY among the writers, and transactions in two phases that stay open."""
 
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from random import Random
 
 from sqlalchemy import URL, Connection, Engine, text
@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from datapatterns.event_sourcing import ANY, ImportedEvent, StreamId
 from tests.torture.ledger import Ledger
-from tests.torture.persisting import connected, found_stored, insist
+from tests.torture.persisting import connected, found_stored, insist, overlap
 from tests.torture.plan import CATEGORY, UNFENCED_IMPORT
 from tests.torture.writing import STORE, Append, hot_streams, new_events
 
@@ -40,7 +40,7 @@ def _import_chunk(
     def attempt() -> bool:
         with engine.connect() as conn:
             STORE.import_events(conn, events, source=source, chunk=chunk)
-            time.sleep(0.01 + chance.random() * 0.03)  # the workload: rows are there before COMMIT
+            overlap(conn, positions=chance.randrange(50, 200), seconds_max=0.04)
             if committing:
                 conn.commit()
         return committing
@@ -48,7 +48,8 @@ def _import_chunk(
     # A chunk that was committed is recognised by its number, so trying again is finding out.
     ids = [event.event.event_id for event in events]  # type: ignore[attr-defined] # NewEvents
     ledger.note(ids, stored=insist(attempt))
-    time.sleep(0.02)
+    with engine.connect() as conn, suppress(DBAPIError):
+        overlap(conn, positions=300, seconds_max=0.02)  # not all imports before all the rest
 
 
 def prepare(url: URL, *, seed: int, events: int) -> Ledger:
@@ -82,7 +83,8 @@ def _in_two_phases(
     except DBAPIError:
         if not insist(lambda: _is_prepared(decider, gid)):
             return False
-    time.sleep(0.02 + chance.random() * 0.1)  # the workload: it stays open
+    stay = chance.randrange(50, 500)
+    insist(lambda: _stay_open(decider, positions=stay))
     committing = chance.random() < 0.7
     insist(lambda: _decide(decider, gid, "COMMIT" if committing else "ROLLBACK"))
     if committing:  # found out as by anybody who does not know the outcome
@@ -94,6 +96,12 @@ def _in_two_phases(
 def _is_prepared(decider: Engine, gid: str) -> bool:
     with decider.connect() as conn:
         return bool(conn.scalar(_IS_PREPARED, {"gid": gid}))
+
+
+def _stay_open(decider: Engine, *, positions: int) -> bool:
+    with decider.connect() as conn:
+        overlap(conn, positions=positions, seconds_max=0.12)
+    return True
 
 
 def _decide(decider: Engine, gid: str, verdict: str) -> bool:

@@ -1,17 +1,17 @@
 """Connections that break, and how those who write find out what became of their COMMIT."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from psycopg.errors import DeadlockDetected
-from sqlalchemy import URL, Connection, Engine, create_engine
+from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import EventIdsReusedError, VersionConflictError
+from datapatterns.testing import wait_until
 from tests.torture.plan import ENOUGH_SECONDS
 
-PAUSE_SECONDS = 0.02
+_DRAWN = text("SELECT coalesce(pg_sequence_last_value('datapatterns.event_position'), 0)")
 
 
 @contextmanager
@@ -34,14 +34,24 @@ def insist(attempt: Callable[[], bool]) -> bool:
     Raises:
         TimeoutError: It never did.
     """
-    deadline = time.monotonic() + ENOUGH_SECONDS
-    while True:
+
+    def answer() -> tuple[bool] | None:
         try:
-            return attempt()
-        except DBAPIError as error:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no answer for {ENOUGH_SECONDS} s") from error
-            time.sleep(PAUSE_SECONDS)  # the server is being started
+            return (attempt(),)
+        except DBAPIError:
+            return None  # the server is being started
+
+    return wait_until(answer, deadline_seconds=ENOUGH_SECONDS)[0]
+
+
+def overlap(conn: Connection, *, positions: int, seconds_max: float) -> None:
+    """Wait until the others have drawn so many positions, or not so many in all that time.
+
+    This is the workload: a transaction that is still open when others, behind it, commit.
+    """
+    begun = conn.scalar(_DRAWN)
+    with suppress(TimeoutError):
+        wait_until(lambda: conn.scalar(_DRAWN) >= begun + positions, deadline_seconds=seconds_max)
 
 
 def found_stored(

@@ -1,6 +1,5 @@
 """Writers: many small transactions in all the ways that the store offers, killed at any time."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -12,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from datapatterns.errors import VersionConflictError
 from datapatterns.event_sourcing import ANY, EventStore, Expected, NewEvent, StreamEvents, StreamId
 from tests.torture.ledger import Ledger
-from tests.torture.persisting import connected, found_stored, insist, is_deadlock
+from tests.torture.persisting import connected, found_stored, insist, is_deadlock, overlap
 from tests.torture.plan import CATEGORY, HOT_STREAMS, WRITERS_NAME
 
 STORE = EventStore()
@@ -92,7 +91,7 @@ def _transact(engine: Engine, chance: Random, ledger: Ledger) -> None:
                 for step in _steps(conn, chance):
                     done += _take(conn, chance, step, ledger)
                 if chance.random() < 0.15:
-                    time.sleep(chance.random() * 0.02)  # the workload: work after the append
+                    overlap(conn, positions=chance.randrange(100), seconds_max=0.02)
                 committing = chance.random() < 0.9
                 if committing:
                     conn.commit()
