@@ -25,10 +25,9 @@ from tests.torture.variants import UNFENCED
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
 EVENTS = int(os.environ.get("DATAPATTERNS_TORTURE_EVENTS", "3000"))
-CONTROL = Plan(4_000, crews=1, writers=5, imported=50, kills=False)
+CONTROL = Plan(1_500, crews=1, writers=5, imported=50, kills=False)
 MANY_EVENTS = 100_000
 CONTROL_RUNS = 5
-LONG = pytest.mark.skipif(EVENTS < MANY_EVENTS, reason="takes long; run by make torture")
 STORE = EventStore()
 LAST = text("SELECT pg_sequence_last_value('datapatterns.event_position')")
 
@@ -97,10 +96,7 @@ def test_every_reader_is_given_every_event_once_and_in_one_order(
         assert report.went_back > 0
 
 
-@pytest.mark.parametrize(
-    "hole",
-    [pytest.param(hole, marks=[] if hole == "no fence" else LONG) for hole in UNFENCED],
-)
+@pytest.mark.parametrize("hole", UNFENCED)
 def test_the_same_torture_finds_what_readers_skip_without_the_fence(
     databases: Databases, hole: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,7 +105,6 @@ def test_the_same_torture_finds_what_readers_skip_without_the_fence(
     tell(report, capsys, hole)
 
 
-@LONG
 def test_the_same_torture_finds_what_readers_skip_that_trust_what_shows(
     databases: Databases, capsys: pytest.CaptureFixture[str]
 ) -> None:
