@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from datapatterns.event_sourcing.appending.batching import StreamEvents
 from datapatterns.event_sourcing.appending.event_writer import EventWriter
-from datapatterns.event_sourcing.appending.event_writer_async import AsyncEventWriter
 from datapatterns.event_sourcing.appending.forgetting import forget_append_requests
 from datapatterns.event_sourcing.appending.tag_query import Condition, Tagged, TaggedPage, TagQuery
 from datapatterns.event_sourcing.appending.unit import Unit
@@ -94,6 +93,7 @@ from datapatterns.event_sourcing.transfer.json_lines import StoredEvent
 from datapatterns.event_sourcing.transfer.stored_events import Searched, StoredEvents, StoredPage
 
 if TYPE_CHECKING:
+    from datapatterns.event_sourcing.appending.event_writer_async import AsyncEventWriter
     from datapatterns.event_sourcing.log.following_async import AsyncFollower, AsyncLogSignal
 
 __all__ = [
@@ -216,8 +216,14 @@ __all__ = [
 ]
 
 
+_NEEDS_ASYNC = {  # only asked for by who has that extra
+    "AsyncEventWriter": "datapatterns.event_sourcing.appending.event_writer_async",
+    "AsyncFollower": "datapatterns.event_sourcing.log.following_async",
+    "AsyncLogSignal": "datapatterns.event_sourcing.log.following_async",
+}
+
+
 def __getattr__(name: str) -> object:
-    # Only asked for by who has the async extra.
-    if name in {"AsyncFollower", "AsyncLogSignal"}:
-        return getattr(import_module("datapatterns.event_sourcing.log.following_async"), name)
+    if name in _NEEDS_ASYNC:
+        return getattr(import_module(_NEEDS_ASYNC[name]), name)
     raise AttributeError(name)

@@ -3,11 +3,10 @@
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from datapatterns.event_sourcing.appending.appending import append_events, append_to_streams
@@ -45,6 +44,9 @@ from datapatterns.event_sourcing.log.reading import Question, read_log, read_str
 from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
 from datapatterns.event_sourcing.transfer.importing import import_events
 from datapatterns.event_sourcing.transfer.importing_parts import ImportedEvent
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +147,10 @@ class EventStore(CommandStore):
     def unit(self, place: Connection) -> AbstractContextManager[Unit]: ...
 
     @overload
-    def unit(self, place: Session | AsyncSession, *, bind: Engine | None = None) -> Unit: ...
+    def unit(self, place: "Session | AsyncSession", *, bind: Engine | None = None) -> Unit: ...
 
     def unit(
-        self, place: Connection | Session | AsyncSession, *, bind: Engine | None = None
+        self, place: "Connection | Session | AsyncSession", *, bind: Engine | None = None
     ) -> Unit | AbstractContextManager[Unit]:
         """Return a unit of work, which collects appends and makes them last, in one round trip.
 
@@ -162,8 +164,8 @@ class EventStore(CommandStore):
         """
         if isinstance(place, Connection):
             return unit_in_block(place, self)
-        session = place.sync_session if isinstance(place, AsyncSession) else place
-        return unit_of_session(session, self, bind)
+        session: Any = place  # to ask whether it is an AsyncSession would need the async extra
+        return unit_of_session(getattr(session, "sync_session", session), self, bind)
 
     def import_events(
         self, conn: Connection, events: Sequence[ImportedEvent], *, source: str, chunk: int
