@@ -44,7 +44,7 @@ class StateStore:
     @property
     def contents(self) -> Contents:
         """How contents get into the database and out of it."""
-        return Contents(self.codecs, self.keys, self.schema)
+        return Contents(self.types, self.codecs, self.keys, self.schema)
 
     @overload
     def load(

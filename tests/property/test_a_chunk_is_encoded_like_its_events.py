@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from datapatterns.errors import EventDataError, EventTypeError
 from datapatterns.event_sourcing import EventTypes, ImportedEvent, NewEvent, Personal, StreamId
-from datapatterns.event_sourcing.content.encoding import EncodedEvent, encode, with_plan
+from datapatterns.event_sourcing.content.encoding import EncodedEvent, encode
 from datapatterns.event_sourcing.content.payload import DEPTH_MAX, EVENT_BYTES_MAX
 from datapatterns.event_sourcing.transfer.importing_encoding import encode_chunk
 from datapatterns.event_sourcing.transfer.importing_parts import digest_of, parts_of_chunk
@@ -132,8 +132,7 @@ PLAIN = [
 
 def one_by_one(events: list[object]) -> list[EncodedEvent]:
     return [
-        with_plan(event, TYPES) if isinstance(event, EncodedEvent) else encode(event, types=TYPES)
-        for event in events
+        event if isinstance(event, EncodedEvent) else encode(event, types=TYPES) for event in events
     ]
 
 
@@ -208,6 +207,6 @@ def test_a_chunk_is_recognised_by_the_digest_that_it_had_before() -> None:
     ]
     encoded = encode_chunk([event.event for event in chunk], TYPES)
 
-    digest = digest_of(chunk, encoded, parts_of_chunk(chunk))
+    digest = digest_of(chunk, encoded, parts_of_chunk(chunk), {})
 
     assert digest.hex() == "98d12dd41371a3a002d7544d274f03555716006a79027aed0715c42b694d7cab"

@@ -61,8 +61,9 @@ def found_in(event: object) -> list[tuple[str, str]]:
     types = EventTypes()
     types.event("e")(type(event))
     encoded = encode(event, types=types)
-    assert encoded.personal is not None
-    found: list[Slot] = list(slots(msgspec.json.decode(encoded.data), encoded.personal))
+    plan = types.personal_plan(encoded.name, encoded.schema_version)
+    assert plan is not None
+    found: list[Slot] = list(slots(msgspec.json.decode(encoded.data), plan))
     return [(".".join(map(str, slot.path)), slot.subject) for slot in found]
 
 

@@ -133,9 +133,7 @@ def answered(batch: StreamBatch, outcome: str | bytes, version: int, position: i
 
 def _parameters(batch: StreamBatch) -> dict[str, Any]:
     stream, encoded, expected_version, position, keyed = batch
-    for event in encoded:
-        if event.personal is not None:
-            refuse_readable(event)
+    refuse_readable(encoded)
     parameters: dict[str, Any] = {
         "tenant": stream.tenant,
         "category": stream.category,

@@ -70,7 +70,7 @@ def outgoing(conn: Connection, batch: StreamBatch, contents: Contents) -> Stream
         CodecError: The codec does not give back what it was given.
     """
     sent = contents.outgoing(conn, batch.encoded, tenant=batch.stream.tenant)
-    return batch if sent is batch.encoded else batch._replace(encoded=sent)
+    return batch._replace(encoded=sent)
 
 
 def stream_batches(wanted: Sequence[StreamEvents], *, types: EventTypes) -> list[StreamBatch]:

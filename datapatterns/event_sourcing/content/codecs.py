@@ -179,6 +179,8 @@ class Codecs:
     def encode_events(self, encoded: Sequence[EncodedEvent]) -> Sequence[EncodedEvent]:
         """Return events as the codec makes them, or as they are where that is not smaller.
 
+        What a codec has made already stays as it is.
+
         Call it when their ids are final: a payload is bound to the id of its event.
 
         Raises:
@@ -187,13 +189,17 @@ class Codecs:
         codec = self.writing
         if codec is None:
             return encoded
-        payloads = [_encode(codec, e.data, e.event_id.bytes, EVENT_PAYLOAD_MAX) for e in encoded]
-        if codec.optional and sum(map(len, payloads)) >= sum(len(e.data) for e in encoded):
-            return encoded
-        return [
-            event._replace(data=b64encode(payload).decode(), codec=codec.id)
-            for event, payload in zip(encoded, payloads, strict=True)
+        plain = {place: event for place, event in enumerate(encoded) if not event.codec}
+        payloads = [
+            _encode(codec, event.data, event.event_id.bytes, EVENT_PAYLOAD_MAX)
+            for event in plain.values()
         ]
+        if codec.optional and sum(map(len, payloads)) >= sum(len(e.data) for e in plain.values()):
+            return encoded
+        made = list(encoded)
+        for (place, event), payload in zip(plain.items(), payloads, strict=True):
+            made[place] = event._replace(data=b64encode(payload).decode(), codec=codec.id)
+        return made
 
     def encode_state(self, state: str, *, bound_to: bytes) -> tuple[int, bytes | None]:
         """Return the id of the codec and the payload of a snapshot; 0 and None for plain JSON.

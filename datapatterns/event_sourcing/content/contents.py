@@ -24,12 +24,12 @@ from datapatterns.event_sourcing.content.codecs import (
     STATE_BYTES_MAX,
     Codecs,
 )
-from datapatterns.event_sourcing.content.encoding import EncodedEvent
+from datapatterns.event_sourcing.content.encoding import EncodedEvent, StorableEvents
 from datapatterns.event_sourcing.content.encryption import Cipher
-from datapatterns.event_sourcing.persons.personal import has_sealed
+from datapatterns.event_sourcing.evolution.event_types import EventTypes
+from datapatterns.event_sourcing.persons.personal import PersonalPlan, has_sealed
 from datapatterns.event_sourcing.persons.personal_values import (
     Found,
-    Keys,
     personal_values,
     seal,
     sealed_values,
@@ -49,6 +49,7 @@ PERSONS_MAX: Final = 10_000
 _BOUND_JSON: Final = "#0 "
 _JSON_AT: Final = len(f"{_BOUND_JSON}{UUID(int=0)} ")
 _FIRST: Final = itemgetter(0)
+_SHAPE: Final = itemgetter(0, 1)
 _SEALED_STATE_NAME: Final = "a state with personal data"
 
 
@@ -74,6 +75,7 @@ class StoredState(NamedTuple):
 class Contents:
     """How one store writes and reads contents."""
 
+    types: EventTypes
     codecs: Codecs = field(default=PLAIN)
     keys: SubjectKeys | None = None
     schema: str = DEFAULT_SCHEMA
@@ -97,15 +99,16 @@ class Contents:
         conn: Connection,
         encoded: Sequence[EncodedEvent],
         *,
-        tenant: str,
+        tenant: str | Sequence[str],
         subjects: set[str] | None = None,
-    ) -> Sequence[EncodedEvent]:
+    ) -> StorableEvents:
         """Return events as they are stored. Their ids must be final: contents are bound to them.
 
         Args:
             conn: Its transaction then holds the keys of the persons that the events are about.
-            encoded: What is to be appended.
-            tenant: Whose log it is.
+            encoded: What is to be stored. What a codec has made elsewhere stays as it is: its key
+                may not be at hand.
+            tenant: Whose log it is, of all or of each.
             subjects: Whoever's personal data is among it is added.
 
         Raises:
@@ -115,12 +118,23 @@ class Contents:
             SubjectForgottenError: The events hold personal data of somebody who was forgotten.
             SubjectKeyError: The store has no keys.
         """
-        is_personal = False
-        for event in encoded:
-            is_personal = is_personal or event.personal is not None
-        if is_personal:
-            encoded = self._sealed(conn, encoded, tenant=tenant, subjects=subjects)
-        return self.codecs.encode_events(encoded)
+        plans = self.personal_plans(encoded)
+        if plans:
+            encoded = self._sealed(conn, encoded, plans, tenant=tenant, subjects=subjects)
+        return StorableEvents(self.codecs.encode_events(encoded))
+
+    def personal_plans(self, encoded: Sequence[EncodedEvent]) -> Mapping[int, PersonalPlan]:
+        """Return where personal fields lie, by the places of the events that can have some."""
+        plan_of = self.types.personal_plan
+        if len(encoded) == 1:
+            plan = plan_of(*encoded[0][:2])
+            return {0: plan} if plan and not encoded[0].codec else {}
+        plans = {shape: plan for shape in set(map(_SHAPE, encoded)) if (plan := plan_of(*shape))}
+        return plans and {
+            place: plans[event[:2]]
+            for place, event in enumerate(encoded)
+            if event[:2] in plans and not event.codec
+        }
 
     def incoming(
         self,
@@ -278,26 +292,31 @@ class Contents:
         self,
         conn: Connection,
         encoded: Sequence[EncodedEvent],
+        plans: Mapping[int, PersonalPlan],
         *,
-        tenant: str,
+        tenant: str | Sequence[str],
         subjects: set[str] | None,
     ) -> list[EncodedEvent]:
-        found: list[Found | None] = [
-            personal_values(event) if event.personal else None for event in encoded
-        ]
-        wanted = {subject for one in found if one for subject in one.subjects}
-        keys: Keys = {}
-        if wanted:
-            if self.keys is None:
+        found: dict[int, tuple[str, Found]] = {}
+        wanted: dict[str, set[str]] = {}
+        for place, plan in plans.items():
+            whose = tenant if isinstance(tenant, str) else tenant[place]
+            one = personal_values(encoded[place], plan)
+            found[place] = whose, one
+            wanted.setdefault(whose, set()).update(one.subjects)
+        keys: dict[tuple[str, str], Cipher | None] = {}
+        for whose, named in sorted(wanted.items()):
+            if named and self.keys is None:
                 raise _keys_missing()
-            held = self.keys.hold(conn, tenant, wanted, schema=self.schema, create=True)
-            keys = _ciphers(held)
-        if subjects is not None:
-            subjects |= wanted
-        return [
-            seal(event, one, tenant=tenant, keys=keys) if one else event
-            for event, one in zip(encoded, found, strict=True)
-        ]
+            if named and self.keys is not None:
+                held = self.keys.hold(conn, whose, named, schema=self.schema, create=True)
+                keys |= _ciphers(held)
+            if subjects is not None:
+                subjects |= named
+        sealed = list(encoded)
+        for place, (whose, one) in found.items():
+            sealed[place] = seal(encoded[place], one, tenant=whose, keys=keys)
+        return sealed
 
 
 def event_content(events: FromClause, *, bound: bool) -> ColumnElement[str]:
@@ -311,7 +330,9 @@ def event_content(events: FromClause, *, bound: bool) -> ColumnElement[str]:
     return case((events.c.codec == 0, plain), else_=func.concat(*head, payload, type_=Text))
 
 
-def _ciphers(keys: Mapping[tuple[str, str], bytes | None]) -> Keys:
+def _ciphers(
+    keys: Mapping[tuple[str, str], bytes | None],
+) -> dict[tuple[str, str], Cipher | None]:
     return {whose: None if key is None else Cipher(key) for whose, key in keys.items()}
 
 

@@ -14,7 +14,7 @@ from datapatterns.event_sourcing.event_ids import new_id, new_ids
 from datapatterns.event_sourcing.events import NewEvent, check_tags
 from datapatterns.event_sourcing.evolution.event_types import EventTypes
 from datapatterns.event_sourcing.evolution.evolving import EventType
-from datapatterns.event_sourcing.persons.personal import PersonalPlan, refuse_lookalike
+from datapatterns.event_sourcing.persons.personal import refuse_lookalike
 
 APPEND_EVENTS_MAX: Final = 10_000
 """The most events of one append; import more in chunks."""
@@ -28,7 +28,6 @@ class EncodedEvent(NamedTuple):
 
     Attributes:
         data: JSON; in base64 what a codec made of it, if ``codec`` is not 0.
-        personal: Where its personal fields lie, until they are encrypted.
     """
 
     name: str
@@ -38,7 +37,10 @@ class EncodedEvent(NamedTuple):
     meta: str | None
     tags: tuple[str, ...] = ()
     codec: int = 0
-    personal: PersonalPlan | None = None
+
+
+class StorableEvents(list[EncodedEvent]):
+    """Events in which nothing personal is readable. Only `Contents.outgoing` makes it."""
 
 
 def encode_batch(
@@ -93,6 +95,9 @@ def encode(
         both = {**(metadata or {}), **(event.metadata or {})}
         meta = encode_mapping(both, event_type=event.event_type)
     refuse_lookalike(event.event_type, data)
+    declared = personal_type(event.event_type, event.schema_version, types)
+    if declared is not None:
+        _check_fits(declared, data)
     return EncodedEvent(
         event.event_type,
         event.schema_version,
@@ -100,52 +105,33 @@ def encode(
         data,
         meta,
         event.tags,
-        personal=_plan_of(event, data, types),
     )
 
 
-def _plan_of(event: NewEvent, data: str, types: EventTypes) -> PersonalPlan | None:
-    declared = types.personal_today(event.event_type, event.schema_version)
-    declared = declared or types.personal(event.event_type)
-    if declared is None:
-        return None
-    if not _has_shape(event.event_type, event.schema_version, declared, types):
+def personal_type(name: str, version: int, types: EventTypes) -> EventType | None:
+    """Return the declared type that data of this shape is, if it has personal fields.
+
+    Raises:
+        EventDataError: It has some, but nobody knows where they lie.
+    """
+    declared = types.personal_type(name, version)
+    if declared is not None and types.personal_plan(name, version) is None:
         raise EventDataError(
-            event.event_type,
+            name,
             "it has personal fields, and where they lie is known of version"
             f" {declared.schema_version} only; give it in that shape",
         )
-    _check_fits(declared, data)
-    return declared.personal
+    return declared
 
 
-def _has_shape(name: str, version: int, declared: EventType, types: EventTypes) -> bool:
-    """Return whether nothing but a change of names lies between."""
-    today = types.named_today(name, version)
-    return (today, version) == (declared.name, declared.schema_version)
-
-
-def with_plan(stored: EncodedEvent, types: EventTypes) -> EncodedEvent:
-    """Return what was stored elsewhere, so that its personal fields are encrypted here.
-
-    In shapes that the class has no longer, it is not known where they lie.
-    """
-    declared = types.personal_today(stored.name, stored.schema_version)
-    if declared is None or stored.codec:
-        return stored
-    if not _has_shape(stored.name, stored.schema_version, declared, types):
-        return stored
-    return stored._replace(personal=declared.personal)
-
-
-def refuse_readable(event: EncodedEvent) -> None:
-    """Refuse to store personal fields that were not encrypted: the last door, for all who store.
+def refuse_readable(events: Sequence[EncodedEvent]) -> None:
+    """Refuse to store what may hold readable personal fields: the last door, for all who store.
 
     Raises:
-        RuntimeError: There are some. Whoever stores events passes them through `Contents`.
+        RuntimeError: `Contents.outgoing` has not seen these events; pass them through it.
     """
-    if event.personal is not None:
-        raise RuntimeError(f"personal fields of {event.name!r} were about to be stored readable")
+    if not isinstance(events, StorableEvents):
+        raise RuntimeError("events were about to be stored that may hold readable personal fields")  # noqa: TRY004 -- a bug of ours
 
 
 def tags_of(event: object, declared: EventType) -> tuple[str, ...]:
@@ -168,6 +154,8 @@ def _encode_typed(
     event: object, event_id: UUID, *, types: EventTypes, meta: str | None
 ) -> EncodedEvent:
     declared = types.of(type(event))
+    # Of a class that was declared anew meanwhile, say.
+    personal_type(declared.name, declared.schema_version, types)
     data = encode_event(event, event_type=declared.name)
     # Classes do not check what they are made of. What does not fit would stop every reader, and
     # what comes back otherwise would make another state of a load than of the command.
@@ -181,8 +169,6 @@ def _encode_typed(
         data,
         meta,
         tags,
-        0,
-        declared.personal,
     )
 
 

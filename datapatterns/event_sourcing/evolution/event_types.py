@@ -55,7 +55,7 @@ class EventTypes:
         # before, in another thread, then fills a dict that nobody reads any more.
         self._readers: dict[tuple[str, int], Reader] = {}
         self._names: dict[type, frozenset[str]] = {}
-        self._personal: dict[tuple[str, int], EventType | None] = {}
+        self._personal: dict[tuple[str, int], tuple[EventType | None, PersonalPlan | None]] = {}
         self.revision = 0
         """How often something was declared; what was derived before may be out of date."""
         self.event(SUBJECT_FORGOTTEN)(SubjectForgotten)
@@ -229,21 +229,30 @@ class EventTypes:
             raise EventTypeError(_place(cls), 'is not an event; declare it with @event("its.name")')
         return declared
 
-    def personal(self, name: str) -> EventType | None:
-        """Return the declaration of that name if its class has personal fields."""
-        declared = self._declared.types.get(name)
-        return declared if declared is not None and declared.personal else None
+    def personal_type(self, name: str, schema_version: int) -> EventType | None:
+        """Return what data of this shape is today, or is called, if that has personal fields."""
+        return self._personal_of((name, schema_version))[0]
 
-    def personal_today(self, name: str, schema_version: int) -> EventType | None:
-        """Return what stored data of this shape is today, if that has personal fields.
+    def personal_plan(self, name: str, schema_version: int) -> PersonalPlan | None:
+        """Return where personal fields lie in data of exactly this shape; None if it has none.
 
-        What upcasters lead to is not its own shape; a name that was given up is only a name.
+        None, too, for shapes that lead to a class with such fields, but by upcasters: nobody knows
+        where they lie. A name that was given up is only a name.
         """
-        found, shape = self._personal, (name, schema_version)
-        if shape not in found:
-            classes = self.fate(name, schema_version).classes
-            found[shape] = next((declared for declared in classes if declared.personal), None)
-        return found[shape]
+        return self._personal_of((name, schema_version))[1]
+
+    def _personal_of(self, key: tuple[str, int]) -> tuple[EventType | None, PersonalPlan | None]:
+        found = self._personal
+        if key not in found:
+            shape = Shape(*key)
+            named = self._declared.types.get(shape.name)
+            candidates = [*self.fate(*shape).classes, *([named] if named else [])]
+            declared = next((one for one in candidates if one.personal), None)
+            plan = None
+            if declared and self._declared.named_today(shape) == declared.shape:
+                plan = declared.personal
+            found[key] = declared, plan
+        return found[key]
 
     def fate(self, name: str, schema_version: int) -> Fate:
         """Return what becomes of a stored type of event, without reading one."""

@@ -49,6 +49,11 @@ class EventType:
     tags: Callable[[Any], tuple[str, ...]] | None = field(default=None, repr=False, compare=False)
     personal: PersonalPlan | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def shape(self) -> Shape:
+        """Its current shape."""
+        return Shape(self.name, self.schema_version)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -15,7 +15,14 @@ from datapatterns.errors import EventDataError, PayloadError, SubjectForgottenEr
 from datapatterns.event_sourcing.content.encoding import EncodedEvent
 from datapatterns.event_sourcing.content.encryption import Cipher
 from datapatterns.event_sourcing.content.payload import as_json
-from datapatterns.event_sourcing.persons.personal import SEALED, Slot, has_sealed, parts_of, slots
+from datapatterns.event_sourcing.persons.personal import (
+    SEALED,
+    PersonalPlan,
+    Slot,
+    has_sealed,
+    parts_of,
+    slots,
+)
 
 Keys = Mapping[tuple[str, str], Cipher | None]
 """By tenant and person; None if the key is gone."""
@@ -33,24 +40,23 @@ class Found(NamedTuple):
         return {slot.subject for slot in self.slots}
 
 
-def without_personal(event: EncodedEvent) -> str:
+def without_personal(event: EncodedEvent, plan: PersonalPlan) -> str:
     """Return the JSON of an event with what stands for its personal values later."""
-    found = personal_values(event)
+    found = personal_values(event, plan)
     for slot in found.slots:
         slot.holder[slot.key] = slot.redacted
     return as_json(found.data).decode()
 
 
-def personal_values(event: EncodedEvent) -> Found:
+def personal_values(event: EncodedEvent, plan: PersonalPlan) -> Found:
     """Return the values to be encrypted: all but those that were forgotten before.
 
     Raises:
         EventDataError: A value is about nobody, or its event's tags show it.
     """
-    assert event.personal is not None
     data = msgspec.json.decode(event.data)
     try:
-        found = list(slots(data, event.personal))
+        found = list(slots(data, plan))
     except LookupError as error:
         raise EventDataError(event.name, str(error)) from None
     # What was read as forgotten may be written again, say by who copies a stream; and what comes
@@ -81,7 +87,7 @@ def seal(event: EncodedEvent, found: Found, *, tenant: str, keys: Keys) -> Encod
         bound_to = _bound_to(event.event_id.bytes, tenant, slot)
         sealed = key.encrypt(as_json(slot.holder[slot.key]), bound_to=bound_to)
         slot.holder[slot.key] = {SEALED: [slot.subject, b64encode(sealed).decode(), slot.redacted]}
-    return event._replace(data=as_json(found.data).decode(), personal=None)
+    return event._replace(data=as_json(found.data).decode())
 
 
 def sealed_values(text: str) -> Found | None:

@@ -71,7 +71,7 @@ def import_events(  # noqa: PLR0913 -- EventStore binds the schema, types and co
     _check_chunk(events, source=source, chunk=chunk)
     part_of = parts_of_chunk(events)
     encoded = encode_chunk([event.event for event in events], types)
-    digest = digest_of(events, encoded, part_of)
+    digest = digest_of(events, encoded, part_of, contents.personal_plans(encoded))
     recorded = conn.execute(
         _record_chunk(schema),
         {"source": source, "chunk": chunk, "events": len(events), "digest": digest},
@@ -81,7 +81,7 @@ def import_events(  # noqa: PLR0913 -- EventStore binds the schema, types and co
         return 0
     [now] = recorded
     # Only now: what the digest covers must be the same in every attempt.
-    sent = _outgoing(conn, contents, encoded, part_of)
+    sent = contents.outgoing(conn, encoded, tenant=[part.stream.tenant for part in part_of])
     tags = tags_by_tenant(
         (part.stream.tenant, (event,))
         for part, event in zip(part_of, sent, strict=True)
@@ -100,27 +100,6 @@ def import_events(  # noqa: PLR0913 -- EventStore binds the schema, types and co
     if tags:
         index_tags(conn, before, schema=schema)
     return len(events)
-
-
-def _outgoing(
-    conn: Connection,
-    contents: Contents,
-    encoded: Sequence[EncodedEvent],
-    part_of: Sequence[StreamPart],
-) -> Sequence[EncodedEvent]:
-    if contents.codecs.writing is None and not any(event.personal for event in encoded):
-        return encoded
-    by_tenant: dict[str, list[int]] = {}
-    for place, (event, part) in enumerate(zip(encoded, part_of, strict=True)):
-        # What a file holds of a codec's is stored as it is: its key may not be at hand.
-        if not event.codec:
-            by_tenant.setdefault(part.stream.tenant, []).append(place)
-    sent = list(encoded)
-    for tenant, places in sorted(by_tenant.items()):
-        made = contents.outgoing(conn, [encoded[place] for place in places], tenant=tenant)
-        for place, event in zip(places, made, strict=True):
-            sent[place] = event
-    return sent
 
 
 def _check_transaction(conn: Connection) -> None:

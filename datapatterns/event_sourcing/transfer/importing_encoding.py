@@ -11,8 +11,8 @@ import msgspec
 from datapatterns.event_sourcing.content.encoding import (
     EncodedEvent,
     encode,
+    personal_type,
     tags_of,
-    with_plan,
 )
 from datapatterns.event_sourcing.content.payload import encode_events, encode_mappings
 from datapatterns.event_sourcing.event_ids import new_ids
@@ -49,10 +49,7 @@ def encode_chunk(events: Sequence[object], types: EventTypes) -> list[EncodedEve
 
 def _of_one_kind(kind: type, events: Sequence[Any], types: EventTypes) -> list[EncodedEvent]:
     if issubclass(kind, EncodedEvent):  # from a file that holds what was stored
-        personal = _personal({(e.name, e.schema_version) for e in events}, types)
-        return [
-            with_plan(e, types) if (e.name, e.schema_version) in personal else e for e in events
-        ]
+        return list(events)
     together = _new_events if issubclass(kind, NewEvent) else _typed_events
     encoded: list[EncodedEvent] = []
     for first in range(0, len(events), _TOGETHER):
@@ -61,13 +58,9 @@ def _of_one_kind(kind: type, events: Sequence[Any], types: EventTypes) -> list[E
     return encoded
 
 
-def _personal(shapes: set[tuple[str, int]], types: EventTypes) -> set[tuple[str, int]]:
-    """Return the shapes that have personal fields, or had them under another name."""
-    return {shape for shape in shapes if types.personal_today(*shape) or types.personal(shape[0])}
-
-
 def _new_events(events: Sequence[NewEvent], types: EventTypes) -> list[EncodedEvent] | None:
-    if _personal({(event.event_type, event.schema_version) for event in events}, types):
+    shapes = {(event.event_type, event.schema_version) for event in events}
+    if any(types.personal_type(*shape) for shape in shapes):
         return None
     data = encode_mappings([event.data for event in events])
     if data is None or has_sealed("".join(data)):
@@ -81,7 +74,7 @@ def _new_events(events: Sequence[NewEvent], types: EventTypes) -> list[EncodedEv
     return [
         _make(
             EncodedEvent,
-            (e.event_type, e.schema_version, e.event_id, text, meta, e.tags, 0, None),
+            (e.event_type, e.schema_version, e.event_id, text, meta, e.tags, 0),
         )
         for e, text, meta in zip(events, data, metas, strict=True)
     ]
@@ -89,7 +82,8 @@ def _new_events(events: Sequence[NewEvent], types: EventTypes) -> list[EncodedEv
 
 def _typed_events(events: Sequence[object], types: EventTypes) -> list[EncodedEvent] | None:
     declared = types.of(type(events[0]))
-    name, version, personal = declared.name, declared.schema_version, declared.personal
+    name, version = declared.name, declared.schema_version
+    personal_type(name, version, types)
     decoder = declared.decoder
     if not isinstance(decoder, msgspec.json.Decoder):  # a model's
         return None
@@ -98,7 +92,7 @@ def _typed_events(events: Sequence[object], types: EventTypes) -> list[EncodedEv
         return None
     tags = [tags_of(event, declared) for event in events] if declared.tags else [()] * len(events)
     return [
-        _make(EncodedEvent, (name, version, event_id, text, None, of_event, 0, personal))
+        _make(EncodedEvent, (name, version, event_id, text, None, of_event, 0))
         for text, event_id, of_event in zip(data, new_ids(len(events)), tags, strict=True)
     ]
 

@@ -1,7 +1,7 @@
 """What a chunk holds of each stream, and by what it is recognised."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -9,6 +9,7 @@ from typing import Final
 
 from datapatterns.event_sourcing.content.encoding import EncodedEvent
 from datapatterns.event_sourcing.events import StreamId
+from datapatterns.event_sourcing.persons.personal import PersonalPlan
 from datapatterns.event_sourcing.persons.personal_values import without_personal
 
 _EARLIEST: Final = datetime(1, 1, 3, tzinfo=UTC)
@@ -83,23 +84,36 @@ def parts_of_chunk(events: Sequence[ImportedEvent]) -> list[StreamPart]:
 
 
 def digest_of(
-    events: Sequence[ImportedEvent], encoded: Sequence[EncodedEvent], parts: Sequence[StreamPart]
+    events: Sequence[ImportedEvent],
+    encoded: Sequence[EncodedEvent],
+    parts: Sequence[StreamPart],
+    plans: Mapping[int, PersonalPlan],
 ) -> bytes:
-    """Return by what a chunk is recognised when it is imported again."""
+    """Return by what a chunk is recognised when it is imported again.
+
+    Args:
+        events: The chunk.
+        encoded: The same as they were encoded.
+        parts: That of each.
+        plans: Where personal fields lie, by the place of the event.
+    """
     digest = hashlib.sha256()
-    texts = _digested(events, encoded, parts)
+    texts = _digested(events, encoded, parts, plans)
     while together := "".join(islice(texts, _DIGESTED_TOGETHER)):
         digest.update(together.encode())
     return digest.digest()
 
 
 def _digested(
-    events: Sequence[ImportedEvent], encoded: Sequence[EncodedEvent], parts: Sequence[StreamPart]
+    events: Sequence[ImportedEvent],
+    encoded: Sequence[EncodedEvent],
+    parts: Sequence[StreamPart],
+    plans: Mapping[int, PersonalPlan],
 ) -> Iterator[str]:
     # Without ids: those that were not given are new in every attempt. No part holds U+0000.
-    for event, each, part in zip(events, encoded, parts, strict=True):
+    for place, (event, each, part) in enumerate(zip(events, encoded, parts, strict=True)):
         # A digest of personal data would tell who guesses it that the guess is right.
-        data = without_personal(each) if each.personal else each.data
+        data = without_personal(each, plans[place]) if place in plans else each.data
         at = event.recorded_at.isoformat() if event.recorded_at else ""
         head = f"{part.name}{each.name}\0{each.schema_version}\0{data}\0{each.meta or ''}\0{at}\0"
         yield head + "\0".join((*each.tags, "")) if each.tags else head

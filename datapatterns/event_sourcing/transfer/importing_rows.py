@@ -55,12 +55,11 @@ def copied_rows(
         type_ids: By name and schema version.
         encoding: That of text on this connection, as Python calls it.
     """
+    refuse_readable(events)
     pack = _HEAD.pack
     block, size = [_BEGIN], 0
     for number, (event, part) in enumerate(zip(events, parts, strict=True)):
-        name, schema_version, event_id, data, meta, tags, codec, personal = event
-        if personal is not None:
-            refuse_readable(event)
+        name, schema_version, event_id, data, meta, tags, codec = event
         part.version = version = part.version + 1
         at = microseconds(times[number]) if times else part.at
         of_id = event_id.int.to_bytes(16, "big")
