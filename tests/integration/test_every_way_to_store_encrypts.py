@@ -1,12 +1,13 @@
 """By whatever way events come in, and under whatever name, nothing personal is stored readable."""
 
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from datapatterns.event_sourcing import (
     ANY,
@@ -24,7 +25,8 @@ from datapatterns.event_sourcing import (
     unchanged,
 )
 from datapatterns.event_sourcing.content.encoding import EncodedEvent
-from tests.fixtures.people import Secret, keys
+from datapatterns.event_sourcing.schema import event_tables
+from tests.fixtures.people import CODED, Secret, keys
 
 types = EventTypes()
 store = EventStore(types=types, keys=keys)
@@ -124,3 +126,22 @@ def test_nothing_personal_is_stored_readable(conn: Connection, way: str) -> None
         if isinstance(event, Registered)
     }
     assert found == {secret.word}
+
+
+def test_what_a_codec_has_made_elsewhere_is_stored_as_it_is(conn: Connection) -> None:
+    coded = EventStore(types=types, keys=keys, codecs=CODED.codecs)
+    append_to = StreamId("client", "there")
+    coded.append(conn, append_to, [Registered(1, "a@b")], expected_version=NEW_STREAM)
+    there = event_tables(store.schema).events
+    made = conn.execute(select(there.c.event_id, there.c.payload, there.c.codec)).one()
+    text = b64encode(made.payload).decode()
+    from_file = EncodedEvent(OLD, 2, made.event_id, text, None, codec=made.codec)
+
+    chunk = [ImportedEvent(STREAM, from_file), ImportedEvent(STREAM, Registered(1, "c@d"))]
+    coded.import_events(conn, chunk, source="a", chunk=0)
+
+    [first, second] = coded.read_stream(conn, STREAM)
+    assert coded.decode(first) == [Registered(1, "a@b")]
+    assert coded.decode(second) == [Registered(1, "c@d")]
+    stored = conn.execute(select(there.c.payload).where(there.c.version == 1)).scalars().all()
+    assert stored == [made.payload] * 2
