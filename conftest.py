@@ -12,8 +12,9 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 pytest_plugins = [
     "tests.fixtures.canaries",
     "tests.fixtures.colours",
+    "tests.fixtures.empty_database",  # which the next two import
     "tests.fixtures.commands",
-    "tests.fixtures.empty_database",
+    "tests.fixtures.doors",
     "tests.fixtures.explorers",
     "tests.fixtures.owners",
     "tests.fixtures.least_rights",

@@ -2,24 +2,36 @@
 
 import json
 from datetime import datetime
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
 
+from datapatterns_cli.invocation import Invocation
+
 if TYPE_CHECKING:
+    from datapatterns import DataLayer
     from datapatterns.event_sourcing import LogFilter, StoredEvent
 
 DATA_SHOWN: Final = 100
 """How many characters of data a table shows; JSON has all."""
 
 _KEY_SHOWN: Final = 60
+_AS_STORED: Final = ("data", "metadata")
 
 
 def as_json(event: "StoredEvent") -> dict[str, Any]:
-    """Return all of an event, for programs."""
-    found: dict[str, Any] = json.loads(msgspec.json.encode(event))
-    return found
+    """Return all of an event, for programs.
+
+    Data and metadata stay text, and are printed as they are: JSON may hold numbers, and lists in
+    lists, that Python cannot read, or would write otherwise.
+    """
+    kept = {name: getattr(event, name) for name in _AS_STORED}
+    kept = {name: raw for name, raw in kept.items() if bytes(raw) != b"null"}
+    marked = msgspec.structs.replace(event, **dict.fromkeys(kept, msgspec.Raw(b"0")))
+    found: dict[str, Any] = json.loads(msgspec.json.encode(marked))
+    return found | kept
 
 
 def as_row(event: "StoredEvent") -> dict[str, object]:
@@ -119,3 +131,32 @@ def filter_of(options: dict[str, Any]) -> "LogFilter":
         )
     except ValueError as error:  # no tag can be like that
         raise click.UsageError(str(error)) from error
+
+
+def tell_unknown_types(invocation: Invocation, layer: "DataLayer", matching: "LogFilter") -> None:
+    """Say which of the types that are asked for nobody has ever stored, nor the app declared.
+
+    It is no error, as a type may be on its way; but who mistyped a name would wait for ever.
+    """
+    if not matching.event_types:
+        return
+    from datapatterns.event_sourcing import StoredEvents  # noqa: PLC0415 -- help must not wait
+
+    with layer.engine.connect() as conn:
+        stored = StoredEvents(layer.events).type_names(conn)
+    for name in sorted({*matching.event_types} - stored):
+        if _is_declared(layer, name):
+            continue
+        near = get_close_matches(name, stored, n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        invocation.output.note(f"no type {name!r} is stored or declared yet{advice}")
+
+
+def _is_declared(layer: "DataLayer", name: str) -> bool:
+    from datapatterns import ConfigurationError  # noqa: PLC0415 -- help must not wait for it
+
+    try:
+        layer.events.types.latest_version(name)
+    except ConfigurationError:
+        return False
+    return True

@@ -1,5 +1,6 @@
 """`datapatterns events check|seal|verify-chain`: is all of it readable, and as it was?"""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,8 +80,11 @@ def check(invocation: Invocation, *, count: bool, sample: int) -> None:
     show_default=True,
     help="How many events a digest covers.",
 )
+@click.option("--dry-run", is_flag=True, help="Only tell how much would be sealed.")
 @pass_invocation
-def seal(invocation: Invocation, *, anchor: Path | None, segment_events: int) -> None:
+def seal(
+    invocation: Invocation, *, anchor: Path | None, segment_events: int, dry_run: bool
+) -> None:
     """Seal what is final in a chain of digests, so that a later change is found.
 
     Run it again and again, from wherever you like. Without an anchor, who owns the tables can
@@ -90,6 +94,12 @@ def seal(invocation: Invocation, *, anchor: Path | None, segment_events: int) ->
       datapatterns events seal --anchor /mnt/elsewhere/shop.seals
     """  # noqa: D301
     layer = invocation.layer()
+    if dry_run:
+        with layer.engine.connect() as conn:
+            events = _chain(layer, anchor).unsealed(conn)
+        segments = math.ceil(events / segment_events)
+        invocation.output.values({"would_seal_segments": segments, "would_seal_events": events})
+        return
     with layer.engine.connect() as conn:
         mark = layer.events.high_water_mark(conn)
     with invocation.output.progress("sealing", 1) as advance:

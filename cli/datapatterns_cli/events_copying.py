@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from datapatterns_cli.event_rows import filter_of, filter_options
+from datapatterns_cli.event_rows import filter_of, filter_options, tell_unknown_types
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.shared_options import Command
 
@@ -60,8 +60,9 @@ def _export(
 
     if proceed and (overwrite or file == _STDIO):
         raise click.UsageError("--continue adds to a file that is there; leave the other out")
-    layer = invocation.layer()
-    asked = EventExport(StoredEvents(layer.events), filter_of(wanted), Position(after))
+    layer, matching = invocation.layer(), filter_of(wanted)
+    tell_unknown_types(invocation, layer, matching)
+    asked = EventExport(StoredEvents(layer.events), matching, Position(after))
     if file == _STDIO:
         _to_stdout(layer, asked)
         return

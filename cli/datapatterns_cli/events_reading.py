@@ -1,6 +1,5 @@
 """`datapatterns events tail|stream|show|blockers`: look into the log."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
+import msgspec
 
 from datapatterns_cli.event_rows import (
     as_json,
@@ -16,6 +16,7 @@ from datapatterns_cli.event_rows import (
     filter_of,
     filter_options,
     said,
+    tell_unknown_types,
 )
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.shared_options import Command
@@ -77,6 +78,7 @@ def _follow(
         raise click.UsageError("--poll-seconds nan is no time; write 0.25")
     layer, matching, left = invocation.layer(), filter_of(wanted), limit
     source = _stored(layer)
+    tell_unknown_types(invocation, layer, matching)
     place = _Place(layer, after)
     for up_to in place.now() if once else place.for_ever(poll_seconds):
         caught_up = False
@@ -197,7 +199,7 @@ def show(invocation: Invocation, *, which: str) -> None:
     row["recorded_at"] = row.pop("at")
     row.pop("payload", None)
     if "metadata" in row:
-        row["metadata"] = json.dumps(row["metadata"], ensure_ascii=False)
+        row["metadata"] = bytes(row["metadata"]).decode()
     if "tags" in row:
         row["tags"] = ", ".join(row["tags"])
     order = ["position", "type", "id", "recorded_at", "tenant", "category", "key", "version"]
@@ -244,8 +246,8 @@ def _indented(event: "StoredEvent") -> str:
     if event.codec:
         return said(event)
     try:
-        return json.dumps(json.loads(bytes(event.data)), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
+        return msgspec.json.format(bytes(event.data), indent=2).decode()
+    except RecursionError:
         return said(event)
 
 

@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Final, Protocol
 
 import click
+import msgspec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, object]
 
 _ENDLESS = 1_000_000
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")  # in JSON it stands in texts only
 
 
 class Advance(Protocol):
@@ -77,8 +80,8 @@ class Output:
         click.echo(text)
 
     def note(self, message: str) -> None:
-        """Tell a person something that is not the result, on stderr."""
-        click.echo(message, err=True)
+        """Tell something that is not the result, on stderr; as JSON, an object on a line."""
+        click.echo(json.dumps({"note": message}) if self.as_json else _visible(message), err=True)
 
     def error(self, message: str, *, name: str, notes: Sequence[str], exit_code: int) -> None:
         """Say on stderr what went wrong."""
@@ -113,7 +116,8 @@ class Output:
 
     def _print_json(self, row: Row) -> None:
         in_unicode = sys.stdout.encoding.lower().startswith("utf")
-        click.echo(json.dumps(dict(row), default=str, ensure_ascii=not in_unicode))
+        text = ", ".join(f"{json.dumps(name)}: {_json_of(value)}" for name, value in row.items())
+        click.echo(f"{{{text}}}" if in_unicode else _NOT_ASCII.sub(_escaped, f"{{{text}}}"))
 
     def _print_rich(self, table: "Table") -> None:
         from rich.console import Console  # noqa: PLC0415
@@ -149,6 +153,16 @@ def silence_stdout(stdout: IO[str] | None = None) -> None:
 
 def _nothing(amount: int, *, total: int | None = None) -> None:
     del amount, total
+
+
+def _json_of(value: object) -> str:
+    if isinstance(value, msgspec.Raw):  # it is JSON, and stays as it is
+        return bytes(value).decode()
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 def _cell(value: object) -> str:

@@ -1,84 +1,30 @@
-"""`datapatterns events`, as people and programs run it."""
+"""`datapatterns events tail|stream|show|blockers`, as people and programs run them."""
 
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import URL, Engine, text
 
 from datapatterns.event_sourcing import (
-    ANY,
-    ChainReport,
     Codecs,
     EventStore,
-    EventTypes,
-    HashChain,
     MessagePack,
     NewEvent,
-    Seal,
     Searched,
     StoredEvents,
     StreamId,
 )
-from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
 from datapatterns.event_sourcing.transfer import stored_events
-from datapatterns.testing import wait_until
-from tests.fixtures.commands import COMMAND, Ran, Run, ended, environment_without_servers, start
-from tests.fixtures.empty_database import CreateDatabase, shown
+from tests.fixtures.commands import Run, ended, environment_without_servers, rows, start
+from tests.fixtures.doors import append, opened, store
+from tests.fixtures.empty_database import shown
 
 pytestmark = pytest.mark.postgres
-store = EventStore()
-
-APP = """
-from dataclasses import dataclass
-from datapatterns import DataLayer
-from datapatterns.event_sourcing import event
-
-layer = DataLayer({url!r})
-
-
-@event("door.opened", version={version})
-@dataclass(frozen=True)
-class Opened:
-    by: str
-"""
-
-
-def append(engine: Engine, key: str, *events: NewEvent, category: str = "door") -> int:
-    with engine.begin() as conn:
-        return store.append(
-            conn, StreamId(category, key), list(events), expected_version=ANY
-        ).position
-
-
-def opened(by: str = "ann", tags: tuple[str, ...] = ()) -> NewEvent:
-    return NewEvent("door.opened", {"by": by}, tags=tags)
-
-
-@pytest.fixture
-def at(database_url: URL) -> tuple[str, str]:
-    return ("--database-url", shown(database_url))
-
-
-@pytest.fixture
-def app(database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    name = f"doors_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(APP.format(url=shown(database_url), version=1))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    for part, declared in vars(EventTypes()).items():  # as in a process of its own
-        monkeypatch.setattr(EVENT_TYPES, part, declared)
-    return ("--app", f"{name}:layer")
-
-
-def rows(ran: Ran) -> list[dict[str, Any]]:
-    assert ran.code == 0, ran
-    return [json.loads(line) for line in ran.out.split("\n")[:-1]]
 
 
 def test_every_command_of_events_teaches(run: Run) -> None:
@@ -149,13 +95,13 @@ def test_one_event_is_shown_in_full_by_position_and_by_id(
 
 
 def test_with_an_app_an_event_is_shown_as_it_reads_today(
-    run: Run, engine: Engine, app: tuple[str, str], at: tuple[str, str]
+    run: Run, engine: Engine, doors: tuple[str, str], at: tuple[str, str]
 ) -> None:
     fitting = append(engine, "1", opened("bob"))
     misfit = append(engine, "1", NewEvent("door.opened", {"by": 7}))
 
-    today = run("events", "show", str(fitting), *app)
-    broken = run("events", "show", str(misfit), *app)
+    today = run("events", "show", str(fitting), *doors)
+    broken = run("events", "show", str(misfit), *doors)
     without = run("events", "show", str(fitting), *at)
 
     assert "Opened(by='bob')" in today.out
@@ -230,23 +176,6 @@ def test_the_tail_shows_what_comes_in_until_it_is_interrupted(
     assert (ran.code, ran.out, ran.err) == (130, "", "")
 
 
-def test_a_reader_who_leaves_ends_the_tail_and_the_export(
-    engine: Engine, at: tuple[str, str], tmp_path: Path
-) -> None:
-    append(engine, "1", *[opened("x" * 200) for _ in range(2_000)])
-    for command in (("tail", "--after", "0"), ("export", "-")):
-        process = start("events", *command, *at, cwd=tmp_path)
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.stdout.close()
-        process.stdout = None
-
-        assert process.wait(60) == 141
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
-        process.stderr.close()
-
-
 def test_blockers_are_named(run: Run, engine: Engine, at: tuple[str, str]) -> None:
     assert run("events", "blockers", *at).err == "nobody holds readers back\n"
     with engine.connect() as writer:
@@ -256,154 +185,6 @@ def test_blockers_are_named(run: Run, engine: Engine, at: tuple[str, str]) -> No
         [row] = rows(run("events", "blockers", "--json", *at))
 
         assert (row["pid"], row["state"]) == (pid, "idle in transaction")
-
-
-def test_a_deployment_that_cannot_read_what_is_stored_is_stopped(
-    run: Run, engine: Engine, app: tuple[str, str], at: tuple[str, str]
-) -> None:
-    append(engine, "1", opened())
-
-    good = run("events", "check", "--count", *app)
-    nobody = run("events", "check", *at)
-    append(engine, "1", NewEvent("door.painted", {}))
-    bad = run("events", "check", "--json", *app)
-
-    assert (good.code, "door.opened" in good.out) == (0, True)
-    assert (nobody.code, "Give --app" in nobody.err) == (2, True)
-    assert bad.code == 2
-    told = json.loads(bad.err)
-    assert any("door.painted version 1" in note for note in told["notes"])
-
-
-def test_events_are_sealed_and_a_change_is_found(
-    run: Run, engine: Engine, at: tuple[str, str], tmp_path: Path
-) -> None:
-    append(engine, "1", opened(), opened(), opened())
-    anchor = ("--anchor", str(tmp_path / "seals"))
-
-    sealed = run("events", "seal", "--segment-events", "2", *anchor, "--json", *at)
-    intact = run("events", "verify-chain", *anchor, "--json", *at)
-    with engine.begin() as conn:
-        conn.execute(text("SET LOCAL session_replication_role = replica"))
-        conn.execute(text("UPDATE datapatterns.event SET data = '{}' WHERE version = 3"))
-    broken = run("events", "verify-chain", *anchor, *at)
-    later = run("events", "verify-chain", "--after-segment", "99", *at)
-
-    assert rows(sealed)[0]["sealed_segments"] == 2
-    assert (rows(intact)[0]["intact"], rows(intact)[0]["anchored"]) == (True, 2)
-    assert broken.code == 5
-    assert "segment 2" in broken.err
-    assert (later.code, "no segment 99" in later.err) == (2, True)
-
-
-def test_an_export_is_imported_elsewhere_once(
-    run: Run, engine: Engine, at: tuple[str, str], new_empty_url: CreateDatabase, tmp_path: Path
-) -> None:
-    append(engine, "1", opened(), opened())
-    elsewhere = ("--database-url", shown(new_empty_url()))
-    run("migrate", "upgrade", *elsewhere)
-    path = str(tmp_path / "events.jsonl.gz")
-
-    exported = run("events", "export", path, "--json", *at)
-    refused = run("events", "export", path, *at)
-    append(engine, "2", opened())
-    continued = run("events", "export", path, "--continue", "--json", *at)
-    checked = run("events", "import", path, "--dry-run", "--json", *elsewhere)
-    first = run("events", "import", path, "--json", *elsewhere)
-    again = run("events", "import", path, "--json", *elsewhere)
-
-    assert rows(exported)[0]["events"] == 2
-    assert (refused.code, "--overwrite" in refused.err) == (2, True)
-    assert rows(continued)[0]["events"] == 3
-    assert rows(checked)[0] == {"would_import": 3, "lines": 6}
-    assert rows(first)[0] == {"imported": 3, "there_before": 0, "lines": 6}
-    assert rows(again)[0] == {"imported": 0, "there_before": 3, "lines": 6}
-    theirs, ours = (
-        rows(run("events", "tail", "--after", "0", "--once", "--json", *where))
-        for where in (elsewhere, at)
-    )
-    assert [{**row, "position": 0} for row in theirs] == [{**row, "position": 0} for row in ours]
-
-
-def test_bad_lines_are_named_by_number_and_nothing_is_written(
-    run: Run, at: tuple[str, str], tmp_path: Path
-) -> None:
-    path = tmp_path / "lines"
-    line = '{"category":"door","key":"1","type":"a","data":{}}\n'
-    header = '{"format":"datapatterns.events","format_version":1}\n'
-    path.write_text(header + line + '{"category":"\x1b"}\n' + line + "[]\n")
-
-    checked = run("events", "import", str(path), "--source", "s", "--dry-run", *at)
-    refused = run("events", "import", str(path), "--source", "s", *at)
-    unnamed = run("events", "import", str(path), *at)
-    absent = run("events", "import", str(tmp_path / "nothing"), *at)
-
-    assert (checked.code, "2 of 5 lines are bad" in checked.err) == (2, True)
-    assert "3" in checked.out
-    assert (refused.code, "line 3: " in refused.err) == (2, True)
-    assert (unnamed.code, "--source" in unnamed.err) == (2, True)
-    assert (absent.code, "there is no file" in absent.err) == (2, True)
-    assert rows(run("events", "tail", "--after", "0", "--once", "--json", *at)) == []
-
-
-def test_events_go_through_a_pipe(
-    engine: Engine, at: tuple[str, str], new_empty_url: CreateDatabase, run: Run, tmp_path: Path
-) -> None:
-    append(engine, "1", *[opened() for _ in range(500)])
-    elsewhere = ("--database-url", shown(new_empty_url()))
-    run("migrate", "upgrade", *elsewhere)
-    exporting = start("events", "export", "-", *at, cwd=tmp_path)
-    importing = subprocess.run(  # noqa: S603 -- our own command
-        [*COMMAND, "events", "import", "-", "--json", *elsewhere],
-        cwd=tmp_path,
-        env=environment_without_servers(),
-        stdin=exporting.stdout,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-
-    assert json.loads(importing.stdout)["imported"] == 500
-    assert ended(exporting).code == 0
-
-
-def test_an_export_that_is_interrupted_goes_on_when_it_is_run_again(
-    run: Run, engine: Engine, at: tuple[str, str], tmp_path: Path
-) -> None:
-    append(engine, "1", *[opened("x" * 500) for _ in range(500)])
-    path, partial = tmp_path / "events.jsonl", tmp_path / "events.jsonl.partial"
-    half = json.dumps({"format": "datapatterns.events", "format_version": 1}).encode() + b"\n"
-    partial.write_bytes(half)
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        " AND backend_type = 'client backend'"
-    )
-    with engine.begin() as holder:  # until it has been interrupted, nobody can read the events
-        holder.execute(text("LOCK TABLE datapatterns.event"))
-        process = start("events", "export", str(path), *at, cwd=tmp_path)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
-            wait_until(  # not for autovacuum, which waits as well
-                lambda: bool(conn.scalar(waiting)), deadline_seconds=60
-            )
-        process.send_signal(signal.SIGINT)
-        ran = ended(process)
-
-    assert (ran.code, "Interrupted" in ran.err, path.exists()) == (130, True, False), ran
-    assert partial.read_bytes() == half
-    assert rows(run("events", "export", str(path), "--json", *at))[0]["events"] == 500
-    versions = [json.loads(x).get("version") for x in path.read_text().splitlines()[1:-1]]
-    assert versions == [*range(1, 501)]
-
-
-def test_progress_of_an_export_shows_where_somebody_looks(
-    run: Run, engine: Engine, at: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    append(engine, "1", opened())
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-
-    assert run("events", "export", str(tmp_path / "a"), *at).code == 0
-    assert run("events", "import", str(tmp_path / "a"), "--renumber", *at).code == 0
 
 
 def test_a_server_that_is_away_exits_with_4(run: Run) -> None:
@@ -454,71 +235,6 @@ def test_a_place_beyond_the_log_is_no_place_to_begin(
     assert (ran.code, ran.out, "lies beyond the log" in ran.err) == (5, "", True)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("export", "{folder}/none/log.jsonl"),
-        ("export", "{folder}/file/log.jsonl"),
-        ("seal", "--anchor", "{folder}/none/seals"),
-    ],
-)
-def test_a_path_that_leads_nowhere_is_wrong_usage(
-    run: Run, engine: Engine, at: tuple[str, str], tmp_path: Path, command: tuple[str, ...]
-) -> None:
-    append(engine, "1", opened())
-    (tmp_path / "file").touch()
-
-    ran = run("events", *(word.format(folder=tmp_path) for word in command), *at)
-
-    assert (ran.code, "not foreseen" in ran.err) == (2, False)
-    assert "look at the path" in ran.err
-
-
-def test_a_chain_is_not_called_intact_by_an_anchor_that_is_not_there(
-    run: Run, engine: Engine, at: tuple[str, str], tmp_path: Path
-) -> None:
-    append(engine, "1", opened())
-    run("events", "seal", "--anchor", str(tmp_path / "seals"), *at)
-
-    there = run("events", "verify-chain", "--anchor", str(tmp_path / "seals"), *at)
-    absent = run("events", "verify-chain", "--anchor", str(tmp_path / "seal"), *at)
-
-    assert there.code == 0
-    assert (absent.code, absent.out, "there is no anchor" in absent.err) == (2, "", True)
-
-
-def test_sealing_and_verifying_tell_how_far_they_have_come(engine: Engine) -> None:
-    last = 0
-    for n in range(5):
-        last = append(engine, str(n), opened())
-    sealed: list[Seal] = []
-    seen: list[ChainReport] = []
-    chain = HashChain(store)
-
-    assert chain.seal_all(engine, limit=2, report=sealed.append) == len(sealed) == 3
-    with engine.connect() as conn:
-        found = chain.verify(conn, report=seen.append)
-
-    assert sealed[-1].last_position >= last
-    assert [one.segments for one in seen] == [1, 2, 3]
-    assert seen[-1] == found
-
-
-def test_a_doctor_tells_who_could_change_events(
-    run: Run, engine: Engine, at: tuple[str, str], database_url: URL
-) -> None:
-    healthy = run("doctor", *at)
-    with engine.begin() as conn:
-        conn.execute(text("GRANT DELETE ON datapatterns.event TO public"))
-    ill = run("doctor", "--json", *at)
-
-    assert healthy.code == 0, healthy
-    assert (ill.code, json.loads(ill.out)["name"]) == (2, "main")
-    error = json.loads(ill.err.splitlines()[-1])
-    assert any("everybody may DELETE" in note for note in error["notes"]), error
-    assert (database_url.password or "\0") not in ill.err
-
-
 def test_what_functions_in_the_database_advise_is_passed_on(
     run: Run, engine: Engine, at: tuple[str, str]
 ) -> None:
@@ -533,31 +249,49 @@ def test_what_functions_in_the_database_advise_is_passed_on(
     ]
 
 
-@pytest.mark.parametrize(
-    ("command", "closed", "said"),
-    [
-        (("export", "-"), "1>&-", "stdout is closed"),
-        (("tail", "--once"), "1>&-", "stdout is closed"),
-        (("import", "-"), "0<&-", "it is no header"),
-        (("import", "-"), "2>&-", ""),
-    ],
-)
-def test_streams_that_are_closed_are_no_crash(
-    at: tuple[str, str], command: tuple[str, ...], closed: str, said: str
-) -> None:
-    ran = subprocess.run(  # noqa: S603 -- our own command
-        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "events", *command, *at],
-        env=environment_without_servers(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert (ran.returncode, said in ran.stderr, "Traceback" in ran.stderr) == (2, True, False), ran
-
-
 def test_a_pause_that_is_no_number_is_refused(run: Run, at: tuple[str, str]) -> None:
     ran = run("events", "tail", "--poll-seconds", "nan", *at)
 
     assert (ran.code, "is no time" in ran.err) == (2, True)
+
+
+def test_numbers_and_depths_that_python_cannot_hold_are_shown_as_they_are_stored(
+    run: Run, engine: Engine, at: tuple[str, str]
+) -> None:
+    position = append(engine, "1", opened())
+    stored = f"{1:0<5000}", "1e400", "0.10000000000000000001", "[" * 2_000 + "]" * 2_000, '"ß"'
+    shown_by = [
+        ("tail", "--after", "0", "--once"),
+        ("stream", "door", "1"),
+        ("show", str(position)),
+    ]
+    for value in stored:
+        data = f'{{"by": {value}}}'
+        with engine.begin() as conn:  # as another program can have written it
+            conn.execute(text("SET LOCAL session_replication_role = replica"))  # no guard
+            conn.execute(
+                text("UPDATE datapatterns.event SET data = CAST(:data AS json)"), {"data": data}
+            )
+        for command in shown_by:
+            ran = run("events", *command, "--json", *at)
+            assert (ran.code, data in ran.out, len(ran.out.splitlines())) == (0, True, 1), command
+            assert run("events", *command, *at).code == 0
+
+
+def test_a_type_that_nobody_has_stored_or_declared_is_named_once(
+    run: Run, engine: Engine, at: tuple[str, str], doors: tuple[str, str], tmp_path: Path
+) -> None:
+    append(engine, "1", NewEvent("door.closed", {}))
+    tail = ("events", "tail", "--after", "0", "--once")
+
+    mistyped = run(*tail, "--type", "door.clsoed", "--type", "door.closed", *at)
+    for_programs = run(*tail, "--type", "door.clsoed", "--json", *at)
+    stored = run(*tail, "--type", "door.closed", *at)
+    declared = run(*tail, "--type", "door.opened", *doors)
+    exported = run("events", "export", str(tmp_path / "log"), "--type", "door.clsoed", *at)
+
+    told = "no type 'door.clsoed' is stored or declared yet; did you mean door.closed?"
+    assert (mistyped.code, mistyped.err, len(mistyped.out.splitlines())) == (0, f"{told}\n", 1)
+    assert [json.loads(line) for line in for_programs.err.splitlines()] == [{"note": told}]
+    assert (stored.err, declared.err) == ("", "")
+    assert (exported.code, exported.err) == (0, f"{told}\n")

@@ -1,18 +1,15 @@
 """`datapatterns events snapshot|archive|forget`, as people and programs run it."""
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import URL, Engine, text
 
 from datapatterns.errors import StreamArchivedError
-from datapatterns.event_sourcing import ANY, Archive, EventStore, EventTypes, NewEvent, StreamId
-from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
+from datapatterns.event_sourcing import ANY, Archive, EventStore, NewEvent, StreamId
 from datapatterns_cli import events_keeping
-from tests.fixtures.commands import Ran, Run
+from tests.fixtures.commands import Run, rows
+from tests.fixtures.doors import declare_anew
 from tests.fixtures.empty_database import shown
 
 pytestmark = pytest.mark.postgres
@@ -49,25 +46,12 @@ counter = Decider("shelf_counter", 0, lambda command, state: [], count, snapshot
 """
 
 
-def rows(ran: Ran) -> list[dict[str, Any]]:
-    assert ran.code == 0, ran
-    return [json.loads(line) for line in ran.out.splitlines()]
-
-
-@pytest.fixture
-def at(database_url: URL) -> tuple[str, str]:
-    return ("--database-url", shown(database_url))
-
-
 @pytest.fixture
 def app(database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     name = f"shelf_{tmp_path.name}"
     code = APP.format(url=shown(database_url), number=abs(hash(name)), step=1)
     (tmp_path / f"{name}.py").write_text(code)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    for part, declared in vars(EventTypes()).items():  # as in a process of its own
-        monkeypatch.setattr(EVENT_TYPES, part, declared)
+    declare_anew(monkeypatch, tmp_path)
     declared_here = events_keeping.declared_aggregates
     monkeypatch.setattr(
         events_keeping,

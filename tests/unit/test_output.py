@@ -91,3 +91,14 @@ def test_an_encoding_that_lacks_a_letter_stops_nobody(
     *_, people, _frame, programs, _ = written.getvalue().splitlines()
     assert shown in people
     assert json.loads(programs) == {"name": "Käse █"}
+
+
+def test_a_note_is_an_object_for_programs_and_steers_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Output().note("left out \x1b[2J")
+    Output(as_json=True).note("left out \x1b[2J")
+
+    people, programs = capsys.readouterr().err.splitlines()
+    assert people == r"left out \x1b[2J"
+    assert json.loads(programs) == {"note": "left out \x1b[2J"}

@@ -133,6 +133,21 @@ class HashChain:
             self.publish(conn)
         return sealed
 
+    def unsealed(self, conn: Connection) -> int:
+        """Return how many final events `seal_all` would seal; purged ones count like others.
+
+        Raises:
+            IsolationLevelError: The transaction is not READ COMMITTED.
+        """
+        tables, last = event_tables(self.store.schema), _last_seal(conn, self.store.schema)
+        after = last.last_position if last else START
+        mark = read_mark(conn, schema=self.store.schema, after=after)
+        counts = [
+            select(func.count()).where(each.c.position > after, each.c.position <= mark)
+            for each in (tables.all_events, tables.tombstones)
+        ]
+        return sum(conn.scalar(count) or 0 for count in counts)
+
     def publish(self, conn: Connection) -> int:
         """Hand the anchor the seals that it lacks; return how many.
 

@@ -170,6 +170,10 @@ class StoredEvents:
             report(Searched(total - left, total))
         return None
 
+    def type_names(self, conn: Connection) -> set[str]:
+        """Return the names of all types of which there were ever events."""
+        return set(conn.scalars(select(event_tables(self.store.schema).event_types.c.name)))
+
     @property
     def _positions(self) -> Any:  # noqa: ANN401 -- a column
         return event_tables(self.store.schema).all_events.c.position
