@@ -27,6 +27,9 @@ __all__ = ["committing", "transaction", "watch_commits"]
 A_TRANSACTION: Final = "a transaction"
 """What an error calls a transaction that nobody has named."""
 
+_ONLY_LOOKING: Final[WeakSet[Connection]] = WeakSet()
+"""Those whose COMMIT has nothing to commit."""
+
 _LOST: Final = (TransactionStatus.INERROR, TransactionStatus.UNKNOWN)
 
 
@@ -97,6 +100,22 @@ def reading(conn: Connection) -> Iterator[None]:
     with conn.begin() as begun:
         yield
         begun.rollback()
+
+
+@contextmanager
+def looking(conn: Connection) -> Iterator[None]:
+    """Do as `reading` does, again and again: the driver keeps what it has prepared.
+
+    It ends by COMMIT, as psycopg forgets all that at a ROLLBACK; if no answer comes, nothing is
+    lost, and the error is one of the connection. So it is not for code of applications, which may
+    write.
+    """
+    _ONLY_LOOKING.add(conn)
+    try:
+        with conn.begin():
+            yield
+    finally:
+        _ONLY_LOOKING.discard(conn)
 
 
 @dataclass(slots=True)
@@ -181,7 +200,8 @@ def watch_commits(engine: Engine) -> Engine:
     @event.listens_for(engine, "commit")
     def about_to_commit(conn: Connection) -> None:
         refuse_aborted(conn, A_TRANSACTION)
-        under_way.add(conn)
+        if conn not in _ONLY_LOOKING:
+            under_way.add(conn)
 
     @event.listens_for(engine, "handle_error")
     def failed(context: ExceptionContext) -> None:

@@ -1,41 +1,29 @@
 """Follow the log in a thread: what is there, and then what comes."""
 
-import logging
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Condition, Lock
 from typing import Any
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock, SystemClock
-from datapatterns.event_sourcing.events import START, Position
-from datapatterns.event_sourcing.log.filtering import EVERYTHING, LogFilter
+from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.log.follower_state import FollowerState, SignalState
 from datapatterns.event_sourcing.log.following_flow import (
     Begin,
     Deliver,
-    Known,
     Look,
-    Pace,
     Pause,
     Read,
-    Step,
     following,
 )
-from datapatterns.event_sourcing.log.high_water import read_hint
-from datapatterns.event_sourcing.log.same_server import SameServer
 from datapatterns.event_sourcing.recorded import LogPage
 from datapatterns.event_sourcing.store import EventStore
-from datapatterns.transactions import reading
-
-logger = logging.getLogger(__name__)
-
-Start = Position | Callable[[Connection], Position]
-"""Where to begin: a position, or what reads it from where it is kept."""
 
 
-class LogSignal:
+class LogSignal(SignalState[Engine]):
     """Tells the followers of one process that the log goes on; give the same to all of them.
 
     However many they are, one of them looks and the others hear of it.
@@ -50,18 +38,9 @@ class LogSignal:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Look at the log of ``store``; with ``published``, at its published mark."""
-        self._store = store
-        self._engine = engine
-        self._published = published
-        self._clock = clock
+        super().__init__(store, engine, published=published, clock=clock)
         self._looking = Lock()
         self._changed = Condition()
-        self._known = Known()
-
-    @property
-    def wakes(self) -> int:
-        """How often somebody was woken; remember it before reading."""
-        return self._known.wakes
 
     def wake(self) -> None:
         """Let all followers read now: call it after a COMMIT of this process that appended."""
@@ -77,7 +56,7 @@ class LogSignal:
     def forget(self) -> None:
         """Know nothing any more: the connection was lost, maybe in a crash."""
         with self._changed:
-            self._known.forget()
+            super().forget()
 
     def look(self, seconds_max: float) -> Position:
         """Return the last position drawn, as it was at most ``seconds_max`` ago."""
@@ -87,7 +66,7 @@ class LogSignal:
                 # By itself, so that a look is one statement and no BEGIN.
                 with self._engine.connect() as conn:
                     conn.execution_options(isolation_level="AUTOCOMMIT")
-                    drawn = read_hint(conn, schema=self._store.schema, published=self._published)
+                    drawn = self._hint(conn)
                 with self._changed:
                     self._known.look(drawn, now)
                     self._changed.notify_all()
@@ -108,7 +87,7 @@ class LogSignal:
 
 
 @dataclass(slots=True)
-class Follower:
+class Follower(FollowerState[Engine, LogSignal]):
     """Reads the log page by page, and waits for more at its end; it never commits.
 
     Attributes:
@@ -123,21 +102,6 @@ class Follower:
         signal: Shared by the followers of a process; each has its own otherwise.
         clock: Measures the pauses.
     """
-
-    store: EventStore
-    engine: Engine
-    after: Start = START
-    limit: int = field(default=500, kw_only=True)
-    matching: LogFilter = field(default=EVERYTHING, kw_only=True)
-    published: bool = field(default=False, kw_only=True)
-    pace: Pace = field(default_factory=Pace, kw_only=True)
-    signal: LogSignal | None = field(default=None, kw_only=True)
-    clock: Clock = field(default=SYSTEM_CLOCK, kw_only=True, repr=False)
-    _signal: LogSignal = field(init=False, repr=False)
-    _is_stopped: bool = field(default=False, init=False, repr=False)
-    _wakes: int = field(default=0, init=False, repr=False)
-    _lost_at: float | None = field(default=None, init=False, repr=False)
-    _server: SameServer = field(default_factory=SameServer, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._signal = self.signal or LogSignal(
@@ -159,72 +123,37 @@ class Follower:
         """
         flow = following(self.pace)
         answer: Any = None
-        while not self._is_stopped:
+        while not self.is_stopped:
             step = flow.send(answer)
             if isinstance(step, Deliver):
                 answer = None
                 yield step.page
             elif isinstance(step, Pause):
                 answer = self._signal.pause(
-                    step, wakes=self._wakes, is_stopped=lambda: self._is_stopped
+                    step, wakes=self._wakes, is_stopped=lambda: self.is_stopped
                 )
             else:
                 answer = self._ask(step)
 
     def stop(self) -> None:
         """Let `pages` end, in whatever thread it runs, at once if it waits."""
-        self._is_stopped = True
+        self.is_stopped = True
         self._signal.notify()
 
-    def _ask(self, step: Step) -> Position | LogPage | None:
+    def _ask(self, step: Begin | Read | Look) -> Position | LogPage | None:
         try:
             answer = self._answer(step)
         except DBAPIError as error:
-            if not is_lost(error) or self._has_given_up():
+            if not self._can_go_on(error):
                 raise
-            logger.warning("follower of the log has lost its connection", exc_info=True)
-            self._signal.forget()
             return None
         self._lost_at = None
         return answer
 
-    def _answer(self, step: Step) -> Position | LogPage | None:
+    def _answer(self, step: Begin | Read | Look) -> Position | LogPage | None:
         if isinstance(step, Look):
             return self._signal.look(step.seconds_max)
         self._wakes = self._signal.wakes  # before reading: a wake that comes meanwhile counts
         with self.engine.connect() as conn:
             conn.execution_options(isolation_level="READ COMMITTED")
-            with reading(conn):
-                if isinstance(step, Begin):
-                    self._server.forget()
-                    self._server.answers(conn)
-                    return begin_at(conn, self.after, step.seen)
-                assert isinstance(step, Read)
-                if not self._server.answers(conn):  # the pool has hidden it
-                    self._signal.forget()
-                    return None
-                return self.store.read_log(
-                    conn,
-                    step.after,
-                    limit=self.limit,
-                    matching=self.matching,
-                    published=self.published,
-                )
-
-    def _has_given_up(self) -> bool:
-        now = self.clock.monotonic()
-        if self._lost_at is None:
-            self._lost_at = now
-        return now - self._lost_at > self.pace.lost_seconds_max
-
-
-def begin_at(conn: Connection, after: Start, seen: Position | None) -> Position:
-    """Return where to begin, or to begin again after the last event ``seen``."""
-    if callable(after):
-        return after(conn)
-    return after if seen is None else max(after, seen)
-
-
-def is_lost(error: DBAPIError) -> bool:
-    """Return whether trying again later can help."""
-    return error.connection_invalidated or isinstance(error, OperationalError)
+            return self._answer_on(conn, step)

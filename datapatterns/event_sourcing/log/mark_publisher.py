@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock, SystemClock
 from datapatterns.errors import CommitUnansweredError
-from datapatterns.event_sourcing.log.following import is_lost
+from datapatterns.event_sourcing.log.follower_state import is_lost
 from datapatterns.event_sourcing.log.publishing import publish_mark
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import resuming

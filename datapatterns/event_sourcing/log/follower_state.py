@@ -1,0 +1,118 @@
+"""What a follower of the log asks and knows, whoever drives it: a thread or a task."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from datapatterns.clock import SYSTEM_CLOCK, Clock
+from datapatterns.event_sourcing.events import START, Position
+from datapatterns.event_sourcing.log.filtering import EVERYTHING, LogFilter
+from datapatterns.event_sourcing.log.following_flow import Begin, Known, Pace, Read
+from datapatterns.event_sourcing.log.high_water import read_hint
+from datapatterns.event_sourcing.log.same_server import SameServer
+from datapatterns.event_sourcing.recorded import LogPage
+from datapatterns.event_sourcing.store import EventStore
+from datapatterns.transactions import looking, reading
+
+logger = logging.getLogger(__name__)
+
+Start: TypeAlias = Position | Callable[[Connection], Position]
+"""Where to begin: a position, or what reads it from where it is kept."""
+
+AnyEngine = TypeVar("AnyEngine")
+AnySignal = TypeVar("AnySignal", bound="SignalState[Any]")
+
+
+class SignalState(Generic[AnyEngine]):
+    """What a signal knows of the log, and where it looks."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        engine: AnyEngine,
+        *,
+        published: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Look at the log of ``store``; with ``published``, at its published mark."""
+        self._store = store
+        self._engine = engine
+        self._published = published
+        self._clock = clock
+        self._known = Known()
+
+    @property
+    def wakes(self) -> int:
+        """How often somebody was woken; remember it before reading."""
+        return self._known.wakes
+
+    def forget(self) -> None:
+        """Know nothing any more: the connection was lost, maybe in a crash."""
+        self._known.forget()
+
+    def _hint(self, conn: Connection) -> Position:
+        return read_hint(conn, schema=self._store.schema, published=self._published)
+
+
+@dataclass(slots=True)
+class FollowerState(Generic[AnyEngine, AnySignal]):
+    """What a follower has been told, and how it takes what the database answers."""
+
+    store: EventStore
+    engine: AnyEngine
+    after: Start = START
+    limit: int = field(default=500, kw_only=True)
+    matching: LogFilter = field(default=EVERYTHING, kw_only=True)
+    published: bool = field(default=False, kw_only=True)
+    pace: Pace = field(default_factory=Pace, kw_only=True)
+    signal: AnySignal | None = field(default=None, kw_only=True)
+    clock: Clock = field(default=SYSTEM_CLOCK, kw_only=True, repr=False)
+    is_stopped: bool = field(default=False, init=False)
+    _signal: AnySignal = field(init=False, repr=False)
+    _wakes: int = field(default=0, init=False, repr=False)
+    _lost_at: float | None = field(default=None, init=False, repr=False)
+    _server: SameServer = field(default_factory=SameServer, init=False, repr=False)
+
+    def _answer_on(self, conn: Connection, step: Begin | Read) -> Position | LogPage | None:
+        if isinstance(step, Begin):
+            with reading(conn):  # the application's code
+                self._server.forget()
+                self._server.answers(conn)
+                return begin_at(conn, self.after, step.seen)
+        with looking(conn):
+            if not self._server.answers(conn):  # the pool has hidden it
+                self._signal.forget()
+                return None
+            return self.store.read_log(
+                conn,
+                step.after,
+                limit=self.limit,
+                matching=self.matching,
+                published=self.published,
+            )
+
+    def _can_go_on(self, error: DBAPIError) -> bool:
+        """Return whether to begin anew, knowing nothing any more."""
+        now = self.clock.monotonic()
+        self._lost_at = now if self._lost_at is None else self._lost_at
+        if not is_lost(error) or now - self._lost_at > self.pace.lost_seconds_max:
+            return False
+        logger.warning("follower of the log has lost its connection", exc_info=error)
+        self._signal.forget()
+        return True
+
+
+def begin_at(conn: Connection, after: Start, seen: Position | None) -> Position:
+    """Return where to begin, or to begin again after the last event ``seen``."""
+    if callable(after):
+        return after(conn)
+    return after if seen is None else max(after, seen)
+
+
+def is_lost(error: DBAPIError) -> bool:
+    """Return whether trying again later can help."""
+    return error.connection_invalidated or isinstance(error, OperationalError)
