@@ -95,6 +95,7 @@ from datapatterns.event_sourcing.transfer.stored_events import Searched, StoredE
 if TYPE_CHECKING:
     from datapatterns.event_sourcing.appending.event_writer_async import AsyncEventWriter
     from datapatterns.event_sourcing.log.following_async import AsyncFollower, AsyncLogSignal
+    from datapatterns.event_sourcing.log.mark_publisher_async import AsyncMarkPublisher
 
 __all__ = [
     "ANY",
@@ -114,6 +115,7 @@ __all__ = [
     "AsyncEventWriter",
     "AsyncFollower",
     "AsyncLogSignal",
+    "AsyncMarkPublisher",
     "AsyncSnapshotWriter",
     "Blocker",
     "BrokenSegment",
@@ -220,6 +222,7 @@ _NEEDS_ASYNC = {  # only asked for by who has that extra
     "AsyncEventWriter": "datapatterns.event_sourcing.appending.event_writer_async",
     "AsyncFollower": "datapatterns.event_sourcing.log.following_async",
     "AsyncLogSignal": "datapatterns.event_sourcing.log.following_async",
+    "AsyncMarkPublisher": "datapatterns.event_sourcing.log.mark_publisher_async",
 }
 
 

@@ -1,16 +1,19 @@
 """Readers in old snapshots skip nothing if they read up to the published mark, and only then."""
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from datapatterns.errors import CheckpointError, IsolationLevelError, MarkUnpublishedError
 from datapatterns.event_sourcing import (
     ANY,
     START,
+    AsyncMarkPublisher,
     EventStore,
     LogFilter,
     MarkPublisher,
@@ -278,3 +281,56 @@ def test_what_waiting_does_not_mend_ends_a_publisher(engine: Engine) -> None:
         MarkPublisher(EventStore(schema="elsewhere"), engine).run()
     with pytest.raises(ValueError, match="no"):
         MarkPublisher(store, engine, seconds=0)
+
+
+def test_a_task_publishes_too_and_gets_over_killed_sessions(engine: Engine) -> None:
+    plain = create_engine(engine.url, poolclass=NullPool)
+
+    def published() -> Position | None:
+        with plain.connect() as conn:
+            found = published_mark(conn, store)
+        return None if found is None else found.position
+
+    async def work() -> None:
+        own = create_async_engine(engine.url, isolation_level="REPEATABLE READ")
+        publisher = AsyncMarkPublisher(store, own, seconds=0.001)
+        running = asyncio.create_task(publisher.run())
+        for number in range(1, 4):
+            with plain.begin() as conn:
+                write(conn, "a")
+            await asyncio.to_thread(
+                wait_until, lambda at=number: published() == at, deadline_seconds=60
+            )
+            kill_others(plain)
+        publisher.stop()
+        await running
+        await publisher.run()  # stopped, it does not begin again
+        await own.dispose()
+
+    asyncio.run(work())
+
+
+def test_a_task_that_publishes_gives_up_in_the_end(engine: Engine) -> None:
+    async def work() -> None:
+        gone = create_async_engine(engine.url.set(database="not_there"))
+        publisher = AsyncMarkPublisher(store, gone, lost_seconds_max=1, clock=ManualClock())
+        with pytest.raises(OperationalError):
+            await publisher.run()
+        await gone.dispose()
+
+    asyncio.run(work())
+
+
+def test_a_task_that_pauses_is_stopped_at_once(engine: Engine) -> None:
+    async def work() -> None:
+        own = create_async_engine(engine.url)
+        publisher = AsyncMarkPublisher(store, own, seconds=3_600)
+        running = asyncio.create_task(publisher.run())
+        async with asyncio.timeout(60), own.connect() as conn:
+            while await conn.run_sync(published_mark, store) is None:
+                await conn.rollback()
+            publisher.stop()
+            await running
+        await own.dispose()
+
+    asyncio.run(work())

@@ -24,6 +24,7 @@ from datapatterns.event_sourcing import (
     AsyncEventWriter,
     AsyncFollower,
     AsyncLogSignal,
+    AsyncMarkPublisher,
     AsyncSnapshotWriter,
     ChainReport,
     Codec,
@@ -335,6 +336,12 @@ def followers_give_pages() -> None:
 def marks_are_published() -> None:
     publisher = MarkPublisher(store, layer.engine, seconds=0.5, lost_seconds_max=10)
     publisher.run()
+    publisher.stop()
+
+
+async def marks_are_published_in_a_task(engine: AsyncEngine) -> None:
+    publisher = AsyncMarkPublisher(store, engine, seconds=0.5)
+    await publisher.run()
     publisher.stop()
 
 

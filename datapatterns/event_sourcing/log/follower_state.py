@@ -1,24 +1,22 @@
 """What a follower of the log asks and knows, whoever drives it: a thread or a task."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.log.filtering import EVERYTHING, LogFilter
 from datapatterns.event_sourcing.log.following_flow import Begin, Known, Pace, Read
 from datapatterns.event_sourcing.log.high_water import read_hint
+from datapatterns.event_sourcing.log.losses import Losses
 from datapatterns.event_sourcing.log.same_server import SameServer
 from datapatterns.event_sourcing.recorded import LogPage
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import looking, reading
-
-logger = logging.getLogger(__name__)
 
 Start: TypeAlias = Position | Callable[[Connection], Position]
 """Where to begin: a position, or what reads it from where it is kept."""
@@ -74,7 +72,7 @@ class FollowerState(Generic[AnyEngine, AnySignal]):
     is_stopped: bool = field(default=False, init=False)
     _signal: AnySignal = field(init=False, repr=False)
     _wakes: int = field(default=0, init=False, repr=False)
-    _lost_at: float | None = field(default=None, init=False, repr=False)
+    _losses: Losses = field(default_factory=Losses, init=False, repr=False)
     _server: SameServer = field(default_factory=SameServer, init=False, repr=False)
 
     def _answer_on(self, conn: Connection, step: Begin | Read) -> Position | LogPage | None:
@@ -97,13 +95,15 @@ class FollowerState(Generic[AnyEngine, AnySignal]):
 
     def _can_go_on(self, error: DBAPIError) -> bool:
         """Return whether to begin anew, knowing nothing any more."""
-        now = self.clock.monotonic()
-        self._lost_at = now if self._lost_at is None else self._lost_at
-        if not is_lost(error) or now - self._lost_at > self.pace.lost_seconds_max:
-            return False
-        logger.warning("follower of the log has lost its connection", exc_info=error)
-        self._signal.forget()
-        return True
+        can = self._losses.can_go_on(
+            error,
+            "follower of the log",
+            seconds_max=self.pace.lost_seconds_max,
+            clock=self.clock,
+        )
+        if can:
+            self._signal.forget()
+        return can
 
 
 def begin_at(conn: Connection, after: Start, seen: Position | None) -> Position:
@@ -111,8 +111,3 @@ def begin_at(conn: Connection, after: Start, seen: Position | None) -> Position:
     if callable(after):
         return after(conn)
     return after if seen is None else max(after, seen)
-
-
-def is_lost(error: DBAPIError) -> bool:
-    """Return whether trying again later can help."""
-    return error.connection_invalidated or isinstance(error, OperationalError)

@@ -147,7 +147,7 @@ class Follower(FollowerState[Engine, LogSignal]):
             if not self._can_go_on(error):
                 raise
             return None
-        self._lost_at = None
+        self._losses.end()
         return answer
 
     def _answer(self, step: Begin | Read | Look) -> Position | LogPage | None:

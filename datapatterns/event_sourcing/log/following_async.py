@@ -123,7 +123,7 @@ class AsyncFollower(FollowerState[AsyncEngine, AsyncLogSignal]):
             if not self._can_go_on(error):
                 raise
             return None
-        self._lost_at = None
+        self._losses.end()
         return answer
 
     async def _answer(self, step: Begin | Read | Look) -> Position | LogPage | None:

@@ -3,22 +3,58 @@
 import logging
 from dataclasses import dataclass, field
 from threading import Event
+from typing import Generic, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock, SystemClock
 from datapatterns.errors import CommitUnansweredError
-from datapatterns.event_sourcing.log.follower_state import is_lost
+from datapatterns.event_sourcing.log.losses import Losses
 from datapatterns.event_sourcing.log.publishing import publish_mark
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import resuming
 
 logger = logging.getLogger(__name__)
 
+AnyEngine = TypeVar("AnyEngine")
+
 
 @dataclass(slots=True)
-class MarkPublisher:
+class PublisherState(Generic[AnyEngine]):
+    """How a publisher publishes, whoever drives it: a thread or a task."""
+
+    store: EventStore
+    engine: AnyEngine
+    seconds: float = field(default=0.1, kw_only=True)
+    lost_seconds_max: float = field(default=60, kw_only=True)
+    clock: Clock = field(default=SYSTEM_CLOCK, kw_only=True, repr=False)
+    _losses: Losses = field(default_factory=Losses, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise ValueError(f"a pause of {self.seconds} s is none; let some time pass")
+
+    def _publish_on(self, conn: Connection) -> None:
+        try:
+            with resuming(conn, "publishing the mark"):
+                publish_mark(conn, self.store)
+        except CommitUnansweredError:
+            logger.warning("a COMMIT of the published mark was not answered", exc_info=True)
+        else:
+            self._losses.end()
+
+    def _can_go_on(self, error: DBAPIError) -> bool:
+        return self._losses.can_go_on(
+            error,
+            "publisher of the mark",
+            seconds_max=self.lost_seconds_max,
+            clock=self.clock,
+        )
+
+
+@dataclass(slots=True)
+class MarkPublisher(PublisherState[Engine]):
     """Publishes the mark again and again, until it is stopped.
 
     Several may run for the same store: the mark never steps back, and one that finds it where it
@@ -35,16 +71,7 @@ class MarkPublisher:
         ValueError: The pause is not positive.
     """
 
-    store: EventStore
-    engine: Engine
-    seconds: float = field(default=0.1, kw_only=True)
-    lost_seconds_max: float = field(default=60, kw_only=True)
-    clock: Clock = field(default=SYSTEM_CLOCK, kw_only=True, repr=False)
     _stopped: Event = field(default_factory=Event, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise ValueError(f"a pause of {self.seconds} s is none; let some time pass")
 
     def run(self) -> None:
         """Publish until `stop` is called.
@@ -52,30 +79,19 @@ class MarkPublisher:
         Raises:
             DBAPIError: The connection has been lost for too long, or the server refuses it.
         """
-        lost_at: float | None = None
         while not self._stopped.is_set():
             try:
-                self._publish()
-                lost_at = None
-            except CommitUnansweredError:
-                logger.warning("a COMMIT of the published mark was not answered", exc_info=True)
+                with self.engine.connect() as conn:
+                    conn.execution_options(isolation_level="READ COMMITTED")
+                    self._publish_on(conn)
             except DBAPIError as error:
-                now = self.clock.monotonic()
-                lost_at = now if lost_at is None else lost_at
-                if not is_lost(error) or now - lost_at > self.lost_seconds_max:
+                if not self._can_go_on(error):
                     raise
-                logger.warning("the published mark stands still: no connection", exc_info=True)
             self._pause()
 
     def stop(self) -> None:
         """Let `run` end, in whatever thread it is, at once if it pauses."""
         self._stopped.set()
-
-    def _publish(self) -> None:
-        with self.engine.connect() as conn:
-            conn.execution_options(isolation_level="READ COMMITTED")
-            with resuming(conn, "publishing the mark"):
-                publish_mark(conn, self.store)
 
     def _pause(self) -> None:
         if isinstance(self.clock, SystemClock):
