@@ -150,7 +150,11 @@ def sql(invocation: Invocation, *, revision: str, start: str) -> None:
       datapatterns migrate sql --from dp0004 --revision dp0008
     """  # noqa: D301
     migrations = invocation.layer(needs_server=False).migrations
-    invocation.output.text(migrations.sql(revision, start=start))
+    script = migrations.sql(revision, start=start)
+    if invocation.output.as_json:
+        invocation.output.values({"sql": script})
+    else:
+        invocation.output.text(script)
 
 
 def _show_plan(
