@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Annotated, Any
 from uuid import RFC_4122, UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -33,6 +34,12 @@ class Sold:
 @TYPES.event("item.counted")
 class Counted(msgspec.Struct, frozen=True):
     counts: list[Any]
+
+
+@TYPES.event("item.timed")
+@dataclass(frozen=True)
+class Timed:
+    at: datetime
 
 
 @TYPES.event("item.listed")
@@ -95,6 +102,8 @@ NASTY: list[object] = [
     new({"customer": 1, "name": "Ada"}, "customer.named", schema_version=3),
     new({"customer": 1, "name": 7}, "customer.named", schema_version=3),
     new({"customer": 1}, "customer.named", schema_version=2),
+    Timed(datetime(2026, 1, 1, tzinfo=UTC)),
+    Timed(datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))),
     Sold("a"),
     Sold("null", None),
     Sold("a", float("nan")),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any, NewType
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pydantic
@@ -17,6 +18,7 @@ from datapatterns.event_sourcing import EventTypes, NewEvent
 from datapatterns.event_sourcing.content.encoding import encode_batch
 
 types = EventTypes()
+BERLIN = ZoneInfo("Europe/Berlin")
 
 
 @types.event("held")
@@ -32,6 +34,17 @@ class Measured:
     price: Decimal = Decimal(0)
     at: datetime | None = None
     begins: time | None = None
+
+
+@types.event("planned")
+@dataclass(frozen=True)
+class Planned:
+    stops: list[dict[str, tuple[datetime, ...]]]
+
+
+@types.event("dated")
+class Dated(pydantic.BaseModel, frozen=True):
+    at: pydantic.AwareDatetime
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,9 @@ class Noted(pydantic.BaseModel, frozen=True):
         Measured(amount=2**60 + 1),
         Measured(at=datetime(1900, 1, 1, tzinfo=timezone(timedelta(minutes=53, seconds=28)))),
         Measured(begins=time(1, 2, tzinfo=timezone(timedelta(seconds=30)))),
+        Measured(at=datetime(2026, 1, 1, tzinfo=BERLIN)),
+        Planned([{"a": (datetime(2026, 1, 1, tzinfo=BERLIN),)}]),
+        Dated(at=datetime(2026, 1, 1, tzinfo=BERLIN)),
         Moved(Named("Ulm")),
         Raised(1),
         Secret(word=pydantic.SecretStr("abracadabra")),
@@ -130,6 +146,9 @@ def test_what_would_come_back_otherwise_is_refused(event: object) -> None:
         Measured(price=Decimal("NaN")),
         Measured(price=Decimal("sNaN")),
         Measured(at=datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=-3, minutes=30)))),
+        Measured(at=datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC")), begins=time(1, tzinfo=UTC)),
+        Planned([{"a": (datetime(2026, 1, 1, tzinfo=UTC),)}]),
+        Dated(at=datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=1)))),
         Moved(Contact("Ulm"), (1, 2), frozenset({"a"}), {"b": 1}),
         LeftOut(told=5, kept=2),
         Rounded(amount=2.0),

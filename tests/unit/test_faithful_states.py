@@ -4,7 +4,7 @@ from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -19,6 +19,10 @@ from datapatterns.event_sourcing.states.state import state_shape, value_shape
 
 class Colour(StrEnum):
     RED = "red"
+
+
+class Level(IntEnum):
+    ONE = 1
 
 
 class Pair(NamedTuple):
@@ -63,6 +67,8 @@ LINE, LIST = Line(1), [1]
         (frozenset[int], {1}),
         (bytes, bytearray(b"x")),
         (float, 2**53 + 2),
+        (float, Level.ONE),
+        (Decimal, 3),
         (datetime, datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))),
         (datetime, datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=UTC)),
         (Lax, Lax(1, [True])),

@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 
 from datapatterns.errors import EventDataError
-from datapatterns.event_sourcing.content.likeness import unlike_at
+from datapatterns.event_sourcing.content.likeness import tells_all, unlike_at
 from datapatterns.event_sourcing.content.payload import encode_event, encode_mapping, misfit
 from datapatterns.event_sourcing.event_ids import new_id, new_ids
 from datapatterns.event_sourcing.events import NewEvent, check_tags
@@ -184,7 +184,7 @@ def _check_fits(declared: EventType, data: str) -> object:
 
 def _check_same(declared: EventType, event: object, read: object) -> None:
     try:
-        if read == event:
+        if read == event and tells_all(declared.cls):
             return
     except ArithmeticError:  # of a Decimal that signals
         pass
@@ -192,6 +192,6 @@ def _check_same(declared: EventType, event: object, read: object) -> None:
     if where is not None:
         raise EventDataError(
             declared.name,
-            f"{where} would come back as something else; give what the fields declare, and declare"
-            " what JSON can give back",
+            f"{where} would come back as something else; give what the fields declare, declare"
+            " what JSON can give back, and times in UTC or at an offset, not in a named zone",
         )

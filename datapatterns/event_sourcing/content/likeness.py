@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from datetime import datetime, time, tzinfo
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 
-from datapatterns.event_sourcing.content.shapes import field_names, is_model
+from datapatterns.event_sourcing.content.shapes import classes_within, field_names, is_model
 
 _MISSING: Final = object()
 
@@ -28,17 +30,34 @@ def unlike_at(value: Any, copy: Any, place: str = "it") -> str | None:  # noqa: 
     return place if is_model(type(value)) and value != copy else None
 
 
+@lru_cache(maxsize=1_000)
+def tells_all(cls: type[Any]) -> bool:
+    """Return whether objects of ``cls`` that are equal say the same.
+
+    Times may not: one in Berlin equals one at an offset, until a day is added to both.
+    """
+    return not is_model(cls) and _TIMES.isdisjoint(classes_within(cls))
+
+
+def is_fixed(zone: tzinfo | None) -> bool:
+    """Return whether times in this zone have one offset, or none, which is all that JSON holds."""
+    return zone is None or zone.utcoffset(None) is not None
+
+
 def _is_leaf(value: object) -> bool:
     kind = type(value)
     return not (issubclass(kind, _PARTED) or field_names(kind))
 
 
 _PARTED: Final = (list, tuple, AbstractSet, Mapping)
+_TIMES: Final = frozenset({datetime, time})
 
 
 def _is_same(value: Any, copy: Any) -> bool:  # noqa: ANN401 -- data
     if isinstance(value, Decimal):  # NaN is not equal to itself
         return type(copy) is Decimal and str(value) == str(copy)
+    if isinstance(value, datetime) and not is_fixed(value.tzinfo):
+        return False
     return bool(value == copy)
 
 

@@ -7,10 +7,11 @@ next event changes one of them.
 """
 
 from collections.abc import Iterator
-from datetime import datetime, time, tzinfo
+from datetime import datetime, time
 from decimal import Decimal
 from typing import Any, Final
 
+from datapatterns.event_sourcing.content.likeness import is_fixed
 from datapatterns.event_sourcing.content.shapes import field_names, is_frozen, is_model
 
 _WHOLE_IN_FLOATS: Final = 2**53
@@ -88,13 +89,9 @@ def _is_like(value: Any, copy: Any) -> bool:  # noqa: ANN401 -- parts of a state
         return len(value) == len(copy)
     if isinstance(value, datetime | time):
         zones = value.tzinfo, copy.tzinfo
-        return value == copy and value.fold == copy.fold and all(map(_is_fixed, zones))
+        return value == copy and value.fold == copy.fold and all(map(is_fixed, zones))
     if isinstance(value, Decimal | float):  # 1.10 is 1.1, and -0.0 is 0.0
         return str(value) == str(copy)
     if field_names(kind) and not is_model(kind):  # whatever it says is equal
         return True
     return bool(value == copy)
-
-
-def _is_fixed(zone: tzinfo | None) -> bool:
-    return zone is None or zone.utcoffset(None) is not None

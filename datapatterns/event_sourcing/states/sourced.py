@@ -116,6 +116,11 @@ class Sourced:
         history.version += 1
 
     def _apply(self, event: object) -> None:
+        """Fold ``event`` into the state; each kind of state has its way.
+
+        Not marked as abstract: the metaclass for that leaves attributes in every class, and those
+        of an aggregate are its state.
+        """
         raise NotImplementedError
 
 
