@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     help="An EventsourcingMapping, for other names, ciphers, compressors and transcodings.",
 )
 @click.option("--source", help="The name of what is imported.  [default: that of the table]")
-@click.option("--by-stream", is_flag=True, help="Stream by stream: little memory, another order.")
+@click.option(
+    "--by-stream",
+    is_flag=True,
+    help="Stream by stream: little memory, another order. Of an application that has stopped.",
+)
 @click.option("--close-gaps", is_flag=True, help="Renumber events behind missing ones.")
 @click.option(
     "--chunk-events",
@@ -47,8 +51,8 @@ if TYPE_CHECKING:
 def import_eventsourcing(invocation: Invocation, /, **options: Any) -> None:  # noqa: ANN401
     """Import the events of an application of the Python library eventsourcing (9.x, PostgreSQL).
 
-    Its events keep their versions, times and data; a second run brings what has happened since.
-    Snapshots stay behind.
+    Its events keep their versions, times and data; a second run brings what has happened since,
+    but not with --by-stream. Snapshots stay behind.
 
     \b
       datapatterns events import-eventsourcing --from-url postgresql://old.example/kennel \\

@@ -157,6 +157,26 @@ def test_stream_by_stream_the_streams_are_the_same(
     assert (done.written, done.streams) == (15, 3)
 
 
+def test_stream_by_stream_an_application_that_has_gone_on_is_refused_with_the_way_out(
+    run: Run, source: Engine, engine: Engine, database_url: URL, fill: Callable[..., list[UUID]]
+) -> None:
+    dogs = fill(dogs=3, tricks=4)
+    command = (
+        *("events", "import-eventsourcing", "--by-stream", "--table", "kennel_events"),
+        *("--from-url", shown(source.url), "--database-url", shown(database_url)),
+    )
+    assert run(*command).code == 0
+    with closing(kennel(source.url)) as app:
+        first = app.repository.get(min(dogs))
+        first.add_trick("late")
+        app.save(first)
+
+    grown = run(*command)
+
+    assert (grown.code, "stop the application's writers first" in grown.err) == (2, True)
+    assert len(log(engine)) == 15
+
+
 def test_compressed_states_need_what_undoes_it(
     source: Engine, engine: Engine, fill: Callable[..., list[UUID]]
 ) -> None:

@@ -25,7 +25,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from datapatterns.errors import SourceEventError
+from datapatterns.errors import ImportChunkError, SourceEventError
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.event_sourcing.transfer.eventsourcing_conversion import (
     Conversion,
@@ -45,6 +45,10 @@ PROBLEMS_MAX: Final = 100
 """How many problems a check names."""
 
 _PAGE: Final = 1_000
+_GROWN: Final = (
+    "stream by stream, events that are new stand among those that were imported: stop the"
+    " application's writers first, and import into an empty store"
+)
 _COLUMNS: Final = ("originator_id", "originator_version", "topic", "state", "notification_id")
 
 
@@ -104,7 +108,8 @@ class EventsourcingImport:
         source: The name of what is imported, the same in every attempt; without it, that of the
             table.
         by_stream: Read stream by stream, in little memory, instead of in the order in which
-            events were written, which read models may rely on.
+            events were written, which read models may rely on. What has happened since cannot be
+            brought like this, so stop the application first.
         close_gaps: Give events lower versions where others are missing before them.
         chunk_events: The most events of a transaction; readers of the log wait for each.
 
@@ -160,8 +165,13 @@ class EventsourcingImport:
         events = conversion.converted(rows, _refuse)
         chunks = in_chunks(events, sizes, chunk_events=self.chunk_events)
         for number, chunk in enumerate(chunks, 1):
-            with engine.connect() as conn, resuming(conn, f"chunk {number} of {source!r}"):
-                written = self._write(conn, chunk, source=source, number=number)
+            try:
+                with engine.connect() as conn, resuming(conn, f"chunk {number} of {source!r}"):
+                    written = self._write(conn, chunk, source=source, number=number)
+            except ImportChunkError as error:
+                if self.by_stream:
+                    error.add_note(_GROWN)
+                raise
             repeated = done.repeated + len(chunk.events) - written
             done = _told(conversion, total, done.written + written, repeated)
             report(done)
