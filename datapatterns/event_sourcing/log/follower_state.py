@@ -25,23 +25,15 @@ AnyEngine = TypeVar("AnyEngine")
 AnySignal = TypeVar("AnySignal", bound="SignalState[Any]")
 
 
+@dataclass(slots=True, eq=False)
 class SignalState(Generic[AnyEngine]):
     """What a signal knows of the log, and where it looks."""
 
-    def __init__(
-        self,
-        store: EventStore,
-        engine: AnyEngine,
-        *,
-        published: bool = False,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
-        """Look at the log of ``store``; with ``published``, at its published mark."""
-        self._store = store
-        self._engine = engine
-        self._published = published
-        self._clock = clock
-        self._known = Known()
+    store: EventStore
+    engine: AnyEngine
+    published: bool = field(default=False, kw_only=True)
+    clock: Clock = field(default=SYSTEM_CLOCK, kw_only=True, repr=False)
+    _known: Known = field(default_factory=Known, init=False, repr=False)
 
     @property
     def wakes(self) -> int:
@@ -53,7 +45,7 @@ class SignalState(Generic[AnyEngine]):
         self._known.forget()
 
     def _hint(self, conn: Connection) -> Position:
-        return read_hint(conn, schema=self._store.schema, published=self._published)
+        return read_hint(conn, schema=self.store.schema, published=self.published)
 
 
 @dataclass(slots=True)

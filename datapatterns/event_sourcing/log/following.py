@@ -1,14 +1,14 @@
 """Follow the log in a thread: what is there, and then what comes."""
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Condition, Lock
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.clock import SYSTEM_CLOCK, Clock, SystemClock
+from datapatterns.clock import SystemClock
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.log.follower_state import FollowerState, SignalState
 from datapatterns.event_sourcing.log.following_flow import (
@@ -20,27 +20,23 @@ from datapatterns.event_sourcing.log.following_flow import (
     following,
 )
 from datapatterns.event_sourcing.recorded import LogPage
-from datapatterns.event_sourcing.store import EventStore
 
 
+@dataclass(slots=True, eq=False)
 class LogSignal(SignalState[Engine]):
     """Tells the followers of one process that the log goes on; give the same to all of them.
 
     However many they are, one of them looks and the others hear of it.
+
+    Attributes:
+        store: At whose log it looks.
+        engine: Where; one connection is in use for a moment.
+        published: Look at the published mark.
+        clock: Tells how old a look is.
     """
 
-    def __init__(
-        self,
-        store: EventStore,
-        engine: Engine,
-        *,
-        published: bool = False,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
-        """Look at the log of ``store``; with ``published``, at its published mark."""
-        super().__init__(store, engine, published=published, clock=clock)
-        self._looking = Lock()
-        self._changed = Condition()
+    _looking: Lock = field(default_factory=Lock, init=False, repr=False)
+    _changed: Condition = field(default_factory=Condition, init=False, repr=False)
 
     def wake(self) -> None:
         """Let all followers read now: call it after a COMMIT of this process that appended."""
@@ -56,15 +52,15 @@ class LogSignal(SignalState[Engine]):
     def forget(self) -> None:
         """Know nothing any more: the connection was lost, maybe in a crash."""
         with self._changed:
-            super().forget()
+            self._known.forget()
 
     def look(self, seconds_max: float) -> Position:
         """Return the last position drawn, as it was at most ``seconds_max`` ago."""
         with self._looking:
-            now = self._clock.monotonic()
+            now = self.clock.monotonic()
             if not self._known.is_fresh(now, seconds_max):
                 # By itself, so that a look is one statement and no BEGIN.
-                with self._engine.connect() as conn:
+                with self.engine.connect() as conn:
                     conn.execution_options(isolation_level="AUTOCOMMIT")
                     drawn = self._hint(conn)
                 with self._changed:
@@ -79,10 +75,10 @@ class LogSignal(SignalState[Engine]):
             return is_stopped() or self._known.ends(pause, wakes=wakes)
 
         with self._changed:
-            if isinstance(self._clock, SystemClock):
+            if isinstance(self.clock, SystemClock):
                 return self._known.drawn if self._changed.wait_for(is_over, pause.seconds) else None
         if not is_over():
-            self._clock.sleep(pause.seconds)  # a clock of tests: nobody has to wait
+            self.clock.sleep(pause.seconds)  # a clock of tests: nobody has to wait
         return self._known.drawn if is_over() else None
 
 

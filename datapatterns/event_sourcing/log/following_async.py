@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from datapatterns.clock import SYSTEM_CLOCK, Clock, SystemClock
+from datapatterns.clock import SystemClock
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.log.follower_state import FollowerState, SignalState
 from datapatterns.event_sourcing.log.following_flow import (
@@ -20,24 +20,21 @@ from datapatterns.event_sourcing.log.following_flow import (
     following,
 )
 from datapatterns.event_sourcing.recorded import LogPage
-from datapatterns.event_sourcing.store import EventStore
 
 
+@dataclass(slots=True, eq=False)
 class AsyncLogSignal(SignalState[AsyncEngine]):
-    """Tells the followers of one event loop that the log goes on; give the same to all of them."""
+    """Tells the followers of one event loop that the log goes on; give the same to all of them.
 
-    def __init__(
-        self,
-        store: EventStore,
-        engine: AsyncEngine,
-        *,
-        published: bool = False,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
-        """Look at the log of ``store``; with ``published``, at its published mark."""
-        super().__init__(store, engine, published=published, clock=clock)
-        self._looking = asyncio.Lock()
-        self._changed: set[asyncio.Event] = set()
+    Attributes:
+        store: At whose log it looks.
+        engine: Where; one connection is in use for a moment.
+        published: Look at the published mark.
+        clock: Tells how old a look is.
+    """
+
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
+    _changed: set[asyncio.Event] = field(default_factory=set, init=False, repr=False)
 
     def wake(self) -> None:
         """Let all followers read now: call it after a COMMIT of this process that appended."""
@@ -52,9 +49,9 @@ class AsyncLogSignal(SignalState[AsyncEngine]):
     async def look(self, seconds_max: float) -> Position:
         """Return the last position drawn, as it was at most ``seconds_max`` ago."""
         async with self._looking:
-            now = self._clock.monotonic()
+            now = self.clock.monotonic()
             if not self._known.is_fresh(now, seconds_max):
-                async with self._engine.connect() as pooled:
+                async with self.engine.connect() as pooled:
                     conn = await pooled.execution_options(isolation_level="AUTOCOMMIT")
                     drawn = await conn.run_sync(self._hint)
                 self._known.look(drawn, now)
@@ -72,7 +69,7 @@ class AsyncLogSignal(SignalState[AsyncEngine]):
         changed = asyncio.Event()
         self._changed.add(changed)
         try:
-            if isinstance(self._clock, SystemClock):
+            if isinstance(self.clock, SystemClock):
                 async with asyncio.timeout(pause.seconds):
                     while not is_over():
                         changed.clear()
@@ -80,7 +77,7 @@ class AsyncLogSignal(SignalState[AsyncEngine]):
             else:
                 await asyncio.sleep(0)
                 if not is_over():
-                    self._clock.sleep(pause.seconds)  # a clock of tests: nobody has to wait
+                    self.clock.sleep(pause.seconds)  # a clock of tests: nobody has to wait
         except TimeoutError:
             pass
         finally:
