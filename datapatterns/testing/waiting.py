@@ -11,7 +11,10 @@ _POLL_SECONDS = 0.01
 
 
 def wait_until(
-    condition: Callable[[], T], *, deadline_seconds: float = 10.0, clock: Clock = SYSTEM_CLOCK
+    condition: Callable[[], T | None],
+    *,
+    deadline_seconds: float = 10.0,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> T:
     """Return the first true value of ``condition``, asked again and again.
 
