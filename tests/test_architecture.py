@@ -17,7 +17,6 @@ SOURCES = sorted(
 LONG_FOR_A_REASON = {  # path -> why it reads better in one piece
     "datapatterns/event_sourcing/store.py": "every promise of the store; its methods are one line",
     "tests/integration/test_shard_session.py": "every promise of the sessions over the same shop",
-    "datapatterns/errors.py": "the whole tree of errors in one place: what callers branch on",
 }
 VAGUE_NAMES = {"base", "common", "core", "helpers", "manager", "misc", "utils"}
 PACKAGES = sorted(path.parent.name for path in (ROOT / "datapatterns").glob("*/__init__.py"))

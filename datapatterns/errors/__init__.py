@@ -1,0 +1,309 @@
+"""Every error that this library raises on purpose; a file for each pattern, one tree for callers.
+
+DataPatternsError
+├── ConfigurationError    fix the code or the settings; retrying cannot help
+│     caches              CacheKeyError, UncacheableValueError, UnknownRowsError
+│     change_log          CaptureRefusedError, CapturedTableInUseError, ConsumerMissingError,
+│                         ForeignSnapshotError
+│     embedded            EmbeddedFolderError, EmbeddedStartError
+│     event_data          CodecError, EncryptionKeyError, EventDataError, EventShapeError,
+│                         EventTypeError, PersonalFieldError, SubjectForgottenError,
+│                         SubjectKeyError
+│     event_streams       AggregateError, EventIdsReusedError, MarkUnpublishedError,
+│                         StreamArchivedError
+│     event_transfer      EventLineError, ExportFileError, ImportChunkError, ImportVersionError,
+│                         PurgeRefusedError, SourceEventError, StreamCopyError
+│     index_tables        IndexChangedError, IndexDefinitionError, IndexDetachedError,
+│                         IndexMissingError, IndexModeError
+│     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
+│                         SchemaOccupiedError, UnknownRevisionError
+│     projections         EvictionPolicyError, ProjectionDefinitionError, ProjectionStoppedError,
+│                         ProjectionVersionError, ReadModelKeyError
+│     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
+│                         ServerTooOldError, SettingsError
+│     shard_statements    MergeLimitError, MultiShardWriteError, ScatterRefusedError,
+│                         UnmergeableQueryError, UnroutableStatementError
+│     shards              BucketCountError, GroupMismatchError, ShardKeyChangedError,
+│                         ShardKeyError, ShardMapExistsError, ShardMapMissingError,
+│                         ShardedTableError, WrongShardError
+│     testing             FaultRefusedError, HistoryError, SearchTooLargeError
+│     transactions        AbortedTransactionError, IsolationLevelError, TransactionInUseError
+│     views               ViewChangedError, ViewDefinitionError, ViewMissingError
+├── ConflictError         another writer won; reload, decide again
+│     event_streams       ConditionConflictError, VersionConflictError
+│     index_tables        IndexKeyTakenError
+│     projections         LeaseHeldError, LeaseLostError
+│     shards              StaleShardMapError
+│     views               SnapshotOutdatedError
+├── UnavailableError      a dependency did not answer; retry with backoff
+│     caches              CacheBusyError
+│     embedded            EmbeddedTimeoutError
+│     index_tables        IndexNotReadyError
+│     migrations          MigrationBlockedError
+│     projections         ReadModelBehindError, ReadModelBuildingError
+│     servers             ServerUnavailableError
+│     shards              ShardUnavailableError
+│     transactions        CommitUnansweredError
+│     views               ViewBehindError, ViewNotPopulatedError
+├── CorruptionError       stored data breaks an invariant; stop and look
+│     event_data          PayloadError
+│     event_streams       CheckpointError, EventGapError, EventOrphanedError
+│     event_transfer      AnchorError
+│     index_tables        IndexDiffersError
+│     migrations          SchemaDriftError
+│     projections         ForeignReadModelError
+│     shards              ShardMapCorruptError
+│     views               ViewDiffersError
+└── OutcomeUnknownError   it has happened or it has not; find out, or send what knows itself
+
+Callers branch on the four families and log the leaves. `OutcomeUnknownError` stands apart: it is
+neither a failure nor a success, so it must not pass for an `UnavailableError` that a loop retries.
+Operations that find out by themselves what they have done raise `CommitUnansweredError` instead.
+"""
+
+from datapatterns.errors.caches import (
+    CacheBusyError,
+    CacheKeyError,
+    UncacheableValueError,
+    UnknownRowsError,
+)
+from datapatterns.errors.change_log import (
+    CapturedTableInUseError,
+    CaptureRefusedError,
+    ConsumerMissingError,
+    ForeignSnapshotError,
+)
+from datapatterns.errors.embedded import (
+    EmbeddedFolderError,
+    EmbeddedStartError,
+    EmbeddedTimeoutError,
+)
+from datapatterns.errors.event_data import (
+    CodecError,
+    EncryptionKeyError,
+    EventDataError,
+    EventShapeError,
+    EventTypeError,
+    PayloadError,
+    PersonalFieldError,
+    SubjectForgottenError,
+    SubjectKeyError,
+)
+from datapatterns.errors.event_streams import (
+    AggregateError,
+    CheckpointError,
+    ConditionConflictError,
+    EventGapError,
+    EventIdsReusedError,
+    EventOrphanedError,
+    MarkUnpublishedError,
+    StreamArchivedError,
+    VersionConflictError,
+)
+from datapatterns.errors.event_transfer import (
+    AnchorError,
+    EventLineError,
+    ExportFileError,
+    ImportChunkError,
+    ImportVersionError,
+    PurgeRefusedError,
+    SourceEventError,
+    StreamCopyError,
+)
+from datapatterns.errors.families import (
+    ConfigurationError,
+    ConflictError,
+    CorruptionError,
+    DataPatternsError,
+    UnavailableError,
+    _restore,
+)
+from datapatterns.errors.index_tables import (
+    IndexChangedError,
+    IndexDefinitionError,
+    IndexDetachedError,
+    IndexDiffersError,
+    IndexKeyTakenError,
+    IndexMissingError,
+    IndexModeError,
+    IndexNotReadyError,
+)
+from datapatterns.errors.migrations import (
+    MigrationBlockedError,
+    MigrationNeededError,
+    SchemaDriftError,
+    SchemaManagedElsewhereError,
+    SchemaNameError,
+    SchemaOccupiedError,
+    UnknownRevisionError,
+)
+from datapatterns.errors.projections import (
+    EvictionPolicyError,
+    ForeignReadModelError,
+    LeaseHeldError,
+    LeaseLostError,
+    ProjectionDefinitionError,
+    ProjectionStoppedError,
+    ProjectionVersionError,
+    ReadModelBehindError,
+    ReadModelBuildingError,
+    ReadModelKeyError,
+)
+from datapatterns.errors.servers import (
+    MissingExtraError,
+    MissingRightsError,
+    ReadOnlyServerError,
+    ServerTooOldError,
+    ServerUnavailableError,
+    SettingsError,
+)
+from datapatterns.errors.shard_statements import (
+    MergeLimitError,
+    MultiShardWriteError,
+    ScatterRefusedError,
+    UnmergeableQueryError,
+    UnroutableStatementError,
+)
+from datapatterns.errors.shards import (
+    BucketCountError,
+    GroupMismatchError,
+    ShardedTableError,
+    ShardKeyChangedError,
+    ShardKeyError,
+    ShardMapCorruptError,
+    ShardMapExistsError,
+    ShardMapMissingError,
+    ShardUnavailableError,
+    StaleShardMapError,
+    WrongShardError,
+)
+from datapatterns.errors.testing import FaultRefusedError, HistoryError, SearchTooLargeError
+from datapatterns.errors.transactions import (
+    AbortedTransactionError,
+    CommitUnansweredError,
+    IsolationLevelError,
+    OutcomeUnknownError,
+    TransactionInUseError,
+)
+from datapatterns.errors.views import (
+    SnapshotOutdatedError,
+    ViewBehindError,
+    ViewChangedError,
+    ViewDefinitionError,
+    ViewDiffersError,
+    ViewMissingError,
+    ViewNotPopulatedError,
+)
+
+__all__ = [
+    "AbortedTransactionError",
+    "AggregateError",
+    "AnchorError",
+    "BucketCountError",
+    "CacheBusyError",
+    "CacheKeyError",
+    "CaptureRefusedError",
+    "CapturedTableInUseError",
+    "CheckpointError",
+    "CodecError",
+    "CommitUnansweredError",
+    "ConditionConflictError",
+    "ConfigurationError",
+    "ConflictError",
+    "ConsumerMissingError",
+    "CorruptionError",
+    "DataPatternsError",
+    "EmbeddedFolderError",
+    "EmbeddedStartError",
+    "EmbeddedTimeoutError",
+    "EncryptionKeyError",
+    "EventDataError",
+    "EventGapError",
+    "EventIdsReusedError",
+    "EventLineError",
+    "EventOrphanedError",
+    "EventShapeError",
+    "EventTypeError",
+    "EvictionPolicyError",
+    "ExportFileError",
+    "FaultRefusedError",
+    "ForeignReadModelError",
+    "ForeignSnapshotError",
+    "GroupMismatchError",
+    "HistoryError",
+    "ImportChunkError",
+    "ImportVersionError",
+    "IndexChangedError",
+    "IndexDefinitionError",
+    "IndexDetachedError",
+    "IndexDiffersError",
+    "IndexKeyTakenError",
+    "IndexMissingError",
+    "IndexModeError",
+    "IndexNotReadyError",
+    "IsolationLevelError",
+    "LeaseHeldError",
+    "LeaseLostError",
+    "MarkUnpublishedError",
+    "MergeLimitError",
+    "MigrationBlockedError",
+    "MigrationNeededError",
+    "MissingExtraError",
+    "MissingRightsError",
+    "MultiShardWriteError",
+    "OutcomeUnknownError",
+    "PayloadError",
+    "PersonalFieldError",
+    "ProjectionDefinitionError",
+    "ProjectionStoppedError",
+    "ProjectionVersionError",
+    "PurgeRefusedError",
+    "ReadModelBehindError",
+    "ReadModelBuildingError",
+    "ReadModelKeyError",
+    "ReadOnlyServerError",
+    "ScatterRefusedError",
+    "SchemaDriftError",
+    "SchemaManagedElsewhereError",
+    "SchemaNameError",
+    "SchemaOccupiedError",
+    "SearchTooLargeError",
+    "ServerTooOldError",
+    "ServerUnavailableError",
+    "SettingsError",
+    "ShardKeyChangedError",
+    "ShardKeyError",
+    "ShardMapCorruptError",
+    "ShardMapExistsError",
+    "ShardMapMissingError",
+    "ShardUnavailableError",
+    "ShardedTableError",
+    "SnapshotOutdatedError",
+    "SourceEventError",
+    "StaleShardMapError",
+    "StreamArchivedError",
+    "StreamCopyError",
+    "SubjectForgottenError",
+    "SubjectKeyError",
+    "TransactionInUseError",
+    "UnavailableError",
+    "UncacheableValueError",
+    "UnknownRevisionError",
+    "UnknownRowsError",
+    "UnmergeableQueryError",
+    "UnroutableStatementError",
+    "VersionConflictError",
+    "ViewBehindError",
+    "ViewChangedError",
+    "ViewDefinitionError",
+    "ViewDiffersError",
+    "ViewMissingError",
+    "ViewNotPopulatedError",
+    "WrongShardError",
+]
+
+# Tracebacks, logs and pickles name them as they are imported, not by the file that they stand in:
+# so one release reads what another has pickled.
+for _thing in (_restore, *(globals()[name] for name in __all__)):
+    _thing.__module__ = __name__
+del _thing

@@ -1,0 +1,62 @@
+"""Cache-aside."""
+
+from datapatterns.errors.families import ConfigurationError, UnavailableError
+
+
+class CacheKeyError(ConfigurationError):
+    """This cannot name a cache or one of its entries.
+
+    Attributes:
+        part: What cannot be part of the name.
+    """
+
+    def __init__(self, part: object, advice: str) -> None:
+        super().__init__(f"{part!r} cannot name a cache entry: {advice}")
+        self.part = repr(part)
+        self.advice = advice
+
+
+class UncacheableValueError(ConfigurationError):
+    """A loader returned what does not come back from a cache as the same type.
+
+    Attributes:
+        value_type: The name of its type.
+        reason: What encoding or decoding it said.
+    """
+
+    def __init__(self, value_type: str, reason: str) -> None:
+        super().__init__(
+            f"a value of type {value_type} cannot be cached: {reason}; return a dataclass, a"
+            " msgspec.Struct or plain data, and name its type"
+        )
+        self.value_type = value_type
+        self.reason = reason
+
+
+class UnknownRowsError(ConfigurationError):
+    """A statement writes rows that cache entries are made from, without saying which.
+
+    Attributes:
+        table: The table that it writes.
+    """
+
+    def __init__(self, table: str) -> None:
+        super().__init__(
+            f"this statement writes rows of {table} that a cache watches; say which by"
+            " execution_options(cache_keys=[...]), an empty list if none is cached"
+        )
+        self.table = table
+
+
+class CacheBusyError(UnavailableError):
+    """The database was busy with other loads for as long as this one could wait.
+
+    Attributes:
+        waited_seconds: How long it waited.
+    """
+
+    def __init__(self, *, waited_seconds: float) -> None:
+        super().__init__(
+            f"no load could begin within {waited_seconds:g} s; retry later, or raise loads_at_once"
+        )
+        self.waited_seconds = waited_seconds

@@ -1,0 +1,143 @@
+"""Index tables."""
+
+from datapatterns.errors.families import (
+    ConfigurationError,
+    ConflictError,
+    CorruptionError,
+    UnavailableError,
+)
+
+
+class IndexChangedError(ConfigurationError):
+    """An index table was built from another definition than the one declared.
+
+    Attributes:
+        index: Its name.
+    """
+
+    def __init__(self, index: str) -> None:
+        super().__init__(
+            f"index table {index!r} was built from another definition; declare that one, or"
+            " drop() it, create() it anew and backfill()"
+        )
+        self.index = index
+
+
+class IndexDefinitionError(ConfigurationError):
+    """An index table cannot be declared like this, or not on this table.
+
+    Attributes:
+        index: Its name.
+        problem: What stands in the way, and the way out.
+    """
+
+    def __init__(self, index: str, problem: str) -> None:
+        super().__init__(f"index table {index!r}: {problem}")
+        self.index = index
+        self.problem = problem
+
+
+class IndexDetachedError(ConfigurationError):
+    """Rows were written past an index table: its triggers don't fire for its table.
+
+    Attributes:
+        index: Its name.
+        table: The table that it was declared on.
+    """
+
+    def __init__(self, index: str, *, table: str) -> None:
+        super().__init__(
+            f"the triggers of index table {index!r} don't all fire for table {table}; if they"
+            " were disabled, repair() it; if another table took the place of the one it was"
+            " built on, drop() it, create() it anew and backfill()"
+        )
+        self.index = index
+        self.table = table
+
+
+class IndexMissingError(ConfigurationError):
+    """An index table is declared but was never created in this database.
+
+    Attributes:
+        index: Its name.
+    """
+
+    def __init__(self, index: str) -> None:
+        super().__init__(
+            f"there is no index table {index!r} in this database; create() it in a migration"
+        )
+        self.index = index
+
+
+class IndexModeError(ConfigurationError):
+    """An index table cannot be kept this way.
+
+    Attributes:
+        index: Its name.
+        mode: The mode that was asked for.
+    """
+
+    def __init__(self, index: str, *, mode: str) -> None:
+        super().__init__(
+            f"index table {index!r}: mode {mode!r} is not available yet; use 'local', which"
+            " keeps the index in the database of the rows: over shards, one on each"
+        )
+        self.index = index
+        self.mode = mode
+
+
+class IndexKeyTakenError(ConflictError):
+    """Another row has the key that a unique index table was to take.
+
+    The statement failed, so PostgreSQL accepts nothing more in the transaction: roll it back,
+    or back to a savepoint.
+
+    Attributes:
+        index: The index table's name.
+    """
+
+    def __init__(self, index: str) -> None:
+        super().__init__(
+            f"another row has this key in the unique index table {index!r}; roll back, look it"
+            " up and decide again"
+        )
+        self.index = index
+
+
+class IndexNotReadyError(UnavailableError):
+    """An index table is still being built, so what it doesn't hold may exist all the same.
+
+    Attributes:
+        index: Its name.
+        state: The state it is in.
+    """
+
+    def __init__(self, index: str, *, state: str) -> None:
+        super().__init__(
+            f"index table {index!r} is {state}; backfill() and activate() it, or look rows up"
+            " with miss='scan' meanwhile"
+        )
+        self.index = index
+        self.state = state
+
+
+class IndexDiffersError(CorruptionError):
+    """An index table and the rows it was built from do not agree.
+
+    Attributes:
+        index: Its name.
+        missing: Rows without their index row.
+        orphaned: Index rows without their row.
+        different: Index rows that carry other values than their row.
+    """
+
+    def __init__(self, index: str, *, missing: int, orphaned: int, different: int) -> None:
+        super().__init__(
+            f"index table {index!r} differs from its table: {missing} missing, {orphaned}"
+            f" orphaned, {different} different; repair() it (rows missing from a unique index"
+            " after that have a key that another row has: resolve these first)"
+        )
+        self.index = index
+        self.missing = missing
+        self.orphaned = orphaned
+        self.different = different

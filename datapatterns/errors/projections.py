@@ -1,0 +1,180 @@
+"""Projections and the read models that they build."""
+
+from datapatterns.errors.families import (
+    ConfigurationError,
+    ConflictError,
+    CorruptionError,
+    UnavailableError,
+)
+
+
+class EvictionPolicyError(ConfigurationError):
+    """Redis may drop parts of a read model when its memory is full.
+
+    Attributes:
+        policy: Its ``maxmemory-policy``.
+    """
+
+    def __init__(self, policy: str) -> None:
+        super().__init__(
+            f"Redis evicts any key when its memory is full (maxmemory-policy {policy}), and a read"
+            " model with holes looks whole; use noeviction or a volatile-* policy"
+        )
+        self.policy = policy
+
+
+class ProjectionDefinitionError(ConfigurationError):
+    """A projection is declared in a way that cannot work.
+
+    Attributes:
+        projection: Its name.
+    """
+
+    def __init__(self, projection: str, advice: str) -> None:
+        super().__init__(f"projection {projection}: {advice}")
+        self.projection = projection
+        self.advice = advice
+
+
+class ProjectionStoppedError(ConfigurationError):
+    """An event cannot be applied; all before it are, nothing after it is.
+
+    Attributes:
+        projection: Its name.
+        position: The event's.
+        event_type: What it is.
+    """
+
+    def __init__(self, projection: str, *, position: int, event_type: str, reason: str) -> None:
+        super().__init__(
+            f"projection {projection} stopped before {event_type} at position {position}:"
+            f" {reason}; fix the projection or its table and run it again"
+        )
+        self.projection = projection
+        self.position = position
+        self.event_type = event_type
+
+
+class ProjectionVersionError(ConfigurationError):
+    """The read model was built by another version of its projection.
+
+    Attributes:
+        projection: Its name.
+        declared: The version in the code.
+        live: The version that built what is there; None if that is not known.
+    """
+
+    def __init__(self, projection: str, *, declared: int, live: int | None) -> None:
+        built = "unknown code" if live is None else f"version {live}"
+        super().__init__(
+            f"projection {projection}: its read model was built by {built}, this code declares"
+            f" version {declared}; rebuild it with the code that is to run"
+        )
+        self.projection = projection
+        self.declared = declared
+        self.live = live
+
+
+class ReadModelKeyError(ConfigurationError):
+    """A key of a read model is not what its table's primary key is.
+
+    Attributes:
+        projection: The read model's name.
+    """
+
+    def __init__(self, projection: str, detail: str) -> None:
+        super().__init__(
+            f"read model {projection}: {detail}; let key= return the column's own type and shape"
+        )
+        self.projection = projection
+        self.detail = detail
+
+
+class LeaseHeldError(ConflictError):
+    """Another runner is at it.
+
+    Attributes:
+        resource: What the lease is for.
+        owner: Who holds it; None if that changed meanwhile.
+    """
+
+    def __init__(self, resource: str, *, owner: str | None) -> None:
+        super().__init__(
+            f"{resource} is run by {owner or 'somebody else'}; leave it to them, or try again"
+            " when their lease has lapsed"
+        )
+        self.resource = resource
+        self.owner = owner
+
+
+class LeaseLostError(ConflictError):
+    """The lease went to somebody else meanwhile; what was done under it is undone.
+
+    Attributes:
+        resource: What the lease is for.
+        epoch: Its fencing token.
+    """
+
+    def __init__(self, resource: str, *, epoch: int) -> None:
+        super().__init__(
+            f"the lease on {resource} (epoch {epoch}) is no longer the latest; claim it again"
+        )
+        self.resource = resource
+        self.epoch = epoch
+
+
+class ReadModelBehindError(UnavailableError):
+    """A read model has not shown a write in time.
+
+    Attributes:
+        projection: Its name.
+        position: How far it is; None if it was never run or its data are gone.
+        token: How far it should have been.
+    """
+
+    def __init__(
+        self, projection: str, *, position: int | None, token: int, stopped_by: str | None = None
+    ) -> None:
+        where = "nowhere yet" if position is None else f"at position {position}"
+        cause = f" ({stopped_by})" if stopped_by else ""
+        super().__init__(
+            f"{projection} is {where}, not at {token}{cause}; wait longer, look whether its runner"
+            " runs, or serve what is there with its age"
+        )
+        self.projection = projection
+        self.position = position
+        self.token = token
+        self.stopped_by = stopped_by
+
+
+class ReadModelBuildingError(UnavailableError):
+    """A read model is being built, so its figures are not whole yet.
+
+    Attributes:
+        projection: Its name.
+        position: How far the build is; None if it has not begun.
+    """
+
+    def __init__(self, projection: str, *, position: int | None) -> None:
+        progress = "has not begun" if position is None else f"is at position {position}"
+        super().__init__(
+            f"{projection} is not whole, its build {progress}; run its projection and read again"
+        )
+        self.projection = projection
+        self.position = position
+
+
+class ForeignReadModelError(CorruptionError):
+    """What lies in Redis under a read model's keys was not written on behalf of this database.
+
+    Attributes:
+        projection: The read model's name.
+    """
+
+    def __init__(self, projection: str, detail: str) -> None:
+        super().__init__(
+            f"{projection} in Redis is not this database's: {detail}; if two databases share"
+            " this Redis give each a prefix, if PostgreSQL was restored rebuild the projection"
+        )
+        self.projection = projection
+        self.detail = detail

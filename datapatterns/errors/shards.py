@@ -1,0 +1,170 @@
+"""Which shard a row lies on: keys, tables and the shard map."""
+
+from datapatterns.errors.families import (
+    ConfigurationError,
+    ConflictError,
+    CorruptionError,
+    UnavailableError,
+)
+
+
+class BucketCountError(ConfigurationError):
+    """Keys cannot be spread over this number of buckets.
+
+    Attributes:
+        buckets: The number that was asked for.
+    """
+
+    def __init__(self, buckets: int) -> None:
+        super().__init__(f"{buckets} buckets cannot be addressed by bits; use a power of two")
+        self.buckets = buckets
+
+
+class GroupMismatchError(ConfigurationError):
+    """The code declares an entity group otherwise than its stored map.
+
+    Attributes:
+        group: The name of the group.
+        declared: What the code says.
+        stored: What the map was created for.
+    """
+
+    def __init__(self, group: str, *, declared: str, stored: str) -> None:
+        super().__init__(
+            f"group {group!r} is declared as {declared}, but its data was placed by {stored};"
+            " declare what is stored, or copy the data into a new group"
+        )
+        self.group = group
+        self.declared = declared
+        self.stored = stored
+
+
+class ShardKeyChangedError(ConfigurationError):
+    """A row's shard key would change, which would leave it on the wrong shard.
+
+    Attributes:
+        table: The table of the row.
+        column: Its shard key.
+    """
+
+    def __init__(self, *, table: str, column: str) -> None:
+        super().__init__(
+            f"{table}.{column} is a shard key and cannot be changed; delete the row and insert it"
+            " again under the new key, in two transactions"
+        )
+        self.table = table
+        self.column = column
+
+
+class ShardKeyError(ConfigurationError):
+    """A value cannot be, or is not, the shard key that it is used as.
+
+    Attributes:
+        group: The name of the entity group.
+    """
+
+    def __init__(self, group: str, advice: str) -> None:
+        super().__init__(f"shard key of {group!r}: {advice}")
+        self.group = group
+        self.advice = advice
+
+
+class ShardMapExistsError(ConfigurationError):
+    """A shard map cannot be created here, because something else is here already.
+
+    Attributes:
+        place: Where.
+    """
+
+    def __init__(self, place: str, advice: str) -> None:
+        super().__init__(f"{place}: {advice}")
+        self.place = place
+        self.advice = advice
+
+
+class ShardMapMissingError(ConfigurationError):
+    """Nobody has decided yet where the buckets of a group lie.
+
+    Attributes:
+        group: The name of the group.
+    """
+
+    def __init__(self, group: str) -> None:
+        super().__init__(
+            f"the control database has no map of group {group!r};"
+            " create it once with ShardCluster.create_map()"
+        )
+        self.group = group
+
+
+class ShardedTableError(ConfigurationError):
+    """A table cannot be sharded as it is declared.
+
+    Attributes:
+        table: Its name.
+    """
+
+    def __init__(self, table: str, advice: str) -> None:
+        super().__init__(f"table {table!r}: {advice}")
+        self.table = table
+        self.advice = advice
+
+
+class WrongShardError(ConfigurationError):
+    """The server behind a connection string is another shard than the one it is named for.
+
+    Attributes:
+        expected: The shard that the configuration names.
+        found: The shard that the server says it is; None if it is none yet.
+    """
+
+    def __init__(self, *, expected: str, found: str | None) -> None:
+        state = "has not been made a shard" if found is None else f"says that it is {found!r}"
+        super().__init__(
+            f"the server that is configured as shard {expected!r} {state};"
+            " check the connection strings, and that ShardCluster.create_map() has run"
+        )
+        self.expected = expected
+        self.found = found
+
+
+class StaleShardMapError(ConflictError):
+    """A shard no longer owns what the map says; the map has been read again.
+
+    Attributes:
+        shard: The shard that refused.
+    """
+
+    def __init__(self, shard: str) -> None:
+        super().__init__(
+            f"shard {shard!r} owns other buckets than the map says;"
+            " repeat the whole transaction, which then follows the new map"
+        )
+        self.shard = shard
+
+
+class ShardUnavailableError(UnavailableError):
+    """A shard does not answer.
+
+    Attributes:
+        shard: Which one.
+    """
+
+    def __init__(self, shard: str) -> None:
+        super().__init__(
+            f"shard {shard!r} does not answer; the others are usable, retry when it is back"
+        )
+        self.shard = shard
+
+
+class ShardMapCorruptError(CorruptionError):
+    """The stored map does not give each bucket to one shard.
+
+    Attributes:
+        group: The name of the group.
+    """
+
+    def __init__(self, group: str, advice: str) -> None:
+        super().__init__(f"the map of group {group!r} is damaged: {advice}")
+        self.group = group
+        self.advice = advice
