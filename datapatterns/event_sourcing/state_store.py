@@ -100,7 +100,7 @@ class StateStore:
             EventTypeError: A stored type is not declared.
             ValueError: The stream has not reached ``version``, or ``at`` has no time zone.
         """
-        [loaded] = self._loader.load(conn, subject, [key], Moment(version, at), tenant)
+        [loaded] = self._loader.load(conn, subject, [key], Moment([version], at), tenant)
         return loaded
 
     @overload
@@ -111,6 +111,7 @@ class StateStore:
         keys: Sequence[str],
         *,
         tenant: str = "",
+        versions: Sequence[int | None] | None = None,
         at: datetime | None = None,
     ) -> list[A]: ...
 
@@ -122,6 +123,7 @@ class StateStore:
         keys: Sequence[str],
         *,
         tenant: str = "",
+        versions: Sequence[int | None] | None = None,
         at: datetime | None = None,
     ) -> list[Folded[C, S]]: ...
 
@@ -132,6 +134,7 @@ class StateStore:
         keys: Sequence[str],
         *,
         tenant: str = "",
+        versions: Sequence[int | None] | None = None,
         at: datetime | None = None,
     ) -> Any:
         """Return the states of many streams, in the order of ``keys``, as `load` does for one.
@@ -143,11 +146,16 @@ class StateStore:
         Args:
             conn: A connection in a transaction.
             subject: The class of the aggregates, or the decider.
-            keys: Which ones.
+            keys: Which ones; the same one may stand there twice, at two versions.
             tenant: Whose; those of another tenant are another call.
+            versions: As each was after so many events, in the order of ``keys``; None for one as
+                it is now.
             at: As they were then. Across streams, time does not rise with the position.
+
+        Raises:
+            ValueError: There are more or fewer versions than keys; further, what `load` raises.
         """
-        return self._loader.load(conn, subject, keys, Moment(None, at), tenant)
+        return self._loader.load(conn, subject, keys, Moment(versions, at), tenant)
 
     def list_keys(
         self,

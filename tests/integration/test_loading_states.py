@@ -146,6 +146,49 @@ def test_many_streams_as_they_were(engine: Engine) -> None:
         assert [till.version for till in store.load_many(conn, Till, ["a"], at=before)] == [0]
 
 
+@pytest.mark.parametrize("snapshots", [(), (1, 4)])
+def test_many_streams_each_at_a_version_of_its_own(call: Call, snapshots: tuple[int, ...]) -> None:
+    keys = [str(n) for n in range(120)]  # more than one statement loads
+    for key in {*keys} - {"0"}:
+        call(filled, HISTORY, key)
+        for kept in snapshots:
+            call(store.save_snapshot, call(store.load, Till, key, version=kept))
+    wanted = [*keys, *keys]  # each twice
+    versions: list[int | None] = [None if n % 5 == 0 else n % 5 for n in range(1, 241)]
+    versions[0] = versions[120] = 0
+
+    loaded = call(store.load_many, Till, wanted, versions=versions)
+
+    for key, version, till in zip(wanted, versions, loaded, strict=True):
+        assert told(till) == replayed(Till, HISTORY[:version], key)
+
+
+def test_versions_of_many_streams_go_with_a_time(engine: Engine) -> None:
+    for half in (HISTORY[:3], HISTORY[3:]):
+        with engine.begin() as conn:
+            filled(conn, half, "a")
+            filled(conn, half, "b")
+    with engine.begin() as conn:
+        [first, *_] = store.read_stream(conn, StreamId("till", "b"), limit=1)
+
+        then = store.load_many(
+            conn, Till, ["a", "b"], versions=[2, len(HISTORY)], at=first.recorded_at
+        )
+
+        assert [till.version for till in then] == [2, 3]
+
+
+def test_each_key_has_a_version_that_its_stream_has_reached(call: Call) -> None:
+    call(filled, HISTORY, "a")
+
+    with pytest.raises(ValueError, match="1 versions for 2 keys; give one for each"):
+        call(store.load_many, Till, ["a", "b"], versions=[1])
+    with pytest.raises(ValueError, match="till-b is at version 0, not yet at 1"):
+        call(store.load_many, Till, ["a", "b"], versions=[None, 1])
+    with pytest.raises(ValueError, match="-1 is no version"):
+        call(store.load_many, Till, ["a", "b"], versions=[1, -1])
+
+
 @pytest.mark.parametrize("page", [1, 2, 3, 6, 7])
 def test_long_streams_are_read_in_pages(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, page: int
@@ -160,6 +203,23 @@ def test_long_streams_are_read_in_pages(
         assert told(store.load(conn, Till, "7", version=4)) == replayed(Till, HISTORY[:4])
         assert store.load(conn, Till, "7", at=first.recorded_at).version == 6
         assert store.load(conn, Till, "7", at=first.recorded_at, version=5).version == 5
+
+
+@pytest.mark.parametrize("page", [3, 6, 9, 17, 18])
+def test_many_long_streams_are_read_in_pages_up_to_their_versions(
+    call: Call, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr(loading, "PAGE_EVENTS", page)
+    call(filled, HISTORY)
+    call(filled, HISTORY, "8")
+
+    loaded = call(store.load_many, Till, ["8", "7", "7"], versions=[2, 5, None])
+
+    assert list(map(told, loaded)) == [
+        replayed(Till, HISTORY[:2], "8"),
+        replayed(Till, HISTORY[:5]),
+        replayed(Till, HISTORY),
+    ]
 
 
 @pytest.mark.parametrize("missing", [1, 3, 6])

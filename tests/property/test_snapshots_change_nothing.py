@@ -151,8 +151,11 @@ class Loads:
 
 def compare(by: Loads, history: list[Event], moments: list[tuple[datetime, int]]) -> None:
     assert told(by.load()) == folded(by.subject, history)
-    for version in range(len(history) + 1):
+    versions = range(len(history) + 1)
+    for version in versions:
         assert told(by.load(version=version)) == folded(by.subject, history[:version])
+    each = by.store.load_many(by.conn, by.subject, [by.key] * len(versions), versions=versions)
+    assert list(map(told, each)) == [folded(by.subject, history[:version]) for version in versions]
     for at, version in moments:
         then, before = by.load(at=at), by.load(at=at - timedelta(microseconds=1))
         reached = max(v for t, v in moments if t <= at)

@@ -57,7 +57,7 @@ _TAKEN: Final[dict[str, TypeEngine[Any]]] = {
     "names": ARRAY(Text),
     "aggregate": Text(),
     "fingerprint": LargeBinary(),
-    "version": BigInteger(),
+    "versions": ARRAY(BigInteger),
     "at": _MOMENT,
     "limit": BigInteger(),
     "bound": Boolean(),

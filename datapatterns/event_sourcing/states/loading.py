@@ -52,18 +52,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Up to where to look: a version, a time, or neither."""
+    """Up to where to look: a version of each stream, a time, both, or neither."""
 
-    version: int | None = None
+    versions: Sequence[int | None] | None = None
     at: datetime | None = None
 
     def __post_init__(self) -> None:
-        if self.version is not None and self.version < 0:
-            raise ValueError(f"{self.version} is no version; ask for 0 or more")
-        if self.version is not None and self.version > VERSION_MAX:
-            raise ValueError("no stream has so many events")
+        for version in self.versions or ():
+            if version is not None and version < 0:
+                raise ValueError(f"{version} is no version; ask for 0 or more")
+            if version is not None and version > VERSION_MAX:
+                raise ValueError("no stream has so many events")
         if self.at is not None and self.at.utcoffset() is None:
             raise ValueError(f"{self.at} has no time zone; give one, so that it is one instant")
+
+    def of(self, start: int, count: int) -> "Moment":
+        """Return the moment for ``count`` of the streams, from the one at ``start``."""
+        if self.versions is None:
+            return self
+        return Moment(self.versions[start : start + count], self.at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +91,17 @@ class Loader:
         tenant: str,
     ) -> list[Sourced]:
         """Do what `EventStore.load` promises, for each of ``keys``, in their order."""
+        if moment.versions is not None and len(moment.versions) != len(keys):
+            raise ValueError(
+                f"{len(moment.versions)} versions for {len(keys)} keys; give one for each,"
+                " None for a stream as it is now"
+            )
         loaded: list[Sourced] = []
         for start in range(0, len(keys), KEYS_MAX):
             some = keys[start : start + KEYS_MAX]
             began = self.clock.monotonic()
-            load = _Load(conn, self, subject, some, tenant, moment, PAGE_EVENTS // len(some))
+            then = moment.of(start, len(some))
+            load = _Load(conn, self, subject, some, tenant, then, PAGE_EVENTS // len(some))
             found = load.run(snapshot_kind(subject, self.types))
             took = self.clock.monotonic() - began
             for sourced in found:
@@ -155,7 +168,7 @@ class _Load:
                 "names": stored_names(self.subject, self.by.types),
                 "aggregate": kind and kind.aggregate,
                 "fingerprint": kind and kind.fingerprint,
-                "version": moment.version,
+                "versions": moment.versions and list(moment.versions),
                 "at": moment.at,
                 "limit": self.limit,
                 "bound": self.by.contents.needs_ids,
@@ -173,9 +186,9 @@ class _Load:
                 raise EventGapError(str(loaded[place].stream), version=1)
             self._fold(loaded[place], tail)
             if len(tail) == self.limit:
-                self._read_on(loaded[place], self._until(reached[place]))
+                self._read_on(loaded[place], self._until(place, reached[place]))
         for place, sourced in loaded.items():
-            self._check_whole(sourced, reached.get(place, 0))
+            self._check_whole(sourced, place, reached.get(place, 0))
         return list(loaded.values())
 
     def _begun(
@@ -197,15 +210,19 @@ class _Load:
                 self._restore(loaded[place], _Row(place, version, what, position, content), kind)
         return reached, len(rows)
 
-    def _until(self, reached: int) -> int:
-        version = self.moment.version
+    def _version(self, place: int) -> int | None:
+        """Return the version that is asked for of the stream in that place."""
+        return self.moment.versions[place - 1] if self.moment.versions else None
+
+    def _until(self, place: int, reached: int) -> int:
+        version = self._version(place)
         return reached if version is None else min(version, reached)
 
-    def _check_whole(self, sourced: Sourced, reached: int) -> None:
-        version = self.moment.version
+    def _check_whole(self, sourced: Sourced, place: int, reached: int) -> None:
+        version = self._version(place)
         if version is not None and version > reached:
             raise ValueError(f"{sourced.stream} is at version {reached}, not yet at {version}")
-        if self.moment.at is None and sourced.version < self._until(reached):
+        if self.moment.at is None and sourced.version < self._until(place, reached):
             raise EventGapError(str(sourced.stream), version=sourced.version + 1)
 
     def _restore(self, sourced: Sourced, row: _Row, kind: SnapshotKind) -> None:

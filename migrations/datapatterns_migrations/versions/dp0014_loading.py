@@ -17,11 +17,12 @@ depends_on = None
 LOAD = """
 -- The latest fitting snapshot of each stream, and at most p_limit events that followed it. STABLE:
 -- all of it is one view of the database, that of the calling statement.
--- p_version, p_at: as it was then; NULL for now. p_fingerprint: NULL for no snapshots.
+-- p_versions (one for each key), p_at: as it was then; NULL for now. p_fingerprint: NULL for no
+-- snapshots.
 -- p_bound: events come with their ids. What the rows mean, states/load_statement.py tells.
 CREATE FUNCTION {schema}.load_streams(
     p_tenant text, p_category text, p_keys text[], p_names text[], p_aggregate text,
-    p_fingerprint bytea, p_version bigint, p_at timestamptz, p_limit bigint, p_bound boolean)
+    p_fingerprint bytea, p_versions bigint[], p_at timestamptz, p_limit bigint, p_bound boolean)
 RETURNS TABLE (place bigint, version bigint, kind integer, "position" bigint, content text)
 LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
@@ -29,6 +30,7 @@ DECLARE
     begins bigint[];
     sid bigint;
     first bigint;
+    until bigint;
     kept record;
 BEGIN
     RETURN QUERY
@@ -41,8 +43,9 @@ BEGIN
          WHERE s.tenant = p_tenant AND s.category = p_category AND s.key = p_keys[i];
         CONTINUE WHEN sid IS NULL;
         ids[i] := sid;
+        until := p_versions[i];
         -- Compacted events count only for the past.
-        IF first > 1 AND (first > p_version OR p_at IS NOT NULL AND NOT EXISTS (
+        IF first > 1 AND (first > until OR p_at IS NOT NULL AND NOT EXISTS (
             SELECT FROM {schema}.event_all AS e
              WHERE e.stream_id = sid AND e.version = first AND e.at <= p_at))
         THEN
@@ -61,7 +64,7 @@ BEGIN
           FROM {schema}.snapshot AS n
          WHERE n.stream_id = sid AND n.aggregate = p_aggregate
            AND n.fingerprint = p_fingerprint AND n.version > begins[i]
-           AND (p_version IS NULL OR n.version <= p_version) AND (p_at IS NULL OR n.at <= p_at)
+           AND (until IS NULL OR n.version <= until) AND (p_at IS NULL OR n.at <= p_at)
          ORDER BY n.version DESC LIMIT 1;
         CONTINUE WHEN NOT FOUND;
         begins[i] := kept.version;
@@ -77,6 +80,7 @@ BEGIN
     END LOOP;
     FOR i IN 1..cardinality(p_keys) LOOP
         CONTINUE WHEN ids[i] IS NULL;
+        until := p_versions[i];
         RETURN QUERY
             SELECT i::bigint, e.version, e.type_id, e.position,
                    CASE WHEN NOT p_bound AND e.codec = 0 THEN e.data::text
@@ -84,7 +88,7 @@ BEGIN
                                     coalesce(e.data::text, encode(e.payload, 'base64'))) END
               FROM {schema}.event_all AS e
              WHERE e.stream_id = ids[i] AND e.version > begins[i]
-               AND (p_version IS NULL OR e.version <= p_version) AND (p_at IS NULL OR e.at <= p_at)
+               AND (until IS NULL OR e.version <= until) AND (p_at IS NULL OR e.at <= p_at)
              ORDER BY e.version LIMIT p_limit;
     END LOOP;
 END $$;
@@ -98,5 +102,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     run("""
         DROP FUNCTION {schema}.load_streams(
-            text, text, text[], text[], text, bytea, bigint, timestamptz, bigint, boolean);
+            text, text, text[], text[], text, bytea, bigint[], timestamptz, bigint, boolean);
     """)
