@@ -55,7 +55,8 @@ def transaction(
         IsolationLevelError: The engine is in autocommit mode.
         OutcomeUnknownError: The COMMIT was sent and its answer was lost.
     """
-    with engine.connect() as conn, committing(conn, attempted, ids=ids, traced=traced):
+    pending = PendingCommit(attempted, tuple(ids), traced)
+    with pending.explaining(), engine.connect() as conn, pending.committing(conn):
         yield conn
 
 
@@ -69,14 +70,8 @@ def committing(
 ) -> Iterator[None]:
     """Do as `transaction` does, on a connection that is there already."""
     pending = PendingCommit(attempted, tuple(ids), traced)
-    try:
-        with conn.begin():
-            refuse_autocommit(conn)
-            yield
-            pending.prepare(conn)
-    except BaseException as error:
-        pending.explain(error)
-        raise
+    with pending.explaining(), pending.committing(conn):
+        yield
 
 
 @contextmanager
@@ -144,12 +139,29 @@ class PendingCommit:
             self.trace = take_trace(conn)
         self.sent = True
 
-    def explain(self, error: BaseException) -> None:
-        """Raise what ``error`` means if it hides an unknown outcome; return if it does not.
+    @contextmanager
+    def committing(self, conn: Connection) -> Iterator[None]:
+        """Begin a transaction and commit it."""
+        with conn.begin():
+            refuse_autocommit(conn)
+            yield
+            self.prepare(conn)
 
-        Whatever is no `Exception`, such as a cancellation, must stay what it is: then the unknown
-        outcome is its cause.
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Raise what an error means if it hides an unknown outcome.
+
+        Around the connection: what ends the wait while it goes back to its pool comes after the
+        COMMIT. Whatever is no `Exception`, such as a cancellation, must stay what it is: then the
+        unknown outcome is its cause.
         """
+        try:
+            yield
+        except BaseException as error:
+            self._explain(error)
+            raise
+
+    def _explain(self, error: BaseException) -> None:
         if not self.sent or not is_unknown(error):
             return
         if self.traced and self.trace is None:

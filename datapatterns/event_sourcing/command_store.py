@@ -134,7 +134,12 @@ class CommandStore(StateStore):
         metadata: Mapping[str, Any] | None = None,
         policy: CommandPolicy = DEFAULT_COMMAND_POLICY,
     ) -> Any:
-        """Do as `handle`, on an async engine; needs the ``async`` extra."""
+        """Do as `handle`, on an async engine; needs the ``async`` extra.
+
+        A cancelled command stays a cancellation; if it may have been carried out, an
+        `OutcomeUnknownError` with the ids of its events is its cause, which
+        `find_unknown_outcome` finds.
+        """
         how = Commanding(policy, metadata, tenant)
         return await handle_async(self, engine, subject, key, command, how)
 

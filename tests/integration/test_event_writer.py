@@ -43,6 +43,14 @@ from tests.fixtures.lost_commits import Loss, Network
 store = EventStore()
 CART = StreamId("cart", "7")
 APPEND = "SELECT outcome"
+FORGET = """
+CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DEALLOCATE ALL;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER forget AFTER INSERT ON datapatterns.event EXECUTE FUNCTION forget();
+"""
 
 
 class Write(Protocol):
@@ -228,6 +236,17 @@ def test_nothing_is_prepared_where_the_engine_says_so(engine: Engine) -> None:
     with pooled.connect() as conn:
         assert conn.scalar(text("SELECT count(*) FROM pg_prepared_statements")) == 0
     pooled.dispose()
+
+
+def test_statements_that_the_session_has_forgotten_are_prepared_anew(
+    engine: Engine, write: Write
+) -> None:
+    with engine.begin() as conn:  # as behind a proxy that goes on with another session
+        conn.execute(text(FORGET))
+
+    write(engine, *(to_cart(version) for version in range(4)))
+
+    assert stored(engine) == [1, 2, 3, 4]
 
 
 def test_a_server_that_is_away_is_unavailable(engine_with: EngineWith, write: Write) -> None:

@@ -6,6 +6,7 @@ import psycopg
 import pytest
 from psycopg import errors
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from datapatterns.errors import (
     MissingRightsError,
@@ -83,6 +84,26 @@ def test_a_standby_that_answers_in_a_failover_says_nothing_about_the_outcome() -
     assert append.failed(READ_ONLY, sent=True, now=1.0) > 0
     with pytest.raises(OutcomeUnknownError):
         append.failed(READ_ONLY, sent=True, now=10.0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.LockNotAvailable("lock timeout"),  # of the first attempt, which still goes on
+        errors.QueryCanceled("statement timeout"),
+        errors.InsufficientPrivilege("no"),
+        PoolTimeoutError("QueuePool limit"),
+    ],
+)
+def test_what_refuses_the_second_attempt_says_nothing_about_the_first(error: Exception) -> None:
+    append = begun()
+    append.failed(LOST, sent=True, now=0.0)
+
+    assert append.failed(error, sent=True, now=1.0) > 0
+    with pytest.raises(OutcomeUnknownError) as unknown:
+        append.failed(error, sent=True, now=10.0)
+
+    assert unknown.value.__cause__ is error
 
 
 @pytest.mark.parametrize("error", [errors.DeadlockDetected(), errors.SerializationFailure()])

@@ -14,7 +14,7 @@ from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import DataPatternsError, ServerUnavailableError
 from datapatterns.event_sourcing.appending.batching import outgoing
 from datapatterns.event_sourcing.appending.tag_query import Condition
-from datapatterns.event_sourcing.appending.writing import SERVER, Writing, writing
+from datapatterns.event_sourcing.appending.writing import SERVER, Writing, must_reconnect, writing
 from datapatterns.event_sourcing.events import Appended, Expected, StreamId
 
 if TYPE_CHECKING:
@@ -107,23 +107,25 @@ class EventWriter:
             deadline=self._clock.monotonic() + self._patience_seconds,
         )
         line = self._line()
+        wait = 0.0
         try:
             while True:
                 sent = False
                 try:
+                    if wait:
+                        self._clock.sleep(wait)
                     line = line or _Line(self._engine)
                     if not begun.is_outgoing:
                         begun.send_as(outgoing(line.conn, begun.batch, self._contents))
                     sent = True
                     return begun.answer(line.send(begun))
                 except BaseException as error:
-                    if line is not None and (line.is_broken() or not isinstance(error, Exception)):
+                    if line is not None and (line.is_broken() or must_reconnect(error)):
                         line.discard()
                         line = None
                     if isinstance(error, DataPatternsError):
                         raise
                     wait = begun.failed(error, sent=sent, now=self._clock.monotonic())
-                self._clock.sleep(wait)
         finally:
             self._give_back(line)
 

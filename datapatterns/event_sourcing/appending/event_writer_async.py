@@ -13,7 +13,7 @@ from datapatterns.errors import DataPatternsError, ServerUnavailableError
 from datapatterns.event_sourcing.appending.batching import outgoing
 from datapatterns.event_sourcing.appending.event_writer import CLOSED, check_writer
 from datapatterns.event_sourcing.appending.tag_query import Condition
-from datapatterns.event_sourcing.appending.writing import SERVER, Writing, writing
+from datapatterns.event_sourcing.appending.writing import SERVER, Writing, must_reconnect, writing
 from datapatterns.event_sourcing.events import Appended, Expected, StreamId
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class AsyncEventWriter:
     ) -> None:
         check_writer(connections, patience_seconds)
         self._store = store
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
         self._patience_seconds = patience_seconds
         self._clock = clock
         self._closed = False
@@ -82,10 +82,13 @@ class AsyncEventWriter:
             deadline=self._clock.monotonic() + self._patience_seconds,
         )
         line = await self._line()
+        wait = 0.0
         try:
             while True:
                 sent = False
                 try:
+                    if wait:
+                        await asyncio.sleep(wait)
                     line = line or await _Line.open(self._engine)
                     if not begun.is_outgoing:
                         begun.send_as(
@@ -94,13 +97,12 @@ class AsyncEventWriter:
                     sent = True
                     return begun.answer(await line.send(begun))
                 except BaseException as error:
-                    if line is not None and (line.is_broken() or not isinstance(error, Exception)):
+                    if line is not None and (line.is_broken() or must_reconnect(error)):
                         await line.discard()
                         line = None
                     if isinstance(error, DataPatternsError):
                         raise
                     wait = begun.failed(error, sent=sent, now=self._clock.monotonic())
-                await asyncio.sleep(wait)
         finally:
             await self._give_back(line)
 
@@ -163,7 +165,13 @@ class _Line:
     @classmethod
     async def open(cls, engine: AsyncEngine) -> "_Line":
         conn = await engine.connect()
-        return cls(conn, (await conn.get_raw_connection()).driver_connection)
+        try:
+            # Not by the engine: whoever is cancelled meanwhile would leave it outside of its pool.
+            conn = await conn.execution_options(isolation_level="AUTOCOMMIT")
+            return cls(conn, (await conn.get_raw_connection()).driver_connection)
+        except BaseException:
+            await _discard(conn)
+            raise
 
     async def send(self, begun: Writing) -> Sequence[Any]:
         statement, parameters = begun.call()
@@ -175,8 +183,12 @@ class _Line:
         return bool(self._driver.closed or self._driver.broken)
 
     async def discard(self) -> None:
-        await self.conn.invalidate()
-        await self.conn.close()
+        await _discard(self.conn)
 
     async def close(self) -> None:
         await self.conn.close()
+
+
+async def _discard(conn: AsyncConnection) -> None:
+    await conn.invalidate()
+    await conn.close()

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import errors as sqlstates
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.errors import OutcomeUnknownError, ReadOnlyServerError, ServerUnavailableError
+from datapatterns.errors import OutcomeUnknownError, ServerUnavailableError
 from datapatterns.event_sourcing.appending.appending import (
     Guard,
     StreamBatch,
@@ -31,6 +31,8 @@ SERVER: Final = "the database"
 _WAIT_SECONDS: Final = 0.05
 _WAIT_SECONDS_MAX: Final = 1.0
 _ROLLED_BACK: Final = (sqlstates.DeadlockDetected, sqlstates.SerializationFailure)
+_FORGOTTEN: Final = (sqlstates.InvalidSqlStatementName,)
+"""The session has no longer what the driver has prepared: a pooler has discarded it or changed."""
 
 
 @dataclass(slots=True)
@@ -84,17 +86,21 @@ class Writing:
         Raises:
             OutcomeUnknownError: It may have taken place, and there is no time left to find out.
             ServerUnavailableError: It was not sent, and there is no time left.
-            BaseException: ``error``, if it says that it was refused, or is none of the database.
+            BaseException: ``error``, if it says that it was refused, or is none of the database;
+                unless an attempt before may have taken place, of which it says nothing.
         """
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        # In a failover the old primary may answer first, and while the first attempt still goes on
+        # the next may wait too long for its lock: neither says what became of the first.
+        may_pass = self.unknown is not None or _may_pass(cause, sent=sent)
         if sent and is_unknown(cause):
             self.unknown = cause
         if not isinstance(cause, Exception):  # a cancellation must stay what it is
             if self.unknown is not None:
                 cause.__cause__ = self._outcome(cause)
             raise cause
-        if not self._may_pass(cause, sent=sent):
-            self._refuse(cause)
+        if not may_pass:
+            _refuse(cause)
         self.attempts += 1
         wait = 0.0
         if self.attempts > 1:
@@ -104,26 +110,6 @@ class Writing:
                 raise self._outcome(self.unknown) from cause
             raise ServerUnavailableError(SERVER, _said(cause)) from cause
         return wait
-
-    def _may_pass(self, error: Exception, *, sent: bool) -> bool:
-        if not isinstance(error, psycopg.Error):
-            return False
-        if isinstance(error, _ROLLED_BACK) or (sent and is_unknown(error)):
-            return True
-        named = named_error(error, SERVER)
-        if isinstance(named, ReadOnlyServerError):
-            # In a failover the old primary may answer first; it knows nothing of the outcome.
-            return self.unknown is not None
-        return isinstance(named, ServerUnavailableError)
-
-    def _refuse(self, error: Exception) -> None:
-        named = named_error(error, SERVER)
-        if named is not None:
-            raise named from error
-        if isinstance(error, psycopg.Error):
-            # As SQLAlchemy raises it, but without the statement's parameters.
-            raise DBAPIError.instance(None, None, error, psycopg.Error) from error
-        raise error
 
     def _outcome(self, cause: BaseException) -> OutcomeUnknownError:
         return OutcomeUnknownError(
@@ -150,6 +136,29 @@ def writing(  # noqa: PLR0913 -- what may be said about one append
     keyed = isinstance(expected_version, Expected)
     batch = StreamBatch(stream, encoded, expected_version, None, keyed)
     return Writing(batch, guard(unless, stream, types=types), schema, deadline)
+
+
+def _may_pass(error: BaseException, *, sent: bool) -> bool:
+    if not isinstance(error, psycopg.Error):
+        return False
+    if isinstance(error, (*_ROLLED_BACK, *_FORGOTTEN)) or (sent and is_unknown(error)):
+        return True
+    return isinstance(named_error(error, SERVER), ServerUnavailableError)
+
+
+def _refuse(error: Exception) -> None:
+    named = named_error(error, SERVER)
+    if named is not None:
+        raise named from error
+    if isinstance(error, psycopg.Error):
+        # As SQLAlchemy raises it, but without the statement's parameters.
+        raise DBAPIError.instance(None, None, error, psycopg.Error) from error
+    raise error
+
+
+def must_reconnect(error: BaseException) -> bool:
+    """Return whether a connection is of no use after ``error``, although it is not broken."""
+    return not isinstance(error, Exception) or isinstance(error, _FORGOTTEN)
 
 
 def _said(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.states.decider import Folded, refuse_unfinished
 from datapatterns.event_sourcing.states.sourced import Sourced
 from datapatterns.event_sourcing.states.subjects import Subject, beginning
+from datapatterns.outcomes import find_unknown_outcome
 from datapatterns.transactions import transaction
 
 if TYPE_CHECKING:
@@ -91,16 +92,15 @@ def handle(
 ) -> Handled[Any]:
     """Do what `EventStore.handle` promises."""
     task = _Task(store, subject, key, command, how)
-    while True:
-        try:
-            with transaction(engine, attempted=task.attempted) as conn:
-                task.attempt(conn)
-        except Exception as error:  # noqa: BLE001 -- it comes out again, unless it is one of few
-            store.clock.sleep(task.delay_after(error))
-        else:
-            break
-        if task.is_done:
-            break
+    with task.explaining():
+        while not task.is_done:
+            try:
+                with transaction(engine, attempted=task.attempted) as conn:
+                    task.attempt(conn)
+            except Exception as error:  # noqa: BLE001 -- it comes out again, unless it is one of few
+                store.clock.sleep(task.delay_after(error))
+            else:
+                break
     return task.handled()
 
 
@@ -116,16 +116,15 @@ async def handle_async(
     from datapatterns.aio import transaction as async_transaction  # noqa: PLC0415 -- an extra
 
     task = _Task(store, subject, key, command, how)
-    while True:
-        try:
-            async with async_transaction(engine, attempted=task.attempted) as conn:
-                await conn.run_sync(task.attempt)
-        except Exception as error:  # noqa: BLE001 -- as above
-            await asyncio.sleep(task.delay_after(error))
-        else:
-            break
-        if task.is_done:
-            break
+    with task.explaining():
+        while not task.is_done:
+            try:
+                async with async_transaction(engine, attempted=task.attempted) as conn:
+                    await conn.run_sync(task.attempt)
+            except Exception as error:  # noqa: BLE001 -- as above
+                await asyncio.sleep(task.delay_after(error))
+            else:
+                break
     return task.handled()
 
 
@@ -225,10 +224,24 @@ class _Task:
             return seconds
         if self.unknown is None:
             raise error
+        raise self._outcome(self.unknown) from self.unknown.__cause__
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Give what ends all attempts, such as a cancellation, the unknown outcome as its cause."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException as error:
+            unknown = find_unknown_outcome(error) or self.unknown
+            if unknown is not None:
+                error.__cause__ = self._outcome(unknown)
+            raise
+
+    def _outcome(self, unknown: OutcomeUnknownError) -> OutcomeUnknownError:
         ids = [event_id for event_id, _ in self._sent()]
-        raise OutcomeUnknownError(
-            self.attempted, reason=self.unknown.reason, ids=ids
-        ) from self.unknown.__cause__
+        return OutcomeUnknownError(self.attempted, reason=unknown.reason, ids=ids)
 
     def handled(self) -> Handled[Any]:
         sourced = self.sourced
