@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta, timezone
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any, NewType
 from uuid import UUID
@@ -40,6 +40,26 @@ class Measured:
 @dataclass(frozen=True)
 class Planned:
     stops: list[dict[str, tuple[datetime, ...]]]
+
+
+@types.event("timetable")
+@dataclass(frozen=True)
+class Timetable:
+    by_day: dict[datetime, int] = field(default_factory=dict)
+    by_time: dict[time, int] = field(default_factory=dict)
+
+
+class Seasonal(tzinfo):
+    """Knows its offset only of a moment, like many a zone that people write themselves."""
+
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        assert moment is not None
+        return timedelta(hours=moment.month > 6)
+
+    def dst(self, _moment: datetime | None) -> None: ...
+
+    def tzname(self, _moment: datetime | None) -> str:
+        return "ours"
 
 
 @types.event("dated")
@@ -119,6 +139,12 @@ class Noted(pydantic.BaseModel, frozen=True):
         Measured(at=datetime(1900, 1, 1, tzinfo=timezone(timedelta(minutes=53, seconds=28)))),
         Measured(begins=time(1, 2, tzinfo=timezone(timedelta(seconds=30)))),
         Measured(at=datetime(2026, 1, 1, tzinfo=BERLIN)),
+        Measured(at=datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=UTC)),
+        Measured(at=datetime(2026, 1, 1, tzinfo=Seasonal())),
+        Measured(begins=time(12, tzinfo=BERLIN)),
+        Measured(begins=time(2, 30, fold=1)),
+        Timetable(by_day={datetime(2026, 1, 1, tzinfo=BERLIN): 1}),
+        Timetable(by_time={time(12, tzinfo=BERLIN): 1}),
         Planned([{"a": (datetime(2026, 1, 1, tzinfo=BERLIN),)}]),
         Dated(at=datetime(2026, 1, 1, tzinfo=BERLIN)),
         Moved(Named("Ulm")),
@@ -147,6 +173,7 @@ def test_what_would_come_back_otherwise_is_refused(event: object) -> None:
         Measured(price=Decimal("sNaN")),
         Measured(at=datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=-3, minutes=30)))),
         Measured(at=datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC")), begins=time(1, tzinfo=UTC)),
+        Timetable({datetime(2026, 1, 1, tzinfo=UTC): 1}, {time(12): 1, time(1, tzinfo=UTC): 2}),
         Planned([{"a": (datetime(2026, 1, 1, tzinfo=UTC),)}]),
         Dated(at=datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=1)))),
         Moved(Contact("Ulm"), (1, 2), frozenset({"a"}), {"b": 1}),
