@@ -1,5 +1,6 @@
 """State that stands somewhere in its stream: what aggregates and deciders have in common."""
 
+from abc import abstractmethod
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
@@ -115,13 +116,11 @@ class Sourced:
         history.unsaved.append((uuid4(), kept))
         history.version += 1
 
+    # Without ABCMeta, which would leave attributes in every class: those of an aggregate are its
+    # state. The type checker refuses a class that lacks it all the same.
+    @abstractmethod
     def _apply(self, event: object) -> None:
-        """Fold ``event`` into the state; each kind of state has its way.
-
-        Not marked as abstract: the metaclass for that leaves attributes in every class, and those
-        of an aggregate are its state.
-        """
-        raise NotImplementedError
+        """Fold ``event`` into the state; each kind of state has its way."""
 
 
 def is_unchanging(value: object) -> bool:
