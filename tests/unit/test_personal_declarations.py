@@ -1,13 +1,14 @@
 """A personal field is found wherever it lies, or its declaration is refused by name."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, NewType, Optional, TypedDict
+from typing import Annotated, Any, Final, NamedTuple, NewType, Optional, TypedDict
 from uuid import UUID
 
 import attrs
 import msgspec
 import pydantic
 import pytest
+from typing_extensions import TypeAliasType
 
 from datapatterns.errors import PersonalFieldError
 from datapatterns.event_sourcing import EventTypes, Personal, Redacted
@@ -53,6 +54,13 @@ class Model(pydantic.BaseModel, frozen=True):
     phone: Annotated[str, pydantic.Field(alias="tel"), About] = ""
 
 
+class TwoAliases(pydantic.BaseModel, frozen=True):
+    customer_id: str = pydantic.Field(validation_alias="id", serialization_alias="id")
+    email: Annotated[
+        str, pydantic.Field(validation_alias="mail", serialization_alias="mail"), About
+    ]
+
+
 MODEL = {"customerId": "c1", "email": "a", "tel": "1"}
 
 
@@ -91,6 +99,7 @@ def test_personal_fields_are_found_in_nested_objects_lists_and_mappings() -> Non
         (Struct("c1", "a@b"), [("emailAddress", "c1")]),
         (Attrs("c1", "a@b"), [("email", "c1")]),
         (Model.model_validate(MODEL), [("email", "c1"), ("tel", "c1")]),
+        (TwoAliases.model_validate({"id": "c1", "mail": "a"}), [("mail", "c1")]),
     ],
 )
 def test_every_kind_of_class_can_have_them(event: object, found: list[tuple[str, str]]) -> None:
@@ -133,6 +142,14 @@ class Root(pydantic.RootModel[list[Annotated[str, Personal("root")]]], frozen=Tr
     pass
 
 
+class RootOfAnother(pydantic.RootModel[list[Annotated[str, About]]], frozen=True):
+    pass
+
+
+class Names(list[Annotated[str, About]]):
+    pass
+
+
 def declare(hint: Any, subject: Any = str) -> None:  # noqa: ANN401 -- a type hint
     cls = type("Event", (), {"__annotations__": {"customer_id": subject, "held": hint}})
     assert personal_plan("e", dataclass(frozen=True)(cls))
@@ -157,6 +174,7 @@ MARKED = Annotated[str, About]
         tuple[MARKED, ...],
         dict[str, list[MARKED]],
         list[Guest] | None,
+        TypeAliasType("Alias", MARKED),
     ],
 )
 def test_where_it_is_sound_it_is_accepted(hint: object) -> None:
@@ -172,6 +190,9 @@ def test_where_it_is_sound_it_is_accepted(hint: object) -> None:
         (InHiddenDict, "lies in a InDict"),
         (Writing, "writes itself"),
         (Root, "must be a str"),
+        (RootOfAnother, "writes itself"),
+        (Names, "lies in a Names"),
+        (Final[Annotated[str, About]], "lies in something that is no class"),
         (ArrayLike, "array_like"),
         (Tree, "holds itself"),
         (dict[MARKED, int], "key of a mapping"),
@@ -190,6 +211,27 @@ def test_where_it_could_be_missed_it_is_refused(hint: object, why: str) -> None:
         declare(hint)
     assert raised.value.field.startswith("Event.held")
     assert raised.value.event_type == "e"
+
+
+@pytest.mark.parametrize(
+    ("hint", "redacted"),
+    [
+        (MARKED, "[forgotten]"),
+        (MARKED | None, None),
+        (MARKED | Redacted, {"$personal": "redacted"}),
+        (Annotated[str | None, About], None),
+        (Annotated[str | None, Personal("customer_id", redacted="gone")], "gone"),
+    ],
+)
+def test_what_stands_for_it_later_is_what_the_whole_field_allows(
+    hint: object, redacted: object
+) -> None:
+    cls = type("Event", (), {"__annotations__": {"customer_id": str, "held": hint}})
+    plan = personal_plan("e", dataclass(frozen=True)(cls))
+
+    assert plan is not None
+    [slot] = slots({"customer_id": "c1", "held": "a@b"}, plan)
+    assert slot.redacted == redacted
 
 
 @pytest.mark.parametrize("subject", [str, int, UUID, Annotated[str, "id"], Mail])
