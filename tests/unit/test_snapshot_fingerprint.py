@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import tzinfo
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,17 +209,31 @@ def test_the_hash_seed_does_not_matter() -> None:
     assert run(1) == run(2) == run(3)
 
 
-@pytest.mark.parametrize("value", [object(), partial(print), [1, (2, {3})], {"a": b"b"}, ...])
-def test_whatever_code_names_has_a_description_without_addresses(value: object) -> None:
-    def handler() -> Callable[[], object]:
+FOREIGN_ZONE = type("Zone", (tzinfo,), {"__module__": "elsewhere"})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        object,
+        FOREIGN_ZONE,
+        lambda: partial(print),
+        lambda: [1, (2, {3})],
+        lambda: {"a": b"b"},
+        lambda: ...,
+    ],
+)
+def test_whatever_code_names_has_a_description_without_addresses(
+    make: Callable[[], object],
+) -> None:
+    def handler(value: object) -> Callable[[], object]:
         def f() -> object:
             return value
 
         return f
 
-    one, other = (
-        fingerprint([("f", handler())], owners=(), packages={"tests"}, extra="") for _ in range(2)
-    )
+    both = [handler(make()), handler(make())]  # at the same time, so at two addresses
+    one, other = (fingerprint([("f", f)], owners=(), packages={"tests"}, extra="") for f in both)
     assert one == other
 
 

@@ -11,7 +11,8 @@ import pytest
 from datapatterns.event_sourcing.states.snapshotting import snapshot_kind
 
 PRELUDE = """
-import collections, enum, operator
+import array, collections, datetime, decimal, enum, ipaddress, operator, pathlib, string, struct
+import types as kinds
 from dataclasses import dataclass, field
 from functools import singledispatch, singledispatchmethod
 from types import SimpleNamespace
@@ -117,6 +118,58 @@ DIVERGING: dict[str, str] = {
     "metaclass": reaching(
         "class M(type):\n  def rate(c): return %s\nclass H(metaclass=M): pass", "H.rate()"
     ),
+    "number that holds more": reaching("class K(int): pass\nK1 = K(3)\nK1.rate = %s", "K1.rate"),
+    "text that holds more": reaching("class K(str): pass\nK1 = K()\nK1.rate = %s", "K1.rate"),
+    "tuple that holds more": reaching("class K(tuple): pass\nK1 = K()\nK1.rate = %s", "K1.rate"),
+    "set that holds more": reaching("class K(set): pass\nK1 = K()\nK1.rate = %s", "K1.rate"),
+    "number that shows itself otherwise": reaching(
+        "class K(int):\n  def __repr__(s): return 'K'\nK1 = K(%s)", "K1"
+    ),
+    "object with fields that holds more": reaching(
+        "@dataclass\nclass K:\n  n: int\nK1 = K(1)\nK1.rate = %s", "K1.rate"
+    ),
+    "class of that name elsewhere": reaching(
+        "import contextvars\nKIND = [decimal.Context, contextvars.Context][%s - 1]", "KIND is None"
+    ),
+    "second of two that are looked at alike": reaching(
+        "A = collections.deque([0])\nB = collections.deque([%s])", "A[0] + B[0]"
+    ),
+    "attribute of a member of an enumeration": reaching(
+        "class Mode(enum.Enum):\n  A = 1\nMode.A.rate = %s", "Mode.A.rate"
+    ),
+    "property of an enumeration": reaching(
+        "class Mode(enum.Enum):\n  A = 1\n  @enum.property\n  def rate(s): return %s",
+        "Mode.A.rate",
+    ),
+    "property of a class and its objects": reaching(
+        "class P:\n  @kinds.DynamicClassAttribute\n  def rate(s): return %s", "P().rate"
+    ),
+    "type of a named tuple's field": reaching(
+        "class P(NamedTuple):\n  a: Literal[%s]", "msgspec.convert([1], P).a"
+    ),
+    "type of a dict's key": reaching(
+        "class P(TypedDict):\n  a: Literal[%s]", "msgspec.convert({'a': 1}, P)['a']"
+    ),
+    "zone of ours": reaching(
+        "class Z(datetime.tzinfo):\n  def __init__(s, k): s.k = k\nZONE = Z(%s)", "ZONE.k"
+    ),
+    "slice": reaching("FIRST = slice(%s)", "sum([1, 2, 3][FIRST])"),
+    "decimal context": reaching("CONTEXT = decimal.Context(prec=%s)", "CONTEXT.divide(1, 3)"),
+    "keys of a mapping": reaching("KEYS = {%s: 1}.keys()", "1 in KEYS"),
+    "values of a mapping": reaching("VALUES = {1: %s}.values()", "1 in VALUES"),
+    "items of a mapping": reaching("ITEMS = {1: %s}.items()", "(1, 1) in ITEMS"),
+    "chain of mappings": reaching("RATES = collections.ChainMap({'a': %s})", "RATES['a']"),
+    "user's mapping": reaching("RATES = collections.UserDict(a=%s)", "RATES['a']"),
+    "user's list": reaching("RATES = collections.UserList([%s])", "RATES[0]"),
+    "user's text": reaching("WORD = collections.UserString('%s')", "WORD"),
+    "bounds of a deque": reaching("LAST = collections.deque((1, 2, 3), maxlen=%s)", "LAST[0]"),
+    "array": reaching("RATES = array.array('i', [%s])", "RATES[0]"),
+    "type of an array": reaching("RATES = array.array('iq'[%s - 1], [1])", "RATES.itemsize"),
+    "memory": reaching("RATES = memoryview(b'%s')", "RATES[0]"),
+    "layout of a record": reaching("LAYOUT = struct.Struct('%sb')", "LAYOUT.size"),
+    "network": reaching("OURS = ipaddress.ip_network('10.%s.0.0/16')", "e.n in OURS"),
+    "path": reaching("PLACE = pathlib.PurePath('a%s')", "PLACE"),
+    "template": reaching("WORDS = string.Template('%s')", "WORDS.substitute()"),
     "default factory of a dataclass": made_by(
         "@dataclass(frozen=True)\nclass Counted:\n  n: int = field(default_factory=lambda: %s)"
     ),
@@ -182,6 +235,24 @@ def test_a_field_that_became_personal_leaves_readable_snapshots_behind() -> None
         )
 
     assert kind_of(event("str")) != kind_of(event("Annotated[str, Personal(subject='who')]"))
+
+
+def test_what_a_decimal_context_has_computed_does_not_count() -> None:
+    module = reaching("CONTEXT = decimal.Context(prec=3)%s", "CONTEXT.divide(1, 3)")
+
+    assert kind_of(module % "") == kind_of(module % "\nCONTEXT.divide(1, 3)")
+    assert kind_of(module % "") != kind_of(module % "\nCONTEXT.traps[decimal.Inexact] = True")
+
+
+def test_what_was_computed_once_for_an_object_does_not_count() -> None:
+    module = reaching(
+        "from functools import cached_property\n"
+        "class P:\n  @cached_property\n  def k(s): return %s\nP1 = P()%s",
+        "P1.k",
+    )
+
+    assert kind_of(module % (1, "")) == kind_of(module % (1, "\nP1.k"))
+    assert kind_of(module % (1, "")) != kind_of(module % (2, ""))
 
 
 UNORDERED = reaching(

@@ -10,13 +10,10 @@ inside a function, nor code that is looked up by a computed name; for those an a
 """
 
 import hashlib
-from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
-from datetime import date, time, timedelta, tzinfo
-from decimal import Decimal
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
-from fractions import Fraction
-from functools import cached_property, lru_cache, partial, partialmethod, singledispatchmethod
+from functools import cached_property
 from importlib import import_module
 from inspect import (
     CO_ASYNC_GENERATOR,
@@ -24,57 +21,13 @@ from inspect import (
     CO_GENERATOR,
     CO_VARARGS,
     CO_VARKEYWORDS,
+    get_annotations,
 )
-from operator import attrgetter, itemgetter, methodcaller
-from re import Pattern
-from types import (
-    BuiltinFunctionType,
-    CodeType,
-    FunctionType,
-    MappingProxyType,
-    MemberDescriptorType,
-    MethodDescriptorType,
-    MethodType,
-    MethodWrapperType,
-    ModuleType,
-    SimpleNamespace,
-    WrapperDescriptorType,
-)
+from types import CodeType, FunctionType, MappingProxyType, MemberDescriptorType, ModuleType
 from typing import Any, Final, TypeGuard, get_args, get_origin
-from uuid import UUID
 
 from datapatterns.event_sourcing.content.shapes import field_names, fields_made, hints_of
-
-_TELLING = (
-    *(type(None), bool, int, float, complex, str, bytes),
-    *(Decimal, Fraction, UUID, date, time, timedelta, tzinfo, range),
-)
-"""Values whose ``repr`` says all of them."""
-
-_PARTS: Final[dict[type, Callable[[Any], object]]] = {
-    property: lambda wrapper: [wrapper.fget, wrapper.fset, wrapper.fdel],
-    staticmethod: lambda wrapper: wrapper.__func__,
-    classmethod: lambda wrapper: wrapper.__func__,
-    cached_property: lambda wrapper: wrapper.func,
-    partial: lambda wrapper: [wrapper.func, wrapper.args, wrapper.keywords],
-    partialmethod: lambda wrapper: [wrapper.func, wrapper.args, wrapper.keywords],
-    type(lru_cache(len)): lambda wrapper: wrapper.__wrapped__,
-    singledispatchmethod: lambda method: [method.func, method.dispatcher],
-    MethodType: lambda method: [method.__self__, method.__func__],
-    BuiltinFunctionType: lambda function: [function.__qualname__, function.__self__],
-    MethodWrapperType: lambda method: [method.__qualname__, method.__self__],
-    MethodDescriptorType: lambda method: method.__qualname__,
-    WrapperDescriptorType: lambda method: method.__qualname__,
-    ModuleType: lambda module: module.__name__,
-    Pattern: lambda pattern: [pattern.pattern, pattern.flags],
-    deque: list,
-    bytearray: bytes,
-    SimpleNamespace: vars,
-    attrgetter: lambda getter: getter.__reduce__()[1:],
-    itemgetter: lambda getter: getter.__reduce__()[1:],
-    methodcaller: lambda caller: caller.__reduce__()[1:],
-}
-"""What objects of the standard library hold that matters here."""
+from datapatterns.event_sourcing.states.library_objects import PARTS, TELLING
 
 _CALLED_UNNAMED: Final = (FunctionType, staticmethod, classmethod, property)
 _HINT_PARTS: Final = ("__supertype__", "__bound__", "__constraints__", "__value__")
@@ -124,12 +77,11 @@ class _Reading:
         self._open_sets: list[object] = []
 
     def describe(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
-        if isinstance(value, Enum):
-            return self._kind(value), value.name, self.describe(value.value)
-        if isinstance(value, _TELLING) and type(value).__repr__ is not object.__repr__:
-            return self._kind(value), repr(value)
-        if isinstance(value, tuple):
-            return self._kind(value), [self.describe(part) for part in value]
+        if not self._is_ours(type(value)):  # else it may hold more, and itself among that
+            if isinstance(value, TELLING) and type(value).__repr__ is not object.__repr__:
+                return self._kind(value), repr(value)
+            if isinstance(value, tuple):
+                return self._kind(value), [self.describe(part) for part in value]
         if id(value) in self._seen:
             return "seen", self._seen[id(value)]
         self._seen[id(value)] = len(self._seen)
@@ -141,8 +93,6 @@ class _Reading:
             return self._class(value)
         if isinstance(value, FunctionType):
             return self._function(value)
-        if isinstance(value, set | frozenset):
-            return self._kind(value), [self.describe(part) for part in self._ordered(value)]
         return self._kind(value), self._held(value), self._attributes(value)
 
     def _kind(self, value: object) -> object:
@@ -165,12 +115,23 @@ class _Reading:
         return ordered
 
     def _held(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
-        if isinstance(value, list):
+        if isinstance(value, Enum):
+            return value.name, self.describe(value.value)
+        if isinstance(value, TELLING):
+            # As the class tells it that ours extends: ours may leave something out.
+            told: Any = next(c for c in type(value).__mro__ if not self._is_ours(c)).__repr__
+            return None if told is object.__repr__ else told(value)
+        if isinstance(value, list | tuple):
             return [self.describe(part) for part in value]
+        if isinstance(value, set | frozenset):
+            return [self.describe(part) for part in self._ordered(value)]
         if isinstance(value, dict | MappingProxyType):
             items = [(self.describe(k), self.describe(v)) for k, v in value.items()]
             missing = value.default_factory if isinstance(value, defaultdict) else None
             return items, self.describe(missing)
+        return self._parts(value)
+
+    def _parts(self, value: Any) -> object:  # noqa: ANN401 -- as above
         if names := field_names(type(value)):
             return [(name, self.describe(getattr(value, name, None))) for name in names]
         if get_origin(value) is not None:  # a type hint
@@ -178,19 +139,22 @@ class _Reading:
         if type(value).__module__ == "typing":
             inner = [self.describe(getattr(value, name, None)) for name in _HINT_PARTS]
             return getattr(value, "__name__", repr(value)), inner
-        parts = _PARTS.get(type(value))
+        parts = PARTS.get(type(value))
         return parts and self.describe(parts(value))
 
     def _attributes(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
-        """Return what an object of a class of ours holds, unless it has fields."""
-        if not self._is_ours(type(value)) or field_names(type(value)):
+        """Return what an object of a class of ours holds."""
+        cls = type(value)
+        if not self._is_ours(cls):
             return None
         held = dict(getattr(value, "__dict__", {}))
-        for cls in type(value).__mro__:
-            for name, member in vars(cls).items():
+        for above in cls.__mro__:
+            for name, member in vars(above).items():
                 if isinstance(member, MemberDescriptorType):
                     held.setdefault(name, getattr(value, name, None))
-        return [(name, self.describe(held[name])) for name in sorted(held)]
+        # What was computed once and kept follows from the rest, and may not be there yet.
+        names = [n for n in sorted(held) if not isinstance(getattr(cls, n, None), cached_property)]
+        return [(name, self.describe(held[name])) for name in names]
 
     def _class(self, cls: type) -> object:
         if not self._is_ours(cls):
@@ -203,7 +167,7 @@ class _Reading:
         ]
         members += [(name, self.describe(member)) for name, member in operators_of(cls)]
         made = [(name, self.describe(parts)) for name, parts in fields_made(cls)]
-        hints = [self.describe(hint) for hint in hints_of(cls)]
+        hints = [self.describe(hint) for hint in hints_of(cls) or get_annotations(cls).items()]
         return cls.__qualname__, above, members, made, hints
 
     def _function(self, function: FunctionType) -> object:
