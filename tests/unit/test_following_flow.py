@@ -17,6 +17,7 @@ from datapatterns.event_sourcing.log.following_flow import (
     following,
 )
 from datapatterns.event_sourcing.recorded import LogPage
+from datapatterns.testing.clock import BEGINNING
 
 PACE = Pace(seconds_min=1, seconds_max=4)
 
@@ -115,20 +116,22 @@ def test_after_a_lost_connection_it_begins_anew_after_the_last_event() -> None:
 
 
 def test_what_is_known_is_forgotten_and_ends_pauses() -> None:
-    known = Known()
+    known, life = Known(), (BEGINNING, BEGINNING)
     pause = Pause(1, Position(9))
 
     assert not known.is_fresh(0, 1)
-    known.look(Position(9), 5)
+    known.look(Position(9), life, 5)
     assert known.is_fresh(5.5, 1)
     assert not known.is_fresh(6, 1)
     assert not known.ends(pause, wakes=0)
     known.wakes += 1
     assert known.ends(pause, wakes=0)
-    known.look(Position(10), 5)
+    known.look(Position(10), life, 5)
     assert known.ends(pause, wakes=1)
+    assert known.life == life
     known.forget()
     assert not known.ends(pause, wakes=1)
+    assert known.life is None
 
 
 @pytest.mark.parametrize(("shortest", "longest"), [(0, 1), (-1, 1), (2, 1)])

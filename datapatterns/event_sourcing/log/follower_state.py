@@ -10,10 +10,10 @@ from sqlalchemy.exc import DBAPIError
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.log.filtering import EVERYTHING, LogFilter
-from datapatterns.event_sourcing.log.following_flow import Begin, Known, Pace, Read
+from datapatterns.event_sourcing.log.following_flow import Begin, Known, Life, Pace, Read
 from datapatterns.event_sourcing.log.high_water import read_hint
 from datapatterns.event_sourcing.log.losses import Losses
-from datapatterns.event_sourcing.log.same_server import SameServer
+from datapatterns.event_sourcing.log.same_server import SameServer, life_of
 from datapatterns.event_sourcing.recorded import LogPage
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import looking, reading
@@ -44,8 +44,14 @@ class SignalState(Generic[AnyEngine]):
         """Know nothing any more: the connection was lost, maybe in a crash."""
         self._known.forget()
 
-    def _hint(self, conn: Connection) -> Position:
-        return read_hint(conn, schema=self.store.schema, published=self.published)
+    @property
+    def life(self) -> Life | None:
+        """In which life of the server somebody looked last; None if nobody did."""
+        return self._known.life
+
+    def _sight(self, conn: Connection) -> tuple[Position, Life]:
+        hint = read_hint(conn, schema=self.store.schema, published=self.published)
+        return hint, life_of(conn)
 
 
 @dataclass(slots=True)
@@ -77,13 +83,20 @@ class FollowerState(Generic[AnyEngine, AnySignal]):
             if not self._server.answers(conn):  # the pool has hidden it
                 self._signal.forget()
                 return None
-            return self.store.read_log(
+            page = self.store.read_log(
                 conn,
                 step.after,
                 limit=self.limit,
                 matching=self.matching,
                 published=self.published,
             )
+        self._losses.end()  # not before: whoever can ask, but never read, is to give up
+        return page
+
+    def _looked(self, drawn: Position) -> Position | None:
+        """Return what was ``drawn``, or None if a pool has hidden a crash from who looked."""
+        life = self._signal.life
+        return drawn if life is None or self._server.lives(life) else None
 
     def _can_go_on(self, error: DBAPIError) -> bool:
         """Return whether to begin anew, knowing nothing any more."""

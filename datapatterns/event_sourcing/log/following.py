@@ -62,9 +62,9 @@ class LogSignal(SignalState[Engine]):
                 # By itself, so that a look is one statement and no BEGIN.
                 with self.engine.connect() as conn:
                     conn.execution_options(isolation_level="AUTOCOMMIT")
-                    drawn = self._hint(conn)
+                    sight = self._sight(conn)
                 with self._changed:
-                    self._known.look(drawn, now)
+                    self._known.look(*sight, now)
                     self._changed.notify_all()
             return self._known.drawn
 
@@ -115,7 +115,8 @@ class Follower(FollowerState[Engine, LogSignal]):
 
         Raises:
             CheckpointError: The checkpoint lies beyond the log.
-            OperationalError: The connection has been lost for too long.
+            OperationalError: No page could be read for too long: the connection was lost, or the
+                server did not get to it.
         """
         flow = following(self.pace)
         answer: Any = None
@@ -138,17 +139,15 @@ class Follower(FollowerState[Engine, LogSignal]):
 
     def _ask(self, step: Begin | Read | Look) -> Position | LogPage | None:
         try:
-            answer = self._answer(step)
+            return self._answer(step)
         except DBAPIError as error:
             if not self._can_go_on(error):
                 raise
             return None
-        self._losses.end()
-        return answer
 
     def _answer(self, step: Begin | Read | Look) -> Position | LogPage | None:
         if isinstance(step, Look):
-            return self._signal.look(step.seconds_max)
+            return self._looked(self._signal.look(step.seconds_max))
         self._wakes = self._signal.wakes  # before reading: a wake that comes meanwhile counts
         with self.engine.connect() as conn:
             conn.execution_options(isolation_level="READ COMMITTED")

@@ -53,8 +53,8 @@ class AsyncLogSignal(SignalState[AsyncEngine]):
             if not self._known.is_fresh(now, seconds_max):
                 async with self.engine.connect() as pooled:
                     conn = await pooled.execution_options(isolation_level="AUTOCOMMIT")
-                    drawn = await conn.run_sync(self._hint)
-                self._known.look(drawn, now)
+                    sight = await conn.run_sync(self._sight)
+                self._known.look(*sight, now)
                 self.notify()
             return self._known.drawn
 
@@ -115,17 +115,15 @@ class AsyncFollower(FollowerState[AsyncEngine, AsyncLogSignal]):
 
     async def _ask(self, step: Begin | Read | Look) -> Position | LogPage | None:
         try:
-            answer = await self._answer(step)
+            return await self._answer(step)
         except DBAPIError as error:
             if not self._can_go_on(error):
                 raise
             return None
-        self._losses.end()
-        return answer
 
     async def _answer(self, step: Begin | Read | Look) -> Position | LogPage | None:
         if isinstance(step, Look):
-            return await self._signal.look(step.seconds_max)
+            return self._looked(await self._signal.look(step.seconds_max))
         self._wakes = self._signal.wakes  # before reading: a wake that comes meanwhile counts
         async with self.engine.connect() as pooled:
             conn = await pooled.execution_options(isolation_level="READ COMMITTED")

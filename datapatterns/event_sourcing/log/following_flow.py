@@ -10,6 +10,7 @@ for nothing then, except the position of the last event: that one was committed.
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from datapatterns.event_sourcing.events import START, Position
@@ -77,6 +78,9 @@ class Look(NamedTuple):
 
 Step: TypeAlias = Begin | Read | Deliver | Pause | Look
 Flow: TypeAlias = Generator[Step, Any, None]
+
+Life: TypeAlias = tuple[datetime, datetime | None]
+"""In which life a server is: since when it runs, and since when it has had no crash."""
 
 _DOUBLED: Final = 2
 
@@ -148,12 +152,13 @@ class Known:
     """What the followers of a process know of the log, and how often they were woken."""
 
     drawn: Position = START
+    life: Life | None = None
     looked_at: float | None = None
     wakes: int = 0
 
-    def look(self, drawn: Position, now: float) -> None:
-        """Take in what somebody saw."""
-        self.drawn, self.looked_at = drawn, now
+    def look(self, drawn: Position, life: Life, now: float) -> None:
+        """Take in what somebody saw, and in which life of the server."""
+        self.drawn, self.life, self.looked_at = drawn, life, now
 
     def is_fresh(self, now: float, seconds_max: float) -> bool:
         """Return whether there is no need to look again."""
@@ -161,7 +166,7 @@ class Known:
 
     def forget(self) -> None:
         """Know nothing: after a crash positions are drawn again."""
-        self.drawn, self.looked_at = START, None
+        self.drawn, self.life, self.looked_at = START, None, None
 
     def ends(self, pause: Pause, *, wakes: int) -> bool:
         """Return whether a pause is over for who knew of so many wakes."""
