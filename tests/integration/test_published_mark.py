@@ -1,22 +1,16 @@
 """Readers in old snapshots skip nothing if they read up to the published mark, and only then."""
 
-import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Connection, Engine, NullPool, create_engine, text
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Connection, Engine, text
 
 from datapatterns.errors import CheckpointError, IsolationLevelError, MarkUnpublishedError
 from datapatterns.event_sourcing import (
     ANY,
     START,
-    AsyncMarkPublisher,
     EventStore,
     LogFilter,
-    MarkPublisher,
     NewEvent,
     Position,
     StreamId,
@@ -26,7 +20,6 @@ from datapatterns.event_sourcing import (
 )
 from datapatterns.event_sourcing.events import LogPage
 from datapatterns.event_sourcing.log import reading
-from datapatterns.testing import ManualClock, wait_until
 from tests.fixtures.colours import Call
 
 store = EventStore()
@@ -210,127 +203,3 @@ def test_a_checkpoint_beyond_the_published_mark_waits_for_it(engine: Engine) -> 
         page = store.read_log(conn, checkpoint, published=True)
 
     assert (page.events, page.checkpoint, page.caught_up) == ([], 1, True)
-
-
-def test_publishers_let_the_mark_move_until_they_are_stopped(engine: Engine) -> None:
-    own = create_engine(engine.url, isolation_level="REPEATABLE READ")
-    publishers = [MarkPublisher(store, own, seconds=seconds) for seconds in (0.001, 3_600)]
-
-    def published() -> Position | None:
-        with engine.connect() as conn:
-            found = published_mark(conn, store)
-        return None if found is None else found.position
-
-    with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(publisher.run) for publisher in publishers]
-        try:
-            for number in range(1, 4):
-                with engine.begin() as conn:
-                    write(conn, "a")
-                wait_until(lambda at=number: published() == at, deadline_seconds=60)  # type: ignore[misc]
-        finally:
-            for publisher in publishers:
-                publisher.stop()
-        for run in running:
-            run.result(timeout=60)
-    own.dispose()
-    for publisher in publishers:
-        publisher.run()  # stopped, it does not begin again
-
-
-def kill_others(engine: Engine) -> None:
-    with engine.begin() as conn:
-        conn.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-        )
-
-
-def test_a_publisher_gets_over_a_killed_session_and_gives_up_in_the_end(engine: Engine) -> None:
-    clock, pauses = ManualClock(), 0
-
-    class Pausing(ManualClock):
-        def sleep(self, seconds: float) -> None:
-            nonlocal pauses
-            pauses += 1
-            clock.advance(seconds)
-            if pauses == 1:
-                with ThreadPoolExecutor(1) as pool:  # who kills is not who publishes
-                    pool.submit(kill_others, engine).result()
-            if pauses == 3:
-                publisher.stop()
-
-        def monotonic(self) -> float:
-            return clock.monotonic()
-
-    own = create_engine(engine.url)
-    publisher = MarkPublisher(store, own, clock=Pausing())
-    publisher.run()
-    own.dispose()
-    assert pauses == 3
-
-    gone = create_engine(engine.url.set(database="not_there"))
-    with pytest.raises(OperationalError):
-        MarkPublisher(store, gone, lost_seconds_max=1, clock=ManualClock()).run()
-
-
-def test_what_waiting_does_not_mend_ends_a_publisher(engine: Engine) -> None:
-    with pytest.raises(DBAPIError, match="does not exist"):
-        MarkPublisher(EventStore(schema="elsewhere"), engine).run()
-    with pytest.raises(ValueError, match="no"):
-        MarkPublisher(store, engine, seconds=0)
-
-
-def test_a_task_publishes_too_and_gets_over_killed_sessions(engine: Engine) -> None:
-    plain = create_engine(engine.url, poolclass=NullPool)
-
-    def published() -> Position | None:
-        with plain.connect() as conn:
-            found = published_mark(conn, store)
-        return None if found is None else found.position
-
-    async def work() -> None:
-        own = create_async_engine(engine.url, isolation_level="REPEATABLE READ")
-        publisher = AsyncMarkPublisher(store, own, seconds=0.001)
-        running = asyncio.create_task(publisher.run())
-        for number in range(1, 4):
-            with plain.begin() as conn:
-                write(conn, "a")
-            await asyncio.to_thread(
-                wait_until, lambda at=number: published() == at, deadline_seconds=60
-            )
-            kill_others(plain)
-        publisher.stop()
-        await running
-        await publisher.run()  # stopped, it does not begin again
-        await own.dispose()
-
-    asyncio.run(work())
-
-
-def test_a_task_that_publishes_gives_up_in_the_end(engine: Engine) -> None:
-    async def work() -> None:
-        gone = create_async_engine(engine.url.set(database="not_there"))
-        publisher = AsyncMarkPublisher(store, gone, lost_seconds_max=1, clock=ManualClock())
-        with pytest.raises(OperationalError):
-            await publisher.run()
-        await gone.dispose()
-
-    asyncio.run(work())
-
-
-def test_a_task_that_pauses_is_stopped_at_once(engine: Engine) -> None:
-    async def work() -> None:
-        own = create_async_engine(engine.url)
-        publisher = AsyncMarkPublisher(store, own, seconds=3_600)
-        running = asyncio.create_task(publisher.run())
-        async with asyncio.timeout(60), own.connect() as conn:
-            while await conn.run_sync(published_mark, store) is None:
-                await conn.rollback()
-            publisher.stop()
-            await running
-        await own.dispose()
-
-    asyncio.run(work())

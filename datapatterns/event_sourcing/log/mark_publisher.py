@@ -1,6 +1,5 @@
 """The loop that publishes the high-water mark, so that readers of the published one see it move."""
 
-import logging
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Generic, TypeVar
@@ -14,8 +13,6 @@ from datapatterns.event_sourcing.log.losses import Losses
 from datapatterns.event_sourcing.log.publishing import publish_mark
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import resuming
-
-logger = logging.getLogger(__name__)
 
 AnyEngine = TypeVar("AnyEngine")
 
@@ -36,15 +33,11 @@ class PublisherState(Generic[AnyEngine]):
             raise ValueError(f"a pause of {self.seconds} s is none; let some time pass")
 
     def _publish_on(self, conn: Connection) -> None:
-        try:
-            with resuming(conn, "publishing the mark"):
-                publish_mark(conn, self.store)
-        except CommitUnansweredError:
-            logger.warning("a COMMIT of the published mark was not answered", exc_info=True)
-        else:
-            self._losses.end()
+        with resuming(conn, "publishing the mark"):
+            publish_mark(conn, self.store)
+        self._losses.end()
 
-    def _can_go_on(self, error: DBAPIError) -> bool:
+    def _can_go_on(self, error: DBAPIError | CommitUnansweredError) -> bool:
         return self._losses.can_go_on(
             error,
             "publisher of the mark",
@@ -77,6 +70,7 @@ class MarkPublisher(PublisherState[Engine]):
         """Publish until `stop` is called.
 
         Raises:
+            CommitUnansweredError: No COMMIT has been answered for too long.
             DBAPIError: The connection has been lost for too long, or the server refuses it.
         """
         while not self._stopped.is_set():
@@ -84,7 +78,7 @@ class MarkPublisher(PublisherState[Engine]):
                 with self.engine.connect() as conn:
                     conn.execution_options(isolation_level="READ COMMITTED")
                     self._publish_on(conn)
-            except DBAPIError as error:
+            except (DBAPIError, CommitUnansweredError) as error:
                 if not self._can_go_on(error):
                     raise
             self._pause()

@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from datapatterns.clock import SystemClock
+from datapatterns.errors import CommitUnansweredError
 from datapatterns.event_sourcing.log.mark_publisher import PublisherState
 
 
@@ -24,7 +25,7 @@ class AsyncMarkPublisher(PublisherState[AsyncEngine]):
                 async with self.engine.connect() as pooled:
                     conn = await pooled.execution_options(isolation_level="READ COMMITTED")
                     await conn.run_sync(self._publish_on)
-            except DBAPIError as error:
+            except (DBAPIError, CommitUnansweredError) as error:
                 if not self._can_go_on(error):
                     raise
             await self._pause()
