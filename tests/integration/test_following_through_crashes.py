@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import islice
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
 from datapatterns.embedded import EmbeddedServers, PostgresServer
 from datapatterns.errors import CheckpointError
@@ -182,6 +183,37 @@ class Followed:
                     if len(seen[-1]) == events:
                         break
         return seen
+
+
+def test_a_reset_of_statistics_is_taken_for_a_crash_once(engine: Engine) -> None:
+    """It looks like one to sessions that begin later, but the others have not seen any."""
+    with engine.begin() as conn:
+        begin = write(conn)
+    reached, begun, clock = [begin], 0, Minutes()
+
+    def kept(_conn: Connection) -> Position:
+        nonlocal begun
+        begun += 1
+        return reached[-1]
+
+    with closing_engine(engine.url, pool_size=2) as own:
+        with own.connect(), own.connect():
+            pass  # so that there are two places, used in turn
+        follower = Follower(store, own, kept, clock=clock)
+        clock.give(follower)
+        with closing(follower.pages()) as pages:
+            for number in range(12):
+                if number == 4:
+                    with engine.begin() as conn:
+                        conn.execute(text("SELECT pg_stat_reset_shared('bgwriter')"))
+                    with own.connect() as conn:
+                        conn.invalidate()
+                with engine.begin() as conn:
+                    written = write(conn)
+                reached += [event.position for page in islice(pages, 1) for event in page.events]
+                assert reached[-1] == written
+
+    assert begun == 2
 
 
 # One lies before what was passed, so that the log does not seem to go on; of many some lie behind.

@@ -51,7 +51,7 @@ class SignalState(Generic[AnyEngine]):
 
     def _sight(self, conn: Connection) -> tuple[Position, Life]:
         hint = read_hint(conn, schema=self.store.schema, published=self.published)
-        return hint, life_of(conn)
+        return hint, life_of(conn, self._known.life)
 
 
 @dataclass(slots=True)
@@ -96,7 +96,10 @@ class FollowerState(Generic[AnyEngine, AnySignal]):
     def _looked(self, drawn: Position) -> Position | None:
         """Return what was ``drawn``, or None if a pool has hidden a crash from who looked."""
         life = self._signal.life
-        return drawn if life is None or self._server.lives(life) else None
+        if life is None or self._server.lives(life):
+            return drawn
+        self._signal.forget()
+        return None
 
     def _can_go_on(self, error: DBAPIError) -> bool:
         """Return whether to begin anew, knowing nothing any more."""

@@ -37,7 +37,7 @@ class SameServer:
 
     def answers(self, conn: Connection) -> bool:
         """Return whether it is certain that no crash came since the last call."""
-        return self.lives(life_of(conn))
+        return self.lives(life_of(conn, self._life))
 
     def lives(self, life: Life) -> bool:
         """Return whether it is the same life as that of the last call."""
@@ -46,11 +46,15 @@ class SameServer:
         return is_same
 
 
-def life_of(conn: Connection) -> Life:
-    """Return in which life of which server ``conn`` reads: another one after each crash."""
-    known = conn.connection.info
-    if _KEY not in known:
+def life_of(conn: Connection, known: Life | None) -> Life:
+    """Return in which life of which server ``conn`` reads: another one after each crash.
+
+    No connection outlives a crash, so the server is asked only if the last answer is not what is
+    ``known`` from elsewhere: an administrator may have reset the statistics in between.
+    """
+    answers = conn.connection.info
+    if known is None or answers.get(_KEY) != known:
         started, recovered = conn.execute(_LIFE).one()
-        known[_KEY] = started, recovered
-    life: Life = known[_KEY]
+        answers[_KEY] = started, recovered
+    life: Life = answers[_KEY]
     return life
