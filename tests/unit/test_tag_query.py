@@ -49,3 +49,13 @@ def test_the_tag_that_is_locked_is_the_first_that_the_database_sees() -> None:
 
     assert sent == [{"tags": ["a", "b"], "types": ["x"]}, {"tags": ["c"]}]
     assert locked_tags(query) == [item["tags"][0] for item in sent]
+
+
+@pytest.mark.parametrize(
+    ("types", "matches"), [(None, "every event"), (("a",), "events by their types alone")]
+)
+def test_an_item_without_tags_says_why_it_needs_one(
+    types: tuple[str, ...] | None, matches: str
+) -> None:
+    with pytest.raises(ValueError, match=f"matches {matches}, .* give one tag at least"):
+        Tagged((), types)

@@ -36,7 +36,11 @@ class Tagged:
         check_tags(self.tags)
         object.__setattr__(self, "tags", tuple(sorted(set(self.tags))))
         if not self.tags:
-            raise ValueError("an item without tags would match every event; give at least one tag")
+            what = "every event" if self.types is None else "events by their types alone"
+            raise ValueError(
+                f"an item without tags matches {what}, and every append would have to wait for it;"
+                " give one tag at least, such as 'students' on all events that are about students"
+            )
         if self.types is None:
             return
         _check_types(self.types)
