@@ -179,4 +179,6 @@ def _positions(
 def _chain(layer: "DataLayer", anchor: Path | None) -> "HashChain":
     from datapatterns.event_sourcing import FileAnchor, HashChain  # noqa: PLC0415
 
+    if anchor and anchor.exists() and not anchor.is_file():  # a device may have no end
+        raise click.UsageError(f"the anchor {anchor} is no file; choose another name")
     return HashChain(layer.events, FileAnchor(anchor) if anchor else None)

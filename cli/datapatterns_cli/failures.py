@@ -60,7 +60,7 @@ class Failure:
     exit_code: int
 
 
-def failure(error: Exception) -> Failure:
+def failure(error: BaseException) -> Failure:
     """Return what to say of ``error``; no statement, parameter or password is in it."""
     known = error if isinstance(error, DataPatternsError) else library_error(error) or error
     notes = tuple(getattr(error, "__notes__", ()))
@@ -88,7 +88,7 @@ def _hint(error: DBAPIError) -> str | None:
     return hint
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, DBAPIError):  # its own text quotes statement and parameters
         said = next(iter(str(error.orig).strip().splitlines()), "nothing")
         return f"the database said: {said}"

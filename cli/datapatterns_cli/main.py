@@ -3,7 +3,7 @@
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Never
+from typing import Any
 
 import click
 
@@ -13,7 +13,7 @@ from datapatterns_cli.output import (
     Output,
     has_streams,
     replace_what_stdout_cannot_say,
-    silence_stdout,
+    silence,
 )
 from datapatterns_cli.shared_options import given
 
@@ -24,6 +24,14 @@ READER_LEFT = 141  # likewise for SIGPIPE
 class RootGroup(LazyGroup):
     """Shows an error as one line, not as a traceback."""
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:  # noqa: ANN401 -- click's own
+        """Read the command line; help and version are printed by the way."""
+        try:
+            return super().make_context(*args, **extra)
+        except BrokenPipeError:  # click would exit with 1
+            silence(sys.stdout)
+            raise click.exceptions.Exit(READER_LEFT) from None
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; an error becomes a message and an exit code."""
         try:
@@ -31,25 +39,34 @@ class RootGroup(LazyGroup):
             sys.stdout.flush()
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except BrokenPipeError:
-            silence_stdout()
-            ctx.exit(READER_LEFT)
-        except Exception as error:  # noqa: BLE001 -- the edge of the program
-            _fail(ctx, error)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 -- the edge of the program
+            options = given(ctx)
+            ctx.exit(_told(error, Output(as_json="as_json" in options), debug="debug" in options))
         return result
 
 
-def _fail(ctx: click.Context, error: Exception) -> Never:
+def _told(error: BaseException, output: Output, *, debug: bool) -> int:
+    """Say what went wrong, and return the exit code."""
+    if isinstance(error, BrokenPipeError):
+        silence(sys.stdout)
+        return READER_LEFT
+    if isinstance(error, click.ClickException):
+        output.misuse(error)
+        return error.exit_code
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        message = "Interrupted; what was committed stays, the rest is undone."
+        if output.as_json:
+            output.error(message, name="Interrupted", notes=(), exit_code=INTERRUPTED)
+        else:
+            output.note(f"\n{message}")  # behind the ^C that the terminal shows
+        return INTERRUPTED
     from datapatterns_cli.failures import failure  # noqa: PLC0415 -- help must not wait for it
 
-    options = given(ctx)
-    if "debug" in options:
+    if debug:
         traceback.print_exception(error)
     found = failure(error)
-    Output(as_json="as_json" in options).error(
-        found.message, name=found.name, notes=found.notes, exit_code=found.exit_code
-    )
-    ctx.exit(found.exit_code)
+    output.error(found.message, name=found.name, notes=found.notes, exit_code=found.exit_code)
+    return found.exit_code
 
 
 @click.group(cls=RootGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,21 +91,16 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # The command line may be one that cannot be read, so nobody knows what its options are.
+    output = Output(as_json="--json" in words)
     if not has_streams():
-        click.echo("Error: stdout is closed; send it to a file, or to /dev/null", err=True)
+        message = "stdout is closed; send it to a file, or to /dev/null"
+        output.error(message, name="UsageError", notes=(), exit_code=2)
         return 2
     replace_what_stdout_cannot_say()
     try:
-        result = cli.main(arguments, prog_name="datapatterns", standalone_mode=False)
-    except click.ClickException as error:
-        # The command line could not be read, so nobody knows what its options are.
-        if "--json" in (sys.argv[1:] if arguments is None else arguments):
-            name, message = type(error).__name__, error.format_message()
-            Output(as_json=True).error(message, name=name, notes=(), exit_code=error.exit_code)
-        else:
-            error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; what was committed stays, the rest is undone.", err=True)
-        return INTERRUPTED
+        result = cli.main(words, prog_name="datapatterns", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 -- the edge of the program
+        return _told(error, output, debug="--debug" in words)
     return result if isinstance(result, int) else 0

@@ -15,7 +15,7 @@ def load_object(where: str, *, option: str) -> Any:  # noqa: ANN401 -- whatever 
         click.BadParameter: There is no such thing.
     """
     module, _, name = where.partition(":")
-    if not module or not name:
+    if not module or module.startswith(".") or not name:
         raise bad_option(f"{where!r} is incomplete; write package.module:name", option)
     try:
         return attrgetter(name)(_imported(module, option))

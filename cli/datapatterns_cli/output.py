@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Protocol
 
@@ -84,15 +84,27 @@ class Output:
         click.echo(json.dumps({"note": message}) if self.as_json else _visible(message), err=True)
 
     def error(self, message: str, *, name: str, notes: Sequence[str], exit_code: int) -> None:
-        """Say on stderr what went wrong."""
+        """Say on stderr what went wrong, if anybody is there to read it."""
+        with _for_whoever_reads_it():
+            if self.as_json:
+                said = {"error": name, "message": message, "exit_code": exit_code, "notes": notes}
+                click.echo(json.dumps(said), err=True)
+                return
+            click.secho("Error: ", fg="red", nl=False, err=True)
+            click.echo(_visible(message), err=True)
+            for line in notes:
+                click.echo(f"  {_visible(line)}", err=True)
+
+    def misuse(self, error: click.ClickException) -> None:
+        """Say on stderr what is wrong with a command line, and where its help is."""
         if self.as_json:
-            described = {"error": name, "message": message, "exit_code": exit_code, "notes": notes}
-            click.echo(json.dumps(described), err=True)
+            message, name = error.format_message(), type(error).__name__
+            self.error(message, name=name, notes=(), exit_code=error.exit_code)
             return
-        click.secho("Error: ", fg="red", nl=False, err=True)
-        click.echo(_visible(message), err=True)
-        for line in notes:
-            click.echo(f"  {_visible(line)}", err=True)
+        shown = StringIO()
+        error.show(shown)
+        with _for_whoever_reads_it():  # it may quote what a file or the database holds
+            click.echo(_visible(shown.getvalue()), nl=False, err=True)
 
     @contextmanager
     def progress(self, title: str, total: int | None) -> Iterator[Advance]:
@@ -126,7 +138,10 @@ class Output:
         if not console.is_terminal:  # a pipe has no width at which to cut
             console.width = _ENDLESS
             console.width = console.measure(table).maximum
-        console.print(table)
+        with console.capture() as printed:  # rich would take a reader who left for an error
+            console.print(table)
+        sys.stdout.write(printed.get())
+        sys.stdout.flush()
 
 
 def has_streams() -> bool:
@@ -144,11 +159,19 @@ def replace_what_stdout_cannot_say() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def silence_stdout(stdout: IO[str] | None = None) -> None:
+def silence(stream: IO[str]) -> None:
     """Send to nowhere what Python still holds back for a reader who has left."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, (stdout or sys.stdout).fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+@contextmanager
+def _for_whoever_reads_it() -> Iterator[None]:
+    try:
+        yield
+    except OSError:  # the exit code tells it, too
+        silence(sys.stderr)
 
 
 def _nothing(amount: int, *, total: int | None = None) -> None:

@@ -128,6 +128,7 @@ def test_servers_are_named_by_options_by_variables_and_by_an_app(
         (["--app", "{app}:nothing"], "nothing"),
         (["--app", "{app}:number"], "no DataLayer but int"),
         (["--app", "{app}"], "package.module:name"),
+        (["--app", ".{app}:layer"], "package.module:name"),
         (["--app", "no.such.module:layer"], "no module 'no'"),
         (["--app", "{app}:layer", "--database-url", "postgresql://h/x"], "not both"),
         (["--app", "{app}:layer", "--schema", "shop"], "leave out --schema"),
@@ -263,11 +264,13 @@ def test_what_redis_says_has_a_family_too(
 def test_ctrl_c_is_one_line_and_130(run: Run, raising: list[BaseException]) -> None:
     raising.append(KeyboardInterrupt())
 
-    ran = run("raise")
+    ran, for_programs = run("raise"), run("raise", "--json")
 
-    assert ran.code == 130
+    assert ran.code == for_programs.code == 130
     assert ran.err.strip().startswith("Interrupted")
     assert len(ran.err.strip().splitlines()) == 1
+    described = json.loads(for_programs.err)
+    assert (described["error"], described["exit_code"]) == ("Interrupted", 130)
 
 
 def test_without_servers_a_command_that_may_starts_its_own_and_says_so(

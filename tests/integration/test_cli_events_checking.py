@@ -1,6 +1,7 @@
 """`datapatterns events check|seal|verify-chain` and `doctor`, as people and programs run them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ def test_a_chain_is_not_called_intact_by_an_anchor_that_is_not_there(
 
     assert there.code == 0
     assert (absent.code, absent.out, "there is no anchor" in absent.err) == (2, "", True)
+
+
+@pytest.mark.parametrize("command", ["seal", "verify-chain"])
+def test_a_device_is_no_anchor(run: Run, engine: Engine, at: tuple[str, str], command: str) -> None:
+    append(engine, "1", opened())
+
+    ran = run("events", command, "--anchor", os.devnull, *at)  # others can be read for ever
+
+    assert (ran.code, ran.out, "is no file" in ran.err) == (2, "", True)
+    with engine.connect() as conn:
+        assert conn.scalar(text("SELECT count(*) FROM datapatterns.event_seal")) == 0
 
 
 def test_sealing_and_verifying_tell_how_far_they_have_come(engine: Engine) -> None:

@@ -16,23 +16,6 @@ from tests.fixtures.empty_database import CreateDatabase, shown
 pytestmark = pytest.mark.postgres
 
 
-def test_a_reader_who_leaves_ends_the_tail_and_the_export(
-    engine: Engine, at: tuple[str, str], tmp_path: Path
-) -> None:
-    append(engine, "1", *[opened("x" * 200) for _ in range(2_000)])
-    for command in (("tail", "--after", "0"), ("export", "-")):
-        process = start("events", *command, *at, cwd=tmp_path)
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.stdout.close()
-        process.stdout = None
-
-        assert process.wait(60) == 141
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
-        process.stderr.close()
-
-
 def test_an_export_is_imported_elsewhere_once(
     run: Run, engine: Engine, at: tuple[str, str], new_empty_url: CreateDatabase, tmp_path: Path
 ) -> None:
@@ -161,27 +144,3 @@ def test_a_path_that_leads_nowhere_is_wrong_usage(
 
     assert (ran.code, "not foreseen" in ran.err) == (2, False)
     assert "look at the path" in ran.err
-
-
-@pytest.mark.parametrize(
-    ("command", "closed", "said"),
-    [
-        (("export", "-"), "1>&-", "stdout is closed"),
-        (("tail", "--once"), "1>&-", "stdout is closed"),
-        (("import", "-"), "0<&-", "it is no header"),
-        (("import", "-"), "2>&-", ""),
-    ],
-)
-def test_streams_that_are_closed_are_no_crash(
-    at: tuple[str, str], command: tuple[str, ...], closed: str, said: str
-) -> None:
-    ran = subprocess.run(  # noqa: S603 -- our own command
-        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "events", *command, *at],
-        env=environment_without_servers(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert (ran.returncode, said in ran.stderr, "Traceback" in ran.stderr) == (2, True, False), ran

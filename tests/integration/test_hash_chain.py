@@ -275,8 +275,9 @@ def test_sealing_refuses_a_snapshot_that_is_held_and_limits_that_mean_nothing(
         chain.seal(old)
     with pytest.raises(ValueError, match="1 to"):
         chain.seal(conn, limit=0)
-    with pytest.raises(ValueError, match="no segment 3"):
-        chain.verify(conn, after_segment=3)
+    for absent in (3, -1, 2**70, -(2**70)):
+        with pytest.raises(ValueError, match=f"no segment {absent}"):
+            chain.verify(conn, after_segment=absent)
 
 
 def test_an_anchor_gets_each_seal_once_and_finds_a_chain_that_was_made_anew(
@@ -394,6 +395,27 @@ def test_an_anchor_that_cannot_be_read_is_named(
         HashChain(store, anchor).verify(conn)
     with pytest.raises(AnchorError, match="not whole"):
         anchor.publish([seal])
+
+
+def test_an_anchor_whose_writing_broke_off_says_what_to_take_off(
+    engine: Engine, tmp_path: Path
+) -> None:
+    path = tmp_path / "anchor.jsonl"
+    anchored = HashChain(store, FileAnchor(path))
+    with engine.begin() as conn:
+        append(conn, "a")
+    anchored.seal_all(engine)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])  # as a full disk leaves it
+
+    with engine.connect() as conn:
+        for use in (anchored.verify, anchored.publish):
+            with pytest.raises(AnchorError, match="line 1 is not whole; take it off"):
+                use(conn)
+        path.write_bytes(b"")
+        assert anchored.publish(conn) == 1
+        assert anchored.verify(conn).anchored == 1
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,9 @@ class FileAnchor:
                     said = json.loads(line)
                     seal = AnchoredSeal(int(said["segment"]), bytes.fromhex(said["digest"]))
                 except (ValueError, KeyError, TypeError) as error:
-                    raise AnchorError(str(self.path), f"line {number} is no seal") from error
+                    is_cut = not line.endswith(b"\n")  # by a full disk or a crash
+                    reason = "is not whole; take it off" if is_cut else "is no seal"
+                    raise AnchorError(str(self.path), f"line {number} {reason}") from error
                 yield seal
 
 

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import Subquery
 
 from datapatterns.errors import AnchorError
-from datapatterns.event_sourcing.events import START, Position
+from datapatterns.event_sourcing.events import START, VERSION_MAX, Position
 from datapatterns.event_sourcing.keeping.anchors import Anchor, read_anchor
 from datapatterns.event_sourcing.keeping.chain import BrokenSegment, ChainReport, Seal, SegmentHash
 from datapatterns.event_sourcing.log.high_water import read_mark
@@ -196,7 +196,8 @@ class HashChain:
         anchored = {} if self.anchor is None else read_anchor(self.anchor)
         last: Seal | None = None
         if after_segment:
-            given = _seals(conn, schema, after=after_segment - 1, limit=1)
+            can_be = 0 < after_segment <= VERSION_MAX
+            given = _seals(conn, schema, after=after_segment - 1, limit=1) if can_be else []
             if not given or given[0].segment != after_segment:
                 raise ValueError(f"there is no segment {after_segment}")
             last = given[0]
