@@ -3,57 +3,11 @@
 import os
 import subprocess
 import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from datapatterns.event_sourcing.states.snapshotting import snapshot_kind
-
-PRELUDE = """
-import array, collections, datetime, decimal, enum, ipaddress, operator, pathlib, string, struct
-import types as kinds
-from dataclasses import dataclass, field
-from functools import singledispatch, singledispatchmethod
-from types import SimpleNamespace
-from typing import *
-import attrs, msgspec, pydantic
-from datapatterns.event_sourcing import Aggregate, EventTypes, Personal, applies, every
-types = EventTypes()
-"""
-
-STATE = """
-class State(Aggregate, category="state", snapshot=every(1)):
-    total: int = 0
-    @applies
-    def _(self, e: Counted) -> None:
-        self.total += {use}
-{more}
-"""
-
-
-def kind_of(module: str) -> bytes:
-    """Return the fingerprint of ``State`` in a module of this text."""
-    made = ModuleType("shop_of_objects")
-    sys.modules[made.__name__] = made
-    exec(PRELUDE + module, vars(made))  # noqa: S102 -- the texts below
-    kind = snapshot_kind(vars(made)["State"], vars(made)["types"])
-    assert kind is not None
-    return kind.fingerprint
-
-
-def reaching(code: str, use: str, more: str = "") -> str:
-    event = '@types.event("counted")\n@dataclass(frozen=True)\nclass Counted:\n    n: int\n'
-    return f"{event}{code}\n{STATE.format(use=use, more=more)}"
-
-
-def made_by(event: str, code: str = "", use: str = "e.n") -> str:
-    return f'{code}\n@types.event("counted")\n{event}\n{STATE.format(use=use, more="")}'
-
-
-def method(definition: str) -> str:
-    return "\n".join(f"    {line}" for line in definition.splitlines())
-
+from tests.fixtures.folding_code import kind_of, made_by, method, reaching
 
 PRICER = "class Pricer:\n  def __init__(s, k): s.k = k\n  def price(s, n): return n * s.k\n"
 DIVERGING: dict[str, str] = {
@@ -66,26 +20,6 @@ DIVERGING: dict[str, str] = {
     ),
     "method of a member of an enumeration": reaching(
         "class Mode(enum.Enum):\n  A = 1\n  def rate(s): return %s\nMODE = Mode.A", "MODE.rate()"
-    ),
-    "union": reaching("KINDS = [int | str, int | bytes][%s - 1]", "isinstance(e.n, KINDS)"),
-    "literal": reaching("KINDS = Literal[7, %s]", "e.n in get_args(KINDS)"),
-    "namespace": reaching("RATES = SimpleNamespace(vat=%s)", "RATES.vat"),
-    "deque": reaching("RATES = collections.deque([%s])", "RATES[0]"),
-    "default of a mapping": reaching("D = collections.defaultdict(lambda: %s)", "D[0]"),
-    "getter": reaching("GET = operator.itemgetter(%s)", "GET([1, 2, 3])"),
-    "bound method of a table": reaching("GET = {1: %s}.get", "GET(e.n)"),
-    "bound operator of a number": reaching("ADD = (%s).__add__", "ADD(e.n)"),
-    "method that dispatches": reaching(
-        "",
-        "self.part(e.n)",
-        method(
-            "@singledispatchmethod\ndef part(self, x): return 0\n"
-            "@part.register\ndef _int(self, x: int): return %s"
-        ),
-    ),
-    "function that dispatches": reaching(
-        "@singledispatch\ndef part(x): return 0\n@part.register\ndef _int(x: int): return %s",
-        "part(e.n)",
     ),
     "__setattr__ of the state": reaching(
         "", "e.n", method("def __setattr__(self, n, v): super().__setattr__(n, (%s, v)[1])")
@@ -128,21 +62,8 @@ DIVERGING: dict[str, str] = {
     "object with fields that holds more": reaching(
         "@dataclass\nclass K:\n  n: int\nK1 = K(1)\nK1.rate = %s", "K1.rate"
     ),
-    "class of that name elsewhere": reaching(
-        "import contextvars\nKIND = [decimal.Context, contextvars.Context][%s - 1]", "KIND is None"
-    ),
-    "second of two that are looked at alike": reaching(
-        "A = collections.deque([0])\nB = collections.deque([%s])", "A[0] + B[0]"
-    ),
     "attribute of a member of an enumeration": reaching(
         "class Mode(enum.Enum):\n  A = 1\nMode.A.rate = %s", "Mode.A.rate"
-    ),
-    "property of an enumeration": reaching(
-        "class Mode(enum.Enum):\n  A = 1\n  @enum.property\n  def rate(s): return %s",
-        "Mode.A.rate",
-    ),
-    "property of a class and its objects": reaching(
-        "class P:\n  @kinds.DynamicClassAttribute\n  def rate(s): return %s", "P().rate"
     ),
     "type of a named tuple's field": reaching(
         "class P(NamedTuple):\n  a: Literal[%s]", "msgspec.convert([1], P).a"
@@ -153,23 +74,6 @@ DIVERGING: dict[str, str] = {
     "zone of ours": reaching(
         "class Z(datetime.tzinfo):\n  def __init__(s, k): s.k = k\nZONE = Z(%s)", "ZONE.k"
     ),
-    "slice": reaching("FIRST = slice(%s)", "sum([1, 2, 3][FIRST])"),
-    "decimal context": reaching("CONTEXT = decimal.Context(prec=%s)", "CONTEXT.divide(1, 3)"),
-    "keys of a mapping": reaching("KEYS = {%s: 1}.keys()", "1 in KEYS"),
-    "values of a mapping": reaching("VALUES = {1: %s}.values()", "1 in VALUES"),
-    "items of a mapping": reaching("ITEMS = {1: %s}.items()", "(1, 1) in ITEMS"),
-    "chain of mappings": reaching("RATES = collections.ChainMap({'a': %s})", "RATES['a']"),
-    "user's mapping": reaching("RATES = collections.UserDict(a=%s)", "RATES['a']"),
-    "user's list": reaching("RATES = collections.UserList([%s])", "RATES[0]"),
-    "user's text": reaching("WORD = collections.UserString('%s')", "WORD"),
-    "bounds of a deque": reaching("LAST = collections.deque((1, 2, 3), maxlen=%s)", "LAST[0]"),
-    "array": reaching("RATES = array.array('i', [%s])", "RATES[0]"),
-    "type of an array": reaching("RATES = array.array('iq'[%s - 1], [1])", "RATES.itemsize"),
-    "memory": reaching("RATES = memoryview(b'%s')", "RATES[0]"),
-    "layout of a record": reaching("LAYOUT = struct.Struct('%sb')", "LAYOUT.size"),
-    "network": reaching("OURS = ipaddress.ip_network('10.%s.0.0/16')", "e.n in OURS"),
-    "path": reaching("PLACE = pathlib.PurePath('a%s')", "PLACE"),
-    "template": reaching("WORDS = string.Template('%s')", "WORDS.substitute()"),
     "default factory of a dataclass": made_by(
         "@dataclass(frozen=True)\nclass Counted:\n  n: int = field(default_factory=lambda: %s)"
     ),
@@ -237,24 +141,6 @@ def test_a_field_that_became_personal_leaves_readable_snapshots_behind() -> None
     assert kind_of(event("str")) != kind_of(event("Annotated[str, Personal(subject='who')]"))
 
 
-def test_what_a_decimal_context_has_computed_does_not_count() -> None:
-    module = reaching("CONTEXT = decimal.Context(prec=3)%s", "CONTEXT.divide(1, 3)")
-
-    assert kind_of(module % "") == kind_of(module % "\nCONTEXT.divide(1, 3)")
-    assert kind_of(module % "") != kind_of(module % "\nCONTEXT.traps[decimal.Inexact] = True")
-
-
-def test_what_was_computed_once_for_an_object_does_not_count() -> None:
-    module = reaching(
-        "from functools import cached_property\n"
-        "class P:\n  @cached_property\n  def k(s): return %s\nP1 = P()%s",
-        "P1.k",
-    )
-
-    assert kind_of(module % (1, "")) == kind_of(module % (1, "\nP1.k"))
-    assert kind_of(module % (1, "")) != kind_of(module % (2, ""))
-
-
 UNORDERED = reaching(
     "def a(): return 1\ndef b(): return a\ndef c(): return b\n"
     "class K: pass\nclass L(K): pass\n"
@@ -266,9 +152,12 @@ UNORDERED = reaching(
 def test_sets_of_code_have_one_fingerprint_in_every_process() -> None:
     program = (
         "import sys; sys.path.insert(0, '.');"
-        "from tests.unit.test_snapshot_fingerprint_of_objects import DIVERGING, UNORDERED, kind_of;"
+        "from tests.fixtures.folding_code import kind_of;"
+        "from tests.unit.test_snapshot_fingerprint_of_library_objects import DIVERGING as LIBRARY;"
+        "from tests.unit.test_snapshot_fingerprint_of_objects import DIVERGING, UNORDERED;"
         "junk = [object() for _ in range(int(sys.argv[1]) * 997)];"
-        "texts = [UNORDERED, *(module % 1 for module in DIVERGING.values())];"
+        "both = [*DIVERGING.values(), *LIBRARY.values()];"
+        "texts = [UNORDERED, *(module % 1 for module in both)];"
         "print(*[kind_of(text).hex() for text in texts])"
     )
 
