@@ -5,19 +5,32 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, text
 
-from datapatterns.errors import SubjectForgottenError
-from datapatterns.event_sourcing import ANY, StreamId, Subjects
+from datapatterns.errors import StreamCopyError, SubjectForgottenError
+from datapatterns.event_sourcing import (
+    ANY,
+    Archive,
+    ImportedEvent,
+    StreamCopy,
+    StreamId,
+    Subjects,
+    unchanged,
+)
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
 from tests.fixtures.people import Customer, Registered, Secret, store
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH
-from tests.interleavings.guards import function_without
+from tests.interleavings.effort import THOROUGH, at_most
+from tests.interleavings.guards import function_without, statements_without
 
 pytestmark = pytest.mark.postgres
 
 PREEMPTIONS = 3 if THOROUGH else 2
 HOLD, GUARD = "datapatterns.hold_subject_keys", "FOR KEY SHARE"
 ABOUT = text("SELECT count(*) FROM datapatterns.snapshot WHERE subjects @> ARRAY[:key]")
+
+SEALED_AFTER = text(
+    "SELECT count(*) FROM datapatterns.event_all"
+    " WHERE position > :position AND strpos(data::text, '$sealed') > 0"
+)
 
 
 class Scene:
@@ -45,6 +58,23 @@ class Scene:
         self.prepare()
         return {"snapshot": self.snapshot, "forgetter": self.forget}
 
+    def with_rewrapping(self) -> Tasks:
+        self.prepare()
+        return {"rewrapper": self.rewrap, "forgetter": self.forget}
+
+    def with_import(self) -> Tasks:
+        self.prepare()
+        return {"importer": self.bring_in, "forgetter": self.forget}
+
+    def with_copy(self) -> Tasks:
+        self.prepare()
+        return {"copier": self.copy, "forgetter": self.forget}
+
+    def with_archive(self) -> Tasks:
+        self.prepare()
+        self._stop()
+        return {"archivist": self.move, "forgetter": self.forget}
+
     def append(self, engine: Engine | None = None) -> None:
         with (engine or self._gated).begin() as conn:
             event = Registered(self._stream.key, self._secret.word)
@@ -55,6 +85,35 @@ class Scene:
             customer = store.load(conn, Customer, self._stream.key)
         with self._gated.begin() as conn:
             store.save_snapshot(conn, customer)
+
+    def rewrap(self) -> None:
+        just_before = ("", self._stream.key[:-1])
+        with self._gated.begin() as conn:
+            Subjects(store).rewrap(conn, just_before, limit=1)
+
+    def bring_in(self) -> None:
+        chunk = [ImportedEvent(self._stream, Registered(self._stream.key, self._secret.word))]
+        with self._gated.begin() as conn:
+            store.import_events(conn, chunk, source=self._stream.key, chunk=1)
+
+    def copy(self) -> None:
+        copied = StreamCopy(store, self._stream, self._copied, unchanged)
+        with self._gated.begin() as conn:
+            page = copied.copy_page(conn)
+        with self._gated.begin() as conn:
+            copied.finish(conn, page)
+
+    def move(self) -> None:
+        with self._gated.begin() as conn:
+            Archive(store).move(conn, self._stream)
+
+    def _stop(self) -> None:
+        with self._plain.begin() as conn:
+            Archive(store).stop(conn, self._stream, expected_version=1)
+
+    @property
+    def _copied(self) -> StreamId:
+        return StreamId("customer", f"{self._stream.key}-copy")
 
     def forget(self) -> None:
         with self._gated.begin() as conn:
@@ -67,8 +126,11 @@ class Scene:
             if not told:
                 assert outcome.faults, "nobody was told"
                 return
-            events = store.read_stream(conn, self._stream)
-            late = [event for event in events if event.position > told[0].position]
+            events = [
+                *store.read_stream(conn, self._stream),
+                *store.read_stream(conn, self._copied),
+            ]
+            late = conn.scalar(SEALED_AFTER, {"position": told[0].position})
             assert not late, "personal data was appended after its person was forgotten"
             assert {event.data["email"] for event in events} <= {"[forgotten]"}
             assert conn.scalar(ABOUT, {"key": self._stream.key}) == 0, "a snapshot is left"
@@ -115,6 +177,40 @@ def test_a_snapshot_is_never_left_behind(explorer: Explorer, gated: Engine, plai
 
     assert explored.exhausted
     assert explored.blocked_steps
+
+
+@pytest.mark.parametrize("beside", ["with_rewrapping", "with_import", "with_copy", "with_archive"])
+def test_nothing_is_left_by_who_works_on_keys_and_streams_meanwhile(
+    beside: str, explorer: Explorer, gated: Engine, plain: Engine
+) -> None:
+    scene = Scene(gated, plain, known=True)
+
+    explored = explorer.explore(
+        getattr(scene, beside),
+        invariant=scene.nothing_is_left,
+        max_preemptions=PREEMPTIONS,
+        max_schedules=at_most(120),
+        allowed_errors=(SubjectForgottenError, StreamCopyError),
+    )
+
+    assert explored.blocked_steps or beside == "with_archive"
+
+
+def test_were_a_key_not_locked_while_it_is_wrapped_anew_it_would_come_back(
+    explorer: Explorer, gated: Engine, plain: Engine
+) -> None:
+    scene = Scene(gated, plain, known=True)
+
+    with (
+        statements_without(gated, " FOR NO KEY UPDATE"),
+        pytest.raises(InterleavingError, match="CheckViolation"),
+    ):
+        explorer.explore(
+            scene.with_rewrapping,
+            invariant=scene.nothing_is_left,
+            max_preemptions=2,
+            allowed_errors=(SubjectForgottenError,),
+        )
 
 
 def test_who_breaks_off_while_forgetting_has_forgotten_nobody(
