@@ -373,6 +373,25 @@ def test_a_snapshot_that_cannot_be_used_is_ignored_and_logged(
     assert "snapshot ignored" in caplog.text
 
 
+def test_a_snapshot_of_an_event_whose_place_another_took_after_a_restore_is_ignored(
+    conn: Connection,
+) -> None:
+    store.save_snapshot(conn, filled(conn, 6))
+    conn.execute(text("ALTER TABLE datapatterns.event DISABLE TRIGGER USER"))
+    # The tables of events are a day older; what was appended since got the same positions.
+    conn.execute(
+        text(
+            "UPDATE datapatterns.event SET at = at + interval '1 day',"
+            """ data = '{"product": 1, "cents": 100}' WHERE version = 6"""
+        )
+    )
+
+    loaded = store.load(conn, Basket, "7")
+
+    assert state(loaded) == state(replayed(conn, 6))
+    assert loaded.total == 110
+
+
 def test_a_missing_event_is_corruption(conn: Connection) -> None:
     filled(conn, 5)
     conn.execute(text("ALTER TABLE datapatterns.event DISABLE TRIGGER moves_only"))

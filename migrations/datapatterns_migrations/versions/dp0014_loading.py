@@ -57,7 +57,7 @@ BEGIN
         RETURN NEXT;
         begins[i] := version;
         CONTINUE WHEN p_fingerprint IS NULL;
-        SELECT n.version, n.position,
+        SELECT n.version, n.position, n.at,
                CASE WHEN n.codec = 0 THEN n.state::text
                     ELSE concat('#', n.codec, ' ', encode(n.payload, 'base64')) END AS state
           INTO kept
@@ -71,11 +71,12 @@ BEGIN
         version := kept.version;
         "position" := kept.position;
         content := kept.state;
-        -- A restored database may lack events that a snapshot was made from.
+        -- A restored database may lack events that a snapshot was made from, or have others in
+        -- their places, which were appended since; those have other times.
         kind := CASE WHEN EXISTS (
             SELECT FROM {schema}.event_all AS e
              WHERE e.stream_id = sid AND e.version = kept.version
-               AND e.position = kept.position) THEN -2 ELSE -3 END;
+               AND e.position = kept.position AND e.at = kept.at) THEN -2 ELSE -3 END;
         RETURN NEXT;
     END LOOP;
     FOR i IN 1..cardinality(p_keys) LOOP
