@@ -464,6 +464,35 @@ def test_master_keys_rotate_while_appends_go_on(engine: Engine) -> None:
         assert len(read(conn, at, by=afterwards)) == 2
 
 
+class Garbling(LocalKeyWrapper):
+    """Wraps keys so that nobody unwraps them again."""
+
+    def wrap(self, data_key: bytes, *, bound_to: bytes) -> bytes:
+        return super().wrap(data_key[::-1], bound_to=bound_to)
+
+
+class Truncating(LocalKeyWrapper):
+    def wrap(self, data_key: bytes, *, bound_to: bytes) -> bytes:
+        return super().wrap(data_key, bound_to=bound_to)[:-1]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "error"), [(Garbling, SubjectKeyError), (Truncating, PayloadError)]
+)
+def test_a_key_is_not_replaced_by_what_cannot_be_unwrapped(
+    conn: Connection, wrapper: type[LocalKeyWrapper], error: type[Exception]
+) -> None:
+    at = stream()
+    written(conn, at, Registered(at.key, "a@b"))
+    broken = EventStore(types=types, keys=SubjectKeys(wrapper(MASTER)))
+
+    with pytest.raises(error):
+        Subjects(broken).rewrap(conn, ("", at.key[:-1]), limit=1)
+
+    fresh = EventStore(types=types, keys=SubjectKeys(LocalKeyWrapper(MASTER)))
+    assert read(conn, at, by=fresh) == [Registered(at.key, "a@b")]
+
+
 def in_memory(of: SubjectKeys) -> list[bytes]:
     return [key for _, key in of._cached.values()]  # noqa: SLF001 -- nobody else may see them
 

@@ -105,7 +105,8 @@ class Subjects:
             limit: How many.
 
         Raises:
-            SubjectKeyError: The store has no keys.
+            SubjectKeyError: The store has no keys, or a key that was wrapped anew would be lost;
+                nothing was changed.
             ValueError: ``limit`` is not positive.
         """
         if limit < 1:
@@ -127,6 +128,11 @@ class Subjects:
             whose = bound_to(tenant, subject)
             data_key = wrapper.unwrap(wrapped, bound_to=whose)
             new = wrapper.wrap(data_key, bound_to=whose)
+            # With the old one all that it encrypts would be lost. It costs one question more.
+            if wrapper.unwrap(new, bound_to=whose) != data_key:
+                raise SubjectKeyError(
+                    subject, "comes back as another once it is wrapped anew; repair the wrapper"
+                )
             changes.append({"in_tenant": tenant, "who": subject, "new": new})
         if changes:
             conn.execute(
