@@ -3,22 +3,20 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
 
 from datapatterns.errors import ConditionConflictError
 from datapatterns.event_sourcing import ANY, EventStore, NewEvent, Position, StreamId, Tagged
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
+from tests.interleavings.basket import PREEMPTIONS
+from tests.interleavings.clients import Client, until_answered
 from tests.interleavings.designs.design import Tasks, is_commit
-from tests.interleavings.effort import THOROUGH
 from tests.interleavings.guards import function_without
 
 pytestmark = pytest.mark.postgres
-
-PREEMPTIONS = 3 if THOROUGH else 2
 
 store = EventStore()
 
@@ -191,46 +189,25 @@ def test_a_gate_that_is_shut_does_what_very_many_locks_would(
 # -- a lost answer ---------------------------------------------------------------------------------
 
 
-class Retrying:
-    """One that enrols under a condition, and tries again while nobody knows."""
+def enrol(plain: Engine, engine: Engine, stream: StreamId, event_id: UUID) -> int:
+    course = f"course:{stream.key}"
+    event = NewEvent("enrolled", {}, event_id=event_id, tags=(course,))
+    with plain.begin() as conn:
+        page = store.read_tagged(conn, Tagged((course,)))
 
-    def __init__(self, gated: Engine, plain: Engine) -> None:
-        self._gated, self._plain = gated, plain
-        self._course = ""
+    def attempt() -> int:
+        with engine.begin() as conn:
+            return store.append(
+                conn, stream, [event], expected_version=ANY, unless=page.condition
+            ).version
 
-    def tasks(self) -> Tasks:
-        self._course = f"course:{uuid4().hex}"
-        return {"client": self._enrol}
-
-    def _enrol(self) -> int:
-        event = NewEvent("enrolled", {}, tags=(self._course,))
-        with self._plain.begin() as conn:
-            page = store.read_tagged(conn, Tagged((self._course,)))
-        for _ in range(3):
-            try:
-                with self._gated.begin() as conn:
-                    return store.append(
-                        conn,
-                        StreamId("enrolment", self._course),
-                        [event],
-                        expected_version=ANY,
-                        unless=page.condition,
-                    ).version
-            except OperationalError:
-                continue
-        raise TimeoutError
-
-    def it_happened_once(self, outcome: Outcome) -> None:
-        with self._plain.begin() as conn:
-            events = store.read_tagged(conn, Tagged((self._course,))).events
-        assert len(events) == 1, f"one command, {len(events)} events"
-        assert outcome.results == {"client": 1}, f"the client believes {outcome.errors}"
+    return until_answered(attempt)
 
 
 def test_a_conditional_append_whose_commit_was_not_answered_can_be_tried_again(
     explorer: Explorer, gated: Engine, plain: Engine
 ) -> None:
-    client = Retrying(gated, plain)
+    client = Client(gated, plain, partial(enrol, plain))
 
     explored = explorer.explore(
         client.tasks,
@@ -246,7 +223,7 @@ def test_a_conditional_append_whose_commit_was_not_answered_can_be_tried_again(
 def test_if_own_events_were_not_recognised_a_retry_would_be_a_conflict(
     explorer: Explorer, gated: Engine, plain: Engine
 ) -> None:
-    client = Retrying(gated, plain)
+    client = Client(gated, plain, partial(enrol, plain))
 
     with (
         function_without(

@@ -1,13 +1,10 @@
 """Lost answers and rivals of units of work and of appends that stand alone (E3, E4)."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from datapatterns.errors import VersionConflictError
@@ -21,13 +18,13 @@ from datapatterns.event_sourcing import (
     StreamId,
 )
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
+from tests.interleavings.basket import PREEMPTIONS
+from tests.interleavings.clients import Client, Way, until_answered
 from tests.interleavings.designs.design import Tasks, is_commit
-from tests.interleavings.effort import THOROUGH
 from tests.interleavings.guards import function_without
 
 pytestmark = pytest.mark.postgres
 
-PREEMPTIONS = 3 if THOROUGH else 2
 store = EventStore()
 
 
@@ -74,51 +71,31 @@ def test_of_two_units_over_the_same_streams_one_takes_place_whole(
     assert explored.blocked_steps
 
 
-class Client:
-    """One that appends, and tries again while nobody knows."""
+def by_unit(engine: Engine, stream: StreamId, event_id: UUID) -> int:
+    event = NewEvent("a.b", {}, event_id=event_id)
 
-    def __init__(
-        self, gated: Engine, plain: Engine, way: Callable[[Engine, StreamId, NewEvent], int]
-    ) -> None:
-        self._gated, self._plain, self._way = gated, plain, way
-        self._stream = StreamId("client", "none")
+    def attempt() -> int:
+        with Session(engine) as session:
+            unit = store.unit(session)
+            unit.append(stream, [event], expected_version=ANY, event_ids=[event_id])
+            session.commit()
+            return unit.appended[stream].version
 
-    def tasks(self) -> Tasks:
-        self._stream = StreamId("client", uuid4().hex)
-        return {"client": partial(self._way, self._gated, self._stream, NewEvent("a.b", {}))}
-
-    def it_happened_once(self, outcome: Outcome) -> None:
-        with self._plain.begin() as conn:
-            events = store.read_stream(conn, self._stream)
-        assert len(events) == 1, f"one command, {len(events)} events"
-        assert outcome.results == {"client": 1}, f"the client believes {outcome.errors}"
+    return until_answered(attempt)
 
 
-def by_unit(engine: Engine, stream: StreamId, event: NewEvent) -> int:
-    for _ in range(3):
-        try:
-            with Session(engine) as session:
-                unit = store.unit(session)
-                unit.append(stream, [event], expected_version=ANY, event_ids=[event.event_id])
-                session.commit()
-                return unit.appended[stream].version
-        except OperationalError:
-            continue
-    raise TimeoutError
-
-
-def by_writer(expected: int | Expected, engine: Engine, stream: StreamId, event: NewEvent) -> int:
+def by_writer(expected: int | Expected, engine: Engine, stream: StreamId, event_id: UUID) -> int:
+    event = NewEvent("a.b", {}, event_id=event_id)
     with EventWriter(store, engine, connections=1, patience_seconds=60) as writer:
         return writer.append(stream, [event], expected_version=expected).version
 
 
-Way: TypeAlias = Callable[[Engine, StreamId, NewEvent], int]
 WAYS: list[Way] = [by_unit, partial(by_writer, NEW_STREAM), partial(by_writer, ANY)]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["unit", "writer, version", "writer, any"])
 def test_an_append_whose_answer_is_lost_takes_place_once(
-    way: Callable[[Engine, StreamId, NewEvent], int],
+    way: Way,
     explorer: Explorer,
     gated: Engine,
     plain: Engine,
