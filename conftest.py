@@ -22,6 +22,7 @@ pytest_plugins = [
     "tests.fixtures.lost_commits",
     "tests.fixtures.pages",
     "tests.fixtures.partitioned_everywhere",
+    "tests.fixtures.partitions",
     "tests.fixtures.servers",
 ]
 

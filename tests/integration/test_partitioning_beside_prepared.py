@@ -1,6 +1,5 @@
 """A prepared transaction holds the table of events for as long as it likes, through restarts."""
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,13 +14,12 @@ from datapatterns.event_sourcing import (
     StreamId,
 )
 from datapatterns.testing import ManualClock
+from tests.fixtures.partitions import partitions_themselves
 
 store = EventStore()
 partitioning = Partitioning(store, clock=ManualClock())
 
-pytestmark = pytest.mark.skipif(
-    "PARTITIONED_EVENTS" in os.environ, reason="these tests partition the events themselves"
-)
+pytestmark = partitions_themselves
 
 
 def write(conn: Connection, key: str, count: int = 1) -> None:
