@@ -149,7 +149,7 @@ def outcome(
     encoder: Callable[[list[object]], list[EncodedEvent]], events: list[object]
 ) -> list[EncodedEvent] | tuple[type[Exception], str]:
     try:
-        return [event._replace(event_id=ID) for event in encoder(events)]
+        return [msgspec.structs.replace(event, event_id=ID) for event in encoder(events)]
     except (EventDataError, EventTypeError) as error:
         return type(error), str(error)
 

@@ -96,7 +96,7 @@ def test_encrypted_payloads_are_refused_elsewhere_and_when_changed(
 ) -> None:
     codecs = Codecs(codec)
     [encoded] = codecs.encode_events([event(data)])
-    moved = encoded._replace(event_id=uuid4())
+    moved = msgspec.structs.replace(encoded, event_id=uuid4())
 
     with pytest.raises(PayloadError, match="was changed, or belongs to another event"):
         read(codecs, moved)

@@ -137,7 +137,7 @@ def test_a_changed_byte_is_refused(event: object, draw: st.DataObject) -> None:
     assert msgspec.json.decode(broken) != data
 
     with pytest.raises(PayloadError, match="was changed"):
-        opened(stored._replace(data=broken), keys)
+        opened(msgspec.structs.replace(stored, data=broken), keys)
 
 
 @given(EVENTS, st.uuids())
@@ -151,12 +151,12 @@ def test_another_event_tenant_person_or_path_is_refused(event: object, other: UU
     assume(other != stored.event_id)
 
     with pytest.raises(PayloadError):
-        opened(stored._replace(event_id=other), keys)
+        opened(msgspec.structs.replace(stored, event_id=other), keys)
     with pytest.raises(PayloadError):
         opened(stored, {("x", who): key for (_, who), key in keys.items()}, tenant="x")
     with pytest.raises(PayloadError):
         opened(stored, {whose: Cipher(token_bytes(32)) for whose in keys})
-    nested = stored._replace(data=f'{{"moved":{stored.data}}}')
+    nested = msgspec.structs.replace(stored, data=f'{{"moved":{stored.data}}}')
     with pytest.raises(PayloadError):
         opened(nested, keys)
     slot = found.slots[0]
@@ -164,7 +164,7 @@ def test_another_event_tenant_person_or_path_is_refused(event: object, other: UU
     forged = stored.data.replace(before, '"somebody else"')
     if forged != stored.data:
         with pytest.raises((PayloadError, KeyError)):
-            opened(stored._replace(data=forged), keys)
+            opened(msgspec.structs.replace(stored, data=forged), keys)
 
 
 @settings(max_examples=50)

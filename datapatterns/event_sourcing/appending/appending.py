@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from msgspec.structs import replace
 from sqlalchemy import ARRAY, BigInteger, Boolean, Connection, Integer, Text, bindparam, select
 from sqlalchemy import column as named
 from sqlalchemy.dialects.postgresql import JSONB
@@ -262,7 +263,7 @@ def identified(
             f"{len(encoded)} events need as many different ids, not {len(event_ids)}; give one each"
         )
     return [
-        event._replace(event_id=event_id)
+        replace(event, event_id=event_id)
         for event, event_id in zip(encoded, event_ids, strict=True)
     ]
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Final, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from datapatterns.errors import CodecError, PayloadError
 from datapatterns.event_sourcing.content.encoding import EncodedEvent
@@ -198,7 +199,7 @@ class Codecs:
             return encoded
         made = list(encoded)
         for (place, event), payload in zip(plain.items(), payloads, strict=True):
-            made[place] = event._replace(data=b64encode(payload).decode(), codec=codec.id)
+            made[place] = replace(event, data=b64encode(payload).decode(), codec=codec.id)
         return made
 
     def encode_state(self, state: str, *, bound_to: bytes) -> tuple[int, bytes | None]:

@@ -10,7 +10,7 @@ from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -49,7 +49,7 @@ PERSONS_MAX: Final = 10_000
 _BOUND_JSON: Final = "#0 "
 _JSON_AT: Final = len(f"{_BOUND_JSON}{UUID(int=0)} ")
 _FIRST: Final = itemgetter(0)
-_SHAPE: Final = itemgetter(0, 1)
+_SHAPE: Final = attrgetter("name", "schema_version")
 _SEALED_STATE_NAME: Final = "a state with personal data"
 
 
@@ -127,13 +127,15 @@ class Contents:
         """Return where personal fields lie, by the places of the events that can have some."""
         plan_of = self.types.personal_plan
         if len(encoded) == 1:
-            plan = plan_of(*encoded[0][:2])
+            plan = plan_of(*_SHAPE(encoded[0]))
             return {0: plan} if plan and not encoded[0].codec else {}
         plans = {shape: plan for shape in set(map(_SHAPE, encoded)) if (plan := plan_of(*shape))}
-        return plans and {
-            place: plans[event[:2]]
+        if not plans:
+            return {}
+        return {
+            place: plans[shape]
             for place, event in enumerate(encoded)
-            if event[:2] in plans and not event.codec
+            if (shape := _SHAPE(event)) in plans and not event.codec
         }
 
     def incoming(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import repeat
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -23,8 +23,11 @@ APPEND_BYTES_MAX: Final = 67_108_864
 """The most data of one append, as characters of JSON."""
 
 
-class EncodedEvent(NamedTuple):
+class EncodedEvent(msgspec.Struct, frozen=True, gc=False):
     """An event as the database takes it.
+
+    The garbage collector passes it by, as it can be in no cycle: to look through those of a chunk
+    cost as much as to encode them.
 
     Attributes:
         data: JSON; in base64 what a codec made of it, if ``codec`` is not 0.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from datapatterns.errors import EventDataError, PayloadError, SubjectForgottenError
 from datapatterns.event_sourcing.content.encoding import EncodedEvent
@@ -87,7 +88,7 @@ def seal(event: EncodedEvent, found: Found, *, tenant: str, keys: Keys) -> Encod
         bound_to = _bound_to(event.event_id.bytes, tenant, slot)
         sealed = key.encrypt(as_json(slot.holder[slot.key]), bound_to=bound_to)
         slot.holder[slot.key] = {SEALED: [slot.subject, b64encode(sealed).decode(), slot.redacted]}
-    return event._replace(data=as_json(found.data).decode())
+    return replace(event, data=as_json(found.data).decode())
 
 
 def sealed_values(text: str) -> Found | None:

@@ -24,8 +24,6 @@ from datapatterns.event_sourcing.persons.personal import has_sealed
 _TOGETHER: Final = 256
 """How many are encoded one by one if one of them needs a closer look."""
 
-_make: Final = tuple.__new__
-
 
 def encode_chunk(events: Sequence[object], types: EventTypes) -> list[EncodedEvent]:
     """Return ``events`` as `encode` does, in their order.
@@ -73,10 +71,7 @@ def _new_events(events: Sequence[NewEvent], types: EventTypes) -> list[EncodedEv
     if metas is None:
         return None
     return [
-        _make(
-            EncodedEvent,
-            (e.event_type, e.schema_version, e.event_id, text, meta, e.tags, 0),
-        )
+        EncodedEvent(e.event_type, e.schema_version, e.event_id, text, meta, e.tags)
         for e, text, meta in zip(events, data, metas, strict=True)
     ]
 
@@ -93,7 +88,7 @@ def _typed_events(events: Sequence[object], types: EventTypes) -> list[EncodedEv
         return None
     tags = [tags_of(event, declared) for event in events] if declared.tags else [()] * len(events)
     return [
-        _make(EncodedEvent, (name, version, event_id, text, None, of_event, 0))
+        EncodedEvent(name, version, event_id, text, None, of_event)
         for text, event_id, of_event in zip(data, new_ids(len(events)), tags, strict=True)
     ]
 

@@ -59,11 +59,11 @@ def copied_rows(
     pack = _HEAD.pack
     block, size = [_BEGIN], 0
     for number, (event, part) in enumerate(zip(events, parts, strict=True)):
-        name, schema_version, event_id, data, meta, tags, codec = event
+        data, meta, tags, codec = event.data, event.meta, event.tags, event.codec
         part.version = version = part.version + 1
         at = microseconds(times[number]) if times else part.at
-        of_id = event_id.int.to_bytes(16, "big")
-        type_id = type_ids[name, schema_version]
+        of_id = event.event_id.int.to_bytes(16, "big")
+        type_id = type_ids[event.name, event.schema_version]
         if codec:
             content, length = _sized(b64decode(data)), -1
         else:
