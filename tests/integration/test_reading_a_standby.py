@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.embedded import EmbeddedServers, PostgresServer
@@ -18,6 +18,7 @@ from datapatterns.event_sourcing import (
     EventStore,
     Follower,
     LogPage,
+    MarkPublisher,
     NewEvent,
     Pace,
     Position,
@@ -113,7 +114,7 @@ def test_a_follower_on_a_standby_sees_what_is_published(pair: Pair) -> None:
     seen: list[str] = []
     wait_until(lambda: is_published(standby, mark), deadline_seconds=ENOUGH_SECONDS)
     for page in follower.pages():
-        seen += [event.stream.key for event in page.events]
+        seen += [found.stream.key for found in page.events]
         if page.checkpoint >= mark:
             follower.stop()
 
@@ -174,7 +175,7 @@ def test_a_follower_goes_on_when_its_standby_is_promoted() -> None:
 
         def follow() -> None:
             for page in follower.pages():
-                seen.extend(event.stream.key for event in page.events)
+                seen.extend(found.stream.key for found in page.events)
 
         following = pool.submit(follow)
         try:
@@ -192,8 +193,45 @@ def test_a_follower_goes_on_when_its_standby_is_promoted() -> None:
             follower.stop()
         following.result(ENOUGH_SECONDS)
         with standby.connect() as conn:
-            stored = [event.stream.key for event in store.read_log(conn).events]
+            stored = [found.stream.key for found in store.read_log(conn).events]
 
     # Whether that event came across in time is a matter of luck.
     assert stored in (["before", "after"], ["before", "never published", "after"])
     assert seen == stored
+
+
+def test_a_publisher_that_asks_for_a_primary_waits_until_there_is_one_again() -> None:
+    """And the control: one that takes what answers finds the standby too early."""
+    with replicated() as (primary, standby, server), ThreadPoolExecutor(1) as pool:
+        mark = write_and_publish(primary, "before")
+        wait_until(lambda: is_published(standby, mark), deadline_seconds=ENOUGH_SECONDS)
+        places = [url.query for url in (primary.url, standby.url)]
+        both = primary.url.update_query_dict(
+            {what: ",".join(str(place[what]) for place in places) for what in ("host", "port")}
+        )
+        asking, taking = (
+            create_engine(both.update_query_dict({"target_session_attrs": wanted}))
+            for wanted in ("read-write", "any")
+        )
+        failures: list[object] = []
+        event.listen(asking, "handle_error", failures.append)
+        publisher = MarkPublisher(store, asking, seconds=0.001)
+        publishing = pool.submit(publisher.run)
+        try:
+            server.kill()
+            wait_until(lambda: failures or publishing.done(), deadline_seconds=ENOUGH_SECONDS)
+            with pytest.raises(DBAPIError, match="does not see the fences"):
+                MarkPublisher(store, taking).run()
+            with standby.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+                assert conn.scalar(text("SELECT pg_promote(wait => true)"))
+            with standby.begin() as conn:
+                after = write(conn, "after")
+            wait_until(
+                lambda: is_published(standby, after) or publishing.done(),
+                deadline_seconds=ENOUGH_SECONDS,
+            )
+        finally:
+            publisher.stop()
+        publishing.result(ENOUGH_SECONDS)
+        for engine in (asking, taking):
+            engine.dispose()

@@ -24,7 +24,7 @@ class Pace:
     Attributes:
         seconds_min: The first pause after something has happened.
         seconds_max: The longest; new events are seen that much later, at most.
-        lost_seconds_max: For how long it tries to get a lost connection back.
+        lost_seconds_max: For how long it tries again where it cannot read.
 
     Raises:
         ValueError: The first pause is not positive, or longer than the longest.

@@ -57,7 +57,7 @@ class MarkPublisher(PublisherState[Engine]):
         store: Whose mark.
         engine: Leads to the primary; one connection is in use for a moment each time.
         seconds: How long to pause in between; readers see events that much later, at most.
-        lost_seconds_max: For how long to try to get a lost connection back.
+        lost_seconds_max: For how long to try again where nothing could be published.
         clock: Measures the pauses.
 
     Raises:
