@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event as Flag
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import MigrationBlockedError
@@ -143,6 +143,24 @@ def test_what_would_stay_with_one_partition_is_in_the_way(
     with engine.begin() as conn:
         assert partitioning.partitions(conn) == []
         partitioning.undo(conn)
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_what_gets_in_the_way_in_the_last_moment_is_seen_too(
+    engine: Engine, isolation: str
+) -> None:
+    own = create_engine(engine.url, isolation_level=isolation)
+
+    def get_in_the_way(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        if "partition_events" in statement:
+            with engine.begin() as conn:
+                conn.execute(text("CREATE POLICY mine ON datapatterns.event"))
+
+    event.listen(own, "before_cursor_execute", get_in_the_way)
+
+    with pytest.raises(DBAPIError, match="policy"):
+        partitioning.partition(own, size=10)
+    own.dispose()
 
 
 def test_a_session_that_holds_the_table_lets_it_be_tried_again(engine: Engine) -> None:

@@ -106,6 +106,8 @@ class Partitioning:
         """
         if not 1 <= size <= _PARTITION_EVENTS_MAX or attempts < 1:
             raise ValueError("a partition takes at least 1 position, and it takes 1 attempt")
+        # Whatever the engine's default: what others did until a lock was got must be seen.
+        engine = engine.execution_options(isolation_level="READ COMMITTED")
         with engine.connect() as conn:
             if self.partitions(conn):
                 return False
