@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -18,40 +17,19 @@ from datapatterns.clock import SYSTEM_CLOCK
 from datapatterns.event_sourcing import (
     ANY,
     NEW_STREAM,
-    Aggregate,
     AsyncEventWriter,
     EventStore,
-    EventTypes,
     EventWriter,
     Expected,
     NewEvent,
     StreamId,
-    applies,
 )
 from datapatterns.outcomes import find_unknown_outcome
 from tests.fixtures.cancelling import Strike, every_await
+from tests.fixtures.event_units import Till, store, types
 from tests.fixtures.lost_commits import Loss, Network
 
-types = EventTypes()
-store = EventStore(types=types)
 APPEND = "SELECT outcome"
-
-
-@types.event("till.paid")
-@dataclass(frozen=True)
-class Paid:
-    cents: int
-
-
-class Till(Aggregate, category="till"):
-    cents = 0
-
-    @applies
-    def _(self, e: Paid) -> None:
-        self.cents += e.cents
-
-    def pay(self, cents: int) -> None:
-        self.emit(Paid(cents))
 
 
 def stored(engine: Engine, stream: StreamId) -> list[UUID]:
