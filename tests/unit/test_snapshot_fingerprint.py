@@ -264,3 +264,16 @@ def test_events_and_upcasters_of_another_package_are_followed() -> None:
     assert kind_of() == kind_of()
     assert kind_of() != kind_of(post_init="print(self)")
     assert kind_of() != kind_of(upcast="return None")
+
+
+def test_code_that_names_no_module_is_told_apart_without_looking_into_python() -> None:
+    def without_a_module(rate: object) -> bytes:
+        made: dict[str, Any] = {"rate": rate}  # exec gives it the module of int and str
+        code = "class C:\n    def f(self, e: str):\n        self.t = e.strip() + str(rate)\n"
+        exec(f"{code}f = C.f\n", made)  # noqa: S102 -- the text above
+        assert made["C"].__module__ == "builtins"
+        return fingerprint([("f", made["f"])], owners=[made["C"]], packages={"builtins"}, extra="")
+
+    assert without_a_module("a") == without_a_module("a")
+    assert without_a_module("a") != without_a_module("b")
+    assert without_a_module([1]) != without_a_module([2])

@@ -9,6 +9,7 @@ inside a function, nor code that is looked up by a computed name; for those an a
 ``snapshot_version``.
 """
 
+import builtins
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -208,7 +209,9 @@ class _Reading:
         return isinstance(value, ModuleType) and _top(value.__name__) in self._packages
 
     def _is_ours(self, code: Any) -> bool:  # noqa: ANN401 -- a class or a function
-        return _top(str(code.__module__)) in self._packages
+        # Where no __name__ is, classes get the module of int and str, and functions none.
+        is_pythons = vars(builtins).get(code.__qualname__) is code
+        return not is_pythons and _top(code.__module__ or "builtins") in self._packages
 
 
 def _top(module: str) -> str:
