@@ -1,6 +1,7 @@
 """An application's own Alembic environment migrates our tables, and ours keeps out of its way."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,12 @@ from tests.fixtures.empty_database import shown
 
 pytestmark = pytest.mark.postgres
 NEWEST = revisions()[-1].revision
+
+
+def test_the_page_about_it_names_the_newest_revision() -> None:
+    page = CHECKOUT / "docs" / "how-to" / "include-our-migrations-in-yours.md"
+
+    assert set(re.findall(r"dp\d{4}", page.read_text())) == {NEWEST}
 
 
 class Shop:

@@ -10,8 +10,11 @@ PostgreSQL writes it::
 
 Data, metadata and tags are JSON within a text: the very bytes that are stored.
 
-A segment's digest is the SHA-256 of a header, of the digest before, and of the digests of its
-events. So a purged event can go on in the chain as its digest alone.
+A segment's digest is the SHA-256 of these, one after the other: the line ``datapatterns events 1``;
+the number of the segment, the position it begins behind, its last one and the number of its events,
+each in eight bytes, the highest first; the digest before, which is all zeros for the first segment;
+and the SHA-256 of the digests of its events. So a purged event can go on in the chain as its digest
+alone.
 """
 
 import hashlib

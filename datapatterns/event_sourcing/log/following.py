@@ -84,7 +84,7 @@ class LogSignal(SignalState[Engine]):
 
 @dataclass(slots=True)
 class Follower(FollowerState[Engine, LogSignal]):
-    """Reads the log page by page, and waits for more at its end; it never commits.
+    """Reads the log page by page, and waits for more at its end; it writes nothing.
 
     Attributes:
         store: Whose log.
