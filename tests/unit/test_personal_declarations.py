@@ -271,3 +271,13 @@ def test_data_that_is_stored_otherwise_is_refused_instead_of_passed_over() -> No
         with pytest.raises(LookupError, match="stored otherwise"):
             list(slots(whole | part, plan))
     assert list(slots(whole | {"perhaps": None}, plan))
+
+
+@pytest.mark.parametrize("who", ["", True, None, 1.5, ["c1"], "x" * 501, "é" * 251])
+def test_what_names_nobody_or_too_long_a_name_is_refused(who: object) -> None:
+    plan = personal_plan("e", Attrs)
+    assert plan is not None
+
+    with pytest.raises(LookupError, match=r"is about nobody|in over 500 bytes"):
+        list(slots({"customer_id": who, "email": "a@b"}, plan))
+    assert list(slots({"customer_id": "é" * 250, "email": "a@b"}, plan))
