@@ -1,5 +1,6 @@
 """After a crash positions are drawn again, for other events, and followers see those, too."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -7,10 +8,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from datapatterns.embedded import EmbeddedServers, PostgresServer
 from datapatterns.errors import CheckpointError
-from datapatterns.event_sourcing import Follower, LogSignal, Position
+from datapatterns.event_sourcing import AsyncFollower, Follower, LogSignal, Position
 from datapatterns.event_sourcing.log.same_server import SameServer
 from datapatterns.sql.migrating import upgrade
 from datapatterns.testing import ManualClock, wait_until
@@ -141,10 +143,10 @@ class Minutes(ManualClock):
 
     def __init__(self) -> None:
         super().__init__()
-        self._follower: Follower | None = None
+        self._follower: Follower | AsyncFollower | None = None
         self._end = 0.0
 
-    def give(self, follower: Follower) -> None:
+    def give(self, follower: Follower | AsyncFollower) -> None:
         """Stop it in a minute."""
         self._follower, self._end = follower, self.monotonic() + 60
 
@@ -249,3 +251,27 @@ def test_a_crash_that_the_pool_has_hidden_is_noticed(
 
     assert min(written) < passed
     assert seen == [written if is_noticed else {at for at in written if at > passed}] * 2
+
+
+def test_a_task_that_only_looks_notices_it_too(engine: Engine, crash: Crash) -> None:
+    with engine.begin() as conn:
+        begin = write(conn)
+        passed = Position(begin + ROLLED_BACK)
+
+    async def work() -> None:
+        own = create_async_engine(engine.url, poolclass=NullPool)
+        clock = Minutes()
+        follower = AsyncFollower(store, own, begin, clock=clock)
+        pages = follower.pages()
+        draw_and_roll_back(engine)
+        assert (await anext(pages)).checkpoint == passed
+        crash.strike()
+        with engine.begin() as conn:
+            written = write(conn, "after the crash")
+        clock.give(follower)
+        seen = {event.position async for page in pages for event in page.events}
+        await own.dispose()
+        assert written < passed
+        assert seen == {written}
+
+    asyncio.run(work())
