@@ -17,11 +17,11 @@ from sqlalchemy import (
     Integer,
     Text,
     bindparam,
-    column,
     func,
     select,
 )
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
+from sqlalchemy.types import TypeEngine
 
 from datapatterns.errors import ImportChunkError, IsolationLevelError
 from datapatterns.event_sourcing.appending.appending import refuse_if_archived
@@ -46,6 +46,7 @@ from datapatterns.event_sourcing.transfer.importing_tags import (
 from datapatterns.failpoints import failpoint
 from datapatterns.sql.sending import send_blocks
 from datapatterns.sql.texts import is_text
+from datapatterns.sql.unnesting import unnested
 
 IMPORT_EVENTS_MAX: Final = 200_000
 """The most events of one chunk; readers of the log wait while a chunk is being written."""
@@ -54,6 +55,14 @@ SOURCE_BYTES_MAX: Final = 500
 """The longest name of a source; it is part of an index entry."""
 
 _MOMENT: Final = TIMESTAMP(timezone=True)
+_WANTED: Final[dict[str, TypeEngine[Any]]] = {
+    "tenant": Text(),
+    "category": Text(),
+    "key": Text(),
+    "count": BigInteger(),
+    "first": _MOMENT,
+    "last": _MOMENT,
+}
 
 
 def import_events(  # noqa: PLR0913 -- EventStore binds the schema, types and contents
@@ -151,12 +160,12 @@ def _claim(conn: Connection, parts: Sequence[StreamPart], *, schema: str, now: d
     rows = conn.execute(
         _claim_statement(schema),
         {
-            "tenants": [part.stream.tenant for part in parts],
-            "categories": [part.stream.category for part in parts],
-            "keys": [part.stream.key for part in parts],
-            "counts": [part.count for part in parts],
-            "first": [part.first or now for part in parts],
-            "last": [part.last or now for part in parts],
+            "wanted_tenant": [part.stream.tenant for part in parts],
+            "wanted_category": [part.stream.category for part in parts],
+            "wanted_key": [part.stream.key for part in parts],
+            "wanted_count": [part.count for part in parts],
+            "wanted_first": [part.first or now for part in parts],
+            "wanted_last": [part.last or now for part in parts],
             "timed": parts[0].first is not None,
         },
     )
@@ -214,34 +223,14 @@ def _record_chunk(schema: str) -> Any:  # noqa: ANN401 -- Core has no public nam
 @cache
 def _claim_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public name for it
     streams = event_tables(schema).streams
-    wanted = (
-        func.unnest(
-            bindparam("tenants", type_=ARRAY(Text)),
-            bindparam("categories", type_=ARRAY(Text)),
-            bindparam("keys", type_=ARRAY(Text)),
-            bindparam("counts", type_=ARRAY(BigInteger)),
-            bindparam("first", type_=ARRAY(_MOMENT)),
-            bindparam("last", type_=ARRAY(_MOMENT)),
-        )
-        .table_valued(
-            column("tenant", Text),
-            column("category", Text),
-            column("key", Text),
-            column("n", BigInteger),
-            column("first", _MOMENT),
-            column("last", _MOMENT),
-            with_ordinality="place",
-            name="wanted",
-        )
-        .render_derived()
-    )
+    wanted = unnested("wanted", _WANTED, place="place")
     claim = insert(streams).from_select(
         ["tenant", "category", "key", "version", "created_at", "last_at"],
         select(
             wanted.c.tenant,
             wanted.c.category,
             wanted.c.key,
-            wanted.c.n,
+            wanted.c["count"],
             wanted.c.first,
             wanted.c.last,
         ).order_by(wanted.c.place),

@@ -21,6 +21,7 @@ from sqlalchemy import (
 
 from datapatterns.event_sourcing.content.encoding import EncodedEvent
 from datapatterns.event_sourcing.schema import event_tables
+from datapatterns.sql.unnesting import unnested
 
 
 def tags_by_tenant(
@@ -55,21 +56,15 @@ def index_tags(conn: Connection, streams: Mapping[int, int], *, schema: str) -> 
 
     ``streams`` are those that were written to: by their ids, the versions before.
     """
-    conn.execute(_index_statement(schema), {"streams": [*streams], "versions": [*streams.values()]})
+    written = {"written_id": [*streams], "written_version": [*streams.values()]}
+    conn.execute(_index_statement(schema), written)
 
 
 @cache
 def _index_statement(schema: str) -> Any:  # noqa: ANN401 -- Core has no public name for it
     tables = event_tables(schema)
     events = tables.events
-    written = (
-        func.unnest(
-            bindparam("streams", type_=ARRAY(BigInteger)),
-            bindparam("versions", type_=ARRAY(BigInteger)),
-        )
-        .table_valued(column("id", BigInteger), column("version", BigInteger), name="written")
-        .render_derived()
-    )
+    written = unnested("written", {"id": BigInteger(), "version": BigInteger()})
     tag = func.unnest(events.c.tags).table_valued(column("tag", Text), name="tag")
     tagged = tag.render_derived()
     entries = (

@@ -5,20 +5,17 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Connection,
     Select,
     Text,
-    bindparam,
-    column,
-    func,
     select,
 )
 
 from datapatterns.errors import ImportVersionError
 from datapatterns.event_sourcing.events import StreamId
 from datapatterns.event_sourcing.schema import event_tables
+from datapatterns.sql.unnesting import unnested
 
 
 def chunk_sizes(conn: Connection, schema: str, source: str) -> dict[int, int]:
@@ -41,10 +38,10 @@ def check_versions(conn: Connection, schema: str, versions: Mapping[StreamId, in
     rows = conn.execute(
         _versions_statement(schema),
         {
-            "tenants": [stream.tenant for stream in wanted],
-            "categories": [stream.category for stream in wanted],
-            "keys": [stream.key for stream in wanted],
-            "versions": list(wanted.values()),
+            "wanted_tenant": [stream.tenant for stream in wanted],
+            "wanted_category": [stream.category for stream in wanted],
+            "wanted_key": [stream.key for stream in wanted],
+            "wanted_version": list(wanted.values()),
         },
     )
     for tenant, category, key, expected, found in rows:
@@ -56,21 +53,8 @@ def check_versions(conn: Connection, schema: str, versions: Mapping[StreamId, in
 @cache
 def _versions_statement(schema: str) -> Select[Any]:
     streams = event_tables(schema).streams
-    wanted = (
-        func.unnest(
-            bindparam("tenants", type_=ARRAY(Text)),
-            bindparam("categories", type_=ARRAY(Text)),
-            bindparam("keys", type_=ARRAY(Text)),
-            bindparam("versions", type_=ARRAY(BigInteger)),
-        )
-        .table_valued(
-            column("tenant", Text),
-            column("category", Text),
-            column("key", Text),
-            column("version", BigInteger),
-            name="wanted",
-        )
-        .render_derived()
+    wanted = unnested(
+        "wanted", {"tenant": Text(), "category": Text(), "key": Text(), "version": BigInteger()}
     )
     return (
         select(
