@@ -84,6 +84,18 @@ def _cut(text: str, size: int) -> str:
     return text if len(text) <= size else f"{text[: size - 1]}…"
 
 
+class Name(click.ParamType[str]):
+    """The name of a type or a category: not empty, as a variable that is not set would leave it."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name."""
+        if not value.strip():
+            self.fail("it is empty; give a value, or leave the option out", param, ctx)
+        return value
+
+
 class Moment(click.ParamType[datetime]):
     """A moment as ISO 8601 writes it, with its time zone."""
 
@@ -109,8 +121,12 @@ def filter_options(command: Any) -> Any:  # noqa: ANN401 -- click's decorators a
         click.option("--since", type=Moment(), help="Recorded at that moment or later."),
         click.option("--tenant", help="Only of this tenant; '' is the one without a name."),
         click.option("--tag", "tags", multiple=True, help="Only with this tag; all, if repeated."),
-        click.option("--category", "categories", multiple=True, help="Only of this category."),
-        click.option("--type", "types", multiple=True, help="Only of this type, or these."),
+        click.option(
+            "--category", "categories", type=Name(), multiple=True, help="Only of this category."
+        ),
+        click.option(
+            "--type", "types", type=Name(), multiple=True, help="Only of this type, or these."
+        ),
     ):
         command = option(command)
     return command

@@ -45,6 +45,21 @@ def test_an_export_is_imported_elsewhere_once(
     assert [{**row, "position": 0} for row in theirs] == [{**row, "position": 0} for row in ours]
 
 
+@pytest.mark.parametrize("option", ["--type", "--category"])
+@pytest.mark.parametrize("command", ["export", "tail"])
+def test_a_variable_that_is_not_set_asks_for_no_events_by_mistake(
+    run: Run, engine: Engine, at: tuple[str, str], tmp_path: Path, command: str, option: str
+) -> None:
+    append(engine, "1", opened())
+    path = tmp_path / "events.jsonl"
+    words = {"export": ("export", str(path)), "tail": ("tail", "--after", "0", "--once")}[command]
+
+    ran = run("events", *words, option, "", *at)  # as "$UNSET" leaves it
+
+    assert (ran.code, ran.out, path.exists()) == (2, "", False)
+    assert f"Invalid value for '{option}'" in ran.err
+
+
 def test_bad_lines_are_named_by_number_and_nothing_is_written(
     run: Run, at: tuple[str, str], tmp_path: Path
 ) -> None:

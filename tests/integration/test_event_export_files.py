@@ -148,6 +148,17 @@ def test_a_link_stays_and_its_file_is_written(engine: Engine, tmp_path: Path) ->
     assert len(events_in(target)) == 2
 
 
+def test_links_that_lead_to_each_other_are_left_alone(engine: Engine, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    one.symlink_to(other)
+    other.symlink_to(one)
+
+    with pytest.raises(ExportFileError, match="in a circle"):
+        export_to_file(engine, one, EVERYTHING, overwrite=True)
+
+    assert sorted(each.name for each in tmp_path.iterdir()) == [one.name, other.name]
+
+
 def test_a_device_is_not_replaced_by_a_file(engine: Engine, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -80,7 +80,9 @@ def export_to_file(
         ExportFileError: The file is there, holds another export, is being written, or is none.
         OSError: The file cannot be written.
     """
-    path = path.resolve()  # of a link, the file that it leads to; the link stays
+    path = Path(os.path.realpath(path))  # of a link, the file that it leads to; the link stays
+    if path.is_symlink():
+        raise ExportFileError(str(path), "its links lead in a circle; choose another name")
     if path.exists() and not path.is_file():  # a device would be replaced
         raise ExportFileError(str(path), "it is no file; choose another name, or - for stdout")
     if proceed and path.exists():
