@@ -71,6 +71,10 @@ LINE, LIST = Line(1), [1]
         (Decimal, 3),
         (datetime, datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))),
         (datetime, datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=UTC)),
+        (datetime, datetime(1900, 1, 1, tzinfo=timezone(timedelta(minutes=53, seconds=28)))),
+        (dict[str, int], {Colour.RED: 1}),
+        (dict[datetime, int], {datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Berlin")): 1}),
+        (set[str], {Colour.RED}),
         (Lax, Lax(1, [True])),
         (Any, {"at": datetime(2026, 1, 1, tzinfo=UTC)}),
     ],
@@ -88,6 +92,8 @@ def test_a_state_that_only_equals_what_comes_back_is_refused(hint: object, state
         (dict[str, list[int]], {"a": LIST, "b": LIST}),
         (list[tuple[list[int], int]], [(LIST, 1), (LIST, 2)]),
         (list[Row], [Row(1)] * 2),
+        (list[set[int]], [{1}] * 2),
+        (list[bytearray], [bytearray(b"x")] * 2),
     ],
 )
 def test_what_lies_in_two_places_and_can_change_is_refused(hint: object, state: object) -> None:
