@@ -42,6 +42,19 @@ class Planned:
     stops: list[dict[str, tuple[datetime, ...]]]
 
 
+@types.event("opened")
+@dataclass(frozen=True)
+class Opened:
+    at: time
+
+
+@types.event("visited")
+@dataclass(frozen=True)
+class Visited:
+    days: frozenset[datetime] = frozenset()
+    metres: frozenset[float] = frozenset()
+
+
 @types.event("timetable")
 @dataclass(frozen=True)
 class Timetable:
@@ -75,6 +88,20 @@ class Contact:
 @dataclass(frozen=True)
 class Named(Contact):
     name: str = "Ada"
+
+
+@dataclass(frozen=True)
+class Alias(Contact):
+    """Of another class, with nothing of its own."""
+
+
+@types.event("grown")
+@dataclass(frozen=True)
+class Grown:
+    notes: dict[str, int]
+
+    def __post_init__(self) -> None:
+        self.notes[str(len(self.notes))] = 1
 
 
 @types.event("moved")
@@ -143,11 +170,16 @@ class Noted(pydantic.BaseModel, frozen=True):
         Measured(at=datetime(2026, 1, 1, tzinfo=Seasonal())),
         Measured(begins=time(12, tzinfo=BERLIN)),
         Measured(begins=time(2, 30, fold=1)),
+        Opened(time(12, tzinfo=BERLIN)),
+        Visited(days=frozenset({datetime(2026, 1, 1, tzinfo=BERLIN)})),
+        Visited(metres=frozenset({2**60 + 1})),
         Timetable(by_day={datetime(2026, 1, 1, tzinfo=BERLIN): 1}),
         Timetable(by_time={time(12, tzinfo=BERLIN): 1}),
         Planned([{"a": (datetime(2026, 1, 1, tzinfo=BERLIN),)}]),
         Dated(at=datetime(2026, 1, 1, tzinfo=BERLIN)),
         Moved(Named("Ulm")),
+        Moved(Alias("Ulm")),
+        Grown({"a": 1}),
         Raised(1),
         Secret(word=pydantic.SecretStr("abracadabra")),
         LeftOut(kept=3),

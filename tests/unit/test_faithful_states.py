@@ -10,6 +10,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import msgspec
+import pydantic
 import pytest
 
 from datapatterns.errors import AggregateError
@@ -53,6 +54,15 @@ class Row(msgspec.Struct):
     units: int
 
 
+class Noted(pydantic.BaseModel):
+    told: int
+    _aside: int = pydantic.PrivateAttr(default=0)
+
+    def aside(self, number: int) -> "Noted":
+        self._aside = number
+        return self
+
+
 LINE, LIST = Line(1), [1]
 
 
@@ -75,6 +85,7 @@ LINE, LIST = Line(1), [1]
         (dict[str, int], {Colour.RED: 1}),
         (dict[datetime, int], {datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Berlin")): 1}),
         (set[str], {Colour.RED}),
+        (Noted, Noted(told=1).aside(2)),
         (Lax, Lax(1, [True])),
         (Any, {"at": datetime(2026, 1, 1, tzinfo=UTC)}),
     ],
@@ -124,6 +135,13 @@ def test_a_state_that_comes_back_as_it_was_is_stored(hint: object, state: object
     shape = value_shape("till", hint)
 
     assert shape.decode_value(shape.encode_value(state)) == state
+
+
+@pytest.mark.parametrize("number", ["NaN", "sNaN", "-0", "1E+500"])
+def test_a_decimal_comes_back_to_the_letter(number: str) -> None:
+    shape = value_shape("till", Decimal)
+
+    assert str(shape.decode_value(shape.encode_value(Decimal(number)))) == number
 
 
 def test_attributes_of_aggregates_are_compared_with_each_other() -> None:
