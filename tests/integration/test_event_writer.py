@@ -256,6 +256,18 @@ def test_a_server_that_is_away_is_unavailable(engine_with: EngineWith, write: Wr
         write(nowhere, to_cart(NEW_STREAM), patience_seconds=0.2)
 
 
+def test_without_a_connection_of_the_engine_it_waits_for_one_as_long_as_it_may(
+    engine: Engine,
+) -> None:
+    scarce = create_engine(engine.url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    with EventWriter(store, scarce, patience_seconds=0.2) as writer, scarce.connect() as holder:
+        with pytest.raises(ServerUnavailableError, match="QueuePool"):
+            writer.append(**to_cart(NEW_STREAM))
+        holder.close()
+        assert writer.append(**to_cart(NEW_STREAM)).version == 1
+    scarce.dispose()
+
+
 def test_a_server_that_only_reads_is_refused(engine_with: EngineWith, write: Write) -> None:
     reading = engine_with(options="-c default_transaction_read_only=on")
 

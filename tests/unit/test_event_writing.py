@@ -57,9 +57,10 @@ def test_without_time_left_the_outcome_is_unknown_and_the_error_has_the_ids() ->
     assert "secret" not in str(unknown.value)
 
 
-def test_what_was_never_sent_is_unavailable() -> None:
+@pytest.mark.parametrize("error", [LOST, PoolTimeoutError("QueuePool limit")])
+def test_what_was_never_sent_is_unavailable(error: Exception) -> None:
     with pytest.raises(ServerUnavailableError):
-        begun().failed(LOST, sent=False, now=10.0)
+        begun().failed(error, sent=False, now=10.0)
 
 
 @pytest.mark.parametrize(

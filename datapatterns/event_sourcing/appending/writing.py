@@ -8,6 +8,7 @@ from uuid import UUID
 import psycopg
 from psycopg import errors as sqlstates
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from datapatterns.errors import OutcomeUnknownError, ServerUnavailableError
 from datapatterns.event_sourcing.appending.appending import (
@@ -139,6 +140,8 @@ def writing(  # noqa: PLR0913 -- what may be said about one append
 
 
 def _may_pass(error: BaseException, *, sent: bool) -> bool:
+    if isinstance(error, PoolTimeoutError):
+        return True
     if not isinstance(error, psycopg.Error):
         return False
     if isinstance(error, (*_ROLLED_BACK, *_FORGOTTEN)) or (sent and is_unknown(error)):
