@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, text, update
+from sqlalchemy import Connection, Engine, select, text, update
 
 from datapatterns.errors import (
     SubjectForgottenError,
@@ -89,6 +89,35 @@ def test_one_tenant_forgets_and_the_other_remembers(conn: Connection) -> None:
 
     assert read(conn, ours) == [forgotten(key)]
     assert read(conn, theirs) == [Registered(key, "a@b")]
+
+
+def test_only_snapshots_about_the_person_are_deleted(conn: Connection) -> None:
+    key = uuid4().hex
+    ours, theirs = StreamId("customer", key, "ours"), StreamId("customer", key, "theirs")
+    other = StreamId("customer", uuid4().hex, "ours")
+    for at in (ours, theirs, other):
+        written(conn, at, Registered(at.key, "a@b"))
+        store.save_snapshot(conn, store.load(conn, Customer, at.key, tenant=at.tenant))
+
+    assert subjects.forget(conn, key, tenant="ours").snapshots == 1
+
+    for at in (theirs, other):
+        loaded = store.load(conn, Customer, at.key, tenant=at.tenant)
+        assert begun_from(loaded) == (["a@b"], 1)
+
+
+def test_when_a_person_was_forgotten_stays_known(conn: Connection) -> None:
+    at = stream()
+    written(conn, at, Registered(at.key, "a@b"))
+    keys = event_tables("datapatterns").subject_keys
+    when = select(keys.c.shredded_at).where(keys.c.subject == at.key)
+    subjects.forget(conn, at.key)
+    first = conn.scalar(when)
+
+    subjects.forget(conn, at.key)
+
+    assert first is not None
+    assert conn.scalar(when) == first
 
 
 def test_upcasters_see_what_readers_see(conn: Connection) -> None:

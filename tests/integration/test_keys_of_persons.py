@@ -157,6 +157,18 @@ class Truncating(LocalKeyWrapper):
         return super().wrap(data_key, bound_to=bound_to)[:-1]
 
 
+class Halving(LocalKeyWrapper):
+    def unwrap(self, wrapped: bytes, *, bound_to: bytes) -> bytes:
+        return super().unwrap(wrapped, bound_to=bound_to)[:16]
+
+
+def test_nothing_is_encrypted_under_half_a_key(conn: Connection) -> None:
+    halving = EventStore(types=types, keys=SubjectKeys(Halving(MASTER)))
+
+    with pytest.raises(SubjectKeyError, match="is not 32 bytes long"):
+        written(conn, stream(), Registered(uuid4().hex, "a@b"), by=halving)
+
+
 @pytest.mark.parametrize(
     ("wrapper", "error"), [(Garbling, SubjectKeyError), (Truncating, PayloadError)]
 )
@@ -214,6 +226,18 @@ def test_unwrapped_keys_are_kept_for_seconds_and_only_so_many(conn: Connection) 
     read(conn, at, by=by)
     subjects.forget(conn, at.key)
     assert read(conn, at, by=by) == [forgotten(at.key)] * 2
+
+
+def test_the_wrapper_is_asked_for_keys_of_the_tenant_alone(conn: Connection) -> None:
+    wrapper = Counting()
+    by = EventStore(types=types, keys=SubjectKeys(wrapper, cache_seconds=0))
+    ours, theirs = (StreamId("customer", "same", of) for of in ("ours", "theirs"))
+    for at in (ours, theirs):
+        written(conn, at, Registered("same", "a@b"))
+
+    read(conn, ours, by=by)
+
+    assert wrapper.asked == 1
 
 
 def test_keys_that_have_expired_are_dropped_when_any_key_is_used(conn: Connection) -> None:

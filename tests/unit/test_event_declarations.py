@@ -1,11 +1,13 @@
 """What is declared about types of events holds from then on; what contradicts itself is refused."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
 
 from datapatterns.errors import EventDataError, EventShapeError, EventTypeError
-from datapatterns.event_sourcing import EventTypes, NewEvent
+from datapatterns.event_sourcing import EventTypes, NewEvent, Personal
 from datapatterns.event_sourcing.content.encoding import encode
 from tests.fixtures.evolving_types import CouponUsed, Scanned, renamed_types
 
@@ -95,6 +97,24 @@ def test_names_that_cannot_be_stored_and_drops_without_a_reason_are_refused() ->
         types.upcast("a", 1, into={"b": 0})
     with pytest.raises(ValueError, match="dropped"):
         types.upcast("a", 1, into={})
+
+
+def test_names_and_personal_fields_that_are_declared_later_count_from_then_on() -> None:
+    types = EventTypes()
+
+    @types.event("customer.registered")
+    @dataclass(frozen=True)
+    class Registered:
+        customer: int
+        email: Annotated[str, Personal(subject="customer")]
+
+    assert types.stored_names(Registered) == {"customer.registered"}
+    assert types.personal_plan("signed.up", 1) is None
+
+    types.renamed("signed.up", "customer.registered")
+
+    assert types.stored_names(Registered) == {"customer.registered", "signed.up"}
+    assert types.personal_plan("signed.up", 1) == types.personal_plan("customer.registered", 1)
 
 
 def test_unknown_names_are_skipped_only_where_that_was_asked_for() -> None:
