@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import URL, Connection, Engine, text
+from sqlalchemy import URL, Connection, Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
@@ -30,6 +30,12 @@ from tests.fixtures.event_units import Till, store, types
 from tests.fixtures.lost_commits import Loss, Network
 
 APPEND = "SELECT outcome"
+
+
+@pytest.fixture(autouse=True)
+def busy_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the driver wait everywhere, as it does where the loop has been busy for some time."""
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0, raising=False)
 
 
 def stored(engine: Engine, stream: StreamId) -> list[UUID]:
@@ -54,6 +60,7 @@ def at_every_await(url: URL, run: Run) -> None:
         async with far.connect():
             pass  # SQLAlchemy asks the server what it is on the first one
         error = await run(far, strike)
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
         assert far.pool.checkedout() == 0, error  # type: ignore[attr-defined] # of a QueuePool
         async with far.connect() as conn:
             driver: Any = (await conn.get_raw_connection()).driver_connection
@@ -91,6 +98,40 @@ def test_an_append_of_a_writer(
             assert await append() == bool(found)
         assert stored(engine, cart) == ids
         return error
+
+    at_every_await(engine.url, run)
+
+
+def test_an_append_of_a_writer_that_is_closed_meanwhile(engine: Engine) -> None:
+    async def run(far: AsyncEngine, strike: Strike) -> BaseException | None:
+        cart, ids, closing = StreamId("cart", str(uuid4())), [uuid4()], []
+        writer = AsyncEventWriter(store, far, connections=1)
+
+        @event.listens_for(far.sync_engine, "checkout")
+        def close(*_: object) -> None:  # as soon as the append waits for the server
+            closing.append(asyncio.create_task(writer.close()))
+
+        error = await strike.cancel(
+            writer.append(cart, [NewEvent("a", {})], expected_version=NEW_STREAM, event_ids=ids)
+        )
+        event.remove(far.sync_engine, "checkout", close)
+
+        assert closing or not strike.fired
+        assert told(error) == ids or error is None or not stored(engine, cart)
+        return error
+
+    at_every_await(engine.url, run)
+
+
+def test_the_end_of_a_writer(engine: Engine) -> None:
+    async def run(far: AsyncEngine, strike: Strike) -> BaseException | None:
+        writer = AsyncEventWriter(store, far)
+        carts = [StreamId("cart", str(uuid4())) for _ in range(3)]
+        batch = [NewEvent("a", {})]
+        await asyncio.gather(
+            *(writer.append(cart, batch, expected_version=NEW_STREAM) for cart in carts)
+        )
+        return await strike.cancel(writer.close())
 
     at_every_await(engine.url, run)
 

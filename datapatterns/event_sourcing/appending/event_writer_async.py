@@ -104,11 +104,20 @@ class AsyncEventWriter:
                         raise
                     wait = begun.failed(error, sent=sent, now=self._clock.monotonic())
         finally:
-            await self._give_back(line)
+            try:
+                await self._give_back(line)
+            except asyncio.CancelledError as error:  # after the answer
+                begun.failed(error, sent=True, now=self._clock.monotonic())
 
     async def close(self) -> None:
-        """Give the connections back to the pool; those in use follow when they are done."""
+        """Give the connections back to the pool; those in use follow when they are done.
+
+        Also if it is cancelled: then they follow in a task of their own.
+        """
         self._closed = True
+        await asyncio.shield(asyncio.create_task(self._close_idle()))
+
+    async def _close_idle(self) -> None:
         while not self._idle.empty():
             line = self._idle.get_nowait()
             if line is not None:
@@ -151,7 +160,7 @@ class AsyncEventWriter:
         if not self._closed:
             self._idle.put_nowait(line)
         elif line is not None:
-            await line.close()
+            await asyncio.shield(asyncio.create_task(line.close()))
 
 
 class _Line:
