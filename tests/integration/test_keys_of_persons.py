@@ -87,6 +87,19 @@ def test_a_key_of_somebody_else_or_of_another_master_is_refused(conn: Connection
     assert read(conn, at) == [forgotten(at.key)]
 
 
+def test_a_key_that_was_moved_to_another_tenant_is_refused(conn: Connection) -> None:
+    ours, theirs = (StreamId("customer", "same", of) for of in ("ours", "theirs"))
+    for at in (ours, theirs):
+        written(conn, at, Registered("same", "a@b"))
+    table = event_tables("datapatterns").subject_keys
+    moved = select(table.c.wrapped_key).where(table.c.tenant == "theirs").scalar_subquery()
+    conn.execute(update(table).where(table.c.tenant == "ours").values(wrapped_key=moved))
+
+    fresh = EventStore(types=types, keys=SubjectKeys(LocalKeyWrapper(MASTER)))
+    with pytest.raises(PayloadError, match="payload of Encryption"):
+        read(conn, ours, by=fresh)
+
+
 def test_a_store_without_keys_neither_writes_nor_misreads_personal_fields(
     conn: Connection,
 ) -> None:

@@ -64,6 +64,7 @@ def gone() -> EventTypes:
             "again",
         ),
         (lambda t: t.upcast("x", 1, into={"x": 1})(list), "again"),
+        (lambda t: (t.upcast("y", 3, into={"x": 3})(list), t.renamed("x", "y")), "again"),
         (
             lambda t: (t.upcast("x", 1, into={"y": 1})(list), t.renamed("y", "x")),
             "again",
@@ -115,6 +116,18 @@ def test_names_and_personal_fields_that_are_declared_later_count_from_then_on() 
 
     assert types.stored_names(Registered) == {"customer.registered", "signed.up"}
     assert types.personal_plan("signed.up", 1) == types.personal_plan("customer.registered", 1)
+
+
+def test_what_leads_to_a_class_is_told_in_the_order_of_names_in_every_process() -> None:
+    types = renamed_types()
+    names = [f"scan.{n}" for n in range(20)]
+    for name in names:
+        types.renamed(name, "item.scanned")
+
+    told = [ancestor.shape for ancestor in types.history(Scanned)]
+
+    assert told == sorted(told)
+    assert {shape.name for shape in told} >= {*names, "item.scanned"}
 
 
 def test_unknown_names_are_skipped_only_where_that_was_asked_for() -> None:

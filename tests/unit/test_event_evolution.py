@@ -47,6 +47,16 @@ def test_the_old_names_upcasters_lead_up_to_the_version_of_the_rename() -> None:
         types.decode("basket.item_scanned", 1, {"product": 7, "price": 1})
 
 
+def test_a_version_between_the_upcasters_of_an_old_name_and_its_rename_lacks_one() -> None:
+    types = EventTypes()
+    types.event("basket.item_scanned", version=5)(Scanned)
+    types.renamed("item.scanned", "basket.item_scanned", from_version=5)
+    types.upcast("item.scanned", 1)(with_cents)
+
+    assert types.fate("item.scanned", 3).verdict is Verdict.NO_UPCASTER
+    assert types.fate("basket.item_scanned", 6).verdict is Verdict.TOO_NEW
+
+
 def test_a_name_may_be_given_up_more_than_once() -> None:
     types = renamed_types()
     types.renamed("scan", "item.scanned")

@@ -54,3 +54,15 @@ def test_snapshots_do_not_depend_on_what_leads_elsewhere() -> None:
     types.dropped("cart.viewed", reason="x")
 
     assert fingerprint(types) == fingerprint(plain_types())
+
+
+def test_a_version_that_leads_elsewhere_does_not_count_if_another_of_its_name_does() -> None:
+    def types(*, elsewhere: bool) -> EventTypes:
+        made = plain_types()
+        made.event("coupon.used")(CouponUsed)
+        made.upcast("order.done", 2, into={"basket.item_scanned": 2})(list)
+        if elsewhere:
+            made.upcast("order.done", 1, into={"coupon.used": 1})(list)
+        return made
+
+    assert fingerprint(types(elsewhere=True)) == fingerprint(types(elsewhere=False))
