@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 
 from datapatterns.errors import EventDataError, EventShapeError, EventTypeError
 from datapatterns.event_sourcing import EventTypes, NewEvent, Personal
 from datapatterns.event_sourcing.content.encoding import encode
+from datapatterns.event_sourcing.evolution.evolving import Verdict
 from tests.fixtures.evolving_types import CouponUsed, Scanned, renamed_types
 
 
@@ -154,6 +155,36 @@ def test_a_copy_that_skips_leaves_the_original_strict() -> None:
         types.decode("gone", 1, {})
     with pytest.raises(EventTypeError):
         types.decode("left", 1, {})
+
+
+def test_what_a_copy_declares_later_is_not_declared_in_the_original() -> None:
+    types = renamed_types()
+    types.upcast("a", 1)(dict)
+    types.upcast("y", 3, into={"x": 3})(splitting)
+    copied = types.skipping_unknown()
+
+    copied.event("coupon.used")(CouponUsed)
+    copied.upcast("b", 1)(dict)
+    copied.upcast("a", 2)(dict)
+
+    for name in ("coupon.used", "b"):
+        assert types.fate(name, 1).verdict is Verdict.UNKNOWN
+    types.renamed("a", "c", from_version=2)
+    with pytest.raises(EventTypeError, match="again"):
+        copied.renamed("x", "y")
+
+
+def splitting(_old: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return []
+
+
+def test_what_an_old_name_meant_before_its_rename_leads_in_no_circle() -> None:
+    types = EventTypes()
+    types.renamed("x", "y", from_version=2)
+
+    types.upcast("y", 1, into={"x": 1})(splitting)
+
+    assert types.fate("y", 1).verdict is Verdict.NO_UPCASTER
 
 
 def test_tags_are_derived_from_the_object() -> None:

@@ -168,6 +168,23 @@ def test_what_an_upcaster_shares_is_not_changed_by_the_next() -> None:
     assert SHARED == []
 
 
+def test_parts_of_a_split_that_are_one_object_are_not_changed_by_each_other() -> None:
+    types = EventTypes()
+    types.event("item.scanned", version=2)(Scanned)
+
+    @types.upcast("order.done", 1, into={"item.scanned": 1})
+    def _split(_old: dict[str, Any]) -> Answer:
+        return [("item.scanned", {"seen": SHARED})] * 2
+
+    @types.upcast("item.scanned", 1)
+    def _count(old: dict[str, Any]) -> dict[str, Any]:
+        old["seen"].append(1)
+        return {"product": 7, "cents": len(old["seen"])}
+
+    assert types.decode("order.done", 1, {}) == [Scanned(7, 1)] * 2
+    assert SHARED == []
+
+
 def test_a_chain_may_be_longer_than_calls_can_be_nested() -> None:
     types = EventTypes()
     types.event("item.scanned", version=5_000)(Scanned)

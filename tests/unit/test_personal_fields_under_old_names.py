@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 from uuid import uuid4
 
+import msgspec
 import pytest
 
-from datapatterns.errors import EventDataError, PersonalFieldError
+from datapatterns.errors import EventDataError, PersonalFieldError, SubjectKeyError
 from datapatterns.event_sourcing import EventTypes, NewEvent, Personal, StreamId
 from datapatterns.event_sourcing.appending.appending import StreamBatch, append_call
 from datapatterns.event_sourcing.content.encoding import EncodedEvent, encode, encode_batch
@@ -57,6 +58,16 @@ def test_shapes_in_which_nobody_knows_where_they_lie_are_refused(name: str, vers
     with pytest.raises(EventDataError, match="where they lie is known of version 2 only"):
         encode(NewEvent(name, DATA, version), types=types)
     assert types.personal_plan(name, version) is None
+
+
+def test_an_upcaster_is_not_given_what_only_a_key_can_open() -> None:
+    sealed = {"email": {"$sealed": ["1", "eA==", "[forgotten]"]}}
+
+    for name in ("customer.registered", "person.came"):
+        with pytest.raises(SubjectKeyError, match="keys are needed to read it"):
+            types.decode(name, 1, sealed)
+        with pytest.raises(SubjectKeyError, match="keys are needed to read it"):
+            types.decode_json(name, 1, msgspec.json.encode(sealed))
 
 
 def test_objects_of_a_class_whose_shape_is_no_longer_declared_are_refused() -> None:
