@@ -6,7 +6,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, select, text, update
+from sqlalchemy import Connection, Engine, func, select, text, update
+from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.errors import (
     SubjectForgottenError,
@@ -20,6 +21,7 @@ from datapatterns.event_sourcing import (
     SubjectForgotten,
     Subjects,
 )
+from datapatterns.event_sourcing.content import contents
 from datapatterns.event_sourcing.schema import event_tables
 from tests.fixtures.colours import Call
 from tests.fixtures.people import (
@@ -227,6 +229,58 @@ def test_a_state_that_was_loaded_before_is_not_stored_after_the_person_is_forgot
     assert not store.save_snapshot(conn, loaded)
 
     assert snapshots_of(conn, at) == 0
+
+
+def test_a_snapshot_of_a_state_that_began_with_a_snapshot_is_encrypted_too(
+    conn: Connection,
+) -> None:
+    at, secret = stream(), Secret()
+    written(conn, at, Registered(at.key, secret.word))
+    store.save_snapshot(conn, store.load(conn, Customer, at.key))
+    written(conn, at, Booked("LH1", []))  # about nobody
+
+    later = store.load(conn, Customer, at.key)
+    assert begun_from(later) == ([secret.word], 1)
+    assert store.save_snapshot(conn, later)
+
+    assert secret.found_in(conn) == []
+    subjects.forget(conn, at.key)
+    assert begun_from(store.load(conn, Customer, at.key)) == (["[forgotten]"], 0)
+
+
+def test_a_snapshot_that_outlived_its_key_is_a_replay(conn: Connection) -> None:
+    at = stream()
+    written(conn, at, Registered(at.key, "a@b"))
+    store.save_snapshot(conn, store.load(conn, Customer, at.key))
+    keys = event_tables("datapatterns").subject_keys
+    gone = update(keys).where(keys.c.subject == at.key)
+    conn.execute(gone.values(wrapped_key=None, shredded_at=func.now()))
+
+    assert begun_from(store.load(conn, Customer, at.key)) == (["[forgotten]"], 0)
+
+
+def test_a_question_about_keys_that_fails_is_no_damaged_snapshot(conn: Connection) -> None:
+    at = stream()
+    written(conn, at, Registered(at.key, "a@b"))
+    store.save_snapshot(conn, store.load(conn, Customer, at.key))
+    asked = "datapatterns.read_subject_keys(text[], text[])"
+    conn.execute(text(f"ALTER FUNCTION {asked} RENAME TO elsewhere"))
+
+    with pytest.raises(ProgrammingError, match="read_subject_keys"):
+        store.load(conn, Customer, at.key)
+
+
+def test_a_state_about_too_many_persons_is_not_stored(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "PERSONS_MAX", 1)
+    at = stream()
+    written(conn, at, Registered(at.key, "a@b"))
+    assert store.save_snapshot(conn, store.load(conn, Customer, at.key))
+
+    written(conn, at, Registered(uuid4().hex, "c@d"))
+
+    assert not store.save_snapshot(conn, store.load(conn, Customer, at.key))
 
 
 def test_a_snapshot_that_cannot_be_decrypted_is_a_replay(conn: Connection) -> None:
