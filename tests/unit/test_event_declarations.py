@@ -160,7 +160,7 @@ def test_a_copy_that_skips_leaves_the_original_strict() -> None:
 def test_what_a_copy_declares_later_is_not_declared_in_the_original() -> None:
     types = renamed_types()
     types.upcast("a", 1)(dict)
-    types.upcast("y", 3, into={"x": 3})(splitting)
+    types.upcast("y", 7, into={"x": 7})(splitting)
     copied = types.skipping_unknown()
 
     copied.event("coupon.used")(CouponUsed)

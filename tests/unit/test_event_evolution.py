@@ -151,21 +151,24 @@ def test_an_upcaster_that_returns_no_dict_is_an_error() -> None:
 
 
 SHARED: list[int] = []
+SHARED_TOO: set[str] = set()
 
 
 def test_what_an_upcaster_shares_is_not_changed_by_the_next() -> None:
     types = EventTypes()
     types.event("item.scanned", version=3)(Scanned)
-    types.upcast("item.scanned", 1)(lambda old: {**old, "seen": SHARED})
+    types.upcast("item.scanned", 1)(lambda old: {**old, "seen": SHARED, "by": SHARED_TOO})
 
     @types.upcast("item.scanned", 2)
     def _second(old: dict[str, Any]) -> dict[str, Any]:
         old["seen"].append(1)
+        old["by"].add("ann")
         return {"product": 7, "cents": len(old["seen"])}
 
     for _ in range(2):
         assert types.decode("item.scanned", 1, {}) == [Scanned(7, 1)]
     assert SHARED == []
+    assert not SHARED_TOO
 
 
 def test_parts_of_a_split_that_are_one_object_are_not_changed_by_each_other() -> None:
