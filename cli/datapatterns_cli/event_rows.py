@@ -85,7 +85,7 @@ def _cut(text: str, size: int) -> str:
 
 
 class Name(click.ParamType[str]):
-    """The name of a type or a category: not empty, as a variable that is not set would leave it."""
+    """A name that is not empty, as a variable that is not set would leave it."""
 
     name = "text"
 

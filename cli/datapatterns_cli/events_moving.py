@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from datapatterns_cli.event_rows import Name
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.named_objects import load_object
 from datapatterns_cli.shared_options import Command
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.option("--from-url", metavar="URL", required=True, help="The database of that application.")
+@click.option(
+    "--from-url",
+    type=Name(),  # an empty one would mean the database of the environment
+    metavar="URL",
+    required=True,
+    help="The database of that application.",
+)
 @click.option(
     "--table",
     default="stored_events",

@@ -60,6 +60,12 @@ def test_a_variable_that_is_not_set_asks_for_no_events_by_mistake(
     assert f"Invalid value for '{option}'" in ran.err
 
 
+def test_no_address_is_not_that_of_the_environment(run: Run, at: tuple[str, str]) -> None:
+    ran = run("events", "import-eventsourcing", "--from-url", "", *at)  # as "$UNSET" leaves it
+
+    assert (ran.code, "Invalid value for '--from-url'" in ran.err) == (2, True)
+
+
 def test_bad_lines_are_named_by_number_and_nothing_is_written(
     run: Run, at: tuple[str, str], tmp_path: Path
 ) -> None:
