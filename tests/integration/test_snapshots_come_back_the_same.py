@@ -124,3 +124,23 @@ def test_state_under_a_name_that_every_aggregate_has_is_not_left_out_of_a_snapsh
 
     with pytest.raises(AggregateError, match="call it otherwise"):
         store.save_snapshot(conn, product)
+
+
+def test_a_state_that_a_handler_left_half_changed_is_not_written(conn: Connection) -> None:
+    class Halting(Aggregate, category="basket", snapshot=every(1)):
+        total: int = 0
+
+        @applies
+        def _(self, e: Scanned) -> None:
+            self.total += e.cents
+            if e.product == 13:
+                raise RuntimeError
+
+    halting = Halting("7")
+    halting.emit(Scanned(1, 5))
+    store.save(conn, halting)
+    with pytest.raises(RuntimeError):
+        halting.emit(Scanned(13, 5))
+
+    with pytest.raises(AggregateError, match="left half changed"):
+        store.save_snapshot(conn, halting)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from datapatterns.event_sourcing import (
     NEW_STREAM,
@@ -154,3 +154,14 @@ def test_other_defaults_and_values_do_not_use_the_snapshots_of_those_before(
 
     assert snapshot_version(same) == 1
     assert snapshot_version(later) == 0
+
+
+def test_two_releases_keep_their_snapshots_side_by_side(conn: Connection) -> None:
+    stream = StreamId("counter", "1")
+    for version in range(3):
+        store.append(conn, stream, [Scanned(1, 10)], expected_version=version)
+        for cls in (release(1), release(2)):
+            assert store.save_snapshot(conn, store.load(conn, cls, "1"), keep=1)
+
+    kept = conn.execute(text("SELECT version FROM datapatterns.snapshot")).scalars()
+    assert list(kept) == [3, 3]
