@@ -51,8 +51,13 @@ def list_(invocation: Invocation, *, category: str, key: str, tenant: str, limit
     """
     layer = invocation.layer()
     with layer.engine.connect() as conn:
-        found = _snapshots(layer).list(conn, _stream(category, key, tenant), limit=limit)
-    invocation.output.table([asdict(one) for one in found], empty="there are no snapshots")
+        found = _snapshots(layer).list(conn, _stream(category, key, tenant), limit=limit + 1)
+    invocation.output.page(
+        [asdict(one) for one in found],
+        limit=limit,
+        further="give a higher --limit",
+        empty="there are no snapshots",
+    )
 
 
 @snapshot.command()

@@ -151,13 +151,15 @@ def stream(invocation: Invocation, /, **options: Any) -> None:  # noqa: ANN401
     _show_stream(invocation, **options)
 
 
-def _show_stream(
+def _show_stream(  # noqa: PLR0913 -- the command's options
     invocation: Invocation,
     *,
     category: str,
     key: str,
     tenant: str,
-    **page: Any,  # noqa: ANN401 -- which page, as StoredEvents.stream takes it
+    after_version: int,
+    limit: int,
+    backwards: bool,
 ) -> None:
     from datapatterns.event_sourcing import StreamId  # noqa: PLC0415 -- help must not wait for it
 
@@ -167,9 +169,22 @@ def _show_stream(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     with layer.engine.connect() as conn:
-        found = _stored(layer).stream(conn, stream_id, **page)
+        found = _stored(layer).stream(
+            conn,
+            stream_id,
+            after_version=after_version,
+            limit=limit + 1,  # whether there are more
+            backwards=backwards,
+        )
     shown = as_json if invocation.output.as_json else as_version
-    invocation.output.table([shown(event) for event in found], empty=f"{stream_id} has no events")
+    invocation.output.page(
+        [shown(event) for event in found],
+        limit=limit,
+        further="give a higher --limit"
+        if backwards
+        else f"go on with --after-version {after_version + limit}, or give a higher --limit",
+        empty=f"{stream_id} has no events",
+    )
 
 
 @click.command(cls=Command)

@@ -59,6 +59,12 @@ class Output:
             table.add_row(*(_cell(value) for value in row.values()))
         self._print_rich(table)
 
+    def page(self, rows: Sequence[Row], *, limit: int, further: str, empty: str) -> None:
+        """Print the first ``limit`` of ``rows``; if there are more, say so, and what shows them."""
+        self.table(rows[:limit], empty=empty)
+        if len(rows) > limit:
+            self.note(f"there are more than these {limit}: {further}")
+
     def values(self, values: Row) -> None:
         """Print names and their values, one on each line; as JSON, one object."""
         if self.as_json:

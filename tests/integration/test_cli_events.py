@@ -70,6 +70,25 @@ def test_a_stream_is_shown_forwards_and_backwards(
     assert (wrong.code, "cannot name a category" in wrong.err) == (2, True)
 
 
+def test_a_stream_that_goes_on_says_so_and_how(
+    run: Run, engine: Engine, at: tuple[str, str]
+) -> None:
+    append(engine, "1", *(NewEvent("door.closed", {"n": n}) for n in range(1, 5)))
+
+    first = run("events", "stream", "door", "1", "--limit", "2", "--json", *at)
+    second = run(
+        "events", "stream", "door", "1", "--limit", "2", "--after-version", "2", "--json", *at
+    )
+    newest = run("events", "stream", "door", "1", "--limit", "3", "--backwards", "--json", *at)
+    whole = run("events", "stream", "door", "1", "--limit", "4", "--json", *at)
+
+    assert [row["version"] for row in rows(first) + rows(second)] == [1, 2, 3, 4]
+    assert [row["version"] for row in rows(newest)] == [4, 3, 2]
+    assert "more than these 2: go on with --after-version 2, or give a higher --lim" in first.err
+    assert "more than these 3: give a higher --limit" in newest.err
+    assert (len(rows(whole)), second.err, whole.err) == (4, "", "")
+
+
 def test_one_event_is_shown_in_full_by_position_and_by_id(
     run: Run, engine: Engine, at: tuple[str, str]
 ) -> None:

@@ -118,10 +118,12 @@ def test_only_snapshots_that_aggregates_and_deciders_of_the_app_cannot_use_are_p
             )
         )
 
+    some = run("events", "snapshot", "list", "shelf_basket", "1", "--limit", "4", "--json", *app)
     would = run("events", "snapshot", "purge", "--dry-run", "--json", *app)
     purged = run("events", "snapshot", "purge", "--json", *app)
     left = run("events", "snapshot", "list", "shelf_basket", "1", "--json", *app)
 
+    assert (len(rows(some)), "more than these 4: give a higher --limit" in some.err) == (4, True)
     assert (rows(would), rows(purged)) == ([{"would_delete": 3}], [{"deleted": 3}])
     assert sorted(str(one["current"]) for one in rows(left)) == ["None", "True"]
 
