@@ -141,12 +141,22 @@ def test_a_field_that_became_personal_leaves_readable_snapshots_behind() -> None
     assert kind_of(event("str")) != kind_of(event("Annotated[str, Personal(subject='who')]"))
 
 
-UNORDERED = reaching(
-    "def a(): return 1\ndef b(): return a\ndef c(): return b\n"
-    "class K: pass\nclass L(K): pass\n"
-    "KINDS = {a, b, c, K, L, int, (a, K), 'x', None}\nKINDS_TOO = frozenset([K, L, a])\n",
-    "len(KINDS) + len(KINDS_TOO) + a() + bool(K)",
-)
+UNORDERED = [
+    reaching(
+        "def a(): return 1\ndef b(): return a\ndef c(): return b\n"
+        "class K: pass\nclass L(K): pass\n"
+        "KINDS = {a, b, c, K, L, int, (a, K), 'x', None}\nKINDS_TOO = frozenset([K, L, a])\n",
+        "len(KINDS) + len(KINDS_TOO) + a() + bool(K)",
+    ),
+    # Alike but for who else names them, before the set is met or after it.
+    reaching("class K: pass\nA, B = K(), K()\nBOTH = {A, B}", "(e.n is A) + (e.n in BOTH)"),
+    reaching("class K: pass\nY, Z = K(), K()\nBOTH = {Y, Z}", "(e.n in BOTH) + (e.n is Z)"),
+    # Each keeps the hash of its text.
+    reaching(
+        "@attrs.frozen(cache_hash=True)\nclass K:\n  name: str\nBOTH = {K('a'), K('b')}",
+        "len(BOTH)",
+    ),
+]
 
 
 def test_sets_of_code_have_one_fingerprint_in_every_process() -> None:
@@ -157,7 +167,7 @@ def test_sets_of_code_have_one_fingerprint_in_every_process() -> None:
         "from tests.unit.test_snapshot_fingerprint_of_objects import DIVERGING, UNORDERED;"
         "junk = [object() for _ in range(int(sys.argv[1]) * 997)];"
         "both = [*DIVERGING.values(), *LIBRARY.values()];"
-        "texts = [UNORDERED, *(module % 1 for module in both)];"
+        "texts = [*UNORDERED, *(module % 1 for module in both)];"
         "print(*[kind_of(text).hex() for text in texts])"
     )
 
@@ -178,3 +188,31 @@ def test_a_set_that_is_reached_from_itself_has_a_fingerprint() -> None:
     module = reaching("def f(): return len(FS) * %s\nFS = {f}", "f()")
 
     assert kind_of(module % 1) == kind_of(module % 1) != kind_of(module % 2)
+
+
+def test_however_long_a_way_leads_to_code_it_counts() -> None:
+    steps = [f"def f{i}(n): return f{i + 1}(n)" for i in range(500)]
+    kinds = [f"class K{i}:\n  def next(s): return K{i + 1}" for i in range(500)]
+    nested = ["L = [%s]", "for _ in range(400): L = [L]", "def f500(n): return (L, K0)"]
+    module = reaching("\n".join([*steps, *kinds, "class K500: k = %s", *nested]), "f0(e.n)")
+
+    assert kind_of(module % (1, 1)) == kind_of(module % (1, 1))
+    assert len({kind_of(module % each) for each in [(1, 1), (1, 2), (2, 1)]}) == 3
+
+
+def test_sets_whose_members_name_one_another_are_each_looked_at_once() -> None:
+    """Along all ways that lead through them it would take years."""
+    module = "\n".join(
+        f"def f{i}(n): return n in ALL{(i + 1) % 20} or n in ALL{(i + 7) % 20}\nALL{i} = {{f{i}}}"
+        for i in range(20)
+    )
+
+    assert kind_of(reaching(module, "f0(e.n)")) == kind_of(reaching(module, "f0(e.n)"))
+
+
+def test_sets_within_sets_are_each_looked_at_once() -> None:
+    module = "S = frozenset([%s])\nfor _ in range(60): S = frozenset([S])"
+
+    kinds = [kind_of(reaching(module % n, "len(S)")) for n in (1, 1, 2)]
+
+    assert kinds[0] == kinds[1] != kinds[2]

@@ -10,9 +10,8 @@ inside a function, nor code that is looked up by a computed name; for those an a
 """
 
 import builtins
-import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from functools import cached_property
 from importlib import import_module
@@ -29,9 +28,11 @@ from typing import Any, Final, TypeGuard, get_args, get_origin
 
 from datapatterns.event_sourcing.content.shapes import field_names, fields_made, hints_of
 from datapatterns.event_sourcing.states.library_objects import PARTS, TELLING
+from datapatterns.event_sourcing.states.told_graph import Told, graph_digest
 
 _CALLED_UNNAMED: Final = (FunctionType, staticmethod, classmethod, property)
 _HINT_PARTS: Final = ("__supertype__", "__bound__", "__constraints__", "__value__")
+_HASH_KEPT_BY_ATTRS: Final = "_attrs_cached_hash"  # of names, so another one in each process
 _CALLED_AS: Final = CO_VARARGS | CO_VARKEYWORDS | CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 
 
@@ -52,7 +53,7 @@ def fingerprint(
     """
     reading = _Reading(tuple(owners), packages)
     parts = [(name, reading.describe(value)) for name, value in code]
-    return hashlib.sha256(repr((parts, extra)).encode()).digest()
+    return graph_digest([reading.told((parts, extra)), *reading.met()])
 
 
 def operators_of(cls: type) -> list[tuple[str, Any]]:
@@ -67,29 +68,55 @@ def operators_of(cls: type) -> list[tuple[str, Any]]:
     ]
 
 
+class _Link:
+    """Stands for something that is described by itself."""
+
+    def __repr__(self) -> str:
+        return "@"
+
+
+_LINK: Final = _Link()
+
+
 class _Reading:
-    """Describes code once; where it is met again, by its number."""
+    """Describes one thing after another, each once, with links to what it leads to.
+
+    Not one within another: code leads ever further, and deeper than Python's stack.
+    """
 
     def __init__(self, owners: tuple[type, ...], packages: Collection[str]) -> None:
         self._owners = owners
         self._packages = packages
-        self._seen: dict[int, int] = {}
-        self._kept: list[object] = []
-        self._open_sets: list[object] = []
+        self._numbers: dict[int, int] = {}
+        self._met: list[object] = []  # kept, or another object might get its id
+        self._links: list[int] = []
+        self._members: list[int] = []
 
     def describe(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
+        """Return what is told of ``value`` where it is met: all, or that it is told elsewhere."""
         if not self._is_ours(type(value)):  # else it may hold more, and itself among that
             if isinstance(value, TELLING) and type(value).__repr__ is not object.__repr__:
-                return self._kind(value), repr(value)
-            if isinstance(value, tuple):
-                return self._kind(value), [self.describe(part) for part in value]
-        if id(value) in self._seen:
-            return "seen", self._seen[id(value)]
-        self._seen[id(value)] = len(self._seen)
-        self._kept.append(value)  # or another object might get its id
-        return self._describe_once(value)
+                return type(value).__qualname__, repr(value)
+            if isinstance(value, tuple):  # equal ones may be one or several: Python may choose
+                return type(value).__qualname__, [self.describe(part) for part in value]
+        number = self._numbers.setdefault(id(value), len(self._met) + 1)
+        if number > len(self._met):
+            self._met.append(value)
+        self._links.append(number)
+        return _LINK
 
-    def _describe_once(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
+    def told(self, description: object) -> Told:
+        """Return ``description`` with the links that were met in it."""
+        told = Told(repr(description), self._links, self._members)
+        self._links, self._members = [], []
+        return told
+
+    def met(self) -> Iterator[Told]:
+        """Yield what is told of all that was met, and of all that this leads to."""
+        for value in self._met:  # it grows
+            yield self.told(self._described(value))
+
+    def _described(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, FunctionType):
@@ -100,20 +127,13 @@ class _Reading:
         cls = type(value)
         return self.describe(cls) if self._is_ours(cls) else cls.__qualname__
 
-    def _ordered(self, parts: Collection[Any]) -> list[Any]:
-        """Return the parts of a set; their own order depends on the hash seed and addresses."""
-
-        def alone(part: object) -> str:
-            # By itself: what was met before would have a number that depends on the order, too.
-            reading = _Reading(self._owners, self._packages)
-            reading._seen = dict.fromkeys(map(id, self._open_sets), -1)
-            reading._open_sets = self._open_sets
-            return repr(reading.describe(part))
-
-        self._open_sets.append(parts)
-        ordered = sorted(parts, key=alone)
-        self._open_sets.pop()
-        return ordered
+    def _unordered(self, parts: Collection[Any]) -> object:
+        """Describe the parts of a set; their order depends on the hash seed and on addresses."""
+        before = len(self._links)
+        told = sorted(repr(self.describe(part)) for part in parts)
+        self._members += self._links[before:]
+        del self._links[before:]
+        return told
 
     def _held(self, value: Any) -> object:  # noqa: ANN401 -- whatever code can name
         if isinstance(value, Enum):
@@ -125,7 +145,7 @@ class _Reading:
         if isinstance(value, list | tuple):
             return [self.describe(part) for part in value]
         if isinstance(value, set | frozenset):
-            return [self.describe(part) for part in self._ordered(value)]
+            return self._unordered(value)
         if isinstance(value, dict | MappingProxyType):
             items = [(self.describe(k), self.describe(v)) for k, v in value.items()]
             missing = value.default_factory if isinstance(value, defaultdict) else None
@@ -154,6 +174,7 @@ class _Reading:
                 if isinstance(member, MemberDescriptorType):
                     held.setdefault(name, getattr(value, name, None))
         # What was computed once and kept follows from the rest, and may not be there yet.
+        held.pop(_HASH_KEPT_BY_ATTRS, None)
         names = [n for n in sorted(held) if not isinstance(getattr(cls, n, None), cached_property)]
         return [(name, self.describe(held[name])) for name in names]
 
