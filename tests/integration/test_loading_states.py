@@ -266,6 +266,7 @@ def test_a_compacted_stream_begins_at_its_first_version(conn: Connection) -> Non
 
 def test_what_was_before_compaction_is_read_from_the_start(engine: Engine) -> None:
     with engine.begin() as conn:
+        filled(conn, HISTORY, "8")  # has an event wherever the summary will stand, and earlier
         filled(conn, HISTORY[:2], "7")
     with engine.begin() as conn:
         [first, *_] = store.read_stream(conn, StreamId("till", "7"), limit=1)
@@ -278,6 +279,8 @@ def test_what_was_before_compaction_is_read_from_the_start(engine: Engine) -> No
         assert told(store.load(conn, Till, "7", at=first.recorded_at)) == replayed(
             Till, HISTORY[:2]
         )
+        [summary] = store.read_stream(conn, StreamId("till", "7"), limit=1, backwards=True)
+        assert store.load(conn, Till, "7", at=summary.recorded_at).total == 9
         assert store.load(conn, Till, "7", version=6).total == 9
         assert store.load(conn, Till, "7").total == 9
 

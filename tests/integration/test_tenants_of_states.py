@@ -48,6 +48,16 @@ def test_a_key_is_another_state_for_each_tenant(conn: Connection, subject: Any) 
     assert [(each.stream.tenant, each.version) for each in many] == [("acme", 0), ("acme", 2)]
 
 
+def test_a_key_is_another_state_in_each_category(conn: Connection) -> None:
+    for category, number in (("shop", 1), ("till", 2), ("zoo", 3)):
+        events = [Scanned(1, 1)] * number
+        store.append(conn, StreamId(category, "7"), events, expected_version=NEW_STREAM)
+
+    assert store.load(conn, Till, "7").version == 2
+    assert store.load(conn, Till, "7", version=1).version == 1
+    assert [each.version for each in store.load_many(conn, Till, ["8", "7"])] == [0, 2]
+
+
 def test_what_it_emits_goes_to_its_tenant(conn: Connection) -> None:
     till = Till("7", tenant="acme")
     till.emit(Scanned(1, 1))
