@@ -191,14 +191,24 @@ class StreamCopy:
         version = copied_version(last, self.source)
         if version is None:
             raise self._refused(f"the target holds {last.event_type}, which is no copy from it")
+        while not self._is_continued(conn, version, last):
+            # Somebody may have been forgotten between the two reads, and the target shows it now.
+            before = last
+            [last] = self.store.read_stream(
+                conn, self.target, after_version=last.version - 1, limit=1
+            )
+            if last == before:
+                raise self._refused(
+                    f"version {last.version} of the target is not what version {version} of the"
+                    " source becomes now; the transformation has changed, or somebody was"
+                    " forgotten of whom the source no longer tells what the copy was made from"
+                )
+        return version
+
+    def _is_continued(self, conn: Connection, version: int, last: RecordedEvent) -> bool:
         found = self.store.read_stream(conn, self.source, after_version=version - 1, limit=1)
         copies = self._copied(found[0]) if found and found[0].version == version else []
-        if not copies or not _is_same(copies[-1], last):
-            raise self._refused(
-                f"version {last.version} of the target is not what version {version} of the"
-                " source becomes now; the transformation has changed"
-            )
-        return version
+        return bool(copies) and _is_same(copies[-1], last)
 
     def _copies(self, events: Sequence[RecordedEvent]) -> tuple[int, list[NewEvent]]:
         """Return how many events were looked at, and what all of them become."""
