@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from datapatterns.embedded import EmbeddedServers
 from datapatterns.testing import FaultProxy, wait_until
-from datapatterns.testing.faults import FaultProxyFactory
+from datapatterns.testing.faults import FaultProxyFactory, forwarding
+from datapatterns.testing.faults.forwarding import reset
 
 pytestmark = pytest.mark.postgres
 
@@ -538,6 +539,27 @@ def test_a_closed_proxy_leaves_no_socket_and_no_thread(notes: Engine) -> None:
         socket.create_connection((str(proxy.url.host), proxy.port)).close()
     with pytest.raises(RuntimeError, match="closed"):
         proxy.cut()
+
+
+def test_who_is_cut_while_a_trap_cuts_leaves_no_socket(
+    notes: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `FaultProxy.cut` and `FaultProxy.close` do to who waits for its sides to be closed."""
+    before = _open_files()
+
+    def reset_and_cut(writer: asyncio.StreamWriter) -> None:
+        reset(writer)
+        serving = asyncio.current_task()
+        assert serving
+        serving.cancel()
+
+    monkeypatch.setattr(forwarding, "reset", reset_and_cut)
+    with FaultProxy(notes.url) as proxy, psycopg.connect(dsn(proxy.url)) as conn:
+        proxy.cut_next_reply_to("SELECT")
+        with pytest.raises(psycopg.OperationalError):
+            conn.execute("SELECT 1")
+
+    assert _open_files() == before
 
 
 def _open_files() -> int:

@@ -85,16 +85,23 @@ class Connection:
         finally:
             for way in ways:
                 way.cancel()
-            outcomes = await asyncio.gather(*ways, return_exceptions=True)
-            self._settle_trap()
+            try:
+                outcomes = await asyncio.gather(*ways, return_exceptions=True)
+            finally:
+                self._leave(is_cut=is_cut)
             for outcome in outcomes:
                 if not _has_left(outcome) and not isinstance(outcome, _CutError):
                     logger.error("the proxy hung up", exc_info=outcome)
-            if is_cut:
-                reset(self._to_client)
             await close(self._to_client)
-            # The server reads all that was sent before it learns that the client is gone.
             await close(self._to_server)
+
+    def _leave(self, *, is_cut: bool) -> None:
+        # Both sides, before anything is waited for: all may be cut while this one is.
+        self._settle_trap()
+        if is_cut:
+            reset(self._to_client)
+        self._to_client.close()
+        self._to_server.close()  # reads all that was sent before it learns that the client is gone
 
     async def _pass_requests(self) -> None:
         conditions = self._conditions
