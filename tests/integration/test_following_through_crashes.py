@@ -218,6 +218,27 @@ def test_a_reset_of_statistics_is_taken_for_a_crash_once(engine: Engine) -> None
     assert begun == 2
 
 
+def test_whoever_looks_at_another_server_than_it_reads_sees_no_crash_in_that(
+    engine: Engine, datapatterns_engine: Engine
+) -> None:
+    """As those do that read from a standby and hear from the primary that the log goes on."""
+    with engine.begin() as conn:
+        written = write(conn)
+    begun, clock = 0, Minutes()
+
+    def kept(_conn: Connection) -> Position:
+        nonlocal begun
+        begun += 1
+        return written
+
+    signal = LogSignal(store, datapatterns_engine, clock=clock)
+    follower = Follower(store, engine, kept, signal=signal, clock=clock)
+    clock.give(follower)
+
+    assert list(follower.pages()) == []
+    assert begun == 1
+
+
 # One lies before what was passed, so that the log does not seem to go on; of many some lie behind.
 @pytest.mark.parametrize("count", [1, 150])
 @pytest.mark.parametrize("is_noticed", [True, False], ids=["noticed", "control"])

@@ -72,6 +72,7 @@ class FollowerState(Generic[AnyEngine, AnySignal]):
     _wakes: int = field(default=0, init=False, repr=False)
     _losses: Losses = field(default_factory=Losses, init=False, repr=False)
     _server: SameServer = field(default_factory=SameServer, init=False, repr=False)
+    _looked_at: SameServer = field(default_factory=SameServer, init=False, repr=False)
 
     def _answer_on(self, conn: Connection, step: Begin | Read) -> Position | LogPage | None:
         if isinstance(step, Begin):
@@ -96,7 +97,9 @@ class FollowerState(Generic[AnyEngine, AnySignal]):
     def _looked(self, drawn: Position) -> Position | None:
         """Return what was ``drawn``, or None if a pool has hidden a crash from who looked."""
         life = self._signal.life
-        if life is None or self._server.lives(life):
+        # Others may look where they do not read: at the primary, say, for those at a standby.
+        server = self._server if self._signal.engine is self.engine else self._looked_at
+        if life is None or server.lives(life):
             return drawn
         self._signal.forget()
         return None
