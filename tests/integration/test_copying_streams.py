@@ -102,6 +102,39 @@ def test_an_event_may_be_copied_as_it_is(conn: Connection) -> None:
     assert copy.event_id != event.event_id
 
 
+def test_one_stream_may_be_copied_into_several_whose_names_share_parts(conn: Connection) -> None:
+    """The ids of copies follow from the target's whole name: else one would be no new event."""
+    for stranger in (StreamId("basket", "1", "other"), StreamId("other", "1")):
+        STORE.append(conn, stranger, scanned(1, 1, 1), expected_version=NEW_STREAM)
+    append(conn, 1, 2)
+
+    targets = [
+        NEW,
+        StreamId("cart", "1"),
+        StreamId("cart", "2", "shop"),
+        StreamId("van", "1", "shop"),
+    ]
+    for target in targets:
+        page = StreamCopy(STORE, OLD, target, one_each).finish(conn, end_source=False)
+        assert (page.source_version, page.appended, page.finished) == (2, 3, True)
+
+    assert [products(conn, target) for target in targets] == [["p0", "p1", "p1"]] * 4
+    ids = {copy.event_id for target in targets for copy in STORE.read_stream(conn, target)}
+    assert len(ids) == 12
+
+
+def test_a_copy_of_another_shape_is_no_copy_of_this_one(conn: Connection) -> None:
+    """The same data under another name, or in another version of it, is another event."""
+    append(conn, 1)
+    named = StreamCopy(STORE, OLD, NEW, lambda _: NewEvent("one", {"a": 1}))
+    named.copy_page(conn)
+
+    for other in (NewEvent("two", {"a": 1}), NewEvent("one", {"a": 1}, 2)):
+        with pytest.raises(StreamCopyError, match="transformation has changed"):
+            StreamCopy(STORE, OLD, NEW, lambda _, other=other: other).copy_page(conn)
+    assert named.copy_page(conn).appended == 0
+
+
 def test_running_it_again_appends_nothing_twice(conn: Connection) -> None:
     append(conn, 2, 1, 0)
     assert COPY.finish(conn).appended == 3

@@ -259,6 +259,7 @@ def test_closing_drops_what_waits_and_takes_nothing_more(
     store.handle(engine, TILL, "third", TWO, policy=policy)
 
     assert kept(engine) == [("first", 2)]
+    assert writer.flush(timeout_seconds=0), "nothing is left that would be waited for"
     writer.close()
 
 
@@ -330,6 +331,64 @@ def test_the_async_writer_does_the_same_in_a_task(engine: Engine) -> None:
 
     assert asyncio.run(run()) == (2, 0)
     assert kept(engine) == [("7", 2), ("8", 2)]
+
+
+def test_a_writer_keeps_as_many_snapshots_as_it_was_told(engine: Engine) -> None:
+    async def beside() -> None:
+        far = create_async_engine(engine.url)
+        async with AsyncSnapshotWriter(store, far, keep=1) as writer:
+            for _ in range(2):
+                policy = CommandPolicy(snapshots=writer)
+                await store.handle_async(far, TILL, "async", TWO, policy=policy)
+                assert await writer.flush(timeout_seconds=SECONDS)
+        await far.dispose()
+
+    with SnapshotWriter(store, engine, keep=1) as writer:
+        for _ in range(2):
+            store.handle(engine, TILL, "7", TWO, policy=CommandPolicy(snapshots=writer))
+            assert writer.flush(timeout_seconds=SECONDS)
+    asyncio.run(beside())
+
+    assert kept(engine) == [("7", 4), ("async", 4)]
+
+
+def test_what_fails_in_a_task_is_logged_and_the_next_is_written(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = snapshot_writer.write_snapshot
+
+    def failing(conn: Connection, states: Any, subject: Any, stream: Any, **how: Any) -> bool:  # noqa: ANN401
+        if stream.key == "bad":
+            raise LookupError("secret")
+        return write(conn, states, subject, stream, **how)
+
+    async def run() -> int:
+        far = create_async_engine(engine.url)
+        async with AsyncSnapshotWriter(store, far) as writer:
+            for key in ("bad", "good"):  # both wait before the task begins
+                assert writer.offer(store.handle(engine, TILL, key, TWO).sourced)
+            assert await writer.flush(timeout_seconds=SECONDS)
+        await far.dispose()
+        return writer.written
+
+    monkeypatch.setattr(snapshot_writer, "write_snapshot", failing)
+
+    assert asyncio.run(run()) == 1
+    assert kept(engine) == [("good", 2)]
+    assert [vars(record)["reason"] for record in caplog.records] == ["LookupError"]
+
+
+def test_after_a_fork_another_thread_writes(engine: Engine) -> None:
+    with SnapshotWriter(store, engine) as writer:
+        gone = threading.Thread(target=int)
+        gone.start()
+        gone.join(SECONDS)
+        writer._thread = gone  # noqa: SLF001 -- what a fork leaves of the parent's
+
+        store.handle(engine, TILL, "7", TWO, policy=CommandPolicy(snapshots=writer))
+
+        assert writer.flush(timeout_seconds=SECONDS)
+        assert kept(engine) == [("7", 2)]
 
 
 def test_an_async_writer_without_a_loop_takes_nothing(engine: Engine) -> None:

@@ -1,6 +1,8 @@
 """What a codec has once stored, every later release reads; and no payload tells of another."""
 
+from concurrent.futures import ThreadPoolExecutor
 from secrets import token_bytes
+from threading import Barrier
 
 import pytest
 import zstandard
@@ -40,7 +42,9 @@ STORED: list[tuple[Codec, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("codec", "data", "stored"), STORED, ids=str)
+@pytest.mark.parametrize(
+    ("codec", "data", "stored"), STORED, ids=["packed", "raw", "compressed", "encrypted", "chained"]
+)
 def test_what_was_stored_before_is_read(codec: Codec, data: str, stored: str) -> None:
     payload = bytes.fromhex(stored)
 
@@ -84,7 +88,7 @@ def test_each_payload_has_a_key_of_its_own() -> None:
         ("long", bytes(33)),
         ("aes128", bytes(16)),
     ],
-    ids=repr,
+    ids=["no name", "long name", "long in bytes", "unprintable", "short", "long", "of AES-128"],
 )
 def test_keys_that_are_none_are_refused(name: str, key: bytes) -> None:
     with pytest.raises(EncryptionKeyError):
@@ -142,6 +146,73 @@ def test_no_stage_of_a_chain_makes_more_than_the_bound_allows() -> None:
     with pytest.raises(PayloadError, match="larger than"):
         CodecChain(Noting(), Zstd()).decode(bomb, bound_to=b"", bytes_max=10_000)
     assert grown == []
+
+
+class Hexadecimal:
+    """A codec of a user's own, whose payloads are twice as long."""
+
+    name = "hexadecimal"
+    optional = False
+
+    def __init__(self, id_: int) -> None:
+        self.id = id_
+
+    def encode(self, data: bytes, *, bound_to: bytes) -> bytes:
+        del bound_to
+        return data.hex().encode()
+
+    def decode(self, payload: bytes, *, bound_to: bytes, bytes_max: int) -> bytes:
+        del bound_to, bytes_max
+        return bytes.fromhex(payload.decode())
+
+
+def test_what_is_longer_on_its_way_may_be_as_long_as_any_in_the_end() -> None:
+    data = b'{"a":"%s"}' % token_bytes(3_000).hex().encode()
+    chain = CodecChain(Hexadecimal(64), Zstd(), id=65)
+    payload = chain.encode(data, bound_to=EVENT)
+
+    assert chain.decode(payload, bound_to=EVENT, bytes_max=len(data)) == data
+
+
+def test_ids_that_would_not_be_stored_or_mean_two_things_are_refused() -> None:
+    Codecs(Hexadecimal(64))
+    Codecs(Hexadecimal(2**15 - 1))
+    for id_ in (0, 1, 63, 2**15):
+        with pytest.raises(CodecError, match="use 64 to 32767"):
+            Codecs(Hexadecimal(id_))
+    with pytest.raises(CodecError, match="needs id=64"):
+        CodecChain(Zstd(), Hexadecimal(64))
+    with pytest.raises(CodecError, match="choose one from 64"):
+        CodecChain(MessagePack(), Zstd(), id=63)
+
+
+@pytest.mark.parametrize("noise", ["81c001", "d60561626364", "819001", "a1ff", "91" * 100_000])
+def test_message_pack_that_is_no_json_is_refused(noise: str) -> None:
+    with pytest.raises(PayloadError, match="not MessagePack, or nested too deep"):
+        MessagePack().decode(bytes.fromhex(noise), bound_to=EVENT, bytes_max=10**6)
+
+
+def test_no_two_threads_share_what_zstandard_keeps_state_in() -> None:
+    """It would damage what is stored, or end the process."""
+    codec, both = Zstd(), Barrier(2)
+
+    def own(_: int) -> tuple[object, object]:
+        both.wait(30)
+        return codec._compressor(), codec._decompressor(0)  # noqa: SLF001
+
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(own, range(2))
+
+    assert one[0] is not other[0]
+    assert one[1] is not other[1]
+
+
+@pytest.mark.parametrize("codec", [MessagePack(), Encryption(RING)])
+def test_what_is_too_large_is_not_begun(codec: Codec) -> None:
+    payload = codec.encode(b'{"a":"%s"}' % (b"a" * 3_000), bound_to=EVENT)
+
+    with pytest.raises(PayloadError, match="larger than"):
+        codec.decode(payload, bound_to=EVENT, bytes_max=1_000)
 
 
 @pytest.mark.parametrize("codec", [MessagePack(), Encryption(RING), Zstd(above_bytes=10**6)])
