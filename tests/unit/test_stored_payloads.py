@@ -10,6 +10,7 @@ import zstandard
 from datapatterns.errors import CodecError, EncryptionKeyError, PayloadError
 from datapatterns.event_sourcing import Codec, CodecChain, Codecs, Encryption, KeyRing, MessagePack
 from datapatterns.event_sourcing import Zstandard as Zstd
+from datapatterns.event_sourcing.content import codecs as codecs_module
 from datapatterns.event_sourcing.content.encryption import Cipher
 
 EVENT = b"event 7"
@@ -75,6 +76,30 @@ def test_each_payload_has_a_key_of_its_own() -> None:
 
     with pytest.raises(ValueError, match="not authentic"):
         Cipher(RING.key("2024")).decrypt(sealed, bound_to=head + EVENT)
+
+
+def test_a_state_is_encrypted_although_that_makes_it_longer() -> None:
+    """Plain JSON may stand in for a payload that is not smaller, but never for an encrypted one."""
+    for codec in (Encryption(RING), CodecChain(MessagePack(), Encryption(RING))):
+        codecs = Codecs(codec)
+        id_, payload = codecs.encode_state(DATA, bound_to=EVENT)
+
+        assert id_ == codec.id
+        assert payload is not None
+        assert b"ann" not in payload
+        assert len(payload) > len(DATA)
+        assert codecs.decode(id_, payload, bound_to=EVENT, bytes_max=1_000) == DATA
+    assert Codecs(MessagePack()).encode_state('{"a":"b"}', bound_to=EVENT)[0] == 1
+    assert Codecs(Zstd()).encode_state('{"a":"b"}', bound_to=EVENT) == (0, None)
+
+
+def test_a_state_that_no_load_would_read_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codecs_module, "STATE_BYTES_MAX", 1_000)
+    state = DATA.replace("ann", token_bytes(3_000).hex())
+
+    for codec in (MessagePack(), Zstd(above_bytes=0), Encryption(RING)):
+        with pytest.raises(PayloadError, match="larger than"):
+            Codecs(codec).encode_state(state, bound_to=EVENT)
 
 
 @pytest.mark.parametrize(
