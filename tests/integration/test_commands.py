@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Barrier, Thread
 from typing import Any
 
@@ -232,6 +232,45 @@ def test_after_a_lost_commit_that_another_writer_overtook_it_decides_again(
     assert seen == [0, 18]  # overtaken twice: while it was unknown, and after the conflict
     assert handled.attempts == 3
     assert versions(engine) == [1, 2, 3]
+
+
+def test_after_a_lost_commit_a_stream_that_was_ended_says_what_became_of_it(
+    engine: Engine, network: Network, far: Engine, loss: Loss
+) -> None:
+    store.handle(engine, Till, "7", scan(Till))
+    clock = ManualClock()
+
+    def end(_seconds: float) -> None:
+        with engine.begin() as conn:
+            conn.execute(text("UPDATE datapatterns.stream SET archived_at = now()"))
+
+    clock.sleep = end  # type: ignore[method-assign, assignment]
+    loss.strike(network)
+    with nullcontext() if loss.happens else pytest.raises(StreamArchivedError):
+        EventStore(types=types, clock=clock).handle(far, Till, "7", scan(Till))
+
+    assert versions(engine) == ([1, 2] if loss.happens else [1])
+
+
+def test_what_ends_a_command_before_its_commit_is_not_laid_to_another_one(
+    engine: Engine, handle: Handle
+) -> None:
+    """Although that is being handled, and so is in the context of all that is raised."""
+
+    def another() -> None:
+        raise OutcomeUnknownError("another command", reason="lost")
+
+    def interrupted(_till: Till) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        another()
+    except OutcomeUnknownError:
+        with pytest.raises(KeyboardInterrupt) as raised:
+            handle(Till, "7", interrupted)
+        assert raised.value.__cause__ is None
+
+    assert versions(engine) == []
 
 
 def test_a_serialisation_failure_is_a_conflict_like_any_other(engine: Engine) -> None:

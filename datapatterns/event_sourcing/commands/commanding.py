@@ -5,6 +5,7 @@ same event ids: it is recognised if it was carried out, and made up for if it wa
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.errors import OutcomeUnknownError, VersionConflictError
+from datapatterns.errors import OutcomeUnknownError, StreamArchivedError, VersionConflictError
 from datapatterns.event_sourcing.appending.after_commit import after_commit
 from datapatterns.event_sourcing.commands.retrying import DEFAULT_RETRY, Attempts, Retry
 from datapatterns.event_sourcing.commands.stream_lock import lock_stream
@@ -215,9 +216,9 @@ class _Task:
             self.unknown = error
             if not self.events:
                 return 0.0
-        elif isinstance(error, VersionConflictError):
+        elif isinstance(error, VersionConflictError | StreamArchivedError):
             self.unknown = None  # definite: it was not carried out
-        elif self.unknown is None and not _is_serialisation(error):
+        if self.unknown is None and not _may_pass(error):
             raise error
         seconds = self.attempts.delay()
         if seconds is not None:
@@ -229,12 +230,15 @@ class _Task:
     @contextmanager
     def explaining(self) -> Iterator[None]:
         """Give what ends all attempts, such as a cancellation, the unknown outcome as its cause."""
+        # Whoever calls may be handling that of another command.
+        anothers = find_unknown_outcome(sys.exception())
         try:
             yield
         except Exception:
             raise
         except BaseException as error:
-            unknown = find_unknown_outcome(error) or self.unknown
+            found = find_unknown_outcome(error)
+            unknown = self.unknown if found in {None, anothers} else found
             if unknown is not None:
                 error.__cause__ = self._outcome(unknown)
             raise
@@ -265,7 +269,10 @@ def _decided(sourced: Sourced, command: Any) -> object:  # noqa: ANN401 -- as ab
     return answer
 
 
-def _is_serialisation(error: Exception) -> bool:
+def _may_pass(error: Exception) -> bool:
+    """Return whether to decide again, on what is there then."""
+    if isinstance(error, VersionConflictError):
+        return True
     return isinstance(error, DBAPIError) and (
         getattr(error.orig, "sqlstate", None) in _SERIALISATION
     )
