@@ -195,6 +195,19 @@ def test_a_type_without_a_handler_where_it_occurs_is_a_problem(conn: Connection)
     assert report.summary.endswith("2 without a handler")
 
 
+@pytest.mark.parametrize(
+    ("before", "behind", "lacks"), [(0, 6, ["left"]), (6, 0, ["left"]), (6, 6, [])]
+)
+def test_types_in_streams_are_looked_for_at_both_ends_of_the_log(
+    conn: Connection, before: int, behind: int, lacks: list[str]
+) -> None:
+    append(conn, *[GOOD] * before, ("left", 1, {}), *[GOOD] * behind)
+
+    report = check_events(conn, STORE, aggregates=[Basket], reach=3)
+
+    assert [gap.event_type for gap in report.gaps] == lacks
+
+
 def evolve(state: int, _event: Scanned) -> int:
     return state
 

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine
 
 from datapatterns.errors import (
     EventDataError,
+    EventGapError,
     IsolationLevelError,
     StreamArchivedError,
     StreamCopyError,
@@ -171,6 +172,27 @@ def test_a_page_ends_before_it_becomes_too_many_events_for_one_append(conn: Conn
     assert (first.read, first.appended, first.caught_up) == (2, 10_000, False)
     assert (second.read, second.appended, second.caught_up) == (2, 4_001, True)
     assert products(conn) == ["p0"] * 6_000 + ["p1"] * 4_000 + ["p2"] * 4_000 + ["p3"]
+
+
+def test_one_event_that_becomes_too_many_is_refused_and_not_waited_at_for_ever(
+    conn: Connection,
+) -> None:
+    append(conn, 10_001)
+
+    with pytest.raises(ValueError, match="10000"):
+        COPY.copy_page(conn)
+
+
+def test_a_source_that_lacks_an_event_is_not_copied_without_it(conn: Connection) -> None:
+    append(conn, 1, 1, 1)
+    conn.exec_driver_sql("ALTER TABLE datapatterns.event DISABLE TRIGGER moves_only")
+    conn.exec_driver_sql("DELETE FROM datapatterns.event WHERE version = 2")
+
+    for run in (COPY.copy_page, COPY.finish):
+        with pytest.raises(EventGapError) as gap:
+            run(conn)
+        assert gap.value.version == 2
+    assert products(conn) == []
 
 
 def test_progress_of_a_transaction_that_was_rolled_back_is_not_believed(conn: Connection) -> None:

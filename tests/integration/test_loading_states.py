@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from datapatterns.errors import EventGapError, VersionConflictError
+from datapatterns.errors import AggregateError, EventGapError, VersionConflictError
 from datapatterns.event_sourcing import (
+    Aggregate,
     Decider,
     EventStore,
     NewEvent,
@@ -359,6 +360,11 @@ def test_keys_are_listed_in_pages_as_they_are_and_were(engine: Engine) -> None:
         assert store.list_keys(conn, Till, at=begun.recorded_at) == ["a", "b"]
         with pytest.raises(ValueError, match="at least 1"):
             store.list_keys(conn, Till, limit=0)
+        with pytest.raises(ValueError, match="no time zone"):
+            store.list_keys(conn, Till, at=begun.recorded_at.replace(tzinfo=None))
+        with pytest.raises(AggregateError, match="has no category"):
+            store.list_keys(conn, Aggregate)
+        assert store.list_keys(conn, Till, limit=10**30) == ["a", "b", "c"]
 
 
 def test_snapshots_of_other_code_are_deleted_and_no_others(call: Call) -> None:

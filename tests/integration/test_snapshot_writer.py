@@ -218,11 +218,13 @@ class Held:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.go_on = threading.Event(), threading.Event()
+        self.keys: list[str] = []
         write = snapshot_writer.write_snapshot
 
         def held(*args: Any, **kwargs: Any) -> bool:  # noqa: ANN401 -- as they are
             self.reached.set()
             assert self.go_on.wait(SECONDS)
+            self.keys.append(args[-1].key)
             return write(*args, **kwargs)
 
         monkeypatch.setattr(snapshot_writer, "write_snapshot", held)
@@ -242,6 +244,7 @@ def test_a_full_backlog_drops_and_each_stream_waits_once(
 
     assert writer.flush(timeout_seconds=SECONDS)
     assert writer.dropped == 2
+    assert held.keys == ["first", "a", "b"], "who waits longest is next"
     assert kept(engine) == [("a", 4), ("b", 4), ("first", 2)]
 
 
