@@ -1,8 +1,8 @@
 """Cancelled at any await, an append is there once or not at all, and who asks can find out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from datapatterns import aio
 from datapatterns.clock import SYSTEM_CLOCK
+from datapatterns.errors import VersionConflictError
 from datapatterns.event_sourcing import (
     ANY,
     NEW_STREAM,
@@ -102,25 +103,61 @@ def test_an_append_of_a_writer(
     at_every_await(engine.url, run)
 
 
+@contextmanager
+def closed_meanwhile(writer: AsyncEventWriter, far: AsyncEngine) -> Iterator[list[object]]:
+    """Close it as soon as an append waits for the server; give what does so."""
+    closing: list[object] = []
+
+    def close(*_: object) -> None:
+        closing.append(asyncio.create_task(writer.close()))
+
+    event.listen(far.sync_engine, "checkout", close)
+    yield closing
+    event.remove(far.sync_engine, "checkout", close)
+
+
 def test_an_append_of_a_writer_that_is_closed_meanwhile(engine: Engine) -> None:
     async def run(far: AsyncEngine, strike: Strike) -> BaseException | None:
-        cart, ids, closing = StreamId("cart", str(uuid4())), [uuid4()], []
+        cart, ids = StreamId("cart", str(uuid4())), [uuid4()]
         writer = AsyncEventWriter(store, far, connections=1)
 
-        @event.listens_for(far.sync_engine, "checkout")
-        def close(*_: object) -> None:  # as soon as the append waits for the server
-            closing.append(asyncio.create_task(writer.close()))
-
-        error = await strike.cancel(
-            writer.append(cart, [NewEvent("a", {})], expected_version=NEW_STREAM, event_ids=ids)
-        )
-        event.remove(far.sync_engine, "checkout", close)
+        with closed_meanwhile(writer, far) as closing:
+            error = await strike.cancel(
+                writer.append(cart, [NewEvent("a", {})], expected_version=NEW_STREAM, event_ids=ids)
+            )
 
         assert closing or not strike.fired
         assert told(error) == ids or error is None or not stored(engine, cart)
         return error
 
     at_every_await(engine.url, run)
+
+
+def test_what_a_writer_was_refused_is_known_although_it_is_cancelled_after_that(
+    engine: Engine,
+) -> None:
+    late: list[BaseException] = []
+    cart = StreamId("cart", "7")
+    with engine.begin() as conn:
+        store.append(conn, cart, [NewEvent("a", {})], expected_version=NEW_STREAM)
+
+    async def run(far: AsyncEngine, strike: Strike) -> BaseException | None:
+        writer = AsyncEventWriter(store, far, connections=1)
+
+        async def append() -> None:
+            with suppress(VersionConflictError):
+                await writer.append(cart, [NewEvent("a", {})], expected_version=NEW_STREAM)
+
+        with closed_meanwhile(writer, far):
+            error = await strike.cancel(append())
+        if error is not None and isinstance(error.__context__, VersionConflictError):
+            late.append(error)
+        return error
+
+    at_every_await(engine.url, run)
+
+    assert late
+    assert [told(error) for error in late] == [[]] * len(late)
 
 
 def test_the_end_of_a_writer(engine: Engine) -> None:

@@ -82,10 +82,9 @@ class AsyncEventWriter:
             deadline=self._clock.monotonic() + self._patience_seconds,
         )
         line = await self._line()
-        wait = 0.0
+        sent, wait = False, 0.0
         try:
             while True:
-                sent = False
                 try:
                     if wait:
                         await asyncio.sleep(wait)
@@ -97,17 +96,18 @@ class AsyncEventWriter:
                     sent = True
                     return begun.answer(await line.send(begun))
                 except BaseException as error:
+                    was_sent, sent = sent, False
                     if line is not None and (line.is_broken() or must_reconnect(error)):
                         await line.discard()
                         line = None
                     if isinstance(error, DataPatternsError):
                         raise
-                    wait = begun.failed(error, sent=sent, now=self._clock.monotonic())
+                    wait = begun.failed(error, sent=was_sent, now=self._clock.monotonic())
         finally:
             try:
                 await self._give_back(line)
-            except asyncio.CancelledError as error:  # after the answer
-                begun.failed(error, sent=True, now=self._clock.monotonic())
+            except asyncio.CancelledError as error:  # after the answer, unless that was a refusal
+                begun.failed(error, sent=sent, now=self._clock.monotonic())
 
     async def close(self) -> None:
         """Give the connections back to the pool; those in use follow when they are done.
