@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.log.filtering import EVERYTHING, LogFilter
 from datapatterns.event_sourcing.log.following_flow import Begin, Known, Life, Pace, Read
 from datapatterns.event_sourcing.log.high_water import read_hint
-from datapatterns.event_sourcing.log.losses import Losses
+from datapatterns.event_sourcing.log.losses import Losses, Unanswered
 from datapatterns.event_sourcing.log.same_server import SameServer, life_of
 from datapatterns.event_sourcing.recorded import LogPage
 from datapatterns.event_sourcing.store import EventStore
@@ -104,7 +103,7 @@ class FollowerState(Generic[AnyEngine, AnySignal]):
         self._signal.forget()
         return None
 
-    def _can_go_on(self, error: DBAPIError) -> bool:
+    def _can_go_on(self, error: Unanswered) -> bool:
         """Return whether to begin anew, knowing nothing any more."""
         can = self._losses.can_go_on(
             error,

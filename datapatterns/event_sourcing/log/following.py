@@ -6,7 +6,6 @@ from threading import Condition, Lock
 from typing import Any
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
 from datapatterns.clock import SystemClock
 from datapatterns.event_sourcing.events import Position
@@ -19,6 +18,7 @@ from datapatterns.event_sourcing.log.following_flow import (
     Read,
     following,
 )
+from datapatterns.event_sourcing.log.losses import UNANSWERED
 from datapatterns.event_sourcing.recorded import LogPage
 
 
@@ -117,6 +117,7 @@ class Follower(FollowerState[Engine, LogSignal]):
             CheckpointError: The checkpoint lies beyond the log.
             OperationalError: No page could be read for too long: the connection was lost, or the
                 server did not get to it.
+            TimeoutError: SQLAlchemy's: for too long the engine's pool had no connection to spare.
         """
         flow = following(self.pace)
         answer: Any = None
@@ -140,7 +141,7 @@ class Follower(FollowerState[Engine, LogSignal]):
     def _ask(self, step: Begin | Read | Look) -> Position | LogPage | None:
         try:
             return self._answer(step)
-        except DBAPIError as error:
+        except UNANSWERED as error:
             if not self._can_go_on(error):
                 raise
             return None

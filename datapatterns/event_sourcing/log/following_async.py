@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from datapatterns.clock import SystemClock
@@ -19,6 +18,7 @@ from datapatterns.event_sourcing.log.following_flow import (
     Read,
     following,
 )
+from datapatterns.event_sourcing.log.losses import UNANSWERED
 from datapatterns.event_sourcing.recorded import LogPage
 
 
@@ -116,7 +116,7 @@ class AsyncFollower(FollowerState[AsyncEngine, AsyncLogSignal]):
     async def _ask(self, step: Begin | Read | Look) -> Position | LogPage | None:
         try:
             return await self._answer(step)
-        except DBAPIError as error:
+        except UNANSWERED as error:
             if not self._can_go_on(error):
                 raise
             return None

@@ -2,13 +2,19 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from datapatterns.clock import Clock
 from datapatterns.errors import CommitUnansweredError
 
 logger = logging.getLogger(__name__)
+
+Unanswered: TypeAlias = DBAPIError | PoolTimeoutError | CommitUnansweredError
+UNANSWERED: Final = (DBAPIError, PoolTimeoutError, CommitUnansweredError)
+"""What may say that no answer came: from the database, or for a place in the engine's pool."""
 
 
 @dataclass(slots=True)
@@ -23,7 +29,7 @@ class Losses:
 
     def can_go_on(
         self,
-        error: DBAPIError | CommitUnansweredError,
+        error: Unanswered,
         loop: str,
         *,
         seconds_max: float,
@@ -38,7 +44,7 @@ class Losses:
         return True
 
 
-def _is_lost(error: DBAPIError | CommitUnansweredError) -> bool:
-    if isinstance(error, CommitUnansweredError):
+def _is_lost(error: Unanswered) -> bool:
+    if not isinstance(error, DBAPIError):
         return True
     return error.connection_invalidated or isinstance(error, OperationalError)

@@ -5,11 +5,9 @@ from threading import Event
 from typing import Generic, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock, SystemClock
-from datapatterns.errors import CommitUnansweredError
-from datapatterns.event_sourcing.log.losses import Losses
+from datapatterns.event_sourcing.log.losses import UNANSWERED, Losses, Unanswered
 from datapatterns.event_sourcing.log.publishing import publish_mark
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import resuming
@@ -37,7 +35,7 @@ class PublisherState(Generic[AnyEngine]):
             publish_mark(conn, self.store)
         self._losses.end()
 
-    def _can_go_on(self, error: DBAPIError | CommitUnansweredError) -> bool:
+    def _can_go_on(self, error: Unanswered) -> bool:
         return self._losses.can_go_on(
             error,
             "publisher of the mark",
@@ -72,13 +70,14 @@ class MarkPublisher(PublisherState[Engine]):
         Raises:
             CommitUnansweredError: No COMMIT has been answered for too long.
             DBAPIError: The connection has been lost for too long, or the server refuses it.
+            TimeoutError: SQLAlchemy's: for too long the engine's pool had no connection to spare.
         """
         while not self._stopped.is_set():
             try:
                 with self.engine.connect() as conn:
                     conn.execution_options(isolation_level="READ COMMITTED")
                     self._publish_on(conn)
-            except (DBAPIError, CommitUnansweredError) as error:
+            except UNANSWERED as error:
                 if not self._can_go_on(error):
                     raise
             self._pause()

@@ -4,11 +4,10 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from datapatterns.clock import SystemClock
-from datapatterns.errors import CommitUnansweredError
+from datapatterns.event_sourcing.log.losses import UNANSWERED
 from datapatterns.event_sourcing.log.mark_publisher import PublisherState
 
 
@@ -25,7 +24,7 @@ class AsyncMarkPublisher(PublisherState[AsyncEngine]):
                 async with self.engine.connect() as pooled:
                     conn = await pooled.execution_options(isolation_level="READ COMMITTED")
                     await conn.run_sync(self._publish_on)
-            except (DBAPIError, CommitUnansweredError) as error:
+            except UNANSWERED as error:
                 if not self._can_go_on(error):
                     raise
             await self._pause()
