@@ -93,7 +93,7 @@ def test_tags_and_metadata_of_the_copy_are_those_that_it_declares(conn: Connecti
 
 
 def test_an_event_may_be_copied_as_it_is(conn: Connection) -> None:
-    event = NewEvent("any", {"a": [1, 1.5, None, "ß"]}, 7, UUID(int=1))
+    event = NewEvent("any", {"a": [1, 1.5, None, "ß"]}, 7, UUID(int=1), tags=("a:1", "b:2"))
     STORE.append(conn, OLD, [event], expected_version=NEW_STREAM)
 
     StreamCopy(STORE, OLD, NEW, unchanged).finish(conn)
@@ -101,6 +101,22 @@ def test_an_event_may_be_copied_as_it_is(conn: Connection) -> None:
     [copy] = STORE.read_stream(conn, NEW)
     assert (copy.event_type, copy.schema_version, copy.data) == ("any", 7, event.data)
     assert copy.event_id != event.event_id
+    assert copy.tags == event.tags
+
+
+def test_a_copy_of_a_copy_names_the_one_that_it_was_made_from(conn: Connection) -> None:
+    """Else no later page would know how far it has come."""
+    append(conn, 1, 1)
+    COPY.finish(conn)
+    third = StreamId("van", "1")
+    again = StreamCopy(
+        STORE, NEW, third, lambda e: NewEvent(e.event_type, e.data, metadata=dict(e.metadata or {}))
+    )
+
+    assert again.copy_page(conn, limit=1).appended == 1
+    assert again.copy_page(conn).appended == 1
+    metadata = [event.metadata or {} for event in STORE.read_stream(conn, third)]
+    assert [one[COPIED_FROM]["category"] for one in metadata] == ["cart", "cart"]
 
 
 def test_one_stream_may_be_copied_into_several_whose_names_share_parts(conn: Connection) -> None:
@@ -229,6 +245,14 @@ def other_events(conn: Connection) -> StreamCopy:
     return COPY
 
 
+def forged(conn: Connection) -> StreamCopy:
+    """Its origin is named as no copy names it."""
+    origin = {"tenant": "", "category": "basket", "key": "1", "version": "2"}
+    event = NewEvent("cart.put", {"product": "p1"}, metadata={COPIED_FROM: origin})
+    STORE.append(conn, NEW, [event], expected_version=ANY)
+    return COPY
+
+
 def changed(conn: Connection, transform: Callable[[RecordedEvent], object]) -> StreamCopy:
     COPY.copy_page(conn)
     return StreamCopy(STORE, OLD, NEW, transform)
@@ -238,6 +262,7 @@ def changed(conn: Connection, transform: Callable[[RecordedEvent], object]) -> S
     ("prepare", "reason"),
     [
         (other_events, "holds cart.put, which is no copy"),
+        (forged, "holds cart.put, which is no copy"),
         (lambda conn: (COPY.finish(conn), other_events(conn))[1], "no copy"),
         (lambda conn: changed(conn, lambda _: Put("x")), "transformation has changed"),
         (lambda conn: changed(conn, lambda e: [one_each(e)] * 2), "transformation has changed"),
