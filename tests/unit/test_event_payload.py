@@ -16,6 +16,7 @@ from datapatterns.event_sourcing.content.payload import (
     DEPTH_MAX,
     EVENT_BYTES_MAX,
     encode_event,
+    encode_events,
     encode_mapping,
 )
 
@@ -97,6 +98,50 @@ def test_typed_events_come_back_equal() -> None:
     encoded = encode_event(paid, event_type="paid")
 
     assert msgspec.json.decode(encoded, type=Paid) == paid
+
+
+class Weighed(msgspec.Struct, frozen=True):
+    grams: float | None
+    by: str | None = None
+
+
+class Sparse(msgspec.Struct, frozen=True, omit_defaults=True):
+    grams: float | None
+    by: str | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    grams: float | None
+    by: str | None = None
+
+
+@pytest.mark.parametrize("kind", [Weighed, Sparse, Scale])
+@pytest.mark.parametrize("by", [None, "ann", "null"])
+@pytest.mark.parametrize("grams", [float("nan"), float("inf")])
+def test_no_number_is_stored_as_nothing_beside_what_is_nothing(
+    kind: Any,  # noqa: ANN401 -- classes of several libraries
+    by: str | None,
+    grams: float,
+) -> None:
+    """JSON writes NaN as ``null``, as it writes None."""
+    event = kind(grams, by)
+
+    with pytest.raises(EventDataError, match="which JSON does not know"):
+        encode_event(event, event_type="weighed")
+    assert encode_events([kind(1.0), event, kind(None)], kind) is None
+    texts = encode_events([kind(1.0), kind(None)], kind)
+    assert texts is None or texts == [
+        encode_event(one, event_type="weighed") for one in (kind(1.0), kind(None))
+    ]
+
+
+def test_what_is_large_is_measured_in_bytes() -> None:
+    fits = "é" * ((EVENT_BYTES_MAX - len('{"x":""}')) // 2)
+
+    encode_mapping({"x": fits}, event_type="t")
+    with pytest.raises(EventDataError, match="bytes of JSON"):
+        encode_mapping({"x": fits + "é"}, event_type="t")
 
 
 def test_an_event_without_named_fields_is_refused() -> None:
