@@ -37,6 +37,7 @@ from datapatterns.event_sourcing import (
     NewEvent,
     Position,
     StreamId,
+    TypedLog,
     applies,
     event,
     every,
@@ -139,6 +140,7 @@ def test_an_event_that_only_the_owner_could_have_written_is_named(
             lambda: [STORE.decode(e) for e in STORE.read_log(conn, START).events],
             lambda: [STORE.decode(e) for e in STORE.read_stream(conn, STREAM)],
             lambda: STORE.load(conn, Counted, "1"),
+            lambda: TypedLog(STORE).read(conn),
         ):
             with pytest.raises(EventShapeError) as refused:
                 read()

@@ -3,8 +3,9 @@
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import attrs
 import pytest
 
 from datapatterns.errors import AggregateError
@@ -109,6 +110,49 @@ def test_one_event_is_no_list_of_events() -> None:
     for decides in wrong:
         with pytest.raises(TypeError, match=r"no list of events|has run"):
             Decider("till", 0, decides, plain)("7").decide(Scanned(1, 1))
+
+
+class Pair(NamedTuple):
+    left: int
+    right: int
+
+
+@attrs.frozen
+class Several:
+    parts: tuple[int, ...] = (1, 2)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.parts)
+
+
+@dataclass(frozen=True)
+class Bare:
+    def __iter__(self) -> Iterator[int]:
+        return iter((1, 2))
+
+
+@pytest.mark.parametrize(
+    "one",
+    [Closed(by="ann"), Several(), Bare(), Pair(1, 2), {"a": 1}, {1}, "text", b"bytes", None],
+    ids=lambda one: type(one).__name__,
+)
+def test_one_event_does_not_come_apart_into_its_fields(one: Any) -> None:  # noqa: ANN401 -- anything
+    """Many can be iterated over, and would be stored in pieces."""
+    folded: Any = Decider[Any, int, Any]("till", 0, lambda *_: one, plain)("7")
+
+    with pytest.raises(TypeError, match="no list of events"):
+        folded.decide(Scanned(1, 1))
+
+    assert (folded.version, folded.unsaved) == (0, ())
+
+
+def test_what_python_cannot_describe_may_decide_and_nothing_may_be_a_state() -> None:
+    assert Decider[Any, int, Any]("till", 0, decide, max).events == ()
+    nothing: Any = Decider[Any, None, Any]("till", None, decide, lambda *_: None)("7")
+
+    nothing.decide([Scanned(1, 1)])
+
+    assert (nothing.state, nothing.version) == (None, 1)
 
 
 @pytest.mark.parametrize("name", DECIDERS)

@@ -15,6 +15,15 @@ def test_filters_that_mean_the_same_are_equal_and_can_be_keys() -> None:
     assert LogFilter() == EVERYTHING
 
 
+def test_none_of_the_types_is_a_condition_and_not_the_lack_of_one() -> None:
+    nothing = log_filter(None, [])
+
+    assert nothing == LogFilter(event_types=()) != EVERYTHING
+    assert hash(nothing) == hash(LogFilter(event_types=set()))
+    assert (nothing.shape.event_types, nothing.parameters["event_types"]) == (True, [])
+    assert LogFilter(categories=[]) != EVERYTHING
+
+
 def test_the_order_of_tags_is_kept_as_the_first_one_leads() -> None:
     assert LogFilter(tags=["z", "a"]).parameters["tag"] == "z"
 
