@@ -136,6 +136,19 @@ def test_no_number_is_stored_as_nothing_beside_what_is_nothing(
     ]
 
 
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"b":', "}")])
+def test_lists_and_objects_alone_are_nested_no_deeper(opening: str, closing: str) -> None:
+    def deep(levels: int) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(
+            '{"a":' + opening * (levels - 1) + "1" + closing * (levels - 1) + "}"
+        )
+        return data
+
+    assert json.loads(encode_mapping(deep(DEPTH_MAX), event_type="t")) == deep(DEPTH_MAX)
+    with pytest.raises(EventDataError, match="nested deeper"):
+        encode_mapping(deep(DEPTH_MAX + 1), event_type="t")
+
+
 def test_what_is_large_is_measured_in_bytes() -> None:
     fits = "é" * ((EVENT_BYTES_MAX - len('{"x":""}')) // 2)
 
