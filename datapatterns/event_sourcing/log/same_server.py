@@ -8,20 +8,18 @@ counts for nothing then.
 
 from typing import Final
 
-from sqlalchemy import Connection, column, func, select, table
+from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 from datapatterns.event_sourcing.log.following_flow import Life
 
 _KEY: Final = "datapatterns.same_server"
 
-_statistics = table(
-    "pg_stat_bgwriter", column("stats_reset", TIMESTAMP(timezone=True)), schema="pg_catalog"
-)
-# After the crash of a session all others are ended, and the server begins new statistics.
+# After the crash of a session all others are ended, and the server begins new statistics. The
+# function answers whom the view is closed to, as well.
 _LIFE: Final = select(
     func.pg_postmaster_start_time(type_=TIMESTAMP(timezone=True)),
-    select(_statistics.c.stats_reset).scalar_subquery(),
+    func.pg_stat_get_bgwriter_stat_reset_time(type_=TIMESTAMP(timezone=True)),
 )
 
 
