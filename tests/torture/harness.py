@@ -58,9 +58,7 @@ def torture(
                     ledgers = writing.results()
                 written.set()
                 readings: list[Reading] = reading.results()
-        finally:
-            begin.set()
-            written.set()
+        finally:  # processes that still waited have been killed: to tell them would wait for them
             done.set()
         watched: Watched = watching.result()
         publishing.result()
