@@ -19,6 +19,7 @@ RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 IMPORTS_BY_NAME = {
     "cli/datapatterns_cli/named_objects.py": "options name the module; who types it runs it",
     "cli/datapatterns_cli/command_list.py": "names of our own commands",
+    "datapatterns/event_sourcing/__init__.py": "names of our own modules",
     "datapatterns/event_sourcing/states/fingerprint.py": "what the application's own code imports",
     "datapatterns/testing/__init__.py": "names of our own modules",
 }
