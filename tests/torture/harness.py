@@ -51,7 +51,7 @@ def torture(
         publishing = pool.submit(publish, url, done)
         try:
             with Crews(_readers(url, plan, written), at_once) as reading:
-                with Crews(_writers(url, plan), begin) as writing:
+                with Crews(_writers(url, plan, prepared=_can_prepare(engine)), begin) as writing:
                     wait_until(partial(_all_read, faults, plan), deadline_seconds=ENOUGH_SECONDS)
                     begin.set()
                     _break_things(faults, engine, plan, writing, bystanders)
@@ -109,8 +109,13 @@ def _follow(url: URL, name: str, how: object, written: object) -> Reading:
     return Reader(url, name, how).follow(written)  # type: ignore[arg-type] # from the plan
 
 
-def _writers(url: URL, plan: Plan) -> list[list[Role]]:
-    by_import, by_two_phases = plan.events * plan.imported // 100, plan.events // 50
+def _can_prepare(engine: Engine) -> bool:
+    with engine.connect() as conn:
+        return bool(conn.scalar(text("SHOW max_prepared_transactions")) != "0")
+
+
+def _writers(url: URL, plan: Plan, *, prepared: bool) -> list[list[Role]]:
+    by_import, by_two_phases = plan.events * plan.imported // 100, prepared * plan.events // 50
     by_hand = plan.events - by_import - by_two_phases
     crews: list[list[Role]] = []
     for crew in range(plan.crews):

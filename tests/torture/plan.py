@@ -32,7 +32,8 @@ class Plan:
 
     Attributes:
         events: How many are to be acknowledged, about.
-        crews: Processes; each runs ``writers`` writers, an importer, and one who prepares.
+        crews: Processes; each runs ``writers`` writers, an importer, and one who prepares, if the
+            server knows prepared transactions.
         imported: How many of the events come by import, in hundredths.
         kills: Whether connections of writers are killed all the time.
         crashes: How often the server is killed and started again.
