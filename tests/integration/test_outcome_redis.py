@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 from redis import Redis
+from redis.connection import parse_url
 from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import Engine
 
@@ -34,8 +34,8 @@ def network(redis_url: str, redis_client: Redis) -> Iterator[FaultProxy[str]]:
 @pytest.fixture
 def eager(network: FaultProxy[str]) -> Iterator[Redis]:
     """A client that sends again what was not answered, as ``Redis(host=...)`` does by default."""
-    at = urlsplit(network.url)
-    with closing(Redis(at.hostname or "", at.port or 0, db=int(at.path[1:] or 0))) as client:
+    at = parse_url(network.url)  # type: ignore[no-untyped-call] # redis's own
+    with closing(Redis(at["host"], at["port"], db=at.get("db", 0))) as client:
         yield client
 
 

@@ -170,14 +170,13 @@ def test_two_phases_and_sessions_tell_as_well(engine: Engine) -> None:
         session.commit()
     assert listener.told == [2]
     with engine.connect() as conn:
+        if conn.scalar(text("SHOW max_prepared_transactions")) == "0":
+            pytest.skip("this server has no prepared transactions")
+        conn.rollback()
         in_two_phases = conn.begin_twophase()
         with store.for_update(conn, TILL, "7", snapshots=listener) as till:
             till.decide(TWO)
-        try:
-            in_two_phases.prepare()
-        except Exception:  # noqa: BLE001 -- the server may allow no prepared transactions
-            in_two_phases.rollback()
-            return
+        in_two_phases.prepare()
         in_two_phases.commit()
     assert listener.told == [2, 4]
 

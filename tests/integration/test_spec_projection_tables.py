@@ -62,7 +62,7 @@ DOUBLE = Table(
     "double",
     METADATA,
     Column("n", Integer, primary_key=True),
-    Column("twice", Integer, Computed("n * 2")),
+    Column("twice", Integer, Computed("n * 2", persisted=True)),
 )
 
 

@@ -40,6 +40,7 @@ from datapatterns.event_sourcing import (
     StreamId,
     applies,
 )
+from datapatterns.testing import wait_until
 
 store = EventStore()
 archive = Archive(store)
@@ -124,11 +125,11 @@ class Keeping(RuleBasedStateMachine):
         self.model: dict[str, Kept] = {}
         self.done = Flag()
         self.pool = ThreadPoolExecutor(1)
-        self.reader: Future[int] = self.pool.submit(self._read_on, isolation)
+        self.reads = 0
+        self.reader: Future[None] = self.pool.submit(self._read_on, isolation)
 
-    def _read_on(self, isolation: str) -> int:
+    def _read_on(self, isolation: str) -> None:
         engine = create_engine(self.engine.url, isolation_level=isolation)
-        reads = 0
         while not self.done.is_set():
             with engine.begin() as conn:
                 for _ in range(2):
@@ -137,9 +138,8 @@ class Keeping(RuleBasedStateMachine):
                         versions = [version for _, version, _ in events]
                         whole = list(range(versions[0], versions[-1] + 1))
                         assert versions == whole, (key, versions)
-                    reads += 1
+                    self.reads += 1
         engine.dispose()
-        return reads
 
     def _stream(self, key: str) -> StreamId:
         return StreamId("s", f"{self.run}/{key}")
@@ -291,8 +291,10 @@ class Keeping(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
             return
+        wait_until(lambda: self.reads > 0 or self.reader.done(), deadline_seconds=ENOUGH_SECONDS)
         self.done.set()
-        assert self.reader.result(ENOUGH_SECONDS) > 0
+        self.reader.result(ENOUGH_SECONDS)
+        assert self.reads > 0
         self.pool.shutdown()
         with self.engine.begin() as conn:
             assert chain.verify(conn).intact

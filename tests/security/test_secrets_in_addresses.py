@@ -98,6 +98,7 @@ WAYS_TO_REDIS: dict[str, Callable[[str], object]] = {
 households = EntityGroup("canary_household")
 
 
+@pytest.mark.usefixtures("no_servers_named")  # what an address does not say comes from there
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("spelling", POSTGRES)
 def test_a_password_is_shown_in_no_way_to_use_an_address(
@@ -111,6 +112,7 @@ def test_a_password_is_shown_in_no_way_to_use_an_address(
     assert canary.said
 
 
+@pytest.mark.usefixtures("no_servers_named")  # what an address does not say comes from there
 @pytest.mark.parametrize("way", WAYS_TO_REDIS)
 @pytest.mark.parametrize("spelling", REDIS)
 def test_a_password_of_redis_is_shown_in_no_way_to_use_an_address(
