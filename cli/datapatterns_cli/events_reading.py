@@ -177,12 +177,13 @@ def _show_stream(  # noqa: PLR0913 -- the command's options
             backwards=backwards,
         )
     shown = as_json if invocation.output.as_json else as_version
+    further = "give a higher --limit"
+    if not backwards and len(found) > limit:
+        further = f"go on with --after-version {found[limit - 1].version}, or {further}"
     invocation.output.page(
         [shown(event) for event in found],
         limit=limit,
-        further="give a higher --limit"
-        if backwards
-        else f"go on with --after-version {after_version + limit}, or give a higher --limit",
+        further=further,
         empty=f"{stream_id} has no events",
     )
 

@@ -89,6 +89,20 @@ def test_a_stream_that_goes_on_says_so_and_how(
     assert (len(rows(whole)), second.err, whole.err) == (4, "", "")
 
 
+def test_where_a_stream_goes_on_is_told_by_what_was_shown(
+    run: Run, engine: Engine, at: tuple[str, str]
+) -> None:
+    append(engine, "1", *(NewEvent("door.closed", {"n": n}) for n in range(1, 7)))
+    with engine.begin() as conn:  # as a purge leaves it; who deletes by hand is refused
+        conn.execute(text("SET LOCAL session_replication_role = replica"))
+        conn.execute(text("DELETE FROM datapatterns.event WHERE version <= 3"))
+
+    ran = run("events", "stream", "door", "1", "--limit", "2", "--json", *at)
+
+    assert [row["version"] for row in rows(ran)] == [4, 5]
+    assert "go on with --after-version 5, or" in ran.err
+
+
 def test_one_event_is_shown_in_full_by_position_and_by_id(
     run: Run, engine: Engine, at: tuple[str, str]
 ) -> None:

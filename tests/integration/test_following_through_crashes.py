@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from datapatterns.embedded import EmbeddedServers, PostgresServer
 from datapatterns.errors import CheckpointError
 from datapatterns.event_sourcing import AsyncFollower, Follower, LogSignal, Position
-from datapatterns.event_sourcing.log.same_server import SameServer
+from datapatterns.event_sourcing.log.same_server import SameServer, life_of
 from datapatterns.sql.migrating import upgrade
 from datapatterns.testing import ManualClock, wait_until
 from datapatterns.testing.faults import PostgresFaults
@@ -296,3 +297,16 @@ def test_a_task_that_only_looks_notices_it_too(engine: Engine, crash: Crash) -> 
         assert seen == {written}
 
     asyncio.run(work())
+
+
+def test_who_may_not_read_the_statistics_knows_the_life_of_the_server(engine: Engine) -> None:
+    with engine.connect() as conn:
+        known = life_of(conn, None)
+    with engine.connect() as conn:
+        conn.execute(text("REVOKE SELECT ON pg_catalog.pg_stat_bgwriter FROM PUBLIC"))
+        conn.execute(text("SET LOCAL ROLE pg_signal_backend"))  # it has no other rights
+
+        assert life_of(conn, None) == known
+        with pytest.raises(ProgrammingError, match="permission denied"):
+            conn.execute(text("SELECT stats_reset FROM pg_stat_bgwriter"))
+        conn.rollback()

@@ -90,3 +90,11 @@ def test_the_place_in_a_long_row_of_things_that_are_alike_counts() -> None:
         return [Told(text, [i + 1] if i < last else []) for i, text in enumerate(texts)]
 
     assert graph_digest(row(200, 300)) != graph_digest(row(201, 299))
+
+
+def test_an_ordered_link_is_not_a_member_of_a_set() -> None:
+    ends = [Told("a"), Told("b")]
+
+    assert graph_digest([Told("x", links=[1, 2]), *ends]) != graph_digest(
+        [Told("x", links=[1], members=[2]), *ends]
+    )

@@ -42,7 +42,8 @@ def graph_digest(things: Sequence[Told]) -> bytes:
     def linked(number: int) -> bytes:
         links = [colours[link] for link in things[number].links]
         members = sorted([colours[member] for member in things[number].members])
-        return _hashed(b"".join([own[number], *links, *members]))
+        ordered = len(links).to_bytes(8, "big")  # or a link and a member would be the same
+        return _hashed(b"".join([own[number], ordered, *links, *members]))
 
     alike = _more_than_one(own, range(len(things)))
     for _ in range(_ROUNDS_MAX):
