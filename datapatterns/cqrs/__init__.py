@@ -1,11 +1,11 @@
 """CQRS: read models that follow the log of events, each event exactly once."""
 
 from datapatterns.cqrs.definition import DELETE, Projection, RedisProjection, on
-from datapatterns.cqrs.differences import Difference, Verification
-from datapatterns.cqrs.progress import ProjectionProgress, ProjectionStatus
+from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
+from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.projections import Projections
-from datapatterns.cqrs.redis_changes import RedisChanges
-from datapatterns.cqrs.redis_view import RedisView
+from datapatterns.cqrs.running.progress import ProjectionProgress, ProjectionStatus
+from datapatterns.cqrs.tables.differences import Difference, Verification
 
 __all__ = [
     "DELETE",

@@ -11,17 +11,16 @@ from redis import Redis
 from sqlalchemy import Connection, Engine
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
+from datapatterns.cqrs.building.rebuilding import TableRebuild
 from datapatterns.cqrs.definition import AnyProjection, Projection, RedisProjection
-from datapatterns.cqrs.differences import Verification
-from datapatterns.cqrs.leasing import read_build, read_position
-from datapatterns.cqrs.progress import ProjectionProgress, ProjectionStatus
-from datapatterns.cqrs.projecting import TableRunner
-from datapatterns.cqrs.rebuilding import TableRebuild
-from datapatterns.cqrs.redis_checkpoint import RedisKeys, RedisReadModel, redis_answers
-from datapatterns.cqrs.redis_projecting import RedisRunner, begin_again
-from datapatterns.cqrs.redis_verifying import RedisReplay, verify_redis
-from datapatterns.cqrs.redis_view import RedisView
-from datapatterns.cqrs.running import (
+from datapatterns.cqrs.in_redis.redis_checkpoint import RedisKeys, RedisReadModel, redis_answers
+from datapatterns.cqrs.in_redis.redis_projecting import RedisRunner, begin_again
+from datapatterns.cqrs.in_redis.redis_verifying import RedisReplay, verify_redis
+from datapatterns.cqrs.in_redis.redis_view import RedisView
+from datapatterns.cqrs.reading.waiting import behind, wait_for
+from datapatterns.cqrs.running.leasing import read_build, read_position
+from datapatterns.cqrs.running.progress import ProjectionProgress, ProjectionStatus
+from datapatterns.cqrs.running.running import (
     CatchUp,
     LeaseTerms,
     Target,
@@ -29,10 +28,11 @@ from datapatterns.cqrs.running import (
     leased,
     run_pages,
 )
+from datapatterns.cqrs.running.status import list_statuses
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
-from datapatterns.cqrs.status import list_statuses
-from datapatterns.cqrs.verifying import verify_table
-from datapatterns.cqrs.waiting import behind, wait_for
+from datapatterns.cqrs.tables.differences import Verification
+from datapatterns.cqrs.tables.projecting import TableRunner
+from datapatterns.cqrs.tables.verifying import verify_table
 from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore

@@ -12,8 +12,13 @@ from sqlalchemy import Engine
 
 from datapatterns import DataLayer
 from datapatterns.cqrs import Projections
-from datapatterns.cqrs.redis_changes import Place
-from datapatterns.cqrs.redis_checkpoint import LaterEpochError, RedisKeys, RedisReadModel, Ticket
+from datapatterns.cqrs.in_redis.redis_changes import Place
+from datapatterns.cqrs.in_redis.redis_checkpoint import (
+    LaterEpochError,
+    RedisKeys,
+    RedisReadModel,
+    Ticket,
+)
 from datapatterns.event_sourcing import EventStore, Position
 from datapatterns.testing.faults import FaultProxy, Trap, armed
 from tests.fixtures.read_models import Dashboard, ItemScanned, append_all

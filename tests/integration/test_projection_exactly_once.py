@@ -10,10 +10,10 @@ from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.exc import OperationalError
 
 from datapatterns.cqrs import Projections
-from datapatterns.cqrs.leasing import claim, take_over
-from datapatterns.cqrs.projecting import TableRunner
-from datapatterns.cqrs.registering import register
+from datapatterns.cqrs.running.leasing import claim, take_over
+from datapatterns.cqrs.running.registering import register
 from datapatterns.cqrs.schema import projection_tables
+from datapatterns.cqrs.tables.projecting import TableRunner
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindError
 from datapatterns.event_sourcing import EventStore
 from tests.fixtures.read_models import (

@@ -7,7 +7,7 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from datapatterns.cqrs import Projection, ProjectionProgress, Projections, on
-from datapatterns.cqrs.leasing import claim
+from datapatterns.cqrs.running.leasing import claim
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.errors import (
     ProjectionDefinitionError,

@@ -9,10 +9,10 @@ from sqlalchemy import Engine, create_engine, event, insert, text, update
 from sqlalchemy.exc import OperationalError
 
 from datapatterns.cqrs import Projection, ProjectionProgress, Projections, on
-from datapatterns.cqrs.leasing import claim
-from datapatterns.cqrs.projecting import TableRunner
-from datapatterns.cqrs.registering import register
+from datapatterns.cqrs.running.leasing import claim
+from datapatterns.cqrs.running.registering import register
 from datapatterns.cqrs.schema import projection_tables
+from datapatterns.cqrs.tables.projecting import TableRunner
 from datapatterns.errors import (
     LeaseHeldError,
     LeaseLostError,

@@ -10,7 +10,7 @@ from redis.retry import Retry
 from sqlalchemy import Engine
 
 from datapatterns.cqrs import Projections, RedisChanges, RedisProjection, on
-from datapatterns.cqrs.redis_checkpoint import RedisKeys, RedisReadModel
+from datapatterns.cqrs.in_redis.redis_checkpoint import RedisKeys, RedisReadModel
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.embedded import EmbeddedServers, ValkeyServer
 from datapatterns.errors import (

@@ -8,11 +8,16 @@ from redis import Redis
 from sqlalchemy import Engine, text
 
 from datapatterns.cqrs import Projections
-from datapatterns.cqrs.leasing import Lease, claim
-from datapatterns.cqrs.redis_changes import Place
-from datapatterns.cqrs.redis_checkpoint import LaterEpochError, RedisKeys, RedisReadModel, Ticket
-from datapatterns.cqrs.redis_projecting import RedisRunner
-from datapatterns.cqrs.registering import register
+from datapatterns.cqrs.in_redis.redis_changes import Place
+from datapatterns.cqrs.in_redis.redis_checkpoint import (
+    LaterEpochError,
+    RedisKeys,
+    RedisReadModel,
+    Ticket,
+)
+from datapatterns.cqrs.in_redis.redis_projecting import RedisRunner
+from datapatterns.cqrs.running.leasing import Lease, claim
+from datapatterns.cqrs.running.registering import register
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.errors import (
     ForeignReadModelError,

@@ -8,9 +8,9 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, create_engine, event
 
 from datapatterns.cqrs import Projections
-from datapatterns.cqrs.redis_changes import Place
-from datapatterns.cqrs.redis_checkpoint import RedisKeys, RedisReadModel, Ticket
-from datapatterns.cqrs.redis_verifying import RedisReplay, verify_redis
+from datapatterns.cqrs.in_redis.redis_changes import Place
+from datapatterns.cqrs.in_redis.redis_checkpoint import RedisKeys, RedisReadModel, Ticket
+from datapatterns.cqrs.in_redis.redis_verifying import RedisReplay, verify_redis
 from datapatterns.event_sourcing import START, EventStore, Position
 from tests.fixtures.read_models import Dashboard, ItemScanned, append_all
 

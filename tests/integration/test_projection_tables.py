@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import CITEXT, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.cqrs import Projection, Projections, on
-from datapatterns.cqrs.read_model import read_model_of
+from datapatterns.cqrs.tables.read_model import read_model_of
 from datapatterns.errors import (
     ProjectionDefinitionError,
     ProjectionStoppedError,

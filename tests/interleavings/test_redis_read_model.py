@@ -11,9 +11,9 @@ from redis.retry import Retry
 from sqlalchemy import Engine, text
 
 from datapatterns.cqrs import Projections
-from datapatterns.cqrs.redis_changes import Place
-from datapatterns.cqrs.redis_checkpoint import RedisReadModel, Ticket
-from datapatterns.cqrs.redis_scripts import ADOPT, APPLY, BEGIN_CLEARING, CLEAR
+from datapatterns.cqrs.in_redis.redis_changes import Place
+from datapatterns.cqrs.in_redis.redis_checkpoint import RedisReadModel, Ticket
+from datapatterns.cqrs.in_redis.redis_scripts import ADOPT, APPLY, BEGIN_CLEARING, CLEAR
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ServerUnavailableError
 from datapatterns.event_sourcing import Position
 from datapatterns.testing.interleaving import Explorer, Fault, Gate, InterleavingError, Outcome
@@ -131,7 +131,9 @@ def test_a_page_and_its_checkpoint_one_after_the_other_would_count_twice(
         return applied
 
     shop.know(APPLY.replace(together, ""))
-    monkeypatch.setattr("datapatterns.cqrs.redis_checkpoint.APPLY", APPLY.replace(together, ""))
+    monkeypatch.setattr(
+        "datapatterns.cqrs.in_redis.redis_checkpoint.APPLY", APPLY.replace(together, "")
+    )
     monkeypatch.setattr(RedisReadModel, "apply", apart)
     with pytest.raises(InterleavingError, match="are shown"):
         explorer.explore(
@@ -171,7 +173,7 @@ def test_without_fencing_a_runner_that_lost_its_lease_takes_redis_back(
         blind = blind.replace(guard, "")
 
     shop.know(blind)
-    monkeypatch.setattr("datapatterns.cqrs.redis_checkpoint.APPLY", blind)
+    monkeypatch.setattr("datapatterns.cqrs.in_redis.redis_checkpoint.APPLY", blind)
     with pytest.raises(InterleavingError, match="is back at"):
         explorer.explore(
             partial(lapsing, shop),

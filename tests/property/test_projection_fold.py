@@ -10,12 +10,12 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, delete, text
 
 from datapatterns.cqrs import Projections, RedisChanges
-from datapatterns.cqrs.leasing import claim, release
-from datapatterns.cqrs.progress import longest_prefix
-from datapatterns.cqrs.projecting import TableRunner
-from datapatterns.cqrs.redis_changes import Place
-from datapatterns.cqrs.registering import register
+from datapatterns.cqrs.in_redis.redis_changes import Place
+from datapatterns.cqrs.running.leasing import claim, release
+from datapatterns.cqrs.running.progress import longest_prefix
+from datapatterns.cqrs.running.registering import register
 from datapatterns.cqrs.schema import projection_tables
+from datapatterns.cqrs.tables.projecting import TableRunner
 from datapatterns.event_sourcing import EventStore
 from tests.fixtures.read_models import (
     Dashboard,

@@ -1,7 +1,7 @@
 import pytest
 
-from datapatterns.cqrs.redis_changes import SCORE_MAX, Place, RedisChanges
-from datapatterns.cqrs.redis_checkpoint import RedisKeys
+from datapatterns.cqrs.in_redis.redis_changes import SCORE_MAX, Place, RedisChanges
+from datapatterns.cqrs.in_redis.redis_checkpoint import RedisKeys
 
 CENTS = Place("hash", "cents", "milk")
 RANK = Place("zset", "rank", "milk")

@@ -10,10 +10,10 @@ from sqlalchemy.schema import sort_tables
 
 from datapatterns.cqrs import Projection, RedisProjection
 from datapatterns.cqrs.definition import AnyProjection
-from datapatterns.cqrs.projecting import UnappliableError, apply_events
-from datapatterns.cqrs.read_model import read_model_of
-from datapatterns.cqrs.redis_changes import Place
-from datapatterns.cqrs.redis_projecting import fold_changes
+from datapatterns.cqrs.in_redis.redis_changes import Place
+from datapatterns.cqrs.in_redis.redis_projecting import fold_changes
+from datapatterns.cqrs.tables.projecting import UnappliableError, apply_events
+from datapatterns.cqrs.tables.read_model import read_model_of
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.event_sourcing.states.decider import refuse_unfinished
 from datapatterns.testing.models.purity import watched

@@ -40,7 +40,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from datapatterns.cqrs.definition import Projection
-from datapatterns.cqrs.folding import Rows
+from datapatterns.cqrs.tables.folding import Rows
 from datapatterns.errors import ProjectionDefinitionError, ReadModelKeyError
 from datapatterns.sql.metadata import declared_once
 

@@ -9,11 +9,11 @@ from sqlalchemy import Connection, Engine, select
 
 from datapatterns.clock import Clock
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.leasing import Lease, claim, release
-from datapatterns.cqrs.progress import ProjectionProgress
-from datapatterns.cqrs.read_model import read_model_of
-from datapatterns.cqrs.registering import register
+from datapatterns.cqrs.running.leasing import Lease, claim, release
+from datapatterns.cqrs.running.progress import ProjectionProgress
+from datapatterns.cqrs.running.registering import register
 from datapatterns.cqrs.schema import ProjectionTables
+from datapatterns.cqrs.tables.read_model import read_model_of
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindError
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.failpoints import failpoint

@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from datapatterns.cqrs.read_model import ReadModel, undecorated
+from datapatterns.cqrs.tables.read_model import ReadModel, undecorated
 from datapatterns.event_sourcing.events import Position
 
 

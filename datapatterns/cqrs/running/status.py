@@ -3,7 +3,7 @@
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
-from datapatterns.cqrs.progress import ProjectionStatus
+from datapatterns.cqrs.running.progress import ProjectionStatus
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from datapatterns.cqrs.definition import RedisProjection
-from datapatterns.cqrs.folding import handlers_by_class
-from datapatterns.cqrs.leasing import (
+from datapatterns.cqrs.in_redis.redis_changes import Place, RedisChanges
+from datapatterns.cqrs.in_redis.redis_checkpoint import (
+    LaterEpochError,
+    RedisReadModel,
+    Ticket,
+    redis_answers,
+)
+from datapatterns.cqrs.running.leasing import (
     Lease,
     advance,
     begin_build,
@@ -15,18 +21,12 @@ from datapatterns.cqrs.leasing import (
     release,
     take_over,
 )
-from datapatterns.cqrs.progress import ProjectionProgress, longest_prefix
-from datapatterns.cqrs.projecting import describe_stop, read_page
-from datapatterns.cqrs.redis_changes import Place, RedisChanges
-from datapatterns.cqrs.redis_checkpoint import (
-    LaterEpochError,
-    RedisReadModel,
-    Ticket,
-    redis_answers,
-)
-from datapatterns.cqrs.registering import promote, register_build
-from datapatterns.cqrs.running import LeaseTerms
+from datapatterns.cqrs.running.progress import ProjectionProgress, longest_prefix
+from datapatterns.cqrs.running.registering import promote, register_build
+from datapatterns.cqrs.running.running import LeaseTerms
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
+from datapatterns.cqrs.tables.folding import handlers_by_class
+from datapatterns.cqrs.tables.projecting import describe_stop, read_page
 from datapatterns.errors import (
     EvictionPolicyError,
     ForeignReadModelError,

@@ -6,7 +6,7 @@ from typing import Any
 
 from redis.client import Pipeline
 
-from datapatterns.cqrs.redis_checkpoint import (
+from datapatterns.cqrs.in_redis.redis_checkpoint import (
     RedisReadModel,
     decoded,
     read_checkpoint,

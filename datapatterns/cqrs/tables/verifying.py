@@ -3,12 +3,12 @@
 from sqlalchemy import Connection, Engine, select
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.differences import Verification, count_rows, find_differences
-from datapatterns.cqrs.leasing import ONLY_SHARD, read_live_version, read_position
-from datapatterns.cqrs.read_model import read_model_of
-from datapatterns.cqrs.replaying import advance_replay, replayed
-from datapatterns.cqrs.running import fresh_reads
+from datapatterns.cqrs.running.leasing import ONLY_SHARD, read_live_version, read_position
+from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.schema import projection_tables
+from datapatterns.cqrs.tables.differences import Verification, count_rows, find_differences
+from datapatterns.cqrs.tables.read_model import read_model_of
+from datapatterns.cqrs.tables.replaying import advance_replay, replayed
 from datapatterns.errors import DataPatternsError, ProjectionVersionError, ReadModelBuildingError
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import reading

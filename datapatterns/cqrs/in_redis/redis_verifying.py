@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 
 from datapatterns.cqrs.definition import RedisProjection
-from datapatterns.cqrs.differences import Difference, Verification
-from datapatterns.cqrs.projecting import read_page
-from datapatterns.cqrs.redis_changes import Place
-from datapatterns.cqrs.redis_checkpoint import RedisReadModel, redis_answers
-from datapatterns.cqrs.redis_projecting import fold_changes
-from datapatterns.cqrs.running import fresh_reads
+from datapatterns.cqrs.in_redis.redis_changes import Place
+from datapatterns.cqrs.in_redis.redis_checkpoint import RedisReadModel, redis_answers
+from datapatterns.cqrs.in_redis.redis_projecting import fold_changes
+from datapatterns.cqrs.running.running import fresh_reads
+from datapatterns.cqrs.tables.differences import Difference, Verification
+from datapatterns.cqrs.tables.projecting import read_page
 from datapatterns.errors import ReadModelBuildingError
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.store import EventStore

@@ -6,8 +6,8 @@ from sqlalchemy import Connection, Engine, select
 
 from datapatterns.clock import Clock
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.leasing import read_live_version
-from datapatterns.cqrs.running import POLL_SECONDS_MAX, POLL_SECONDS_MIN
+from datapatterns.cqrs.running.leasing import read_live_version
+from datapatterns.cqrs.running.running import POLL_SECONDS_MAX, POLL_SECONDS_MIN
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.errors import ReadModelBehindError
 from datapatterns.event_sourcing.events import Position

@@ -10,15 +10,15 @@ from sqlalchemy import Column, Connection, MetaData, Table
 from sqlalchemy.schema import CreateTable, DropTable
 
 from datapatterns.cqrs.definition import Projection
-from datapatterns.cqrs.progress import ProjectionProgress
-from datapatterns.cqrs.projecting import (
+from datapatterns.cqrs.running.progress import ProjectionProgress
+from datapatterns.cqrs.tables.projecting import (
     UnappliableError,
     apply_events,
     describe_stop,
     find_poison,
     read_page,
 )
-from datapatterns.cqrs.read_model import ReadModel, read_model_of
+from datapatterns.cqrs.tables.read_model import ReadModel, read_model_of
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore

@@ -24,8 +24,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from datapatterns.cqrs.redis_changes import Place
-from datapatterns.cqrs.redis_scripts import ADOPT, APPLY, BEGIN_CLEARING, CLEAR
+from datapatterns.cqrs.in_redis.redis_changes import Place
+from datapatterns.cqrs.in_redis.redis_scripts import ADOPT, APPLY, BEGIN_CLEARING, CLEAR
 from datapatterns.errors import ServerUnavailableError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.failpoints import failpoint

@@ -4,7 +4,7 @@ from sqlalchemy import Connection, Table, func, literal, select
 from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.read_model import read_model_of
+from datapatterns.cqrs.tables.read_model import read_model_of
 
 
 def quoted_table(conn: Connection, table: Table) -> str:

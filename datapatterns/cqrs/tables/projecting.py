@@ -8,11 +8,11 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, StatementError
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.folding import fold_steps, plan_steps
-from datapatterns.cqrs.leasing import Lease, advance
-from datapatterns.cqrs.progress import ProjectionProgress, longest_prefix
-from datapatterns.cqrs.read_model import ReadModel, read_model_of
+from datapatterns.cqrs.running.leasing import Lease, advance
+from datapatterns.cqrs.running.progress import ProjectionProgress, longest_prefix
 from datapatterns.cqrs.schema import projection_tables
+from datapatterns.cqrs.tables.folding import fold_steps, plan_steps
+from datapatterns.cqrs.tables.read_model import ReadModel, read_model_of
 from datapatterns.errors import ProjectionStoppedError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent

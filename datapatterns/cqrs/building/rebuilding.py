@@ -13,16 +13,16 @@ from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.cqrs.definition import Projection
-from datapatterns.cqrs.differences import replace_rows
-from datapatterns.cqrs.leasing import Lease, advance, release, take_over
-from datapatterns.cqrs.progress import ProjectionProgress
-from datapatterns.cqrs.projecting import is_of_data, message_of
-from datapatterns.cqrs.read_model import ReadModel, read_model_of
-from datapatterns.cqrs.registering import register_build, take_place
-from datapatterns.cqrs.replaying import Replay, advance_replay, replayed
-from datapatterns.cqrs.running import LeaseTerms, fresh_reads
+from datapatterns.cqrs.running.leasing import Lease, advance, release, take_over
+from datapatterns.cqrs.running.progress import ProjectionProgress
+from datapatterns.cqrs.running.registering import register_build, take_place
+from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
-from datapatterns.cqrs.targets import quoted_table, resolve_target
+from datapatterns.cqrs.tables.differences import replace_rows
+from datapatterns.cqrs.tables.projecting import is_of_data, message_of
+from datapatterns.cqrs.tables.read_model import ReadModel, read_model_of
+from datapatterns.cqrs.tables.replaying import Replay, advance_replay, replayed
+from datapatterns.cqrs.tables.targets import quoted_table, resolve_target
 from datapatterns.errors import ProjectionDefinitionError
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint

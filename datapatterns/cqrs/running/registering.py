@@ -6,9 +6,9 @@ from sqlalchemy import Connection, and_, exists, false, literal, or_, select, up
 from sqlalchemy.dialects.postgresql import insert
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.leasing import RUNNABLE, Lease
+from datapatterns.cqrs.running.leasing import RUNNABLE, Lease
 from datapatterns.cqrs.schema import ProjectionTables
-from datapatterns.cqrs.targets import resolve_target
+from datapatterns.cqrs.tables.targets import resolve_target
 from datapatterns.errors import ProjectionDefinitionError, ProjectionVersionError
 
 

@@ -1,0 +1,1 @@
+"""Read models in tables: fold a page of events into rows, replay, compare."""
