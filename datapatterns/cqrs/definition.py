@@ -1,16 +1,20 @@
 """What an application declares: which events change which rows, and how."""
 
+import inspect
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, Final, TypeVar, overload
+from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, get_args, overload
 
 from datapatterns.errors import ProjectionDefinitionError
 from datapatterns.event_sourcing.recorded import RecordedEvent
 
 E = TypeVar("E")
 Apply = Callable[[Any, Any, E, RecordedEvent], object]
+
+OnPoison: TypeAlias = Literal["stop", "park", "skip"]
+"""What becomes of an event that cannot be applied."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -32,17 +36,26 @@ class Handler:
     event_class: type
     keys: Callable[[Any, RecordedEvent], Iterable[Hashable]] | None
     apply: Callable[[Any, Any, Any, RecordedEvent], object]
+    into: type | None = None
 
 
 @overload
 def on(event_class: type[E], /) -> Callable[[Apply[E]], Handler]: ...
 @overload
 def on(
-    event_class: type[E], /, *, key: Callable[[E, RecordedEvent], Hashable]
+    event_class: type[E],
+    /,
+    *,
+    key: Callable[[E, RecordedEvent], Hashable],
+    into: type | None = None,
 ) -> Callable[[Apply[E]], Handler]: ...
 @overload
 def on(
-    event_class: type[E], /, *, keys: Callable[[E, RecordedEvent], Iterable[Hashable]]
+    event_class: type[E],
+    /,
+    *,
+    keys: Callable[[E, RecordedEvent], Iterable[Hashable]],
+    into: type | None = None,
 ) -> Callable[[Apply[E]], Handler]: ...
 def on(
     event_class: type[E],
@@ -50,6 +63,7 @@ def on(
     *,
     key: Callable[[E, RecordedEvent], Hashable] | None = None,
     keys: Callable[[E, RecordedEvent], Iterable[Hashable]] | None = None,
+    into: type | None = None,
 ) -> Callable[[Apply[E]], Handler]:
     """Declare that a method is what events of ``event_class`` do.
 
@@ -63,10 +77,19 @@ def on(
         key: The primary key of the one row concerned (a tuple if it has several columns), or
             None if this event concerns no row.
         keys: The same for several rows; a key that comes twice counts once.
+        into: The mapped class of the row, where a projection writes several tables.
+
+    Raises:
+        ProjectionDefinitionError: The method is a coroutine function, which nobody would await.
     """
 
     def declare(method: Apply[E]) -> Handler:
-        return Handler(event_class, keys if key is None else _only(key), method)
+        if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+            raise ProjectionDefinitionError(
+                getattr(method, "__qualname__", "a method"),
+                "nothing awaits a handler, which only changes its row; write def, not async def",
+            )
+        return Handler(event_class, keys if key is None else _only(key), method, into)
 
     return declare
 
@@ -151,27 +174,48 @@ class AnyProjection(metaclass=_ProjectionType):
 
 
 class Projection(AnyProjection):
-    """A read model in a table of the application, which is nobody else's to write.
+    """A read model in tables of the application, which are nobody else's to write.
 
     Declared as ``class SalesByProduct(Projection, into=ProductSales, version=1)``. Its methods
     get rows that have the attributes of the mapped class, but are plain values: a new row holds
     its key, the Python-side defaults of its columns, and None otherwise.
 
+    With several tables, ``into=(ProductSales, DaySales)``, each method says which row it is for:
+    ``@on(ItemScanned, into=DaySales, key=...)``. They are written in this order, so one may refer
+    to those before it.
+
     Attributes:
-        into: The mapped class of the table.
+        tables: The mapped classes of its tables.
         name: What its checkpoint is kept under; unless given, the class's name in snake case.
         version: To be raised with every change of what the methods do; then rebuild.
+        on_poison: What becomes of an event that cannot be applied: the projection stops before
+            it; or this event and later ones of its key are parked; or it is skipped and recorded.
 
     Raises:
-        ProjectionDefinitionError: A method has no key, or the name or version cannot be used.
+        ProjectionDefinitionError: A method has no key or no table, or the name or version cannot
+            be used.
     """
 
-    into: ClassVar[type]
+    tables: ClassVar[tuple[type, ...]]
+    on_poison: ClassVar[OnPoison]
 
-    def __init_subclass__(cls, *, into: type, version: int, name: str | None = None) -> None:
+    def __init_subclass__(
+        cls,
+        *,
+        into: type | tuple[type, ...],
+        version: int,
+        name: str | None = None,
+        on_poison: OnPoison = "stop",
+    ) -> None:
         super().__init_subclass__()
-        cls.into = into
+        cls.tables = into if isinstance(into, tuple) else (into,)
+        cls.on_poison = on_poison
         cls._declare(name, version)
+        if on_poison not in get_args(OnPoison):
+            raise ProjectionDefinitionError(
+                cls.name, f"on_poison is one of {', '.join(get_args(OnPoison))}"
+            )
+        cls._check_tables()
         for handler in cls.handlers:
             if handler.keys is None:
                 raise ProjectionDefinitionError(
@@ -179,6 +223,35 @@ class Projection(AnyProjection):
                     f"@on({handler.event_class.__name__}) does not say which row it concerns;"
                     " give key= or keys=",
                 )
+
+    @classmethod
+    def _check_tables(cls) -> None:
+        if not cls.tables or len(set(cls.tables)) < len(cls.tables):
+            raise ProjectionDefinitionError(cls.name, "name each table once, and at least one")
+        used = {cls.table_of(handler) for handler in cls.handlers}
+        for unused in set(cls.tables) - used:
+            raise ProjectionDefinitionError(
+                cls.name, f"no method writes {unused.__name__}; leave it out of into="
+            )
+
+    @classmethod
+    def table_of(cls, handler: Handler) -> type:
+        """Return the mapped class of the rows that ``handler`` changes.
+
+        Raises:
+            ProjectionDefinitionError: It does not say, or names a table that is not declared.
+        """
+        into = handler.into
+        if into is None and len(cls.tables) == 1:
+            return cls.tables[0]
+        if into is None or into not in cls.tables:
+            told = "does not say which of the tables" if into is None else "names another table"
+            raise ProjectionDefinitionError(
+                cls.name,
+                f"@on({handler.event_class.__name__}) {told}; give into= one of"
+                f" {', '.join(table.__name__ for table in cls.tables)}",
+            )
+        return into
 
 
 class RedisProjection(AnyProjection):

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Column,
     ForeignKeyConstraint,
     Integer,
+    LargeBinary,
     Named,
     Table,
     Text,
@@ -20,6 +22,8 @@ from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
 from datapatterns.sql.metadata import declared_once, library_metadata
 
+C = TypeVar("C", bound=TypedColumns)
+
 
 class ProjectionColumns(TypedColumns):
     """One row for each version of a projection that was ever run."""
@@ -28,8 +32,16 @@ class ProjectionColumns(TypedColumns):
     version: Named[int] = Column(Integer, primary_key=True)
     kind: Named[str] = Column(Text)
     status: Named[str] = Column(Text)
-    target: Named[str | None] = Column(Text)
+    mode: Named[str] = Column(Text)
+    targets: Named[list[str]] = Column(ARRAY(Text))
     created_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
+
+
+class OwnedTableColumns(TypedColumns):
+    """One row for each table that a live version writes: no two projections may write one."""
+
+    target: Named[str] = Column(Text, primary_key=True)
+    name: Named[str] = Column(Text)
 
 
 class ShardColumns(TypedColumns):
@@ -46,6 +58,31 @@ class ShardColumns(TypedColumns):
     lease_until: Named[datetime | None] = Column(TIMESTAMP(timezone=True))
     updated_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
     error: Named[dict[str, Any] | None] = Column(JSONB(none_as_null=True))
+    barrier: Named[int | None] = Column(BigInteger)
+    barrier_until: Named[datetime | None] = Column(TIMESTAMP(timezone=True))
+    parked: Named[int] = Column(BigInteger)
+
+
+class WorkerColumns(TypedColumns):
+    """One row for each version that a worker knows how to run, with when it was last heard of."""
+
+    name: Named[str] = Column(Text, primary_key=True)
+    version: Named[int] = Column(Integer, primary_key=True)
+    worker: Named[str] = Column(Text, primary_key=True)
+    seen_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
+
+
+class ParkedColumns(TypedColumns):
+    """One row for each event that waits, for one key, until somebody has mended what refused it."""
+
+    name: Named[str] = Column(Text, primary_key=True)
+    version: Named[int] = Column(Integer, primary_key=True)
+    key_digest: Named[bytes] = Column(LargeBinary, primary_key=True)
+    position: Named[int] = Column(BigInteger, primary_key=True)
+    event_type: Named[str] = Column(Text)
+    error: Named[str | None] = Column(Text)
+    message: Named[str | None] = Column(Text)
+    parked_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +90,10 @@ class ProjectionTables:
     """The tables in one schema."""
 
     projections: Table[ProjectionColumns]
+    owned: Table[OwnedTableColumns]
     shards: Table[ShardColumns]
+    workers: Table[WorkerColumns]
+    parked: Table[ParkedColumns]
 
 
 @declared_once
@@ -61,10 +101,17 @@ def projection_tables(schema: str, /) -> ProjectionTables:
     """Return the tables of the projections in ``schema``."""
     metadata = library_metadata(schema)
     projections = Table("projection", metadata, ProjectionColumns)
-    shards = Table(
-        "projection_shard",
-        metadata,
-        ShardColumns,
-        ForeignKeyConstraint(["name", "version"], [projections.c.name, projections.c.version]),
+
+    def of_a_version(name: str, columns: type[C]) -> Table[C]:
+        version = ForeignKeyConstraint(
+            ["name", "version"], [projections.c.name, projections.c.version]
+        )
+        return Table(name, metadata, columns, version)
+
+    return ProjectionTables(
+        projections,
+        Table("projection_table", metadata, OwnedTableColumns),
+        of_a_version("projection_shard", ShardColumns),
+        of_a_version("projection_worker", WorkerColumns),
+        of_a_version("projection_parked", ParkedColumns),
     )
-    return ProjectionTables(projections, shards)

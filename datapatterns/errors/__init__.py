@@ -18,7 +18,7 @@ DataPatternsError
 │     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
 │                         SchemaOccupiedError, UnknownRevisionError
 │     projections         EvictionPolicyError, ProjectionDefinitionError, ProjectionStoppedError,
-│                         ProjectionVersionError, ReadModelKeyError
+│                         ProjectionVersionError, ReadModelKeyError, SegmentKeyError
 │     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
 │                         ServerTooOldError, SettingsError
 │     shard_statements    MergeLimitError, MultiShardWriteError, ScatterRefusedError,
@@ -148,6 +148,7 @@ from datapatterns.errors.projections import (
     ReadModelBehindError,
     ReadModelBuildingError,
     ReadModelKeyError,
+    SegmentKeyError,
 )
 from datapatterns.errors.servers import (
     MissingExtraError,
@@ -268,6 +269,7 @@ __all__ = [
     "SchemaNameError",
     "SchemaOccupiedError",
     "SearchTooLargeError",
+    "SegmentKeyError",
     "ServerTooOldError",
     "ServerUnavailableError",
     "SettingsError",

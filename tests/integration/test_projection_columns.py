@@ -94,7 +94,7 @@ def test_values_come_back_and_can_be_compared_and_rebuilt(
     found = PROJECTIONS.verify(engine, projection)
     PROJECTIONS.rebuild(engine, projection)
 
-    table: Any = projection.into
+    table: Any = projection.tables[0]
     with engine.begin() as conn:
         stored = conn.execute(select(table.value).order_by(table.product)).scalars().all()
     assert found.matches
@@ -112,7 +112,7 @@ def test_an_integer_may_stand_beside_other_numbers(
 
     PROJECTIONS.catch_up(engine, projection)
 
-    table: Any = projection.into
+    table: Any = projection.tables[0]
     with engine.begin() as conn:
         stored = conn.execute(select(table.value).order_by(table.product)).scalars().all()
     assert stored == values

@@ -96,7 +96,7 @@ def test_a_runner_whose_lease_lapsed_may_still_commit_if_nobody_took_it(shop: En
     with shop.connect() as conn:
         with conn.begin():
             register(conn, TABLES, SalesByProduct, empty=True)
-            lease = claim(conn, TABLES, SalesByProduct, owner="slow", seconds=60)
+            (lease,) = claim(conn, TABLES, SalesByProduct, owner="slow", seconds=60)
         impatient(shop)
 
         lease, done = runner.page(conn, lease)
@@ -111,7 +111,7 @@ def test_a_runner_that_wakes_up_after_its_lease_was_taken_is_fenced(shop: Engine
     with shop.connect() as conn:
         with conn.begin():
             register(conn, TABLES, SalesByProduct, empty=True)
-            stale = claim(conn, TABLES, SalesByProduct, owner="sleeper", seconds=60)
+            (stale,) = claim(conn, TABLES, SalesByProduct, owner="sleeper", seconds=60)
         impatient(shop)
         with conn.begin():
             # Taken, but not moved: only the epoch tells the sleeper from the owner.
@@ -129,7 +129,7 @@ def test_a_page_is_not_applied_again_from_a_position_that_was_passed(shop: Engin
     with shop.connect() as conn:
         with conn.begin():
             register(conn, TABLES, SalesByProduct, empty=True)
-            lease = claim(conn, TABLES, SalesByProduct, owner="one", seconds=60)
+            (lease,) = claim(conn, TABLES, SalesByProduct, owner="one", seconds=60)
         runner.page(conn, lease)
 
         with pytest.raises(LeaseLostError):
@@ -144,7 +144,7 @@ def test_a_version_that_was_retired_while_a_claim_waited_cannot_move(shop: Engin
     with shop.connect() as conn:
         with conn.begin():
             register(conn, TABLES, SalesByProduct, empty=True)
-            lease = claim(conn, TABLES, SalesByProduct, owner="one", seconds=60)
+            (lease,) = claim(conn, TABLES, SalesByProduct, owner="one", seconds=60)
         with shop.begin() as other:
             other.execute(text("UPDATE datapatterns.projection SET status = 'retired'"))
 
@@ -223,7 +223,7 @@ def test_taking_over_fences_whoever_runs(shop: Engine) -> None:
     with shop.connect() as conn:
         with conn.begin():
             register(conn, TABLES, SalesByProduct, empty=True)
-            lease = claim(conn, TABLES, SalesByProduct, owner=uuid4().hex, seconds=60)
+            (lease,) = claim(conn, TABLES, SalesByProduct, owner=uuid4().hex, seconds=60)
         with conn.begin():
             take_over(conn, TABLES, SalesByProduct, owner="boss", seconds=60, all_versions=True)
 

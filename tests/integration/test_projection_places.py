@@ -63,11 +63,11 @@ def test_a_table_has_one_projection_even_if_it_is_empty(shop: Engine) -> None:
 def test_the_database_refuses_a_second_projection_of_a_table_as_well(shop: Engine) -> None:
     PROJECTIONS.catch_up(shop, SalesByProduct)
 
-    with pytest.raises(IntegrityError, match="ix_projection_one_live_target"), shop.begin() as conn:
+    with pytest.raises(IntegrityError, match="pk_projection_table"), shop.begin() as conn:
         conn.execute(
             text(
-                "INSERT INTO datapatterns.projection (name, version, kind, status, target)"
-                " VALUES ('other', 1, 'table', 'live', 'public.product_sales')"
+                "INSERT INTO datapatterns.projection_table (name, target)"
+                " VALUES ('other', 'public.product_sales')"
             )
         )
 
@@ -81,7 +81,7 @@ def test_a_checkpoint_does_not_count_for_another_table(shop: Engine) -> None:
     append_all(shop, STORE, [ItemScanned("milk", 1)])
     with shop.begin() as conn:
         conn.execute(
-            text("UPDATE datapatterns.projection SET target = 'public.product_sales_before'")
+            text("UPDATE datapatterns.projection SET targets = '{public.product_sales_before}'")
         )
 
     with pytest.raises(ProjectionDefinitionError, match="product_sales_before"):

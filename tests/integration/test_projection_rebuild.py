@@ -107,7 +107,7 @@ def test_a_runner_that_works_on_meanwhile_is_fenced(shop: Engine) -> None:
     with shop.connect() as conn:
         with conn.begin():
             register(conn, TABLES, SalesByProduct, empty=False)
-            lease = claim(conn, TABLES, SalesByProduct, owner="old code", seconds=60)
+            (lease,) = claim(conn, TABLES, SalesByProduct, owner="old code", seconds=60)
         refused: list[BaseException] = []
 
         def meanwhile(_done: ProjectionProgress) -> None:
@@ -233,7 +233,7 @@ def test_only_rows_that_differ_are_written(shop: Engine) -> None:
 
 def test_a_name_cannot_change_from_a_table_to_redis(shop: Engine) -> None:
     with shop.begin() as conn:
-        conn.execute(text("UPDATE datapatterns.projection SET kind = 'redis', target = NULL"))
+        conn.execute(text("UPDATE datapatterns.projection SET kind = 'redis', targets = '{}'"))
 
     with pytest.raises(ProjectionDefinitionError, match="taken"):
         PROJECTIONS.run(shop, SalesByProduct)

@@ -61,7 +61,8 @@ def lapse(engine: Engine) -> None:
 def claimed(engine: Engine) -> Lease:
     with engine.begin() as conn:
         register(conn, TABLES, Dashboard, empty=True)
-        return claim(conn, TABLES, Dashboard, owner=uuid4().hex, seconds=60)
+        (lease,) = claim(conn, TABLES, Dashboard, owner=uuid4().hex, seconds=60)
+    return lease
 
 
 def dump(client: Redis) -> dict[bytes, bytes]:

@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import CITEXT, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.cqrs import Projection, Projections, on
-from datapatterns.cqrs.tables.read_model import read_model_of
+from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.errors import (
     ProjectionDefinitionError,
     ProjectionStoppedError,
@@ -375,4 +375,4 @@ def test_columns_that_cannot_be_folded_are_refused_when_declared_or_first_run() 
                 pass
 
         with pytest.raises(ProjectionDefinitionError, match=why):
-            read_model_of(Refused)
+            read_models_of(Refused)

@@ -70,7 +70,7 @@ def start_again(engine: Engine) -> None:
 def run_page(conn: Connection, *, page_events: int) -> None:
     """Do what a runner does that is started for each page anew."""
     with conn.begin():
-        lease = claim(conn, TABLES, SalesByProduct, owner=uuid4().hex, seconds=60)
+        (lease,) = claim(conn, TABLES, SalesByProduct, owner=uuid4().hex, seconds=60)
     lease, _ = TableRunner(STORE, SalesByProduct, page_events).page(conn, lease)
     with conn.begin():
         release(conn, TABLES, lease)

@@ -18,11 +18,11 @@ from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.registering import register_build, take_place
 from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
-from datapatterns.cqrs.tables.differences import replace_rows
+from datapatterns.cqrs.tables.differences import delete_rows, store_rows
 from datapatterns.cqrs.tables.projecting import is_of_data, message_of
-from datapatterns.cqrs.tables.read_model import ReadModel, read_model_of
+from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
 from datapatterns.cqrs.tables.replaying import Replay, advance_replay, replayed
-from datapatterns.cqrs.tables.targets import quoted_table, resolve_target
+from datapatterns.cqrs.tables.targets import quoted_table, resolve_targets
 from datapatterns.errors import ProjectionDefinitionError
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
@@ -86,20 +86,21 @@ class TableRebuild:
         return ProjectionProgress(events, done.position, caught_up=True)
 
     def _swap(self, conn: Connection, leases: list[Lease], replay: Replay) -> None:
-        model = read_model_of(self.projection)
+        models = read_models_of(self.projection)
         # A page of a runner that has lost its lease may be under way, with locks on some rows. It
         # is waited for before any row is locked here, or the two could wait for each other.
-        _lock_writers_out(conn, model.table)
+        for model in models.values():
+            _lock_writers_out(conn, model.table)
         # Before the rows, which may take longer than a lease: whoever claims one now waits.
-        (mine,) = (lease for lease in leases if lease.version == self.projection.version)
+        mine = [lease for lease in leases if lease.version == self.projection.version]
         for other in leases:
-            if other is not mine:  # before they are retired, or none of them can be checked
+            if other not in mine:  # before they are retired, or none of them can be checked
                 advance(conn, self._tables, other, other.position)
-        mine = advance(conn, self._tables, mine, replay.position)
-        _replace(conn, model, replay.model)
+        mine = [advance(conn, self._tables, lease, replay.position, parked=0) for lease in mine]
+        _replace(conn, models, replay.models)
         failpoint("rebuild.rows-replaced")
-        target = resolve_target(conn, self.projection)
-        take_place(conn, self._tables, mine, target=target)
+        targets = resolve_targets(conn, self.projection)
+        take_place(conn, self._tables, mine[0], targets=targets)
 
     @property
     def _this(self) -> str:
@@ -115,15 +116,19 @@ def _lock_writers_out(conn: Connection, table: Table) -> None:
     conn.exec_driver_sql("LOCK TABLE " + quoted_table(conn, table) + " IN SHARE ROW EXCLUSIVE MODE")
 
 
-def _replace(conn: Connection, model: ReadModel, rows: ReadModel) -> None:
+def _replace(conn: Connection, models: ReadModels, replayed: ReadModels) -> None:
     try:
-        replace_rows(conn, model, rows)
+        for table in reversed(list(models)):  # what refers to others goes before them
+            delete_rows(conn, models[table], replayed[table])
+        for table in models:
+            store_rows(conn, models[table], replayed[table])
         conn.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
     except DBAPIError as error:
         if is_of_data(error):
+            name = next(iter(models.values())).name
             refused = (
                 f"its table refuses what the log gives: {message_of(error)}; change"
                 " one of them, then rebuild"
             )
-            raise ProjectionDefinitionError(model.name, refused) from error
+            raise ProjectionDefinitionError(name, refused) from error
         raise

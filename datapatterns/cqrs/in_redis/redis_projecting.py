@@ -26,14 +26,14 @@ from datapatterns.cqrs.running.registering import promote, register_build
 from datapatterns.cqrs.running.running import LeaseTerms
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.folding import handlers_by_class
-from datapatterns.cqrs.tables.projecting import describe_stop, read_page
+from datapatterns.cqrs.tables.projecting import PageOfEvents, describe_stop, read_page
 from datapatterns.errors import (
     EvictionPolicyError,
     ForeignReadModelError,
     LeaseLostError,
 )
 from datapatterns.event_sourcing.events import Position
-from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
+from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import reading, resuming
@@ -115,7 +115,7 @@ class RedisRunner:
         with resuming(conn, self._resource):
             lease = advance(conn, self._tables, lease, position, error=record)
             if caught_up:
-                promote(conn, self._tables, lease)
+                lease = promote(conn, self._tables, lease)
         if stopped is not None:
             raise stopped from stopped.__cause__
         return lease, ProjectionProgress(length, position, caught_up)
@@ -128,7 +128,7 @@ class RedisRunner:
         return advance(conn, self._tables, lease, position)
 
     def _applicable_part(
-        self, lease: Lease, page: LogPage, after: Position
+        self, lease: Lease, page: PageOfEvents, after: Position
     ) -> tuple[int, Outcome, Exception | None]:
         outcomes: dict[int, Outcome] = {0: {}}
 

@@ -1,61 +1,62 @@
-"""Who may move a projection on: leases whose epoch fences those who lost them.
+"""Who may move a segment on: leases whose epoch fences those who lost them.
 
 A lease says who *should* run. That it may be lost without noticing is made harmless by its
 epoch: effects are committed by the same transaction that moves the checkpoint, and that moves
 only under the latest epoch and from the position where the page began.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    and_,
-    exists,
-    func,
-    or_,
-    select,
-    true,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select, true, update
 
 from datapatterns.cqrs.definition import AnyProjection
+from datapatterns.cqrs.running.segments import Segment
 from datapatterns.cqrs.schema import ProjectionTables
-from datapatterns.errors import (
-    LeaseHeldError,
-    LeaseLostError,
-)
+from datapatterns.errors import LeaseHeldError, LeaseLostError
 from datapatterns.event_sourcing.events import Position
 
-ONLY_SHARD: Final = 0
-"""The shard that owns all keys, as long as nothing is split."""
-
-RUNNABLE: Final = ("building", "live", "standby")
+RUNNABLE: Final = ("building", "ready", "live", "standby")
 """In which states a version may be moved on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to move a projection on.
+    """The right to move one segment of a projection on.
 
     Attributes:
-        position: How far it is.
+        segment: Which keys.
+        position: How far they are.
         epoch: The fencing token; a later lease has a higher one.
         build: Which build the data belong to.
+        status: The version's, as it was claimed: it says in which tables its rows are.
+        barrier: Not beyond this position, see `current_barrier`.
+        parked: How many of its events are parked.
         seconds: For how long it is valid from each page on.
     """
 
     name: str
     version: int
+    segment: Segment
     position: Position
     epoch: int
     build: UUID
+    status: str
+    barrier: Position | None
+    parked: int
     owner: str
     seconds: float
+
+
+class BarrierError(Exception):
+    """The checkpoint may not move beyond a barrier for now; the page must end there."""
+
+    def __init__(self, barrier: Position) -> None:
+        super().__init__(barrier)
+        self.barrier = barrier
 
 
 def claim(
@@ -65,11 +66,11 @@ def claim(
     *,
     owner: str,
     seconds: float,
-) -> Lease:
-    """Take the lease if nobody holds it.
+) -> list[Lease]:
+    """Take the leases that nobody holds, by segment.
 
     Raises:
-        LeaseHeldError: Somebody does.
+        LeaseHeldError: Somebody holds them all.
     """
     shards = tables.shards
     free = or_(
@@ -77,15 +78,12 @@ def claim(
         shards.c.lease_until < func.clock_timestamp(),
         shards.c.owner == owner,
     )
-    lease = _take(conn, tables, projection, owner=owner, seconds=seconds, condition=free)
-    if lease is None:
-        holder = conn.scalar(
-            select(shards.c.owner).where(
-                shards.c.name == projection.name, shards.c.version == projection.version
-            )
-        )
+    mine = _of_version(tables, projection.name, projection.version)
+    leases = _take(conn, tables, and_(mine, free), owner=owner, seconds=seconds)
+    if not leases:
+        holder = conn.scalar(select(shards.c.owner).where(mine).limit(1))
         raise LeaseHeldError(f"projection {projection.name}", owner=holder)
-    return lease
+    return leases
 
 
 def advance(
@@ -95,35 +93,63 @@ def advance(
     position: Position,
     *,
     error: Mapping[str, Any] | None = None,
+    parked: int | None = None,
 ) -> Lease:
     """Move the checkpoint to ``position`` and renew the lease, or refuse both.
 
     The last statement of the transaction that holds the effects: so whoever lost the lease loses
     its page as well, and the checkpoint is never ahead of the effects or behind them.
 
+    Args:
+        conn: A connection in the transaction of the effects.
+        tables: Where the leases are.
+        lease: Under which they were made.
+        position: Up to where.
+        error: Why it goes no further.
+        parked: How many events of the segment are parked now, if that has changed.
+
     Raises:
+        BarrierError: It may not go so far for now.
         LeaseLostError: Another lease was given since, or the checkpoint was moved.
     """
     shards, projections = tables.shards, tables.projections
-    # Again, although the claim looked: a claim that waited for a rebuild saw the state before.
-    runnable = exists().where(
+    # Again, although the claim looked: a claim that waited for another version to take the place
+    # saw the state before, and would write into the tables of the other.
+    as_claimed = exists().where(
         projections.c.name == lease.name,
         projections.c.version == lease.version,
-        projections.c.status.in_(RUNNABLE),
+        projections.c.status == lease.status,
+    )
+    unbarred = or_(
+        shards.c.barrier.is_(None),
+        shards.c.barrier >= position,
+        shards.c.barrier_until < func.clock_timestamp(),
     )
     moved = conn.execute(
         update(shards)
-        .where(_held(tables, lease), shards.c.position == lease.position, runnable)
+        .where(_held(tables, lease), shards.c.position == lease.position, as_claimed, unbarred)
         .values(
             position=position,
             lease_until=_until(lease.seconds),
             updated_at=func.clock_timestamp(),
             error=None if error is None else dict(error),
+            parked=lease.parked if parked is None else parked,
         )
     )
     if moved.rowcount == 0:
+        barrier = _read_barrier(conn, tables, lease)
+        if barrier is not None and barrier < position:
+            raise BarrierError(barrier)
         raise LeaseLostError(f"projection {lease.name}", epoch=lease.epoch)
-    return replace(lease, position=position)
+    return replace(lease, position=position, parked=lease.parked if parked is None else parked)
+
+
+def current_barrier(conn: Connection, tables: ProjectionTables, lease: Lease) -> Position | None:
+    """Return up to where a page may go; None if there is no barrier.
+
+    Whoever meets a barrier learns of it by `advance`, so only those are asked for it.
+    """
+    return None if lease.barrier is None else _read_barrier(conn, tables, lease)
 
 
 def take_over(
@@ -139,24 +165,9 @@ def take_over(
 
     What their holders have not committed yet is refused.
     """
-    shards, projections = tables.shards, tables.projections
-    which = true() if all_versions else shards.c.version == projection.version
-    rows = conn.execute(
-        update(shards)
-        .where(
-            shards.c.name == projection.name,
-            which,
-            projections.c.name == shards.c.name,
-            projections.c.version == shards.c.version,
-            projections.c.status.in_(RUNNABLE),
-        )
-        .values(**_taken(tables, owner, seconds))
-        .returning(shards.c.version, shards.c.position, shards.c.epoch, shards.c.build)
-    )
-    return [
-        Lease(projection.name, version, Position(position), epoch, build, owner, seconds)
-        for version, position, epoch, build in rows
-    ]
+    version = tables.shards.c.version == projection.version
+    which = and_(tables.shards.c.name == projection.name, true() if all_versions else version)
+    return _take(conn, tables, which, owner=owner, seconds=seconds)
 
 
 def begin_build(
@@ -196,13 +207,13 @@ def release(conn: Connection, tables: ProjectionTables, lease: Lease) -> None:
 def read_position(
     conn: Connection, tables: ProjectionTables, projection: type[AnyProjection]
 ) -> Position | None:
-    """Return how far the rows of a table are; None if this version did not build them."""
+    """Return how far the rows of the live tables are; None if this version did not build them.
+
+    With several segments, how far the last of them is.
+    """
     position = conn.scalar(
-        select(tables.shards.c.position).where(
-            is_live(tables, projection),
-            tables.shards.c.name == projection.name,
-            tables.shards.c.version == projection.version,
-            tables.shards.c.shard == ONLY_SHARD,
+        select(func.min(tables.shards.c.position)).where(
+            is_live(tables, projection), _of_version(tables, projection.name, projection.version)
         )
     )
     return None if position is None else Position(position)
@@ -231,12 +242,13 @@ def read_live_version(
 def read_build(
     conn: Connection, tables: ProjectionTables, projection: type[AnyProjection]
 ) -> UUID | None:
-    """Return which build the data must belong to; None if this version has never run."""
+    """Return which build the data must belong to; None if this version has never run.
+
+    Of a read model in Redis, which has one segment.
+    """
     return conn.scalar(
         select(tables.shards.c.build).where(
-            tables.shards.c.name == projection.name,
-            tables.shards.c.version == projection.version,
-            tables.shards.c.shard == ONLY_SHARD,
+            _of_version(tables, projection.name, projection.version), tables.shards.c.shard == 0
         )
     )
 
@@ -246,51 +258,84 @@ def is_latest(conn: Connection, tables: ProjectionTables, lease: Lease) -> bool:
     return conn.scalar(select(tables.shards.c.epoch).where(_held(tables, lease))) is not None
 
 
+def _read_barrier(conn: Connection, tables: ProjectionTables, lease: Lease) -> Position | None:
+    shards = tables.shards
+    barrier = conn.scalar(
+        select(shards.c.barrier).where(
+            _held(tables, lease), shards.c.barrier_until >= func.clock_timestamp()
+        )
+    )
+    return None if barrier is None else Position(barrier)
+
+
 def _take(
     conn: Connection,
     tables: ProjectionTables,
-    projection: type[AnyProjection],
+    condition: ColumnElement[bool],
     *,
     owner: str,
     seconds: float,
-    condition: ColumnElement[bool],
-) -> Lease | None:
-    shards = tables.shards
-    row = conn.execute(
+) -> list[Lease]:
+    shards, projections = tables.shards, tables.projections
+    # All take them in one order, so no two wait for each other.
+    wanted = (
+        select(shards.c.name, shards.c.version, shards.c.shard)
+        .where(condition)
+        .order_by(shards.c.name, shards.c.version, shards.c.shard)
+        .with_for_update()
+        .cte("wanted")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    rows = conn.execute(
         update(shards)
         .where(
-            shards.c.name == projection.name,
-            shards.c.version == projection.version,
-            shards.c.shard == ONLY_SHARD,
-            condition,
+            shards.c.name == wanted.c.name,
+            shards.c.version == wanted.c.version,
+            shards.c.shard == wanted.c.shard,
+            projections.c.name == shards.c.name,
+            projections.c.version == shards.c.version,
+            projections.c.status.in_(RUNNABLE),
         )
-        .values(**_taken(tables, owner, seconds))
-        .returning(shards.c.position, shards.c.epoch, shards.c.build)
-    ).one_or_none()
-    if row is None:
-        return None
-    position, epoch, build = row
-    return Lease(
-        projection.name, projection.version, Position(position), epoch, build, owner, seconds
-    )
+        .values(
+            owner=owner,
+            lease_until=_until(seconds),
+            epoch=shards.c.epoch + 1,
+            updated_at=func.clock_timestamp(),
+        )
+        .returning(*shards.c, projections.c.status)
+    ).all()
+    return sorted(_leases(rows, owner, seconds), key=lambda lease: lease.segment.shard)
 
 
-def _taken(tables: ProjectionTables, owner: str, seconds: float) -> dict[str, Any]:
-    return {
-        "owner": owner,
-        "lease_until": _until(seconds),
-        "epoch": tables.shards.c.epoch + 1,
-        "updated_at": func.clock_timestamp(),
-    }
+def _leases(rows: Iterable[Any], owner: str, seconds: float) -> list[Lease]:
+    return [
+        Lease(
+            name=row.name,
+            version=row.version,
+            segment=Segment(row.shard, row.mask),
+            position=Position(row.position),
+            epoch=row.epoch,
+            build=row.build,
+            status=row.status,
+            # Whether it has expired, the first page asks.
+            barrier=None if row.barrier is None else Position(row.barrier),
+            parked=row.parked,
+            owner=owner,
+            seconds=seconds,
+        )
+        for row in rows
+    ]
+
+
+def _of_version(tables: ProjectionTables, name: str, version: int) -> ColumnElement[bool]:
+    return and_(tables.shards.c.name == name, tables.shards.c.version == version)
 
 
 def _held(tables: ProjectionTables, lease: Lease) -> ColumnElement[bool]:
-    shards = tables.shards
     return and_(
-        shards.c.name == lease.name,
-        shards.c.version == lease.version,
-        shards.c.shard == ONLY_SHARD,
-        shards.c.epoch == lease.epoch,
+        _of_version(tables, lease.name, lease.version),
+        tables.shards.c.shard == lease.segment.shard,
+        tables.shards.c.epoch == lease.epoch,
     )
 
 

@@ -1,14 +1,14 @@
 """Which versions of a projection there are, and which of them may run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, and_, exists, false, literal, or_, select, update
+from sqlalchemy import Connection, and_, delete, exists, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
 from datapatterns.cqrs.running.leasing import RUNNABLE, Lease
 from datapatterns.cqrs.schema import ProjectionTables
-from datapatterns.cqrs.tables.targets import resolve_target
+from datapatterns.cqrs.tables.targets import resolve_targets
 from datapatterns.errors import ProjectionDefinitionError, ProjectionVersionError
 
 
@@ -29,15 +29,16 @@ def register(
     """
     name, version = projection.name, projection.version
     in_table = issubclass(projection, Projection)
-    target = resolve_target(conn, projection)
+    targets = resolve_targets(conn, projection)
+    _refuse_taken(conn, tables, name, targets)
     # Versions of a table take each other's place; those in Redis stand side by side.
-    found = _versions(conn, tables, name, target)
+    found = _versions(conn, tables, name)
     if not found and not empty:
         raise ProjectionVersionError(name, declared=version, live=None)
     if version not in found and (not found or not in_table):
         status = "building" if found else "live"
-        _insert_version(conn, tables, projection, status=status, target=target)
-        found = _versions(conn, tables, name, target)
+        _insert_version(conn, tables, projection, status=status, targets=targets)
+        found = _versions(conn, tables, name)
     if any(known.kind != _kind(projection) for known in found.values()):
         raise _taken_name(projection)
     # While a table is rebuilt for this version, another one's rows are in it.
@@ -45,9 +46,9 @@ def register(
     if version not in found or found[version].status not in runnable:
         live = [v for v, known in found.items() if known.status == "live"]
         raise ProjectionVersionError(name, declared=version, live=live[0] if live else None)
-    if found[version].target != target:
+    if (there := found[version].targets) != targets:
         raise ProjectionDefinitionError(
-            name, f"its rows are in {found[version].target}, not in {target}; rebuild it there"
+            name, f"its rows are in {_listed(there)}, not in {_listed(targets)}; rebuild it there"
         )
 
 
@@ -60,19 +61,20 @@ def register_build(
         ProjectionDefinitionError: Its name is taken by a projection of the other kind, or its
             table by another one.
     """
-    target = resolve_target(conn, projection)
-    found = _versions(conn, tables, projection.name, target)
+    targets = resolve_targets(conn, projection)
+    _refuse_taken(conn, tables, projection.name, targets)
+    found = _versions(conn, tables, projection.name)
     if any(known.kind != _kind(projection) for known in found.values()):
         raise _taken_name(projection)
     if projection.version not in found:
         # Not live before it is built: a runner must not begin with what is there.
-        _insert_version(conn, tables, projection, status="building", target=target)
+        _insert_version(conn, tables, projection, status="building", targets=targets)
     elif found[projection.version].status not in RUNNABLE:
         _set_status(conn, tables, projection.name, projection.version, "building")
 
 
 def take_place(
-    conn: Connection, tables: ProjectionTables, lease: Lease, *, target: str | None
+    conn: Connection, tables: ProjectionTables, lease: Lease, *, targets: list[str]
 ) -> None:
     """Make a version live in the place of all others, which may not run any more."""
     projections = tables.projections
@@ -84,46 +86,74 @@ def take_place(
     conn.execute(
         update(projections)
         .where(projections.c.name == lease.name, projections.c.version == lease.version)
-        .values(status="live", target=target)
+        .values(status="live", targets=targets)
     )
+    owned = tables.owned
+    conn.execute(delete(owned).where(owned.c.name == lease.name, owned.c.target.not_in(targets)))
+    own_tables(conn, tables, lease.name, targets)
 
 
-def promote(conn: Connection, tables: ProjectionTables, lease: Lease) -> None:
-    """Make a version that has been built beside another the live one."""
+def own_tables(conn: Connection, tables: ProjectionTables, name: str, targets: list[str]) -> None:
+    """Write down that these tables are the read model of ``name``.
+
+    Raises:
+        ProjectionDefinitionError: One is another projection's.
+    """
+    if not targets:
+        return
+    owned = tables.owned
+    # An update that changes nothing, or nothing would be returned of a row that is there.
+    mine = insert(owned).values([{"target": target, "name": name} for target in targets])
+    kept = mine.on_conflict_do_update(index_elements=["target"], set_={"name": owned.c.name})
+    for target, owner in conn.execute(kept.returning(owned.c.target, owned.c.name)):
+        if owner != name:
+            raise _taken_table(name, target, owner)
+
+
+def promote(conn: Connection, tables: ProjectionTables, lease: Lease) -> Lease:
+    """Make a version that has been built beside another the live one, and return its lease."""
     projections = tables.projections
     mine = and_(projections.c.name == lease.name, projections.c.version == lease.version)
     if conn.scalar(select(projections.c.status).where(mine)) != "building":
-        return
+        return lease
     conn.execute(
         update(projections)
         .where(projections.c.name == lease.name, projections.c.status == "live")
         .values(status="standby")
     )
     _set_status(conn, tables, lease.name, lease.version, "live")
+    return replace(lease, status="live")
 
 
 @dataclass(frozen=True, slots=True)
 class _Version:
     kind: str
     status: str
-    target: str | None
+    targets: list[str]
 
 
-def _versions(
-    conn: Connection, tables: ProjectionTables, name: str, target: str | None
-) -> dict[int, _Version]:
+def _versions(conn: Connection, tables: ProjectionTables, name: str) -> dict[int, _Version]:
     columns = tables.projections.c
-    # None is no table: read models in Redis have keys of their own.
-    in_target = false() if target is None else columns.target == target
     rows = conn.execute(
-        select(columns.name, columns.version, columns.kind, columns.status, columns.target).where(
-            or_(columns.name == name, and_(in_target, columns.status == "live"))
+        select(columns.version, columns.kind, columns.status, columns.targets).where(
+            columns.name == name
         )
     ).all()
-    owners = {row.name for row in rows} - {name}
-    if owners:
-        raise _taken_table(name, target, owners.pop())
-    return {version: _Version(kind, status, target) for _, version, kind, status, target in rows}
+    return {version: _Version(kind, status, targets) for version, kind, status, targets in rows}
+
+
+def _refuse_taken(
+    conn: Connection, tables: ProjectionTables, name: str, targets: list[str]
+) -> None:
+    owned = tables.owned.c
+    taken = conn.execute(
+        select(owned.target, owned.name)
+        .where(owned.target.in_(targets), owned.name != name)
+        .order_by(owned.target)
+        .limit(1)
+    ).one_or_none()
+    if taken is not None:
+        raise _taken_table(name, *taken)
 
 
 def _insert_version(
@@ -132,15 +162,17 @@ def _insert_version(
     projection: type[AnyProjection],
     *,
     status: str,
-    target: str | None,
+    targets: list[str],
 ) -> None:
     # Two processes may start at the same time; the later one finds what the earlier one did.
     key = {"name": projection.name, "version": projection.version}
     conn.execute(
         insert(tables.projections)
-        .values(**key, kind=_kind(projection), status=status, target=target)
+        .values(**key, kind=_kind(projection), status=status, targets=targets)
         .on_conflict_do_nothing()
     )
+    if status == "live":
+        own_tables(conn, tables, projection.name, targets)
     known = exists().where(
         tables.projections.c.name == projection.name,
         tables.projections.c.version == projection.version,
@@ -172,12 +204,16 @@ def _taken_name(projection: type[AnyProjection]) -> ProjectionDefinitionError:
     )
 
 
-def _taken_table(name: str, target: str | None, owner: str) -> ProjectionDefinitionError:
+def _taken_table(name: str, target: str, owner: str) -> ProjectionDefinitionError:
     return ProjectionDefinitionError(
         name,
         f"{target} is the read model of {owner}; give it a table of its own, or if only its class"
         f' was renamed, name="{owner}"',
     )
+
+
+def _listed(targets: list[str]) -> str:
+    return " and ".join(targets)
 
 
 def _kind(projection: type[AnyProjection]) -> str:

@@ -12,8 +12,9 @@ from datapatterns.cqrs.definition import AnyProjection, Projection
 from datapatterns.cqrs.running.leasing import Lease, claim, release
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.registering import register
+from datapatterns.cqrs.running.segments import make_whole
 from datapatterns.cqrs.schema import ProjectionTables
-from datapatterns.cqrs.tables.read_model import read_model_of
+from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindError
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.failpoints import failpoint
@@ -57,16 +58,15 @@ def leased(
     projection: type[AnyProjection],
     terms: LeaseTerms,
 ) -> Iterator[list[Lease]]:
-    """Register, claim and give back; the list holds the latest lease.
+    """Register, claim and give back; the list holds the latest leases, by segment.
 
     Raises:
-        LeaseHeldError: Another runner has it.
+        LeaseHeldError: Others have them all.
         ProjectionVersionError: The read model was built by another version.
     """
     with resuming(conn, f"the lease on projection {projection.name}"):
         register(conn, tables, projection, empty=is_empty(conn, projection))
-        lease = claim(conn, tables, projection, owner=terms.owner, seconds=terms.seconds)
-    latest = [lease]
+        latest = claim(conn, tables, projection, owner=terms.owner, seconds=terms.seconds)
     failpoint("projection.lease-claimed")
     try:
         yield latest
@@ -74,7 +74,24 @@ def leased(
         # After a lost connection there is nothing to give back with; the lease lapses.
         if not conn.invalidated:
             with resuming(conn, f"giving back projection {projection.name}"):
-                release(conn, tables, latest[0])
+                for lease in latest:
+                    release(conn, tables, lease)
+
+
+def begin_all(conn: Connection, runner: Runner, latest: list[Lease]) -> None:
+    """Find out how far each segment of the read model really is."""
+    for place, lease in enumerate(latest):
+        latest[place] = runner.begin(conn, lease)
+
+
+def page_of_each(conn: Connection, runner: Runner, latest: list[Lease]) -> ProjectionProgress:
+    """Apply a page of each segment; the position is that of the segment which is last."""
+    events, caught_up = 0, True
+    for place, lease in enumerate(latest):
+        latest[place], done = runner.page(conn, lease)
+        events += done.events
+        caught_up = caught_up and done.caught_up
+    return ProjectionProgress(events, min(lease.position for lease in latest), caught_up)
 
 
 def run_pages(
@@ -84,15 +101,15 @@ def run_pages(
     *,
     pages_max: int,
 ) -> ProjectionProgress:
-    """Apply at most ``pages_max`` pages, fewer if that catches up."""
-    latest[0] = runner.begin(conn, latest[0])
+    """Apply at most ``pages_max`` pages of each segment, fewer if that catches up."""
+    begin_all(conn, runner, latest)
     events = 0
     for _ in range(pages_max - 1):
-        latest[0], done = runner.page(conn, latest[0])
+        done = page_of_each(conn, runner, latest)
         events += done.events
         if done.caught_up:
             return ProjectionProgress(events, done.position, done.caught_up)
-    latest[0], done = runner.page(conn, latest[0])
+    done = page_of_each(conn, runner, latest)
     return ProjectionProgress(events + done.events, done.position, done.caught_up)
 
 
@@ -132,9 +149,7 @@ class CatchUp:
                 done = self._pages(conn, target, on_page)
             except (LeaseHeldError, LeaseLostError):
                 # Somebody else is at it, which serves as well.
-                with reading(conn):
-                    position = self.reached(conn)
-                done = ProjectionProgress(0, position or START, caught_up=False)
+                done = self._done_by_others(conn)
             events += done.events
             if done.position >= target.position:
                 return ProjectionProgress(events, done.position, done.caught_up)
@@ -146,6 +161,11 @@ class CatchUp:
             pause = POLL_SECONDS_MIN if done.events else min(2 * pause, POLL_SECONDS_MAX)
             self.clock.sleep(pause)
 
+    def _done_by_others(self, conn: Connection, events: int = 0) -> ProjectionProgress:
+        with reading(conn):
+            position = self.reached(conn)
+        return ProjectionProgress(events, position or START, caught_up=False)
+
     def _pages(
         self,
         conn: Connection,
@@ -154,19 +174,25 @@ class CatchUp:
     ) -> ProjectionProgress:
         events = 0
         with leased(conn, self.tables, self.projection, self.terms) as latest:
-            latest[0] = self.runner.begin(conn, latest[0])
+            begin_all(conn, self.runner, latest)
             while True:
-                latest[0], done = self.runner.page(conn, latest[0])
+                done = page_of_each(conn, self.runner, latest)
                 events += done.events
                 on_page(done)
                 late = self.clock.monotonic() >= target.deadline
                 if done.caught_up or done.position >= target.position or late:
-                    return ProjectionProgress(events, done.position, done.caught_up)
+                    break
+            segments = [lease.segment for lease in latest]
+        if make_whole(segments):
+            return ProjectionProgress(events, done.position, done.caught_up)
+        return self._done_by_others(conn, events)
 
 
 def is_empty(conn: Connection, projection: type[AnyProjection]) -> bool:
     """Return whether a projection that was never run can begin with what is there."""
     if not issubclass(projection, Projection):
         return True  # a read model in Redis says itself what it holds
-    table = read_model_of(projection).table
-    return conn.execute(select(1).select_from(table).limit(1)).first() is None
+    return all(
+        conn.execute(select(1).select_from(model.table).limit(1)).first() is None
+        for model in read_models_of(projection).values()
+    )

@@ -30,11 +30,13 @@ class Difference:
         key: The primary key's columns; in Redis kind, structure and field.
         stored: What the read model holds; None if nothing.
         expected: What a replay gives; None if nothing.
+        table: The table's name; None in Redis.
     """
 
     key: tuple[Any, ...]
     stored: Mapping[str, Any] | None
     expected: Mapping[str, Any] | None
+    table: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Verification:
     """What a comparison of a read model with a replay found.
 
     Attributes:
-        position: As of which position both were compared.
+        position: As of which position both were compared; of several segments, the last one's.
         rows: How many rows, fields and members a replay gives.
         differences: The first of them, by key.
     """
@@ -80,10 +82,14 @@ def count_rows(conn: Connection, model: ReadModel) -> int:
     return conn.execute(select(func.count()).select_from(model.table)).scalar_one()
 
 
-def replace_rows(conn: Connection, model: ReadModel, source: ReadModel) -> None:
-    """Give ``model`` the rows of ``source``, writing only those that differ."""
+def delete_rows(conn: Connection, model: ReadModel, source: ReadModel) -> None:
+    """Delete the rows of ``model`` whose keys ``source`` does not have."""
     gone = ~select(1).where(_same_key(model, source)).select_from(source.table).exists()
     conn.execute(delete(model.table).where(gone))
+
+
+def store_rows(conn: Connection, model: ReadModel, source: ReadModel) -> None:
+    """Give ``model`` the rows of ``source``, writing only those that differ."""
     upsert = insert(model.table).from_select(
         [c.name for c in model.columns], select(*source.columns), include_defaults=False
     )
@@ -124,6 +130,7 @@ def _difference(model: ReadModel, stored: Sequence[Any], expected: Sequence[Any]
         tuple(side[: model.key_length]),
         _mapping(model.columns, stored, model.key_length),
         _mapping(model.columns, expected, model.key_length),
+        model.table.name,
     )
 
 

@@ -1,21 +1,28 @@
 """One page of the log into a table, in one transaction with the checkpoint."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, StatementError
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.running.leasing import Lease, advance
+from datapatterns.cqrs.running.leasing import BarrierError, Lease, advance, current_barrier
 from datapatterns.cqrs.running.progress import ProjectionProgress, longest_prefix
+from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.schema import projection_tables
-from datapatterns.cqrs.tables.folding import fold_steps, plan_steps
-from datapatterns.cqrs.tables.read_model import ReadModel, read_model_of
+from datapatterns.cqrs.tables.folding import (
+    RowsByTable,
+    fold_steps,
+    keys_by_table,
+    plan_steps,
+)
+from datapatterns.cqrs.tables.read_model import ReadModels
+from datapatterns.cqrs.tables.versions import read_models_for
 from datapatterns.errors import ProjectionStoppedError
 from datapatterns.event_sourcing.events import Position
-from datapatterns.event_sourcing.recorded import LogPage, RecordedEvent
+from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import resuming
@@ -34,6 +41,18 @@ _OF_DATA: Final = (
 
 class UnappliableError(Exception):
     """A page holds an event that cannot be applied; its cause says why."""
+
+
+class PageOfEvents(NamedTuple):
+    """Events that meet a handler, and up to where no other does.
+
+    Attributes:
+        caught_up: Nothing further is to be read for now.
+    """
+
+    events: Sequence[RecordedEvent]
+    checkpoint: Position
+    caught_up: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +79,11 @@ class TableRunner:
             with resuming(conn, self._a_page):
                 lease, progress = self._whole_page(conn, lease)
             stopped = None
+        except BarrierError as barred:
+            # Set while the page was under way, which is undone.
+            return replace(lease, barrier=barred.barrier), ProjectionProgress(
+                0, lease.position, caught_up=False
+            )
         except UnappliableError:
             # Rolled back. Once more, with savepoints: they cost too much for every page.
             with resuming(conn, self._a_page):
@@ -70,11 +94,9 @@ class TableRunner:
         return lease, progress
 
     def _whole_page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
-        page = read_page(conn, self.store, self.projection, lease.position, self.page_events)
+        page = self._read(conn, lease)
         if page.events:
-            apply_events(
-                conn, self.store, self.projection, read_model_of(self.projection), page.events
-            )
+            self._apply(conn, lease, page.events)
         if page.checkpoint != lease.position:
             lease = self._advance(conn, lease, page.checkpoint)
         return lease, ProjectionProgress(len(page.events), page.checkpoint, page.caught_up)
@@ -82,10 +104,11 @@ class TableRunner:
     def _applicable_part(
         self, conn: Connection, lease: Lease
     ) -> tuple[Lease, ProjectionProgress, ProjectionStoppedError | None]:
-        page = read_page(conn, self.store, self.projection, lease.position, self.page_events)
-        model = read_model_of(self.projection)
-        length, error = find_poison(conn, self.store, self.projection, model, page.events)
-        apply_events(conn, self.store, self.projection, model, page.events[:length])
+        page = self._read(conn, lease)
+        length, error = find_poison(
+            conn, page.events, lambda events: self._apply(conn, lease, events)
+        )
+        self._apply(conn, lease, page.events[:length])
         if error is None:
             lease = self._advance(conn, lease, page.checkpoint)
             done = ProjectionProgress(length, page.checkpoint, page.caught_up)
@@ -95,6 +118,20 @@ class TableRunner:
         record, stopped = describe_stop(self.projection, poison, error)
         lease = self._advance(conn, lease, before, error=record)
         return lease, ProjectionProgress(length, before, caught_up=False), stopped
+
+    def _read(self, conn: Connection, lease: Lease) -> PageOfEvents:
+        return read_page(
+            conn,
+            self.store,
+            self.projection,
+            lease.position,
+            self.page_events,
+            until=current_barrier(conn, projection_tables(self.store.schema), lease),
+        )
+
+    def _apply(self, conn: Connection, lease: Lease, events: Sequence[RecordedEvent]) -> None:
+        models = read_models_for(self.projection, lease.status)
+        apply_events(conn, self.store, self.projection, models, events, lease.segment)
 
     def _advance(
         self,
@@ -118,27 +155,45 @@ def read_page(
     projection: type[AnyProjection],
     after: Position,
     limit: int,
-) -> LogPage:
+    *,
+    until: Position | None = None,
+) -> PageOfEvents:
     """Return the next page of the events that meet a handler of ``projection``.
+
+    Args:
+        conn: A connection in a transaction.
+        store: Where the events are.
+        projection: Whose handlers.
+        after: The checkpoint.
+        limit: At most so many events.
+        until: Nothing behind this position.
 
     Raises:
         CheckpointError: ``after`` lies beyond the log.
         EventTypeError: A handler's class is not an event.
     """
+    if until is not None and until <= after:
+        return PageOfEvents([], after, caught_up=True)
     types: set[str] = set()
     for handler in projection.handlers:
         types |= store.types.stored_names(handler.event_class)
-    return store.read_log(conn, after, limit=limit, event_types=sorted(types))
+    page = store.read_log(conn, after, limit=limit, event_types=sorted(types))
+    if until is None or page.checkpoint < until:
+        return PageOfEvents(page.events, page.checkpoint, page.caught_up)
+    return PageOfEvents(
+        [event for event in page.events if event.position <= until], until, caught_up=True
+    )
 
 
 def apply_events(
     conn: Connection,
     store: EventStore,
     projection: type[Projection],
-    model: ReadModel,
+    models: ReadModels,
     events: Sequence[RecordedEvent],
+    segment: Segment = WHOLE,
 ) -> None:
-    """Fold ``events`` into the rows of ``model``: read them at once, write them at once.
+    """Fold ``events`` into the rows of ``models``: read them at once, write them at once.
 
     Raises:
         UnappliableError: An event cannot be decoded or folded, or its rows cannot be stored.
@@ -146,12 +201,13 @@ def apply_events(
     try:
         instance = projection()
         decoded = ((event, meta) for meta in events for event in store.decode(meta))
-        steps = plan_steps(instance, decoded)
-        rows = model.fetch(conn, (step.key for step in steps))
-        fold_steps(instance, steps, rows, new_row=model.new_row)
-        model.write(conn, rows)
-        # Now, not at the commit, where nobody would know that it was an event.
-        conn.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+        steps = plan_steps(instance, decoded, segment)
+        rows = {
+            table: models[table].fetch(conn, keys) for table, keys in keys_by_table(steps).items()
+        }
+        new_row = {table: model.new_row for table, model in models.items()}
+        fold_steps(instance, steps, rows, new_row=new_row)
+        write_rows(conn, models, rows)
     except DBAPIError as error:
         # What the data did stops the projection; a lost connection, a deadlock or a missing
         # table is not the event's fault.
@@ -160,6 +216,18 @@ def apply_events(
         raise
     except Exception as error:  # the application's code may raise anything
         raise UnappliableError from error
+
+
+def write_rows(conn: Connection, models: ReadModels, rows: RowsByTable) -> None:
+    """Store what a fold has left, each table in one statement, and check it at once."""
+    written = [(model, rows[table]) for table, model in models.items() if table in rows]
+    for model, of_table in reversed(written):  # what refers to others goes before them
+        model.delete(conn, of_table)
+    for model, of_table in written:
+        model.upsert(conn, of_table)
+    if written:
+        # Now, not at the commit, where nobody would know that it was an event.
+        conn.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
 
 
 def is_of_data(error: DBAPIError) -> bool:
@@ -172,17 +240,15 @@ def is_of_data(error: DBAPIError) -> bool:
 
 def find_poison(
     conn: Connection,
-    store: EventStore,
-    projection: type[Projection],
-    model: ReadModel,
     events: Sequence[RecordedEvent],
+    apply: Callable[[Sequence[RecordedEvent]], None],
 ) -> tuple[int, Exception | None]:
     """Return how many of ``events`` can be applied, and what the next one raises; apply none."""
 
     def attempt(length: int) -> Exception | None:
         savepoint = conn.begin_nested()
         try:
-            apply_events(conn, store, projection, model, events[:length])
+            apply(events[:length])
         except UnappliableError as error:
             return error
         finally:

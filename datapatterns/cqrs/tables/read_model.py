@@ -1,11 +1,12 @@
 """A read model in a table: read the rows that a page concerns, write them all at once."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, make_dataclass
 from decimal import Decimal
 from functools import cache
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import (
@@ -62,6 +63,7 @@ class ReadModel:
 
     Attributes:
         name: Whose read model it is, for messages.
+        table: Where its rows are; of a version that is not live, a table beside the live one.
         fields: The key's first, in its order.
         key_length: How many of the fields are the key.
         row_class: A plain class with the attributes; the mapped one would cost several times as
@@ -118,8 +120,16 @@ class ReadModel:
             )
         return rows
 
-    def write(self, conn: Connection, rows: Rows) -> None:
-        """Store all of ``rows`` in one statement, and in another delete those that are None.
+    def delete(self, conn: Connection, rows: Rows) -> None:
+        """Delete those of ``rows`` that are None, in one statement."""
+        gone = [self._parts(key) for key, row in rows.items() if row is None]
+        if gone:
+            conn.execute(
+                _delete_statement(self), _arrays(self.key_columns, zip(*gone, strict=True))
+            )
+
+    def upsert(self, conn: Connection, rows: Rows) -> None:
+        """Store those of ``rows`` that are there, in one statement.
 
         Raises:
             ReadModelKeyError: A handler has changed the key of its row.
@@ -134,11 +144,6 @@ class ReadModel:
             if self._key(stored) != key:
                 raise ReadModelKeyError(self.name, "a handler changed the key of its row")
             kept.append(stored)
-        gone = [self._parts(key) for key, row in rows.items() if row is None]
-        if gone:
-            conn.execute(
-                _delete_statement(self), _arrays(self.key_columns, zip(*gone, strict=True))
-            )
         if kept:
             conn.execute(_upsert_statement(self), _arrays(self.columns, zip(*kept, strict=True)))
 
@@ -155,34 +160,47 @@ class ReadModel:
         return key
 
 
+ReadModels = Mapping[type, ReadModel]
+"""The read models of a projection by the mapped classes of its tables, in their order."""
+
+
 @declared_once
-def read_model_of(projection: type[Projection]) -> ReadModel:
-    """Return the read model that ``projection`` writes.
+def read_models_of(projection: type[Projection]) -> ReadModels:
+    """Return the read models that ``projection`` writes.
 
     Raises:
-        ProjectionDefinitionError: The class is not mapped, or a column cannot be folded.
+        ProjectionDefinitionError: A class is not mapped, or a column cannot be folded.
     """
+    models = {into: _read_model(projection.name, into) for into in projection.tables}
+    if len({model.table for model in models.values()}) < len(models):
+        raise ProjectionDefinitionError(
+            projection.name, "two of its classes are mapped to one table; give one of them"
+        )
+    return MappingProxyType(models)
+
+
+def _read_model(projection: str, into: type) -> ReadModel:
     try:
-        mapper: Mapper[Any] = inspect(projection.into)
+        mapper: Mapper[Any] = inspect(into)
     except NoInspectionAvailable as error:
         raise ProjectionDefinitionError(
-            projection.name, f"{projection.into.__name__} is not a mapped class"
+            projection, f"{into.__name__} is not a mapped class"
         ) from error
     table = mapper.local_table
     if len(mapper.tables) != 1 or mapper.polymorphic_on is not None or not isinstance(table, Table):
         raise ProjectionDefinitionError(
-            projection.name, "a read model is one table without inheritance; map a plain class"
+            projection, "a read model is one table without inheritance; map a plain class"
         )
     attributes = {attribute.columns[0]: attribute.key for attribute in mapper.column_attrs}
     key = tuple(table.primary_key.columns)
     rest = [c for c in table.columns if not c.primary_key and not c.computed and c in attributes]
-    fields = tuple(Field(attributes[c], c, _initial(projection.name, c)) for c in (*key, *rest))
+    fields = tuple(Field(attributes[c], c, _initial(projection, c)) for c in (*key, *rest))
     return ReadModel(
-        projection.name,
+        projection,
         table,
         fields,
         len(key),
-        make_dataclass(f"{projection.into.__name__}Row", [f.attribute for f in fields], slots=True),
+        make_dataclass(f"{into.__name__}Row", [f.attribute for f in fields], slots=True),
     )
 
 

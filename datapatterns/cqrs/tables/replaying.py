@@ -1,9 +1,10 @@
 """What a read model in a table should hold: the log, folded anew into a temporary table."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Final
 
 from sqlalchemy import Column, Connection, MetaData, Table
@@ -11,14 +12,16 @@ from sqlalchemy.schema import CreateTable, DropTable
 
 from datapatterns.cqrs.definition import Projection
 from datapatterns.cqrs.running.progress import ProjectionProgress
+from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.tables.projecting import (
+    PageOfEvents,
     UnappliableError,
     apply_events,
     describe_stop,
     find_poison,
     read_page,
 )
-from datapatterns.cqrs.tables.read_model import ReadModel, read_model_of
+from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
@@ -36,9 +39,23 @@ class Replay:
 
     store: EventStore
     projection: type[Projection]
-    model: ReadModel
+    models: ReadModels
     page_events: int
     position: Position = START
+    segment: Segment = WHOLE
+
+    def of_segment(self, segment: Segment) -> "Replay":
+        """Return a replay into the same table that goes on from here with some keys only."""
+        return replace(self, segment=segment)
+
+    def pages(self, conn: Connection, *, until: Position) -> None:
+        """Fold all that follows up to ``until`` in the caller's transaction.
+
+        Raises:
+            UnappliableError: An event cannot be applied; `diagnose` says which.
+        """
+        while self.position < until:
+            self.page(conn, until=until)
 
     def page(self, conn: Connection, *, until: Position | None = None) -> ProjectionProgress:
         """Fold the next page in the caller's transaction, up to ``until`` if that is given.
@@ -46,27 +63,27 @@ class Replay:
         Raises:
             UnappliableError: An event cannot be applied; `diagnose` says which.
         """
-        page = read_page(conn, self.store, self.projection, self.position, self.page_events)
-        events, checkpoint = page.events, page.checkpoint
-        if until is not None:
-            events = [event for event in events if event.position <= until]
-            checkpoint = min(checkpoint, until)
-        self._apply(conn, events)
-        self.position = checkpoint
-        caught_up = page.caught_up or checkpoint == until
-        return ProjectionProgress(len(events), checkpoint, caught_up)
+        page = self._read(conn, until)
+        self._apply(conn, page.events)
+        self.position = page.checkpoint
+        return ProjectionProgress(len(page.events), page.checkpoint, page.caught_up)
 
     def diagnose(self, conn: Connection) -> Exception | None:
         """Return the error that names the event at which `page` fails."""
-        page = read_page(conn, self.store, self.projection, self.position, self.page_events)
-        length, error = find_poison(conn, self.store, self.projection, self.model, page.events)
+        page = self._read(conn, None)
+        length, error = find_poison(conn, page.events, lambda events: self._apply(conn, events))
         if error is None:
             return None
         return describe_stop(self.projection, page.events[length], error)[1]
 
-    def _apply(self, conn: Connection, events: list[RecordedEvent]) -> None:
+    def _read(self, conn: Connection, until: Position | None) -> PageOfEvents:
+        return read_page(
+            conn, self.store, self.projection, self.position, self.page_events, until=until
+        )
+
+    def _apply(self, conn: Connection, events: Sequence[RecordedEvent]) -> None:
         if events:
-            apply_events(conn, self.store, self.projection, self.model, events)
+            apply_events(conn, self.store, self.projection, self.models, events, self.segment)
 
 
 @contextmanager
@@ -74,16 +91,18 @@ def replayed(
     conn: Connection, store: EventStore, projection: type[Projection], *, page_events: int
 ) -> Iterator[Replay]:
     """Give an empty replay; its table goes at the end, or with the connection."""
-    model = _replay_model(projection)
+    models = _replay_models(projection)
     this = f"a replay of projection {projection.name}"
     with resuming(conn, this):
-        conn.execute(CreateTable(model.table))
+        for model in models.values():
+            conn.execute(CreateTable(model.table))
     try:
-        yield Replay(store, projection, model, page_events)
+        yield Replay(store, projection, models, page_events)
     finally:
         if not conn.invalidated:
             with resuming(conn, this):
-                conn.execute(DropTable(model.table))
+                for model in models.values():
+                    conn.execute(DropTable(model.table))
 
 
 def advance_replay(
@@ -125,12 +144,14 @@ def advance_replay(
 
 
 @cache
-def _replay_model(projection: type[Projection]) -> ReadModel:
-    model = read_model_of(projection)
-    name = f"replay_of_{projection.name}"[:_IDENTIFIER_BYTES_MAX]
-    columns = [
-        Column(c.name, c.type, primary_key=c.primary_key, autoincrement=False)
-        for c in model.columns
-    ]
-    table = Table(name, MetaData(), *columns, schema="pg_temp", prefixes=["TEMPORARY"])
-    return model.in_table(table)
+def _replay_models(projection: type[Projection]) -> ReadModels:
+    replayed = {}
+    for number, (into, model) in enumerate(read_models_of(projection).items()):
+        name = f"replay{number}_of_{projection.name}"[:_IDENTIFIER_BYTES_MAX]
+        columns = [
+            Column(c.name, c.type, primary_key=c.primary_key, autoincrement=False)
+            for c in model.columns
+        ]
+        table = Table(name, MetaData(), *columns, schema="pg_temp", prefixes=["TEMPORARY"])
+        replayed[into] = model.in_table(table)
+    return MappingProxyType(replayed)

@@ -1,10 +1,10 @@
-"""Which table a projection writes, whatever the search_path and the mapping call it."""
+"""Which tables a projection writes, whatever the search_path and the mapping call them."""
 
 from sqlalchemy import Connection, Table, func, literal, select
 from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.tables.read_model import read_model_of
+from datapatterns.cqrs.tables.read_model import read_models_of
 
 
 def quoted_table(conn: Connection, table: Table) -> str:
@@ -14,11 +14,14 @@ def quoted_table(conn: Connection, table: Table) -> str:
     return quote(table.name) if schema is None else f"{quote(schema)}.{quote(table.name)}"
 
 
-def resolve_target(conn: Connection, projection: type[AnyProjection]) -> str | None:
-    """Return the table's name with its schema; None if the read model is in Redis."""
+def resolve_targets(conn: Connection, projection: type[AnyProjection]) -> list[str]:
+    """Return the names of its live tables with their schema, sorted; none if it is in Redis."""
     if not issubclass(projection, Projection):
-        return None
-    table = read_model_of(projection).table
+        return []
+    return sorted(_resolved(conn, model.table) for model in read_models_of(projection).values())
+
+
+def _resolved(conn: Connection, table: Table) -> str:
     relation = literal(quoted_table(conn, table).replace("%%", "%")).cast(REGCLASS)
     identity = func.pg_identify_object(
         literal("pg_catalog.pg_class").cast(REGCLASS).cast(OID), relation.cast(OID), 0

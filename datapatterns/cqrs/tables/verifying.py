@@ -3,13 +3,20 @@
 from sqlalchemy import Connection, Engine, select
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.running.leasing import ONLY_SHARD, read_live_version, read_position
+from datapatterns.cqrs.running.leasing import read_live_version, read_position
 from datapatterns.cqrs.running.running import fresh_reads
+from datapatterns.cqrs.running.segments import Segment
 from datapatterns.cqrs.schema import projection_tables
-from datapatterns.cqrs.tables.differences import Verification, count_rows, find_differences
-from datapatterns.cqrs.tables.read_model import read_model_of
-from datapatterns.cqrs.tables.replaying import advance_replay, replayed
+from datapatterns.cqrs.tables.differences import (
+    Difference,
+    Verification,
+    count_rows,
+    find_differences,
+)
+from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
+from datapatterns.cqrs.tables.replaying import Replay, advance_replay, replayed
 from datapatterns.errors import DataPatternsError, ProjectionVersionError, ReadModelBuildingError
+from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import reading
 
@@ -23,7 +30,6 @@ def verify_table(
     limit: int,
 ) -> Verification:
     """Do what `Projections.verify` promises for a table."""
-    model = read_model_of(projection)
     with (
         fresh_reads(engine) as conn,
         replayed(conn, store, projection, page_events=page_events) as replay,
@@ -32,35 +38,41 @@ def verify_table(
             position = read_position(conn, projection_tables(store.schema), projection)
             if position is None:
                 raise _not_live(conn, store, projection)
-        # Most of it while the runner goes on; only the rest and the comparison hold it up.
+        # Most of it while the runners go on; only the rest and the comparison hold them up.
         advance_replay(conn, replay, until=position)
         with reading(conn):
-            _hold(conn, store, projection)
-            # A later statement: a rebuild that was waited for may have taken the place.
-            position = read_position(conn, projection_tables(store.schema), projection)
-            if position is None:
+            segments = _hold(conn, store, projection)
+            # A later statement: another version that was waited for may have taken the place.
+            if read_position(conn, projection_tables(store.schema), projection) is None:
                 raise _not_live(conn, store, projection)
-            while replay.position < position:
-                replay.page(conn, until=position)
-            return Verification(
-                position,
-                count_rows(conn, replay.model),
-                find_differences(conn, model, replay.model, limit=limit),
-            )
+            reached = min(segments.values())
+            replay.pages(conn, until=reached)
+            for segment, ahead in segments.items():
+                replay.of_segment(segment).pages(conn, until=ahead)
+            return _compare(conn, read_models_of(projection), replay, limit)
 
 
-def _hold(conn: Connection, store: EventStore, projection: type[AnyProjection]) -> None:
-    # A page under way may write its rows, but cannot commit them before this row is free again.
+def _compare(conn: Connection, models: ReadModels, replay: Replay, limit: int) -> Verification:
+    rows, differences = 0, list[Difference]()
+    for table, model in models.items():
+        rows += count_rows(conn, replay.models[table])
+        if left := limit - len(differences):
+            differences += find_differences(conn, model, replay.models[table], limit=left)
+    return Verification(replay.position, rows, differences)
+
+
+def _hold(
+    conn: Connection, store: EventStore, projection: type[AnyProjection]
+) -> dict[Segment, Position]:
+    # A page under way may write its rows, but cannot commit them before these rows are free again.
     shards = projection_tables(store.schema).shards
-    conn.execute(
-        select(shards.c.position)
-        .where(
-            shards.c.name == projection.name,
-            shards.c.version == projection.version,
-            shards.c.shard == ONLY_SHARD,
-        )
+    held = conn.execute(
+        select(shards.c.shard, shards.c.mask, shards.c.position)
+        .where(shards.c.name == projection.name, shards.c.version == projection.version)
+        .order_by(shards.c.shard)
         .with_for_update()
-    ).scalar_one()
+    )
+    return {Segment(shard, mask): Position(position) for shard, mask, position in held}
 
 
 def _not_live(

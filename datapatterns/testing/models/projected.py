@@ -13,7 +13,7 @@ from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.in_redis.redis_changes import Place
 from datapatterns.cqrs.in_redis.redis_projecting import fold_changes
 from datapatterns.cqrs.tables.projecting import UnappliableError, apply_events
-from datapatterns.cqrs.tables.read_model import read_model_of
+from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.event_sourcing.states.decider import refuse_unfinished
 from datapatterns.testing.models.purity import watched
@@ -57,20 +57,20 @@ class InTable:
 
     @property
     def tables(self) -> Sequence[Table]:
-        """Its read model's."""
-        return [read_model_of(self.projection).table]
+        """Its read models'."""
+        return [model.table for model in read_models_of(self.projection).values()]
 
     def contents(self, pages: Pages, notice: Notice) -> Contents:
         """Apply each page as a runner does, on an instance of its own."""
-        model = read_model_of(self.projection)
+        models = read_models_of(self.projection)
         guarded = _guarded(self.projection, notice)
-        with _emptied(self.conn, [model.table]):
+        with _emptied(self.conn, self.tables):
             for page in pages:
                 try:
-                    apply_events(self.conn, self.store, guarded, model, page)
+                    apply_events(self.conn, self.store, guarded, models, page)
                 except UnappliableError as error:
                     raise (error.__cause__ or error) from None
-            return _rows(self.conn, [model.table])
+            return _rows(self.conn, self.tables)
 
 
 @dataclass(frozen=True, slots=True)
