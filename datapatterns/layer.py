@@ -1,7 +1,7 @@
 """What an application declares, in one object that the CLI and the worker can load."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from threading import Lock
@@ -20,7 +20,8 @@ from datapatterns.connecting import (
     open_redis,
     redis_errors,
 )
-from datapatterns.cqrs import Projections
+from datapatterns.cqrs import AnyProjection, Projections
+from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.errors import ServerTooOldError, SettingsError
 from datapatterns.event_sourcing import Codecs, EventStore, SubjectKeys
 from datapatterns.settings import MAIN, Settings, settings_from
@@ -76,9 +77,11 @@ class DataLayer:
             Applications that share one Redis need different ones.
         codecs: What events are stored as in place of plain JSON, see `EventStore`.
         keys: Of the persons whom personal fields of events are about.
+        projections: What workers and the command line run, see `datapatterns.cqrs`.
         observer: Receives counts and durations.
 
     Raises:
+        ProjectionDefinitionError: A version of a projection is declared twice.
         SettingsError: A URL or a name cannot be used.
     """
 
@@ -92,6 +95,7 @@ class DataLayer:
         redis_prefix: str | None = None,
         codecs: Codecs | None = None,
         keys: SubjectKeys | None = None,
+        projections: Sequence[type[AnyProjection]] = (),
         observer: Observer = SILENT,
     ) -> None:
         self.settings: Settings = settings_from(
@@ -99,6 +103,8 @@ class DataLayer:
         )
         self.observer = observer
         self._codecs, self._keys = codecs or Codecs(), keys
+        self._declared = tuple(projections)
+        refuse_twins(self._declared)
         self._redis_prefix = redis_prefix or self.settings.schema
         found = self.settings
         self._engine = open_engine(found.database_url) if found.database_url else None
@@ -114,13 +120,19 @@ class DataLayer:
     @classmethod
     @contextmanager
     def embedded(
-        cls, *, shards: int = 0, schema: str = DEFAULT_SCHEMA, observer: Observer = SILENT
+        cls,
+        *,
+        shards: int = 0,
+        schema: str = DEFAULT_SCHEMA,
+        projections: Sequence[type[AnyProjection]] = (),
+        observer: Observer = SILENT,
     ) -> Iterator[Self]:
         """Start servers of its own, migrate them, and stop them at the end; needs ``embedded``.
 
         Args:
             shards: How many further databases to start, called ``s0``, ``s1`` and so on.
             schema: Where the library's tables live.
+            projections: What workers and the command line run.
             observer: Receives counts and durations.
         """
         try:
@@ -134,6 +146,7 @@ class DataLayer:
                 redis_url=servers.valkey().url,
                 shards={f"s{n}": servers.postgres(f"s{n}").url for n in range(shards)},
                 schema=schema,
+                projections=projections,
                 observer=observer,
             )
             with closing(layer):
@@ -205,7 +218,12 @@ class DataLayer:
     @property
     def projections(self) -> Projections:
         """What runs projections of the event store, into tables and into Redis."""
-        return Projections(store=self.events, redis=self._redis, redis_prefix=self._redis_prefix)
+        return Projections(
+            store=self.events,
+            redis=self._redis,
+            redis_prefix=self._redis_prefix,
+            declared=self._declared,
+        )
 
     def cache(self, name: str, *, policy: CachePolicy = DEFAULT_POLICY) -> Cache:
         """Return the cache called ``name``, which the caller keeps, shares and closes.

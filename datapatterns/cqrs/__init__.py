@@ -1,6 +1,12 @@
 """CQRS: read models that follow the log of events, each event exactly once."""
 
-from datapatterns.cqrs.definition import DELETE, Projection, RedisProjection, on
+from datapatterns.cqrs.definition import (
+    DELETE,
+    AnyProjection,
+    Projection,
+    RedisProjection,
+    on,
+)
 from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.projections import Projections
@@ -9,6 +15,7 @@ from datapatterns.cqrs.tables.differences import Difference, Verification
 
 __all__ = [
     "DELETE",
+    "AnyProjection",
     "Difference",
     "Projection",
     "ProjectionProgress",

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import uuid4
@@ -18,6 +18,7 @@ from datapatterns.cqrs.in_redis.redis_projecting import RedisRunner, begin_again
 from datapatterns.cqrs.in_redis.redis_verifying import RedisReplay, verify_redis
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.reading.waiting import behind, wait_for
+from datapatterns.cqrs.running.declared import find_declared, refuse_twins
 from datapatterns.cqrs.running.leasing import read_build, read_position
 from datapatterns.cqrs.running.progress import ProjectionProgress, ProjectionStatus
 from datapatterns.cqrs.running.running import (
@@ -56,8 +57,10 @@ class Projections:
         redis_prefix: What their keys begin with; the schema's name unless given. Databases that
             share one Redis need different ones.
         clock: What waiting goes by.
+        declared: What the application declares, for workers and the command line.
 
     Raises:
+        ProjectionDefinitionError: A version of a projection is declared twice.
         ValueError: ``lease_seconds`` is not positive, or more than a day.
     """
 
@@ -66,12 +69,22 @@ class Projections:
     redis: Redis | None = field(default=None, repr=False)
     redis_prefix: str | None = None
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
+    declared: Sequence[type[AnyProjection]] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.lease_seconds <= LEASE_SECONDS_MAX:
             raise ValueError(f"a lease of {self.lease_seconds} seconds cannot be kept")
         if self.redis_prefix is not None and not is_text(self.redis_prefix):
             raise ValueError(f"{self.redis_prefix!r} is no text that keys could begin with")
+        refuse_twins(self.declared)
+
+    def find(self, name: str, *, version: int | None = None) -> type[AnyProjection]:
+        """Return what is declared under ``name``, the newest version unless one is given.
+
+        Raises:
+            ProjectionDefinitionError: Nothing is.
+        """
+        return find_declared(self.declared, name, version)
 
     def run(
         self,
