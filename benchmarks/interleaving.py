@@ -23,11 +23,13 @@ class Contestant:
     Attributes:
         run: Does a batch of the job and returns how many operations it was.
         role: ``limit`` is the least that the servers allow, by hand and without guarantees.
+        prepare: Done before each batch, outside of its time.
     """
 
     name: str
     role: Role
     run: Callable[[], int]
+    prepare: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def measure(claim: Claim, *, rounds: int) -> list[Measured]:
     contestants = list(claim.contestants)
     rates: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for contestant in contestants:
+        contestant.prepare()
         contestant.run()
     for _ in range(rounds):
         contestants.append(contestants.pop(0))
@@ -118,6 +121,7 @@ def as_json(claim: Claim, measured: Sequence[Measured]) -> dict[str, object]:
 
 
 def _rate(contestant: Contestant) -> float:
+    contestant.prepare()
     gc.collect()
     gc.disable()
     try:
