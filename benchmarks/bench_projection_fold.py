@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import URL
 
-from benchmarks.baskets import DECODERS, Driver, ItemScanned, driver
+from benchmarks.baskets import DECODERS, Driver, ItemRemoved, ItemScanned, driver
 from benchmarks.interleaving import Claim, Contestant
 from benchmarks.rival import settings_of
 from benchmarks.rival_projection import RivalRunner
@@ -90,9 +90,7 @@ def _ours(layer: DataLayer) -> Callable[[], int]:
     projections = Projections(layer.events)
 
     def run() -> int:
-        return projections.catch_up(
-            layer.engine, SalesByProduct, page_events=PAGE_EVENTS
-        ).events
+        return projections.catch_up(layer.engine, SalesByProduct, page_events=PAGE_EVENTS).events
 
     return run
 
@@ -147,7 +145,7 @@ def _fold_and_add(conn: Driver, page: list[tuple[str, bytes]]) -> None:
         cursor.execute(_ADD, _columns(figures), prepare=True)
 
 
-def _fold(events: list[object], figures: Figures) -> None:
+def _fold(events: list[ItemScanned | ItemRemoved], figures: Figures) -> None:
     for event in events:
         sign = 1 if isinstance(event, ItemScanned) else -1
         row = figures.get(event.product_id)

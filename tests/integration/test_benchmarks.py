@@ -1,4 +1,4 @@
-"""Each benchmark of the event store runs, at a tiny size; how fast is nobody's business here."""
+"""Each benchmark of the event store and of read models runs, at a tiny size; how fast is nobody's business here."""
 
 from importlib import import_module
 
@@ -19,11 +19,12 @@ TINY: dict[str, dict[str, object]] = {
     "import": {"EVENTS": 40, "STREAMS": 4},
     "load": {"EVENTS": 40, "LOADS": 2, "CASES": ((40, False), (40, True))},
     "log": {"EVENTS": 40, "STREAMS": 4, "PAGE_EVENTS": 7},
+    "projection_fold": {"EVENTS": 1_020, "PAGE_EVENTS": 400, "RIVAL_EVENTS": 4},
 }
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_benchmark_of_the_event_store_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module(f"benchmarks.bench_{name}")
     for constant, tiny in TINY[name].items():
         monkeypatch.setattr(module, constant, tiny)

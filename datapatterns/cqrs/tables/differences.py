@@ -18,7 +18,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from datapatterns.cqrs.tables.read_model import ReadModel, undecorated
+from datapatterns.cqrs.tables.read_model import ReadModel
+from datapatterns.cqrs.tables.row_statements import undecorated
 from datapatterns.event_sourcing.events import Position
 
 

@@ -2,50 +2,27 @@
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, make_dataclass
-from decimal import Decimal
-from functools import cache
-from operator import attrgetter
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    CHAR,
-    VARCHAR,
-    Column,
-    ColumnElement,
-    Connection,
-    Delete,
-    Float,
-    Insert,
-    Numeric,
-    Select,
-    String,
-    Table,
-    TableValuedAlias,
-    Text,
-    Unicode,
-    UnicodeText,
-    and_,
-    bindparam,
-    column,
-    delete,
-    func,
-    inspect,
-    select,
-)
-from sqlalchemy.dialects.postgresql import insert
+from msgspec import defstruct
+from msgspec.structs import astuple
+from sqlalchemy import ARRAY, Column, Connection, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
-from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from datapatterns.cqrs.definition import Projection
 from datapatterns.cqrs.tables.folding import Rows
+from datapatterns.cqrs.tables.row_statements import (
+    delete_statement,
+    find,
+    send,
+    undecorated,
+    upsert_statement,
+)
 from datapatterns.errors import ProjectionDefinitionError, ReadModelKeyError
 from datapatterns.sql.metadata import declared_once
-
-_PLAIN_TEXT = (String, Text, VARCHAR, CHAR, Unicode, UnicodeText)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +83,20 @@ class ReadModel:
             ReadModelKeyError: A key does not have the shape of the primary key, or is equal to
                 a stored one for the database but not for Python, which would then count twice.
         """
-        wanted = list(dict.fromkeys(keys))
+        wanted = dict.fromkeys(keys)
         if not wanted:
             return {}
-        parts = [self._parts(key) for key in wanted]
-        found = conn.execute(
-            _fetch_statement(self), _arrays(self.key_columns, zip(*parts, strict=True))
+        make, length = self.row_class, self.key_length
+        parts: Iterable[Iterable[Any]] = (
+            [wanted] if length == 1 else zip(*map(self._parts, wanted), strict=True)
         )
-        rows: Rows = {self._key(tuple(row)): self.row_class(*row) for row in found}
-        if strange := rows.keys() - set(wanted):
+        found = find(conn, self.table, self.columns, length, parts)
+        rows: Rows = (
+            {row[0]: make(*row) for row in found}
+            if length == 1
+            else {tuple(row[:length]): make(*row) for row in found}
+        )
+        if strange := rows.keys() - wanted.keys():
             raise ReadModelKeyError(
                 self.name, f"a stored key comes back as {_shape(next(iter(strange)))}"
             )
@@ -124,9 +106,8 @@ class ReadModel:
         """Delete those of ``rows`` that are None, in one statement."""
         gone = [self._parts(key) for key, row in rows.items() if row is None]
         if gone:
-            conn.execute(
-                _delete_statement(self), _arrays(self.key_columns, zip(*gone, strict=True))
-            )
+            statement = delete_statement(self.table, self.key_columns)
+            send(conn, statement, self.key_columns, zip(*gone, strict=True))
 
     def upsert(self, conn: Connection, rows: Rows) -> None:
         """Store those of ``rows`` that are there, in one statement.
@@ -134,18 +115,17 @@ class ReadModel:
         Raises:
             ReadModelKeyError: A handler has changed the key of its row.
         """
-        values = attrgetter(*(field.attribute for field in self.fields))
         kept = []
         for key, row in rows.items():
             if row is None:
                 continue
-            # attrgetter gives no tuple for a single name.
-            stored = values(row) if len(self.fields) > 1 else (values(row),)
+            stored = astuple(row)
             if self._key(stored) != key:
                 raise ReadModelKeyError(self.name, "a handler changed the key of its row")
             kept.append(stored)
         if kept:
-            conn.execute(_upsert_statement(self), _arrays(self.columns, zip(*kept, strict=True)))
+            statement = upsert_statement(self.table, self.columns, self.key_length)
+            send(conn, statement, self.columns, zip(*kept, strict=True))
 
     def _key(self, row: Sequence[Any]) -> Hashable:
         return row[0] if self.key_length == 1 else tuple(row[: self.key_length])
@@ -200,7 +180,7 @@ def _read_model(projection: str, into: type) -> ReadModel:
         table,
         fields,
         len(key),
-        make_dataclass(f"{into.__name__}Row", [f.attribute for f in fields], slots=True),
+        defstruct(f"{into.__name__}Row", [f.attribute for f in fields]),
     )
 
 
@@ -229,82 +209,6 @@ def _initial(projection: str, column: Column[Any]) -> Callable[[], Any]:
         )
     value = default.arg  # type: ignore[attr-defined] # of ScalarElementColumnDefault
     return (lambda: value) if isinstance(value, Hashable) else lambda: deepcopy(value)
-
-
-def undecorated(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return what a type is in the database, without what the application puts around it."""
-    return type_.impl_instance if isinstance(type_, TypeDecorator) else type_
-
-
-def _array_of(column: Column[Any]) -> ARRAY[Any]:
-    # A cast to varchar(3)[] cuts longer text without a word, where an INSERT refuses it.
-    # One dimension, or a list that is a JSON value would be taken for an inner array.
-    return ARRAY(_of_any_length(column.type), dimensions=1)
-
-
-def _of_any_length(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    if type(undecorated(type_)) not in _PLAIN_TEXT:
-        return type_
-    if not isinstance(type_, TypeDecorator):
-        return Text()
-    longer = type_.copy()
-    longer.impl = longer.impl_instance = Text()
-    return longer
-
-
-def _arrays(
-    columns: Sequence[Column[Any]], values: Iterable[tuple[Any, ...]]
-) -> dict[str, list[Any]]:
-    return {
-        f"v{i}": _of_one_class(columns[i], part)
-        for i, part in enumerate(values)
-        if i < len(columns)
-    }
-
-
-def _of_one_class(column: Column[Any], values: Iterable[Any]) -> list[Any]:
-    # An INSERT of one row takes an integer, such as the default 0, for any number; the driver
-    # refuses a list of several classes. Which rows share a list is chance, so always convert.
-    if isinstance(column.type, Float):
-        return [float(v) if isinstance(v, int | Decimal) else v for v in values]
-    if isinstance(column.type, Numeric):
-        return [Decimal(str(v)) if isinstance(v, int | float) else v for v in values]
-    return list(values)
-
-
-def _unnested(columns: Sequence[Column[Any]]) -> TableValuedAlias:
-    arrays = [bindparam(f"v{i}", type_=_array_of(c)) for i, c in enumerate(columns)]
-    parts = [column(f"c{i}", _array_of(c).item_type) for i, c in enumerate(columns)]
-    return func.unnest(*arrays).table_valued(*parts, name="page").render_derived()
-
-
-def _same_key(model: ReadModel, page: TableValuedAlias) -> ColumnElement[bool]:
-    return and_(*(c == page.c[f"c{i}"] for i, c in enumerate(model.key_columns)))
-
-
-@cache
-def _fetch_statement(model: ReadModel) -> Select[Any]:
-    page = _unnested(model.key_columns)
-    return select(*model.columns).select_from(page.join(model.table, _same_key(model, page)))
-
-
-@cache
-def _delete_statement(model: ReadModel) -> Delete:
-    return delete(model.table).where(_same_key(model, _unnested(model.key_columns)))
-
-
-@cache
-def _upsert_statement(model: ReadModel) -> Insert:
-    page = _unnested(model.columns)
-    # In the order of the key: two runners that overlap for a moment wait instead of deadlocking.
-    rows = select(*page.c).order_by(*list(page.c)[: model.key_length])
-    upsert = insert(model.table).from_select(
-        [c.name for c in model.columns], rows, include_defaults=False
-    )
-    changed = {c.name: upsert.excluded[c.name] for c in model.columns[model.key_length :]}
-    if not changed:
-        return upsert.on_conflict_do_nothing(index_elements=list(model.key_columns))
-    return upsert.on_conflict_do_update(index_elements=list(model.key_columns), set_=changed)
 
 
 def _shape(key: Hashable) -> str:
