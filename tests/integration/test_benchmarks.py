@@ -1,4 +1,4 @@
-"""Each benchmark of the event store and of read models runs, at a tiny size; how fast is nobody's business here."""
+"""Each benchmark runs, at a tiny size; how fast is nobody's business here."""
 
 from importlib import import_module
 
