@@ -12,6 +12,7 @@ from eventsourcing.domain import Aggregate
 from eventsourcing.persistence import Tracking
 from eventsourcing.postgres import PostgresTrackingRecorder
 from eventsourcing.projection import Projection, ProjectionRunner
+from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL
 
 from benchmarks.baskets import MEMO
@@ -38,7 +39,7 @@ class RivalSale(Aggregate):  # type: ignore[misc] # Any: mypy does not follow th
         self.memo = memo
 
 
-class RivalShop(Application):  # type: ignore[type-arg,misc]
+class RivalShop(Application):  # type: ignore[misc]
     """Where the sales are."""
 
     name = "Shop"
@@ -65,11 +66,11 @@ class RivalProjection(Projection[RivalView]):  # type: ignore[misc]
     until = 0
     reached = Event()
 
-    @singledispatchmethod
+    @singledispatchmethod  # type: ignore[untyped-decorator]
     def process_event(self, _event: object, _tracking: Tracking) -> None:
         """Pass by."""
 
-    @process_event.register(RivalSale.Created)
+    @process_event.register(RivalSale.Created)  # type: ignore[untyped-decorator]
     def _(self, sale: Any, tracking: Tracking) -> None:  # noqa: ANN401
         self.view.add(sale.product_id, sale.cents, tracking)
         if tracking.notification_id == RivalProjection.until:
@@ -102,7 +103,7 @@ class RivalRunner:
 
     def reset(self) -> None:
         """Forget what was counted."""
-        with psycopg.connect(**self._settings, autocommit=True) as conn:
+        with psycopg.connect(make_conninfo(**self._settings), autocommit=True) as conn:
             conn.execute("DROP TABLE IF EXISTS rival_sales, sales_tracking")
             conn.execute("CHECKPOINT")
 
