@@ -9,6 +9,7 @@ from datapatterns.cqrs.definition import (
 )
 from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
 from datapatterns.cqrs.in_redis.redis_view import RedisView
+from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.projections import Projections
 from datapatterns.cqrs.running.progress import ProjectionProgress, ProjectionStatus
 from datapatterns.cqrs.tables.differences import Difference, Verification
@@ -16,6 +17,7 @@ from datapatterns.cqrs.tables.differences import Difference, Verification
 __all__ = [
     "DELETE",
     "AnyProjection",
+    "AsyncRedisView",
     "Difference",
     "Projection",
     "ProjectionProgress",

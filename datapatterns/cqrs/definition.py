@@ -130,8 +130,13 @@ class _ProjectionType(type):
 
 
 class AnyProjection(metaclass=_ProjectionType):
-    """What both kinds of projection have; declare a `Projection` or a `RedisProjection`."""
+    """What both kinds of projection have; declare a `Projection` or a `RedisProjection`.
 
+    Attributes:
+        is_splittable: Whether several workers can have segments of it.
+    """
+
+    is_splittable: ClassVar[bool] = True
     own_handlers: ClassVar[tuple[tuple[str, Handler], ...]]
     handlers: ClassVar[tuple[Handler, ...]] = ()
     name: ClassVar[str]
@@ -255,7 +260,7 @@ class Projection(AnyProjection):
 
 
 class RedisProjection(AnyProjection):
-    """A read model in hashes and sorted sets of Redis.
+    """A read model in hashes, sorted sets and JSON documents of Redis.
 
     Declared as ``class Dashboard(RedisProjection, version=1)``. Its methods get `RedisChanges`.
     Versions have keys of their own: the next one is built beside the one that is read.
@@ -263,6 +268,9 @@ class RedisProjection(AnyProjection):
     Raises:
         ProjectionDefinitionError: A method has a key, or the name or version cannot be used.
     """
+
+    # All of it moves with one checkpoint, in one slot of a cluster.
+    is_splittable: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, version: int, name: str | None = None) -> None:
         super().__init_subclass__()

@@ -7,16 +7,20 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import uuid4
 
-from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from sqlalchemy import Connection, Engine
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.cqrs.building.rebuilding import TableRebuild
 from datapatterns.cqrs.definition import AnyProjection, Projection, RedisProjection
-from datapatterns.cqrs.in_redis.redis_checkpoint import RedisKeys, RedisReadModel, redis_answers
+from datapatterns.cqrs.in_redis.redis_connection import AnyRedis, redis_answers
+from datapatterns.cqrs.in_redis.redis_keys import RedisKeys
 from datapatterns.cqrs.in_redis.redis_projecting import RedisRunner, begin_again
+from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.in_redis.redis_verifying import RedisReplay, verify_redis
 from datapatterns.cqrs.in_redis.redis_view import RedisView
+from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.reading.waiting import behind, wait_for
 from datapatterns.cqrs.running.declared import find_declared, refuse_twins
 from datapatterns.cqrs.running.leasing import read_build, read_position
@@ -66,7 +70,7 @@ class Projections:
 
     store: EventStore = field(default_factory=EventStore)
     lease_seconds: float = 30.0
-    redis: Redis | None = field(default=None, repr=False)
+    redis: AnyRedis | None = field(default=None, repr=False)
     redis_prefix: str | None = None
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
     declared: Sequence[type[AnyProjection]] = field(default=(), repr=False)
@@ -287,6 +291,12 @@ class Projections:
         """Return what reads the read model that ``projection`` builds in Redis."""
         return RedisView(self._in_redis(projection))
 
+    def async_view(
+        self, client: AsyncRedis | AsyncRedisCluster, projection: type[RedisProjection]
+    ) -> AsyncRedisView:
+        """Return what reads it from asyncio, by a client of the same Redis."""
+        return AsyncRedisView(client, self._redis_keys(projection))
+
     def status(self, conn: Connection) -> list[ProjectionStatus]:
         """Return how each version of each projection stands, by name and version.
 
@@ -315,5 +325,8 @@ class Projections:
     def _in_redis(self, projection: type[RedisProjection]) -> RedisReadModel:
         if self.redis is None:
             raise SettingsError("redis", f"{projection.name} lives in Redis; give a client")
+        return RedisReadModel(self.redis, self._redis_keys(projection))
+
+    def _redis_keys(self, projection: type[RedisProjection]) -> RedisKeys:
         prefix = self.redis_prefix or self.store.schema
-        return RedisReadModel(self.redis, RedisKeys(prefix, projection.name, projection.version))
+        return RedisKeys(prefix, projection.name, projection.version)

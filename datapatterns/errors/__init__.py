@@ -18,7 +18,8 @@ DataPatternsError
 │     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
 │                         SchemaOccupiedError, UnknownRevisionError
 │     projections         EvictionPolicyError, ProjectionDefinitionError, ProjectionStoppedError,
-│                         ProjectionVersionError, ReadModelKeyError, SegmentKeyError
+│                         ProjectionVersionError, ReadModelDocumentError, ReadModelKeyError,
+│                         SegmentKeyError
 │     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
 │                         ServerTooOldError, SettingsError
 │     shard_statements    MergeLimitError, MultiShardWriteError, ScatterRefusedError,
@@ -40,7 +41,7 @@ DataPatternsError
 │     embedded            EmbeddedTimeoutError
 │     index_tables        IndexNotReadyError
 │     migrations          MigrationBlockedError
-│     projections         ReadModelBehindError, ReadModelBuildingError
+│     projections         ReadModelBehindError, ReadModelBuildingError, ReadModelDamagedError
 │     servers             ServerUnavailableError
 │     shards              ShardUnavailableError
 │     transactions        CommitUnansweredError
@@ -51,7 +52,7 @@ DataPatternsError
 │     event_transfer      AnchorError
 │     index_tables        IndexDiffersError
 │     migrations          SchemaDriftError
-│     projections         ForeignReadModelError
+│     projections         ForeignReadModelError, LogChangedError
 │     shards              ShardMapCorruptError
 │     views               ViewDiffersError
 └── OutcomeUnknownError   it has happened or it has not; find out, or send what knows itself
@@ -142,11 +143,14 @@ from datapatterns.errors.projections import (
     ForeignReadModelError,
     LeaseHeldError,
     LeaseLostError,
+    LogChangedError,
     ProjectionDefinitionError,
     ProjectionStoppedError,
     ProjectionVersionError,
     ReadModelBehindError,
     ReadModelBuildingError,
+    ReadModelDamagedError,
+    ReadModelDocumentError,
     ReadModelKeyError,
     SegmentKeyError,
 )
@@ -245,6 +249,7 @@ __all__ = [
     "IsolationLevelError",
     "LeaseHeldError",
     "LeaseLostError",
+    "LogChangedError",
     "MarkUnpublishedError",
     "MergeLimitError",
     "MigrationBlockedError",
@@ -261,6 +266,8 @@ __all__ = [
     "PurgeRefusedError",
     "ReadModelBehindError",
     "ReadModelBuildingError",
+    "ReadModelDamagedError",
+    "ReadModelDocumentError",
     "ReadModelKeyError",
     "ReadOnlyServerError",
     "ScatterRefusedError",

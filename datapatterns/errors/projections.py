@@ -75,6 +75,24 @@ class ProjectionVersionError(ConfigurationError):
         self.live = live
 
 
+class ReadModelDocumentError(ConfigurationError):
+    """A document of a read model is not of the type that it was asked for as.
+
+    Attributes:
+        documents: What the documents are called.
+        document_type: The type's name.
+    """
+
+    def __init__(self, documents: str, document_type: str, detail: str) -> None:
+        super().__init__(
+            f"one of the documents {documents} is no {document_type}: {detail}; read it as what its"
+            " projection puts, or raise the projection's version"
+        )
+        self.documents = documents
+        self.document_type = document_type
+        self.detail = detail
+
+
 class ReadModelKeyError(ConfigurationError):
     """A key of a read model is not what its table's primary key is.
 
@@ -174,6 +192,43 @@ class ReadModelBuildingError(UnavailableError):
         progress = "has not begun" if position is None else f"is at position {position}"
         super().__init__(
             f"{projection} is not whole, its build {progress}; run its projection and read again"
+        )
+        self.projection = projection
+        self.position = position
+
+
+class ReadModelDamagedError(UnavailableError):
+    """Something of a read model in Redis was removed, or changed, by somebody else.
+
+    Attributes:
+        projection: Its name.
+        structure: Which of its structures is not as its runner left it.
+    """
+
+    def __init__(self, projection: str, *, structure: str) -> None:
+        super().__init__(
+            f"{projection} is not as it was written: {structure} has lost something, or got"
+            " something else; its runner builds it anew when it comes there, rebuild does at once"
+        )
+        self.projection = projection
+        self.structure = structure
+
+
+class LogChangedError(CorruptionError):
+    """The log is not the one that a read model elsewhere has followed.
+
+    Its server lost the end of it, in a crash or because a backup was restored, and has drawn the
+    same positions again.
+
+    Attributes:
+        projection: The read model's name.
+        position: How far it had followed the log that was.
+    """
+
+    def __init__(self, projection: str, *, position: int) -> None:
+        super().__init__(
+            f"{projection} shows events up to position {position} that the log does not hold any"
+            " more, or holds others in their place; find out what was lost, and rebuild it"
         )
         self.projection = projection
         self.position = position

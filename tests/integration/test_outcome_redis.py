@@ -12,13 +12,11 @@ from sqlalchemy import Engine
 
 from datapatterns import DataLayer
 from datapatterns.cqrs import Projections
-from datapatterns.cqrs.in_redis.redis_changes import Place
-from datapatterns.cqrs.in_redis.redis_checkpoint import (
-    LaterEpochError,
-    RedisKeys,
-    RedisReadModel,
-    Ticket,
-)
+from datapatterns.cqrs.in_redis.redis_changes import Outcome
+from datapatterns.cqrs.in_redis.redis_checkpoint import LaterEpochError, Ticket
+from datapatterns.cqrs.in_redis.redis_keys import Place, RedisKeys
+from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
+from datapatterns.cqrs.running.log_witness import LogWitness
 from datapatterns.event_sourcing import EventStore, Position
 from datapatterns.testing.faults import FaultProxy, Trap, armed
 from tests.fixtures.read_models import Dashboard, ItemScanned, append_all
@@ -50,7 +48,7 @@ def model(eager: Redis) -> RedisReadModel:
     known = RedisReadModel(eager, RedisKeys("test", "known", 1))
     known.adopt(FIRST)
     known.reset(FIRST, target=Position(0))
-    known.apply(FIRST, {}, after=Position(0), position=Position(1))
+    known.apply(FIRST, Outcome(), after=Position(0), position=Position(1))
     return RedisReadModel(eager, RedisKeys("test", "dashboard", 1))
 
 
@@ -95,21 +93,25 @@ def test_a_page_that_is_sent_twice_is_applied_once_and_says_so(
     model.reset(FIRST, target=Position(0))
     trap = network.cut_next_reply_to("EVALSHA")
 
-    assert model.apply(FIRST, {SCANS: "3"}, after=Position(0), position=Position(5))
+    assert model.apply(FIRST, Outcome({SCANS: "3"}), after=Position(0), position=Position(5))
 
     assert trap.has_fired
-    assert model.stored([SCANS], Position(5)) == {SCANS: "3"}
+    found = model.stored([SCANS], Position(5))
+    assert found is not None
+    assert found.places == {SCANS: "3"}
 
 
 def test_a_page_of_another_lease_is_not_taken_for_a_repetition(model: RedisReadModel) -> None:
     model.reset(FIRST, target=Position(0))
-    model.apply(FIRST, {SCANS: "3"}, after=Position(0), position=Position(5))
+    model.apply(FIRST, Outcome({SCANS: "3"}), after=Position(0), position=Position(5))
     model.adopt(SECOND)
 
-    assert not model.apply(FIRST, {SCANS: "9"}, after=Position(0), position=Position(5))
-    assert not model.apply(SECOND, {SCANS: "9"}, after=Position(1), position=Position(7))
+    assert not model.apply(FIRST, Outcome({SCANS: "9"}), after=Position(0), position=Position(5))
+    assert not model.apply(SECOND, Outcome({SCANS: "9"}), after=Position(1), position=Position(7))
 
-    assert model.stored([SCANS], Position(5)) == {SCANS: "3"}
+    found = model.stored([SCANS], Position(5))
+    assert found is not None
+    assert found.places == {SCANS: "3"}
 
 
 @pytest.mark.parametrize("script", ["begin", "last"])
@@ -129,16 +131,16 @@ def test_a_reset_that_is_sent_twice_is_a_reset(
             model.reset(FIRST, target=Position(0))
 
     assert traps[0].has_fired
-    assert model.adopt(FIRST) == 0
+    assert model.adopt(FIRST) == (0, LogWitness())
 
 
 def test_a_reset_of_an_earlier_lease_is_refused_still(model: RedisReadModel) -> None:
     model.reset(SECOND, target=Position(0))
 
     with pytest.raises(LaterEpochError):
-        model.clear(FIRST, [], last=True)
+        model.clear(FIRST, [], then="build")
     with pytest.raises(LaterEpochError):
-        model.clear(SECOND, [], last=False)
+        model.clear(SECOND, [])
 
 
 @pytest.mark.postgres

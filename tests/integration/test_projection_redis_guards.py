@@ -8,8 +8,10 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, create_engine, event
 
 from datapatterns.cqrs import Projections
-from datapatterns.cqrs.in_redis.redis_changes import Place
-from datapatterns.cqrs.in_redis.redis_checkpoint import RedisKeys, RedisReadModel, Ticket
+from datapatterns.cqrs.in_redis.redis_changes import Outcome
+from datapatterns.cqrs.in_redis.redis_checkpoint import Ticket
+from datapatterns.cqrs.in_redis.redis_keys import Place, RedisKeys, Structure
+from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.in_redis.redis_verifying import RedisReplay, verify_redis
 from datapatterns.event_sourcing import START, EventStore, Position
 from tests.fixtures.read_models import Dashboard, ItemScanned, append_all
@@ -17,7 +19,7 @@ from tests.fixtures.read_models import Dashboard, ItemScanned, append_all
 STORE = EventStore()
 KEYS = RedisKeys("datapatterns", "dashboard", 1)
 OURS, THEIRS = Ticket(UUID(int=1), 1), Ticket(UUID(int=2), 1)
-PAGE: dict[Place, str | None] = {Place("hash", "totals", "cents"): "1"}
+PAGE = Outcome({Place("hash", "totals", "cents"): "1"})
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_verify_looks_again_when_structures_appear_meanwhile(
     engine: Engine, projections: Projections
 ) -> None:
     class Meanwhile(RedisReadModel):
-        def structures(self) -> set[tuple[str, str]]:
+        def structures(self) -> set[Structure]:
             found = RedisReadModel.structures(self)
             append_all(engine, STORE, [ItemScanned("milk", 100)])
             projections.catch_up(engine, Dashboard)

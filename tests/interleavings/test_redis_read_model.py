@@ -1,6 +1,6 @@
 """A read model in Redis: its pages are applied there, its leases are in PostgreSQL."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 
@@ -11,9 +11,11 @@ from redis.retry import Retry
 from sqlalchemy import Engine, text
 
 from datapatterns.cqrs import Projections
-from datapatterns.cqrs.in_redis.redis_changes import Place
-from datapatterns.cqrs.in_redis.redis_checkpoint import RedisReadModel, Ticket
+from datapatterns.cqrs.in_redis.redis_changes import Outcome as PageOutcome
+from datapatterns.cqrs.in_redis.redis_checkpoint import Ticket
+from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.in_redis.redis_scripts import ADOPT, APPLY, BEGIN_CLEARING, CLEAR
+from datapatterns.cqrs.running.log_witness import LogWitness
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ServerUnavailableError
 from datapatterns.event_sourcing import Position
 from datapatterns.testing.interleaving import Explorer, Fault, Gate, InterleavingError, Outcome
@@ -114,25 +116,28 @@ def test_a_page_in_redis_and_its_checkpoint_are_one_wherever_the_runner_dies(
 def test_a_page_and_its_checkpoint_one_after_the_other_would_count_twice(
     explorer: Explorer, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = "redis.call('HSET', KEYS[1], 'position', ARGV[4])"
+    together = "redis.call('HSET', KEYS[1], 'position', ARGV[4], 'witness', ARGV[5],"
+    alone = "redis.call('HSET', KEYS[1],"
     assert together in APPLY
     apply = RedisReadModel.apply
 
     def apart(
         self: RedisReadModel,
         ticket: Ticket,
-        outcome: Mapping[Place, str | None],
+        outcome: PageOutcome,
         *,
         after: Position,
         position: Position,
+        witness: LogWitness = LogWitness(),  # noqa: B008 -- it is frozen
     ) -> bool:
-        applied = apply(self, ticket, outcome, after=after, position=position)
-        self.client.hset(self.keys.checkpoint, "position", str(position))
+        applied = apply(self, ticket, outcome, after=after, position=position, witness=witness)
+        for field, value in (("position", str(position)), ("witness", witness.text)):
+            self.client.hset(self.keys.checkpoint, field, value)
         return applied
 
-    shop.know(APPLY.replace(together, ""))
+    shop.know(APPLY.replace(together, alone))
     monkeypatch.setattr(
-        "datapatterns.cqrs.in_redis.redis_checkpoint.APPLY", APPLY.replace(together, "")
+        "datapatterns.cqrs.in_redis.redis_read_model.APPLY", APPLY.replace(together, alone)
     )
     monkeypatch.setattr(RedisReadModel, "apply", apart)
     with pytest.raises(InterleavingError, match="are shown"):
@@ -173,7 +178,7 @@ def test_without_fencing_a_runner_that_lost_its_lease_takes_redis_back(
         blind = blind.replace(guard, "")
 
     shop.know(blind)
-    monkeypatch.setattr("datapatterns.cqrs.in_redis.redis_checkpoint.APPLY", blind)
+    monkeypatch.setattr("datapatterns.cqrs.in_redis.redis_read_model.APPLY", blind)
     with pytest.raises(InterleavingError, match="is back at"):
         explorer.explore(
             partial(lapsing, shop),

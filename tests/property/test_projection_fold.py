@@ -10,7 +10,8 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, delete, text
 
 from datapatterns.cqrs import Projections, RedisChanges
-from datapatterns.cqrs.in_redis.redis_changes import Place
+from datapatterns.cqrs.in_redis.redis_content import RedisContent
+from datapatterns.cqrs.in_redis.redis_keys import Place
 from datapatterns.cqrs.running.leasing import claim, release
 from datapatterns.cqrs.running.progress import longest_prefix
 from datapatterns.cqrs.running.registering import register
@@ -164,7 +165,7 @@ def test_merged_changes_are_the_same_as_one_after_the_other(
     for change in script:
         carry_out(model, change)
 
-    stored: dict[Place, str] = {}
+    content = RedisContent()
     rest = list(script)
     for size in [*sizes, len(script) + 1]:
         page, rest = rest[:size], rest[size:]
@@ -172,14 +173,9 @@ def test_merged_changes_are_the_same_as_one_after_the_other(
         for kind, field, amount in page:
             arguments = () if kind.startswith("remove") else (amount,)
             getattr(changes, kind)("s", field, *arguments)
-        needed = {place: stored[place] for place in changes.additions() if place in stored}
-        for place, value in changes.resolved(needed).items():
-            if value is None:
-                stored.pop(place, None)
-            else:
-                stored[place] = value
+        content.take(changes.resolved(content.stored(changes.additions())))
 
-    assert {place: int(value) for place, value in stored.items()} == model
+    assert {place: int(value) for place, value in content.places().items()} == model
 
 
 @given(st.integers(1, 10_000), st.data())

@@ -1,7 +1,7 @@
 import pytest
 
-from datapatterns.cqrs.in_redis.redis_changes import SCORE_MAX, Place, RedisChanges
-from datapatterns.cqrs.in_redis.redis_checkpoint import RedisKeys
+from datapatterns.cqrs.in_redis.redis_changes import SCORE_MAX, RedisChanges
+from datapatterns.cqrs.in_redis.redis_keys import Place, RedisKeys
 
 CENTS = Place("hash", "cents", "milk")
 RANK = Place("zset", "rank", "milk")
@@ -17,7 +17,7 @@ def test_what_depends_on_the_stored_value_is_asked_for_and_nothing_else() -> Non
 
     assert changes.additions() == [CENTS]
     assert len(changes) == 3
-    assert changes.resolved({CENTS: "10"}) == {
+    assert changes.resolved({CENTS: "10"}).places == {
         CENTS: "13",
         Place("hash", "cents", "tea"): "x",
         Place("hash", "cents", "beer"): "4",
@@ -29,7 +29,7 @@ def test_what_is_not_there_counts_from_zero() -> None:
     changes.add_score("rank", "milk")
     changes.increment("cents", "milk", 10**30)
 
-    assert changes.resolved({}) == {RANK: "1", CENTS: str(10**30)}
+    assert changes.resolved({}).places == {RANK: "1", CENTS: str(10**30)}
 
 
 def test_the_last_of_put_and_remove_wins() -> None:
@@ -40,7 +40,7 @@ def test_the_last_of_put_and_remove_wins() -> None:
     changes.remove_member("rank", "milk")
     changes.set_score("rank", "milk", 8)
 
-    assert changes.resolved({}) == {CENTS: None, RANK: "8"}
+    assert changes.resolved({}).places == {CENTS: None, RANK: "8"}
 
 
 def test_a_hash_and_a_sorted_set_of_one_name_do_not_meet() -> None:
@@ -83,7 +83,7 @@ def test_half_a_surrogate_pair_is_no_text() -> None:
 def test_scores_stay_where_floats_are_exact() -> None:
     changes = RedisChanges()
     changes.set_score("rank", "milk", SCORE_MAX)
-    assert changes.resolved({}) == {RANK: str(SCORE_MAX)}
+    assert changes.resolved({}).places == {RANK: str(SCORE_MAX)}
 
     changes.add_score("rank", "milk")
     with pytest.raises(ValueError, match="exact"):

@@ -1,30 +1,25 @@
-"""What a page of events does to hashes and sorted sets; without Redis.
+"""What a page of events does to hashes, sorted sets and documents; without Redis.
 
 Changes to one place are merged, so a page costs one command for each place that it touches.
-What depends on the stored value stays an addition until that value is known; then every change
-is absolute, and none of the commands that carry it out can fail for what is stored.
+What depends on the stored value stays open until that value is known; then every change is
+absolute, and none of the commands that carry it out can fail for what is stored.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, Final, ParamSpec, assert_never
+
+from datapatterns.cqrs.definition import DELETE
+from datapatterns.cqrs.in_redis.json_text import json_text, json_value
+from datapatterns.cqrs.in_redis.redis_keys import Place, Structure
 
 SCORE_MAX: Final = 2**53
 """Scores are floats in Redis; up to here every integer is one."""
 
+TEXT_BYTES_MAX: Final = 2**20
+"""The longest field, member and value; a page is sent to Redis as a whole."""
 
-class Place(NamedTuple):
-    """One field of a hash, or one member of a sorted set; a tuple, for it is hashed per change.
-
-    Attributes:
-        kind: ``hash`` or ``zset``.
-        name: The structure's, without the prefix of its keys.
-        field: The field, or the member.
-    """
-
-    kind: str
-    name: str
-    field: str
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +37,32 @@ class Add:
 
 
 @dataclass(frozen=True, slots=True)
+class Fold:
+    """The document becomes what these make of it, one after the other."""
+
+    steps: list[Callable[[str | None], str | None]]
+
+
+@dataclass(frozen=True, slots=True)
 class Gone:
     """The place is emptied."""
 
 
-Change = Put | Add | Gone
+Change = Put | Add | Fold | Gone
 GONE: Final = Gone()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a page makes of a read model.
+
+    Attributes:
+        places: What each place that it touches holds afterwards, or None for nothing.
+        dropped: Which structures are emptied before.
+    """
+
+    places: Mapping[Place, str | None] = field(default_factory=dict)
+    dropped: Collection[Structure] = ()
 
 
 class RedisChanges:
@@ -55,78 +70,173 @@ class RedisChanges:
 
     Fields hold text; an integer is written as its digits and may have any number of them. Scores
     are integers up to 2**53 on either side of 0. Use smallest units, such as cents.
+
+    Documents are JSON values; of classes that JSON does not know, those that msgspec writes come
+    as what it makes of them (a dataclass as an object, a Decimal or a date as text). Numbers are
+    kept as written, so integers are exact however long, though a reader in JavaScript rounds
+    beyond 2**53. At most 1 MiB each, and nested at most 100 deep.
     """
 
     def __init__(self) -> None:
-        self._changes: dict[Place, Change] = {}
+        self._changes: dict[Structure, dict[str, Change]] = {}
+        self._dropped: set[Structure] = set()
 
     def increment(self, name: str, field: object, amount: int = 1) -> None:
         """Add ``amount`` to a field of the hash ``name``."""
-        self._add(Place("hash", name, _text(field)), amount)
+        self._add(Place("hash", _text(name), _text(field)), amount)
 
     def put(self, name: str, field: object, value: str | int) -> None:
         """Store ``value`` in a field of the hash ``name``."""
-        self._changes[Place("hash", name, _text(field))] = Put(_text(value))
+        self._set(Place("hash", _text(name), _text(field)), Put(_text(value)))
 
     def remove(self, name: str, field: object) -> None:
         """Take a field out of the hash ``name``."""
-        self._changes[Place("hash", name, _text(field))] = GONE
+        self._set(Place("hash", _text(name), _text(field)), GONE)
+
+    def drop(self, name: str) -> None:
+        """Empty the hash ``name``."""
+        self._drop(Structure("hash", _text(name)))
 
     def add_score(self, name: str, member: object, amount: int = 1) -> None:
         """Add ``amount`` to the score of ``member`` in the sorted set ``name``."""
-        self._add(Place("zset", name, _text(member)), amount)
+        self._add(Place("zset", _text(name), _text(member)), amount)
 
     def set_score(self, name: str, member: object, score: int) -> None:
         """Give ``member`` this score in the sorted set ``name``."""
-        self._changes[Place("zset", name, _text(member))] = Put(_integer(score))
+        self._set(Place("zset", _text(name), _text(member)), Put(_integer(score)))
 
     def remove_member(self, name: str, member: object) -> None:
         """Take ``member`` out of the sorted set ``name``."""
-        self._changes[Place("zset", name, _text(member))] = GONE
+        self._set(Place("zset", _text(name), _text(member)), GONE)
+
+    def drop_scores(self, name: str) -> None:
+        """Empty the sorted set ``name``."""
+        self._drop(Structure("zset", _text(name)))
+
+    def put_json(self, name: str, key: object, document: object) -> None:
+        """Store ``document`` under ``key`` among the documents ``name``."""
+        self._set(Place("json", _text(name), _text(key)), Put(json_text(document)))
+
+    def update_json(
+        self,
+        name: str,
+        key: object,
+        function: Callable[Concatenate[Any, P], object],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Store what ``function`` makes of the document under ``key``, or remove it.
+
+        Args:
+            name: Which documents.
+            key: Which of them.
+            function: Gets the document as it was, None if there is none, then the further
+                arguments; it returns the new one or ``DELETE``. It is called when the page is
+                read, so give it what it needs as arguments. It may change the document in place.
+            args: Further arguments.
+            kwargs: Further arguments.
+        """
+
+        def step(before: str | None) -> str | None:
+            document = None if before is None else json_value(before)
+            after = function(document, *args, **kwargs)
+            return None if after is DELETE else json_text(after)
+
+        place = Place("json", _text(name), _text(key))
+        match self._before(place):
+            case None:
+                self._set(place, Fold([step]))
+            case Fold(steps):
+                steps.append(step)
+            case Put(value):
+                self._set(place, _put(step(str(value))))
+            case _:
+                self._set(place, _put(step(None)))
+
+    def remove_json(self, name: str, key: object) -> None:
+        """Take the document under ``key`` out of the documents ``name``."""
+        self._set(Place("json", _text(name), _text(key)), GONE)
+
+    def drop_json(self, name: str) -> None:
+        """Remove all documents ``name``."""
+        self._drop(Structure("json", _text(name)))
 
     def __iter__(self) -> Iterator[tuple[Place, Change]]:
-        return iter(self._changes.items())
+        for structure, changes in self._changes.items():
+            for member, change in changes.items():
+                yield Place(*structure, member), change
 
     def __len__(self) -> int:
-        return len(self._changes)
+        return sum(map(len, self._changes.values()))
+
+    def touched(self) -> list[Structure]:
+        """Return the structures that are changed, sorted."""
+        return sorted(self._dropped | self._changes.keys())
 
     def additions(self) -> list[Place]:
         """Return the places whose stored value is needed, sorted, so grouped by structure."""
-        return sorted(place for place, change in self if isinstance(change, Add))
+        return sorted(place for place, change in self if isinstance(change, Add | Fold))
 
-    def resolved(self, stored: Mapping[Place, str]) -> dict[Place, str | None]:
-        """Return what each place holds afterwards, or None for nothing.
+    def resolved(self, stored: Mapping[Place, str]) -> Outcome:
+        """Return what is to be there afterwards.
 
         Args:
             stored: What the places of `additions` hold; those that are empty are left out.
 
         Raises:
+            Exception: Whatever a function given to `update_json` raises.
+            TypeError: Such a function returned no document.
             ValueError: A field is incremented that does not hold an integer, or a score leaves
-                the range in which it is exact.
+                the range in which it is exact, or a document cannot be stored.
         """
-        return {place: _outcome(place, change, stored.get(place)) for place, change in self}
+        places = {place: _outcome(place, change, stored.get(place)) for place, change in self}
+        return Outcome(places, sorted(self._dropped))
+
+    def _before(self, place: Place) -> Change | None:
+        before = self._changes.get(place.structure, {}).get(place.field)
+        return GONE if before is None and place.structure in self._dropped else before
+
+    def _set(self, place: Place, change: Change) -> None:
+        self._changes.setdefault(place.structure, {})[place.field] = change
+
+    def _drop(self, structure: Structure) -> None:
+        self._changes.pop(structure, None)
+        self._dropped.add(structure)
 
     def _add(self, place: Place, amount: int) -> None:
-        before = self._changes.get(place)
         amount = _integer(amount)
-        match before:
-            case None:
-                self._changes[place] = Add(amount)
+        match self._before(place):
             case Add(earlier):
-                self._changes[place] = Add(earlier + amount)
+                self._set(place, Add(earlier + amount))
             case Put(value):
-                self._changes[place] = Put(_sum(place, value, amount))
-            case Gone():
-                self._changes[place] = Put(amount)
+                self._set(place, Put(_sum(place, value, amount)))
+            case None:
+                self._set(place, Add(amount))
+            case _:
+                self._set(place, Put(amount))
+
+
+def _put(text: str | None) -> Put | Gone:
+    return GONE if text is None else Put(text)
 
 
 def _outcome(place: Place, change: Change, stored: str | None) -> str | None:
-    if isinstance(change, Gone):
-        return None
-    if isinstance(change, Put):
-        after = change.value
-    else:
-        after = change.amount if stored is None else _sum(place, stored, change.amount)
+    match change:
+        case Gone():
+            return None
+        case Fold(steps):
+            text = stored
+            for step in steps:
+                text = step(text)
+            return text
+        case Put(value):
+            after = value
+        case Add(amount) if stored is None:
+            after = amount
+        case Add(amount):
+            after = _sum(place, stored, amount)
+        case _:
+            assert_never(change)
     if place.kind == "zset" and abs(int(after)) > SCORE_MAX:
         raise ValueError(f"a score in {place.name} leaves the range in which scores are exact")
     return str(after)
@@ -149,6 +259,8 @@ def _text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise TypeError(f"{type(value).__name__} is neither text nor an integer; convert it")
     text = str(value)
-    if not text.isascii():
-        text.encode()  # half a surrogate pair is refused here, where the event is known
+    # Half a surrogate pair is refused here, where the event is known.
+    size = len(text) if text.isascii() else len(text.encode())
+    if size > TEXT_BYTES_MAX:
+        raise ValueError(f"a text has {size} bytes, more than {TEXT_BYTES_MAX}; shorten it")
     return text

@@ -1,29 +1,39 @@
 """One page of the log into Redis."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from redis.exceptions import ResponseError
 from sqlalchemy import Connection, text
 
 from datapatterns.cqrs.definition import RedisProjection
-from datapatterns.cqrs.in_redis.redis_changes import Place, RedisChanges
-from datapatterns.cqrs.in_redis.redis_checkpoint import (
-    LaterEpochError,
-    RedisReadModel,
-    Ticket,
-    redis_answers,
-)
+from datapatterns.cqrs.in_redis.redis_changes import Outcome, RedisChanges
+from datapatterns.cqrs.in_redis.redis_checkpoint import DamagedError, LaterEpochError, Ticket
+from datapatterns.cqrs.in_redis.redis_connection import memory_of, redis_answers
+from datapatterns.cqrs.in_redis.redis_keys import Place
+from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.running.leasing import (
+    BarrierError,
     Lease,
     advance,
     begin_build,
+    current_barrier,
     is_latest,
     release,
     take_over,
 )
+from datapatterns.cqrs.running.log_witness import (
+    LogWitness,
+    check_witness,
+    read_witness,
+    read_witnesses,
+)
 from datapatterns.cqrs.running.progress import ProjectionProgress, longest_prefix
 from datapatterns.cqrs.running.registering import promote, register_build
 from datapatterns.cqrs.running.running import LeaseTerms
+from datapatterns.cqrs.running.segments import WHOLE
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.folding import handlers_by_class
 from datapatterns.cqrs.tables.projecting import PageOfEvents, describe_stop, read_page
@@ -31,14 +41,13 @@ from datapatterns.errors import (
     EvictionPolicyError,
     ForeignReadModelError,
     LeaseLostError,
+    ProjectionDefinitionError,
 )
-from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import reading, resuming
-
-Outcome = dict[Place, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +65,168 @@ class RedisRunner:
 
     @redis_answers()
     def begin(self, conn: Connection, lease: Lease) -> Lease:
-        """Ask Redis how far it is; let it begin anew if it does not hold this build.
+        """Ask Redis how far it is; let it begin anew if it does not hold this build, or not all.
 
         Raises:
             EvictionPolicyError: Redis may drop parts of the read model.
             ForeignReadModelError: Somebody else writes under these keys.
+            ProjectionDefinitionError: It was split.
             LeaseLostError: Another runner has the lease.
+            LogChangedError: Redis shows events that the log has lost.
             ServerUnavailableError: Redis does not answer.
         """
+        if lease.segment != WHOLE:
+            raise ProjectionDefinitionError(
+                self.projection.name, "in Redis it has one segment only; merge those that there are"
+            )
         self._check_eviction()
-        ticket = Ticket(lease.build, lease.epoch)
+        with self._ours(conn, lease):
+            adopted = self.model.adopt(self._ticket(lease))
+            if adopted is None or not self.model.is_complete():
+                return self._begin_anew(conn, lease)
+        position, witness = adopted
+        with resuming(conn, self._resource):
+            self._check_log(conn, witness, position)
+            return self._confirm(conn, lease, position)
+
+    @redis_answers()
+    def page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
+        """Read a page in one transaction, apply it in Redis, confirm it in another.
+
+        If something of what it would change has gone in Redis, the build begins anew instead.
+
+        Raises:
+            LeaseLostError: Another runner has the lease, or Redis is not where it was.
+            LogChangedError: Redis shows events that the log has lost.
+            ProjectionStoppedError: An event cannot be applied; those before it were.
+            ServerUnavailableError: Redis did not answer; whether it applied the page, `begin`
+                finds out.
+        """
+        after = lease.position
+        with resuming(conn, self._resource):
+            page = read_page(
+                conn,
+                self.store,
+                self.projection,
+                after,
+                self.page_events,
+                until=current_barrier(conn, self._tables, lease),
+            )
+            if page.checkpoint == after:
+                return lease, ProjectionProgress(0, after, page.caught_up)
+            seen = read_witnesses(conn, self.store.schema, after, page.checkpoint)
+            lease = self._confirm(conn, lease, after)
+        failpoint("redis-projection.page-read")
         try:
-            position = self.model.adopt(ticket)
-            if position is None:
-                with resuming(conn, self._resource):
-                    target = self.store.high_water_mark(conn)
-                    lease = self._confirm(conn, lease, Position(0))
-                failpoint("redis-projection.build-confirmed")
-                self.model.reset(ticket, target=target)
-                position = Position(0)
+            return self._apply(conn, lease, page, seen)
+        except DamagedError:
+            with self._ours(conn, lease):
+                return self._begin_anew(conn, lease), ProjectionProgress(0, START, caught_up=False)
+
+    def _apply(
+        self,
+        conn: Connection,
+        lease: Lease,
+        page: PageOfEvents,
+        seen: tuple[LogWitness, LogWitness],
+    ) -> tuple[Lease, ProjectionProgress]:
+        after, (before, witness) = lease.position, seen
+        length, outcome, failure = self._applicable_part(conn, lease, page, before)
+        position, stopped, record = page.checkpoint, None, None
+        if failure is not None:
+            position = Position(max(after, page.events[length].position - 1))
+            record, stopped = describe_stop(self.projection, page.events[length], failure)
+            with reading(conn):
+                witness = read_witness(conn, self.store.schema, position)
+        ticket = self._ticket(lease)
+        if not self.model.apply(ticket, outcome, after=after, position=position, witness=witness):
+            raise LeaseLostError(self._resource, epoch=lease.epoch)
+        failpoint("redis-projection.page-applied")
+        caught_up = page.caught_up and stopped is None
+        with resuming(conn, self._resource):
+            lease = self._advance(conn, lease, position, error=record)
+            if caught_up:
+                lease = promote(conn, self._tables, lease)
+        if stopped is not None:
+            raise stopped from stopped.__cause__
+        return lease, ProjectionProgress(length, position, caught_up)
+
+    def _begin_anew(self, conn: Connection, lease: Lease) -> Lease:
+        with resuming(conn, self._resource):
+            target = self.store.high_water_mark(conn)
+            lease = self._confirm(conn, lease, START)
+        failpoint("redis-projection.build-confirmed")
+        self.model.reset(self._ticket(lease), target=target)
+        return lease
+
+    def _confirm(self, conn: Connection, lease: Lease, position: Position) -> Lease:
+        # A durable commit between reading events and showing them outside: PostgreSQL may lose,
+        # in a crash, what was committed with synchronous_commit off and positions drawn but
+        # never flushed. Whatever lies before this commit in its log, it cannot lose any more.
+        conn.execute(text("SET LOCAL synchronous_commit = on"))
+        return self._advance(conn, lease, position)
+
+    def _advance(
+        self,
+        conn: Connection,
+        lease: Lease,
+        position: Position,
+        *,
+        error: Mapping[str, Any] | None = None,
+    ) -> Lease:
+        try:
+            return advance(conn, self._tables, lease, position, error=error)
+        except BarrierError as barred:
+            # Set while a page was under way: Redis shows it already, the row follows later.
+            raise LeaseLostError(self._resource, epoch=lease.epoch) from barred
+
+    def _applicable_part(
+        self, conn: Connection, lease: Lease, page: PageOfEvents, before: LogWitness
+    ) -> tuple[int, Outcome, Exception | None]:
+        outcomes: dict[int, Outcome] = {}
+
+        def attempt(length: int) -> Exception | None:
+            try:
+                changes = fold_changes(self.store, self.projection, page.events[:length])
+            except Exception as error:  # noqa: BLE001 -- the application's code may raise anything
+                return error
+            stored = self._stored(conn, lease, changes.additions(), before)
+            try:
+                outcomes[length] = changes.resolved(stored)
+            except Exception as error:  # noqa: BLE001 -- documents are folded by its code, too
+                return error
+            return None
+
+        length, failure = longest_prefix(len(page.events), attempt)
+        if length not in outcomes:
+            outcomes[0] = Outcome()
+            self._stored(conn, lease, [], before)
+        return length, outcomes[length], failure
+
+    def _stored(
+        self, conn: Connection, lease: Lease, places: Sequence[Place], before: LogWitness
+    ) -> dict[Place, str]:
+        found = self.model.stored(places, lease.position)
+        if found is None or found.witness is None:
+            raise LeaseLostError(self._resource, epoch=lease.epoch)
+        if found.witness != before:  # the log has lost its end since this lease began, or a purge
+            with reading(conn):
+                self._check_log(conn, found.witness, lease.position)
+        return found.places
+
+    def _check_log(self, conn: Connection, witness: LogWitness, position: Position) -> None:
+        check_witness(conn, self.store.schema, witness, position, followed_by=self.projection.name)
+
+    def _check_eviction(self) -> None:
+        memory = memory_of(self.model.client, self.model.keys.checkpoint)
+        policy = str(memory.get("maxmemory_policy", ""))
+        if memory.get("maxmemory") and policy.startswith("allkeys-"):
+            raise EvictionPolicyError(policy)
+
+    @contextmanager
+    def _ours(self, conn: Connection, lease: Lease) -> Iterator[None]:
+        try:
+            yield
         except LaterEpochError as error:
             with reading(conn):
                 if not is_latest(conn, self._tables, lease):
@@ -82,78 +234,16 @@ class RedisRunner:
             raise ForeignReadModelError(
                 self.projection.name, "a lease wrote it that PostgreSQL has not given yet"
             ) from error
-        with resuming(conn, self._resource):
-            return self._confirm(conn, lease, position)
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            raise ForeignReadModelError(
+                self.projection.name, "what lies where its checkpoint belongs is none"
+            ) from error
 
-    @redis_answers()
-    def page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
-        """Read a page in one transaction, apply it in Redis, confirm it in another.
-
-        Raises:
-            LeaseLostError: Another runner has the lease, or Redis is not where it was.
-            ProjectionStoppedError: An event cannot be applied; those before it were.
-            ServerUnavailableError: Redis did not answer; whether it applied the page, `begin`
-                finds out.
-        """
-        after = lease.position
-        with resuming(conn, self._resource):
-            page = read_page(conn, self.store, self.projection, after, self.page_events)
-            if page.checkpoint == after:
-                return lease, ProjectionProgress(0, after, page.caught_up)
-            lease = self._confirm(conn, lease, after)
-        failpoint("redis-projection.page-read")
-        length, outcome, failure = self._applicable_part(lease, page, after)
-        position, stopped, record = page.checkpoint, None, None
-        if failure is not None:
-            position = Position(max(after, page.events[length].position - 1))
-            record, stopped = describe_stop(self.projection, page.events[length], failure)
-        ticket = Ticket(lease.build, lease.epoch)
-        if not self.model.apply(ticket, outcome, after=after, position=position):
-            raise LeaseLostError(self._resource, epoch=lease.epoch)
-        failpoint("redis-projection.page-applied")
-        caught_up = page.caught_up and stopped is None
-        with resuming(conn, self._resource):
-            lease = advance(conn, self._tables, lease, position, error=record)
-            if caught_up:
-                lease = promote(conn, self._tables, lease)
-        if stopped is not None:
-            raise stopped from stopped.__cause__
-        return lease, ProjectionProgress(length, position, caught_up)
-
-    def _confirm(self, conn: Connection, lease: Lease, position: Position) -> Lease:
-        # A durable commit between reading events and showing them outside: PostgreSQL may lose,
-        # in a crash, what was committed with synchronous_commit off and positions drawn but
-        # never flushed. Whatever lies before this commit in its log, it cannot lose any more.
-        conn.execute(text("SET LOCAL synchronous_commit = on"))
-        return advance(conn, self._tables, lease, position)
-
-    def _applicable_part(
-        self, lease: Lease, page: PageOfEvents, after: Position
-    ) -> tuple[int, Outcome, Exception | None]:
-        outcomes: dict[int, Outcome] = {0: {}}
-
-        def attempt(length: int) -> Exception | None:
-            try:
-                changes = fold_changes(self.store, self.projection, page.events[:length])
-            except Exception as error:  # noqa: BLE001 -- the application's code may raise anything
-                return error
-            stored = self.model.stored(changes.additions(), after)
-            if stored is None:
-                raise LeaseLostError(self._resource, epoch=lease.epoch)
-            try:
-                outcomes[length] = changes.resolved(stored)
-            except ValueError as error:
-                return error
-            return None
-
-        length, failure = longest_prefix(len(page.events), attempt)
-        return length, outcomes[length], failure
-
-    def _check_eviction(self) -> None:
-        memory = self.model.client.info("memory")
-        policy = str(memory.get("maxmemory_policy", ""))
-        if memory.get("maxmemory") and policy.startswith("allkeys-"):
-            raise EvictionPolicyError(policy)
+    @staticmethod
+    def _ticket(lease: Lease) -> Ticket:
+        return Ticket(lease.build, lease.epoch)
 
     @property
     def _tables(self) -> ProjectionTables:

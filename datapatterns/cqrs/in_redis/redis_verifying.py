@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 
 from datapatterns.cqrs.definition import RedisProjection
-from datapatterns.cqrs.in_redis.redis_changes import Place
-from datapatterns.cqrs.in_redis.redis_checkpoint import RedisReadModel, redis_answers
+from datapatterns.cqrs.in_redis.redis_connection import redis_answers
+from datapatterns.cqrs.in_redis.redis_content import RedisContent
+from datapatterns.cqrs.in_redis.redis_keys import Structure
 from datapatterns.cqrs.in_redis.redis_projecting import fold_changes
+from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.tables.differences import Difference, Verification
 from datapatterns.cqrs.tables.projecting import read_page
@@ -25,7 +27,7 @@ class RedisReplay:
     projection: type[RedisProjection]
     page_events: int
     position: Position = START
-    places: dict[Place, str] = field(default_factory=dict)
+    content: RedisContent = field(default_factory=RedisContent)
 
     def advance(self, engine: Engine, *, until: Position) -> None:
         """Fold the log up to ``until``."""
@@ -37,11 +39,8 @@ class RedisReplay:
                     )
                 events = [event for event in page.events if event.position <= until]
                 changes = fold_changes(self.store, self.projection, events)
-                for place, value in changes.resolved(self.places).items():
-                    if value is None:
-                        self.places.pop(place, None)
-                    else:
-                        self.places[place] = value
+                content = self.content
+                content.take(changes.resolved(content.stored(changes.additions())))
                 self.position = min(page.checkpoint, until)
 
 
@@ -56,28 +55,29 @@ def verify_redis(
         if position is None:
             raise ReadModelBuildingError(replay.projection.name, position=None)
         if position < replay.position:  # an older dump came back meanwhile
-            replay.position, replay.places = START, {}
+            replay.position, replay.content = START, RedisContent()
         replay.advance(engine, until=position)
-        expected = {(place.kind, place.name) for place in replay.places}
         # Some may have appeared since the keys were listed: look again, with those as well.
-        if expected <= structures:
-            return Verification(
-                position, len(replay.places), _compared(stored, replay.places)[:limit]
-            )
-        structures |= expected
+        expected = replay.content.structures
+        if expected.keys() <= structures:
+            rows = sum(map(len, expected.values()))
+            return Verification(position, rows, _compared(stored, expected)[:limit])
+        structures |= expected.keys()
 
 
-def _compared(stored: dict[Place, str], expected: dict[Place, str]) -> list[Difference]:
-    differing = sorted(
-        place
-        for place in stored.keys() | expected.keys()
-        if stored.get(place) != expected.get(place)
-    )
-    return [
-        Difference(
-            (place.kind, place.name, place.field),
-            {"value": stored[place]} if place in stored else None,
-            {"value": expected[place]} if place in expected else None,
-        )
-        for place in differing
-    ]
+def _compared(
+    stored: dict[Structure, dict[str, str]], expected: dict[Structure, dict[str, str]]
+) -> list[Difference]:
+    differing = []
+    for structure in sorted(stored.keys() | expected.keys()):
+        found, wanted = stored.get(structure, {}), expected.get(structure, {})
+        differing += [
+            Difference((*structure, member), _shown(found, member), _shown(wanted, member))
+            for member in sorted(found.keys() | wanted.keys())
+            if found.get(member) != wanted.get(member)
+        ]
+    return differing
+
+
+def _shown(places: dict[str, str], member: str) -> dict[str, str] | None:
+    return {"value": places[member]} if member in places else None

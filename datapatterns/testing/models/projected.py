@@ -10,7 +10,7 @@ from sqlalchemy.schema import sort_tables
 
 from datapatterns.cqrs import Projection, RedisProjection
 from datapatterns.cqrs.definition import AnyProjection
-from datapatterns.cqrs.in_redis.redis_changes import Place
+from datapatterns.cqrs.in_redis.redis_content import RedisContent
 from datapatterns.cqrs.in_redis.redis_projecting import fold_changes
 from datapatterns.cqrs.tables.projecting import UnappliableError, apply_events
 from datapatterns.cqrs.tables.read_model import read_models_of
@@ -89,15 +89,11 @@ class InRedis:
     def contents(self, pages: Pages, notice: Notice) -> Contents:
         """Fold each page as a runner does, on an instance of its own."""
         guarded = _guarded(self.projection, notice)
-        places: dict[Place, str] = {}
+        content = RedisContent()
         for page in pages:
             changes = fold_changes(self.store, guarded, page)
-            for place, value in changes.resolved(places).items():
-                if value is None:
-                    places.pop(place, None)
-                else:
-                    places[place] = value
-        return {tuple(place): value for place, value in places.items()}
+            content.take(changes.resolved(content.stored(changes.additions())))
+        return {tuple(place): value for place, value in content.places().items()}
 
 
 @dataclass(frozen=True, slots=True)
