@@ -4,26 +4,26 @@ What is tried again after a COMMIT without an answer is not the decision but the
 same event ids: it is recognised if it was carried out, and made up for if it was not.
 """
 
-import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import OutcomeUnknownError, StreamArchivedError, VersionConflictError
 from datapatterns.event_sourcing.appending.after_commit import after_commit
+from datapatterns.event_sourcing.commands.attempting import (
+    carry_out,
+    carry_out_async,
+    is_serialisation_failure,
+)
 from datapatterns.event_sourcing.commands.retrying import DEFAULT_RETRY, Attempts, Retry
 from datapatterns.event_sourcing.commands.stream_lock import lock_stream
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.states.decider import Folded, refuse_unfinished
 from datapatterns.event_sourcing.states.sourced import Sourced
 from datapatterns.event_sourcing.states.subjects import Subject, beginning
-from datapatterns.outcomes import find_unknown_outcome
-from datapatterns.transactions import transaction
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from datapatterns.event_sourcing.states.snapshot_writer import SnapshotTaker
 
 R = TypeVar("R", bound=Sourced)
-
-_SERIALISATION: Final = ("40001", "40P01")
-"""SQLSTATEs after which the same may succeed; a deadlock is ended by such an error, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +90,7 @@ def handle(
 ) -> Handled[Any]:
     """Do what `EventStore.handle` promises."""
     task = _Task(store, subject, key, command, how)
-    with task.explaining():
-        while not task.is_done:
-            try:
-                with transaction(engine, attempted=task.attempted) as conn:
-                    task.attempt(conn)
-            except Exception as error:  # noqa: BLE001 -- it comes out again, unless it is one of few
-                store.clock.sleep(task.delay_after(error))
-            else:
-                break
+    carry_out(task, engine, store.clock)
     return task.handled()
 
 
@@ -114,18 +103,8 @@ async def handle_async(
     how: Commanding,
 ) -> Handled[Any]:
     """Do what `EventStore.handle_async` promises."""
-    from datapatterns.aio import transaction as async_transaction  # noqa: PLC0415 -- an extra
-
     task = _Task(store, subject, key, command, how)
-    with task.explaining():
-        while not task.is_done:
-            try:
-                async with async_transaction(engine, attempted=task.attempted) as conn:
-                    await conn.run_sync(task.attempt)
-            except Exception as error:  # noqa: BLE001 -- as above
-                await asyncio.sleep(task.delay_after(error))
-            else:
-                break
+    await carry_out_async(task, engine)
     return task.handled()
 
 
@@ -225,25 +204,10 @@ class _Task:
             return seconds
         if self.unknown is None:
             raise error
-        raise self._outcome(self.unknown) from self.unknown.__cause__
+        raise self.outcome(self.unknown) from self.unknown.__cause__
 
-    @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Give what ends all attempts, such as a cancellation, the unknown outcome as its cause."""
-        # Whoever calls may be handling that of another command.
-        anothers = find_unknown_outcome(sys.exception())
-        try:
-            yield
-        except Exception:
-            raise
-        except BaseException as error:
-            found = find_unknown_outcome(error)
-            unknown = self.unknown if found in {None, anothers} else found
-            if unknown is not None:
-                error.__cause__ = self._outcome(unknown)
-            raise
-
-    def _outcome(self, unknown: OutcomeUnknownError) -> OutcomeUnknownError:
+    def outcome(self, unknown: OutcomeUnknownError) -> OutcomeUnknownError:
+        """Return the unknown outcome with the ids of the events."""
         ids = [event_id for event_id, _ in self._sent()]
         return OutcomeUnknownError(self.attempted, reason=unknown.reason, ids=ids)
 
@@ -271,8 +235,4 @@ def _decided(sourced: Sourced, command: Any) -> object:  # noqa: ANN401 -- as ab
 
 def _may_pass(error: Exception) -> bool:
     """Return whether to decide again, on what is there then."""
-    if isinstance(error, VersionConflictError):
-        return True
-    return isinstance(error, DBAPIError) and (
-        getattr(error.orig, "sqlstate", None) in _SERIALISATION
-    )
+    return isinstance(error, VersionConflictError) or is_serialisation_failure(error)
