@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.fixtures.doors",
     "tests.fixtures.event_units",
     "tests.fixtures.explorers",
+    "tests.fixtures.orders",
     "tests.fixtures.owners",
     "tests.fixtures.least_rights",
     "tests.fixtures.least_rights_everywhere",

@@ -29,6 +29,8 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "cache.write-committed": "a write has committed, and Redis has not been told",
     "chain.hashed": "events are hashed, and the seal is not written yet",
     "chain.sealed": "a segment is sealed, and the anchor does not know",
+    "command.committed": "a command is committed, and nobody has been told",
+    "command.result-noted": "a command's effects and its result are written, not committed yet",
     "copy.page-appended": "a page is in the copy of a stream, and is not committed yet",
     "copy.source-locked": "a stream is locked, and what it has got since is not copied yet",
     "embedded.cache-begun": "a folder that owners share has a place, and is not made yet",

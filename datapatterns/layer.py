@@ -1,12 +1,12 @@
 """What an application declares, in one object that the CLI and the worker can load."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from redis import Redis
 from sqlalchemy import URL, Engine
@@ -20,7 +20,15 @@ from datapatterns.connecting import (
     open_redis,
     redis_errors,
 )
-from datapatterns.cqrs import AnyProjection, Projections
+from datapatterns.cqrs import (
+    AnyProjection,
+    CommandContext,
+    CommandHandlers,
+    Commands,
+    Executed,
+    Projections,
+)
+from datapatterns.cqrs.commands.commands import ExecuteOptions
 from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.errors import ServerTooOldError, SettingsError
 from datapatterns.event_sourcing import Codecs, EventStore, SubjectKeys
@@ -41,6 +49,9 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 """How long to wait for a server to answer before it counts as away."""
 
 OLDEST_REDIS = 7
+
+C = TypeVar("C")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,7 @@ class DataLayer:
         codecs: What events are stored as in place of plain JSON, see `EventStore`.
         keys: Of the persons whom personal fields of events are about.
         projections: What workers and the command line run, see `datapatterns.cqrs`.
+        commands: The handlers of commands; `handles` adds to them.
         observer: Receives counts and durations.
 
     Raises:
@@ -96,6 +108,7 @@ class DataLayer:
         codecs: Codecs | None = None,
         keys: SubjectKeys | None = None,
         projections: Sequence[type[AnyProjection]] = (),
+        commands: CommandHandlers | None = None,
         observer: Observer = SILENT,
     ) -> None:
         self.settings: Settings = settings_from(
@@ -105,6 +118,7 @@ class DataLayer:
         self._codecs, self._keys = codecs or Codecs(), keys
         self._declared = tuple(projections)
         refuse_twins(self._declared)
+        self._handlers = commands or CommandHandlers()
         self._redis_prefix = redis_prefix or self.settings.schema
         found = self.settings
         self._engine = open_engine(found.database_url) if found.database_url else None
@@ -214,6 +228,34 @@ class DataLayer:
     def events(self) -> EventStore:
         """The event store of the database."""
         return EventStore(schema=self.schema, codecs=self._codecs, keys=self._keys)
+
+    @property
+    def commands(self) -> Commands:
+        """What executes commands on the event store, by the handlers that are declared."""
+        return Commands(self.events, self._handlers)
+
+    def handles(
+        self,
+        command: type[C],
+        *,
+        name: str | None = None,
+        version: int = 1,
+        validate: Callable[[C], Any] | None = None,
+    ) -> Callable[[Callable[[C, CommandContext], R]], Callable[[C, CommandContext], R]]:
+        """Declare the function that handles a command, as `CommandHandlers.handles` does."""
+        return self._handlers.handles(command, name=name, version=version, validate=validate)
+
+    def execute(self, command: object, **options: Unpack[ExecuteOptions]) -> Executed:
+        """Execute a command on the database, as `Commands.execute` does.
+
+        Raises:
+            SettingsError: No database was named.
+        """
+        return self.commands.execute(self.engine, command, **options)
+
+    async def execute_async(self, command: object, **options: Unpack[ExecuteOptions]) -> Executed:
+        """Do as `execute`, on the async engine; needs the ``async`` extra."""
+        return await self.commands.execute_async(self.async_engine, command, **options)
 
     @property
     def projections(self) -> Projections:

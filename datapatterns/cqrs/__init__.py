@@ -1,5 +1,10 @@
-"""CQRS: read models that follow the log of events, each event exactly once."""
+"""CQRS: commands change the truth, each once; read models follow the log, each event once."""
 
+from datapatterns.cqrs.commands.commands import Commands
+from datapatterns.cqrs.commands.context import CommandContext
+from datapatterns.cqrs.commands.executing import Executed
+from datapatterns.cqrs.commands.forgetting import forget_executions
+from datapatterns.cqrs.commands.handlers import CommandHandlers
 from datapatterns.cqrs.definition import (
     DELETE,
     AnyProjection,
@@ -18,7 +23,11 @@ __all__ = [
     "DELETE",
     "AnyProjection",
     "AsyncRedisView",
+    "CommandContext",
+    "CommandHandlers",
+    "Commands",
     "Difference",
+    "Executed",
     "Projection",
     "ProjectionProgress",
     "ProjectionStatus",
@@ -27,5 +36,6 @@ __all__ = [
     "RedisProjection",
     "RedisView",
     "Verification",
+    "forget_executions",
     "on",
 ]

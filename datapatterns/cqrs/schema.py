@@ -1,4 +1,4 @@
-"""Tables of the projections: which there are, how far they are, who runs them."""
+"""Tables of the projections and of commands: what there is, how far it is, what was done."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,7 @@ from sqlalchemy import (
     TypedColumns,
     Uuid,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP
 
 from datapatterns.sql.metadata import declared_once, library_metadata
 
@@ -85,6 +85,20 @@ class ParkedColumns(TypedColumns):
     parked_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
 
 
+class ExecutionColumns(TypedColumns):
+    """One row for each idempotency key under which a command was executed."""
+
+    tenant: Named[str] = Column(Text, primary_key=True)
+    key: Named[str] = Column(Text, primary_key=True)
+    command: Named[str] = Column(Text)
+    version: Named[int] = Column(Integer)
+    digest: Named[bytes] = Column(LargeBinary)
+    execution_id: Named[UUID] = Column(Uuid)
+    executed_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
+    position: Named[int | None] = Column(BigInteger)
+    result: Named[str | None] = Column(JSON)
+
+
 @dataclass(frozen=True, slots=True)
 class ProjectionTables:
     """The tables in one schema."""
@@ -115,3 +129,9 @@ def projection_tables(schema: str, /) -> ProjectionTables:
         of_a_version("projection_worker", WorkerColumns),
         of_a_version("projection_parked", ParkedColumns),
     )
+
+
+@declared_once
+def command_executions(schema: str, /) -> Table[ExecutionColumns]:
+    """Return the table of executed commands in ``schema``."""
+    return Table("command_execution", library_metadata(schema), ExecutionColumns)

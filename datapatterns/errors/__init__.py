@@ -5,6 +5,8 @@ DataPatternsError
 │     caches              CacheKeyError, UncacheableValueError, UnknownRowsError
 │     change_log          CaptureRefusedError, CapturedTableInUseError, ConsumerMissingError,
 │                         ForeignSnapshotError
+│     commands            CommandHandlerError, CommandInvalidError, CommandResultError,
+│                         IdempotencyKeyReusedError
 │     embedded            EmbeddedFolderError, EmbeddedStartError
 │     event_data          CodecError, EncryptionKeyError, EventDataError, EventShapeError,
 │                         EventTypeError, PersonalFieldError, SubjectForgottenError,
@@ -47,6 +49,7 @@ DataPatternsError
 │     transactions        CommitUnansweredError
 │     views               ViewBehindError, ViewNotPopulatedError
 ├── CorruptionError       stored data breaks an invariant; stop and look
+│     commands            ExecutionUnfinishedError
 │     event_data          PayloadError
 │     event_streams       CheckpointError, EventGapError, EventOrphanedError
 │     event_transfer      AnchorError
@@ -73,6 +76,13 @@ from datapatterns.errors.change_log import (
     CaptureRefusedError,
     ConsumerMissingError,
     ForeignSnapshotError,
+)
+from datapatterns.errors.commands import (
+    CommandHandlerError,
+    CommandInvalidError,
+    CommandResultError,
+    ExecutionUnfinishedError,
+    IdempotencyKeyReusedError,
 )
 from datapatterns.errors.embedded import (
     EmbeddedFolderError,
@@ -211,6 +221,9 @@ __all__ = [
     "CapturedTableInUseError",
     "CheckpointError",
     "CodecError",
+    "CommandHandlerError",
+    "CommandInvalidError",
+    "CommandResultError",
     "CommitUnansweredError",
     "ConditionConflictError",
     "ConfigurationError",
@@ -230,12 +243,14 @@ __all__ = [
     "EventShapeError",
     "EventTypeError",
     "EvictionPolicyError",
+    "ExecutionUnfinishedError",
     "ExportFileError",
     "FaultRefusedError",
     "ForeignReadModelError",
     "ForeignSnapshotError",
     "GroupMismatchError",
     "HistoryError",
+    "IdempotencyKeyReusedError",
     "ImportChunkError",
     "ImportVersionError",
     "IndexChangedError",

@@ -19,6 +19,7 @@ from tests.fixtures import doomed_workers as workers
 from tests.fixtures.caches import create_products, load_product, open_cache, rename
 from tests.fixtures.empty_database import CreateDatabase
 from tests.fixtures.index_tables import assert_agrees, tables
+from tests.fixtures.orders import Place, Receipt, Shop, create_receipts, receipts
 from tests.fixtures.owners import StartOwner, owner_environment
 from tests.fixtures.read_models import (
     Dashboard,
@@ -65,6 +66,7 @@ WRITING_PAST_A_CACHE: list[Death] = [("cache.write-committed", 1)]
 RELAYING: list[Death] = [("relay.sent", 1), ("relay.committed", 1)]
 RELAYING_TO_A_STRANGER: list[Death] = [("relay.mark-removed", 1), ("relay.committed", 1)]
 IMPORTING: list[Death] = [("import.streams-claimed", 1)]
+EXECUTING: list[Death] = [("command.result-noted", 1), ("command.committed", 1)]
 ARCHIVING: list[Death] = [("archive.moved", 1), ("archive.moved", 2)]
 SEALING: list[Death] = [("chain.hashed", 1), ("chain.hashed", 2), ("chain.sealed", 1)]
 COPYING: list[Death] = [
@@ -104,6 +106,7 @@ DEATHS = [
     RELAYING,
     RELAYING_TO_A_STRANGER,
     IMPORTING,
+    EXECUTING,
     ARCHIVING,
     SEALING,
     COPYING,
@@ -304,6 +307,20 @@ def test_a_chunk_whose_import_died_is_imported_whole(
         events = workers.STORE.read_stream(conn, workers.CART)
         assert imported == 2
         assert [event.version for event in events] == [1, 2]
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), EXECUTING)
+def test_a_command_whose_executor_died_is_executed_once(
+    engine: Engine, failpoint: str, visit: int
+) -> None:
+    create_receipts(engine)
+    run_until_failpoint(workers.place_order, failpoint, written(engine.url), visit=visit)
+
+    again = Shop().commands.execute(engine, Place("a"), idempotency_key="k")
+
+    assert again.repeated == (failpoint == "command.committed")
+    assert again.value == Receipt("a", 1)
+    assert receipts(engine) == [("a", 1)]
 
 
 @pytest.mark.parametrize(("failpoint", "visit"), ARCHIVING)

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -16,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.cache_aside import Cache
 from datapatterns.change_log import ChangeLog
-from datapatterns.cqrs import Projections
+from datapatterns.cqrs import CommandContext, Commands, Projections, forget_executions
 from datapatterns.event_sourcing import (
     ANY,
     NEW_STREAM,
@@ -55,6 +56,13 @@ from tests.fixtures.view_tables import verify
 
 store = EventStore()
 households = EntityGroup("household", strategy=Hash(buckets=16))
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A command."""
+
+    text: str
 
 
 class Shop(DeclarativeBase):
@@ -176,6 +184,25 @@ def test_the_application_decides_over_tags_and_the_worker_forgets_what_was_sent(
 
     with rights.worker.begin() as conn:
         assert forget_append_requests(conn, store, older_than=timedelta(microseconds=1)) >= 1
+
+
+def test_the_app_executes_commands_and_the_worker_forgets_them(rights: LeastRights) -> None:
+    commands = Commands(store)
+
+    @commands.handles(Note)
+    def _(command: Note, context: CommandContext) -> str:
+        noted = [NewEvent("a.b", {"text": command.text})]
+        context.append(context.stream("a", "noted"), noted, expected_version=ANY)
+        return command.text
+
+    first = commands.execute(rights.app, Note("x"), idempotency_key="k")
+    assert commands.execute(rights.app, Note("x"), idempotency_key="k").repeated
+    assert first.position > 0
+
+    age = timedelta(microseconds=1)
+    with rights.worker.begin() as conn:
+        assert forget_executions(conn, store, older_than=age, dry_run=True) == 1
+        assert forget_executions(conn, store, older_than=age) == 1
 
 
 def test_the_worker_seals_the_reader_verifies_and_nobody_else_may_change_events(

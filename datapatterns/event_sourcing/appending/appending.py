@@ -21,8 +21,10 @@ from datapatterns.errors import (
     StreamArchivedError,
     VersionConflictError,
 )
+from datapatterns.event_sourcing.appending.noting import note_append
 from datapatterns.event_sourcing.content.encoding import EncodedEvent, refuse_readable
 from datapatterns.event_sourcing.events import (
+    START,
     VERSION_MAX,
     Appended,
     Expected,
@@ -65,7 +67,9 @@ def append_events(
     # By the driver's own statement: Core's execute costs as much again as the round trip.
     call = append_call(batch, schema=schema, guard=guard)
     outcome, version, position = conn.exec_driver_sql(*call).one()
-    return answered(batch, outcome, version, position)
+    appended = answered(batch, outcome, version, position)
+    note_append(conn, appended.position)
+    return appended
 
 
 def append_call(
@@ -98,10 +102,12 @@ def append_to_streams(
     # If one is refused, nothing was written, and the last row says why.
     for outcome, version, position, place in answers[-1:]:
         answered(ordered[place - 1], outcome, version, position)
-    return {
+    done = {
         ordered[place - 1].stream: answered(ordered[place - 1], outcome, version, position)
         for outcome, version, position, place in answers
     }
+    note_append(conn, max([one.position for one in done.values()], default=START))
+    return done
 
 
 def answered(batch: StreamBatch, outcome: str | bytes, version: int, position: int) -> Appended:

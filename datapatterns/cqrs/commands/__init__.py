@@ -1,0 +1,1 @@
+"""Commands: typed, decided by one handler each, executed once for each idempotency key."""
