@@ -16,6 +16,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("datapatterns_cli.doctor:doctor", "Ask every server whether it is there and fit."),
     "events": ("datapatterns_cli.events:events", "Look into the event store, move events."),
     "migrate": ("datapatterns_cli.migrate:migrate", "Create and upgrade the library's tables."),
+    "projections": (
+        "datapatterns_cli.projections:projections",
+        "Look at read models, move them on, share them out.",
+    ),
 }
 
 

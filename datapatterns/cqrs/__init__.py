@@ -16,7 +16,11 @@ from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.projections import Projections
-from datapatterns.cqrs.running.progress import ProjectionProgress, ProjectionStatus
+from datapatterns.cqrs.running.progress import (
+    ProjectionProgress,
+    ProjectionStatus,
+    SegmentStatus,
+)
 from datapatterns.cqrs.tables.differences import Difference, Verification
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "RedisChanges",
     "RedisProjection",
     "RedisView",
+    "SegmentStatus",
     "Verification",
     "forget_executions",
     "on",

@@ -33,7 +33,7 @@ from datapatterns.cqrs.running.running import (
     leased,
     run_pages,
 )
-from datapatterns.cqrs.running.status import list_statuses
+from datapatterns.cqrs.running.status import count_unseen, list_statuses
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.differences import Verification
 from datapatterns.cqrs.tables.projecting import TableRunner
@@ -304,6 +304,14 @@ class Projections:
             IsolationLevelError: The transaction is not READ COMMITTED.
         """
         return list_statuses(conn, self.store)
+
+    def events_behind(self, conn: Connection, status: ProjectionStatus) -> int:
+        """Return how many events a version has not seen: exactly, so it reads what they lie in.
+
+        Raises:
+            IsolationLevelError: The transaction is not READ COMMITTED.
+        """
+        return count_unseen(conn, self.store, status.position)
 
     @property
     def _tables(self) -> ProjectionTables:

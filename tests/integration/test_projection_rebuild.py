@@ -177,9 +177,9 @@ def test_a_long_rebuild_renews_its_lease_with_every_page(shop: Engine) -> None:
     def look(_done: ProjectionProgress) -> None:
         with shop.begin() as conn:
             leases.extend(
-                status.lease_until
+                status.segments[0].lease_until
                 for status in PROJECTIONS.status(conn)
-                if status.version == 2 and status.lease_until is not None
+                if status.version == 2 and status.segments[0].lease_until is not None
             )
 
     PROJECTIONS.rebuild(shop, Doubled, page_events=2, on_page=look)

@@ -24,28 +24,73 @@ class ProjectionProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentStatus:
+    """How one segment of a version stands: the keys that one worker at a time moves on.
+
+    Attributes:
+        shard: Which one; it owns the keys whose hash ends so.
+        mask: How much of the hash counts; 0 if the version is not split.
+        position: How far it is.
+        owner: Who has the lease, until ``lease_until``; None if nobody has.
+        error: Where it stopped and why: ``error``, ``message``, and if an event is to blame,
+            its ``position`` and ``event_type``.
+        parked: How many of its events wait for somebody who mends them.
+    """
+
+    shard: int
+    mask: int
+    position: Position
+    owner: str | None
+    lease_until: datetime | None
+    error: Mapping[str, Any] | None
+    parked: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProjectionStatus:
     """How one version of a projection stands.
 
     Attributes:
-        status: ``building``, ``live``, ``standby``, ``retired`` or ``failed``.
-        position: How far it is; one in Redis as its runner last confirmed.
+        kind: ``table`` or ``redis``.
+        status: ``building``, ``ready``, ``live``, ``standby``, ``retired`` or ``failed``.
+        mode: ``async``, or ``inline`` if appends move it on.
+        position: How far it is, that is the segment that is last; one in Redis as its runner last
+            confirmed.
         positions_behind: How much of the log it has not seen, gaps of undone appends included.
         seconds_behind: The age of the oldest event that it has not seen; 0 if there is none.
-        owner: Who has the lease, until ``lease_until``; None if nobody has.
-        error: Where it stopped and why: ``position``, ``event_type``, ``error``, ``message``.
+        segments: Its parts, by shard.
     """
 
     name: str
     version: int
     kind: str
     status: str
+    mode: str
     position: Position
     positions_behind: int
     seconds_behind: float
-    owner: str | None
-    lease_until: datetime | None
-    error: Mapping[str, Any] | None
+    segments: tuple[SegmentStatus, ...]
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Who has leases, each once."""
+        owners = (segment.owner for segment in self.segments)
+        return tuple(dict.fromkeys(owner for owner in owners if owner is not None))
+
+    @property
+    def owner(self) -> str | None:
+        """Who has the lease of the segment that is last; None if nobody has."""
+        return min(self.segments, key=lambda segment: segment.position).owner
+
+    @property
+    def error(self) -> Mapping[str, Any] | None:
+        """Where it stopped and why: the error of its first segment that has one."""
+        return next((one.error for one in self.segments if one.error is not None), None)
+
+    @property
+    def parked(self) -> int:
+        """How many of its events wait for somebody who mends them."""
+        return sum(segment.parked for segment in self.segments)
 
 
 def longest_prefix(

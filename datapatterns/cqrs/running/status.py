@@ -1,11 +1,14 @@
 """How far each projection is, in positions and in seconds, who runs it, and what stopped it."""
 
+from itertools import groupby
+
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
-from datapatterns.cqrs.running.progress import ProjectionStatus
+from datapatterns.cqrs.running.progress import ProjectionStatus, SegmentStatus
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.schema import event_tables
 from datapatterns.event_sourcing.store import EventStore
 
 
@@ -19,36 +22,57 @@ def list_statuses(conn: Connection, store: EventStore) -> list[ProjectionStatus]
             projections.c.version,
             projections.c.kind,
             projections.c.status,
+            projections.c.mode,
+            shards.c.shard,
+            shards.c.mask,
             shards.c.position,
             shards.c.owner,
             shards.c.lease_until,
             shards.c.error,
+            shards.c.parked,
         )
         .join_from(projections, shards)
-        .order_by(projections.c.name, projections.c.version)
+        .order_by(projections.c.name, projections.c.version, shards.c.shard)
     ).all()
     # After the checkpoints, so that it is not behind any of them.
     mark = store.high_water_mark(conn)
-    ages = {position: _seconds_behind(conn, store, position) for *_, position, _, _, _ in rows}
-    return [
-        ProjectionStatus(
-            name=name,
-            version=version,
-            kind=kind,
-            status=status,
-            position=Position(position),
-            positions_behind=max(0, mark - position),
-            seconds_behind=ages[position],
-            owner=owner,
-            lease_until=lease_until,
-            error=error,
+    ages: dict[Position, float] = {}
+    statuses = []
+    for version, of_version in groupby(rows, key=lambda row: row[:5]):
+        segments = tuple(
+            SegmentStatus(shard, mask, Position(position), owner, lease_until, error, parked)
+            for *_, shard, mask, position, owner, lease_until, error, parked in of_version
         )
-        for name, version, kind, status, position, owner, lease_until, error in rows
-    ]
+        position = min(segment.position for segment in segments)
+        if position not in ages:
+            ages[position] = _seconds_behind(conn, store, position)
+        name, number, kind, status, mode = version
+        statuses.append(
+            ProjectionStatus(
+                name=name,
+                version=number,
+                kind=kind,
+                status=status,
+                mode=mode,
+                position=position,
+                positions_behind=max(0, mark - position),
+                seconds_behind=ages[position],
+                segments=segments,
+            )
+        )
+    return statuses
 
 
-def _seconds_behind(conn: Connection, store: EventStore, position: int) -> float:
-    unseen = store.read_log(conn, Position(position), limit=1).events
+def count_unseen(conn: Connection, store: EventStore, position: Position) -> int:
+    """Return how many events that are final lie behind ``position``; those of all types count."""
+    mark = store.high_water_mark(conn)
+    events = event_tables(store.schema).events
+    unseen = select(func.count()).where(events.c.position > position, events.c.position <= mark)
+    return conn.execute(unseen).scalar_one()
+
+
+def _seconds_behind(conn: Connection, store: EventStore, position: Position) -> float:
+    unseen = store.read_log(conn, position, limit=1).events
     if not unseen:
         return 0.0
     now = conn.execute(select(func.clock_timestamp(type_=TIMESTAMP(timezone=True)))).scalar_one()

@@ -1,0 +1,21 @@
+"""`datapatterns projections`: how read models stand, and what is done with them."""
+
+import click
+
+from datapatterns_cli import projections_status
+from datapatterns_cli.shared_options import Group
+
+
+@click.group(cls=Group)
+def projections() -> None:
+    """Look at read models, move them on, and share them out over workers.
+
+    \b
+      datapatterns projections status --database-url postgresql://ann@db.example/shop
+      datapatterns projections run sales_by_product --app shop.data:layer
+      datapatterns projections split sales_by_product --into 4 --app shop.data:layer
+    """  # noqa: D301
+
+
+for _command in (projections_status.status,):
+    projections.add_command(_command)
