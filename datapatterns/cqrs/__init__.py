@@ -16,6 +16,9 @@ from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.projections import Projections
+from datapatterns.cqrs.reading.answering import rows_of
+from datapatterns.cqrs.reading.answers import Answer, Asked
+from datapatterns.cqrs.reading.tokens import Token, latest_token
 from datapatterns.cqrs.running.progress import (
     ProjectionProgress,
     ProjectionStatus,
@@ -25,7 +28,9 @@ from datapatterns.cqrs.tables.differences import Difference, Verification
 
 __all__ = [
     "DELETE",
+    "Answer",
     "AnyProjection",
+    "Asked",
     "AsyncRedisView",
     "CommandContext",
     "CommandHandlers",
@@ -40,7 +45,10 @@ __all__ = [
     "RedisProjection",
     "RedisView",
     "SegmentStatus",
+    "Token",
     "Verification",
     "forget_executions",
+    "latest_token",
     "on",
+    "rows_of",
 ]

@@ -21,7 +21,7 @@ from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.in_redis.redis_verifying import RedisReplay, verify_redis
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
-from datapatterns.cqrs.reading.waiting import behind, wait_for
+from datapatterns.cqrs.reading.reading import Reading
 from datapatterns.cqrs.running.declared import find_declared, refuse_twins
 from datapatterns.cqrs.running.leasing import read_build, read_position
 from datapatterns.cqrs.running.progress import ProjectionProgress, ProjectionStatus
@@ -50,7 +50,7 @@ LEASE_SECONDS_MAX: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class Projections:
+class Projections(Reading):
     """Moves read models on behind the log of ``store``, each event exactly once.
 
     Attributes:
@@ -157,39 +157,6 @@ class Projections:
                 lambda conn: self.position(conn, projection),
             )
             return work.run(conn, Target(until, deadline), on_page)
-
-    def wait(
-        self,
-        engine: Engine,
-        projection: type[AnyProjection],
-        token: Position,
-        *,
-        timeout_seconds: float,
-    ) -> Position:
-        """Return how far the read model is, once it shows everything up to ``token``.
-
-        Somebody else must be running the projection; this only looks.
-
-        Args:
-            engine: Where the checkpoints are.
-            projection: Whose read model is about to be read.
-            token: What an append returned as its position.
-            timeout_seconds: How long to wait at most.
-
-        Raises:
-            ReadModelBehindError: It does not show ``token`` in time.
-        """
-        position = wait_for(
-            engine,
-            lambda conn: self.position(conn, projection),
-            token,
-            timeout_seconds=timeout_seconds,
-            clock=self.clock,
-        )
-        if position is None or position < token:
-            with engine.connect() as conn:
-                raise behind(conn, self._tables, projection, position=position, token=token)
-        return position
 
     def rebuild(
         self,

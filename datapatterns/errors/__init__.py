@@ -19,9 +19,9 @@ DataPatternsError
 │                         IndexMissingError, IndexModeError
 │     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
 │                         SchemaOccupiedError, UnknownRevisionError
-│     projections         EvictionPolicyError, ProjectionDefinitionError, ProjectionStoppedError,
-│                         ProjectionVersionError, ReadModelDocumentError, ReadModelKeyError,
-│                         SegmentKeyError
+│     projections         EvictionPolicyError, ForeignTokenError, ProjectionDefinitionError,
+│                         ProjectionStoppedError, ProjectionVersionError, ReadModelDocumentError,
+│                         ReadModelKeyError, SegmentKeyError, TokenError
 │     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
 │                         ServerTooOldError, SettingsError
 │     shard_statements    MergeLimitError, MultiShardWriteError, ScatterRefusedError,
@@ -35,7 +35,7 @@ DataPatternsError
 ├── ConflictError         another writer won; reload, decide again
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
-│     projections         LeaseHeldError, LeaseLostError
+│     projections         LeaseHeldError, LeaseLostError, ReadModelMovedError
 │     shards              StaleShardMapError
 │     views               SnapshotOutdatedError
 ├── UnavailableError      a dependency did not answer; retry with backoff
@@ -151,6 +151,7 @@ from datapatterns.errors.migrations import (
 from datapatterns.errors.projections import (
     EvictionPolicyError,
     ForeignReadModelError,
+    ForeignTokenError,
     LeaseHeldError,
     LeaseLostError,
     LogChangedError,
@@ -162,7 +163,9 @@ from datapatterns.errors.projections import (
     ReadModelDamagedError,
     ReadModelDocumentError,
     ReadModelKeyError,
+    ReadModelMovedError,
     SegmentKeyError,
+    TokenError,
 )
 from datapatterns.errors.servers import (
     MissingExtraError,
@@ -248,6 +251,7 @@ __all__ = [
     "FaultRefusedError",
     "ForeignReadModelError",
     "ForeignSnapshotError",
+    "ForeignTokenError",
     "GroupMismatchError",
     "HistoryError",
     "IdempotencyKeyReusedError",
@@ -284,6 +288,7 @@ __all__ = [
     "ReadModelDamagedError",
     "ReadModelDocumentError",
     "ReadModelKeyError",
+    "ReadModelMovedError",
     "ReadOnlyServerError",
     "ScatterRefusedError",
     "SchemaDriftError",
@@ -309,6 +314,7 @@ __all__ = [
     "StreamCopyError",
     "SubjectForgottenError",
     "SubjectKeyError",
+    "TokenError",
     "TransactionInUseError",
     "UnavailableError",
     "UncacheableValueError",

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.running.bells import ring
 from datapatterns.cqrs.running.leasing import Lease, advance, release, take_over
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.registering import register_build, take_place
@@ -83,6 +84,7 @@ class TableRebuild:
             with resuming(conn, self._this):
                 self._swap(conn, leases, replay)
             failpoint("rebuild.swapped")
+            ring(self.store.schema, self.projection.name)
         return ProjectionProgress(events, done.position, caught_up=True)
 
     def _swap(self, conn: Connection, leases: list[Lease], replay: Replay) -> None:

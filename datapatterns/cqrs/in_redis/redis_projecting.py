@@ -14,6 +14,7 @@ from datapatterns.cqrs.in_redis.redis_checkpoint import DamagedError, LaterEpoch
 from datapatterns.cqrs.in_redis.redis_connection import memory_of, redis_answers
 from datapatterns.cqrs.in_redis.redis_keys import Place
 from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
+from datapatterns.cqrs.running.bells import ring
 from datapatterns.cqrs.running.leasing import (
     BarrierError,
     Lease,
@@ -147,6 +148,7 @@ class RedisRunner:
             lease = self._advance(conn, lease, position, error=record)
             if caught_up:
                 lease = promote(conn, self._tables, lease)
+        ring(self.store.schema, self.projection.name)
         if stopped is not None:
             raise stopped from stopped.__cause__
         return lease, ProjectionProgress(length, position, caught_up)

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, StatementError
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
+from datapatterns.cqrs.running.bells import ring
 from datapatterns.cqrs.running.leasing import BarrierError, Lease, advance, current_barrier
 from datapatterns.cqrs.running.progress import ProjectionProgress, longest_prefix
 from datapatterns.cqrs.running.segments import WHOLE, Segment
@@ -89,6 +90,7 @@ class TableRunner:
             with resuming(conn, self._a_page):
                 lease, progress, stopped = self._applicable_part(conn, lease)
         failpoint("projection.page-committed")
+        ring(self.store.schema, self.projection.name)
         if stopped is not None:
             raise stopped from stopped.__cause__
         return lease, progress
