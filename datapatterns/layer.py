@@ -28,8 +28,8 @@ from datapatterns.cqrs import (
     CommandHandlers,
     Commands,
     Executed,
-    Projection,
     Projections,
+    TableProjection,
     Token,
 )
 from datapatterns.cqrs.commands.commands import ExecuteOptions
@@ -283,7 +283,7 @@ class DataLayer:
 
     def query(
         self,
-        projection: type[Projection],
+        projection: type[TableProjection],
         ask: Callable[[Connection], T],
         **asked: Unpack[Asked],
     ) -> Answer[T]:
@@ -292,7 +292,7 @@ class DataLayer:
 
     async def query_async(
         self,
-        projection: type[Projection],
+        projection: type[TableProjection],
         ask: Callable[[Connection], T],
         **asked: Unpack[Asked],
     ) -> Answer[T]:

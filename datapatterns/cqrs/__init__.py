@@ -10,6 +10,7 @@ from datapatterns.cqrs.definition import (
     AnyProjection,
     Projection,
     RedisProjection,
+    TableProjection,
     on,
 )
 from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
@@ -24,7 +25,9 @@ from datapatterns.cqrs.running.progress import (
     ProjectionStatus,
     SegmentStatus,
 )
+from datapatterns.cqrs.set_definition import SetProjection, StoredShape
 from datapatterns.cqrs.tables.differences import Difference, Verification
+from datapatterns.cqrs.tables.upserting import upsert
 
 __all__ = [
     "DELETE",
@@ -45,10 +48,14 @@ __all__ = [
     "RedisProjection",
     "RedisView",
     "SegmentStatus",
+    "SetProjection",
+    "StoredShape",
+    "TableProjection",
     "Token",
     "Verification",
     "forget_executions",
     "latest_token",
     "on",
     "rows_of",
+    "upsert",
 ]

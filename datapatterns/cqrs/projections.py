@@ -35,8 +35,10 @@ from datapatterns.cqrs.running.running import (
 )
 from datapatterns.cqrs.running.status import count_unseen, list_statuses
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
+from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.differences import Verification
 from datapatterns.cqrs.tables.projecting import TableRunner
+from datapatterns.cqrs.tables.set_projecting import SetRunner
 from datapatterns.cqrs.tables.verifying import verify_table
 from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing.events import Position
@@ -96,7 +98,7 @@ class Projections(Reading):
         projection: type[AnyProjection],
         *,
         pages_max: int = 1,
-        page_events: int = 5_000,
+        page_events: int | None = None,
     ) -> ProjectionProgress:
         """Apply at most ``pages_max`` pages of events, each in a transaction of its own.
 
@@ -124,7 +126,7 @@ class Projections(Reading):
         *,
         until: Position | None = None,
         timeout_seconds: float = 60.0,
-        page_events: int = 5_000,
+        page_events: int | None = None,
         on_page: Callable[[ProjectionProgress], None] = lambda _: None,
     ) -> ProjectionProgress:
         """Return when the read model has reached ``until``, by this runner's work or another's.
@@ -134,7 +136,8 @@ class Projections(Reading):
             projection: What to run.
             until: Where to stop looking; unless given, the end of the log as it is now.
             timeout_seconds: After this much no further page is begun.
-            page_events: How many events one transaction applies at most.
+            page_events: How many events one transaction applies at most; unless given, as many as
+                the projection's class says.
             on_page: Called after each page, for a progress bar.
 
         Raises:
@@ -164,7 +167,7 @@ class Projections(Reading):
         projection: type[AnyProjection],
         *,
         timeout_seconds: float = 3_600.0,
-        page_events: int = 5_000,
+        page_events: int | None = None,
         on_page: Callable[[ProjectionProgress], None] = lambda _: None,
     ) -> ProjectionProgress:
         """Build the read model anew from the first event; other runners are fenced off.
@@ -177,7 +180,7 @@ class Projections(Reading):
             engine: Where the events and the checkpoints are.
             projection: What to rebuild; of a table, this version takes the place of all others.
             timeout_seconds: How long it may take in Redis.
-            page_events: How many events are folded at once.
+            page_events: How many events are applied at once.
             on_page: Called after each page, for a progress bar.
 
         Raises:
@@ -200,16 +203,16 @@ class Projections(Reading):
                 page_events=page_events,
                 on_page=on_page,
             )
-        return TableRebuild(self.store, runner.projection, self._terms(), page_events, on_page).run(
-            engine
-        )
+        return TableRebuild(
+            self.store, runner.projection, self._terms(), runner.page_events, on_page
+        ).run(engine)
 
     def verify(
         self,
         engine: Engine,
         projection: type[AnyProjection],
         *,
-        page_events: int = 5_000,
+        page_events: int | None = None,
         limit: int = 20,
     ) -> Verification:
         """Compare the read model with a replay of the log as of the same position.
@@ -220,7 +223,7 @@ class Projections(Reading):
         Args:
             engine: Where the events and the checkpoints are.
             projection: What to verify.
-            page_events: How many events are folded at once.
+            page_events: How many events are applied at once.
             limit: How many differences to return at most.
 
         Raises:
@@ -232,10 +235,10 @@ class Projections(Reading):
             raise ValueError(f"{limit} differences would look like none; ask for at least 1")
         runner = self._runner(projection, page_events)
         if isinstance(runner, RedisRunner):
-            replay = RedisReplay(self.store, runner.projection, page_events)
+            replay = RedisReplay(self.store, runner.projection, runner.page_events)
             return verify_redis(engine, replay, runner.model, limit=limit)
         return verify_table(
-            engine, self.store, runner.projection, page_events=page_events, limit=limit
+            engine, self.store, runner.projection, page_events=runner.page_events, limit=limit
         )
 
     def position(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
@@ -289,13 +292,17 @@ class Projections(Reading):
         return LeaseTerms(owner, self.lease_seconds)
 
     def _runner(
-        self, projection: type[AnyProjection], page_events: int
-    ) -> RedisRunner | TableRunner:
+        self, projection: type[AnyProjection], page_events: int | None
+    ) -> RedisRunner | TableRunner | SetRunner:
+        if page_events is None:
+            page_events = projection.page_events
         if issubclass(projection, RedisProjection):
             return RedisRunner(self.store, projection, self._in_redis(projection), page_events)
         if issubclass(projection, Projection):
             return TableRunner(self.store, projection, page_events)
-        raise TypeError(f"{projection.__name__} is neither a Projection nor a RedisProjection")
+        if issubclass(projection, SetProjection):
+            return SetRunner(self.store, projection, page_events)
+        raise TypeError(f"{projection.__name__} is no Projection, SetProjection or RedisProjection")
 
     def _in_redis(self, projection: type[RedisProjection]) -> RedisReadModel:
         if self.redis is None:

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import OID, REGCLASS
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
-from datapatterns.cqrs.definition import AnyProjection, Projection
+from datapatterns.cqrs.definition import AnyProjection, TableProjection
 from datapatterns.cqrs.reading.answers import Age, Answer, Attempted, Demand, Missed
 from datapatterns.cqrs.reading.log_identity import log_mark
 from datapatterns.cqrs.reading.tokens import Token, check_log
@@ -62,7 +62,7 @@ class Question(Generic[T]):
     """
 
     schema: str
-    projection: type[Projection]
+    projection: type[TableProjection]
     reached: Callable[[Connection], Position | None]
     ask: Callable[[Connection], T]
 
@@ -138,7 +138,7 @@ def read_age(
     return Age(Position(last or START), max(0.0, float(behind or 0)), int(aside or 0))
 
 
-def lock_names(conn: Connection, projection: type[Projection]) -> None:
+def lock_names(conn: Connection, projection: type[TableProjection]) -> None:
     """Keep the tables that the read model's names mean now, until the transaction ends."""
     places = {(conn.schema_for_object(each), each.name) for each in _targets(projection)}
     # In one order everywhere, or two who lock several could wait for each other.
@@ -149,11 +149,11 @@ def lock_names(conn: Connection, projection: type[Projection]) -> None:
     execute(conn, sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(names)))
 
 
-def _targets(projection: type[Projection]) -> list[Table]:
+def _targets(projection: type[TableProjection]) -> list[Table]:
     return [model.table for model in read_models_of(projection).values()]
 
 
-def _check_snapshot(conn: Connection, projection: type[Projection]) -> None:
+def _check_snapshot(conn: Connection, projection: type[TableProjection]) -> None:
     level, *same = conn.execute(
         select(
             func.current_setting("transaction_isolation", type_=Text),

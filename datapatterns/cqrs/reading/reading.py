@@ -10,7 +10,7 @@ from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from sqlalchemy import Connection, Engine
 
 from datapatterns.clock import Clock
-from datapatterns.cqrs.definition import AnyProjection, Projection, RedisProjection
+from datapatterns.cqrs.definition import AnyProjection, RedisProjection, TableProjection
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.reading.answering import Question
@@ -145,7 +145,7 @@ class Reading(ABC):
     def query(
         self,
         engine: Engine,
-        projection: type[Projection],
+        projection: type[TableProjection],
         ask: Callable[[Connection], T],
         **asked: Unpack[Asked],
     ) -> Answer[T]:
@@ -174,7 +174,7 @@ class Reading(ABC):
     async def query_async(
         self,
         engine: "AsyncEngine",
-        projection: type[Projection],
+        projection: type[TableProjection],
         ask: Callable[[Connection], T],
         **asked: Unpack[Asked],
     ) -> Answer[T]:
@@ -191,7 +191,7 @@ class Reading(ABC):
     def answer(
         self,
         conn: Connection,
-        projection: type[Projection],
+        projection: type[TableProjection],
         ask: Callable[[Connection], T],
         **asked: Unpack[Asked],
     ) -> Answer[T]:
@@ -274,7 +274,7 @@ class Reading(ABC):
         )
 
     def _question(
-        self, projection: type[Projection], ask: Callable[[Connection], T]
+        self, projection: type[TableProjection], ask: Callable[[Connection], T]
     ) -> Question[T]:
         return Question(
             self.store.schema, projection, lambda conn: self.position(conn, projection), ask

@@ -5,14 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
 from sqlalchemy import Column, Connection, MetaData, Table
 from sqlalchemy.schema import CreateTable, DropTable
 
-from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.definition import Projection, TableProjection
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.segments import WHOLE, Segment
+from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.projecting import (
     PageOfEvents,
     UnappliableError,
@@ -22,6 +23,7 @@ from datapatterns.cqrs.tables.projecting import (
     read_page,
 )
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
+from datapatterns.cqrs.tables.set_replaying import SetReplay
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
@@ -86,10 +88,14 @@ class Replay:
             apply_events(conn, self.store, self.projection, self.models, events, self.segment)
 
 
+AnyReplay: TypeAlias = Replay | SetReplay
+"""A replay of either kind of projection into tables."""
+
+
 @contextmanager
 def replayed(
-    conn: Connection, store: EventStore, projection: type[Projection], *, page_events: int
-) -> Iterator[Replay]:
+    conn: Connection, store: EventStore, projection: type[TableProjection], *, page_events: int
+) -> Iterator[AnyReplay]:
     """Give an empty replay; its table goes at the end, or with the connection."""
     models = _replay_models(projection)
     this = f"a replay of projection {projection.name}"
@@ -97,7 +103,7 @@ def replayed(
         for model in models.values():
             conn.execute(CreateTable(model.table))
     try:
-        yield Replay(store, projection, models, page_events)
+        yield _replay(store, projection, models, page_events)
     finally:
         if not conn.invalidated:
             with resuming(conn, this):
@@ -107,7 +113,7 @@ def replayed(
 
 def advance_replay(
     conn: Connection,
-    replay: Replay,
+    replay: AnyReplay,
     *,
     until: Position | None = None,
     in_page: Callable[[Connection], None] = lambda _: None,
@@ -143,8 +149,17 @@ def advance_replay(
             return done
 
 
+def _replay(
+    store: EventStore, projection: type[TableProjection], models: ReadModels, page_events: int
+) -> AnyReplay:
+    if issubclass(projection, SetProjection):
+        return SetReplay(store, projection, models, page_events)
+    assert issubclass(projection, Projection)
+    return Replay(store, projection, models, page_events)
+
+
 @cache
-def _replay_models(projection: type[Projection]) -> ReadModels:
+def _replay_models(projection: type[TableProjection]) -> ReadModels:
     replayed = {}
     for number, (into, model) in enumerate(read_models_of(projection).items()):
         name = f"replay{number}_of_{projection.name}"[:_IDENTIFIER_BYTES_MAX]

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, Engine, select
 
-from datapatterns.cqrs.definition import AnyProjection, Projection
+from datapatterns.cqrs.definition import AnyProjection, TableProjection
 from datapatterns.cqrs.running.leasing import read_live_version, read_position
 from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.running.segments import Segment
@@ -14,7 +14,7 @@ from datapatterns.cqrs.tables.differences import (
     find_differences,
 )
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
-from datapatterns.cqrs.tables.replaying import Replay, advance_replay, replayed
+from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
 from datapatterns.errors import DataPatternsError, ProjectionVersionError, ReadModelBuildingError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
@@ -24,7 +24,7 @@ from datapatterns.transactions import reading
 def verify_table(
     engine: Engine,
     store: EventStore,
-    projection: type[Projection],
+    projection: type[TableProjection],
     *,
     page_events: int,
     limit: int,
@@ -52,7 +52,7 @@ def verify_table(
             return _compare(conn, read_models_of(projection), replay, limit)
 
 
-def _compare(conn: Connection, models: ReadModels, replay: Replay, limit: int) -> Verification:
+def _compare(conn: Connection, models: ReadModels, replay: AnyReplay, limit: int) -> Verification:
     rows, differences = 0, list[Difference]()
     for table, model in models.items():
         rows += count_rows(conn, replay.models[table])
