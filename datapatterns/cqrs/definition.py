@@ -31,12 +31,17 @@ DELETE: Final = Outcome.DELETE
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One ``@on``: an event's class, the rows it concerns, and what it does to each."""
+    """One ``@on``: an event's class, the rows it concerns, and what it does to each.
+
+    Attributes:
+        key: In short for ``keys`` where it is one at most.
+    """
 
     event_class: type
     keys: Callable[[Any, RecordedEvent], Iterable[Hashable]] | None
     apply: Callable[[Any, Any, Any, RecordedEvent], object]
     into: type | None = None
+    key: Callable[[Any, RecordedEvent], Hashable] | None = None
 
 
 @overload
@@ -89,7 +94,7 @@ def on(
                 getattr(method, "__qualname__", "a method"),
                 "nothing awaits a handler, which only changes its row; write def, not async def",
             )
-        return Handler(event_class, keys if key is None else _only(key), method, into)
+        return Handler(event_class, keys if key is None else _only(key), method, into, key)
 
     return declare
 

@@ -13,8 +13,9 @@ from sqlalchemy import Connection, Engine, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.cqrs.definition import TableProjection
+from datapatterns.cqrs.running.advancing import advance
 from datapatterns.cqrs.running.bells import ring
-from datapatterns.cqrs.running.leasing import Lease, advance, release, take_over
+from datapatterns.cqrs.running.leasing import Lease, release, take_over
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.registering import register_build, take_place
 from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads

@@ -11,16 +11,15 @@ from sqlalchemy import Column, Connection, MetaData, Table
 from sqlalchemy.schema import CreateTable, DropTable
 
 from datapatterns.cqrs.definition import Projection, TableProjection
+from datapatterns.cqrs.running.paging import PageOfEvents, read_page
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.projecting import (
-    PageOfEvents,
     UnappliableError,
     apply_events,
     describe_stop,
     find_poison,
-    read_page,
 )
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
 from datapatterns.cqrs.tables.set_replaying import SetReplay
@@ -45,6 +44,7 @@ class Replay:
     page_events: int
     position: Position = START
     segment: Segment = WHOLE
+    mark: Position | None = None
 
     def of_segment(self, segment: Segment) -> "Replay":
         """Return a replay into the same table that goes on from here with some keys only."""
@@ -79,9 +79,17 @@ class Replay:
         return describe_stop(self.projection, page.events[length], error)[1]
 
     def _read(self, conn: Connection, until: Position | None) -> PageOfEvents:
-        return read_page(
-            conn, self.store, self.projection, self.position, self.page_events, until=until
+        page = read_page(
+            conn,
+            self.store,
+            self.projection,
+            self.position,
+            self.page_events,
+            until=until,
+            mark=self.mark,
         )
+        self.mark = page.mark
+        return page
 
     def _apply(self, conn: Connection, events: Sequence[RecordedEvent]) -> None:
         if events:
