@@ -31,17 +31,24 @@ DELETE: Final = Outcome.DELETE
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """One ``@on``: an event's class, the rows it concerns, and what it does to each.
-
-    Attributes:
-        key: In short for ``keys`` where it is one at most.
-    """
+    """One ``@on``: an event's class, the rows it concerns, and what it does to each."""
 
     event_class: type
     keys: Callable[[Any, RecordedEvent], Iterable[Hashable]] | None
     apply: Callable[[Any, Any, Any, RecordedEvent], object]
     into: type | None = None
-    key: Callable[[Any, RecordedEvent], Hashable] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OneKey:
+    """The ``keys`` of a handler that concerns one row at most."""
+
+    key: Callable[[Any, RecordedEvent], Hashable]
+
+    def __call__(self, event: object, meta: RecordedEvent) -> tuple[Hashable, ...]:
+        """Return no key or one."""
+        only = self.key(event, meta)
+        return () if only is None else (only,)
 
 
 @overload
@@ -94,19 +101,9 @@ def on(
                 getattr(method, "__qualname__", "a method"),
                 "nothing awaits a handler, which only changes its row; write def, not async def",
             )
-        return Handler(event_class, keys if key is None else _only(key), method, into, key)
+        return Handler(event_class, keys if key is None else OneKey(key), method, into)
 
     return declare
-
-
-def _only(
-    key: Callable[[E, RecordedEvent], Hashable],
-) -> Callable[[E, RecordedEvent], Iterable[Hashable]]:
-    def keys(event: E, meta: RecordedEvent) -> tuple[Hashable, ...]:
-        only = key(event, meta)
-        return () if only is None else (only,)
-
-    return keys
 
 
 class _Body(dict[str, Any]):

@@ -1,12 +1,11 @@
 """What a page of events does to rows; without a database."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
-from datapatterns.cqrs.definition import DELETE, AnyProjection, Handler, Projection
+from datapatterns.cqrs.definition import DELETE, AnyProjection, Handler, OneKey, Projection
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.event_sourcing.recorded import RecordedEvent
 
@@ -17,6 +16,10 @@ RowsByTable = dict[type, Rows]
 """The rows of each of a projection's tables, by its mapped class."""
 
 
+Keys: TypeAlias = Callable[[Any, RecordedEvent], Iterable[Hashable]]
+Apply: TypeAlias = Callable[[Any, Any, Any, RecordedEvent], object]
+
+
 class Step(msgspec.Struct, gc=False):
     """One event that concerns one row of one table.
 
@@ -25,7 +28,7 @@ class Step(msgspec.Struct, gc=False):
 
     table: type
     key: Hashable
-    apply: Callable[[Any, Any, Any, RecordedEvent], object]
+    apply: Apply
     event: object
     meta: RecordedEvent
 
@@ -39,35 +42,35 @@ def plan_steps(
 
     Only rows whose keys ``segment`` owns are among them.
     """
-    handlers = _tables_by_class(type(projection))
+    handlers = _plan(projection)
     owns_all, owns = segment == WHOLE, segment.owns
     steps: list[Step] = []
     add = steps.append
     for event, meta in decoded:
-        for table, handler in handlers.get(type(event), ()):
-            apply = handler.apply
-            if (key_of := handler.key) is not None:  # the rule, and half as much work
-                key = key_of(event, meta)
+        for table, keys_of, apply in handlers.get(type(event), ()):
+            if type(keys_of) is OneKey:  # the rule, and half as much work
+                key = keys_of.key(event, meta)
                 if key is not None and (owns_all or owns(key)):
                     add(Step(table, key, apply, event, meta))
-            elif (keys_of := handler.keys) is not None:
-                for key in dict.fromkeys(keys_of(event, meta)):
-                    if owns_all or owns(key):
-                        add(Step(table, key, apply, event, meta))
+                continue
+            for key in dict.fromkeys(keys_of(event, meta)):
+                if owns_all or owns(key):
+                    add(Step(table, key, apply, event, meta))
     return steps
 
 
-@cache
-def _tables_by_class(
-    projection: type[Projection],
-) -> Mapping[type, Sequence[tuple[type, Handler]]]:
+def _plan(projection: Projection) -> Mapping[type, Sequence[tuple[type, Keys, Apply]]]:
     return {
-        event_class: [(projection.table_of(handler), handler) for handler in handlers]
+        event_class: [
+            (projection.table_of(handler), handler.keys, handler.apply)
+            for handler in handlers
+            if handler.keys is not None
+        ]
         for event_class, handlers in handlers_by_class(projection).items()
     }
 
 
-def handlers_by_class(projection: AnyProjection | type[AnyProjection]) -> dict[type, list[Handler]]:
+def handlers_by_class(projection: AnyProjection) -> dict[type, list[Handler]]:
     """Return the handlers that an event's class meets, in the order they were declared."""
     handlers: dict[type, list[Handler]] = {}
     for handler in projection.handlers:
