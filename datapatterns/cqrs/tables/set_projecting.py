@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from datapatterns.cqrs.running.bells import ring
 from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
+from datapatterns.cqrs.running.bells import ring
 from datapatterns.cqrs.running.leasing import Lease
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.schema import projection_tables
