@@ -43,6 +43,7 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "migration.committed": "one database is migrated, and the next is not",
     "migration.revised": "the tables are changed, and not committed yet",
     "projection.lease-claimed": "a runner has a lease, and has not done anything yet",
+    "projection.mode-set": "a projection is to be kept in another way, not committed yet",
     "projection.page-applied": "rows are written, and the checkpoint is not moved yet",
     "projection.page-committed": "a page is committed, and the lease is not given back",
     "rebuild.leases-taken": "other runners are fenced off, and nothing is replayed yet",

@@ -21,9 +21,10 @@ from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.in_redis.redis_verifying import RedisReplay, verify_redis
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
-from datapatterns.cqrs.reading.reading import Reading
+from datapatterns.cqrs.reading.waiting import behind, wait_for
 from datapatterns.cqrs.running.declared import find_declared, refuse_twins
 from datapatterns.cqrs.running.leasing import read_build, read_position
+from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress, ProjectionStatus
 from datapatterns.cqrs.running.running import (
     CatchUp,
@@ -34,13 +35,12 @@ from datapatterns.cqrs.running.running import (
     run_pages,
 )
 from datapatterns.cqrs.running.status import count_unseen, list_statuses
+from datapatterns.cqrs.running.switching import Switch
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
-from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.differences import Verification
 from datapatterns.cqrs.tables.projecting import TableRunner
-from datapatterns.cqrs.tables.set_projecting import SetRunner
 from datapatterns.cqrs.tables.verifying import verify_table
-from datapatterns.errors import SettingsError
+from datapatterns.errors import ProjectionDefinitionError, ProjectionModeError, SettingsError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
@@ -52,7 +52,7 @@ LEASE_SECONDS_MAX: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class Projections(Reading):
+class Projections:
     """Moves read models on behind the log of ``store``, each event exactly once.
 
     Attributes:
@@ -98,7 +98,7 @@ class Projections(Reading):
         projection: type[AnyProjection],
         *,
         pages_max: int = 1,
-        page_events: int | None = None,
+        page_events: int = 5_000,
     ) -> ProjectionProgress:
         """Apply at most ``pages_max`` pages of events, each in a transaction of its own.
 
@@ -113,11 +113,14 @@ class Projections(Reading):
         if pages_max < 1:
             raise ValueError(f"{pages_max} pages move nothing on; ask for at least 1")
         runner = self._runner(projection, page_events)
-        with (
-            fresh_reads(engine) as conn,
-            leased(conn, self._tables, projection, self._terms()) as latest,
-        ):
-            return run_pages(conn, runner, latest, pages_max=pages_max)
+        try:
+            with (
+                fresh_reads(engine) as conn,
+                leased(conn, self._tables, projection, self._terms()) as latest,
+            ):
+                return run_pages(conn, runner, latest, pages_max=pages_max)
+        except ProjectionModeError:
+            return self._kept_by_appends(engine)
 
     def catch_up(
         self,
@@ -126,7 +129,7 @@ class Projections(Reading):
         *,
         until: Position | None = None,
         timeout_seconds: float = 60.0,
-        page_events: int | None = None,
+        page_events: int = 5_000,
         on_page: Callable[[ProjectionProgress], None] = lambda _: None,
     ) -> ProjectionProgress:
         """Return when the read model has reached ``until``, by this runner's work or another's.
@@ -136,8 +139,7 @@ class Projections(Reading):
             projection: What to run.
             until: Where to stop looking; unless given, the end of the log as it is now.
             timeout_seconds: After this much no further page is begun.
-            page_events: How many events one transaction applies at most; unless given, as many as
-                the projection's class says.
+            page_events: How many events one transaction applies at most.
             on_page: Called after each page, for a progress bar.
 
         Raises:
@@ -159,7 +161,83 @@ class Projections(Reading):
                 self.clock,
                 lambda conn: self.position(conn, projection),
             )
-            return work.run(conn, Target(until, deadline), on_page)
+            try:
+                return work.run(conn, Target(until, deadline), on_page)
+            except ProjectionModeError:
+                return self._kept_by_appends(engine)
+
+    def make_inline(
+        self,
+        engine: Engine,
+        projection: type[Projection],
+        *,
+        timeout_seconds: float = 60.0,
+        page_events: int = 5_000,
+    ) -> None:
+        """Let each append keep the read model from now on, in its own transaction.
+
+        The read model is brought to the end of the log, and switched in a moment in which nobody
+        appends: others wait in line for it, 0.3 seconds at most each time it is tried. From then
+        on a writer that does not keep it is refused by the database. Give the stores of all
+        writers `InlineProjections` first, which changes nothing by itself.
+
+        Args:
+            engine: Where the events and the read model are.
+            projection: The live version.
+            timeout_seconds: How long to catch up, and then to try, at most.
+            page_events: How many events one transaction applies at most.
+
+        Raises:
+            MissingRightsError: The role may not change how projections are kept.
+            ProjectionModeError: Another version is the live one.
+            ProjectionStoppedError: An event cannot be applied.
+            ReadModelBehindError: It did not catch up in time.
+            WritersInTheWayError: Somebody appended all the time.
+        """
+        self.catch_up(engine, projection, timeout_seconds=timeout_seconds, page_events=page_events)
+        self._switch(projection, page_events).to_inline(engine, timeout_seconds=timeout_seconds)
+
+    def make_async(
+        self, engine: Engine, projection: type[Projection], *, timeout_seconds: float = 60.0
+    ) -> None:
+        """Let runners move the read model on from now on, behind what appends have kept.
+
+        Raises: as `make_inline`.
+        """
+        self._switch(projection, page_events=1).to_async(engine, timeout_seconds=timeout_seconds)
+
+    def wait(
+        self,
+        engine: Engine,
+        projection: type[AnyProjection],
+        token: Position,
+        *,
+        timeout_seconds: float,
+    ) -> Position:
+        """Return how far the read model is, once it shows everything up to ``token``.
+
+        Somebody else must be running the projection; this only looks.
+
+        Args:
+            engine: Where the checkpoints are.
+            projection: Whose read model is about to be read.
+            token: What an append returned as its position.
+            timeout_seconds: How long to wait at most.
+
+        Raises:
+            ReadModelBehindError: It does not show ``token`` in time.
+        """
+        position = wait_for(
+            engine,
+            lambda conn: self.position(conn, projection),
+            token,
+            timeout_seconds=timeout_seconds,
+            clock=self.clock,
+        )
+        if position is None or position < token:
+            with engine.connect() as conn:
+                raise behind(conn, self._tables, projection, position=position, token=token)
+        return position
 
     def rebuild(
         self,
@@ -167,7 +245,7 @@ class Projections(Reading):
         projection: type[AnyProjection],
         *,
         timeout_seconds: float = 3_600.0,
-        page_events: int | None = None,
+        page_events: int = 5_000,
         on_page: Callable[[ProjectionProgress], None] = lambda _: None,
     ) -> ProjectionProgress:
         """Build the read model anew from the first event; other runners are fenced off.
@@ -180,7 +258,7 @@ class Projections(Reading):
             engine: Where the events and the checkpoints are.
             projection: What to rebuild; of a table, this version takes the place of all others.
             timeout_seconds: How long it may take in Redis.
-            page_events: How many events are applied at once.
+            page_events: How many events are folded at once.
             on_page: Called after each page, for a progress bar.
 
         Raises:
@@ -203,16 +281,16 @@ class Projections(Reading):
                 page_events=page_events,
                 on_page=on_page,
             )
-        return TableRebuild(
-            self.store, runner.projection, self._terms(), runner.page_events, on_page
-        ).run(engine)
+        return TableRebuild(self.store, runner.projection, self._terms(), page_events, on_page).run(
+            engine
+        )
 
     def verify(
         self,
         engine: Engine,
         projection: type[AnyProjection],
         *,
-        page_events: int | None = None,
+        page_events: int = 5_000,
         limit: int = 20,
     ) -> Verification:
         """Compare the read model with a replay of the log as of the same position.
@@ -223,7 +301,7 @@ class Projections(Reading):
         Args:
             engine: Where the events and the checkpoints are.
             projection: What to verify.
-            page_events: How many events are applied at once.
+            page_events: How many events are folded at once.
             limit: How many differences to return at most.
 
         Raises:
@@ -235,10 +313,10 @@ class Projections(Reading):
             raise ValueError(f"{limit} differences would look like none; ask for at least 1")
         runner = self._runner(projection, page_events)
         if isinstance(runner, RedisRunner):
-            replay = RedisReplay(self.store, runner.projection, runner.page_events)
+            replay = RedisReplay(self.store, runner.projection, page_events)
             return verify_redis(engine, replay, runner.model, limit=limit)
         return verify_table(
-            engine, self.store, runner.projection, page_events=runner.page_events, limit=limit
+            engine, self.store, runner.projection, page_events=page_events, limit=limit
         )
 
     def position(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
@@ -250,6 +328,8 @@ class Projections(Reading):
             ServerUnavailableError: It is in Redis, which does not answer.
         """
         if not issubclass(projection, RedisProjection):
+            if read_mode(conn, self._tables, projection) == "inline":
+                return self.store.high_water_mark(conn)
             return read_position(conn, self._tables, projection)
         build = read_build(conn, self._tables, projection)
         with redis_answers():
@@ -283,6 +363,18 @@ class Projections(Reading):
         """
         return count_unseen(conn, self.store, status.position)
 
+    def _kept_by_appends(self, engine: Engine) -> ProjectionProgress:
+        with fresh_reads(engine) as conn, reading(conn):
+            return ProjectionProgress(0, self.store.high_water_mark(conn), caught_up=True)
+
+    def _switch(self, projection: type[Projection], page_events: int) -> Switch:
+        runner = self._runner(projection, page_events)
+        if not isinstance(runner, TableRunner):
+            raise ProjectionDefinitionError(
+                projection.name, "only a Projection in tables can be kept inline"
+            )
+        return Switch(runner, self._terms(), self.clock)
+
     @property
     def _tables(self) -> ProjectionTables:
         return projection_tables(self.store.schema)
@@ -292,17 +384,13 @@ class Projections(Reading):
         return LeaseTerms(owner, self.lease_seconds)
 
     def _runner(
-        self, projection: type[AnyProjection], page_events: int | None
-    ) -> RedisRunner | TableRunner | SetRunner:
-        if page_events is None:
-            page_events = projection.page_events
+        self, projection: type[AnyProjection], page_events: int
+    ) -> RedisRunner | TableRunner:
         if issubclass(projection, RedisProjection):
             return RedisRunner(self.store, projection, self._in_redis(projection), page_events)
         if issubclass(projection, Projection):
             return TableRunner(self.store, projection, page_events)
-        if issubclass(projection, SetProjection):
-            return SetRunner(self.store, projection, page_events)
-        raise TypeError(f"{projection.__name__} is no Projection, SetProjection or RedisProjection")
+        raise TypeError(f"{projection.__name__} is neither a Projection nor a RedisProjection")
 
     def _in_redis(self, projection: type[RedisProjection]) -> RedisReadModel:
         if self.redis is None:

@@ -19,9 +19,10 @@ DataPatternsError
 │                         IndexMissingError, IndexModeError
 │     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
 │                         SchemaOccupiedError, UnknownRevisionError
-│     projections         EvictionPolicyError, ForeignTokenError, ProjectionDefinitionError,
-│                         ProjectionStoppedError, ProjectionVersionError, ReadModelDocumentError,
-│                         ReadModelKeyError, SegmentKeyError, TokenError
+│     projections         EvictionPolicyError, InlineKeyError, InlineProjectionError,
+│                         ProjectionDefinitionError, ProjectionModeError, ProjectionStoppedError,
+│                         ProjectionVersionError, ReadModelDocumentError, ReadModelKeyError,
+│                         SegmentKeyError
 │     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
 │                         ServerTooOldError, SettingsError
 │     shard_statements    MergeLimitError, MultiShardWriteError, ScatterRefusedError,
@@ -35,7 +36,7 @@ DataPatternsError
 ├── ConflictError         another writer won; reload, decide again
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
-│     projections         LeaseHeldError, LeaseLostError, ReadModelMovedError
+│     projections         LeaseHeldError, LeaseLostError
 │     shards              StaleShardMapError
 │     views               SnapshotOutdatedError
 ├── UnavailableError      a dependency did not answer; retry with backoff
@@ -43,7 +44,8 @@ DataPatternsError
 │     embedded            EmbeddedTimeoutError
 │     index_tables        IndexNotReadyError
 │     migrations          MigrationBlockedError
-│     projections         ReadModelBehindError, ReadModelBuildingError, ReadModelDamagedError
+│     projections         ReadModelBehindError, ReadModelBuildingError, ReadModelDamagedError,
+│                         WritersInTheWayError
 │     servers             ServerUnavailableError
 │     shards              ShardUnavailableError
 │     transactions        CommitUnansweredError
@@ -151,11 +153,13 @@ from datapatterns.errors.migrations import (
 from datapatterns.errors.projections import (
     EvictionPolicyError,
     ForeignReadModelError,
-    ForeignTokenError,
+    InlineKeyError,
+    InlineProjectionError,
     LeaseHeldError,
     LeaseLostError,
     LogChangedError,
     ProjectionDefinitionError,
+    ProjectionModeError,
     ProjectionStoppedError,
     ProjectionVersionError,
     ReadModelBehindError,
@@ -163,9 +167,8 @@ from datapatterns.errors.projections import (
     ReadModelDamagedError,
     ReadModelDocumentError,
     ReadModelKeyError,
-    ReadModelMovedError,
     SegmentKeyError,
-    TokenError,
+    WritersInTheWayError,
 )
 from datapatterns.errors.servers import (
     MissingExtraError,
@@ -251,7 +254,6 @@ __all__ = [
     "FaultRefusedError",
     "ForeignReadModelError",
     "ForeignSnapshotError",
-    "ForeignTokenError",
     "GroupMismatchError",
     "HistoryError",
     "IdempotencyKeyReusedError",
@@ -265,6 +267,8 @@ __all__ = [
     "IndexMissingError",
     "IndexModeError",
     "IndexNotReadyError",
+    "InlineKeyError",
+    "InlineProjectionError",
     "IsolationLevelError",
     "LeaseHeldError",
     "LeaseLostError",
@@ -280,6 +284,7 @@ __all__ = [
     "PayloadError",
     "PersonalFieldError",
     "ProjectionDefinitionError",
+    "ProjectionModeError",
     "ProjectionStoppedError",
     "ProjectionVersionError",
     "PurgeRefusedError",
@@ -288,7 +293,6 @@ __all__ = [
     "ReadModelDamagedError",
     "ReadModelDocumentError",
     "ReadModelKeyError",
-    "ReadModelMovedError",
     "ReadOnlyServerError",
     "ScatterRefusedError",
     "SchemaDriftError",
@@ -314,7 +318,6 @@ __all__ = [
     "StreamCopyError",
     "SubjectForgottenError",
     "SubjectKeyError",
-    "TokenError",
     "TransactionInUseError",
     "UnavailableError",
     "UncacheableValueError",
@@ -329,6 +332,7 @@ __all__ = [
     "ViewDiffersError",
     "ViewMissingError",
     "ViewNotPopulatedError",
+    "WritersInTheWayError",
     "WrongShardError",
 ]
 

@@ -55,6 +55,55 @@ class ProjectionStoppedError(ConfigurationError):
         self.event_type = event_type
 
 
+class InlineKeyError(ConfigurationError):
+    """A key of a projection that is kept inline depends on what the append is still to find out.
+
+    Attributes:
+        attribute: What of the event was asked for.
+        event_type: Which event.
+    """
+
+    def __init__(self, attribute: str, *, event_type: str) -> None:
+        super().__init__(
+            f"the {attribute} of {event_type} is not known before it is appended, and a projection"
+            " that is kept inline needs its keys by then; let key= depend on the event, its stream"
+            " and its metadata, or make the projection async"
+        )
+        self.attribute = attribute
+        self.event_type = event_type
+
+
+class InlineProjectionError(ConfigurationError):
+    """A projection that is kept inline refuses an event, so nothing was appended.
+
+    Attributes:
+        projection: Its name.
+        reason: What was raised.
+    """
+
+    def __init__(self, projection: str, *, reason: str) -> None:
+        super().__init__(
+            f"projection {projection} is kept inline and refuses what is to be appended: {reason};"
+            " mend the projection or the event, or make the projection async"
+        )
+        self.projection = projection
+        self.reason = reason
+
+
+class ProjectionModeError(ConfigurationError):
+    """This cannot be done to a projection that is kept inline, or only to one that is.
+
+    Attributes:
+        projection: Its name.
+        mode: How it is kept: ``inline`` or ``async``.
+    """
+
+    def __init__(self, projection: str, *, mode: str, advice: str) -> None:
+        super().__init__(f"projection {projection} is kept {mode}; {advice}")
+        self.projection = projection
+        self.mode = mode
+
+
 class ProjectionVersionError(ConfigurationError):
     """The read model was built by another version of its projection.
 
@@ -123,37 +172,6 @@ class SegmentKeyError(ConfigurationError):
         self.kind = kind
 
 
-class TokenError(ConfigurationError):
-    """What was sent as a token is none; it is not quoted, for anybody may have sent it.
-
-    Attributes:
-        detail: What is wrong with it.
-    """
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(
-            f"that is no token: {detail}; send back what a write has returned, unchanged"
-        )
-        self.detail = detail
-
-
-class ForeignTokenError(ConfigurationError):
-    """A token is of a log that is not this one, so no read model will ever show it.
-
-    Attributes:
-        position: Where it points to.
-        detail: How that is known.
-    """
-
-    def __init__(self, position: int, detail: str) -> None:
-        super().__init__(
-            f"the token of position {position} is of another log: {detail}; forget it and read"
-            " without one"
-        )
-        self.position = position
-        self.detail = detail
-
-
 class LeaseHeldError(ConflictError):
     """Another runner is at it.
 
@@ -187,41 +205,34 @@ class LeaseLostError(ConflictError):
         self.epoch = epoch
 
 
-class ReadModelMovedError(ConflictError):
-    """A read model became another one while it was read, so the answer would be of no moment.
+class WritersInTheWayError(UnavailableError):
+    """A moment in which nobody appends did not come in time, so nothing was changed.
 
     Attributes:
-        projection: Its name.
-        detail: What has happened.
+        projection: What was to be switched.
     """
 
-    def __init__(self, projection: str, detail: str) -> None:
-        super().__init__(f"{projection} {detail}; begin the reading again")
+    def __init__(self, projection: str, *, seconds: float) -> None:
+        super().__init__(
+            f"projection {projection} was not switched within {seconds:g} seconds: some transaction"
+            " that appends, or reads its table under a lock, stays open; see who with"
+            " EventStore.blockers, and try again"
+        )
         self.projection = projection
-        self.detail = detail
+        self.seconds = seconds
 
 
 class ReadModelBehindError(UnavailableError):
-    """A read model has not shown a write in time, or is older than it may be.
+    """A read model has not shown a write in time.
 
     Attributes:
         projection: Its name.
         position: How far it is; None if it was never run or its data are gone.
         token: How far it should have been.
-        stopped_by: What keeps it from going on, in words; None if it is only late.
-        reason: The same in a word: ``late``, ``idle`` (nobody runs it), ``building``,
-            ``stopped`` (by an event), ``version`` (another one is live) or ``snapshot`` (the
-            caller's is older).
     """
 
     def __init__(
-        self,
-        projection: str,
-        *,
-        position: int | None,
-        token: int,
-        stopped_by: str | None = None,
-        reason: str = "late",
+        self, projection: str, *, position: int | None, token: int, stopped_by: str | None = None
     ) -> None:
         where = "nowhere yet" if position is None else f"at position {position}"
         cause = f" ({stopped_by})" if stopped_by else ""
@@ -233,7 +244,6 @@ class ReadModelBehindError(UnavailableError):
         self.position = position
         self.token = token
         self.stopped_by = stopped_by
-        self.reason = reason
 
 
 class ReadModelBuildingError(UnavailableError):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 from sqlalchemy import Connection
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
+from datapatterns.event_sourcing.appending.keeping_inline import KeptInline
 from datapatterns.event_sourcing.content.codecs import PLAIN, Codecs
 from datapatterns.event_sourcing.content.contents import Contents
 from datapatterns.event_sourcing.events import Position
@@ -37,6 +38,7 @@ class StateStore:
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
     codecs: Codecs = field(default=PLAIN, repr=False)
     keys: SubjectKeys | None = field(default=None, repr=False)
+    inline: KeptInline | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         checked_schema(self.schema)
@@ -208,14 +210,7 @@ class StateStore:
             VersionConflictError: The stream has changed since the aggregate was loaded. Nothing
                 was written and the transaction is still usable; load it and decide again.
         """
-        return save_sourced(
-            conn,
-            sourced,
-            schema=self.schema,
-            types=self.types,
-            contents=self.contents,
-            metadata=metadata,
-        )
+        return save_sourced(self, conn, sourced, metadata=metadata)
 
     def save_snapshot(self, conn: Connection, sourced: Sourced, *, keep: int = 3) -> bool:
         """Store the state, so that later loads begin there; return whether it is new.

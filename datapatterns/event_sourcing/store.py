@@ -18,6 +18,7 @@ from datapatterns.event_sourcing.appending.batching import (
     stream_batch,
     stream_batches,
 )
+from datapatterns.event_sourcing.appending.keeping_inline import AppendedByStream, append_keeping
 from datapatterns.event_sourcing.appending.reading_tagged import read_tagged
 from datapatterns.event_sourcing.appending.tag_query import (
     Condition,
@@ -59,6 +60,8 @@ class EventStore(CommandStore):
         clock: Measures how long loads take, for snapshot policies.
         codecs: What is stored in place of plain JSON. SQL over the data needs plain JSON.
         keys: Of the persons whom personal fields are about; None if no event has such fields.
+        inline: Read models that are kept in the transaction of each append, see
+            `datapatterns.cqrs.InlineProjections`.
 
     Raises:
         SchemaNameError: The library's tables cannot live in a schema of that name.
@@ -113,8 +116,12 @@ class EventStore(CommandStore):
         wanted = StreamEvents(stream, events, expected_version, metadata, event_ids)
         batch = stream_batch(wanted, types=self.types)
         condition = guard(unless, stream, types=self.types)
-        sent = outgoing(conn, batch, self.contents)
-        return append_events(conn, sent, schema=self.schema, guard=condition)
+
+        def append() -> AppendedByStream:
+            sent = outgoing(conn, batch, self.contents)
+            return {stream: append_events(conn, sent, schema=self.schema, guard=condition)}
+
+        return append_keeping(self, conn, [batch], append)[stream]
 
     def append_to_streams(
         self,
@@ -140,8 +147,12 @@ class EventStore(CommandStore):
         """
         batches = stream_batches(wanted, types=self.types)
         condition = guard_of_all(unless, [one.stream for one in wanted], types=self.types)
-        sent = [outgoing(conn, batch, self.contents) for batch in batches]
-        return append_to_streams(conn, sent, schema=self.schema, guard=condition)
+
+        def append() -> AppendedByStream:
+            sent = [outgoing(conn, batch, self.contents) for batch in batches]
+            return append_to_streams(conn, sent, schema=self.schema, guard=condition)
+
+        return append_keeping(self, conn, batches, append)
 
     @overload
     def unit(self, place: Connection) -> AbstractContextManager[Unit]: ...

@@ -40,7 +40,7 @@ ALLOWED = {
     "cli/datapatterns_cli/migrate.py:_show_plan": PRINTED,
     "datapatterns/change_log/capture_statements.py:create_trigger": OURS,
     "datapatterns/change_log/capture_statements.py:_as_written": BY_POSTGRES,
-    "datapatterns/cqrs/building/rebuilding.py:_lock_writers_out": QUOTED,
+    "datapatterns/cqrs/tables/targets.py:lock_writers_out": QUOTED,
     "datapatterns/event_sourcing/appending/appending.py:append_events": COMPILED,
     "datapatterns/event_sourcing/appending/appending.py:append_to_streams": COMPILED,
     "datapatterns/event_sourcing/log/high_water.py:_present_mark": COMPILED,

@@ -9,13 +9,12 @@ on until then.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, Table, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.cqrs.definition import TableProjection
-from datapatterns.cqrs.running.advancing import advance
-from datapatterns.cqrs.running.bells import ring
-from datapatterns.cqrs.running.leasing import Lease, release, take_over
+from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.running.leasing import Lease, advance, release, take_over
+from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.registering import register_build, take_place
 from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads
@@ -23,9 +22,9 @@ from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.differences import delete_rows, store_rows
 from datapatterns.cqrs.tables.projecting import is_of_data, message_of
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
-from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
-from datapatterns.cqrs.tables.targets import quoted_table, resolve_targets
-from datapatterns.errors import ProjectionDefinitionError
+from datapatterns.cqrs.tables.replaying import Replay, advance_replay, replayed
+from datapatterns.cqrs.tables.targets import lock_writers_out, resolve_targets
+from datapatterns.errors import ProjectionDefinitionError, ProjectionModeError
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import resuming
@@ -33,10 +32,10 @@ from datapatterns.transactions import resuming
 
 @dataclass(frozen=True, slots=True)
 class TableRebuild:
-    """Rebuilds one projection into tables."""
+    """Rebuilds one `Projection`."""
 
     store: EventStore
-    projection: type[TableProjection]
+    projection: type[Projection]
     terms: LeaseTerms
     page_events: int
     on_page: Callable[[ProjectionProgress], None]
@@ -45,6 +44,12 @@ class TableRebuild:
         """Return when this version's rows are live."""
         with fresh_reads(engine) as conn:
             with resuming(conn, self._this):
+                if read_mode(conn, self._tables, self.projection) == "inline":
+                    raise ProjectionModeError(
+                        self.projection.name,
+                        mode="inline",
+                        advice="make it async, rebuild it, and make it inline again",
+                    )
                 register_build(conn, self._tables, self.projection)
                 leases = take_over(
                     conn,
@@ -85,15 +90,14 @@ class TableRebuild:
             with resuming(conn, self._this):
                 self._swap(conn, leases, replay)
             failpoint("rebuild.swapped")
-            ring(self.store.schema, self.projection.name)
         return ProjectionProgress(events, done.position, caught_up=True)
 
-    def _swap(self, conn: Connection, leases: list[Lease], replay: AnyReplay) -> None:
+    def _swap(self, conn: Connection, leases: list[Lease], replay: Replay) -> None:
         models = read_models_of(self.projection)
         # A page of a runner that has lost its lease may be under way, with locks on some rows. It
         # is waited for before any row is locked here, or the two could wait for each other.
         for model in models.values():
-            _lock_writers_out(conn, model.table)
+            lock_writers_out(conn, model.table)
         # Before the rows, which may take longer than a lease: whoever claims one now waits.
         mine = [lease for lease in leases if lease.version == self.projection.version]
         for other in leases:
@@ -112,11 +116,6 @@ class TableRebuild:
     @property
     def _tables(self) -> ProjectionTables:
         return projection_tables(self.store.schema)
-
-
-def _lock_writers_out(conn: Connection, table: Table) -> None:
-    # Not by text(), for which a colon or a percent sign in the name would mean something.
-    conn.exec_driver_sql("LOCK TABLE " + quoted_table(conn, table) + " IN SHARE ROW EXCLUSIVE MODE")
 
 
 def _replace(conn: Connection, models: ReadModels, replayed: ReadModels) -> None:

@@ -44,9 +44,12 @@ def list_statuses(conn: Connection, store: EventStore) -> list[ProjectionStatus]
             for *_, shard, mask, position, owner, lease_until, error, parked in of_version
         )
         position = min(segment.position for segment in segments)
+        name, number, kind, status, mode = version
+        if mode == "inline" and status == "live":  # runners have left its segments where they were
+            position = mark
+            ages.setdefault(mark, 0.0)
         if position not in ages:
             ages[position] = _seconds_behind(conn, store, position)
-        name, number, kind, status, mode = version
         statuses.append(
             ProjectionStatus(
                 name=name,

@@ -1,17 +1,14 @@
 """One page of the log into a table, in one transaction with the checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, StatementError
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
-from datapatterns.cqrs.running.bells import ring
-from datapatterns.cqrs.running.leasing import Lease
-from datapatterns.cqrs.running.paging import PageOfEvents, read_page
+from datapatterns.cqrs.running.leasing import BarrierError, Lease, advance, current_barrier
 from datapatterns.cqrs.running.progress import ProjectionProgress, longest_prefix
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.schema import projection_tables
@@ -25,7 +22,6 @@ from datapatterns.cqrs.tables.read_model import ReadModels
 from datapatterns.cqrs.tables.versions import read_models_for
 from datapatterns.errors import ProjectionStoppedError
 from datapatterns.event_sourcing.events import Position
-from datapatterns.event_sourcing.log.decoding import decode_each
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
@@ -47,18 +43,25 @@ class UnappliableError(Exception):
     """A page holds an event that cannot be applied; its cause says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class TableRunner:
-    """Moves a `Projection` on, page by page.
+class PageOfEvents(NamedTuple):
+    """Events that meet a handler, and up to where no other does.
 
     Attributes:
-        marks: Up to where the log was final when a segment last looked.
+        caught_up: Nothing further is to be read for now.
     """
+
+    events: Sequence[RecordedEvent]
+    checkpoint: Position
+    caught_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TableRunner:
+    """Moves a `Projection` on, page by page."""
 
     store: EventStore
     projection: type[Projection]
     page_events: int
-    marks: dict[Segment, Position | None] = field(default_factory=dict, repr=False, compare=False)
 
     def begin(self, _conn: Connection, lease: Lease) -> Lease:
         """Return the lease; its checkpoint is the truth, for it lies beside the rows."""
@@ -86,10 +89,17 @@ class TableRunner:
             with resuming(conn, self._a_page):
                 lease, progress, stopped = self._applicable_part(conn, lease)
         failpoint("projection.page-committed")
-        ring(self.store.schema, self.projection.name)
         if stopped is not None:
             raise stopped from stopped.__cause__
         return lease, progress
+
+    def page_within(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
+        """Apply one page in the caller's transaction.
+
+        Raises:
+            UnappliableError: It holds an event that cannot be applied; roll back.
+        """
+        return self._whole_page(conn, lease)
 
     def _whole_page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
         page = self._read(conn, lease)
@@ -118,17 +128,14 @@ class TableRunner:
         return lease, ProjectionProgress(length, before, caught_up=False), stopped
 
     def _read(self, conn: Connection, lease: Lease) -> PageOfEvents:
-        page = read_page(
+        return read_page(
             conn,
             self.store,
             self.projection,
             lease.position,
             self.page_events,
             until=current_barrier(conn, projection_tables(self.store.schema), lease),
-            mark=self.marks.get(lease.segment),
         )
-        self.marks[lease.segment] = page.mark
-        return page
 
     def _apply(self, conn: Connection, lease: Lease, events: Sequence[RecordedEvent]) -> None:
         models = read_models_for(self.projection, lease.status)
@@ -150,13 +157,63 @@ class TableRunner:
         return f"a page of projection {self.projection.name}"
 
 
-def apply_events(
+def read_page(
+    conn: Connection,
+    store: EventStore,
+    projection: type[AnyProjection],
+    after: Position,
+    limit: int,
+    *,
+    until: Position | None = None,
+) -> PageOfEvents:
+    """Return the next page of the events that meet a handler of ``projection``.
+
+    Args:
+        conn: A connection in a transaction.
+        store: Where the events are.
+        projection: Whose handlers.
+        after: The checkpoint.
+        limit: At most so many events.
+        until: Nothing behind this position.
+
+    Raises:
+        CheckpointError: ``after`` lies beyond the log.
+        EventTypeError: A handler's class is not an event.
+    """
+    if until is not None and until <= after:
+        return PageOfEvents([], after, caught_up=True)
+    page = store.read_log(
+        conn, after, limit=limit, event_types=sorted(stored_types(store, projection))
+    )
+    if until is None or page.checkpoint < until:
+        return PageOfEvents(page.events, page.checkpoint, page.caught_up)
+    return PageOfEvents(
+        [event for event in page.events if event.position <= until], until, caught_up=True
+    )
+
+
+def stored_types(store: EventStore, projection: type[AnyProjection]) -> set[str]:
+    """Return the names under which events are stored that meet a handler of ``projection``.
+
+    Raises:
+        EventTypeError: A handler's class is not an event.
+    """
+    return {
+        name
+        for handler in projection.handlers
+        for name in store.types.stored_names(handler.event_class)
+    }
+
+
+def apply_events(  # noqa: PLR0913 -- what is applied to what
     conn: Connection,
     store: EventStore,
     projection: type[Projection],
     models: ReadModels,
     events: Sequence[RecordedEvent],
     segment: Segment = WHOLE,
+    *,
+    check_deferred: bool = True,
 ) -> None:
     """Fold ``events`` into the rows of ``models``: read them at once, write them at once.
 
@@ -165,13 +222,14 @@ def apply_events(
     """
     try:
         instance = projection()
-        steps = plan_steps(instance, decode_each(store.types, events), segment)
+        decoded = ((event, meta) for meta in events for event in store.decode(meta))
+        steps = plan_steps(instance, decoded, segment)
         rows = {
             table: models[table].fetch(conn, keys) for table, keys in keys_by_table(steps).items()
         }
         new_row = {table: model.new_row for table, model in models.items()}
         fold_steps(instance, steps, rows, new_row=new_row)
-        write_rows(conn, models, rows)
+        write_rows(conn, models, rows, check_deferred=check_deferred)
     except DBAPIError as error:
         # What the data did stops the projection; a lost connection, a deadlock or a missing
         # table is not the event's fault.
@@ -182,16 +240,18 @@ def apply_events(
         raise UnappliableError from error
 
 
-def write_rows(conn: Connection, models: ReadModels, rows: RowsByTable) -> None:
+def write_rows(
+    conn: Connection, models: ReadModels, rows: RowsByTable, *, check_deferred: bool = True
+) -> None:
     """Store what a fold has left, each table in one statement, and check it at once."""
     written = [(model, rows[table]) for table, model in models.items() if table in rows]
     for model, of_table in reversed(written):  # what refers to others goes before them
         model.delete(conn, of_table)
     for model, of_table in written:
         model.upsert(conn, of_table)
-    if written:
+    if written and check_deferred:
         # Now, not at the commit, where nobody would know that it was an event.
-        conn.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+        conn.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
 
 
 def is_of_data(error: DBAPIError) -> bool:

@@ -3,7 +3,7 @@
 from sqlalchemy import Connection, Table, func, literal, select
 from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
-from datapatterns.cqrs.definition import AnyProjection, TableProjection
+from datapatterns.cqrs.definition import AnyProjection, Projection
 from datapatterns.cqrs.tables.read_model import read_models_of
 
 
@@ -14,9 +14,15 @@ def quoted_table(conn: Connection, table: Table) -> str:
     return quote(table.name) if schema is None else f"{quote(schema)}.{quote(table.name)}"
 
 
+def lock_writers_out(conn: Connection, table: Table) -> None:
+    """Wait for those who write ``table``, and keep others from it until the transaction ends."""
+    # Not by text(), for which a colon or a percent sign in the name would mean something.
+    conn.exec_driver_sql("LOCK TABLE " + quoted_table(conn, table) + " IN SHARE ROW EXCLUSIVE MODE")
+
+
 def resolve_targets(conn: Connection, projection: type[AnyProjection]) -> list[str]:
     """Return the names of its live tables with their schema, sorted; none if it is in Redis."""
-    if not issubclass(projection, TableProjection):
+    if not issubclass(projection, Projection):
         return []
     return sorted(_resolved(conn, model.table) for model in read_models_of(projection).values())
 

@@ -1,11 +1,12 @@
 """Compare a read model with what the log says, as of the same position."""
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, func, select
 
-from datapatterns.cqrs.definition import AnyProjection, TableProjection
+from datapatterns.cqrs.definition import AnyProjection, Projection
 from datapatterns.cqrs.running.leasing import read_live_version, read_position
+from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.running import fresh_reads
-from datapatterns.cqrs.running.segments import Segment
+from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.differences import (
     Difference,
@@ -13,8 +14,9 @@ from datapatterns.cqrs.tables.differences import (
     count_rows,
     find_differences,
 )
+from datapatterns.cqrs.tables.inline_locks import mode_lock
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
-from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
+from datapatterns.cqrs.tables.replaying import Replay, advance_replay, replayed
 from datapatterns.errors import DataPatternsError, ProjectionVersionError, ReadModelBuildingError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
@@ -24,7 +26,7 @@ from datapatterns.transactions import reading
 def verify_table(
     engine: Engine,
     store: EventStore,
-    projection: type[TableProjection],
+    projection: type[Projection],
     *,
     page_events: int,
     limit: int,
@@ -52,7 +54,7 @@ def verify_table(
             return _compare(conn, read_models_of(projection), replay, limit)
 
 
-def _compare(conn: Connection, models: ReadModels, replay: AnyReplay, limit: int) -> Verification:
+def _compare(conn: Connection, models: ReadModels, replay: Replay, limit: int) -> Verification:
     rows, differences = 0, list[Difference]()
     for table, model in models.items():
         rows += count_rows(conn, replay.models[table])
@@ -64,8 +66,14 @@ def _compare(conn: Connection, models: ReadModels, replay: AnyReplay, limit: int
 def _hold(
     conn: Connection, store: EventStore, projection: type[AnyProjection]
 ) -> dict[Segment, Position]:
+    tables = projection_tables(store.schema)
+    if read_mode(conn, tables, projection) == "inline":
+        # Appends under way end first; others wait until the comparison is done.
+        conn.execute(select(func.pg_advisory_xact_lock(mode_lock(store.schema, projection.name))))
+        if read_mode(conn, tables, projection) == "inline":
+            return {WHOLE: store.high_water_mark(conn)}
     # A page under way may write its rows, but cannot commit them before these rows are free again.
-    shards = projection_tables(store.schema).shards
+    shards = tables.shards
     held = conn.execute(
         select(shards.c.shard, shards.c.mask, shards.c.position)
         .where(shards.c.name == projection.name, shards.c.version == projection.version)

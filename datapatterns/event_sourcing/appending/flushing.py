@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from datapatterns.event_sourcing.appending.appending import append_to_streams
 from datapatterns.event_sourcing.appending.batching import check_size, guard_of_all, outgoing
+from datapatterns.event_sourcing.appending.keeping_inline import AppendedByStream, append_keeping
 from datapatterns.event_sourcing.appending.pending import PendingAppends
 from datapatterns.event_sourcing.events import Appended, StreamId
 from datapatterns.event_sourcing.states.saving import note_saved, unsaved_batch
@@ -49,29 +50,28 @@ class Work:
         refuse_autocommit(conn)
         self.pending.check_unspoilt()
         store, contents = self.store, self.store.contents
-        batches = [outgoing(conn, batch, contents) for batch in self.pending.merged.values()]
+        merged = list(self.pending.merged.values())
         saved = []
         for saving in self.pending.savings:
             unsaved = unsaved_batch(
-                conn,
-                saving.sourced,
-                again=saving.again,
-                types=store.types,
-                contents=contents,
-                metadata=saving.metadata,
+                saving.sourced, again=saving.again, types=store.types, metadata=saving.metadata
             )
             if unsaved is not None:
-                saved.append((saving.sourced, unsaved[0]))
-                batches.append(unsaved[1])
-        check_size(batches)
-        streams = [batch.stream for batch in batches]
+                saved.append((saving.sourced, unsaved))
+        plain = merged + [unsaved.plain for _, unsaved in saved]
+        check_size(plain)
+        streams = [batch.stream for batch in plain]
         guard = guard_of_all(self.pending.condition, streams, types=store.types)
-        done = {}
-        if batches:
-            done = append_to_streams(conn, batches, schema=store.schema, guard=guard)
+
+        def append() -> AppendedByStream:
+            batches = [outgoing(conn, batch, contents) for batch in merged]
+            batches += [unsaved.outgoing(conn, contents) for _, unsaved in saved]
+            return append_to_streams(conn, batches, schema=store.schema, guard=guard)
+
+        done = append_keeping(store, conn, plain, append) if plain else {}
         # Only now: after a conflict, a second COMMIT must not go through without the events.
-        for sourced, batch in saved:
-            note_saved(sourced, batch, done[sourced.stream].position)
+        for sourced, unsaved in saved:
+            note_saved(sourced, unsaved.batch, done[sourced.stream].position)
         self.sent |= done
         self.pending.clear()
 

@@ -1,0 +1,235 @@
+"""Read models that are kept in the transaction of the append: never behind, at the writer's price.
+
+Several appends may change one row at the same time. So before its positions are drawn, an append
+locks the keys of the rows that its events concern: whoever comes next reads the row after this
+transaction has ended, and has later positions. So the row is the fold in the order of the log, as
+it is for a projection that follows the log.
+
+Whether a projection is kept inline is written down in the database, and changed while nobody
+appends (see `switching`). Each append holds a shared lock on that, and looks after it has it. A
+writer that does not know of the projection is refused by a trigger.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from sqlalchemy import ARRAY, Connection, Select, Text, any_, bindparam, func, select, text
+
+from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.running.segments import key_digest
+from datapatterns.cqrs.schema import projection_tables
+from datapatterns.cqrs.tables.coming_events import coming_events
+from datapatterns.cqrs.tables.folding import plan_steps
+from datapatterns.cqrs.tables.inline_locks import key_lock, keys_lock, mode_lock
+from datapatterns.cqrs.tables.projecting import (
+    UnappliableError,
+    apply_events,
+    message_of,
+    stored_types,
+)
+from datapatterns.cqrs.tables.read_model import read_models_of
+from datapatterns.errors import (
+    InlineKeyError,
+    InlineProjectionError,
+    IsolationLevelError,
+    ProjectionDefinitionError,
+    ProjectionVersionError,
+)
+from datapatterns.event_sourcing import EventStore, RecordedEvent
+from datapatterns.event_sourcing.appending.appending import StreamBatch
+from datapatterns.event_sourcing.appending.keeping_inline import KEPT_INLINE, AppendedByStream
+
+KEYS_MAX: Final = 500
+"""Of how many rows one append locks the keys; for more it has the projection to itself.
+
+Each lock takes a place in a table of the server that all share.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class InlineProjections:
+    """Keeps projections in the transaction of each append, of those that are switched to inline.
+
+    Given to an `EventStore` as ``inline=``. A projection is switched by `Projections.make_inline`,
+    and back by `Projections.make_async`; until then it costs each append two round trips.
+
+    Args:
+        projections: Those that may be kept inline.
+
+    Raises:
+        ProjectionDefinitionError: One is not a `Projection`, or two have one name.
+    """
+
+    projections: tuple[type[Projection], ...]
+
+    def __post_init__(self) -> None:
+        names = set()
+        for projection in self.projections:
+            if not issubclass(projection, Projection):
+                raise ProjectionDefinitionError(
+                    projection.name, "only a Projection in tables can be kept inline"
+                )
+            if projection.name in names:
+                raise ProjectionDefinitionError(
+                    projection.name, "one version of a projection is kept inline, not two"
+                )
+            names.add(projection.name)
+
+    def append(
+        self,
+        store: EventStore,
+        conn: Connection,
+        batches: Sequence[StreamBatch],
+        append: Callable[[], AppendedByStream],
+    ) -> AppendedByStream:
+        """Call ``append``, and change the rows that its events concern.
+
+        Raises:
+            InlineKeyError: A key depends on what is not known before the append.
+            InlineProjectionError: A projection refuses an event. Nothing was appended, and the
+                transaction is still usable.
+            IsolationLevelError: The transaction is not READ COMMITTED, so it may not see rows
+                that committed since it began.
+            ProjectionVersionError: Another version is kept inline.
+        """
+        kept = self._kept(conn, store.schema)
+        if not kept:
+            return append()
+        coming = coming_events(batches)
+        concerned = [
+            (projection, types)
+            for projection, types in ((p, stored_types(store, p)) for p in kept)
+            if any(event.event_type in types for event in coming)
+        ]
+        _lock_keys(conn, store, kept, [(p, _of_types(coming, types)) for p, types in concerned])
+        if not concerned:
+            return append()
+        # So that an error leaves neither the events nor half of what follows from them.
+        with conn.begin_nested():
+            appended = append()
+            events = _read_back(store, conn, batches, appended)
+            for projection, types in concerned:
+                _apply(conn, store, projection, _of_types(events, types))
+        return appended
+
+    def _kept(self, conn: Connection, schema: str) -> list[type[Projection]]:
+        declared = {projection.name: projection for projection in self.projections}
+        if not declared:
+            return []
+        locks = sorted(mode_lock(schema, name) for name in declared)
+        conn.execute(_SHARED_LOCKS, {"keys": locks})
+        # A later statement: the lock may have been waited for.
+        kept = []
+        for name, version, isolation in conn.execute(_modes(schema), {"names": [*declared]}):
+            if isolation != "read committed":
+                raise IsolationLevelError(found=isolation, needed="read committed")
+            if version != declared[name].version:
+                raise ProjectionVersionError(name, declared=declared[name].version, live=version)
+            kept.append(declared[name])
+        return kept
+
+
+def _of_types(events: Sequence[RecordedEvent], types: Collection[str]) -> list[RecordedEvent]:
+    return [event for event in events if event.event_type in types]
+
+
+def _lock_keys(
+    conn: Connection,
+    store: EventStore,
+    kept: Sequence[type[Projection]],
+    coming: Sequence[tuple[type[Projection], Sequence[RecordedEvent]]],
+) -> None:
+    shared, exclusive = set(), set()
+    for projection, events in coming:
+        digests = _key_digests(store, projection, events)
+        if len(digests) > KEYS_MAX:
+            exclusive.add(keys_lock(store.schema, projection.name))
+        else:
+            shared.add(keys_lock(store.schema, projection.name))
+            exclusive |= {key_lock(store.schema, projection.name, digest) for digest in digests}
+    said = ",".join(f"{projection.name}:{projection.version}" for projection in kept)
+    locks = {"shared": sorted(shared), "exclusive": sorted(exclusive), "said": said}
+    conn.execute(_KEY_LOCKS, locks)
+
+
+def _key_digests(
+    store: EventStore, projection: type[Projection], events: Sequence[RecordedEvent]
+) -> set[bytes]:
+    try:
+        decoded = [(event, meta) for meta in events for event in store.decode(meta)]
+        return {key_digest(step.key) for step in plan_steps(projection(), decoded)}
+    except InlineKeyError:
+        raise
+    except Exception as error:  # the application's code may raise anything
+        raise _refused(projection, error) from error
+
+
+def _read_back(
+    store: EventStore,
+    conn: Connection,
+    batches: Sequence[StreamBatch],
+    appended: AppendedByStream,
+) -> list[RecordedEvent]:
+    events: list[RecordedEvent] = []
+    for batch in batches:
+        done, count = appended[batch.stream], len(batch.encoded)
+        if not done.repeated:  # the first time, its rows were changed as well
+            events += store.read_stream(
+                conn,
+                batch.stream,
+                after_version=done.version - count,
+                to_version=done.version,
+                limit=count,
+            )
+    return sorted(events, key=lambda event: event.position)
+
+
+def _apply(
+    conn: Connection,
+    store: EventStore,
+    projection: type[Projection],
+    events: Sequence[RecordedEvent],
+) -> None:
+    try:
+        models = read_models_of(projection)
+        # Constraints of the caller may be deferred, so they are left alone: at the COMMIT they
+        # undo the events as well.
+        apply_events(conn, store, projection, models, events, check_deferred=False)
+    except UnappliableError as error:
+        cause = error.__cause__ or error
+        raise _refused(projection, cause) from cause
+
+
+def _refused(projection: type[Projection], error: BaseException) -> InlineProjectionError:
+    return InlineProjectionError(
+        projection.name, reason=f"{type(error).__name__}: {message_of(error)}"
+    )
+
+
+_SHARED_LOCKS: Final = text(
+    "SELECT pg_advisory_xact_lock_shared(key) FROM unnest(CAST(:keys AS bigint[])) AS k (key)"
+)
+_KEY_LOCKS: Final = text(
+    "SELECT set_config(:setting, :said, true),"
+    " (SELECT count(pg_advisory_xact_lock_shared(key))"
+    " FROM unnest(CAST(:shared AS bigint[])) AS s (key)),"
+    " (SELECT count(pg_advisory_xact_lock(key))"
+    " FROM unnest(CAST(:exclusive AS bigint[])) AS e (key))"
+).bindparams(setting=KEPT_INLINE)
+"""In the order of the lists, which are sorted: whoever appends once waits in a line, not a ring."""
+
+
+@cache
+def _modes(schema: str) -> Select[str, int, str]:
+    projections = projection_tables(schema).projections.c
+    return select(
+        projections.name,
+        projections.version,
+        func.current_setting("transaction_isolation", type_=Text),
+    ).where(
+        projections.name == any_(bindparam("names", type_=ARRAY(Text))),
+        projections.mode == "inline",
+        projections.status == "live",
+    )
