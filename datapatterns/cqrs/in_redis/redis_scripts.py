@@ -10,8 +10,9 @@ ADOPT: Final = """
 local c = redis.call('HMGET', KEYS[1], 'build', 'epoch', 'position', 'clearing', 'torn', 'witness')
 if (tonumber(c[2] or 0) or 0) > tonumber(ARGV[2]) then return 'later' end
 if c[1] ~= ARGV[1] or c[4] or c[5] then return 'reset' end
+if not c[3] or (c[3] ~= '0' and not c[6]) then return 'reset' end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[2])
-return {c[3] or '', c[6] or ''}
+return {c[3], c[6] or ''}
 """
 
 APPLY: Final = """
