@@ -227,6 +227,8 @@ class RedisRunner:
     def _ours(self, conn: Connection, lease: Lease) -> Iterator[None]:
         try:
             yield
+        except DamagedError as error:  # flushed while it was cleared
+            raise LeaseLostError(self._resource, epoch=lease.epoch) from error
         except LaterEpochError as error:
             with reading(conn):
                 if not is_latest(conn, self._tables, lease):

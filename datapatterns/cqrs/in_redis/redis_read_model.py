@@ -115,6 +115,7 @@ class RedisReadModel:
         Redis, in small steps: a list of keys could be lost as they can.
 
         Raises:
+            DamagedError: Redis has lost everything meanwhile.
             LaterEpochError: The caller's lease is not the latest that wrote here.
         """
         self._clear_all(ticket, target=target, then="build")
@@ -125,6 +126,7 @@ class RedisReadModel:
         What refuses its last runners stays behind for two days.
 
         Raises:
+            DamagedError: Redis has lost everything meanwhile.
             LaterEpochError: The caller's lease is not the latest that wrote here.
         """
         self._clear_all(ticket, target=Position(0), then="forget")
@@ -138,10 +140,14 @@ class RedisReadModel:
             then: With ``build`` it may begin, with ``forget`` none will.
 
         Raises:
+            DamagedError: Redis has lost that it was about to be cleared.
             LaterEpochError: The caller's lease is not the latest that wrote here.
         """
         arguments = (*ticket.arguments, then, str(TOMBSTONE_SECONDS))
-        if not self._script(CLEAR, [self.keys.checkpoint, *leftovers], arguments):
+        answer = self._script(CLEAR, [self.keys.checkpoint, *leftovers], arguments)
+        if answer == _DAMAGED:
+            raise DamagedError
+        if not answer:
             raise LaterEpochError
 
     def stored(self, places: Iterable[Place], after: Position) -> Found | None:

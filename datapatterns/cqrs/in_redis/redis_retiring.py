@@ -1,8 +1,8 @@
 """Remove a version of a read model that nobody reads any more from Redis."""
 
-from sqlalchemy import Connection, func, update
+from sqlalchemy import Connection, exists, func, update
 
-from datapatterns.cqrs.in_redis.redis_checkpoint import LaterEpochError, Ticket
+from datapatterns.cqrs.in_redis.redis_checkpoint import DamagedError, LaterEpochError, Ticket
 from datapatterns.cqrs.in_redis.redis_connection import redis_answers
 from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.schema import ProjectionTables
@@ -18,7 +18,7 @@ def remove_from_redis(conn: Connection, tables: ProjectionTables, model: RedisRe
 
     Raises:
         CommitUnansweredError: The connection broke during a COMMIT; do it again.
-        LeaseLostError: Somebody has taken the version up again.
+        LeaseLostError: Somebody has taken the version up again, or Redis was emptied meanwhile.
         ProjectionDefinitionError: The version is not retired.
         ServerUnavailableError: Redis does not answer; do it again.
     """
@@ -29,22 +29,21 @@ def remove_from_redis(conn: Connection, tables: ProjectionTables, model: RedisRe
             ticket = _fence(conn, tables, model)
         try:
             model.remove(ticket)
-        except LaterEpochError as error:
+        except (LaterEpochError, DamagedError) as error:
             raise LeaseLostError(resource, epoch=ticket.epoch) from error
 
 
 def _fence(conn: Connection, tables: ProjectionTables, model: RedisReadModel) -> Ticket:
     shards, projections = tables.shards, tables.projections
     name, version = model.keys.name, model.keys.version
+    retired = exists().where(
+        projections.c.name == name,
+        projections.c.version == version,
+        projections.c.status == "retired",
+    )
     fenced = conn.execute(
         update(shards)
-        .where(
-            shards.c.name == name,
-            shards.c.version == version,
-            projections.c.name == name,
-            projections.c.version == version,
-            projections.c.status == "retired",
-        )
+        .where(shards.c.name == name, shards.c.version == version, retired)
         .values(
             build=func.gen_random_uuid(),
             epoch=func.greatest(shards.c.epoch, model.epoch()) + 1,

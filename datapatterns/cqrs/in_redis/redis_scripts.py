@@ -70,8 +70,9 @@ return 1
 
 CLEAR: Final = """
 local c = redis.call('HMGET', KEYS[1], 'build', 'epoch', 'clearing')
+if not c[1] then return -1 end
 if c[1] ~= ARGV[1] or c[2] ~= ARGV[2] then return 0 end
-if not c[3] then return ARGV[3] == 'build' and 1 or 0 end
+if not c[3] then return ARGV[3] == 'build' and 1 or -1 end
 for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end
 if ARGV[3] == 'build' then redis.call('HDEL', KEYS[1], 'clearing') end
 if ARGV[3] == 'forget' then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
