@@ -25,6 +25,7 @@ pytest_plugins = [
     "tests.fixtures.pages",
     "tests.fixtures.partitioned_everywhere",
     "tests.fixtures.partitions",
+    "tests.fixtures.redis_clusters",
     "tests.fixtures.servers",
 ]
 
