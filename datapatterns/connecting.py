@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -16,13 +18,31 @@ from sqlalchemy.exc import DBAPIError
 from datapatterns.errors import (
     DataPatternsError,
     MissingRightsError,
+    ServerTooOldError,
     ServerUnavailableError,
     SettingsError,
 )
 from datapatterns.sql.discretion import discreet
 from datapatterns.sql.server import check_server, library_errors, named_error
 from datapatterns.transactions import watch_commits
-from datapatterns.urls import without_secret_options
+from datapatterns.urls import shown_database, without_secret_options
+
+OLDEST_REDIS: Final = 7
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReport:
+    """A server that answered.
+
+    Attributes:
+        name: ``main``, the name of a shard, or ``redis``.
+        address: Where it is, without its password.
+        version: What it says it is, such as ``PostgreSQL 18.1``.
+    """
+
+    name: str
+    address: str
+    version: str
 
 
 def open_engine(
@@ -141,3 +161,24 @@ def _named_redis_error(error: BaseException, server: str) -> DataPatternsError |
     if isinstance(error, ResponseError) and str(error).startswith("DB index is out of range"):
         return SettingsError("Redis URL", f"{server} has no database of this number; use 0")
     return None
+
+
+def asked_database(name: str, engine: Engine) -> ServerReport:
+    """Return what a database says it is, or raise why it says nothing."""
+    address = shown_database(engine.url)
+    return ServerReport(name, address, f"PostgreSQL {database_version(engine, address)}")
+
+
+def asked_redis(client: Redis, address: str) -> ServerReport:
+    """Return what Redis says it is, or raise why it says nothing.
+
+    Raises:
+        ServerTooOldError: It is older than 7.
+    """
+    with redis_errors(address):
+        answer = client.info("server")
+    version = str(answer["redis_version"])
+    if int(version.partition(".")[0]) < OLDEST_REDIS:
+        raise ServerTooOldError("Redis", found=version, needed=OLDEST_REDIS)
+    product = "Valkey" if answer.get("server_name") == "valkey" else "Redis"
+    return ServerReport("redis", address, f"{product} {answer.get('valkey_version', version)}")

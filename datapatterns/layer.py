@@ -3,35 +3,39 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from threading import Lock
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from redis import Redis
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Connection, Engine
 
 from datapatterns.cache_aside import Cache, CachePolicy
 from datapatterns.cache_aside.policy import DEFAULT_POLICY
 from datapatterns.connecting import (
+    ServerReport,
+    asked_database,
+    asked_redis,
     connect_arguments,
-    database_version,
     open_engine,
     open_redis,
-    redis_errors,
 )
 from datapatterns.cqrs import (
+    Answer,
     AnyProjection,
+    Asked,
     CommandContext,
     CommandHandlers,
     Commands,
     Executed,
     Projections,
+    TableProjection,
+    Token,
 )
 from datapatterns.cqrs.commands.commands import ExecuteOptions
 from datapatterns.cqrs.running.declared import refuse_twins
-from datapatterns.errors import ServerTooOldError, SettingsError
-from datapatterns.event_sourcing import Codecs, EventStore, SubjectKeys
+from datapatterns.errors import SettingsError
+from datapatterns.event_sourcing import Codecs, EventStore, Position, SubjectKeys
 from datapatterns.settings import MAIN, Settings, settings_from
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sql.discretion import discreet
@@ -45,28 +49,14 @@ if TYPE_CHECKING:
 
     from datapatterns.migrations import Migrations
 
+T = TypeVar("T")
+
 CONNECT_TIMEOUT_SECONDS = 5.0
 """How long to wait for a server to answer before it counts as away."""
 
-OLDEST_REDIS = 7
 
 C = TypeVar("C")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class ServerReport:
-    """A server that answered.
-
-    Attributes:
-        name: ``main``, the name of a shard, or ``redis``.
-        address: Where it is, without its password.
-        version: What it says it is, such as ``PostgreSQL 18.1``.
-    """
-
-    name: str
-    address: str
-    version: str
 
 
 class DataLayer:
@@ -267,6 +257,48 @@ class DataLayer:
             declared=self._declared,
         )
 
+    def wait(
+        self,
+        projection: type[AnyProjection],
+        token: Token | Position,
+        *,
+        timeout_seconds: float,
+    ) -> Position:
+        """Do as `Projections.wait` does, in the database."""
+        return self.projections.wait(
+            self.engine, projection, token, timeout_seconds=timeout_seconds
+        )
+
+    async def wait_async(
+        self,
+        projection: type[AnyProjection],
+        token: Token | Position,
+        *,
+        timeout_seconds: float,
+    ) -> Position:
+        """Do as `wait` does, in a task."""
+        return await self.projections.wait_async(
+            self.async_engine, projection, token, timeout_seconds=timeout_seconds
+        )
+
+    def query(
+        self,
+        projection: type[TableProjection],
+        ask: Callable[[Connection], T],
+        **asked: Unpack[Asked],
+    ) -> Answer[T]:
+        """Do as `Projections.query` does, in the database."""
+        return self.projections.query(self.engine, projection, ask, **asked)
+
+    async def query_async(
+        self,
+        projection: type[TableProjection],
+        ask: Callable[[Connection], T],
+        **asked: Unpack[Asked],
+    ) -> Answer[T]:
+        """Do as `query` does, in a task."""
+        return await self.projections.query_async(self.async_engine, projection, ask, **asked)
+
     def cache(self, name: str, *, policy: CachePolicy = DEFAULT_POLICY) -> Cache:
         """Return the cache called ``name``, which the caller keeps, shares and closes.
 
@@ -322,9 +354,9 @@ class DataLayer:
             ServerUnavailableError: One did not answer in time.
         """
         engines = ({MAIN: self._engine} if self._engine else {}) | self._shard_engines
-        reports = [_asked_database(name, engine) for name, engine in engines.items()]
+        reports = [asked_database(name, engine) for name, engine in engines.items()]
         if self._redis is not None:
-            reports.append(_asked_redis(self._redis, shown_redis(str(self.settings.redis_url))))
+            reports.append(asked_redis(self._redis, shown_redis(str(self.settings.redis_url))))
         return reports
 
     def close(self) -> None:
@@ -359,18 +391,3 @@ class DataLayer:
     def _databases(self) -> dict[str, URL]:
         main = self.settings.database_url
         return ({MAIN: main} if main else {}) | dict(self.settings.shards)
-
-
-def _asked_database(name: str, engine: Engine) -> ServerReport:
-    address = shown_database(engine.url)
-    return ServerReport(name, address, f"PostgreSQL {database_version(engine, address)}")
-
-
-def _asked_redis(client: Redis, address: str) -> ServerReport:
-    with redis_errors(address):
-        answer = client.info("server")
-    version = str(answer["redis_version"])
-    if int(version.partition(".")[0]) < OLDEST_REDIS:
-        raise ServerTooOldError("Redis", found=version, needed=OLDEST_REDIS)
-    product = "Valkey" if answer.get("server_name") == "valkey" else "Redis"
-    return ServerReport("redis", address, f"{product} {answer.get('valkey_version', version)}")

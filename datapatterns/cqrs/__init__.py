@@ -10,23 +10,31 @@ from datapatterns.cqrs.definition import (
     AnyProjection,
     Projection,
     RedisProjection,
+    TableProjection,
     on,
 )
 from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.projections import Projections
+from datapatterns.cqrs.reading.answering import rows_of
+from datapatterns.cqrs.reading.answers import Answer, Asked
+from datapatterns.cqrs.reading.tokens import Token, latest_token
 from datapatterns.cqrs.running.progress import (
     ProjectionProgress,
     ProjectionStatus,
     SegmentStatus,
 )
+from datapatterns.cqrs.set_definition import SetProjection, StoredShape
 from datapatterns.cqrs.tables.differences import Difference, Verification
 from datapatterns.cqrs.tables.inline import InlineProjections
+from datapatterns.cqrs.tables.upserting import upsert
 
 __all__ = [
     "DELETE",
+    "Answer",
     "AnyProjection",
+    "Asked",
     "AsyncRedisView",
     "CommandContext",
     "CommandHandlers",
@@ -42,7 +50,14 @@ __all__ = [
     "RedisProjection",
     "RedisView",
     "SegmentStatus",
+    "SetProjection",
+    "StoredShape",
+    "TableProjection",
+    "Token",
     "Verification",
     "forget_executions",
+    "latest_token",
     "on",
+    "rows_of",
+    "upsert",
 ]

@@ -39,6 +39,18 @@ class Handler:
     into: type | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class OneKey:
+    """The ``keys`` of a handler that concerns one row at most."""
+
+    key: Callable[[Any, RecordedEvent], Hashable]
+
+    def __call__(self, event: object, meta: RecordedEvent) -> tuple[Hashable, ...]:
+        """Return no key or one."""
+        only = self.key(event, meta)
+        return () if only is None else (only,)
+
+
 @overload
 def on(event_class: type[E], /) -> Callable[[Apply[E]], Handler]: ...
 @overload
@@ -89,19 +101,9 @@ def on(
                 getattr(method, "__qualname__", "a method"),
                 "nothing awaits a handler, which only changes its row; write def, not async def",
             )
-        return Handler(event_class, keys if key is None else _only(key), method, into)
+        return Handler(event_class, keys if key is None else OneKey(key), method, into)
 
     return declare
-
-
-def _only(
-    key: Callable[[E, RecordedEvent], Hashable],
-) -> Callable[[E, RecordedEvent], Iterable[Hashable]]:
-    def keys(event: E, meta: RecordedEvent) -> tuple[Hashable, ...]:
-        only = key(event, meta)
-        return () if only is None else (only,)
-
-    return keys
 
 
 class _Body(dict[str, Any]):
@@ -130,7 +132,7 @@ class _ProjectionType(type):
 
 
 class AnyProjection(metaclass=_ProjectionType):
-    """What both kinds of projection have; declare a `Projection` or a `RedisProjection`.
+    """What all projections have; declare a `Projection`, `SetProjection` or `RedisProjection`.
 
     Attributes:
         is_splittable: Whether several workers can have segments of it.
@@ -141,6 +143,8 @@ class AnyProjection(metaclass=_ProjectionType):
     handlers: ClassVar[tuple[Handler, ...]] = ()
     name: ClassVar[str]
     version: ClassVar[int]
+    page_events: ClassVar[int] = 5_000
+    """How many events a transaction applies at most, unless its runner says otherwise."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -174,11 +178,32 @@ class AnyProjection(metaclass=_ProjectionType):
                     f"{base.__name__} is no projection, so those of its methods that share a name"
                     " are lost; declare them here, or in a projection to inherit from",
                 )
+
+    @classmethod
+    def _require_handlers(cls) -> None:
         if not cls.handlers:
             raise ProjectionDefinitionError(cls.name, "declare at least one method with @on")
 
 
-class Projection(AnyProjection):
+class TableProjection(AnyProjection):
+    """What projections into tables have, whether they fold in Python or run statements."""
+
+    tables: ClassVar[tuple[type, ...]]
+    on_poison: ClassVar[OnPoison]
+
+    @classmethod
+    def _declare_tables(cls, into: type | tuple[type, ...], on_poison: OnPoison) -> None:
+        cls.tables = into if isinstance(into, tuple) else (into,)
+        cls.on_poison = on_poison
+        if on_poison not in get_args(OnPoison):
+            raise ProjectionDefinitionError(
+                cls.name, f"on_poison is one of {', '.join(get_args(OnPoison))}"
+            )
+        if not cls.tables or len(set(cls.tables)) < len(cls.tables):
+            raise ProjectionDefinitionError(cls.name, "name each table once, and at least one")
+
+
+class Projection(TableProjection):
     """A read model in tables of the application, which are nobody else's to write.
 
     Declared as ``class SalesByProduct(Projection, into=ProductSales, version=1)``. Its methods
@@ -201,9 +226,6 @@ class Projection(AnyProjection):
             be used.
     """
 
-    tables: ClassVar[tuple[type, ...]]
-    on_poison: ClassVar[OnPoison]
-
     def __init_subclass__(
         cls,
         *,
@@ -213,13 +235,9 @@ class Projection(AnyProjection):
         on_poison: OnPoison = "stop",
     ) -> None:
         super().__init_subclass__()
-        cls.tables = into if isinstance(into, tuple) else (into,)
-        cls.on_poison = on_poison
         cls._declare(name, version)
-        if on_poison not in get_args(OnPoison):
-            raise ProjectionDefinitionError(
-                cls.name, f"on_poison is one of {', '.join(get_args(OnPoison))}"
-            )
+        cls._require_handlers()
+        cls._declare_tables(into, on_poison)
         cls._check_tables()
         for handler in cls.handlers:
             if handler.keys is None:
@@ -231,8 +249,6 @@ class Projection(AnyProjection):
 
     @classmethod
     def _check_tables(cls) -> None:
-        if not cls.tables or len(set(cls.tables)) < len(cls.tables):
-            raise ProjectionDefinitionError(cls.name, "name each table once, and at least one")
         used = {cls.table_of(handler) for handler in cls.handlers}
         for unused in set(cls.tables) - used:
             raise ProjectionDefinitionError(
@@ -275,6 +291,7 @@ class RedisProjection(AnyProjection):
     def __init_subclass__(cls, *, version: int, name: str | None = None) -> None:
         super().__init_subclass__()
         cls._declare(name, version)
+        cls._require_handlers()
         for handler in cls.handlers:
             if handler.keys is not None:
                 raise ProjectionDefinitionError(

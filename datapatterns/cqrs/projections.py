@@ -21,7 +21,7 @@ from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.in_redis.redis_verifying import RedisReplay, verify_redis
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
-from datapatterns.cqrs.reading.waiting import behind, wait_for
+from datapatterns.cqrs.reading.reading import Reading
 from datapatterns.cqrs.running.declared import find_declared, refuse_twins
 from datapatterns.cqrs.running.leasing import read_build, read_position
 from datapatterns.cqrs.running.modes import read_mode
@@ -37,8 +37,10 @@ from datapatterns.cqrs.running.running import (
 from datapatterns.cqrs.running.status import count_unseen, list_statuses
 from datapatterns.cqrs.running.switching import Switch
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
+from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.differences import Verification
 from datapatterns.cqrs.tables.projecting import TableRunner
+from datapatterns.cqrs.tables.set_projecting import SetRunner
 from datapatterns.cqrs.tables.verifying import verify_table
 from datapatterns.errors import ProjectionDefinitionError, ProjectionModeError, SettingsError
 from datapatterns.event_sourcing.events import Position
@@ -52,7 +54,7 @@ LEASE_SECONDS_MAX: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class Projections:
+class Projections(Reading):
     """Moves read models on behind the log of ``store``, each event exactly once.
 
     Attributes:
@@ -98,7 +100,7 @@ class Projections:
         projection: type[AnyProjection],
         *,
         pages_max: int = 1,
-        page_events: int = 5_000,
+        page_events: int | None = None,
     ) -> ProjectionProgress:
         """Apply at most ``pages_max`` pages of events, each in a transaction of its own.
 
@@ -129,7 +131,7 @@ class Projections:
         *,
         until: Position | None = None,
         timeout_seconds: float = 60.0,
-        page_events: int = 5_000,
+        page_events: int | None = None,
         on_page: Callable[[ProjectionProgress], None] = lambda _: None,
     ) -> ProjectionProgress:
         """Return when the read model has reached ``until``, by this runner's work or another's.
@@ -139,7 +141,8 @@ class Projections:
             projection: What to run.
             until: Where to stop looking; unless given, the end of the log as it is now.
             timeout_seconds: After this much no further page is begun.
-            page_events: How many events one transaction applies at most.
+            page_events: How many events one transaction applies at most; unless given, as many as
+                the projection's class says.
             on_page: Called after each page, for a progress bar.
 
         Raises:
@@ -206,46 +209,13 @@ class Projections:
         """
         self._switch(projection, page_events=1).to_async(engine, timeout_seconds=timeout_seconds)
 
-    def wait(
-        self,
-        engine: Engine,
-        projection: type[AnyProjection],
-        token: Position,
-        *,
-        timeout_seconds: float,
-    ) -> Position:
-        """Return how far the read model is, once it shows everything up to ``token``.
-
-        Somebody else must be running the projection; this only looks.
-
-        Args:
-            engine: Where the checkpoints are.
-            projection: Whose read model is about to be read.
-            token: What an append returned as its position.
-            timeout_seconds: How long to wait at most.
-
-        Raises:
-            ReadModelBehindError: It does not show ``token`` in time.
-        """
-        position = wait_for(
-            engine,
-            lambda conn: self.position(conn, projection),
-            token,
-            timeout_seconds=timeout_seconds,
-            clock=self.clock,
-        )
-        if position is None or position < token:
-            with engine.connect() as conn:
-                raise behind(conn, self._tables, projection, position=position, token=token)
-        return position
-
     def rebuild(
         self,
         engine: Engine,
         projection: type[AnyProjection],
         *,
         timeout_seconds: float = 3_600.0,
-        page_events: int = 5_000,
+        page_events: int | None = None,
         on_page: Callable[[ProjectionProgress], None] = lambda _: None,
     ) -> ProjectionProgress:
         """Build the read model anew from the first event; other runners are fenced off.
@@ -258,7 +228,7 @@ class Projections:
             engine: Where the events and the checkpoints are.
             projection: What to rebuild; of a table, this version takes the place of all others.
             timeout_seconds: How long it may take in Redis.
-            page_events: How many events are folded at once.
+            page_events: How many events are applied at once.
             on_page: Called after each page, for a progress bar.
 
         Raises:
@@ -281,16 +251,16 @@ class Projections:
                 page_events=page_events,
                 on_page=on_page,
             )
-        return TableRebuild(self.store, runner.projection, self._terms(), page_events, on_page).run(
-            engine
-        )
+        return TableRebuild(
+            self.store, runner.projection, self._terms(), runner.page_events, on_page
+        ).run(engine)
 
     def verify(
         self,
         engine: Engine,
         projection: type[AnyProjection],
         *,
-        page_events: int = 5_000,
+        page_events: int | None = None,
         limit: int = 20,
     ) -> Verification:
         """Compare the read model with a replay of the log as of the same position.
@@ -301,7 +271,7 @@ class Projections:
         Args:
             engine: Where the events and the checkpoints are.
             projection: What to verify.
-            page_events: How many events are folded at once.
+            page_events: How many events are applied at once.
             limit: How many differences to return at most.
 
         Raises:
@@ -313,10 +283,10 @@ class Projections:
             raise ValueError(f"{limit} differences would look like none; ask for at least 1")
         runner = self._runner(projection, page_events)
         if isinstance(runner, RedisRunner):
-            replay = RedisReplay(self.store, runner.projection, page_events)
+            replay = RedisReplay(self.store, runner.projection, runner.page_events)
             return verify_redis(engine, replay, runner.model, limit=limit)
         return verify_table(
-            engine, self.store, runner.projection, page_events=page_events, limit=limit
+            engine, self.store, runner.projection, page_events=runner.page_events, limit=limit
         )
 
     def position(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
@@ -384,13 +354,17 @@ class Projections:
         return LeaseTerms(owner, self.lease_seconds)
 
     def _runner(
-        self, projection: type[AnyProjection], page_events: int
-    ) -> RedisRunner | TableRunner:
+        self, projection: type[AnyProjection], page_events: int | None
+    ) -> RedisRunner | TableRunner | SetRunner:
+        if page_events is None:
+            page_events = projection.page_events
         if issubclass(projection, RedisProjection):
             return RedisRunner(self.store, projection, self._in_redis(projection), page_events)
         if issubclass(projection, Projection):
             return TableRunner(self.store, projection, page_events)
-        raise TypeError(f"{projection.__name__} is neither a Projection nor a RedisProjection")
+        if issubclass(projection, SetProjection):
+            return SetRunner(self.store, projection, page_events)
+        raise TypeError(f"{projection.__name__} is no Projection, SetProjection or RedisProjection")
 
     def _in_redis(self, projection: type[RedisProjection]) -> RedisReadModel:
         if self.redis is None:

@@ -19,10 +19,10 @@ DataPatternsError
 │                         IndexMissingError, IndexModeError
 │     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
 │                         SchemaOccupiedError, UnknownRevisionError
-│     projections         EvictionPolicyError, InlineKeyError, InlineProjectionError,
-│                         ProjectionDefinitionError, ProjectionModeError, ProjectionStoppedError,
-│                         ProjectionVersionError, ReadModelDocumentError, ReadModelKeyError,
-│                         SegmentKeyError
+│     projections         EvictionPolicyError, ForeignTokenError, InlineKeyError,
+│                         InlineProjectionError, ProjectionDefinitionError, ProjectionModeError,
+│                         ProjectionStoppedError, ProjectionVersionError,
+│                         ReadModelDocumentError, ReadModelKeyError, SegmentKeyError, TokenError
 │     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
 │                         ServerTooOldError, SettingsError
 │     shard_statements    MergeLimitError, MultiShardWriteError, ScatterRefusedError,
@@ -36,7 +36,7 @@ DataPatternsError
 ├── ConflictError         another writer won; reload, decide again
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
-│     projections         LeaseHeldError, LeaseLostError
+│     projections         LeaseHeldError, LeaseLostError, ReadModelMovedError
 │     shards              StaleShardMapError
 │     views               SnapshotOutdatedError
 ├── UnavailableError      a dependency did not answer; retry with backoff
@@ -153,6 +153,7 @@ from datapatterns.errors.migrations import (
 from datapatterns.errors.projections import (
     EvictionPolicyError,
     ForeignReadModelError,
+    ForeignTokenError,
     InlineKeyError,
     InlineProjectionError,
     LeaseHeldError,
@@ -167,7 +168,9 @@ from datapatterns.errors.projections import (
     ReadModelDamagedError,
     ReadModelDocumentError,
     ReadModelKeyError,
+    ReadModelMovedError,
     SegmentKeyError,
+    TokenError,
     WritersInTheWayError,
 )
 from datapatterns.errors.servers import (
@@ -254,6 +257,7 @@ __all__ = [
     "FaultRefusedError",
     "ForeignReadModelError",
     "ForeignSnapshotError",
+    "ForeignTokenError",
     "GroupMismatchError",
     "HistoryError",
     "IdempotencyKeyReusedError",
@@ -293,6 +297,7 @@ __all__ = [
     "ReadModelDamagedError",
     "ReadModelDocumentError",
     "ReadModelKeyError",
+    "ReadModelMovedError",
     "ReadOnlyServerError",
     "ScatterRefusedError",
     "SchemaDriftError",
@@ -318,6 +323,7 @@ __all__ = [
     "StreamCopyError",
     "SubjectForgottenError",
     "SubjectKeyError",
+    "TokenError",
     "TransactionInUseError",
     "UnavailableError",
     "UncacheableValueError",

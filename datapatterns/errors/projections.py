@@ -172,6 +172,37 @@ class SegmentKeyError(ConfigurationError):
         self.kind = kind
 
 
+class TokenError(ConfigurationError):
+    """What was sent as a token is none; it is not quoted, for anybody may have sent it.
+
+    Attributes:
+        detail: What is wrong with it.
+    """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            f"that is no token: {detail}; send back what a write has returned, unchanged"
+        )
+        self.detail = detail
+
+
+class ForeignTokenError(ConfigurationError):
+    """A token is of a log that is not this one, so no read model will ever show it.
+
+    Attributes:
+        position: Where it points to.
+        detail: How that is known.
+    """
+
+    def __init__(self, position: int, detail: str) -> None:
+        super().__init__(
+            f"the token of position {position} is of another log: {detail}; forget it and read"
+            " without one"
+        )
+        self.position = position
+        self.detail = detail
+
+
 class LeaseHeldError(ConflictError):
     """Another runner is at it.
 
@@ -205,6 +236,20 @@ class LeaseLostError(ConflictError):
         self.epoch = epoch
 
 
+class ReadModelMovedError(ConflictError):
+    """A read model became another one while it was read, so the answer would be of no moment.
+
+    Attributes:
+        projection: Its name.
+        detail: What has happened.
+    """
+
+    def __init__(self, projection: str, detail: str) -> None:
+        super().__init__(f"{projection} {detail}; begin the reading again")
+        self.projection = projection
+        self.detail = detail
+
+
 class WritersInTheWayError(UnavailableError):
     """A moment in which nobody appends did not come in time, so nothing was changed.
 
@@ -223,16 +268,26 @@ class WritersInTheWayError(UnavailableError):
 
 
 class ReadModelBehindError(UnavailableError):
-    """A read model has not shown a write in time.
+    """A read model has not shown a write in time, or is older than it may be.
 
     Attributes:
         projection: Its name.
         position: How far it is; None if it was never run or its data are gone.
         token: How far it should have been.
+        stopped_by: What keeps it from going on, in words; None if it is only late.
+        reason: The same in a word: ``late``, ``idle`` (nobody runs it), ``building``,
+            ``stopped`` (by an event), ``version`` (another one is live) or ``snapshot`` (the
+            caller's is older).
     """
 
     def __init__(
-        self, projection: str, *, position: int | None, token: int, stopped_by: str | None = None
+        self,
+        projection: str,
+        *,
+        position: int | None,
+        token: int,
+        stopped_by: str | None = None,
+        reason: str = "late",
     ) -> None:
         where = "nowhere yet" if position is None else f"at position {position}"
         cause = f" ({stopped_by})" if stopped_by else ""
@@ -244,6 +299,7 @@ class ReadModelBehindError(UnavailableError):
         self.position = position
         self.token = token
         self.stopped_by = stopped_by
+        self.reason = reason
 
 
 class ReadModelBuildingError(UnavailableError):

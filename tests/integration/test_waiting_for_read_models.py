@@ -10,7 +10,7 @@ from sqlalchemy import Engine, create_engine
 
 from datapatterns.cqrs import Projections
 from datapatterns.errors import ProjectionStoppedError, ReadModelBehindError, UnavailableError
-from datapatterns.event_sourcing import EventStore, Position
+from datapatterns.event_sourcing import EventStore
 from tests.fixtures.colours import Call
 from tests.fixtures.read_models import (
     ItemScanned,
@@ -88,8 +88,9 @@ def test_a_wait_that_is_too_short_says_how_far_it_got(shop: Engine) -> None:
 
 def test_a_wait_that_has_no_time_looks_once(shop: Engine) -> None:
     clock = ManualClock()
+    token = append_all(shop, STORE, [ItemScanned("milk", 1)])
     with pytest.raises(ReadModelBehindError):
-        Projections(STORE, clock=clock).wait(shop, SalesByProduct, Position(1), timeout_seconds=0)
+        Projections(STORE, clock=clock).wait(shop, SalesByProduct, token, timeout_seconds=0)
 
     assert clock.slept == []
 

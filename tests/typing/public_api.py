@@ -6,14 +6,23 @@ from datetime import datetime, timedelta
 from typing import Any, assert_type
 
 from redis import Redis
-from sqlalchemy import URL, BigInteger, Connection, Engine, func, select
+from sqlalchemy import URL, BigInteger, Connection, Engine, Row, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from datapatterns import DataLayer
 from datapatterns.aio import in_transaction, transaction
 from datapatterns.cache_aside import Cache
-from datapatterns.cqrs import Projection, ProjectionProgress, RedisChanges, RedisProjection, on
+from datapatterns.cqrs import (
+    Answer,
+    Projection,
+    ProjectionProgress,
+    RedisChanges,
+    RedisProjection,
+    Token,
+    on,
+    rows_of,
+)
 from datapatterns.event_sourcing import (
     ANY,
     Aggregate,
@@ -362,6 +371,24 @@ async def operations_keep_their_types_on_the_way_through_asyncio(engine: AsyncEn
 def projections_report_their_progress() -> None:
     assert_type(layer.projections.run(layer.engine, Sales), ProjectionProgress)
     layer.projections.run(layer.engine, Cart)  # type: ignore[arg-type]  # not a projection
+
+
+def answers_have_the_type_of_what_was_asked(conn: Connection) -> None:
+    token = Token.parse_optional("17.5f3a9c21")
+    assert_type(token, Token | None)
+    assert_type(layer.wait(Sales, Position(17), timeout_seconds=1), Position)
+    rows = layer.query(Sales, rows_of(select(Line.line_id, Line.cents)), after=token)
+    assert_type(rows.value, list[Row[int, int]])
+    assert_type(layer.query(Sales, lambda _: 1, stale="serve").value, int)
+    assert_type(layer.projections.answer(conn, Sales, lambda _: "", after=token), Answer[str])
+    layer.query(Sales, lambda _: 1, stale="maybe")  # type: ignore[arg-type]  # no such thing
+    layer.query(Sales, lambda _: 1, before=token)  # type: ignore[call-arg]  # no such name
+
+
+async def answers_have_the_same_types_from_asyncio() -> None:
+    answer = await layer.query_async(Sales, rows_of(select(Line.cents)), max_staleness_seconds=5)
+    assert_type(answer, Answer[list[Row[int]]])
+    assert_type(await layer.wait_async(Sales, answer.token, timeout_seconds=1), Position)
 
 
 def a_cached_function_takes_and_returns_what_it_did_without_conn() -> None:

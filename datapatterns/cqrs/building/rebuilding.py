@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.cqrs.definition import Projection
-from datapatterns.cqrs.running.leasing import Lease, advance, release, take_over
+from datapatterns.cqrs.definition import TableProjection
+from datapatterns.cqrs.running.advancing import advance
+from datapatterns.cqrs.running.bells import ring
+from datapatterns.cqrs.running.leasing import Lease, release, take_over
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.registering import register_build, take_place
@@ -22,7 +24,7 @@ from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.differences import delete_rows, store_rows
 from datapatterns.cqrs.tables.projecting import is_of_data, message_of
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
-from datapatterns.cqrs.tables.replaying import Replay, advance_replay, replayed
+from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
 from datapatterns.cqrs.tables.targets import lock_writers_out, resolve_targets
 from datapatterns.errors import ProjectionDefinitionError, ProjectionModeError
 from datapatterns.event_sourcing.store import EventStore
@@ -32,10 +34,10 @@ from datapatterns.transactions import resuming
 
 @dataclass(frozen=True, slots=True)
 class TableRebuild:
-    """Rebuilds one `Projection`."""
+    """Rebuilds one projection into tables."""
 
     store: EventStore
-    projection: type[Projection]
+    projection: type[TableProjection]
     terms: LeaseTerms
     page_events: int
     on_page: Callable[[ProjectionProgress], None]
@@ -90,9 +92,10 @@ class TableRebuild:
             with resuming(conn, self._this):
                 self._swap(conn, leases, replay)
             failpoint("rebuild.swapped")
+            ring(self.store.schema, self.projection.name)
         return ProjectionProgress(events, done.position, caught_up=True)
 
-    def _swap(self, conn: Connection, leases: list[Lease], replay: Replay) -> None:
+    def _swap(self, conn: Connection, leases: list[Lease], replay: AnyReplay) -> None:
         models = read_models_of(self.projection)
         # A page of a runner that has lost its lease may be under way, with locks on some rows. It
         # is waited for before any row is locked here, or the two could wait for each other.

@@ -14,12 +14,11 @@ from datapatterns.cqrs.in_redis.redis_checkpoint import DamagedError, LaterEpoch
 from datapatterns.cqrs.in_redis.redis_connection import memory_of, redis_answers
 from datapatterns.cqrs.in_redis.redis_keys import Place
 from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
+from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
+from datapatterns.cqrs.running.bells import ring
 from datapatterns.cqrs.running.leasing import (
-    BarrierError,
     Lease,
-    advance,
     begin_build,
-    current_barrier,
     is_latest,
     release,
     take_over,
@@ -30,13 +29,14 @@ from datapatterns.cqrs.running.log_witness import (
     read_witness,
     read_witnesses,
 )
+from datapatterns.cqrs.running.paging import PageOfEvents, read_page
 from datapatterns.cqrs.running.progress import ProjectionProgress, longest_prefix
 from datapatterns.cqrs.running.registering import promote, register_build
 from datapatterns.cqrs.running.running import LeaseTerms
 from datapatterns.cqrs.running.segments import WHOLE
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.folding import handlers_by_class
-from datapatterns.cqrs.tables.projecting import PageOfEvents, describe_stop, read_page
+from datapatterns.cqrs.tables.projecting import describe_stop
 from datapatterns.errors import (
     EvictionPolicyError,
     ForeignReadModelError,
@@ -147,6 +147,7 @@ class RedisRunner:
             lease = self._advance(conn, lease, position, error=record)
             if caught_up:
                 lease = promote(conn, self._tables, lease)
+        ring(self.store.schema, self.projection.name)
         if stopped is not None:
             raise stopped from stopped.__cause__
         return lease, ProjectionProgress(length, position, caught_up)

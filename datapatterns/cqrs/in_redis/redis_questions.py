@@ -13,6 +13,7 @@ import msgspec
 from datapatterns.cqrs.in_redis.json_text import json_value
 from datapatterns.cqrs.in_redis.redis_checkpoint import (
     FIELDS,
+    Checkpoint,
     decoded,
     read_checkpoint,
 )
@@ -23,7 +24,6 @@ from datapatterns.errors import (
     ReadModelDamagedError,
     ReadModelDocumentError,
 )
-from datapatterns.event_sourcing.events import Position
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -66,8 +66,8 @@ def ask_size(pipe: Any, keys: RedisKeys, structure: Structure) -> None:  # noqa:
         pipe.hlen(key)
 
 
-def position_in(keys: RedisKeys, answers: Sequence[Any]) -> Position:
-    """Return the position of a whole read model.
+def checkpoint_in(keys: RedisKeys, answers: Sequence[Any]) -> Checkpoint:
+    """Return the checkpoint of a whole read model.
 
     Raises:
         ForeignReadModelError: What lies where the checkpoint belongs is none.
@@ -81,7 +81,7 @@ def position_in(keys: RedisKeys, answers: Sequence[Any]) -> Position:
     if checkpoint is None or not checkpoint.whole:
         position = None if checkpoint is None else checkpoint.position
         raise ReadModelBuildingError(keys.name, position=position)
-    return checkpoint.position
+    return checkpoint
 
 
 def answer(keys: RedisKeys, question: Question[T], answers: Sequence[Any]) -> T:
@@ -92,7 +92,7 @@ def answer(keys: RedisKeys, question: Question[T], answers: Sequence[Any]) -> T:
         ReadModelBuildingError: The read model is not whole.
         ReadModelDamagedError: The structure is not as its runner left it.
     """
-    position_in(keys, answers)
+    checkpoint_in(keys, answers)
     recorded, size, found = answers[1:]
     if isinstance(recorded, Exception) or isinstance(size, Exception) or size != int(recorded or 0):
         raise ReadModelDamagedError(keys.name, structure=question.structure.name)

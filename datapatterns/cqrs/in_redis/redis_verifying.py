@@ -10,9 +10,9 @@ from datapatterns.cqrs.in_redis.redis_content import RedisContent
 from datapatterns.cqrs.in_redis.redis_keys import Structure
 from datapatterns.cqrs.in_redis.redis_projecting import fold_changes
 from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
+from datapatterns.cqrs.running.paging import read_page
 from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.tables.differences import Difference, Verification
-from datapatterns.cqrs.tables.projecting import read_page
 from datapatterns.errors import ReadModelBuildingError
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.store import EventStore

@@ -1,9 +1,10 @@
 """Read what a `RedisProjection` has built, or be told that it is not whole."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
+from datapatterns.cqrs.in_redis.redis_checkpoint import Checkpoint
 from datapatterns.cqrs.in_redis.redis_connection import redis_answers
 from datapatterns.cqrs.in_redis.redis_questions import (
     Question,
@@ -11,11 +12,11 @@ from datapatterns.cqrs.in_redis.redis_questions import (
     answer,
     ask,
     ask_checkpoint,
+    checkpoint_in,
     count_in,
     documents_of,
     fields_of,
     hash_of,
-    position_in,
     rank_of,
     ranked_in,
     scored_in,
@@ -34,9 +35,16 @@ class RedisView:
     Every method raises `ReadModelBuildingError` while the read model is being built for the
     first time or again, instead of answering with part of it, `ReadModelDamagedError` if what is
     asked for is not as its runner left it, and `ServerUnavailableError` if Redis does not answer.
+
+    Attributes:
+        model: What is read.
+        on_answer: Called with the checkpoint that lay beside what each answer was made of.
     """
 
     model: RedisReadModel
+    on_answer: Callable[[Checkpoint], object] = field(
+        default=lambda _: None, repr=False, compare=False
+    )
 
     def position(self) -> Position:
         """Return up to where the read model shows the log."""
@@ -160,10 +168,15 @@ class RedisView:
         with redis_answers():
             pipe = self.model.client.pipeline(transaction=True)
             ask_checkpoint(pipe, self.model.keys)
-            return position_in(self.model.keys, pipe.execute(raise_on_error=False))
+            checkpoint = checkpoint_in(self.model.keys, pipe.execute(raise_on_error=False))
+        self.on_answer(checkpoint)
+        return checkpoint.position
 
     def _answer(self, question: Question[T]) -> T:
         with redis_answers():
             pipe = self.model.client.pipeline(transaction=True)
             ask(pipe, self.model.keys, question)
-            return answer(self.model.keys, question, pipe.execute(raise_on_error=False))
+            answers = pipe.execute(raise_on_error=False)
+            value = answer(self.model.keys, question, answers)
+        self.on_answer(checkpoint_in(self.model.keys, answers))
+        return value

@@ -1,12 +1,13 @@
 """Read what a `RedisProjection` has built, from asyncio."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
+from datapatterns.cqrs.in_redis.redis_checkpoint import Checkpoint
 from datapatterns.cqrs.in_redis.redis_connection import redis_answers
 from datapatterns.cqrs.in_redis.redis_keys import RedisKeys
 from datapatterns.cqrs.in_redis.redis_questions import (
@@ -15,11 +16,11 @@ from datapatterns.cqrs.in_redis.redis_questions import (
     answer,
     ask,
     ask_checkpoint,
+    checkpoint_in,
     count_in,
     documents_of,
     fields_of,
     hash_of,
-    position_in,
     rank_of,
     ranked_in,
     scored_in,
@@ -32,10 +33,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class AsyncRedisView:
-    """A read model in Redis; each method does what the one of `RedisView` with its name does."""
+    """A read model in Redis; each method does what the one of `RedisView` with its name does.
+
+    Attributes:
+        client: Of the Redis that it is in.
+        keys: Its own.
+        on_answer: Called with the checkpoint that lay beside what each answer was made of.
+    """
 
     client: Redis | RedisCluster
     keys: RedisKeys
+    on_answer: Callable[[Checkpoint], object] = field(
+        default=lambda _: None, repr=False, compare=False
+    )
 
     async def position(self) -> Position:
         """Return up to where the read model shows the log."""
@@ -124,10 +134,15 @@ class AsyncRedisView:
         with redis_answers():
             pipe = self.client.pipeline(transaction=True)
             ask_checkpoint(pipe, self.keys)
-            return position_in(self.keys, await pipe.execute(raise_on_error=False))
+            checkpoint = checkpoint_in(self.keys, await pipe.execute(raise_on_error=False))
+        self.on_answer(checkpoint)
+        return checkpoint.position
 
     async def _answer(self, question: Question[T]) -> T:
         with redis_answers():
             pipe = self.client.pipeline(transaction=True)
             ask(pipe, self.keys, question)
-            return answer(self.keys, question, await pipe.execute(raise_on_error=False))
+            answers = await pipe.execute(raise_on_error=False)
+            value = answer(self.keys, question, answers)
+        self.on_answer(checkpoint_in(self.keys, answers))
+        return value

@@ -1,62 +1,68 @@
-"""Read your own writes: wait until a read model shows a position of the log."""
+"""Read your own writes: let a thread wait until a read model shows a position of the log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Engine
 
 from datapatterns.clock import Clock
-from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.running.leasing import read_live_version
-from datapatterns.cqrs.running.running import POLL_SECONDS_MAX, POLL_SECONDS_MIN
-from datapatterns.cqrs.schema import ProjectionTables
-from datapatterns.errors import ReadModelBehindError
+from datapatterns.cqrs.reading.looking import read_surroundings
+from datapatterns.cqrs.reading.sharing import shared_looks
+from datapatterns.cqrs.reading.sights import Awaited, Sight, Surroundings
+from datapatterns.cqrs.reading.waiting_flow import Explain, Look, Pause, Step, waiting
 from datapatterns.event_sourcing.events import Position
 
 
-def wait_for(
-    engine: Engine,
-    reached: Callable[[Connection], Position | None],
-    token: Position,
-    *,
-    timeout_seconds: float,
-    clock: Clock,
-) -> Position | None:
-    """Return how far a read model is once that is at least ``token``, or the time has passed.
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """One thread's wait, whose looks are shared with others that wait for the same.
 
-    Polls, each time in a transaction of its own: 2 ms after the first look, then ever more
-    slowly until 50 ms lie between two looks.
+    Attributes:
+        schema: Where the checkpoints are.
+        look: Tells how far the read model is, and holds nothing when it has.
+        place: Where it is, if not in the database.
     """
-    deadline = clock.monotonic() + timeout_seconds
-    pause = POLL_SECONDS_MIN
-    while True:
-        with engine.connect() as conn:  # and back to the pool, where a runner may wait for it
-            position = reached(conn)
-        left = deadline - clock.monotonic()
-        if left <= 0 or (position is not None and position >= token):
-            return position
-        clock.sleep(min(pause, left))
-        pause = min(2 * pause, POLL_SECONDS_MAX)
 
+    engine: Engine
+    schema: str
+    awaited: Awaited
+    look: Callable[[], Sight]
+    place: Hashable
+    clock: Clock
 
-def behind(
-    conn: Connection,
-    tables: ProjectionTables,
-    projection: type[AnyProjection],
-    *,
-    position: Position | None,
-    token: Position,
-) -> ReadModelBehindError:
-    """Return the error of a wait that was too short, with what stopped the runner if anything."""
-    error = conn.scalar(
-        select(tables.shards.c.error).where(
-            tables.shards.c.name == projection.name,
-            tables.shards.c.version == projection.version,
-        )
-    )
-    live = read_live_version(conn, tables, projection)
-    stopped = None
-    if error is not None:
-        stopped = f"stopped before {error['event_type']} at {error['position']}: {error['error']}"
-    elif live is not None and live != projection.version and issubclass(projection, Projection):
-        stopped = f"version {live} has built the table"
-    return ReadModelBehindError(projection.name, position=position, token=token, stopped_by=stopped)
+    def run(self, timeout_seconds: float) -> Position:
+        """Return how far the read model is, once it shows what is awaited.
+
+        Raises:
+            ForeignTokenError: It will never do so, for the token is of another log.
+            ReadModelBehindError: It does not in time, or cannot.
+        """
+        deadline = self.clock.monotonic() + timeout_seconds
+        steps = waiting(self.awaited, timeout_seconds, self.clock.monotonic)
+        answer: object = None
+        try:
+            while True:
+                step = steps.send(answer)
+                answer = self._take(step, deadline)
+        except StopIteration as done:
+            return Position(done.value)
+
+    def _take(self, step: Step, deadline: float) -> object:
+        def left() -> float:
+            return deadline - self.clock.monotonic()
+
+        name = self.awaited.projection.name
+        sights = shared_looks(self.engine, self.schema, name, self.awaited.kind, self.place)
+        match step:
+            case Look():
+                return sights.look(self.look, left)
+            case Pause(since, seconds):
+                return sights.pause(since, seconds, self.clock)
+            case Explain():
+                around = shared_looks(self.engine, self.schema, name, "surroundings")
+                seen = around.look(self._surroundings, left)
+                return None if seen is None else seen.value
+
+    def _surroundings(self) -> Surroundings:
+        with self.engine.connect() as conn:  # and back to the pool, where a runner may wait for it
+            return read_surroundings(conn, self.schema, self.awaited.projection)

@@ -5,19 +5,29 @@ epoch: effects are committed by the same transaction that moves the checkpoint, 
 only under the latest epoch and from the position where the page began.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    exists,
+    func,
+    or_,
+    select,
+    true,
+    update,
+)
 
 from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.segments import Segment
 from datapatterns.cqrs.schema import ProjectionTables
-from datapatterns.errors import LeaseHeldError, LeaseLostError, ProjectionModeError
+from datapatterns.errors import LeaseHeldError, ProjectionModeError
 from datapatterns.event_sourcing.events import Position
 
 RUNNABLE: Final = ("building", "ready", "live", "standby")
@@ -50,14 +60,6 @@ class Lease:
     parked: int
     owner: str
     seconds: float
-
-
-class BarrierError(Exception):
-    """The checkpoint may not move beyond a barrier for now; the page must end there."""
-
-    def __init__(self, barrier: Position) -> None:
-        super().__init__(barrier)
-        self.barrier = barrier
 
 
 def claim(
@@ -93,72 +95,6 @@ def claim(
     return leases
 
 
-def advance(
-    conn: Connection,
-    tables: ProjectionTables,
-    lease: Lease,
-    position: Position,
-    *,
-    error: Mapping[str, Any] | None = None,
-    parked: int | None = None,
-) -> Lease:
-    """Move the checkpoint to ``position`` and renew the lease, or refuse both.
-
-    The last statement of the transaction that holds the effects: so whoever lost the lease loses
-    its page as well, and the checkpoint is never ahead of the effects or behind them.
-
-    Args:
-        conn: A connection in the transaction of the effects.
-        tables: Where the leases are.
-        lease: Under which they were made.
-        position: Up to where.
-        error: Why it goes no further.
-        parked: How many events of the segment are parked now, if that has changed.
-
-    Raises:
-        BarrierError: It may not go so far for now.
-        LeaseLostError: Another lease was given since, or the checkpoint was moved.
-    """
-    shards, projections = tables.shards, tables.projections
-    # Again, although the claim looked: a claim that waited for another version to take the place
-    # saw the state before, and would write into the tables of the other.
-    as_claimed = exists().where(
-        projections.c.name == lease.name,
-        projections.c.version == lease.version,
-        projections.c.status == lease.status,
-    )
-    unbarred = or_(
-        shards.c.barrier.is_(None),
-        shards.c.barrier >= position,
-        shards.c.barrier_until < func.clock_timestamp(),
-    )
-    moved = conn.execute(
-        update(shards)
-        .where(_held(tables, lease), shards.c.position == lease.position, as_claimed, unbarred)
-        .values(
-            position=position,
-            lease_until=_until(lease.seconds),
-            updated_at=func.clock_timestamp(),
-            error=None if error is None else dict(error),
-            parked=lease.parked if parked is None else parked,
-        )
-    )
-    if moved.rowcount == 0:
-        barrier = _read_barrier(conn, tables, lease)
-        if barrier is not None and barrier < position:
-            raise BarrierError(barrier)
-        raise LeaseLostError(f"projection {lease.name}", epoch=lease.epoch)
-    return replace(lease, position=position, parked=lease.parked if parked is None else parked)
-
-
-def current_barrier(conn: Connection, tables: ProjectionTables, lease: Lease) -> Position | None:
-    """Return up to where a page may go; None if there is no barrier.
-
-    Whoever meets a barrier learns of it by `advance`, so only those are asked for it.
-    """
-    return None if lease.barrier is None else _read_barrier(conn, tables, lease)
-
-
 def take_over(
     conn: Connection,
     tables: ProjectionTables,
@@ -191,7 +127,7 @@ def begin_build(
     shards = tables.shards
     build, epoch = conn.execute(
         update(shards)
-        .where(_held(tables, lease))
+        .where(held(tables, lease))
         .values(
             build=func.gen_random_uuid(),
             epoch=func.greatest(shards.c.epoch, epoch_min) + 1,
@@ -206,7 +142,7 @@ def release(conn: Connection, tables: ProjectionTables, lease: Lease) -> None:
     """Give the lease back, so that the next runner need not wait; if it is lost, do nothing."""
     conn.execute(
         update(tables.shards)
-        .where(_held(tables, lease))
+        .where(held(tables, lease))
         .values(owner=None, lease_until=None, updated_at=func.clock_timestamp())
     )
 
@@ -262,17 +198,7 @@ def read_build(
 
 def is_latest(conn: Connection, tables: ProjectionTables, lease: Lease) -> bool:
     """Return whether no later lease was given."""
-    return conn.scalar(select(tables.shards.c.epoch).where(_held(tables, lease))) is not None
-
-
-def _read_barrier(conn: Connection, tables: ProjectionTables, lease: Lease) -> Position | None:
-    shards = tables.shards
-    barrier = conn.scalar(
-        select(shards.c.barrier).where(
-            _held(tables, lease), shards.c.barrier_until >= func.clock_timestamp()
-        )
-    )
-    return None if barrier is None else Position(barrier)
+    return conn.scalar(select(tables.shards.c.epoch).where(held(tables, lease))) is not None
 
 
 def _take(
@@ -340,7 +266,8 @@ def _of_version(tables: ProjectionTables, name: str, version: int) -> ColumnElem
     return and_(tables.shards.c.name == name, tables.shards.c.version == version)
 
 
-def _held(tables: ProjectionTables, lease: Lease) -> ColumnElement[bool]:
+def held(tables: ProjectionTables, lease: Lease) -> ColumnElement[bool]:
+    """Return the condition that picks the segment of ``lease`` if no later one was given."""
     return and_(
         _of_version(tables, lease.name, lease.version),
         tables.shards.c.shard == lease.segment.shard,

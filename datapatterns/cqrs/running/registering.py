@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection, and_, delete, exists, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from datapatterns.cqrs.definition import AnyProjection, Projection
+from datapatterns.cqrs.definition import AnyProjection, TableProjection
 from datapatterns.cqrs.running.leasing import RUNNABLE, Lease
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.cqrs.tables.targets import resolve_targets
@@ -28,7 +28,7 @@ def register(
         ProjectionVersionError: What is there was built by another version.
     """
     name, version = projection.name, projection.version
-    in_table = issubclass(projection, Projection)
+    in_table = issubclass(projection, TableProjection)
     targets = resolve_targets(conn, projection)
     _refuse_taken(conn, tables, name, targets)
     # Versions of a table take each other's place; those in Redis stand side by side.
@@ -198,7 +198,7 @@ def _set_status(
 
 
 def _taken_name(projection: type[AnyProjection]) -> ProjectionDefinitionError:
-    other = "Redis" if issubclass(projection, Projection) else "a table"
+    other = "Redis" if issubclass(projection, TableProjection) else "a table"
     return ProjectionDefinitionError(
         projection.name, f"the name is taken by a projection in {other}; choose another"
     )
@@ -217,4 +217,4 @@ def _listed(targets: list[str]) -> str:
 
 
 def _kind(projection: type[AnyProjection]) -> str:
-    return "table" if issubclass(projection, Projection) else "redis"
+    return "table" if issubclass(projection, TableProjection) else "redis"

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from sqlalchemy import Connection, Engine, select
 
 from datapatterns.clock import Clock
-from datapatterns.cqrs.definition import AnyProjection, Projection
+from datapatterns.cqrs.definition import AnyProjection, TableProjection
 from datapatterns.cqrs.running.leasing import Lease, claim, release
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.registering import register
@@ -190,7 +190,7 @@ class CatchUp:
 
 def is_empty(conn: Connection, projection: type[AnyProjection]) -> bool:
     """Return whether a projection that was never run can begin with what is there."""
-    if not issubclass(projection, Projection):
+    if not issubclass(projection, TableProjection):
         return True  # a read model in Redis says itself what it holds
     return all(
         conn.execute(select(1).select_from(model.table).limit(1)).first() is None

@@ -1,10 +1,11 @@
 """What a page of events does to rows; without a database."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from datapatterns.cqrs.definition import DELETE, AnyProjection, Handler, Projection
+import msgspec
+
+from datapatterns.cqrs.definition import DELETE, AnyProjection, Handler, OneKey, Projection
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.event_sourcing.recorded import RecordedEvent
 
@@ -15,13 +16,19 @@ RowsByTable = dict[type, Rows]
 """The rows of each of a projection's tables, by its mapped class."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One event that concerns one row of one table."""
+Keys: TypeAlias = Callable[[Any, RecordedEvent], Iterable[Hashable]]
+Apply: TypeAlias = Callable[[Any, Any, Any, RecordedEvent], object]
 
-    handler: Handler
+
+class Step(msgspec.Struct, gc=False):
+    """One event that concerns one row of one table.
+
+    A struct that the garbage collector passes by, as one is made for each event.
+    """
+
     table: type
     key: Hashable
+    apply: Apply
     event: object
     meta: RecordedEvent
 
@@ -35,15 +42,32 @@ def plan_steps(
 
     Only rows whose keys ``segment`` owns are among them.
     """
-    handlers = handlers_by_class(projection)
-    tables = {handler: projection.table_of(handler) for handler in projection.handlers}
-    return [
-        Step(handler, tables[handler], key, event, meta)
-        for event, meta in decoded
-        for handler in handlers.get(type(event), ())
-        for key in dict.fromkeys((handler.keys or _no_keys)(event, meta))
-        if segment.owns(key)
-    ]
+    handlers = _plan(projection)
+    owns_all, owns = segment == WHOLE, segment.owns
+    steps: list[Step] = []
+    add = steps.append
+    for event, meta in decoded:
+        for table, keys_of, apply in handlers.get(type(event), ()):
+            if type(keys_of) is OneKey:  # the rule, and half as much work
+                key = keys_of.key(event, meta)
+                if key is not None and (owns_all or owns(key)):
+                    add(Step(table, key, apply, event, meta))
+                continue
+            for key in dict.fromkeys(keys_of(event, meta)):
+                if owns_all or owns(key):
+                    add(Step(table, key, apply, event, meta))
+    return steps
+
+
+def _plan(projection: Projection) -> Mapping[type, Sequence[tuple[type, Keys, Apply]]]:
+    return {
+        event_class: [
+            (projection.table_of(handler), handler.keys, handler.apply)
+            for handler in handlers
+            if handler.keys is not None
+        ]
+        for event_class, handlers in handlers_by_class(projection).items()
+    }
 
 
 def handlers_by_class(projection: AnyProjection) -> dict[type, list[Handler]]:
@@ -78,13 +102,9 @@ def fold_steps(
         new_row: Makes the row of a key that has none, by table.
     """
     for step in steps:
-        of_table = rows[step.table]
-        row = of_table.get(step.key)
+        of_table, key = rows[step.table], step.key
+        row = of_table.get(key)
         if row is None:
-            row = of_table[step.key] = new_row[step.table](step.key)
-        if step.handler.apply(projection, row, step.event, step.meta) is DELETE:
-            of_table[step.key] = None
-
-
-def _no_keys(_event: object, _meta: RecordedEvent) -> tuple[Hashable, ...]:
-    return ()
+            row = of_table[key] = new_row[step.table](key)
+        if step.apply(projection, row, step.event, step.meta) is DELETE:
+            of_table[key] = None

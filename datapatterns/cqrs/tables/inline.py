@@ -18,6 +18,7 @@ from typing import Final
 from sqlalchemy import ARRAY, Connection, Select, Text, any_, bindparam, func, select, text
 
 from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.running.paging import stored_types
 from datapatterns.cqrs.running.segments import key_digest
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.coming_events import coming_events
@@ -27,7 +28,6 @@ from datapatterns.cqrs.tables.projecting import (
     UnappliableError,
     apply_events,
     message_of,
-    stored_types,
 )
 from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.errors import (

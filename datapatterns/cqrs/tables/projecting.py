@@ -1,14 +1,17 @@
 """One page of the log into a table, in one transaction with the checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, StatementError
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.running.leasing import BarrierError, Lease, advance, current_barrier
+from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
+from datapatterns.cqrs.running.bells import ring
+from datapatterns.cqrs.running.leasing import Lease
+from datapatterns.cqrs.running.paging import PageOfEvents, read_page
 from datapatterns.cqrs.running.progress import ProjectionProgress, longest_prefix
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.schema import projection_tables
@@ -22,6 +25,7 @@ from datapatterns.cqrs.tables.read_model import ReadModels
 from datapatterns.cqrs.tables.versions import read_models_for
 from datapatterns.errors import ProjectionStoppedError
 from datapatterns.event_sourcing.events import Position
+from datapatterns.event_sourcing.log.decoding import decode_each
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
@@ -43,25 +47,18 @@ class UnappliableError(Exception):
     """A page holds an event that cannot be applied; its cause says why."""
 
 
-class PageOfEvents(NamedTuple):
-    """Events that meet a handler, and up to where no other does.
-
-    Attributes:
-        caught_up: Nothing further is to be read for now.
-    """
-
-    events: Sequence[RecordedEvent]
-    checkpoint: Position
-    caught_up: bool
-
-
 @dataclass(frozen=True, slots=True)
 class TableRunner:
-    """Moves a `Projection` on, page by page."""
+    """Moves a `Projection` on, page by page.
+
+    Attributes:
+        marks: Up to where the log was final when a segment last looked.
+    """
 
     store: EventStore
     projection: type[Projection]
     page_events: int
+    marks: dict[Segment, Position | None] = field(default_factory=dict, repr=False, compare=False)
 
     def begin(self, _conn: Connection, lease: Lease) -> Lease:
         """Return the lease; its checkpoint is the truth, for it lies beside the rows."""
@@ -89,6 +86,7 @@ class TableRunner:
             with resuming(conn, self._a_page):
                 lease, progress, stopped = self._applicable_part(conn, lease)
         failpoint("projection.page-committed")
+        ring(self.store.schema, self.projection.name)
         if stopped is not None:
             raise stopped from stopped.__cause__
         return lease, progress
@@ -128,14 +126,17 @@ class TableRunner:
         return lease, ProjectionProgress(length, before, caught_up=False), stopped
 
     def _read(self, conn: Connection, lease: Lease) -> PageOfEvents:
-        return read_page(
+        page = read_page(
             conn,
             self.store,
             self.projection,
             lease.position,
             self.page_events,
             until=current_barrier(conn, projection_tables(self.store.schema), lease),
+            mark=self.marks.get(lease.segment),
         )
+        self.marks[lease.segment] = page.mark
+        return page
 
     def _apply(self, conn: Connection, lease: Lease, events: Sequence[RecordedEvent]) -> None:
         models = read_models_for(self.projection, lease.status)
@@ -157,54 +158,6 @@ class TableRunner:
         return f"a page of projection {self.projection.name}"
 
 
-def read_page(
-    conn: Connection,
-    store: EventStore,
-    projection: type[AnyProjection],
-    after: Position,
-    limit: int,
-    *,
-    until: Position | None = None,
-) -> PageOfEvents:
-    """Return the next page of the events that meet a handler of ``projection``.
-
-    Args:
-        conn: A connection in a transaction.
-        store: Where the events are.
-        projection: Whose handlers.
-        after: The checkpoint.
-        limit: At most so many events.
-        until: Nothing behind this position.
-
-    Raises:
-        CheckpointError: ``after`` lies beyond the log.
-        EventTypeError: A handler's class is not an event.
-    """
-    if until is not None and until <= after:
-        return PageOfEvents([], after, caught_up=True)
-    page = store.read_log(
-        conn, after, limit=limit, event_types=sorted(stored_types(store, projection))
-    )
-    if until is None or page.checkpoint < until:
-        return PageOfEvents(page.events, page.checkpoint, page.caught_up)
-    return PageOfEvents(
-        [event for event in page.events if event.position <= until], until, caught_up=True
-    )
-
-
-def stored_types(store: EventStore, projection: type[AnyProjection]) -> set[str]:
-    """Return the names under which events are stored that meet a handler of ``projection``.
-
-    Raises:
-        EventTypeError: A handler's class is not an event.
-    """
-    return {
-        name
-        for handler in projection.handlers
-        for name in store.types.stored_names(handler.event_class)
-    }
-
-
 def apply_events(  # noqa: PLR0913 -- what is applied to what
     conn: Connection,
     store: EventStore,
@@ -222,8 +175,7 @@ def apply_events(  # noqa: PLR0913 -- what is applied to what
     """
     try:
         instance = projection()
-        decoded = ((event, meta) for meta in events for event in store.decode(meta))
-        steps = plan_steps(instance, decoded, segment)
+        steps = plan_steps(instance, decode_each(store.types, events), segment)
         rows = {
             table: models[table].fetch(conn, keys) for table, keys in keys_by_table(steps).items()
         }
@@ -251,7 +203,7 @@ def write_rows(
         model.upsert(conn, of_table)
     if written and check_deferred:
         # Now, not at the commit, where nobody would know that it was an event.
-        conn.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+        conn.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
 
 
 def is_of_data(error: DBAPIError) -> bool:

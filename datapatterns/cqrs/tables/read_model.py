@@ -12,7 +12,7 @@ from sqlalchemy import ARRAY, Column, Connection, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import Mapper
 
-from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.definition import TableProjection
 from datapatterns.cqrs.tables.folding import Rows
 from datapatterns.cqrs.tables.row_statements import (
     delete_statement,
@@ -145,7 +145,7 @@ ReadModels = Mapping[type, ReadModel]
 
 
 @declared_once
-def read_models_of(projection: type[Projection]) -> ReadModels:
+def read_models_of(projection: type[TableProjection]) -> ReadModels:
     """Return the read models that ``projection`` writes.
 
     Raises:

@@ -5,23 +5,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
 from sqlalchemy import Column, Connection, MetaData, Table
 from sqlalchemy.schema import CreateTable, DropTable
 
-from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.definition import Projection, TableProjection
+from datapatterns.cqrs.running.paging import PageOfEvents, read_page
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.segments import WHOLE, Segment
+from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.projecting import (
-    PageOfEvents,
     UnappliableError,
     apply_events,
     describe_stop,
     find_poison,
-    read_page,
 )
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
+from datapatterns.cqrs.tables.set_replaying import SetReplay
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
@@ -43,6 +44,7 @@ class Replay:
     page_events: int
     position: Position = START
     segment: Segment = WHOLE
+    mark: Position | None = None
 
     def of_segment(self, segment: Segment) -> "Replay":
         """Return a replay into the same table that goes on from here with some keys only."""
@@ -77,19 +79,31 @@ class Replay:
         return describe_stop(self.projection, page.events[length], error)[1]
 
     def _read(self, conn: Connection, until: Position | None) -> PageOfEvents:
-        return read_page(
-            conn, self.store, self.projection, self.position, self.page_events, until=until
+        page = read_page(
+            conn,
+            self.store,
+            self.projection,
+            self.position,
+            self.page_events,
+            until=until,
+            mark=self.mark,
         )
+        self.mark = page.mark
+        return page
 
     def _apply(self, conn: Connection, events: Sequence[RecordedEvent]) -> None:
         if events:
             apply_events(conn, self.store, self.projection, self.models, events, self.segment)
 
 
+AnyReplay: TypeAlias = Replay | SetReplay
+"""A replay of either kind of projection into tables."""
+
+
 @contextmanager
 def replayed(
-    conn: Connection, store: EventStore, projection: type[Projection], *, page_events: int
-) -> Iterator[Replay]:
+    conn: Connection, store: EventStore, projection: type[TableProjection], *, page_events: int
+) -> Iterator[AnyReplay]:
     """Give an empty replay; its table goes at the end, or with the connection."""
     models = _replay_models(projection)
     this = f"a replay of projection {projection.name}"
@@ -97,7 +111,7 @@ def replayed(
         for model in models.values():
             conn.execute(CreateTable(model.table))
     try:
-        yield Replay(store, projection, models, page_events)
+        yield _replay(store, projection, models, page_events)
     finally:
         if not conn.invalidated:
             with resuming(conn, this):
@@ -107,7 +121,7 @@ def replayed(
 
 def advance_replay(
     conn: Connection,
-    replay: Replay,
+    replay: AnyReplay,
     *,
     until: Position | None = None,
     in_page: Callable[[Connection], None] = lambda _: None,
@@ -143,8 +157,17 @@ def advance_replay(
             return done
 
 
+def _replay(
+    store: EventStore, projection: type[TableProjection], models: ReadModels, page_events: int
+) -> AnyReplay:
+    if issubclass(projection, SetProjection):
+        return SetReplay(store, projection, models, page_events)
+    assert issubclass(projection, Projection)
+    return Replay(store, projection, models, page_events)
+
+
 @cache
-def _replay_models(projection: type[Projection]) -> ReadModels:
+def _replay_models(projection: type[TableProjection]) -> ReadModels:
     replayed = {}
     for number, (into, model) in enumerate(read_models_of(projection).items()):
         name = f"replay{number}_of_{projection.name}"[:_IDENTIFIER_BYTES_MAX]

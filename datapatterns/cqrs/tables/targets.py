@@ -3,7 +3,7 @@
 from sqlalchemy import Connection, Table, func, literal, select
 from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
-from datapatterns.cqrs.definition import AnyProjection, Projection
+from datapatterns.cqrs.definition import AnyProjection, TableProjection
 from datapatterns.cqrs.tables.read_model import read_models_of
 
 
@@ -22,7 +22,7 @@ def lock_writers_out(conn: Connection, table: Table) -> None:
 
 def resolve_targets(conn: Connection, projection: type[AnyProjection]) -> list[str]:
     """Return the names of its live tables with their schema, sorted; none if it is in Redis."""
-    if not issubclass(projection, Projection):
+    if not issubclass(projection, TableProjection):
         return []
     return sorted(_resolved(conn, model.table) for model in read_models_of(projection).values())
 

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, Engine, func, select
 
-from datapatterns.cqrs.definition import AnyProjection, Projection
+from datapatterns.cqrs.definition import AnyProjection, TableProjection
 from datapatterns.cqrs.running.leasing import read_live_version, read_position
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.running import fresh_reads
@@ -16,7 +16,7 @@ from datapatterns.cqrs.tables.differences import (
 )
 from datapatterns.cqrs.tables.inline_locks import mode_lock
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
-from datapatterns.cqrs.tables.replaying import Replay, advance_replay, replayed
+from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
 from datapatterns.errors import DataPatternsError, ProjectionVersionError, ReadModelBuildingError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
@@ -26,7 +26,7 @@ from datapatterns.transactions import reading
 def verify_table(
     engine: Engine,
     store: EventStore,
-    projection: type[Projection],
+    projection: type[TableProjection],
     *,
     page_events: int,
     limit: int,
@@ -54,7 +54,7 @@ def verify_table(
             return _compare(conn, read_models_of(projection), replay, limit)
 
 
-def _compare(conn: Connection, models: ReadModels, replay: Replay, limit: int) -> Verification:
+def _compare(conn: Connection, models: ReadModels, replay: AnyReplay, limit: int) -> Verification:
     rows, differences = 0, list[Difference]()
     for table, model in models.items():
         rows += count_rows(conn, replay.models[table])

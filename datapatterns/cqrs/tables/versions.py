@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy import Column, MetaData, Table
 
-from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.definition import TableProjection
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
 from datapatterns.sql.metadata import declared_once
 
@@ -14,13 +14,13 @@ _IDENTIFIER_BYTES_MAX: Final = 63
 _HASH_CHARS: Final = 8
 
 
-def read_models_for(projection: type[Projection], status: str) -> ReadModels:
+def read_models_for(projection: type[TableProjection], status: str) -> ReadModels:
     """Return the read models of a version that has this status."""
     return read_models_of(projection) if status == "live" else shadows_of(projection)
 
 
 @declared_once
-def shadows_of(projection: type[Projection]) -> ReadModels:
+def shadows_of(projection: type[TableProjection]) -> ReadModels:
     """Return the read models of this version while it is not the live one.
 
     Their tables have the columns that are folded, and other names.

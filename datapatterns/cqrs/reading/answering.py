@@ -1,0 +1,186 @@
+"""Ask a read model in a table, in one snapshot with its checkpoint and its log.
+
+Its tables are locked against being replaced before there is a snapshot: one that is older than
+the rows of the table that has taken the name meanwhile would find it empty.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, TypeVarTuple
+
+from psycopg import sql
+from sqlalchemy import (
+    Connection,
+    Row,
+    Table,
+    Text,
+    and_,
+    column,
+    exists,
+    func,
+    literal,
+    select,
+    table,
+)
+from sqlalchemy.dialects.postgresql import OID, REGCLASS
+from sqlalchemy.sql.selectable import TypedReturnsRows
+
+from datapatterns.cqrs.definition import AnyProjection, TableProjection
+from datapatterns.cqrs.reading.answers import Age, Answer, Attempted, Demand, Missed
+from datapatterns.cqrs.reading.log_identity import log_mark
+from datapatterns.cqrs.reading.tokens import Token, check_log
+from datapatterns.cqrs.schema import projection_tables
+from datapatterns.cqrs.tables.read_model import read_models_of
+from datapatterns.cqrs.tables.targets import quoted_table
+from datapatterns.errors import IsolationLevelError, ReadModelMovedError
+from datapatterns.event_sourcing.events import START, Position
+from datapatterns.event_sourcing.schema import event_tables
+from datapatterns.sql.composing import execute
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+OF_ONE_SNAPSHOT = ("repeatable read", "serializable")
+"""At which levels all statements of a transaction see the same."""
+
+
+def rows_of(
+    statement: TypedReturnsRows[*Ts],
+) -> Callable[[Connection], list[Row[*Ts]]]:
+    """Return the question that a ``select()`` is; give it a LIMIT if there may be many rows."""
+    return lambda conn: list(conn.execute(statement).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[T]):
+    """What is asked of a read model in tables.
+
+    Attributes:
+        schema: Where the checkpoints are.
+        reached: Tells how far the read model is.
+        ask: What is asked of it.
+    """
+
+    schema: str
+    projection: type[TableProjection]
+    reached: Callable[[Connection], Position | None]
+    ask: Callable[[Connection], T]
+
+    def attempt(self, conn: Connection, demand: Demand, *, anyway: bool) -> Attempted[T]:
+        """Return the answer if it is fresh enough, or ``anyway`` if it is there.
+
+        Args:
+            conn: A connection in a REPEATABLE READ transaction that has not begun to read.
+            demand: How fresh it has to be.
+            anyway: Answer also if it is not.
+
+        Raises:
+            ForeignTokenError: The token is of another log.
+        """
+        lock_names(conn, self.projection)
+        return self._answered(conn, demand, anyway=anyway)
+
+    def attempt_in(self, conn: Connection, demand: Demand, *, anyway: bool) -> Attempted[T]:
+        """Do as `attempt` does, in a transaction of the caller's that may have read already.
+
+        Raises:
+            ForeignTokenError: The token is of another log.
+            IsolationLevelError: Its statements see each a moment of their own.
+            ReadModelMovedError: The table was replaced after it had begun to read.
+        """
+        lock_names(conn, self.projection)
+        _check_snapshot(conn, self.projection)
+        return self._answered(conn, demand, anyway=anyway)
+
+    def _answered(self, conn: Connection, demand: Demand, *, anyway: bool) -> Attempted[T]:
+        mark = log_mark(conn, self.schema)
+        if demand.after is not None:
+            check_log(demand.after, mark)
+        position = self.reached(conn)
+        age = read_age(conn, self.schema, self.projection, position or START)
+        met = position is not None and demand.is_met(position, age)
+        if position is None or not (met or anyway):
+            return Missed(self.projection.name, position, demand.goal(position, age))
+        return answer(self.ask(conn), Token(position, mark), age, is_stale=not met)
+
+
+def answer(value: T, token: Token, age: Age, *, is_stale: bool) -> Answer[T]:
+    """Return an answer that shows the log up to ``token``."""
+    behind = max(0, age.newest - token.position)
+    return Answer(value, token, behind, age.seconds_behind, age.parked, is_stale)
+
+
+def read_age(
+    conn: Connection, schema: str, projection: type[AnyProjection], position: Position
+) -> Age:
+    """Return how what shows the log up to ``position`` looks beside it.
+
+    Not by the mark, which no snapshot but the newest can tell: what is visible to the question
+    and not shown by the read model is what it is behind, final or not.
+    """
+    events = event_tables(schema).all_events
+    newest = select(events.c.position).order_by(events.c.position.desc()).limit(1)
+    oldest_unseen = (
+        select(events.c.at)
+        .where(events.c.position > position)
+        .order_by(events.c.position)
+        .limit(1)
+        .scalar_subquery()
+    )
+    seconds = func.extract("epoch", func.clock_timestamp() - oldest_unseen)
+    shards = projection_tables(schema).shards
+    parked = select(func.sum(shards.c.parked)).where(
+        shards.c.name == projection.name, shards.c.version == projection.version
+    )
+    last, behind, aside = conn.execute(
+        select(newest.scalar_subquery(), seconds, parked.scalar_subquery())
+    ).one()
+    return Age(Position(last or START), max(0.0, float(behind or 0)), int(aside or 0))
+
+
+def lock_names(conn: Connection, projection: type[TableProjection]) -> None:
+    """Keep the tables that the read model's names mean now, until the transaction ends."""
+    places = {(conn.schema_for_object(each), each.name) for each in _targets(projection)}
+    # In one order everywhere, or two who lock several could wait for each other.
+    names = [
+        sql.Identifier(*filter(None, place))
+        for place in sorted(places, key=lambda place: (place[0] or "", place[1]))
+    ]
+    execute(conn, sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(names)))
+
+
+def _targets(projection: type[TableProjection]) -> list[Table]:
+    return [model.table for model in read_models_of(projection).values()]
+
+
+def _check_snapshot(conn: Connection, projection: type[TableProjection]) -> None:
+    level, *same = conn.execute(
+        select(
+            func.current_setting("transaction_isolation", type_=Text),
+            *(_is_same_table(conn, target) for target in _targets(projection)),
+        )
+    ).one()
+    if level not in OF_ONE_SNAPSHOT:
+        raise IsolationLevelError(found=str(level), needed=OF_ONE_SNAPSHOT[0])
+    if not all(same):
+        raise ReadModelMovedError(
+            projection.name, "was replaced after this transaction had taken its snapshot"
+        )
+
+
+def _is_same_table(conn: Connection, target: Table) -> Any:  # noqa: ANN401 -- EXISTS as a column
+    # Names and files are resolved as of now, pg_class is read as of the snapshot. So they differ
+    # if another table has taken the name since, or its rows another file.
+    name = quoted_table(conn, target).replace("%%", "%")
+    now = literal(name).cast(REGCLASS).cast(OID)
+    classes = table(
+        "pg_class", column("oid"), column("relname"), column("relfilenode"), schema="pg_catalog"
+    )
+    file_now = func.coalesce(func.pg_relation_filenode(now), 0)
+    return exists().where(
+        and_(
+            classes.c.oid == now,
+            classes.c.relname == target.name,
+            classes.c.relfilenode == file_now,
+        )
+    )

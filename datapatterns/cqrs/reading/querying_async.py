@@ -1,0 +1,80 @@
+"""Query a read model in a task: as `querying` does in a thread."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from sqlalchemy import Connection
+
+from datapatterns.cqrs.definition import RedisProjection
+from datapatterns.cqrs.reading.answering import Question, read_age
+from datapatterns.cqrs.reading.answering_redis import AsyncRedisQuestion
+from datapatterns.cqrs.reading.answers import Answer, Attempted
+from datapatterns.cqrs.reading.querying import SNAPSHOT, enough, judged, place_in_redis
+from datapatterns.cqrs.reading.querying_flow import Attempt, Await, Steps
+from datapatterns.cqrs.reading.tokens import Token
+from datapatterns.errors import ReadModelBehindError
+from datapatterns.event_sourcing.events import START
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+T = TypeVar("T")
+
+
+async def run_query_async(
+    steps: Steps,
+    attempt: Callable[[Attempt], Awaitable[Attempted[T]]],
+    wait: Callable[[Token, float], Awaitable[object]],
+) -> Answer[T]:
+    """Take the steps of a query and return its answer."""
+    result: object = None
+    try:
+        while True:
+            step = steps.send(result)
+            match step:
+                case Attempt():
+                    result = await attempt(step)
+                case Await(goal, seconds):
+                    result = await _error_of(wait, goal, seconds)
+    except StopIteration as done:
+        found: Answer[T] = done.value
+        return found
+
+
+async def attempt_in_snapshot_async(
+    engine: "AsyncEngine", question: Question[T], step: Attempt
+) -> Attempted[T]:
+    """Ask in a snapshot of its own."""
+    async with engine.connect() as conn:
+        conn = await conn.execution_options(**SNAPSHOT)  # noqa: PLW2901 -- the same
+        async with conn.begin() as begun:
+            tried = await conn.run_sync(question.attempt, step.demand, anyway=step.anyway)
+            await begun.rollback()
+            return tried
+
+
+async def attempt_in_redis_async(
+    engine: "AsyncEngine",
+    schema: str,
+    projection: type[RedisProjection],
+    question: AsyncRedisQuestion[T],
+    build: Callable[[Connection], str | None],
+    step: Attempt,
+) -> Attempted[T]:
+    """Ask Redis, and the database before and after."""
+    async with engine.connect() as conn:
+        mark, ours = await conn.run_sync(place_in_redis, schema, build, step.demand)
+    position, values = await question.asked(ours, enough(step))
+    async with engine.connect() as conn:
+        age = await conn.run_sync(read_age, schema, projection, position or START)
+    return judged(projection.name, step, (position, values), age, mark)
+
+
+async def _error_of(
+    wait: Callable[[Token, float], Awaitable[object]], goal: Token, seconds: float
+) -> ReadModelBehindError | None:
+    try:
+        await wait(goal, seconds)
+    except ReadModelBehindError as error:
+        return error
+    return None
