@@ -52,6 +52,17 @@ def marks_asked_for(engine: Engine) -> Iterator[list[str]]:
     event.remove(engine, "before_cursor_execute", note)
 
 
+@contextmanager
+def failing_at_the_checkpoint(engine: Engine) -> Iterator[None]:
+    def fail(_conn: object, _cursor: object, statement: str, *_more: object) -> None:
+        if statement.startswith("UPDATE datapatterns.projection_shard"):
+            raise RuntimeError
+
+    event.listen(engine, "before_cursor_execute", fail)
+    yield
+    event.remove(engine, "before_cursor_execute", fail)
+
+
 def test_the_mark_is_asked_for_again_when_a_page_may_reach_it(shop: Engine) -> None:
     append_all(shop, STORE, [ItemScanned("milk", 1)] * 50)
 
@@ -76,6 +87,21 @@ def test_the_end_of_an_old_mark_is_not_taken_for_the_end_of_the_log(shop: Engine
     assert (first.events, second.events, third.events) == (2, 1, 1)
     assert [done.caught_up for done in (first, second, third)] == [False, False, True]
     assert sales(shop)["milk"][0] == 4
+
+
+def test_the_mark_of_a_page_that_was_undone_is_forgotten(shop: Engine) -> None:
+    append_all(shop, STORE, [ItemScanned("milk", 1)] * 50)
+    runner = TableRunner(STORE, SalesByProduct, page_events=10)
+    with shop.connect() as conn:
+        lease = claimed(conn)
+        with failing_at_the_checkpoint(shop), pytest.raises(RuntimeError):
+            runner.page(conn, lease)
+
+        with marks_asked_for(shop) as asked:
+            lease, _ = runner.page(conn, lease)
+            runner.page(conn, lease)
+
+    assert len(asked) == 1  # and that of the page which was committed is not
 
 
 def test_what_is_not_final_is_not_read_below_an_old_mark_nor_above_it(shop: Engine) -> None:

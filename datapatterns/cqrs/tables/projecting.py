@@ -52,13 +52,18 @@ class TableRunner:
     """Moves a `Projection` on, page by page.
 
     Attributes:
-        marks: Up to where the log was final when a segment last looked.
+        marks: Up to where the log was final when a segment was last read, and to which checkpoint
+            that page led. A mark counts for nothing unless this is the checkpoint now: the commit
+            of the page has then made durable what was drawn below the mark. Before, a server that
+            crashes may draw the same positions again.
     """
 
     store: EventStore
     projection: type[Projection]
     page_events: int
-    marks: dict[Segment, Position | None] = field(default_factory=dict, repr=False, compare=False)
+    marks: dict[Segment, tuple[Position, Position | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def begin(self, _conn: Connection, lease: Lease) -> Lease:
         """Return the lease; its checkpoint is the truth, for it lies beside the rows."""
@@ -126,6 +131,7 @@ class TableRunner:
         return lease, ProjectionProgress(length, before, caught_up=False), stopped
 
     def _read(self, conn: Connection, lease: Lease) -> PageOfEvents:
+        led_to, mark = self.marks.get(lease.segment, (None, None))
         page = read_page(
             conn,
             self.store,
@@ -133,9 +139,9 @@ class TableRunner:
             lease.position,
             self.page_events,
             until=current_barrier(conn, projection_tables(self.store.schema), lease),
-            mark=self.marks.get(lease.segment),
+            mark=mark if led_to == lease.position else None,
         )
-        self.marks[lease.segment] = page.mark
+        self.marks[lease.segment] = page.checkpoint, page.mark
         return page
 
     def _apply(self, conn: Connection, lease: Lease, events: Sequence[RecordedEvent]) -> None:
