@@ -13,13 +13,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.delays import DelayClaim, Delayed, delays_as_json, measure_delays
 from benchmarks.interleaving import Claim, Measured, as_json, measure, ratios
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
 
 
-Stage = Callable[[], AbstractContextManager[Claim]]
+Stage = Callable[[], AbstractContextManager[Claim | DelayClaim]]
 """Sets the stage, yields the claim, cleans up."""
 
 
@@ -46,10 +47,26 @@ def main(names: tuple[str, ...], rounds: int, results: Path) -> None:
         reports = []
         for stage in stages(import_module(f"benchmarks.bench_{name}")):
             with stage() as claim:
-                measured = measure(claim, rounds=rounds)
-            _show(claim, measured)
-            reports.append(as_json(claim, measured))
+                reports.append(_report(claim, rounds=rounds))
         (results / f"{name}.json").write_text(json.dumps(reports, indent=2))
+
+
+def _report(claim: Claim | DelayClaim, *, rounds: int) -> dict[str, object]:
+    if isinstance(claim, DelayClaim):
+        delayed = measure_delays(claim, rounds=rounds)
+        _show_delays(claim, delayed)
+        return delays_as_json(claim, delayed)
+    measured = measure(claim, rounds=rounds)
+    _show(claim, measured)
+    return as_json(claim, measured)
+
+
+def _show_delays(claim: DelayClaim, delayed: list[Delayed]) -> None:
+    table = Table("", "role", "p50 ms", "p99 ms", title=claim.title)
+    for each in delayed:
+        p50, p99 = (1_000 * statistics.median(of) for of in (each.p50s, each.p99s))
+        table.add_row(each.name, each.role, f"{p50:.1f}", f"{p99:.1f}")
+    Console().print(table)
 
 
 def _show(claim: Claim, measured: list[Measured]) -> None:

@@ -1,9 +1,10 @@
 """The rival's read model: ``eventsourcing``'s projection, one event a transaction."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 import psycopg
 from eventsourcing.application import Application
@@ -59,12 +60,17 @@ class RivalView(PostgresTrackingRecorder):  # type: ignore[misc]
             cursor.execute(_ADD, (product_id, cents), prepare=True)
 
 
+Seen: TypeAlias = dict[int, float]
+"""When the read model showed a notification, by its id."""
+
+
 class RivalProjection(Projection[RivalView]):  # type: ignore[misc]
-    """Counts sales, and says when the last one is counted."""
+    """Counts sales, and says when one is counted."""
 
     name = "sales"
     until = 0
     reached = Event()
+    seen: ClassVar[Seen] = {}
 
     @singledispatchmethod  # type: ignore[untyped-decorator]
     def process_event(self, _event: object, _tracking: Tracking) -> None:
@@ -73,8 +79,48 @@ class RivalProjection(Projection[RivalView]):  # type: ignore[misc]
     @process_event.register(RivalSale.Created)  # type: ignore[untyped-decorator]
     def _(self, sale: Any, tracking: Tracking) -> None:  # noqa: ANN401
         self.view.add(sale.product_id, sale.cents, tracking)
+        RivalProjection.seen[tracking.notification_id] = time.perf_counter()
         if tracking.notification_id == RivalProjection.until:
             RivalProjection.reached.set()
+
+
+def shop_env(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return what tells the rival where its server is."""
+    return {
+        "PERSISTENCE_MODULE": "eventsourcing.postgres",
+        **{f"POSTGRES_{name.upper()}": part for name, part in settings.items()},
+    }
+
+
+def sale_at(number: int) -> RivalSale:
+    """Return the sale of that number."""
+    return RivalSale(number % 1_000, number % 97, MEMO)
+
+
+class RivalFollower:
+    """Runs the projection while sales are made."""
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self._env = shop_env(settings)
+
+    @contextmanager
+    def following(self) -> Iterator[Seen]:
+        """Give what has been seen so far; begins where it ended the last time."""
+        RivalProjection.seen.clear()
+        with ProjectionRunner(
+            application_class=RivalShop,
+            projection_class=RivalProjection,
+            view_class=RivalView,
+            env=self._env,
+        ):
+            yield RivalProjection.seen
+
+    def wait_for(self, position: int) -> None:
+        """Return when the read model shows ``position``."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while position not in RivalProjection.seen:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 class RivalRunner:
@@ -82,10 +128,7 @@ class RivalRunner:
 
     def __init__(self, settings: Mapping[str, str], events: int) -> None:
         self._settings = settings
-        self._env = {
-            "PERSISTENCE_MODULE": "eventsourcing.postgres",
-            **{f"POSTGRES_{name.upper()}": part for name, part in settings.items()},
-        }
+        self._env = shop_env(settings)
         self._events = events
 
     @classmethod
@@ -97,7 +140,7 @@ class RivalRunner:
         numbers = range(events)
         for first in numbers[::SAVE_EVENTS]:
             some = numbers[first : first + SAVE_EVENTS]
-            shop.save(*[RivalSale(number % 1_000, number % 97, MEMO) for number in some])
+            shop.save(*map(sale_at, some))
         shop.close()
         yield runner
 

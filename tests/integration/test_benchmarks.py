@@ -4,7 +4,8 @@ from importlib import import_module
 
 import pytest
 
-from benchmarks.interleaving import as_json, measure, ratios
+from benchmarks.delays import delays_as_json, measure_delays
+from benchmarks.interleaving import Claim, as_json, measure, ratios
 
 pytest.importorskip("eventsourcing")
 
@@ -31,8 +32,21 @@ def test_a_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for stage in stages(module):
         with stage() as claim:
+            assert isinstance(claim, Claim)
             measured = measure(claim, rounds=1)
 
         assert len(ratios(measured)) == len(claim.contestants) - 1
         assert all(rate > 0 for each in measured for rate in each.rates)
         assert as_json(claim, measured)["title"] == claim.title
+
+
+def test_a_benchmark_of_delays_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("benchmarks.bench_projection_latency")
+    monkeypatch.setattr(module, "WRITES", 5)
+
+    with module.claim() as claim:
+        delayed = measure_delays(claim, rounds=1)
+
+    assert [each.role for each in delayed] == ["ours", "rival"]
+    assert all(0 <= each.p50s[0] <= each.p99s[0] for each in delayed)
+    assert delays_as_json(claim, delayed)["title"] == claim.title
