@@ -25,7 +25,7 @@ from datapatterns.cqrs.running.progress import (
     ProjectionStatus,
     SegmentStatus,
 )
-from datapatterns.cqrs.set_definition import SetProjection, StoredShape
+from datapatterns.cqrs.set_definition import Reads, SetProjection, StoredShape
 from datapatterns.cqrs.tables.differences import Difference, Verification
 from datapatterns.cqrs.tables.inline import InlineProjections
 from datapatterns.cqrs.tables.upserting import upsert
@@ -46,6 +46,7 @@ __all__ = [
     "ProjectionProgress",
     "ProjectionStatus",
     "Projections",
+    "Reads",
     "RedisChanges",
     "RedisProjection",
     "RedisView",

@@ -44,9 +44,9 @@ class SetProjection(TableProjection):
         version: To be raised with every change of the statements; then rebuild.
         on_poison: ``stop``, or ``skip`` to record an event that the statements fail at and pass
             it. Nothing can be parked, as nobody knows the keys of an event.
-        is_splittable: As declared by ``additive``: it does not matter in which order events of
-            different streams are applied, as where all is added up. Only then can it be split
-            into segments, which are streams here: two of them may write one row.
+        is_splittable: As declared by ``additive``: the order in which events of different streams
+            are applied does not matter, as where all is added up. Only then can it be split into
+            segments, which are streams here: two of them may write one row.
 
     Raises:
         ProjectionDefinitionError: It reads nothing, has no `statements`, or its name, version or

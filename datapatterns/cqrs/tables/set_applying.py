@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import CompileError, DBAPIError
+from sqlalchemy.exc import DBAPIError
 
 from datapatterns.cqrs.running.progress import longest_prefix
 from datapatterns.cqrs.running.segments import WHOLE, Segment
@@ -214,10 +214,6 @@ def apply_range(
             ).close()
         # Now, not at the commit, where nobody would know that it was an event.
         conn.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
-    except CompileError as error:
-        raise ProjectionDefinitionError(
-            projection.name, f"a statement cannot be written as SQL: {error}"
-        ) from error
     except DBAPIError as error:
         # What the data did stops the projection; a lost connection, a deadlock or a missing
         # table is not the event's fault.

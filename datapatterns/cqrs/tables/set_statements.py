@@ -1,6 +1,6 @@
 """The statements of a projection in SQL for given tables: built once, looked at, then only run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -11,19 +11,25 @@ from sqlalchemy import (
     Column,
     Delete,
     Executable,
+    FromClause,
     Insert,
     MetaData,
     Table,
     Update,
 )
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.exc import CompileError
 from sqlalchemy.sql.functions import FunctionElement, next_value
-from sqlalchemy.sql.visitors import iterate
+from sqlalchemy.sql.visitors import ExternallyTraversible, iterate
 
 from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.read_model import ReadModel, ReadModels, read_models_of
 from datapatterns.cqrs.tables.set_events import AFTER, END, MASK, SHARD, TYPES, events_of_range
 from datapatterns.errors import ProjectionDefinitionError
 
+_DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy's own
+
+_OF_RANGE: Final = frozenset({AFTER, END, TYPES, MASK, SHARD})
 _OTHER_EACH_TIME: Final = frozenset(
     {
         "clock_timestamp",
@@ -113,8 +119,7 @@ def _checked(
             f"it returns a {type(statement).__name__}; return insert(), update() or delete() of its"
             " tables, whose target can be told",
         )
-    parameters = set()
-    for part in iterate(statement):
+    for part in _parts(statement):
         if isinstance(part, Insert | Update | Delete) and part.table not in tables.values():
             raise ProjectionDefinitionError(
                 name,
@@ -135,9 +140,30 @@ def _checked(
                 f"it calls {_function(part)}(), so a rebuild would give other rows; take times and"
                 " ids from the event, such as events.c.recorded_at",
             )
-        if isinstance(part, BindParameter):
-            parameters.add(part.key)
-    return BuiltStatement(statement, frozenset(parameters & {AFTER, END, TYPES, MASK, SHARD}))
+        if isinstance(part, BindParameter) and part.required and part.key not in _OF_RANGE:
+            raise ProjectionDefinitionError(
+                name,
+                f"it has a parameter {part.key!r}, for which nobody gives a value; use literal()",
+            )
+    try:
+        parameters = statement.compile(dialect=_DIALECT).params.keys()
+    except CompileError as error:
+        raise ProjectionDefinitionError(
+            name, f"a statement cannot be written as SQL: {error}"
+        ) from error
+    return BuiltStatement(statement, frozenset(parameters & _OF_RANGE))
+
+
+def _parts(statement: ExternallyTraversible) -> Iterator[Any]:
+    """Yield all that a statement is made of, what it names by a column only among it."""
+    seen, waiting = {id(statement)}, [statement]
+    while waiting:
+        for part in iterate(waiting.pop()):
+            yield part
+            source = getattr(part, "table", None)
+            if isinstance(source, FromClause) and id(source) not in seen:
+                seen.add(id(source))
+                waiting.append(source)
 
 
 def _function(part: Any) -> str:  # noqa: ANN401 -- one of several classes

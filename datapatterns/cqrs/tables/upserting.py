@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Insert, Select, Table, func, select
+from sqlalchemy import ColumnElement, Insert, SelectBase, Table, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 
 def upsert(
     table: Table[Any],
-    rows: Select[Any],
+    rows: SelectBase,
     *,
     add: Sequence[str] = (),
     put: Sequence[str] = (),
