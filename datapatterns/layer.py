@@ -28,6 +28,8 @@ from datapatterns.cqrs import (
     CommandHandlers,
     Commands,
     Executed,
+    InlineProjections,
+    Projection,
     Projections,
     TableProjection,
     Token,
@@ -216,8 +218,14 @@ class DataLayer:
 
     @property
     def events(self) -> EventStore:
-        """The event store of the database."""
-        return EventStore(schema=self.schema, codecs=self._codecs, keys=self._keys)
+        """The event store of the database; it keeps the projections declared ``inline=True``."""
+        inline = [p for p in self._declared if issubclass(p, Projection) and p.inline]
+        return EventStore(
+            schema=self.schema,
+            codecs=self._codecs,
+            keys=self._keys,
+            inline=InlineProjections(tuple(inline)) if inline else None,
+        )
 
     @property
     def commands(self) -> Commands:

@@ -220,11 +220,15 @@ class Projection(TableProjection):
         version: To be raised with every change of what the methods do; then rebuild.
         on_poison: What becomes of an event that cannot be applied: the projection stops before
             it; or this event and later ones of its key are parked; or it is skipped and recorded.
+        inline: Whether the layer's store can keep it in the transaction of each append, which
+            begins with `Projections.make_inline`.
 
     Raises:
         ProjectionDefinitionError: A method has no key or no table, or the name or version cannot
             be used.
     """
+
+    inline: ClassVar[bool]
 
     def __init_subclass__(
         cls,
@@ -233,8 +237,10 @@ class Projection(TableProjection):
         version: int,
         name: str | None = None,
         on_poison: OnPoison = "stop",
+        inline: bool = False,
     ) -> None:
         super().__init_subclass__()
+        cls.inline = inline
         cls._declare(name, version)
         cls._require_handlers()
         cls._declare_tables(into, on_poison)

@@ -341,7 +341,7 @@ class Projections(Reading):
         runner = self._runner(projection, page_events)
         if not isinstance(runner, TableRunner):
             raise ProjectionDefinitionError(
-                projection.name, "only a Projection in tables can be kept inline"
+                projection.name, "only a Projection that folds in Python can be kept inline"
             )
         return Switch(runner, self._terms(), self.clock)
 

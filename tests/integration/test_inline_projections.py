@@ -10,6 +10,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from datapatterns import DataLayer
 from datapatterns.cqrs import InlineProjections, Projection, Projections, on
 from datapatterns.errors import (
     InlineKeyError,
@@ -401,10 +402,22 @@ def test_a_constraint_of_the_callers_own_is_left_deferred(shop: Engine) -> None:
 
 
 def test_only_tables_are_kept_inline() -> None:
-    with pytest.raises(ProjectionDefinitionError, match="only a Projection in tables"):
+    with pytest.raises(ProjectionDefinitionError, match="only a Projection that folds"):
         InlineProjections((Dashboard,))  # type: ignore[arg-type]
-    with pytest.raises(ProjectionDefinitionError, match="not two"):
-        InlineProjections((SalesByProduct, SalesByProduct))
+
+
+def test_the_layer_keeps_what_is_declared_to_be_inline(engine: Engine) -> None:
+    create_tables(engine)
+
+    class Inline(SalesByProduct, into=ProductSales, version=1, inline=True):
+        pass
+
+    layer = DataLayer(engine.url, projections=[Inline, Dashboard])
+    layer.projections.make_inline(layer.engine, Inline)
+    append_all(layer.engine, layer.events, [scanned("milk")])
+
+    assert sales(engine)["milk"][0] == 1
+    layer.close()
 
 
 def test_nothing_is_kept_that_was_not_switched(engine: Engine) -> None:

@@ -18,6 +18,7 @@ from typing import Final
 from sqlalchemy import ARRAY, Connection, Select, Text, any_, bindparam, func, select, text
 
 from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.cqrs.running.paging import stored_types
 from datapatterns.cqrs.running.segments import key_digest
 from datapatterns.cqrs.schema import projection_tables
@@ -56,26 +57,21 @@ class InlineProjections:
     and back by `Projections.make_async`; until then it costs each append two round trips.
 
     Args:
-        projections: Those that may be kept inline.
+        projections: Those that may be kept inline; of each, as many versions as may be live.
 
     Raises:
-        ProjectionDefinitionError: One is not a `Projection`, or two have one name.
+        ProjectionDefinitionError: One is not a `Projection`, or a version is there twice.
     """
 
     projections: tuple[type[Projection], ...]
 
     def __post_init__(self) -> None:
-        names = set()
+        refuse_twins(self.projections)
         for projection in self.projections:
             if not issubclass(projection, Projection):
                 raise ProjectionDefinitionError(
-                    projection.name, "only a Projection in tables can be kept inline"
+                    projection.name, "only a Projection that folds in Python can be kept inline"
                 )
-            if projection.name in names:
-                raise ProjectionDefinitionError(
-                    projection.name, "one version of a projection is kept inline, not two"
-                )
-            names.add(projection.name)
 
     def append(
         self,
@@ -115,19 +111,22 @@ class InlineProjections:
         return appended
 
     def _kept(self, conn: Connection, schema: str) -> list[type[Projection]]:
-        declared = {projection.name: projection for projection in self.projections}
-        if not declared:
+        known = {
+            (projection.name, projection.version): projection for projection in self.projections
+        }
+        names = {name for name, _ in known}
+        if not names:
             return []
-        locks = sorted(mode_lock(schema, name) for name in declared)
-        conn.execute(_SHARED_LOCKS, {"keys": locks})
+        conn.execute(_SHARED_LOCKS, {"keys": sorted(mode_lock(schema, name) for name in names)})
         # A later statement: the lock may have been waited for.
         kept = []
-        for name, version, isolation in conn.execute(_modes(schema), {"names": [*declared]}):
+        for name, version, isolation in conn.execute(_modes(schema), {"names": [*names]}):
             if isolation != "read committed":
                 raise IsolationLevelError(found=isolation, needed="read committed")
-            if version != declared[name].version:
-                raise ProjectionVersionError(name, declared=declared[name].version, live=version)
-            kept.append(declared[name])
+            if (name, version) not in known:
+                newest = max(number for known_name, number in known if known_name == name)
+                raise ProjectionVersionError(name, declared=newest, live=version)
+            kept.append(known[name, version])
         return kept
 
 
