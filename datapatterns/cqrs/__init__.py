@@ -20,6 +20,7 @@ from datapatterns.cqrs.projections import Projections
 from datapatterns.cqrs.reading.answering import rows_of
 from datapatterns.cqrs.reading.answers import Answer, Asked
 from datapatterns.cqrs.reading.tokens import Token, latest_token
+from datapatterns.cqrs.running.parking import ParkedKey, SkippedEvent, Unapplied
 from datapatterns.cqrs.running.progress import (
     ProjectionProgress,
     ProjectionStatus,
@@ -28,6 +29,7 @@ from datapatterns.cqrs.running.progress import (
 from datapatterns.cqrs.set_definition import Reads, SetProjection, StoredShape
 from datapatterns.cqrs.tables.differences import Difference, Verification
 from datapatterns.cqrs.tables.inline import InlineProjections
+from datapatterns.cqrs.tables.retrying import Retried
 from datapatterns.cqrs.tables.upserting import upsert
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "Difference",
     "Executed",
     "InlineProjections",
+    "ParkedKey",
     "Projection",
     "ProjectionProgress",
     "ProjectionStatus",
@@ -50,11 +53,14 @@ __all__ = [
     "RedisChanges",
     "RedisProjection",
     "RedisView",
+    "Retried",
     "SegmentStatus",
     "SetProjection",
+    "SkippedEvent",
     "StoredShape",
     "TableProjection",
     "Token",
+    "Unapplied",
     "Verification",
     "forget_executions",
     "latest_token",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, get_args, overload
 
+from datapatterns.cqrs.messages.drafts import Draft, send
 from datapatterns.errors import ProjectionDefinitionError
 from datapatterns.event_sourcing.recorded import RecordedEvent
 
@@ -136,9 +137,11 @@ class AnyProjection(metaclass=_ProjectionType):
 
     Attributes:
         is_splittable: Whether several workers can have segments of it.
+        messages: Whether its methods may emit messages.
     """
 
     is_splittable: ClassVar[bool] = True
+    messages: ClassVar[bool] = False
     own_handlers: ClassVar[tuple[tuple[str, Handler], ...]]
     handlers: ClassVar[tuple[Handler, ...]] = ()
     name: ClassVar[str]
@@ -222,6 +225,7 @@ class Projection(TableProjection):
             it; or this event and later ones of its key are parked; or it is skipped and recorded.
         inline: Whether the layer's store can keep it in the transaction of each append, which
             begins with `Projections.make_inline`.
+        messages: Whether its methods may emit messages.
 
     Raises:
         ProjectionDefinitionError: A method has no key or no table, or the name or version cannot
@@ -238,9 +242,11 @@ class Projection(TableProjection):
         name: str | None = None,
         on_poison: OnPoison = "stop",
         inline: bool = False,
+        messages: bool = False,
     ) -> None:
         super().__init_subclass__()
         cls.inline = inline
+        cls.messages = messages
         cls._declare(name, version)
         cls._require_handlers()
         cls._declare_tables(into, on_poison)
@@ -252,6 +258,28 @@ class Projection(TableProjection):
                     f"@on({handler.event_class.__name__}) does not say which row it concerns;"
                     " give key= or keys=",
                 )
+
+    def emit(self, topic: str, payload: object, *, key: str | None = None) -> None:
+        """Send a message, if and when what the method does to its row is committed.
+
+        Called by the methods of a projection that is declared with ``messages=True``. It is sent
+        once for each event and row, by the live version only: not by a replay of any kind.
+
+        Args:
+            topic: What it is about, for whoever passes it on.
+            payload: What is stored as JSON, of at most `MESSAGE_BYTES_MAX` bytes.
+            key: Messages of one key that come from one row are passed on in their order; unless
+                given, all that come from one row are.
+
+        Raises:
+            MessageRefusedError: It cannot be sent as it is.
+            ProjectionDefinitionError: It is no method of a projection with messages that calls.
+        """
+        if not self.messages:
+            raise ProjectionDefinitionError(
+                self.name, "it emits messages; declare it with messages=True"
+            )
+        send(self, self.name, Draft.of(self.name, topic, payload, key=key))
 
     @classmethod
     def _check_tables(cls) -> None:

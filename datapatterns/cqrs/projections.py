@@ -39,9 +39,10 @@ from datapatterns.cqrs.running.switching import Switch
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.differences import Verification
-from datapatterns.cqrs.tables.projecting import TableRunner
 from datapatterns.cqrs.tables.set_projecting import SetRunner
+from datapatterns.cqrs.tables.table_runner import TableRunner
 from datapatterns.cqrs.tables.verifying import verify_table
+from datapatterns.cqrs.unapplied import UnappliedEvents
 from datapatterns.errors import ProjectionDefinitionError, ProjectionModeError, SettingsError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
@@ -54,7 +55,7 @@ LEASE_SECONDS_MAX: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class Projections(Reading):
+class Projections(Reading, UnappliedEvents):
     """Moves read models on behind the log of ``store``, each event exactly once.
 
     Attributes:

@@ -8,11 +8,14 @@ from uuid import UUID
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     Column,
     ForeignKeyConstraint,
+    Identity,
     Integer,
     LargeBinary,
     Named,
+    SmallInteger,
     Table,
     Text,
     TypedColumns,
@@ -82,7 +85,39 @@ class ParkedColumns(TypedColumns):
     event_type: Named[str] = Column(Text)
     error: Named[str | None] = Column(Text)
     message: Named[str | None] = Column(Text)
+    silent: Named[bool] = Column(Boolean)
     parked_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
+
+
+class SkippedColumns(TypedColumns):
+    """One row for each event that was left out of one row, or of all: an empty digest."""
+
+    name: Named[str] = Column(Text, primary_key=True)
+    version: Named[int] = Column(Integer, primary_key=True)
+    position: Named[int] = Column(BigInteger, primary_key=True)
+    key_digest: Named[bytes] = Column(LargeBinary, primary_key=True)
+    event_type: Named[str] = Column(Text)
+    error: Named[str | None] = Column(Text)
+    message: Named[str | None] = Column(Text)
+    skipped_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
+
+
+class OutboxColumns(TypedColumns):
+    """One row for each message that a projection has emitted and no relay has passed on."""
+
+    id: Named[int] = Column(BigInteger, Identity(always=True), primary_key=True)
+    projection: Named[str] = Column(Text)
+    dedupe: Named[str] = Column(Text)
+    topic: Named[str] = Column(Text)
+    key: Named[str] = Column(Text)
+    bucket: Named[int] = Column(SmallInteger)
+    payload: Named[Any] = Column(JSONB)
+    position: Named[int] = Column(BigInteger)
+    created_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
+    attempts: Named[int] = Column(Integer)
+    retry_at: Named[datetime | None] = Column(TIMESTAMP(timezone=True))
+    given_up_at: Named[datetime | None] = Column(TIMESTAMP(timezone=True))
+    error: Named[str | None] = Column(Text)
 
 
 class ExecutionColumns(TypedColumns):
@@ -108,6 +143,7 @@ class ProjectionTables:
     shards: Table[ShardColumns]
     workers: Table[WorkerColumns]
     parked: Table[ParkedColumns]
+    skipped: Table[SkippedColumns]
 
 
 @declared_once
@@ -128,6 +164,7 @@ def projection_tables(schema: str, /) -> ProjectionTables:
         of_a_version("projection_shard", ShardColumns),
         of_a_version("projection_worker", WorkerColumns),
         of_a_version("projection_parked", ParkedColumns),
+        of_a_version("projection_skipped", SkippedColumns),
     )
 
 
@@ -135,3 +172,9 @@ def projection_tables(schema: str, /) -> ProjectionTables:
 def command_executions(schema: str, /) -> Table[ExecutionColumns]:
     """Return the table of executed commands in ``schema``."""
     return Table("command_execution", library_metadata(schema), ExecutionColumns)
+
+
+@declared_once
+def outbox_table(schema: str, /) -> Table[OutboxColumns]:
+    """Return the table of messages in ``schema``."""
+    return Table("outbox", library_metadata(schema), OutboxColumns)

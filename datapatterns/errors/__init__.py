@@ -20,8 +20,8 @@ DataPatternsError
 │     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
 │                         SchemaOccupiedError, UnknownRevisionError
 │     projections         EvictionPolicyError, ForeignTokenError, InlineKeyError,
-│                         InlineProjectionError, ProjectionDefinitionError, ProjectionModeError,
-│                         ProjectionStoppedError, ProjectionVersionError,
+│                         InlineProjectionError, MessageRefusedError, ProjectionDefinitionError,
+│                         ProjectionModeError, ProjectionStoppedError, ProjectionVersionError,
 │                         ReadModelDocumentError, ReadModelKeyError, SegmentKeyError, TokenError
 │     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
 │                         ServerTooOldError, SettingsError
@@ -159,6 +159,7 @@ from datapatterns.errors.projections import (
     LeaseHeldError,
     LeaseLostError,
     LogChangedError,
+    MessageRefusedError,
     ProjectionDefinitionError,
     ProjectionModeError,
     ProjectionStoppedError,
@@ -279,6 +280,7 @@ __all__ = [
     "LogChangedError",
     "MarkUnpublishedError",
     "MergeLimitError",
+    "MessageRefusedError",
     "MigrationBlockedError",
     "MigrationNeededError",
     "MissingExtraError",

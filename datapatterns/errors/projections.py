@@ -23,6 +23,22 @@ class EvictionPolicyError(ConfigurationError):
         self.policy = policy
 
 
+class MessageRefusedError(ConfigurationError):
+    """A message that a projection emits cannot be sent as it is.
+
+    Attributes:
+        projection: Its name.
+    """
+
+    def __init__(self, projection: str, detail: str) -> None:
+        super().__init__(
+            f"projection {projection} emits what cannot be sent: {detail}; send what is small and"
+            " plain, such as where to find the rest"
+        )
+        self.projection = projection
+        self.detail = detail
+
+
 class ProjectionDefinitionError(ConfigurationError):
     """A projection is declared in a way that cannot work.
 

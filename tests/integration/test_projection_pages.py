@@ -10,7 +10,7 @@ from datapatterns.cqrs import Projections
 from datapatterns.cqrs.running.leasing import Lease, claim
 from datapatterns.cqrs.running.registering import register
 from datapatterns.cqrs.schema import projection_tables
-from datapatterns.cqrs.tables.projecting import TableRunner
+from datapatterns.cqrs.tables.table_runner import TableRunner
 from datapatterns.event_sourcing import EventStore
 from tests.fixtures.read_models import (
     DoorOpened,

@@ -12,7 +12,7 @@ from datapatterns.cqrs import Projection, ProjectionProgress, Projections, on
 from datapatterns.cqrs.running.leasing import claim
 from datapatterns.cqrs.running.registering import register
 from datapatterns.cqrs.schema import projection_tables
-from datapatterns.cqrs.tables.projecting import TableRunner
+from datapatterns.cqrs.tables.table_runner import TableRunner
 from datapatterns.errors import (
     LeaseHeldError,
     LeaseLostError,

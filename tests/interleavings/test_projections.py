@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, text
 from datapatterns.cqrs import Projections
 from datapatterns.cqrs import projections as projections_module
 from datapatterns.cqrs.running.leasing import Lease
-from datapatterns.cqrs.tables.projecting import TableRunner
+from datapatterns.cqrs.tables.table_runner import TableRunner
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindError
 from datapatterns.event_sourcing import Position
 from datapatterns.testing import ManualClock

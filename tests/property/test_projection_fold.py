@@ -16,7 +16,7 @@ from datapatterns.cqrs.running.leasing import claim, release
 from datapatterns.cqrs.running.progress import longest_prefix
 from datapatterns.cqrs.running.registering import register
 from datapatterns.cqrs.schema import projection_tables
-from datapatterns.cqrs.tables.projecting import TableRunner
+from datapatterns.cqrs.tables.table_runner import TableRunner
 from datapatterns.event_sourcing import EventStore
 from tests.fixtures.read_models import (
     Dashboard,

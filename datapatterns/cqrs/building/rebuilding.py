@@ -22,9 +22,10 @@ from datapatterns.cqrs.running.registering import register_build, take_place
 from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.differences import delete_rows, store_rows
+from datapatterns.cqrs.tables.poison import KeptPoison
 from datapatterns.cqrs.tables.projecting import is_of_data, message_of
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
-from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
+from datapatterns.cqrs.tables.replaying import AnyReplay, Replay, advance_replay, replayed
 from datapatterns.cqrs.tables.targets import lock_writers_out, resolve_targets
 from datapatterns.errors import ProjectionDefinitionError, ProjectionModeError
 from datapatterns.event_sourcing.store import EventStore
@@ -85,6 +86,8 @@ class TableRebuild:
             self.on_page(done)
 
         with replayed(conn, self.store, self.projection, page_events=self.page_events) as replay:
+            if isinstance(replay, Replay) and replay.projection.on_poison != "stop":
+                replay.kept = KeptPoison()
             done = advance_replay(conn, replay, in_page=renew, on_page=count)
             while done.position < shown:
                 done = advance_replay(conn, replay, in_page=renew, on_page=count)
@@ -105,8 +108,13 @@ class TableRebuild:
         mine = [lease for lease in leases if lease.version == self.projection.version]
         for other in leases:
             if other not in mine:  # before they are retired, or none of them can be checked
-                advance(conn, self._tables, other, other.position)
-        mine = [advance(conn, self._tables, lease, replay.position, parked=0) for lease in mine]
+                advance(conn, self._tables, other, other.position, parked=0)
+        kept = (replay.kept if isinstance(replay, Replay) else None) or KeptPoison()
+        kept.record(conn, self._tables, mine)
+        mine = [
+            advance(conn, self._tables, lease, replay.position, parked=kept.count(lease))
+            for lease in mine
+        ]
         _replace(conn, models, replay.models)
         failpoint("rebuild.rows-replaced")
         targets = resolve_targets(conn, self.projection)

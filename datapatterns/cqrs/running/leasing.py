@@ -95,7 +95,7 @@ def claim(
     return leases
 
 
-def take_over(
+def take_over(  # noqa: PLR0913 -- all that is to be said about a lease
     conn: Connection,
     tables: ProjectionTables,
     projection: type[AnyProjection],
@@ -103,13 +103,18 @@ def take_over(
     owner: str,
     seconds: float,
     all_versions: bool,
+    shard: int | None = None,
 ) -> list[Lease]:
     """Take the leases on this version or on all that can run, whoever holds them.
+
+    With ``shard``, only that of one segment.
 
     What their holders have not committed yet is refused.
     """
     version = tables.shards.c.version == projection.version
-    which = and_(tables.shards.c.name == projection.name, true() if all_versions else version)
+    one = true() if shard is None else tables.shards.c.shard == shard
+    of_name = tables.shards.c.name == projection.name
+    which = and_(of_name, one, true() if all_versions else version)
     return _take(conn, tables, which, true(), owner=owner, seconds=seconds)
 
 

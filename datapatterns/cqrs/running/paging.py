@@ -64,7 +64,11 @@ def read_page(  # noqa: PLR0913 -- what a reader knows
 
 
 def stored_types(store: EventStore, projection: type[AnyProjection]) -> list[str]:
-    """Return the names under which events are stored that meet a handler of ``projection``."""
+    """Return the names under which events are stored that meet a handler of ``projection``.
+
+    Raises:
+        EventTypeError: A handler's class is not an event.
+    """
     types: set[str] = set()
     for handler in projection.handlers:
         types |= store.types.stored_names(handler.event_class)

@@ -18,8 +18,8 @@ from datapatterns.cqrs.running.modes import read_mode, set_mode, settle_at
 from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.inline_locks import mode_lock
-from datapatterns.cqrs.tables.projecting import TableRunner
 from datapatterns.cqrs.tables.read_model import read_models_of
+from datapatterns.cqrs.tables.table_runner import TableRunner
 from datapatterns.cqrs.tables.targets import lock_writers_out
 from datapatterns.errors import ProjectionModeError, WritersInTheWayError
 from datapatterns.failpoints import failpoint
@@ -66,6 +66,12 @@ class Switch:
             while not caught_up:
                 latest, done = self.runner.page_within(conn, latest)
                 caught_up = done.caught_up
+            if latest.parked:  # a writer could not tell which rows wait
+                raise ProjectionModeError(
+                    self.runner.projection.name,
+                    mode="async",
+                    advice="retry or discard its parked events before",
+                )
             release(conn, self._tables, latest)
 
     def _make_async(self, conn: Connection) -> None:

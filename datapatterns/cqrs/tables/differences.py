@@ -48,11 +48,15 @@ class Verification:
         position: As of which position both were compared; of several segments, the last one's.
         rows: How many rows, fields and members a replay gives.
         differences: The first of them, by key.
+        parked: How many rows were left out, as events of theirs wait: see `Projections.parked`.
+        skipped: How many events were left out on record: see `Projections.skipped`.
     """
 
     position: Position
     rows: int
     differences: list[Difference]
+    parked: int = 0
+    skipped: int = 0
 
     @property
     def matches(self) -> bool:

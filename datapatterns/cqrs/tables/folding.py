@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from datapatterns.cqrs.definition import DELETE, AnyProjection, Handler, OneKey, Projection
+from datapatterns.cqrs.messages.drafts import Emitted, emitting
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.event_sourcing.recorded import RecordedEvent
 
@@ -92,8 +93,10 @@ def fold_steps(
     rows: RowsByTable,
     *,
     new_row: Mapping[type, Callable[[Hashable], Any]],
-) -> None:
+) -> list[Emitted]:
     """Let ``steps`` change ``rows`` one after the other; None is left where a row is deleted.
+
+    Returns what the handlers have emitted, in their order.
 
     Args:
         projection: Whose methods the handlers are.
@@ -101,6 +104,24 @@ def fold_steps(
         rows: The rows that exist among those concerned.
         new_row: Makes the row of a key that has none, by table.
     """
+    if not projection.messages:
+        _fold(projection, steps, rows, new_row)
+        return []
+    emitted = list[Emitted]()
+    for step in steps:
+        with emitting(projection) as messages:
+            _fold(projection, [step], rows, new_row)
+        place = (step.meta.position, step.table, step.key)
+        emitted += [Emitted(*place, message) for message in messages]
+    return emitted
+
+
+def _fold(
+    projection: AnyProjection,
+    steps: Sequence[Step],
+    rows: RowsByTable,
+    new_row: Mapping[type, Callable[[Hashable], Any]],
+) -> None:
     for step in steps:
         of_table, key = rows[step.table], step.key
         row = of_table.get(key)

@@ -1,35 +1,28 @@
 """One page of the log into a table, in one transaction with the checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, StatementError
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
-from datapatterns.cqrs.running.bells import ring
-from datapatterns.cqrs.running.leasing import Lease
-from datapatterns.cqrs.running.paging import PageOfEvents, read_page
-from datapatterns.cqrs.running.progress import ProjectionProgress, longest_prefix
+from datapatterns.cqrs.messages.outgoing import store_messages
+from datapatterns.cqrs.running.progress import longest_prefix
 from datapatterns.cqrs.running.segments import WHOLE, Segment
-from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.folding import (
     RowsByTable,
+    Step,
     fold_steps,
     keys_by_table,
     plan_steps,
 )
 from datapatterns.cqrs.tables.read_model import ReadModels
-from datapatterns.cqrs.tables.versions import read_models_for
 from datapatterns.errors import ProjectionStoppedError
-from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.log.decoding import decode_each
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
-from datapatterns.failpoints import failpoint
-from datapatterns.transactions import resuming
 
 _MESSAGE_CHARS_MAX = 500
 
@@ -47,124 +40,7 @@ class UnappliableError(Exception):
     """A page holds an event that cannot be applied; its cause says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class TableRunner:
-    """Moves a `Projection` on, page by page.
-
-    Attributes:
-        marks: Up to where the log was final when a segment was last read, and to which checkpoint
-            that page led. A mark counts for nothing unless this is the checkpoint now: the commit
-            of the page has then made durable what was drawn below the mark. Before, a server that
-            crashes may draw the same positions again.
-    """
-
-    store: EventStore
-    projection: type[Projection]
-    page_events: int
-    marks: dict[Segment, tuple[Position, Position | None]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-
-    def begin(self, _conn: Connection, lease: Lease) -> Lease:
-        """Return the lease; its checkpoint is the truth, for it lies beside the rows."""
-        return lease
-
-    def page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
-        """Apply one page in a transaction of its own.
-
-        Raises:
-            CommitUnansweredError: Whether it was applied, the next lease's checkpoint says.
-            LeaseLostError: Another runner has the lease; nothing was applied.
-            ProjectionStoppedError: An event cannot be applied; those before it were.
-        """
-        try:
-            with resuming(conn, self._a_page):
-                lease, progress = self._whole_page(conn, lease)
-            stopped = None
-        except BarrierError as barred:
-            # Set while the page was under way, which is undone.
-            return replace(lease, barrier=barred.barrier), ProjectionProgress(
-                0, lease.position, caught_up=False
-            )
-        except UnappliableError:
-            # Rolled back. Once more, with savepoints: they cost too much for every page.
-            with resuming(conn, self._a_page):
-                lease, progress, stopped = self._applicable_part(conn, lease)
-        failpoint("projection.page-committed")
-        ring(self.store.schema, self.projection.name)
-        if stopped is not None:
-            raise stopped from stopped.__cause__
-        return lease, progress
-
-    def page_within(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
-        """Apply one page in the caller's transaction.
-
-        Raises:
-            UnappliableError: It holds an event that cannot be applied; roll back.
-        """
-        return self._whole_page(conn, lease)
-
-    def _whole_page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
-        page = self._read(conn, lease)
-        if page.events:
-            self._apply(conn, lease, page.events)
-        if page.checkpoint != lease.position:
-            lease = self._advance(conn, lease, page.checkpoint)
-        return lease, ProjectionProgress(len(page.events), page.checkpoint, page.caught_up)
-
-    def _applicable_part(
-        self, conn: Connection, lease: Lease
-    ) -> tuple[Lease, ProjectionProgress, ProjectionStoppedError | None]:
-        page = self._read(conn, lease)
-        length, error = find_poison(
-            conn, page.events, lambda events: self._apply(conn, lease, events)
-        )
-        self._apply(conn, lease, page.events[:length])
-        if error is None:
-            lease = self._advance(conn, lease, page.checkpoint)
-            done = ProjectionProgress(length, page.checkpoint, page.caught_up)
-            return lease, done, None
-        poison = page.events[length]
-        before = Position(max(lease.position, poison.position - 1))
-        record, stopped = describe_stop(self.projection, poison, error)
-        lease = self._advance(conn, lease, before, error=record)
-        return lease, ProjectionProgress(length, before, caught_up=False), stopped
-
-    def _read(self, conn: Connection, lease: Lease) -> PageOfEvents:
-        led_to, mark = self.marks.get(lease.segment, (None, None))
-        page = read_page(
-            conn,
-            self.store,
-            self.projection,
-            lease.position,
-            self.page_events,
-            until=current_barrier(conn, projection_tables(self.store.schema), lease),
-            mark=mark if led_to == lease.position else None,
-        )
-        self.marks[lease.segment] = page.checkpoint, page.mark
-        return page
-
-    def _apply(self, conn: Connection, lease: Lease, events: Sequence[RecordedEvent]) -> None:
-        models = read_models_for(self.projection, lease.status)
-        apply_events(conn, self.store, self.projection, models, events, lease.segment)
-
-    def _advance(
-        self,
-        conn: Connection,
-        lease: Lease,
-        position: Position,
-        *,
-        error: Mapping[str, Any] | None = None,
-    ) -> Lease:
-        failpoint("projection.page-applied")
-        return advance(conn, projection_tables(self.store.schema), lease, position, error=error)
-
-    @property
-    def _a_page(self) -> str:
-        return f"a page of projection {self.projection.name}"
-
-
-def apply_events(  # noqa: PLR0913 -- what is applied to what
+def apply_events(  # noqa: PLR0913 -- what may be said about one page
     conn: Connection,
     store: EventStore,
     projection: type[Projection],
@@ -172,22 +48,50 @@ def apply_events(  # noqa: PLR0913 -- what is applied to what
     events: Sequence[RecordedEvent],
     segment: Segment = WHOLE,
     *,
+    takes: Callable[[Step], bool] | None = None,
+    sends: bool = False,
     check_deferred: bool = True,
 ) -> None:
     """Fold ``events`` into the rows of ``models``: read them at once, write them at once.
 
+    Args:
+        conn: A connection in a transaction.
+        store: What decodes the events.
+        projection: Whose handlers.
+        models: Where the rows are.
+        events: In the order of the log.
+        segment: Only rows whose keys it owns.
+        takes: Which of their steps; all unless given.
+        sends: Whether what handlers emit goes to the outbox.
+        check_deferred: Whether constraints that are deferred are checked at once.
+
     Raises:
         UnappliableError: An event cannot be decoded or folded, or its rows cannot be stored.
     """
-    try:
+    with blaming_data():
         instance = projection()
         steps = plan_steps(instance, decode_each(store.types, events), segment)
+        if takes is not None:
+            steps = [step for step in steps if takes(step)]
         rows = {
             table: models[table].fetch(conn, keys) for table, keys in keys_by_table(steps).items()
         }
         new_row = {table: model.new_row for table, model in models.items()}
-        fold_steps(instance, steps, rows, new_row=new_row)
+        messages = fold_steps(instance, steps, rows, new_row=new_row)
         write_rows(conn, models, rows, check_deferred=check_deferred)
+        if sends:
+            store_messages(conn, store.schema, projection, messages)
+
+
+@contextmanager
+def blaming_data() -> Iterator[None]:
+    """Tell what events or their rows are to blame for.
+
+    Raises:
+        UnappliableError: They are; its cause says for what.
+    """
+    try:
+        yield
     except DBAPIError as error:
         # What the data did stops the projection; a lost connection, a deadlock or a missing
         # table is not the event's fault.

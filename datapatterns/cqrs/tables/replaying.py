@@ -15,9 +15,15 @@ from datapatterns.cqrs.running.paging import PageOfEvents, read_page
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.set_definition import SetProjection
+from datapatterns.cqrs.tables.leaving_out import LeftOut
+from datapatterns.cqrs.tables.poison import (
+    Folding,
+    KeptPoison,
+    apply_beside_parked,
+    apply_what_can_be,
+)
 from datapatterns.cqrs.tables.projecting import (
     UnappliableError,
-    apply_events,
     describe_stop,
     find_poison,
 )
@@ -36,6 +42,10 @@ class Replay:
     """A temporary table that holds the read model as of ``position``; of one connection.
 
     Page by page in transactions of their own, so it holds back neither vacuum nor anybody else.
+
+    Attributes:
+        left_out: What the read model does not show and this need not either.
+        kept: Where to keep what cannot be applied; unless given, that raises.
     """
 
     store: EventStore
@@ -45,6 +55,8 @@ class Replay:
     position: Position = START
     segment: Segment = WHOLE
     mark: Position | None = None
+    left_out: LeftOut | None = None
+    kept: KeptPoison | None = None
 
     def of_segment(self, segment: Segment) -> "Replay":
         """Return a replay into the same table that goes on from here with some keys only."""
@@ -66,9 +78,30 @@ class Replay:
             UnappliableError: An event cannot be applied; `diagnose` says which.
         """
         page = self._read(conn, until)
-        self._apply(conn, page.events)
+        if self.kept is not None and self.kept.rows:
+            dealt = apply_beside_parked(conn, self._folding, page, self.kept.rows.intersection)
+            self.kept.add(dealt)
+        else:
+            self._apply(conn, page.events)
         self.position = page.checkpoint
         return ProjectionProgress(len(page.events), page.checkpoint, page.caught_up)
+
+    def page_in_parts(
+        self, conn: Connection, kept: KeptPoison, *, until: Position | None = None
+    ) -> ProjectionProgress:
+        """Fold the next page without what cannot be applied, which goes to ``kept``.
+
+        Raises:
+            ProjectionStoppedError: An event concerns nobody knows which rows.
+        """
+        known = kept.rows.intersection if kept.rows else None
+        page = self._read(conn, until)
+        dealt = apply_what_can_be(conn, self._folding, page, after=self.position, known=known)
+        if dealt.stopped is not None:
+            raise dealt.stopped from dealt.stopped.__cause__
+        kept.add(dealt)
+        self.position = dealt.position
+        return ProjectionProgress(dealt.events, dealt.position, dealt.caught_up)
 
     def diagnose(self, conn: Connection) -> Exception | None:
         """Return the error that names the event at which `page` fails."""
@@ -92,8 +125,16 @@ class Replay:
         return page
 
     def _apply(self, conn: Connection, events: Sequence[RecordedEvent]) -> None:
+        takes = None
+        if self.left_out:
+            events, takes = self.left_out.events(events), self.left_out.takes
         if events:
-            apply_events(conn, self.store, self.projection, self.models, events, self.segment)
+            self._folding.apply(conn, events, takes)
+
+    @property
+    def _folding(self) -> Folding:
+        # A replay sends nothing: whatever follows from these events has followed.
+        return Folding(self.store, self.projection, self.models, self.segment, sends=False)
 
 
 AnyReplay: TypeAlias = Replay | SetReplay
@@ -147,6 +188,14 @@ def advance_replay(
                 in_page(conn)
         except UnappliableError:
             replay.position = before
+            if isinstance(replay, Replay) and replay.kept is not None:
+                with resuming(conn, f"a replay of projection {replay.projection.name}"):
+                    done = replay.page_in_parts(conn, replay.kept, until=until)
+                    in_page(conn)
+                on_page(done)
+                if done.caught_up:
+                    return done
+                continue
             with reading(conn):
                 stopped = replay.diagnose(conn)
             if stopped is None:

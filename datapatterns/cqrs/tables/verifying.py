@@ -1,5 +1,7 @@
 """Compare a read model with what the log says, as of the same position."""
 
+from collections.abc import Hashable
+
 from sqlalchemy import Connection, Engine, func, select
 
 from datapatterns.cqrs.definition import AnyProjection, TableProjection
@@ -15,8 +17,9 @@ from datapatterns.cqrs.tables.differences import (
     find_differences,
 )
 from datapatterns.cqrs.tables.inline_locks import mode_lock
+from datapatterns.cqrs.tables.leaving_out import read_left_out
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
-from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
+from datapatterns.cqrs.tables.replaying import AnyReplay, Replay, advance_replay, replayed
 from datapatterns.errors import DataPatternsError, ProjectionVersionError, ReadModelBuildingError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
@@ -40,6 +43,7 @@ def verify_table(
             position = read_position(conn, projection_tables(store.schema), projection)
             if position is None:
                 raise _not_live(conn, store, projection)
+            _leave_out(conn, replay)
         # Most of it while the runners go on; only the rest and the comparison hold them up.
         advance_replay(conn, replay, until=position)
         with reading(conn):
@@ -47,6 +51,7 @@ def verify_table(
             # A later statement: another version that was waited for may have taken the place.
             if read_position(conn, projection_tables(store.schema), projection) is None:
                 raise _not_live(conn, store, projection)
+            _leave_out(conn, replay)  # what was parked or skipped meanwhile, too
             reached = min(segments.values())
             replay.pages(conn, until=reached)
             for segment, ahead in segments.items():
@@ -56,11 +61,29 @@ def verify_table(
 
 def _compare(conn: Connection, models: ReadModels, replay: AnyReplay, limit: int) -> Verification:
     rows, differences = 0, list[Difference]()
+    left_out = replay.left_out if isinstance(replay, Replay) else None
     for table, model in models.items():
         rows += count_rows(conn, replay.models[table])
         if left := limit - len(differences):
-            differences += find_differences(conn, model, replay.models[table], limit=left)
-    return Verification(replay.position, rows, differences)
+            # Of each row that is left out there may be one difference.
+            more = len(left_out.rows) if left_out else 0
+            found = find_differences(conn, model, replay.models[table], limit=left + more)
+            seen = [one for one in found if not (left_out and left_out.hides(table, _key(one)))]
+            differences += seen[:left]
+    if left_out is None:
+        return Verification(replay.position, rows, differences)
+    parked, skipped = len(left_out.rows), len(left_out.parts)
+    return Verification(replay.position, rows, differences, parked, skipped)
+
+
+def _leave_out(conn: Connection, replay: AnyReplay) -> None:
+    if isinstance(replay, Replay):
+        now = read_left_out(conn, projection_tables(replay.store.schema), replay.projection)
+        replay.left_out = now if replay.left_out is None else replay.left_out.and_also(now)
+
+
+def _key(difference: Difference) -> Hashable:
+    return difference.key[0] if len(difference.key) == 1 else difference.key
 
 
 def _hold(

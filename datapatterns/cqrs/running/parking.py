@@ -1,0 +1,387 @@
+"""What a projection could not apply: rows whose events wait, and what was left out for good.
+
+Only the owner of a segment's lease writes about its rows, in a transaction that `advance` ends.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    FromClause,
+    LargeBinary,
+    Table,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    column,
+    delete,
+    func,
+    literal,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+
+from datapatterns.cqrs.running.leasing import Lease
+from datapatterns.cqrs.schema import ProjectionTables
+from datapatterns.event_sourcing.events import Position
+
+WHOLE_EVENT = b""
+"""In the place of a row's digest: nobody can say which rows the event concerns."""
+
+
+class Unapplied(NamedTuple):
+    """One event that was not applied to one row.
+
+    Attributes:
+        key_digest: Of the row.
+        error: The class of what it raised; None if it only waits for one before it.
+        message: What that said, without values of rows.
+    """
+
+    key_digest: bytes
+    position: Position
+    event_type: str
+    error: str | None = None
+    message: str | None = None
+
+
+class ParkedEvent(NamedTuple):
+    """One event that waits for one row.
+
+    Attributes:
+        silent: Its messages are not to be sent, for another version has.
+    """
+
+    position: Position
+    event_type: str
+    silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedKey:
+    """One row of a read model whose events wait.
+
+    Attributes:
+        key_digest: SHA-256 of its key, see `Projections.parked`.
+        events: How many wait.
+        position: Of the first, which could not be applied.
+        event_type: Of the first.
+        error: The class of what that raised.
+        message: What that said.
+        parked_at: Since when.
+    """
+
+    projection: str
+    version: int
+    key_digest: bytes
+    events: int
+    position: Position
+    event_type: str
+    error: str | None
+    message: str | None
+    parked_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedEvent:
+    """One event that was left out of one row, or, if ``key_digest`` is None, of all.
+
+    Attributes:
+        error: The class of what it raised; None if it waited for one that did.
+    """
+
+    projection: str
+    version: int
+    key_digest: bytes | None
+    position: Position
+    event_type: str
+    error: str | None
+    message: str | None
+    skipped_at: datetime
+
+
+def find_parked(
+    conn: Connection, tables: ProjectionTables, lease: Lease, digests: Collection[bytes]
+) -> set[bytes]:
+    """Return which of these rows have events that wait."""
+    parked = tables.parked
+    wanted = any_(bindparam("digests", sorted(digests), ARRAY(LargeBinary)))
+    found = conn.scalars(
+        select(parked.c.key_digest)
+        .where(_of(parked, lease.name, lease.version), parked.c.key_digest == wanted)
+        .distinct()
+    )
+    return set(found)
+
+
+def park(
+    conn: Connection,
+    tables: ProjectionTables,
+    lease: Lease,
+    unapplied: Sequence[Unapplied],
+    *,
+    silent: bool,
+) -> int:
+    """Let events wait; return how many of them did not wait already.
+
+    Args:
+        conn: A connection in a transaction.
+        tables: Where it is written down.
+        lease: Of the segment that the rows belong to.
+        unapplied: The events.
+        silent: Their messages are not to be sent, whatever becomes of them.
+    """
+    return _store(conn, tables.parked, lease, unapplied, {"silent": literal(silent)})
+
+
+def skip(
+    conn: Connection, tables: ProjectionTables, lease: Lease, unapplied: Sequence[Unapplied]
+) -> int:
+    """Write down that events were left out; return of how many that was not known."""
+    return _store(conn, tables.skipped, lease, unapplied, {})
+
+
+def unpark(
+    conn: Connection,
+    tables: ProjectionTables,
+    lease: Lease,
+    digest: bytes,
+    positions: Collection[Position],
+) -> int:
+    """Take back that these events of a row wait; return how many."""
+    gone = conn.execute(delete(tables.parked).where(_these(tables, lease, digest, positions)))
+    return gone.rowcount
+
+
+def explain(conn: Connection, tables: ProjectionTables, lease: Lease, unapplied: Unapplied) -> None:
+    """Write down anew why an event that waits cannot be applied."""
+    positions = [unapplied.position]
+    conn.execute(
+        update(tables.parked)
+        .where(_these(tables, lease, unapplied.key_digest, positions))
+        .values(error=unapplied.error, message=unapplied.message)
+    )
+
+
+def give_up(conn: Connection, tables: ProjectionTables, lease: Lease, digest: bytes) -> int:
+    """Leave out for good what waits of a row, on record; return how many events."""
+    parked = tables.parked
+    of_row = and_(_of(parked, lease.name, lease.version), parked.c.key_digest == digest)
+    kept: list[Column[Any]] = [
+        *(parked.c.name, parked.c.version, parked.c.key_digest, parked.c.position),
+        *(parked.c.event_type, parked.c.error, parked.c.message),
+    ]
+    conn.execute(
+        insert(tables.skipped)
+        .from_select([c.name for c in kept], select(*kept).where(of_row), include_defaults=False)
+        .on_conflict_do_nothing()
+    )
+    return conn.execute(delete(parked).where(of_row)).rowcount
+
+
+def parked_rows(
+    conn: Connection, tables: ProjectionTables, lease: Lease
+) -> list[tuple[bytes, Position]]:
+    """Return which rows have events that wait, and where the first is; by that."""
+    parked = tables.parked
+    first = func.min(parked.c.position)
+    rows = conn.execute(
+        select(parked.c.key_digest, first)
+        .where(_of(parked, lease.name, lease.version))
+        .group_by(parked.c.key_digest)
+        .order_by(first, parked.c.key_digest)
+    )
+    return [(digest, Position(position)) for digest, position in rows]
+
+
+def parked_events(
+    conn: Connection, tables: ProjectionTables, lease: Lease, digest: bytes, *, limit: int
+) -> list[ParkedEvent]:
+    """Return the first events that wait of a row."""
+    parked = tables.parked
+    rows = conn.execute(
+        select(parked.c.position, parked.c.event_type, parked.c.silent)
+        .where(_of(parked, lease.name, lease.version), parked.c.key_digest == digest)
+        .order_by(parked.c.position)
+        .limit(limit)
+    )
+    return [ParkedEvent(Position(position), kind, silent) for position, kind, silent in rows]
+
+
+def list_parked(
+    conn: Connection, tables: ProjectionTables, which: tuple[str, int] | None, *, limit: int
+) -> list[ParkedKey]:
+    """Do what `Projections.parked` promises."""
+    parked = tables.parked
+    row: list[Column[Any]] = [parked.c.name, parked.c.version, parked.c.key_digest]
+    counted = (
+        select(*row, func.count().label("events"), func.min(parked.c.position).label("first"))
+        .where(true() if which is None else _of(parked, *which))
+        .group_by(*row)
+        .subquery()
+    )
+    first = and_(*(counted.c[c.name] == c for c in row), counted.c.first == parked.c.position)
+    rows = conn.execute(
+        select(parked, counted.c.events)
+        .join_from(counted, parked, first)
+        .order_by(parked.c.name, parked.c.version, parked.c.position, parked.c.key_digest)
+        .limit(limit)
+    )
+    return [
+        ParkedKey(
+            projection=found.name,
+            version=found.version,
+            key_digest=found.key_digest,
+            events=found.events,
+            position=Position(found.position),
+            event_type=found.event_type,
+            error=found.error,
+            message=found.message,
+            parked_at=found.parked_at,
+        )
+        for found in rows
+    ]
+
+
+def list_skipped(
+    conn: Connection, tables: ProjectionTables, which: tuple[str, int] | None, *, limit: int
+) -> list[SkippedEvent]:
+    """Do what `Projections.skipped` promises."""
+    skipped = tables.skipped
+    rows = conn.execute(
+        select(skipped)
+        .where(true() if which is None else _of(skipped, *which))
+        .order_by(skipped.c.name, skipped.c.version, skipped.c.position, skipped.c.key_digest)
+        .limit(limit)
+    )
+    return [
+        SkippedEvent(
+            projection=found.name,
+            version=found.version,
+            key_digest=found.key_digest or None,
+            position=Position(found.position),
+            event_type=found.event_type,
+            error=found.error,
+            message=found.message,
+            skipped_at=found.skipped_at,
+        )
+        for found in rows
+    ]
+
+
+def left_out(
+    conn: Connection, tables: ProjectionTables, name: str, version: int
+) -> tuple[set[bytes], set[tuple[Position, bytes]]]:
+    """Return which rows have events that wait, and which events were skipped, of which row."""
+    parked, skipped = tables.parked, tables.skipped
+    waiting = conn.scalars(
+        select(parked.c.key_digest).where(_of(parked, name, version)).distinct()
+    ).all()
+    gone = conn.execute(
+        select(skipped.c.position, skipped.c.key_digest).where(_of(skipped, name, version))
+    ).all()
+    return set(waiting), {(Position(position), digest) for position, digest in gone}
+
+
+def read_owed(conn: Connection, tables: ProjectionTables, name: str) -> set[tuple[Position, bytes]]:
+    """Return the events that wait and whose messages nobody has sent, each with its row."""
+    parked = tables.parked
+    rows = conn.execute(
+        select(parked.c.position, parked.c.key_digest).where(
+            parked.c.name == name, parked.c.silent.is_(False)
+        )
+    )
+    return {(Position(position), digest) for position, digest in rows}
+
+
+def pass_on_owed(
+    conn: Connection, tables: ProjectionTables, name: str, *, version: int, heir: int
+) -> None:
+    """Let the messages that a version still owes be sent by the one that takes its place.
+
+    Those of events that wait in both; what the other has applied already has no messages.
+    """
+    parked, other = tables.parked, tables.parked.alias("other")
+    both = and_(other.c.key_digest == parked.c.key_digest, other.c.position == parked.c.position)
+    owes = select(1).where(_of(other, name, version), both, other.c.silent.is_(False)).exists()
+    conn.execute(update(parked).where(_of(parked, name, heir), owes).values(silent=False))
+    conn.execute(update(parked).where(_of(parked, name, version)).values(silent=True))
+
+
+def forget(conn: Connection, tables: ProjectionTables, name: str) -> None:
+    """Drop what is known of unapplied events: the read model was built anew."""
+    for table in (tables.parked, tables.skipped):
+        conn.execute(delete(table).where(table.c.name == name))
+
+
+def forget_skipped(
+    conn: Connection,
+    tables: ProjectionTables,
+    lease: Lease,
+    *,
+    until: Position,
+    keeping: Iterable[Position] = (),
+) -> None:
+    """Drop what is known to be skipped behind the checkpoint: a page that never came to be."""
+    skipped = tables.skipped
+    conn.execute(
+        delete(skipped).where(
+            _of(skipped, lease.name, lease.version),
+            skipped.c.position > lease.position,
+            skipped.c.position <= until,
+            skipped.c.position.not_in(list(keeping)),
+        )
+    )
+
+
+def _store(
+    conn: Connection,
+    table: Table[Any],
+    lease: Lease,
+    unapplied: Sequence[Unapplied],
+    rest: dict[str, ColumnElement[Any]],
+) -> int:
+    if not unapplied:
+        return 0
+    types = (LargeBinary, BigInteger, Text, Text, Text)
+    arrays = [
+        bindparam(f"v{i}", list(values), ARRAY(types[i]))
+        for i, values in enumerate(zip(*unapplied, strict=True))
+    ]
+    named = [column(name, types[i]()) for i, name in enumerate(Unapplied._fields)]
+    page = func.unnest(*arrays).table_valued(*named, name="page").render_derived()
+    rows = select(literal(lease.name), literal(lease.version), *page.c, *rest.values()).select_from(
+        page
+    )
+    stored = insert(table).from_select(
+        ["name", "version", *Unapplied._fields, *rest], rows, include_defaults=False
+    )
+    done = conn.execute(
+        stored.on_conflict_do_nothing(), execution_options={"preserve_rowcount": True}
+    )
+    return done.rowcount
+
+
+def _these(
+    tables: ProjectionTables, lease: Lease, digest: bytes, positions: Collection[Position]
+) -> ColumnElement[bool]:
+    parked = tables.parked
+    wanted = any_(bindparam("positions", list(positions), ARRAY(BigInteger)))
+    return and_(
+        _of(parked, lease.name, lease.version),
+        parked.c.key_digest == digest,
+        parked.c.position == wanted,
+    )
+
+
+def _of(table: FromClause, name: str, version: int) -> ColumnElement[bool]:
+    return and_(table.c.name == name, table.c.version == version)
