@@ -80,6 +80,19 @@ def decoded(answer: Any) -> str:  # noqa: ANN401 -- bytes or text, as the client
     return answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)
 
 
+def is_of_another_type(answer: object) -> bool:
+    """Return whether Redis found something of another type than what was asked for.
+
+    Raises:
+        Exception: The answer is another error.
+    """
+    if not isinstance(answer, Exception):
+        return False
+    if "WRONGTYPE" not in str(answer):
+        raise answer
+    return True
+
+
 def is_number(text: str) -> bool:
     """Return whether ``text`` is a number as we write it."""
     return re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) is not None

@@ -117,10 +117,10 @@ class RedisRunner:
             seen = read_witnesses(conn, self.store.schema, after, page.checkpoint)
             lease = self._confirm(conn, lease, after)
         failpoint("redis-projection.page-read")
-        try:
-            return self._apply(conn, lease, page, seen)
-        except DamagedError:
-            with self._ours(conn, lease):
+        with self._ours(conn, lease):
+            try:
+                return self._apply(conn, lease, page, seen)
+            except DamagedError:
                 return self._begin_anew(conn, lease), ProjectionProgress(0, START, caught_up=False)
 
     def _apply(

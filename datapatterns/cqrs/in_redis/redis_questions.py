@@ -15,6 +15,7 @@ from datapatterns.cqrs.in_redis.redis_checkpoint import (
     FIELDS,
     Checkpoint,
     decoded,
+    is_of_another_type,
     read_checkpoint,
 )
 from datapatterns.cqrs.in_redis.redis_keys import RedisKeys, Structure, size_field
@@ -73,7 +74,7 @@ def checkpoint_in(keys: RedisKeys, answers: Sequence[Any]) -> Checkpoint:
         ForeignReadModelError: What lies where the checkpoint belongs is none.
         ReadModelBuildingError: It is not whole.
     """
-    if isinstance(answers[0], Exception):
+    if is_of_another_type(answers[0]):
         raise ForeignReadModelError(
             keys.name, "what lies where its checkpoint belongs is none"
         ) from answers[0]
@@ -94,7 +95,7 @@ def answer(keys: RedisKeys, question: Question[T], answers: Sequence[Any]) -> T:
     """
     checkpoint_in(keys, answers)
     recorded, size, found = answers[1:]
-    if isinstance(recorded, Exception) or isinstance(size, Exception) or size != int(recorded or 0):
+    if any(map(is_of_another_type, answers)) or str(size) != decoded(recorded or "0"):
         raise ReadModelDamagedError(keys.name, structure=question.structure.name)
     return question.read(found)
 

@@ -16,6 +16,7 @@ from datapatterns.cqrs.in_redis.redis_checkpoint import (
     Ticket,
     decoded,
     is_number,
+    is_of_another_type,
     read_checkpoint,
 )
 from datapatterns.cqrs.in_redis.redis_connection import AnyRedis, keys_like
@@ -97,8 +98,10 @@ class RedisReadModel:
         """
         try:
             chosen = self.client.hrandfield(self.keys.sizes, COUNTED_STRUCTURES_MAX) or []
-        except ResponseError:  # it is somebody else's
-            return False
+        except ResponseError as error:
+            if is_of_another_type(error):
+                return False
+            raise
         some = [structure_of(decoded(field)) for field in chosen]
         pipe = self.client.pipeline(transaction=True)
         pipe.hget(self.keys.checkpoint, "structures")
@@ -106,7 +109,7 @@ class RedisReadModel:
         self._ask_sizes(pipe, some)
         answers = pipe.execute(raise_on_error=False)
         counted, known, *sizes = answers
-        return int(counted or 0) == known and _sizes_agree(some, sizes)
+        return decoded(counted or "0") == str(known) and _sizes_agree(some, sizes)
 
     def reset(self, ticket: Ticket, *, target: Position) -> None:
         """Begin this build at the start of the log, without anything of another build.
@@ -176,7 +179,8 @@ class RedisReadModel:
             else:
                 pipe.hmget(self.keys.of(*structure), fields)
         answers = iter(pipe.execute(raise_on_error=False))
-        checkpoint = read_checkpoint(_refuse_error(next(answers)))
+        raw = next(answers)
+        checkpoint = None if is_of_another_type(raw) else read_checkpoint(raw)
         if checkpoint is None or checkpoint.position != after:
             return None
         witness = LogWitness.parsed(decoded(next(answers) or ""))
@@ -217,7 +221,7 @@ class RedisReadModel:
             else:
                 pipe.type(key)
         raw, *answers = pipe.execute(raise_on_error=False)
-        checkpoint = read_checkpoint(_refuse_error(raw))
+        checkpoint = None if is_of_another_type(raw) else read_checkpoint(raw)
         if checkpoint is None or not checkpoint.whole:
             return None, {}
         found = zip(asked, answers, strict=True)
@@ -284,21 +288,21 @@ def stored_text(kind: str, value: Any) -> str:  # noqa: ANN401 -- bytes, text or
 
 
 def _sizes_agree(structures: Sequence[Structure], answers: Sequence[Any]) -> bool:
-    recorded, *sizes = answers
-    if isinstance(recorded, ResponseError):
+    if any(map(is_of_another_type, answers)):
         return False
-    known = [int(size or 0) for size in recorded][: len(structures)]
-    return known == list(sizes)
+    recorded, *sizes = answers
+    known = [decoded(size or "0") for size in recorded][: len(structures)]
+    return known == [str(size) for size in sizes]
 
 
 def _refuse_error(answer: Any) -> Any:  # noqa: ANN401 -- what was asked for
-    if isinstance(answer, ResponseError):
+    if isinstance(answer, Exception):
         raise answer
     return answer
 
 
 def _content(structure: Structure, answer: Any) -> dict[str, str]:  # noqa: ANN401
-    if isinstance(answer, ResponseError) or structure.kind not in KINDS:
+    if is_of_another_type(answer) or structure.kind not in KINDS:
         return {"": f"not ours: {decoded(answer)}"}
     places: Mapping[Any, Any] = dict(answer)
     return {decoded(field): stored_text(structure.kind, value) for field, value in places.items()}

@@ -20,13 +20,16 @@ local c = redis.call('HMGET', KEYS[1], 'build', 'epoch', 'position', 'clearing',
   'structures')
 if c[1] ~= ARGV[1] or c[2] ~= ARGV[2] or c[4] or c[5] then return 0 end
 if c[3] ~= ARGV[3] then return c[3] == ARGV[4] and 1 or 0 end
+local function counted(found)
+  if type(found) == 'number' then return found end
+  if not string.find(found['err'], 'WRONGTYPE', 1, true) then error(found['err']) end
+  return -1
+end
 local function size(i)
   local scored = string.sub(ARGV[i + 3], 1, 5) == 'zset:'
-  local found = redis.pcall(scored and 'ZCARD' or 'HLEN', KEYS[i])
-  return type(found) == 'number' and found or -1
+  return counted(redis.pcall(scored and 'ZCARD' or 'HLEN', KEYS[i]))
 end
-local known = redis.pcall('HLEN', KEYS[2])
-local damaged = known ~= (tonumber(c[7] or 0) or 0)
+local damaged = counted(redis.pcall('HLEN', KEYS[2])) ~= (tonumber(c[7] or 0) or 0)
 for i = 3, #KEYS do
   if damaged then break end
   damaged = size(i) ~= (tonumber(redis.call('HGET', KEYS[2], ARGV[i + 3]) or 0) or 0)
