@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 from sqlalchemy import Engine, update
 
@@ -221,6 +222,39 @@ def test_a_key_of_somebody_else_where_the_checkpoint_belongs_is_refused(
         projections.catch_up(engine, Dashboard)
 
     assert redis_client.get(KEYS.checkpoint) == b"theirs"
+
+
+@pytest.mark.parametrize("command", ["hlen", "hrandfield", "zcard"])
+def test_a_right_that_is_missing_is_not_taken_for_damage(
+    engine: Engine,
+    projections: Projections,
+    redis_client: Redis,
+    redis_url: str,
+    command: str,
+) -> None:
+    append_all(engine, STORE, milk(2))
+    projections.catch_up(engine, Dashboard)
+    append_all(engine, STORE, milk(2))
+    redis_client.acl_setuser(
+        "narrow",
+        enabled=True,
+        nopass=True,
+        keys=["*"],
+        categories=["+@all"],
+        commands=[f"-{command}"],
+    )
+    try:
+        with Redis.from_url(redis_url, username="narrow", password="any") as client:
+            narrow = Projections(STORE, redis=client)
+            for _ in range(2):
+                with pytest.raises(ResponseError, match=command):
+                    narrow.run(engine, Dashboard)
+    finally:
+        redis_client.acl_deluser("narrow")
+
+    assert projections.view(Dashboard).top("best_sellers") == [("milk", 2)]
+    projections.catch_up(engine, Dashboard)
+    assert projections.view(Dashboard).top("best_sellers") == [("milk", 4)]
 
 
 def test_a_flush_at_every_step_of_a_run_is_made_good(

@@ -43,6 +43,7 @@ class Shop:
         self._gated_projections = Projections(STORE, redis=gated_redis)
         self._projections = Projections(STORE, redis=redis)
         self._redis = redis
+        self._gated_redis = gated_redis
         for script in (ADOPT, APPLY, BEGIN_CLEARING, CLEAR):
             self.know(script)
         self.till = Till(plain, self._projections, Dashboard)
@@ -54,6 +55,10 @@ class Shop:
         )
         self.lapse = partial(self.till.let_leases_lapse, gated)
 
+    def rob(self) -> None:
+        """Take a structure away, without a word."""
+        self._gated_redis.delete("{datapatterns:dashboard:v1}:hash:cents_by_product")
+
     def know(self, script: str) -> None:
         """Spare the first schedule the round trip of a script that the server does not know."""
         self._redis.script_load(script)
@@ -63,6 +68,10 @@ class Shop:
 
     def each_event_counts_once(self, _outcome: Outcome) -> None:
         self._has_not_gone_back()
+        self.each_event_counts_once_in_the_end(_outcome)
+
+    def each_event_counts_once_in_the_end(self, _outcome: Outcome) -> None:
+        """Although it is built anew."""
         self.till.settle()
         key = "{datapatterns:dashboard:v1}:hash:cents_by_product"
         shown = int(self._redis.hget(key, self.till.product) or 0)
@@ -147,6 +156,42 @@ def test_a_page_and_its_checkpoint_one_after_the_other_would_count_twice(
             crash_at=touches_redis_or_commits,
             faults=[Fault.CRASH],
             allowed_errors=(*LEASES, ServerUnavailableError),
+        )
+
+
+def robbed(shop: Shop) -> Tasks:
+    shop.open()
+    return {"runner": shop.run, "thief": shop.rob}
+
+
+def test_a_structure_that_is_taken_at_any_step_is_missed_and_made_again(
+    explorer: Explorer, shop: Shop
+) -> None:
+    explored = explorer.explore(
+        partial(robbed, shop),
+        invariant=shop.each_event_counts_once_in_the_end,
+        allowed_errors=LEASES,
+        max_preemptions=2 if THOROUGH else 1,
+    )
+
+    assert explored.exhausted
+
+
+def test_without_the_sizes_a_structure_that_is_taken_would_be_counted_on_from_nothing(
+    explorer: Explorer, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = "if damaged then return -1 end"
+    assert guard in APPLY
+    blind = APPLY.replace(guard, "")
+    shop.know(blind)
+    monkeypatch.setattr("datapatterns.cqrs.in_redis.redis_read_model.APPLY", blind)
+    monkeypatch.setattr("datapatterns.cqrs.in_redis.redis_read_model._sizes_agree", lambda *_: True)
+    with pytest.raises(InterleavingError, match="are shown"):
+        explorer.explore(
+            partial(robbed, shop),
+            invariant=shop.each_event_counts_once_in_the_end,
+            allowed_errors=LEASES,
+            max_preemptions=1,
         )
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 
+from datapatterns.cqrs.running.log_witness import WITNESS_EVENTS, read_witness, read_witnesses
 from datapatterns.event_sourcing import (
     EventStore,
     LogFilter,
@@ -104,6 +105,17 @@ def test_no_page_of_a_stream_reads_a_whole_table(warm: Connection) -> None:
     for _ in range(12):
         store.read_stream(warm, StreamId("c1", "1"), limit=3, backwards=True, to_version=9_000)
 
+    assert whole_reads(warm) == dict.fromkeys(TABLES, 0)
+
+
+@pytest.mark.parametrize("to", [100, 35_900])
+def test_no_witness_of_the_log_reads_a_whole_table(warm: Connection, to: int) -> None:
+    for _ in range(12):
+        read_witnesses(warm, store.schema, Position(to - 50), Position(to))
+    begin, end = read_witnesses(warm, store.schema, Position(to - 50), Position(to))
+
+    assert len(begin.events) == len(end.events) == WITNESS_EVENTS
+    assert read_witness(warm, store.schema, Position(to)) == end
     assert whole_reads(warm) == dict.fromkeys(TABLES, 0)
 
 
