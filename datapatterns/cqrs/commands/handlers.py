@@ -196,7 +196,8 @@ def _checked(name: str, command: type, handler: Callable[..., object]) -> Decode
             name, "its handler must take two arguments: the command and the context"
         ) from None
     first = next(iter(declared.parameters.values())).annotation
-    if isinstance(first, type) and first is not declared.empty and not issubclass(command, first):
+    # Another class that could be a command; what is broader than a class is left to be so.
+    if is_frozen(first) is not None and not issubclass(command, first):
         raise CommandHandlerError(
             name, f"its handler takes a {first.__name__}; annotate it as {command.__name__}"
         )
