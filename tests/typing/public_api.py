@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, assert_type
+from uuid import uuid4
 
 from redis import Redis
 from sqlalchemy import URL, BigInteger, Connection, Engine, Row, func, select
@@ -15,11 +16,15 @@ from datapatterns.aio import in_transaction, transaction
 from datapatterns.cache_aside import Cache
 from datapatterns.cqrs import (
     Answer,
+    CommandContext,
+    Commands,
+    Executed,
     Projection,
     ProjectionProgress,
     RedisChanges,
     RedisProjection,
     Token,
+    forget_executions,
     on,
     rows_of,
 )
@@ -303,6 +308,27 @@ def decisions_over_several_streams(conn: Connection) -> None:
     done = store.append_to_streams(conn, [StreamEvents(CART, [], ANY)])
     assert_type(done, dict[StreamId, Appended])
     assert_type(forget_append_requests(conn, store, older_than=timedelta(days=1)), int)
+
+
+@dataclass(frozen=True)
+class Pay:
+    cents: int
+
+
+def commands_of_a_layer(layer: DataLayer, conn: Connection) -> None:
+    @layer.handles(Pay, name="pay", version=2, validate=lambda pay: {"cents": str(pay.cents)})
+    def pay(command: Pay, context: CommandContext) -> int:
+        assert_type(context.load(Cart, "c"), Cart)
+        with context.for_update(Cart, "c", lock=True) as cart:
+            assert_type(cart, Cart)
+        return command.cents
+
+    assert_type(pay(Pay(1), CommandContext(conn, store, "", {}, uuid4(), None, 1)), int)
+    layer.handles(ItemScanned)(pay)  # type: ignore[arg-type]  # it handles another command
+    assert_type(layer.commands, Commands)
+    assert_type(layer.execute(Pay(1), idempotency_key="k", retry=Retry(attempts=2)), Executed)
+    layer.execute(Pay(1), key="k")  # type: ignore[call-arg]
+    assert_type(forget_executions(conn, store, older_than=timedelta(days=1), dry_run=True), int)
 
 
 def units_of_work(conn: Connection, session: Session, async_session: AsyncSession) -> None:
