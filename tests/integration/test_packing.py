@@ -1,6 +1,9 @@
 """What is packed arrives as what was given, or is refused as the driver and the server would."""
 
+from datetime import UTC, date, datetime
 from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 from psycopg import ClientCursor
@@ -8,20 +11,27 @@ from psycopg.adapt import PyFormat
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Connection,
+    Date,
+    DateTime,
     Dialect,
     Engine,
     Enum,
+    Float,
     Integer,
+    LargeBinary,
     Numeric,
     SmallInteger,
     Text,
+    Uuid,
     bindparam,
     create_engine,
     func,
     select,
+    text,
 )
-from sqlalchemy.dialects.postgresql import CITEXT
+from sqlalchemy.dialects.postgresql import CITEXT, JSONB
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -33,7 +43,7 @@ class Shouted(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, _dialect: Dialect) -> str | None:
-        return value and value.upper()
+        return "nothing" if value is None else value.upper()
 
 
 def arrived(conn: Connection, item: TypeEngine[Any], values: list[Any]) -> list[Any]:
@@ -56,6 +66,17 @@ def arrived(conn: Connection, item: TypeEngine[Any], values: list[Any]) -> list[
         (Text(), ["", 'NULL {,"\\}', "%s:x", "é\U0001f600", "m" * 100_000]),
         (Text(), [None, "NULL", None]),
         (Text(), []),
+        (Boolean(), [True, None, False]),
+        (Float(), [0.1, float("inf"), None, -0.0]),
+        (Uuid(), [UUID(int=0), UUID(int=2**128 - 1), None]),
+        (Date(), [date.min, None, date.max]),
+        (DateTime(), [datetime.min, None, datetime.max]),  # noqa: DTZ901 -- as the column has none
+        (DateTime(timezone=True), [datetime(2026, 1, 1, 1, tzinfo=UTC), None]),
+        (DateTime(timezone=True), [datetime(2026, 6, 1, tzinfo=ZoneInfo("Europe/Berlin"))]),
+        (LargeBinary(), [b"", b"\0\xff{,}", None]),
+        (JSON(), [{"a": [1, None]}, "text", [[1], [2]]]),
+        (JSONB(), [{"a": "é"}, [], None]),
+        (JSONB(none_as_null=True), [{}, None]),
         (BigInteger(), []),
     ],
 )
@@ -64,9 +85,19 @@ def test_values_arrive(engine: Engine, item: TypeEngine[Any], values: list[Any])
         assert arrived(conn, item, values) == values
 
 
+def test_moments_with_a_zone_may_stand_beside_such_without(engine: Engine) -> None:
+    moments = [datetime(2026, 1, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 2)]  # noqa: DTZ001
+
+    with engine.connect() as conn:
+        conn.execute(text("SET TIME ZONE 'UTC'"))
+        arrived_at = arrived(conn, DateTime(timezone=True), moments)
+
+    assert arrived_at == [moment.replace(tzinfo=UTC) for moment in moments]
+
+
 def test_a_decorator_of_the_application_has_its_say(engine: Engine) -> None:
     with engine.connect() as conn:
-        assert arrived(conn, Shouted(), ["milk", None]) == ["MILK", None]
+        assert arrived(conn, Shouted(), ["milk", None]) == ["MILK", "nothing"]
 
 
 def test_a_session_may_speak_another_encoding(engine: Engine) -> None:
@@ -125,7 +156,7 @@ def test_only_what_is_plain_in_postgresql_is_packed() -> None:
     assert is_packable(BigInteger())
     assert is_packable(Shouted())
     assert is_packable(BigInteger().with_variant(Integer(), "sqlite"))
-    assert not is_packable(Text().with_variant(JSON(), "postgresql"))
+    assert not is_packable(Text().with_variant(Numeric(), "postgresql"))
     assert not is_packable(Enum("a", "b"))
     assert not is_packable(CITEXT())
     assert not is_packable(Numeric())
