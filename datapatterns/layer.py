@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from threading import Lock
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from redis import Redis
@@ -38,6 +38,7 @@ from datapatterns.cqrs.commands.commands import ExecuteOptions
 from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing import Codecs, EventStore, Position, SubjectKeys
+from datapatterns.runtime import HowToWork, Worker, worker_for
 from datapatterns.settings import MAIN, Settings, settings_from
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sql.discretion import discreet
@@ -307,6 +308,10 @@ class DataLayer:
         """Do as `query` does, in a task."""
         return await self.projections.query_async(self.async_engine, projection, ask, **asked)
 
+    def worker(self, only: Sequence[str] = (), **how: Unpack[HowToWork]) -> Worker:
+        """Return a worker for all that is declared, or those named; see `HowToWork`."""
+        return worker_for(self.engine, self.projections, only, self.observer, **how)
+
     def cache(self, name: str, *, policy: CachePolicy = DEFAULT_POLICY) -> Cache:
         """Return the cache called ``name``, which the caller keeps, shares and closes.
 
@@ -373,9 +378,8 @@ class DataLayer:
         Connections of the async engine belong to its event loop: close them there with
         ``await layer.aclose()``.
         """
-        for engine in (self._engine, *self._shard_engines.values()):
-            if engine is not None:
-                engine.dispose()
+        for engine in filter(None, (self._engine, *self._shard_engines.values())):
+            engine.dispose()
         if self._redis is not None:
             self._redis.close()
 
@@ -388,12 +392,7 @@ class DataLayer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self.close()
 
     def _databases(self) -> dict[str, URL]:

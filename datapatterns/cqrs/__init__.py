@@ -26,6 +26,7 @@ from datapatterns.cqrs.running.progress import (
     ProjectionStatus,
     SegmentStatus,
 )
+from datapatterns.cqrs.running.working import ProjectionWorker, WorkDone
 from datapatterns.cqrs.set_definition import Reads, SetProjection, StoredShape
 from datapatterns.cqrs.tables.differences import Difference, Verification
 from datapatterns.cqrs.tables.inline import InlineProjections
@@ -48,6 +49,7 @@ __all__ = [
     "Projection",
     "ProjectionProgress",
     "ProjectionStatus",
+    "ProjectionWorker",
     "Projections",
     "Reads",
     "RedisChanges",
@@ -62,6 +64,7 @@ __all__ = [
     "Token",
     "Unapplied",
     "Verification",
+    "WorkDone",
     "forget_executions",
     "latest_token",
     "on",

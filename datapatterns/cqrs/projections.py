@@ -25,7 +25,7 @@ from datapatterns.cqrs.reading.reading import Reading
 from datapatterns.cqrs.running.declared import find_declared, refuse_twins
 from datapatterns.cqrs.running.leasing import read_build, read_position
 from datapatterns.cqrs.running.modes import read_mode
-from datapatterns.cqrs.running.progress import ProjectionProgress, ProjectionStatus
+from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.running import (
     CatchUp,
     LeaseTerms,
@@ -34,7 +34,7 @@ from datapatterns.cqrs.running.running import (
     leased,
     run_pages,
 )
-from datapatterns.cqrs.running.status import count_unseen, list_statuses
+from datapatterns.cqrs.running.shared_out import SharedOut
 from datapatterns.cqrs.running.switching import Switch
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.set_definition import SetProjection
@@ -55,7 +55,7 @@ LEASE_SECONDS_MAX: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class Projections(Reading, UnappliedEvents):
+class Projections(Reading, UnappliedEvents, SharedOut):
     """Moves read models on behind the log of ``store``, each event exactly once.
 
     Attributes:
@@ -317,22 +317,6 @@ class Projections(Reading, UnappliedEvents):
     ) -> AsyncRedisView:
         """Return what reads it from asyncio, by a client of the same Redis."""
         return AsyncRedisView(client, self._redis_keys(projection))
-
-    def status(self, conn: Connection) -> list[ProjectionStatus]:
-        """Return how each version of each projection stands, by name and version.
-
-        Raises:
-            IsolationLevelError: The transaction is not READ COMMITTED.
-        """
-        return list_statuses(conn, self.store)
-
-    def events_behind(self, conn: Connection, status: ProjectionStatus) -> int:
-        """Return how many events a version has not seen: exactly, so it reads what they lie in.
-
-        Raises:
-            IsolationLevelError: The transaction is not READ COMMITTED.
-        """
-        return count_unseen(conn, self.store, status.position)
 
     def _kept_by_appends(self, engine: Engine) -> ProjectionProgress:
         with fresh_reads(engine) as conn, reading(conn):

@@ -23,6 +23,7 @@ PACKAGES = (
     "datapatterns.index_table",
     "datapatterns.materialized_view",
     "datapatterns.outcomes",
+    "datapatterns.runtime",
     "datapatterns.sharding",
     "datapatterns.telemetry",
     "datapatterns.testing",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -90,7 +90,9 @@ class RedisRunner:
             return self._confirm(conn, lease, position)
 
     @redis_answers()
-    def page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
+    def page(
+        self, conn: Connection, lease: Lease, *, persist: bool = True
+    ) -> tuple[Lease, ProjectionProgress]:
         """Read a page in one transaction, apply it in Redis, confirm it in another.
 
         If something of what it would change has gone in Redis, the build begins anew instead.
@@ -108,12 +110,15 @@ class RedisRunner:
                 conn,
                 self.store,
                 self.projection,
-                after,
+                lease.read_to,
                 self.page_events,
                 until=current_barrier(conn, self._tables, lease),
             )
             if page.checkpoint == after:
                 return lease, ProjectionProgress(0, after, page.caught_up)
+            if not page.events and not persist:
+                seen_to = replace(lease, seen=page.checkpoint)
+                return seen_to, ProjectionProgress(0, page.checkpoint, page.caught_up)
             seen = read_witnesses(conn, self.store.schema, after, page.checkpoint)
             lease = self._confirm(conn, lease, after)
         failpoint("redis-projection.page-read")

@@ -72,7 +72,8 @@ def advance(
         if barrier is not None and barrier < position:
             raise BarrierError(barrier)
         raise LeaseLostError(f"projection {lease.name}", epoch=lease.epoch)
-    return replace(lease, position=position, parked=lease.parked if parked is None else parked)
+    parked = lease.parked if parked is None else parked
+    return replace(lease, position=position, parked=parked, seen=None)
 
 
 def current_barrier(conn: Connection, tables: ProjectionTables, lease: Lease) -> Position | None:

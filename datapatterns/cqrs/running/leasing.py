@@ -47,6 +47,7 @@ class Lease:
         barrier: Not beyond this position, see `current_barrier`.
         parked: How many of its events are parked.
         seconds: For how long it is valid from each page on.
+        seen: Up to where nothing else concerns it, if that was not worth writing down.
     """
 
     name: str
@@ -60,6 +61,12 @@ class Lease:
     parked: int
     owner: str
     seconds: float
+    seen: Position | None = None
+
+    @property
+    def read_to(self) -> Position:
+        """After which position its next page begins."""
+        return self.position if self.seen is None else self.seen
 
 
 def claim(
@@ -84,7 +91,9 @@ def claim(
     )
     mine = _of_version(tables, projection.name, projection.version)
     by_runners = tables.projections.c.mode == "async"
-    leases = _take(conn, tables, and_(mine, free), by_runners, owner=owner, seconds=seconds)
+    leases = take_where(
+        conn, tables, and_(mine, free), of_version=by_runners, owner=owner, seconds=seconds
+    )
     if not leases:
         if read_mode(conn, tables, projection) == "inline":
             raise ProjectionModeError(
@@ -115,7 +124,7 @@ def take_over(  # noqa: PLR0913 -- all that is to be said about a lease
     one = true() if shard is None else tables.shards.c.shard == shard
     of_name = tables.shards.c.name == projection.name
     which = and_(of_name, one, true() if all_versions else version)
-    return _take(conn, tables, which, true(), owner=owner, seconds=seconds)
+    return take_where(conn, tables, which, owner=owner, seconds=seconds)
 
 
 def begin_build(
@@ -206,22 +215,34 @@ def is_latest(conn: Connection, tables: ProjectionTables, lease: Lease) -> bool:
     return conn.scalar(select(tables.shards.c.epoch).where(held(tables, lease))) is not None
 
 
-def _take(
+def take_where(  # noqa: PLR0913 -- which leases, for whom, and how
     conn: Connection,
     tables: ProjectionTables,
     condition: ColumnElement[bool],
-    of_version: ColumnElement[bool],
     *,
+    of_version: ColumnElement[bool] | None = None,
     owner: str,
     seconds: float,
+    skip_locked: bool = False,
 ) -> list[Lease]:
+    """Take the leases of the segments that ``condition`` selects, and return them by shard.
+
+    Args:
+        conn: A connection in a transaction.
+        tables: Where the leases are.
+        condition: Of rows of ``projection_shard``.
+        of_version: Of their rows of ``projection``.
+        owner: Who takes them.
+        seconds: For how long.
+        skip_locked: Leave out those that somebody else is just taking, or moving on.
+    """
     shards, projections = tables.shards, tables.projections
     # All take them in one order, so no two wait for each other.
     wanted = (
         select(shards.c.name, shards.c.version, shards.c.shard)
         .where(condition)
         .order_by(shards.c.name, shards.c.version, shards.c.shard)
-        .with_for_update()
+        .with_for_update(skip_locked=skip_locked)
         .cte("wanted")
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
@@ -234,7 +255,7 @@ def _take(
             projections.c.name == shards.c.name,
             projections.c.version == shards.c.version,
             projections.c.status.in_(RUNNABLE),
-            of_version,
+            true() if of_version is None else of_version,
         )
         .values(
             owner=owner,

@@ -31,8 +31,16 @@ class Runner(Protocol):
         """Find out how far the read model really is, under a new lease."""
         ...
 
-    def page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
-        """Apply one page, in transactions of its own."""
+    def page(
+        self, conn: Connection, lease: Lease, *, persist: bool = True
+    ) -> tuple[Lease, ProjectionProgress]:
+        """Apply one page, in transactions of its own.
+
+        Args:
+            conn: A connection without a transaction.
+            lease: Under which lease.
+            persist: Move the checkpoint also past what concerns no handler.
+        """
         ...
 
 

@@ -42,7 +42,9 @@ class SetRunner:
         """Return the lease; its checkpoint is the truth, for it lies beside the rows."""
         return lease
 
-    def page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
+    def page(
+        self, conn: Connection, lease: Lease, *, persist: bool = True
+    ) -> tuple[Lease, ProjectionProgress]:
         """Apply one range in a transaction of its own.
 
         Raises:
@@ -53,10 +55,10 @@ class SetRunner:
         """
         try:
             with resuming(conn, self._a_page):
-                lease, done, stopped = self._whole_page(conn, lease)
+                lease, done, stopped = self._whole_page(conn, lease, persist=persist)
         except BarrierError as barred:
             # Set while the page was under way, which is undone.
-            return replace(lease, barrier=barred.barrier), ProjectionProgress(
+            return replace(lease, barrier=barred.barrier, seen=None), ProjectionProgress(
                 0, lease.position, caught_up=False
             )
         except UnappliableError:
@@ -70,9 +72,12 @@ class SetRunner:
         return lease, done
 
     def _whole_page(
-        self, conn: Connection, lease: Lease
+        self, conn: Connection, lease: Lease, *, persist: bool = True
     ) -> tuple[Lease, ProjectionProgress, ProjectionStoppedError | None]:
         page = self._survey(conn, lease)
+        if not (persist or page.events or page.refused):
+            lease = replace(lease, seen=page.checkpoint)
+            return lease, ProjectionProgress(0, page.checkpoint, page.caught_up), None
         self._apply(conn, lease, page.range)
         if page.refused is not None:
             record, stopped = describe_refusal(self.projection, page.refused)
@@ -105,7 +110,7 @@ class SetRunner:
             conn,
             self.store,
             self.projection,
-            lease.position,
+            lease.read_to,
             self.page_events,
             until=until,
             segment=lease.segment,

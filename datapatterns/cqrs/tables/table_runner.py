@@ -51,7 +51,9 @@ class TableRunner:
         """Return the lease; its checkpoint is the truth, for it lies beside the rows."""
         return lease
 
-    def page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
+    def page(
+        self, conn: Connection, lease: Lease, *, persist: bool = True
+    ) -> tuple[Lease, ProjectionProgress]:
         """Apply one page in a transaction of its own.
 
         Raises:
@@ -61,7 +63,7 @@ class TableRunner:
         """
         try:
             with resuming(conn, self._a_page):
-                lease, progress = self._whole_page(conn, lease)
+                lease, progress = self._whole_page(conn, lease, persist=persist)
             stopped = None
         except BarrierError as barred:
             # Set while the page was under way, which is undone.
@@ -88,9 +90,11 @@ class TableRunner:
         Raises:
             UnappliableError: It holds an event that cannot be applied; roll back.
         """
-        return self._whole_page(conn, lease)
+        return self._whole_page(conn, lease, persist=True)
 
-    def _whole_page(self, conn: Connection, lease: Lease) -> tuple[Lease, ProjectionProgress]:
+    def _whole_page(
+        self, conn: Connection, lease: Lease, *, persist: bool
+    ) -> tuple[Lease, ProjectionProgress]:
         page = self._read(conn, lease)
         progress = ProjectionProgress(len(page.events), page.checkpoint, page.caught_up)
         known = known_parked(conn, self._tables, lease)
@@ -99,6 +103,8 @@ class TableRunner:
             return self._record(conn, lease, dealt), progress
         if page.events:
             self._folding(lease).apply(conn, page.events)
+        elif not persist:
+            return replace(lease, seen=page.checkpoint), progress
         if page.checkpoint != lease.position:
             lease = self._advance(conn, lease, page.checkpoint)
         return lease, progress
@@ -129,7 +135,7 @@ class TableRunner:
             conn,
             self.store,
             self.projection,
-            lease.position,
+            lease.read_to,
             self.page_events,
             until=current_barrier(conn, self._tables, lease),
             mark=mark if led_to == lease.position else None,
@@ -160,4 +166,4 @@ class TableRunner:
 
 def _barred(lease: Lease, barred: BarrierError) -> tuple[Lease, ProjectionProgress]:
     progress = ProjectionProgress(0, lease.position, caught_up=False)
-    return replace(lease, barrier=barred.barrier), progress
+    return replace(lease, barrier=barred.barrier, seen=None), progress

@@ -1,0 +1,128 @@
+"""`datapatterns worker`: run what an application declares, until it is told to stop."""
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from datapatterns_cli.invocation import Invocation, pass_invocation
+from datapatterns_cli.logs import shown_logs
+from datapatterns_cli.shared_options import Command
+
+if TYPE_CHECKING:
+    from datapatterns import DataLayer
+    from datapatterns.runtime import HowToWork, Worker, WorkerTotals
+
+
+@click.command(cls=Command)
+@click.option("--only", "only", multiple=True, metavar="NAME", help="Only this projection.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="How many pages may be under way at the same time.",
+)
+@click.option("--once", is_flag=True, help="Apply one page of each segment that is free, and end.")
+@click.option(
+    "--until-caught-up",
+    is_flag=True,
+    help="End when all that is in the log now is shown, by whichever worker's work.",
+)
+@click.option("--page-events", type=click.IntRange(1), help="How many one transaction applies.")
+@click.option(
+    "--lease-seconds",
+    type=click.FloatRange(0, 86_400, min_open=True),
+    help="How long others wait for a worker that died.  [default: 30]",
+)
+@click.option(
+    "--grace-seconds",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="How long pages that are under way may take when it is stopped.",
+)
+@click.option("--publish-mark", is_flag=True, help="Publish the high-water mark, too.")
+@pass_invocation
+def worker(  # noqa: PLR0913 -- click's options
+    invocation: Invocation,
+    *,
+    only: tuple[str, ...],
+    threads: int,
+    once: bool,
+    until_caught_up: bool,
+    page_events: int | None,
+    lease_seconds: float | None,
+    grace_seconds: float,
+    publish_mark: bool,
+) -> None:
+    """Move all projections of an application on; start as many of these as you like.
+
+    They share the segments among them, and take over from those that die. SIGTERM and Ctrl-C
+    end one cleanly: pages that are under way are finished, or undone when --grace-seconds are
+    over; leases are given back at once; the exit code is 0. A second signal ends it at once.
+
+    \b
+      datapatterns worker --app shop.data:layer
+      datapatterns worker --app shop.data:layer --only sales_by_product --threads 4
+      datapatterns worker --app shop.data:layer --until-caught-up --json
+    """  # noqa: D301
+    if once and until_caught_up:
+        raise click.UsageError("give --once or --until-caught-up, not both")
+    layer = invocation.layer()
+    if not layer.projections.declared:
+        raise click.UsageError(
+            "nothing is declared to be run; name the app that has DataLayer(projections=[...]):"
+            " --app"
+        )
+    how: HowToWork = {
+        "threads": threads,
+        "grace_seconds": grace_seconds,
+    }
+    if page_events is not None:
+        how["page_events"] = page_events
+    if lease_seconds is not None:
+        how["lease_seconds"] = lease_seconds
+    if publish_mark:
+        from datapatterns.runtime import MarkLoop  # noqa: PLC0415 -- help must not wait for it
+
+        how["loops"] = [MarkLoop(layer.events, layer.engine)]
+    work = layer.worker(only, **how)
+    began = time.monotonic()
+    with shown_logs(as_json=invocation.output.as_json):
+        done = _once(layer, work) if once else _run(layer, work, until_caught_up=until_caught_up)
+    seconds = round(time.monotonic() - began, 3)
+    invocation.output.values({"events": done.events, "pages": done.pages, "seconds": seconds})
+    if once or until_caught_up:
+        for error in work.projections.troubles.values():
+            raise error
+
+
+def _once(layer: "DataLayer", work: "Worker") -> "WorkerTotals":
+    from datapatterns.runtime import WorkerTotals  # noqa: PLC0415
+
+    try:
+        done = work.projections.step(layer.engine)
+    finally:
+        with layer.engine.connect() as conn:
+            work.projections.leave(conn)
+    return WorkerTotals(done.events, done.pages)
+
+
+def _run(layer: "DataLayer", work: "Worker", *, until_caught_up: bool) -> "WorkerTotals":
+    from sqlalchemy import Connection  # noqa: PLC0415
+
+    from datapatterns.runtime import stopped_by_signals  # noqa: PLC0415
+
+    target = None
+    if until_caught_up:
+        with layer.engine.connect().execution_options(isolation_level="READ COMMITTED") as conn:
+            target = layer.events.high_water_mark(conn)
+
+    def caught_up(conn: Connection) -> bool:
+        if target is None:
+            return False
+        return set(work.projections.behind(conn, target)) <= work.projections.troubles.keys()
+
+    with stopped_by_signals(work.stop):
+        return work.run(until=caught_up)
