@@ -5,8 +5,10 @@ from functools import partial
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from datapatterns.cqrs import Projections
+from datapatterns.cqrs import Answer, Projections
 from datapatterns.cqrs import projections as projections_module
+from datapatterns.cqrs.reading import answering
+from datapatterns.cqrs.reading.querying import SNAPSHOT
 from datapatterns.cqrs.running.leasing import Lease
 from datapatterns.cqrs.tables.table_runner import TableRunner
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindError
@@ -268,4 +270,94 @@ def test_a_wait_for_the_log_instead_of_the_read_model_would_read_too_early(
     with pytest.raises(InterleavingError, match="it is not there"):
         explorer.explore(
             waiting.tasks, invariant=waiting.it_is_there, allowed_errors=(ReadModelBehindError,)
+        )
+
+
+# -- P7: an answer as of one position --------------------------------------------------------------
+
+
+class Asking:
+    """Somebody scans an item and asks, while a runner and a rebuild are at it."""
+
+    def __init__(
+        self, gated: Engine, till: Till, projections: Projections, *, rebuilds: bool
+    ) -> None:
+        self._gated, self._till, self._projections = gated, till, projections
+        self._rebuilds = rebuilds
+        self.stale = set[bool]()
+
+    def tasks(self) -> Tasks:
+        self._till.open(scanned=1)
+        move = self._projections.rebuild if self._rebuilds else self._projections.run
+        return {
+            "customer": self._scan_and_ask,
+            "mover": partial(move, self._gated, SalesByProduct),
+        }
+
+    def _scan_and_ask(self) -> tuple[Answer[int], Position]:
+        token = self._till.scan(self._gated)
+        answer = self._projections.query(
+            self._gated,
+            SalesByProduct,
+            partial(quantity, till=self._till),
+            after=token,
+            timeout_seconds=0.002,
+            stale="serve",
+        )
+        return answer, token
+
+    def it_is_as_of_its_position(self, outcome: Outcome) -> None:
+        result = outcome.results.get("customer")
+        if result is None:
+            return
+        answer, token = result
+        assert isinstance(answer, Answer)
+        shown = self._till.scanned_up_to(answer.position)
+        assert answer.value == shown, f"{shown} were scanned by then, {answer.value} are counted"
+        assert answer.is_stale == (answer.position < token), "it is not what it says that it is"
+        self.stale.add(answer.is_stale)
+
+
+@pytest.fixture
+def _known_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not ask once for each connection, so that each schedule takes the same steps."""
+    monkeypatch.setattr(answering, "log_mark", lambda *_: "0" * 8)
+
+
+@pytest.mark.usefixtures("_known_log")
+@pytest.mark.parametrize("rebuilds", [False, True], ids=["runner", "rebuild"])
+def test_an_answer_is_what_was_scanned_up_to_its_position(
+    explorer: Explorer, gated: Engine, till: Till, projections: Projections, *, rebuilds: bool
+) -> None:
+    asking = Asking(gated, till, projections, rebuilds=rebuilds)
+
+    explored = explorer.explore(
+        asking.tasks,
+        invariant=asking.it_is_as_of_its_position,
+        max_preemptions=PREEMPTIONS,
+        allowed_errors=(*LEASES, ReadModelBehindError),
+        max_schedules=at_most(40),
+    )
+
+    assert explored.schedules > 10
+    assert asking.stale == {False, True}, "some answers were fresh, others not"
+
+
+@pytest.mark.usefixtures("_known_log")
+def test_without_one_snapshot_an_answer_is_not_of_its_position(
+    explorer: Explorer,
+    gated: Engine,
+    till: Till,
+    projections: Projections,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asking = Asking(gated, till, projections, rebuilds=False)
+
+    monkeypatch.setitem(SNAPSHOT, "isolation_level", "READ COMMITTED")
+    with pytest.raises(InterleavingError, match="are counted"):
+        explorer.explore(
+            asking.tasks,
+            invariant=asking.it_is_as_of_its_position,
+            max_preemptions=1,
+            allowed_errors=(*LEASES, ReadModelBehindError),
         )

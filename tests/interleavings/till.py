@@ -66,3 +66,8 @@ class Till:
     def scanned(self) -> int:
         with self._plain.begin() as conn:
             return len(STORE.read_log(conn, self._begin).events)
+
+    def scanned_up_to(self, position: Position) -> int:
+        with self._plain.begin() as conn:
+            events = STORE.read_log(conn, self._begin).events
+        return sum(recorded.position <= position for recorded in events)
