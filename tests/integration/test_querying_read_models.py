@@ -1,7 +1,7 @@
 """Ask a read model as of one position, after one's own write, or with its age."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Event, Thread
 from typing import Protocol, TypeVar, Unpack
 
@@ -11,16 +11,27 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from datapatterns.cqrs import Answer, Asked, Projection, Projections, Token, on, rows_of
+from datapatterns.cqrs import (
+    Answer,
+    Asked,
+    InlineProjections,
+    Projection,
+    Projections,
+    Token,
+    on,
+    rows_of,
+)
 from datapatterns.errors import (
     ForeignTokenError,
     IsolationLevelError,
+    MarkUnpublishedError,
     ProjectionStoppedError,
     ReadModelBehindError,
     ReadModelMovedError,
 )
-from datapatterns.event_sourcing import EventStore, Position, RecordedEvent, StreamId
+from datapatterns.event_sourcing import EventStore, Position, RecordedEvent, StreamId, publish_mark
 from tests.fixtures.read_models import (
+    DoorOpened,
     ItemScanned,
     ProductSales,
     SalesByProduct,
@@ -429,3 +440,69 @@ def test_rows_of_another_version_are_never_an_answer(shop: Engine, query: Query)
     )
     assert retired.value.reason == "version"
     assert query(NewTally, numbers, after=token).value == 2
+
+
+# -- kept by appends, or with events put aside ----------------------------------------------------
+
+
+@pytest.fixture
+def inline(shop: Engine) -> Iterator[EventStore]:
+    store = EventStore(inline=InlineProjections((SalesByProduct,)))
+    append_all(shop, store, [MILK])
+    PROJECTIONS.make_inline(shop, SalesByProduct)
+    yield store
+    PROJECTIONS.make_async(shop, SalesByProduct)
+
+
+def test_what_appends_keep_is_as_young_as_the_log(
+    shop: Engine, query: Query, inline: EventStore
+) -> None:
+    strict = create_engine(shop.url, isolation_level="REPEATABLE READ")
+    token = append_all(shop, inline, [MILK])
+    answer = query(SalesByProduct, quantity, after=token, max_staleness_seconds=0)
+
+    assert PROJECTIONS.wait(strict, SalesByProduct, token, timeout_seconds=0) == token
+    strict.dispose()
+    assert (answer.value, answer.position) == (2, token)
+    assert (answer.positions_behind, answer.seconds_behind, answer.is_stale) == (0, 0.0, False)
+
+
+def test_what_appends_keep_is_whole_only_before_the_oldest_that_is_open(
+    shop: Engine, query: Query, inline: EventStore
+) -> None:
+    shown = append_all(shop, inline, [MILK])
+    with shop.connect() as conn:
+        inline.append(conn, StreamId("basket", "open"), [DoorOpened()], expected_version=0)
+        token = append_all(shop, inline, [MILK])
+        with pytest.raises(ReadModelBehindError, match="is still open"):
+            query(SalesByProduct, quantity, after=token, timeout_seconds=0)
+        served = query(SalesByProduct, quantity, after=token, timeout_seconds=0, stale="serve")
+        conn.rollback()
+
+    assert (served.value, served.position, served.is_stale) == (3, shown, True)
+    assert query(SalesByProduct, quantity, after=token).value == 3
+
+
+def test_a_transaction_of_the_callers_needs_the_published_mark_of_what_appends_keep(
+    shop: Engine, inline: EventStore
+) -> None:
+    strict = create_engine(shop.url, isolation_level="REPEATABLE READ")
+    token = append_all(shop, inline, [MILK])
+    with strict.connect() as conn, pytest.raises(MarkUnpublishedError):
+        PROJECTIONS.answer(conn, SalesByProduct, quantity, after=token)
+    with shop.begin() as conn:
+        publish_mark(conn, inline)
+    with strict.connect() as conn:
+        answer = PROJECTIONS.answer(conn, SalesByProduct, quantity, after=token)
+    strict.dispose()
+
+    assert (answer.value, answer.position) == (2, token)
+
+
+def test_an_answer_tells_of_events_that_were_put_aside(shop: Engine, query: Query) -> None:
+    token = append_all(shop, STORE, [MILK])
+    PROJECTIONS.run(shop, SalesByProduct)
+    with shop.begin() as conn:
+        conn.execute(text("UPDATE datapatterns.projection_shard SET parked = 3"))
+
+    assert query(SalesByProduct, quantity, after=token).parked == 3

@@ -92,10 +92,11 @@ def shard(
     *,
     version: int = 1,
     status: str = "live",
+    mode: str = "async",
     held: bool = True,
     error: dict[str, object] | None = None,
 ) -> ShardState:
-    return ShardState(version, status, Position(position), held, error)
+    return ShardState(version, status, mode, Position(position), held, error)
 
 
 POISON: dict[str, object] = {"event_type": "x", "position": 6, "error": "ValueError"}
@@ -111,6 +112,7 @@ POISON: dict[str, object] = {"event_type": "x", "position": 6, "error": "ValueEr
         ([shard(5, error=POISON), shard(5)], "stopped", True),
         ([shard(5), shard(9, error=POISON)], None, None),  # it is another segment that lags
         ([shard(9, held=False), shard(5)], None, None),
+        ([shard(5, mode="inline", held=False)], "late", False),
         ([shard(5, status="building")], "building", False),
         ([shard(5, status="ready")], "building", False),
         ([shard(5, status="retired")], "version", True),

@@ -35,6 +35,7 @@ from datapatterns.cqrs.tables.targets import quoted_table
 from datapatterns.errors import IsolationLevelError, ReadModelMovedError
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.schema import event_tables
+from datapatterns.event_sourcing.store import EventStore
 from datapatterns.sql.composing import execute
 
 T = TypeVar("T")
@@ -56,29 +57,34 @@ class Question(Generic[T]):
     """What is asked of a read model in tables.
 
     Attributes:
-        schema: Where the checkpoints are.
-        reached: Tells how far the read model is.
+        store: Where the events and the checkpoints are.
         ask: What is asked of it.
     """
 
-    schema: str
+    store: EventStore
     projection: type[TableProjection]
-    reached: Callable[[Connection], Position | None]
     ask: Callable[[Connection], T]
 
-    def attempt(self, conn: Connection, demand: Demand, *, anyway: bool) -> Attempted[T]:
+    def attempt(
+        self, conn: Connection, demand: Demand, *, anyway: bool, final: Position | None = None
+    ) -> Attempted[T]:
         """Return the answer if it is fresh enough, or ``anyway`` if it is there.
 
         Args:
             conn: A connection in a REPEATABLE READ transaction that has not begun to read.
             demand: How fresh it has to be.
             anyway: Answer also if it is not.
+            final: Up to where the log was final before this transaction began.
 
         Raises:
+            FinalPositionNeededError: ``final`` is needed and was not given.
             ForeignTokenError: The token is of another log.
         """
         lock_names(conn, self.projection)
-        return self._answered(conn, demand, anyway=anyway)
+        standing = _read_standing(conn, self.store.schema, self.projection)
+        if standing is not None and standing.is_inline and final is None:
+            raise FinalPositionNeededError
+        return self._answered(conn, standing, final, demand, anyway=anyway)
 
     def attempt_in(self, conn: Connection, demand: Demand, *, anyway: bool) -> Attempted[T]:
         """Do as `attempt` does, in a transaction of the caller's that may have read already.
@@ -86,22 +92,65 @@ class Question(Generic[T]):
         Raises:
             ForeignTokenError: The token is of another log.
             IsolationLevelError: Its statements see each a moment of their own.
+            MarkUnpublishedError: Appends keep the read model, and nobody publishes the mark.
             ReadModelMovedError: The table was replaced after it had begun to read.
         """
         lock_names(conn, self.projection)
         _check_snapshot(conn, self.projection)
-        return self._answered(conn, demand, anyway=anyway)
+        standing = _read_standing(conn, self.store.schema, self.projection)
+        # What the snapshot itself knows; how far the log is now would be later than that.
+        is_inline = standing is not None and standing.is_inline
+        final = self.store.high_water_mark(conn, published=True) if is_inline else None
+        return self._answered(conn, standing, final, demand, anyway=anyway)
 
-    def _answered(self, conn: Connection, demand: Demand, *, anyway: bool) -> Attempted[T]:
-        mark = log_mark(conn, self.schema)
+    def _answered(
+        self,
+        conn: Connection,
+        standing: "_Standing | None",
+        final: Position | None,
+        demand: Demand,
+        *,
+        anyway: bool,
+    ) -> Attempted[T]:
+        mark = log_mark(conn, self.store.schema)
         if demand.after is not None:
             check_log(demand.after, mark)
-        position = self.reached(conn)
-        age = read_age(conn, self.schema, self.projection, position or START)
+        position = None if standing is None else standing.position
+        age = read_age(conn, self.store.schema, self.projection, position or START)
+        if final is not None:  # appends keep it: all that is visible shows
+            position, age = final, Age(final, 0.0, age.parked)
         met = position is not None and demand.is_met(position, age)
         if position is None or not (met or anyway):
             return Missed(self.projection.name, position, demand.goal(position, age))
         return answer(self.ask(conn), Token(position, mark), age, is_stale=not met)
+
+
+class FinalPositionNeededError(Exception):
+    """Appends keep the read model, so up to where it is whole only the log knows, and not later."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    position: Position
+    is_inline: bool
+
+
+def _read_standing(
+    conn: Connection, schema: str, projection: type[TableProjection]
+) -> _Standing | None:
+    tables = projection_tables(schema)
+    versions = tables.projections.c
+    row = conn.execute(
+        select(func.min(tables.shards.c.position), versions.mode)
+        .join_from(tables.projections, tables.shards)
+        .where(
+            versions.name == projection.name,
+            versions.version == projection.version,
+            versions.status == "live",
+        )
+        .group_by(versions.mode)
+    ).one_or_none()
+    return None if row is None else _Standing(Position(row[0]), row[1] == "inline")
 
 
 def answer(value: T, token: Token, age: Age, *, is_stale: bool) -> Answer[T]:

@@ -18,13 +18,20 @@ def read_surroundings(
     projections, shards = tables.projections, tables.shards
     held = func.coalesce(shards.c.lease_until > func.clock_timestamp(), False)
     rows = conn.execute(
-        select(shards.c.version, projections.c.status, shards.c.position, held, shards.c.error)
+        select(
+            shards.c.version,
+            projections.c.status,
+            projections.c.mode,
+            shards.c.position,
+            held,
+            shards.c.error,
+        )
         .join_from(projections, shards)
         .where(projections.c.name == projection.name)
         .order_by(shards.c.version, shards.c.shard)
     )
     states = tuple(
-        ShardState(version, status, Position(position), held=led, error=error)
-        for version, status, position, led, error in rows
+        ShardState(version, status, mode, Position(position), held=led, error=error)
+        for version, status, mode, position, led, error in rows
     )
     return Surroundings(states, read_end(conn, schema))

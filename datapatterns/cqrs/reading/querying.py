@@ -9,12 +9,18 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection, Engine
 
 from datapatterns.cqrs.definition import RedisProjection
-from datapatterns.cqrs.reading.answering import Question, answer, read_age
+from datapatterns.cqrs.reading.answering import (
+    FinalPositionNeededError,
+    Question,
+    answer,
+    read_age,
+)
 from datapatterns.cqrs.reading.answering_redis import RedisQuestion
 from datapatterns.cqrs.reading.answers import Age, Answer, Attempted, Demand, Missed
 from datapatterns.cqrs.reading.log_identity import log_mark
 from datapatterns.cqrs.reading.querying_flow import Attempt, Await, Steps
 from datapatterns.cqrs.reading.tokens import Token, check_log
+from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.errors import ReadModelBehindError
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.transactions import reading
@@ -50,8 +56,17 @@ def run_query(
 
 def attempt_in_snapshot(engine: Engine, question: Question[T], step: Attempt) -> Attempted[T]:
     """Ask in a snapshot of its own."""
-    with engine.connect().execution_options(**SNAPSHOT) as conn, reading(conn):
-        return question.attempt(conn, step.demand, anyway=step.anyway)
+
+    def ask(final: Position | None) -> Attempted[T]:
+        with engine.connect().execution_options(**SNAPSHOT) as conn, reading(conn):
+            return question.attempt(conn, step.demand, anyway=step.anyway, final=final)
+
+    try:
+        return ask(None)
+    except FinalPositionNeededError:
+        with fresh_reads(engine) as conn:
+            final = question.store.high_water_mark(conn)
+        return ask(final)
 
 
 def attempt_in_redis(

@@ -1,22 +1,23 @@
 """Query a read model in a task: as `querying` does in a thread."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection
 
 from datapatterns.cqrs.definition import RedisProjection
-from datapatterns.cqrs.reading.answering import Question, read_age
+from datapatterns.cqrs.reading.answering import FinalPositionNeededError, Question, read_age
 from datapatterns.cqrs.reading.answering_redis import AsyncRedisQuestion
 from datapatterns.cqrs.reading.answers import Answer, Attempted
 from datapatterns.cqrs.reading.querying import SNAPSHOT, enough, judged, place_in_redis
 from datapatterns.cqrs.reading.querying_flow import Attempt, Await, Steps
 from datapatterns.cqrs.reading.tokens import Token
 from datapatterns.errors import ReadModelBehindError
-from datapatterns.event_sourcing.events import START
+from datapatterns.event_sourcing.events import START, Position
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 T = TypeVar("T")
 
@@ -45,12 +46,30 @@ async def attempt_in_snapshot_async(
     engine: "AsyncEngine", question: Question[T], step: Attempt
 ) -> Attempted[T]:
     """Ask in a snapshot of its own."""
+
+    async def ask(final: Position | None) -> Attempted[T]:
+        async with engine.connect() as conn:
+            conn = await conn.execution_options(**SNAPSHOT)  # noqa: PLW2901 -- the same
+            async with conn.begin() as begun:
+                tried = await conn.run_sync(
+                    question.attempt, step.demand, anyway=step.anyway, final=final
+                )
+                await begun.rollback()
+                return tried
+
+    try:
+        return await ask(None)
+    except FinalPositionNeededError:
+        async with fresh_reads_async(engine) as conn:
+            final = await conn.run_sync(question.store.high_water_mark)
+        return await ask(final)
+
+
+@asynccontextmanager
+async def fresh_reads_async(engine: "AsyncEngine") -> "AsyncIterator[AsyncConnection]":
+    """Do as `fresh_reads` does."""
     async with engine.connect() as conn:
-        conn = await conn.execution_options(**SNAPSHOT)  # noqa: PLW2901 -- the same
-        async with conn.begin() as begun:
-            tried = await conn.run_sync(question.attempt, step.demand, anyway=step.anyway)
-            await begun.rollback()
-            return tried
+        yield await conn.execution_options(isolation_level="READ COMMITTED")
 
 
 async def attempt_in_redis_async(

@@ -25,6 +25,7 @@ from datapatterns.cqrs.reading.querying import (
 from datapatterns.cqrs.reading.querying_async import (
     attempt_in_redis_async,
     attempt_in_snapshot_async,
+    fresh_reads_async,
     run_query_async,
 )
 from datapatterns.cqrs.reading.querying_flow import check_stale, querying
@@ -33,6 +34,7 @@ from datapatterns.cqrs.reading.tokens import Token, as_token
 from datapatterns.cqrs.reading.waiting import Wait
 from datapatterns.cqrs.reading.waiting_async import AsyncWait
 from datapatterns.cqrs.running.leasing import read_build
+from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
@@ -99,7 +101,7 @@ class Reading(ABC):
         awaited = Awaited(projection, as_token(token))
 
         def look() -> Sight:
-            with engine.connect() as conn:  # and back to the pool, where a runner may wait for it
+            with fresh_reads(engine) as conn:  # and back to the pool, where a runner may wait
                 return Sight(self.position(conn, projection), self._mark(conn, awaited))
 
         place = self._place(projection)
@@ -124,7 +126,7 @@ class Reading(ABC):
         awaited = Awaited(projection, as_token(token))
 
         async def look() -> Sight:
-            async with engine.connect() as conn:
+            async with fresh_reads_async(engine) as conn:
                 mark = await conn.run_sync(self._mark, awaited)
                 if not issubclass(projection, RedisProjection):
                     return Sight(await conn.run_sync(self.position, projection), mark)
@@ -276,9 +278,7 @@ class Reading(ABC):
     def _question(
         self, projection: type[TableProjection], ask: Callable[[Connection], T]
     ) -> Question[T]:
-        return Question(
-            self.store.schema, projection, lambda conn: self.position(conn, projection), ask
-        )
+        return Question(self.store, projection, ask)
 
     def _mark(self, conn: Connection, awaited: Awaited) -> str | None:
         return None if awaited.token.log is None else log_mark(conn, self.store.schema)

@@ -20,6 +20,7 @@ class ShardState:
 
     version: int
     status: str
+    mode: str
     position: Position
     held: bool
     error: Mapping[str, Any] | None
@@ -45,7 +46,7 @@ def find_stall(
 ) -> Stall | None:
     """Return why ``version`` does not get to ``token``; None if it seems to be on its way.
 
-    >>> dead = ShardState(1, "retired", Position(7), held=False, error=None)
+    >>> dead = ShardState(1, "retired", "async", Position(7), held=False, error=None)
     >>> find_stall([dead], Position(9), version=1, in_table=False)
     Stall(reason='version', detail='version 1 is retired', final=True)
 
@@ -62,6 +63,9 @@ def find_stall(
         return _other_version(live.pop(), version, status)
     if not mine:
         return Stall("idle", "its projection was never run", final=False)
+    if status == "live" and mine[0].mode == "inline":
+        open_append = "appends keep it, and a transaction that has appended before is still open"
+        return Stall("late", open_append, final=False)
     if status in ("retired", "failed"):
         return Stall("version", f"version {version} is {status}", final=True)
     return _held_back([shard for shard in mine if shard.position < token], status)
