@@ -16,6 +16,9 @@ from datapatterns.cqrs.definition import (
 from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
+from datapatterns.cqrs.messages.outbox import Outbox
+from datapatterns.cqrs.messages.passing_on import Message, Refusal, Relayed
+from datapatterns.cqrs.messages.relaying import relay_messages, relay_messages_async
 from datapatterns.cqrs.projections import Projections
 from datapatterns.cqrs.reading.answering import rows_of
 from datapatterns.cqrs.reading.answers import Answer, Asked
@@ -45,6 +48,8 @@ __all__ = [
     "Difference",
     "Executed",
     "InlineProjections",
+    "Message",
+    "Outbox",
     "ParkedKey",
     "Projection",
     "ProjectionProgress",
@@ -55,6 +60,8 @@ __all__ = [
     "RedisChanges",
     "RedisProjection",
     "RedisView",
+    "Refusal",
+    "Relayed",
     "Retried",
     "SegmentStatus",
     "SetProjection",
@@ -68,6 +75,8 @@ __all__ = [
     "forget_executions",
     "latest_token",
     "on",
+    "relay_messages",
+    "relay_messages_async",
     "rows_of",
     "upsert",
 ]

@@ -8,7 +8,7 @@ from redis import Redis
 from sqlalchemy import URL, Engine, text
 
 from datapatterns.cache_aside import Cache
-from datapatterns.cqrs import Projections
+from datapatterns.cqrs import Outbox, Projections
 from datapatterns.embedded.processes import servers_in
 from datapatterns.errors import ReadModelBuildingError, StreamArchivedError
 from datapatterns.event_sourcing import NEW_STREAM, Archive, FileAnchor, HashChain, NewEvent
@@ -21,6 +21,8 @@ from tests.fixtures.empty_database import CreateDatabase
 from tests.fixtures.index_tables import assert_agrees, tables
 from tests.fixtures.orders import Place, Receipt, Shop, create_receipts, receipts
 from tests.fixtures.owners import StartOwner, owner_environment
+from tests.fixtures.poisoned import Base as Selling
+from tests.fixtures.poisoned import Sold, contents, projection_of
 from tests.fixtures.read_models import (
     Dashboard,
     ItemScanned,
@@ -49,6 +51,13 @@ REBUILDING: list[Death] = [
     ("rebuild.rows-replaced", 1),
     ("rebuild.swapped", 1),
 ]
+RETRYING: list[Death] = [
+    ("retry.lease-taken", 1),
+    ("retry.applied", 1),
+    ("retry.applied", 2),
+    ("retry.committed", 1),
+]
+PASSING_ON: list[Death] = [("messages.published", 1)]
 PROJECTING_INTO_REDIS: list[Death] = [
     ("redis-projection.build-confirmed", 1),
     ("redis-projection.clearing", 1),
@@ -99,6 +108,8 @@ STARTING_SERVERS: list[Death] = [
 DEATHS = [
     PROJECTING,
     REBUILDING,
+    RETRYING,
+    PASSING_ON,
     PROJECTING_INTO_REDIS,
     REBUILDING_IN_REDIS,
     READING_A_CACHE,
@@ -150,6 +161,49 @@ def test_the_next_runner_of_a_projection_applies_each_event_once(
 
     assert sales(shop) == expected_sales([(scanned, "1") for scanned in SCANNED])
     assert not workers.projections().verify(shop, SalesByProduct).differences
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), RETRYING)
+def test_whoever_retries_next_applies_each_parked_event_once(
+    engine: Engine, failpoint: str, visit: int
+) -> None:
+    Selling.metadata.create_all(engine)
+    events = [Sold(["milk"], 1, ["milk"]), Sold(["milk", "tea"], 2, [])]
+    append_all(engine, workers.STORE, events)
+    projections = workers.projections()
+    projections.catch_up(engine, projection_of("park", messages=True))
+
+    run_until_failpoint(workers.retry, failpoint, written(engine.url), visit=visit)
+    # The dead one's lease stands, but not in the way of who takes it.
+    projections.retry(engine, workers.MENDED)
+
+    assert contents(engine) == {"milk": (2, 3), "tea": (1, 2)}
+    with engine.begin() as conn:
+        assert projections.parked(conn) == []
+        told = Outbox().take(conn)
+    assert sorted((m.payload["product"], m.position) for m in told) == [
+        ("milk", 1),
+        ("milk", 2),
+        ("tea", 2),
+    ]
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), PASSING_ON)
+def test_what_a_relay_has_published_before_it_died_is_published_again(
+    engine: Engine, tmp_path: Path, failpoint: str, visit: int
+) -> None:
+    Selling.metadata.create_all(engine)
+    append_all(engine, workers.STORE, [Sold(["milk"], 1, [])])
+    workers.projections().catch_up(engine, projection_of("stop", messages=True))
+    published = tmp_path / "published"
+
+    run_until_failpoint(
+        workers.pass_on, failpoint, written(engine.url), str(published), visit=visit
+    )
+    workers.pass_on(written(engine.url), str(published))
+
+    first, again = published.read_text().split()
+    assert first == again
 
 
 @pytest.mark.parametrize(("failpoint", "visit"), REBUILDING)
