@@ -10,7 +10,14 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from datapatterns import DataLayer
-from datapatterns.cqrs import CommandContext, CommandHandlers, Commands, Executed
+from datapatterns.cqrs import (
+    CommandContext,
+    CommandHandlers,
+    Commands,
+    Executed,
+    InlineProjections,
+    Projections,
+)
 from datapatterns.errors import (
     AbortedTransactionError,
     CommandHandlerError,
@@ -21,7 +28,7 @@ from datapatterns.errors import (
     OutcomeUnknownError,
     VersionConflictError,
 )
-from datapatterns.event_sourcing import ANY, NewEvent, Retry, StreamEvents, StreamId
+from datapatterns.event_sourcing import ANY, EventStore, NewEvent, Retry, StreamEvents, StreamId
 from tests.fixtures.orders import (
     Execute,
     Place,
@@ -34,6 +41,13 @@ from tests.fixtures.orders import (
     recorded,
     store,
     taken_of,
+)
+from tests.fixtures.read_models import (
+    ItemScanned,
+    SalesByProduct,
+    append_all,
+    create_tables,
+    sales,
 )
 
 pytestmark = pytest.mark.postgres
@@ -301,6 +315,22 @@ def test_each_attempt_gets_the_command_as_it_was_given(execute: Execute) -> None
     assert given.lines == [1, 2]
 
 
+def test_a_handler_calls_another_and_does_not_execute_it(
+    engine: Engine, shop: Shop, execute: Execute
+) -> None:
+    def executes(_command: Do, _context: CommandContext) -> None:
+        shop.commands.execute(engine, Place("a"), idempotency_key="k")
+
+    def calls(_command: Do, context: CommandContext) -> None:
+        shop.place(Place("a"), context)
+
+    with pytest.raises(CommandHandlerError, match="the handler of Do executes it"):
+        execute(Do(), by=handling(executes), idempotency_key="k")
+    assert shop.decided == []
+    execute(Do(), by=handling(calls), idempotency_key="k")
+    assert receipts(engine) == [("a", 1)]
+
+
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("word", ["commit", "rollback"])
 def test_a_handler_that_ends_the_transaction_is_refused(
@@ -444,3 +474,30 @@ def test_a_layer_executes_on_its_database_alone(engine: Engine) -> None:
     assert again == replace(first, repeated=True)
     assert handlers.of(Do()).handler is do
     assert [event.event_type for event in events_of(engine, "a", "b")] == ["it.was.done"]
+
+
+# Read models that are kept inline ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_an_inline_read_model_is_committed_with_the_command_or_not_at_all(
+    engine: Engine, execute: Execute, key: str | None
+) -> None:
+    inline = EventStore(inline=InlineProjections((SalesByProduct,)))
+    create_tables(engine)
+    append_all(engine, inline, [ItemScanned("milk", 10)])
+    Projections(inline).make_inline(engine, SalesByProduct)
+    commands = Commands(inline)
+
+    @commands.handles(Do)
+    def _(command: Do, context: CommandContext) -> None:
+        scanned = [ItemScanned("milk", 5)]
+        context.append(context.stream("basket", "7"), scanned, expected_version=ANY)
+        if command.what == "refused":
+            raise SoldOutError
+
+    with pytest.raises(SoldOutError):
+        execute(Do("refused"), by=commands, idempotency_key=key)
+    assert sales(engine)["milk"] == (1, 10, "1")
+    execute(Do(), by=commands, idempotency_key=key)
+    assert sales(engine)["milk"] == (2, 15, "7")

@@ -68,12 +68,17 @@ OF_THE_APPLICATION = [
     "INSERT INTO datapatterns.cache_outbox (id) OVERRIDING SYSTEM VALUE VALUES (1)",
     "UPDATE datapatterns.cache_outbox SET xid = '1'",
     "UPDATE datapatterns.projection_shard SET position = 1",
+    "UPDATE datapatterns.command_execution SET key = 'another'",
+    "UPDATE datapatterns.command_execution SET digest = sha256('')",
+    "DELETE FROM datapatterns.command_execution",
     "UPDATE datapatterns.change_consumer SET populated = true",
 ]
 OF_THE_WORKER = [
     "SELECT datapatterns.append_events('', 'a', 'b', 0, NULL, 'x 1', NULL, '', '', '')",
     "INSERT INTO datapatterns.cache_outbox (cache_keys) VALUES ('{a}')",
     "INSERT INTO datapatterns.snapshot DEFAULT VALUES",
+    "INSERT INTO datapatterns.command_execution DEFAULT VALUES",
+    "UPDATE datapatterns.command_execution SET result = '1'",
     "SELECT datapatterns.claim_shard(1, '')",
 ]
 OF_THE_READER = [

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from sqlalchemy import Engine
 
 from datapatterns.cqrs.commands.context import CommandContext
-from datapatterns.cqrs.commands.executing import Asked, Executed, Execution, checked_command
+from datapatterns.cqrs.commands.executing import (
+    Asked,
+    Executed,
+    Execution,
+    checked_command,
+    refuse_within_handler,
+)
 from datapatterns.cqrs.commands.handlers import CommandHandlers
 from datapatterns.event_sourcing import EventStore, Retry, StreamId
 from datapatterns.event_sourcing.commands.attempting import carry_out, carry_out_async
@@ -83,7 +89,8 @@ class Commands:
             retry: How often it is tried, and for how long.
 
         Raises:
-            CommandHandlerError: Nothing handles it, or its handler ends the transaction.
+            CommandHandlerError: Nothing handles it, its handler ends the transaction, or it is
+                executed by the handler of another.
             CommandInvalidError: It does not say what it may say. Nothing was written.
             CommandResultError: What the handler returned cannot be kept. Nothing was written.
             ConflictError: Other writers were first each time.
@@ -120,6 +127,7 @@ class Commands:
     def _execution(self, command: object, asked: Asked) -> Execution:
         StreamId("command", "of", asked.tenant)  # whose streams it will append to
         kind = self.handlers.of(command)
+        refuse_within_handler(kind.name)
         contents = checked_command(kind, command, asked.idempotency_key)
         return Execution(self.store, kind, contents, asked)
 

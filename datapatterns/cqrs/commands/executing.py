@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Connection, event
@@ -35,6 +36,9 @@ from datapatterns.event_sourcing.event_ids import new_id
 from datapatterns.event_sourcing.states.decider import refuse_unfinished
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import refuse_aborted
+
+_handling: Final[ContextVar[str | None]] = ContextVar("handling", default=None)
+"""The command whose handler is running."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +231,24 @@ class Execution:
         return ids | dict(self.asked.metadata or {})
 
 
+def refuse_within_handler(command: str) -> None:
+    """Refuse to execute a command from within the handler of another.
+
+    It would be committed even if the other is rolled back, again in each attempt; under the
+    other's key it would wait for itself.
+
+    Raises:
+        CommandHandlerError: A handler is running in this thread or task.
+    """
+    outer = _handling.get()
+    if outer is not None:
+        raise CommandHandlerError(
+            command,
+            f"the handler of {outer} executes it in a transaction of its own; call the function"
+            " that handles it, with the same context, to have one transaction",
+        )
+
+
 @contextmanager
 def _keeping(conn: Connection, command: str) -> Iterator[None]:
     """Refuse what would end the transaction within the block.
@@ -234,7 +256,7 @@ def _keeping(conn: Connection, command: str) -> Iterator[None]:
     Raises:
         CommandHandlerError: It was to be committed, or was rolled back.
     """
-    begun = conn.get_transaction()
+    begun, outer = conn.get_transaction(), _handling.set(command)
 
     def refuse(conn: Connection) -> None:
         # What fails here is given back to its pool as it is, with its transaction open.
@@ -246,6 +268,7 @@ def _keeping(conn: Connection, command: str) -> Iterator[None]:
         yield
     finally:
         event.remove(conn, "commit", refuse)
+        _handling.reset(outer)
     if begun is None or not begun.is_active or conn.get_transaction() is not begun:
         raise CommandHandlerError(command, ENDED)
 
