@@ -211,7 +211,7 @@ def watch_commits(engine: Engine) -> Engine:
 
     @event.listens_for(engine, "commit")
     def about_to_commit(conn: Connection) -> None:
-        refuse_aborted(conn, A_TRANSACTION)
+        _refuse_and_drop(conn)
         if conn not in _ONLY_LOOKING:
             under_way.add(conn)
 
@@ -240,12 +240,18 @@ def _watch_two_phases(engine: Engine, under_way: WeakSet[Connection]) -> None:
     @event.listens_for(engine, "commit_twophase")
     def about_to_commit(conn: Connection, _xid: object, is_prepared: object) -> None:
         if not is_prepared:  # otherwise the server refuses what it could not prepare
-            try:
-                refuse_aborted(conn, A_TRANSACTION)
-            except AbortedTransactionError:
-                conn.invalidate()  # psycopg rolls no second phase back that had no first
-                raise
+            _refuse_and_drop(conn)
         under_way.add(conn)
+
+
+def _refuse_and_drop(conn: Connection) -> None:
+    try:
+        refuse_aborted(conn, A_TRANSACTION)
+    except AbortedTransactionError:
+        # SQLAlchemy takes the transaction for ended, and would give the connection to others with
+        # it; psycopg rolls no second phase back that had no first.
+        conn.invalidate()
+        raise
 
 
 def _unknown(

@@ -1,6 +1,7 @@
 """A key is executed once, however often it is sent, by whom, and whatever gets lost."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Thread
@@ -240,9 +241,12 @@ def test_who_sends_a_key_that_is_being_executed_waits_and_gets_its_result_or_its
 def test_who_does_not_want_to_wait_says_so_to_the_server(engine: Engine, shop: Shop) -> None:
     impatient = create_engine(engine.url, connect_args={"options": "-c lock_timeout=10ms"})
 
+    def send() -> Executed:
+        return Shop().commands.execute(impatient, Place("a"), idempotency_key="k")
+
     def meanwhile() -> None:
-        with pytest.raises(OperationalError, match="lock timeout"):
-            Shop().commands.execute(impatient, Place("a"), idempotency_key="k")
+        with ThreadPoolExecutor() as pool, pytest.raises(OperationalError, match="lock timeout"):
+            pool.submit(send).result(timeout=60)
 
     shop.meanwhile = meanwhile
     shop.commands.execute(engine, Place("a"), idempotency_key="k")

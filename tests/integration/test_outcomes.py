@@ -231,6 +231,19 @@ def test_a_watched_engine_does_not_commit_a_swallowed_error_and_goes_on_after(
     assert notes(engine) == ["after"]
 
 
+def test_a_connection_whose_commit_was_refused_goes_to_nobody_else(engine: Engine) -> None:
+    watch_commits(engine)
+
+    with engine.connect() as conn:
+        swallow(conn)
+        with pytest.raises(AbortedTransactionError):
+            conn.commit()
+    with engine.begin() as conn:
+        write(conn, "another")
+
+    assert notes(engine) == ["another"]
+
+
 def test_a_failing_statement_on_a_watched_engine_stays_what_it_is(
     network: Network, far: Engine
 ) -> None:
