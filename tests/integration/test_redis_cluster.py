@@ -1,6 +1,8 @@
 """A read model in a Redis cluster: all of it in one slot, wherever that is."""
 
 import asyncio
+from collections.abc import Callable, Iterator
+from itertools import count
 
 import pytest
 from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
@@ -12,6 +14,7 @@ from datapatterns.cqrs.in_redis.redis_keys import RedisKeys
 from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.in_redis.redis_retiring import remove_from_redis
 from datapatterns.cqrs.schema import projection_tables
+from datapatterns.embedded import ValkeyServer
 from datapatterns.errors import EvictionPolicyError, ServerUnavailableError
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.testing.faults import armed
@@ -127,26 +130,41 @@ def test_a_slot_that_moves_takes_the_read_model_along(
     assert projections.verify(engine, Dashboard).matches
 
 
+def set_policies(cluster: Cluster, policy_of: Callable[[ValkeyServer], str]) -> None:
+    for node in cluster.nodes:
+        with node_client(node) as client:
+            client.config_set("maxmemory-policy", policy_of(node))
+            client.config_set("maxmemory", "64mb")
+
+
+@pytest.fixture
+def prefixes(cluster: Cluster) -> Iterator[dict[ValkeyServer, str]]:
+    """For each node a prefix whose read model lies there."""
+    found: dict[ValkeyServer, str] = {}
+    for number in count():
+        prefix = f"shop{number}"
+        found.setdefault(cluster.owner_of(RedisKeys(prefix, "dashboard", 1).checkpoint), prefix)
+        if len(found) == len(cluster.nodes):
+            break
+    yield found
+    set_policies(cluster, lambda _: "noeviction")
+
+
 def test_the_node_that_has_it_must_not_evict(
-    engine: Engine, projections: Projections, cluster: Cluster
+    engine: Engine,
+    cluster: Cluster,
+    cluster_client: RedisCluster,
+    prefixes: dict[ValkeyServer, str],
 ) -> None:
     append_all(engine, STORE, milk(1))
-    owner = cluster.owner_of(KEYS.checkpoint)
-    for node in cluster.nodes:
-        with node_client(node) as client:
-            client.config_set("maxmemory-policy", "noeviction" if node is owner else "allkeys-lru")
-            client.config_set("maxmemory", "64mb")
-    projections.run(engine, Dashboard)
-    with node_client(owner) as client:
-        client.config_set("maxmemory-policy", "allkeys-lru")
-
-    with pytest.raises(EvictionPolicyError):
+    for owner, prefix in prefixes.items():
+        projections = Projections(STORE, redis=cluster_client, redis_prefix=prefix)
+        set_policies(cluster, lambda node: "noeviction" if node is owner else "allkeys-lru")
         projections.run(engine, Dashboard)
+        set_policies(cluster, lambda node: "allkeys-lru" if node is owner else "noeviction")
 
-    for node in cluster.nodes:
-        with node_client(node) as client:
-            client.config_set("maxmemory-policy", "noeviction")
-            client.config_set("maxmemory", "0")
+        with pytest.raises(EvictionPolicyError):
+            projections.run(engine, Dashboard)
 
 
 def test_a_node_that_dies_and_comes_back_empty_is_filled_again(
