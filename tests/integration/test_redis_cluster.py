@@ -1,7 +1,7 @@
 """A read model in a Redis cluster: all of it in one slot, wherever that is."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 
 import pytest
@@ -130,10 +130,10 @@ def test_a_slot_that_moves_takes_the_read_model_along(
     assert projections.verify(engine, Dashboard).matches
 
 
-def set_policies(cluster: Cluster, policy_of: Callable[[ValkeyServer], str]) -> None:
+def set_policies(cluster: Cluster, owner: ValkeyServer, own: str, others: str) -> None:
     for node in cluster.nodes:
         with node_client(node) as client:
-            client.config_set("maxmemory-policy", policy_of(node))
+            client.config_set("maxmemory-policy", own if node is owner else others)
             client.config_set("maxmemory", "64mb")
 
 
@@ -147,7 +147,7 @@ def prefixes(cluster: Cluster) -> Iterator[dict[ValkeyServer, str]]:
         if len(found) == len(cluster.nodes):
             break
     yield found
-    set_policies(cluster, lambda _: "noeviction")
+    set_policies(cluster, cluster.nodes[0], "noeviction", "noeviction")
 
 
 def test_the_node_that_has_it_must_not_evict(
@@ -159,9 +159,9 @@ def test_the_node_that_has_it_must_not_evict(
     append_all(engine, STORE, milk(1))
     for owner, prefix in prefixes.items():
         projections = Projections(STORE, redis=cluster_client, redis_prefix=prefix)
-        set_policies(cluster, lambda node: "noeviction" if node is owner else "allkeys-lru")
+        set_policies(cluster, owner, "noeviction", "allkeys-lru")
         projections.run(engine, Dashboard)
-        set_policies(cluster, lambda node: "allkeys-lru" if node is owner else "noeviction")
+        set_policies(cluster, owner, "allkeys-lru", "noeviction")
 
         with pytest.raises(EvictionPolicyError):
             projections.run(engine, Dashboard)
