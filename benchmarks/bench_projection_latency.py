@@ -3,18 +3,29 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import count
+from threading import Thread
 from typing import Final
 
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL, Connection, create_engine
 
 from benchmarks.delays import DelayClaim, Moments, PacedSender, Traveller, paced_sender
 from benchmarks.rival import settings_of
-from benchmarks.rival_projection import RivalFollower, RivalShop, sale_at, shop_env
+from benchmarks.rival_projection import (
+    PATIENCE_SECONDS,
+    RivalFollower,
+    RivalShop,
+    sale_at,
+    shop_env,
+)
 from benchmarks.sales import Base, SalesByProduct, sale
 from datapatterns import DataLayer
 from datapatterns.cqrs import ProjectionProgress, Projections
+from datapatterns.cqrs.running.leasing import Lease
+from datapatterns.cqrs.running.running import Runner
 from datapatterns.event_sourcing import ANY, EventStore, Position, StreamId
+from datapatterns.runtime import Worker
 
 WRITES: Final = 500
 WRITES_PER_SECOND: Final = 100
@@ -36,7 +47,7 @@ def claim() -> Iterator[DelayClaim]:
         yield DelayClaim(
             f"from the COMMIT of an event to the row, {WRITES_PER_SECOND} a second",
             [
-                Traveller("Projections.catch_up", "ours", _ours(layer, ours)),
+                Traveller("a worker", "ours", _ours(layer, ours)),
                 Traveller("eventsourcing's runner", "rival", _rivals(rival, theirs)),
             ],
         )
@@ -67,22 +78,53 @@ def rival_sales(url: URL) -> Callable[[], int]:
     return send
 
 
-def _ours(layer: DataLayer, sender: PacedSender) -> Callable[[], list[float]]:
-    projections = Projections(layer.events)
-    seen: list[tuple[Position, float]] = []
+@dataclass(frozen=True, slots=True)
+class Noting:
+    """Moves a projection on, and notes when it has got where."""
 
-    def note(done: ProjectionProgress) -> None:
-        seen.append((done.position, time.perf_counter()))
+    runner: Runner
+    seen: list[tuple[Position, float]]
+
+    def begin(self, conn: Connection, lease: Lease) -> Lease:
+        """Do as the runner does."""
+        return self.runner.begin(conn, lease)
+
+    def page(
+        self, conn: Connection, lease: Lease, *, persist: bool = True
+    ) -> tuple[Lease, ProjectionProgress]:
+        """Do as the runner does, and look at the clock."""
+        lease, done = self.runner.page(conn, lease, persist=persist)
+        self.seen.append((lease.read_to, time.perf_counter()))
+        return lease, done
+
+
+def _ours(layer: DataLayer, sender: PacedSender) -> Callable[[], list[float]]:
+    projections = Projections(layer.events, declared=[SalesByProduct])
 
     def run() -> list[float]:
-        seen.clear()
-        with layer.engine.connect() as conn:
-            last = layer.events.high_water_mark(conn) + WRITES
+        seen: list[tuple[Position, float]] = []
+        core = projections.worker()
+        runner_of = core.runner_of
+        core.runner_of = lambda projection: Noting(runner_of(projection), seen)
+        worker = Worker(layer.engine, core)
+        thread = Thread(target=worker.run)
+        thread.start()
+        _wait_until(lambda: bool(seen))
         sender.start(WRITES, per_second=WRITES_PER_SECOND)
-        projections.catch_up(layer.engine, SalesByProduct, until=Position(last), on_page=note)
-        return _under_way(sender.sent(), seen)
+        sent = sender.sent()
+        _wait_until(lambda: seen[-1][0] >= max(sent))
+        worker.stop()
+        thread.join()
+        return _under_way(sent, seen)
 
     return run
+
+
+def _wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _under_way(sent: Moments, seen: list[tuple[Position, float]]) -> list[float]:
