@@ -55,6 +55,7 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "redis-projection.clearing": "Redis knows of a build, and holds leftovers of another",
     "redis-projection.page-applied": "Redis has a page, and PostgreSQL does not know",
     "redis-projection.page-read": "a page is read and confirmed, and not in Redis yet",
+    "redis-projection.skip-noted": "an event is noted as skipped, and Redis is still before it",
     "redis-rebuild.begun": "PostgreSQL knows of a new build, and Redis holds the old one",
     "relay.committed": "invalidations are noted as sent, and the server is not vouched for",
     "relay.mark-removed": "a strange server is not vouched for, and has no new generation yet",

@@ -315,6 +315,10 @@ class RedisProjection(AnyProjection):
     Declared as ``class Dashboard(RedisProjection, version=1)``. Its methods get `RedisChanges`.
     Versions have keys of their own: the next one is built beside the one that is read.
 
+    Attributes:
+        on_poison: What becomes of an event that cannot be applied: the projection stops before
+            it, or it is skipped as a whole and recorded.
+
     Raises:
         ProjectionDefinitionError: A method has a key, or the name or version cannot be used.
     """
@@ -322,10 +326,20 @@ class RedisProjection(AnyProjection):
     # All of it moves with one checkpoint, in one slot of a cluster.
     is_splittable: ClassVar[bool] = False
 
-    def __init_subclass__(cls, *, version: int, name: str | None = None) -> None:
+    on_poison: ClassVar[OnPoison]
+
+    def __init_subclass__(
+        cls, *, version: int, name: str | None = None, on_poison: OnPoison = "stop"
+    ) -> None:
         super().__init_subclass__()
+        cls.on_poison = on_poison
         cls._declare(name, version)
         cls._require_handlers()
+        if on_poison not in ("stop", "skip"):
+            raise ProjectionDefinitionError(
+                cls.name,
+                "in Redis an event has no key that could be parked; on_poison is stop or skip",
+            )
         for handler in cls.handlers:
             if handler.keys is not None:
                 raise ProjectionDefinitionError(

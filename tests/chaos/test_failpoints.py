@@ -70,6 +70,7 @@ REBUILDING_IN_REDIS: list[Death] = [
     ("redis-projection.clearing", 1),
     ("redis-projection.page-applied", 1),
 ]
+SKIPPING_IN_REDIS: list[Death] = [("redis-projection.skip-noted", 1)]
 READING_A_CACHE: list[Death] = [("cache.lease-granted", 1), ("cache.value-loaded", 1)]
 WRITING_PAST_A_CACHE: list[Death] = [("cache.write-committed", 1)]
 RELAYING: list[Death] = [("relay.sent", 1), ("relay.committed", 1)]
@@ -112,6 +113,7 @@ DEATHS = [
     PASSING_ON,
     PROJECTING_INTO_REDIS,
     REBUILDING_IN_REDIS,
+    SKIPPING_IN_REDIS,
     READING_A_CACHE,
     WRITING_PAST_A_CACHE,
     RELAYING,
@@ -279,6 +281,22 @@ def name_of(cache: Cache) -> str:
 
 
 @pytest.mark.redis
+@pytest.mark.parametrize(("failpoint", "visit"), SKIPPING_IN_REDIS)
+def test_what_a_runner_was_about_to_skip_is_skipped_by_the_next_one_once(
+    engine: Engine, redis_client: Redis, redis_url: str, failpoint: str, visit: int
+) -> None:
+    append_all(engine, workers.STORE, [Sold(["milk"], 1, ["milk"]), Sold(["milk"], 1, [])])
+    arguments = written(engine.url), redis_url
+
+    run_until_failpoint(workers.skip_in_redis, failpoint, *arguments, visit=visit)
+
+    projections = Projections(lease_seconds=workers.LEASE_SECONDS, redis=redis_client)
+    projections.catch_up(engine, workers.Skipping, timeout_seconds=30)
+    assert projections.view(workers.Skipping).hash("sold") == {"milk": "1"}
+    with engine.begin() as conn:
+        assert [one.position for one in projections.skipped(conn)] == [1]
+
+
 @pytest.mark.parametrize(("failpoint", "visit"), READING_A_CACHE)
 def test_a_reader_that_died_with_the_lease_keeps_nobody_from_the_value(
     engine: Engine, cache: Cache, redis_url: str, failpoint: str, visit: int

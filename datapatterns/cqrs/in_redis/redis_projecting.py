@@ -30,12 +30,20 @@ from datapatterns.cqrs.running.log_witness import (
     read_witnesses,
 )
 from datapatterns.cqrs.running.paging import PageOfEvents, read_page
+from datapatterns.cqrs.running.parking import (
+    WHOLE_EVENT,
+    Unapplied,
+    forget_skipped,
+    has_skipped,
+    skip,
+)
 from datapatterns.cqrs.running.progress import ProjectionProgress, longest_prefix
 from datapatterns.cqrs.running.registering import promote, register_build
 from datapatterns.cqrs.running.running import LeaseTerms
 from datapatterns.cqrs.running.segments import WHOLE
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.folding import handlers_by_class
+from datapatterns.cqrs.tables.poison import unapplied
 from datapatterns.cqrs.tables.projecting import describe_stop
 from datapatterns.errors import (
     EvictionPolicyError,
@@ -121,10 +129,13 @@ class RedisRunner:
                 return seen_to, ProjectionProgress(0, page.checkpoint, page.caught_up)
             seen = read_witnesses(conn, self.store.schema, after, page.checkpoint)
             lease = self._confirm(conn, lease, after)
+            was_skipped = self._skips and has_skipped(
+                conn, self._tables, lease, until=page.checkpoint
+            )
         failpoint("redis-projection.page-read")
         with self._ours(conn, lease):
             try:
-                return self._apply(conn, lease, page, seen)
+                return self._apply(conn, lease, page, seen, was_skipped=was_skipped)
             except DamagedError:
                 return self._begin_anew(conn, lease), ProjectionProgress(0, START, caught_up=False)
 
@@ -134,20 +145,30 @@ class RedisRunner:
         lease: Lease,
         page: PageOfEvents,
         seen: tuple[LogWitness, LogWitness],
+        *,
+        was_skipped: bool,
     ) -> tuple[Lease, ProjectionProgress]:
         after, (before, witness) = lease.position, seen
         length, outcome, failure = self._applicable_part(conn, lease, page, before)
         position, stopped, record = page.checkpoint, None, None
-        if failure is not None:
+        skipped: list[Unapplied] = []
+        if failure is not None and self._skips:  # the page ends with it, the next goes on behind
+            poison = page.events[length]
+            position = poison.position
+            skipped.append(unapplied(poison, WHOLE_EVENT, failure))
+        elif failure is not None:
             position = Position(max(after, page.events[length].position - 1))
             record, stopped = describe_stop(self.projection, page.events[length], failure)
+        if failure is not None:
             with reading(conn):
                 witness = read_witness(conn, self.store.schema, position)
+        if skipped or was_skipped:
+            lease = self._note_skipped(conn, lease, skipped, position)
         ticket = self._ticket(lease)
         if not self.model.apply(ticket, outcome, after=after, position=position, witness=witness):
             raise LeaseLostError(self._resource, epoch=lease.epoch)
         failpoint("redis-projection.page-applied")
-        caught_up = page.caught_up and stopped is None
+        caught_up = page.caught_up and failure is None
         with resuming(conn, self._resource):
             lease = self._advance(conn, lease, position, error=record)
             if caught_up:
@@ -156,6 +177,17 @@ class RedisRunner:
         if stopped is not None:
             raise stopped from stopped.__cause__
         return lease, ProjectionProgress(length, position, caught_up)
+
+    def _note_skipped(
+        self, conn: Connection, lease: Lease, skipped: Sequence[Unapplied], position: Position
+    ) -> Lease:
+        # Before Redis moves on: afterwards, nobody might be left to tell.
+        with resuming(conn, self._resource):
+            forget_skipped(conn, self._tables, lease, until=position)
+            skip(conn, self._tables, lease, skipped)
+            lease = self._confirm(conn, lease, lease.position)
+        failpoint("redis-projection.skip-noted")
+        return lease
 
     def _begin_anew(self, conn: Connection, lease: Lease) -> Lease:
         with resuming(conn, self._resource):
@@ -222,6 +254,10 @@ class RedisRunner:
 
     def _check_log(self, conn: Connection, witness: LogWitness, position: Position) -> None:
         check_witness(conn, self.store.schema, witness, position, followed_by=self.projection.name)
+
+    @property
+    def _skips(self) -> bool:
+        return self.projection.on_poison == "skip"
 
     def _check_eviction(self) -> None:
         memory = memory_of(self.model.client, self.model.keys.checkpoint)

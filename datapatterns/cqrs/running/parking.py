@@ -3,7 +3,7 @@
 Only the owner of a segment's lease writes about its rows, in a transaction that `advance` ends.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -323,24 +323,19 @@ def forget(conn: Connection, tables: ProjectionTables, name: str) -> None:
         conn.execute(delete(table).where(table.c.name == name))
 
 
+def has_skipped(
+    conn: Connection, tables: ProjectionTables, lease: Lease, *, until: Position
+) -> bool:
+    """Return whether something is known to be skipped behind the checkpoint."""
+    ahead = select(1).where(_ahead(tables, lease, until)).limit(1)
+    return conn.scalar(ahead) is not None
+
+
 def forget_skipped(
-    conn: Connection,
-    tables: ProjectionTables,
-    lease: Lease,
-    *,
-    until: Position,
-    keeping: Iterable[Position] = (),
+    conn: Connection, tables: ProjectionTables, lease: Lease, *, until: Position
 ) -> None:
-    """Drop what is known to be skipped behind the checkpoint: a page that never came to be."""
-    skipped = tables.skipped
-    conn.execute(
-        delete(skipped).where(
-            _of(skipped, lease.name, lease.version),
-            skipped.c.position > lease.position,
-            skipped.c.position <= until,
-            skipped.c.position.not_in(list(keeping)),
-        )
-    )
+    """Drop what is known to be skipped behind the checkpoint: of a page that never came to be."""
+    conn.execute(delete(tables.skipped).where(_ahead(tables, lease, until)))
 
 
 def _store(
@@ -369,6 +364,15 @@ def _store(
         stored.on_conflict_do_nothing(), execution_options={"preserve_rowcount": True}
     )
     return done.rowcount
+
+
+def _ahead(tables: ProjectionTables, lease: Lease, until: Position) -> ColumnElement[bool]:
+    skipped = tables.skipped
+    return and_(
+        _of(skipped, lease.name, lease.version),
+        skipped.c.position > lease.position,
+        skipped.c.position <= until,
+    )
 
 
 def _these(
