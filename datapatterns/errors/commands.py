@@ -48,7 +48,9 @@ class CommandResultError(ConfigurationError):
     """
 
     def __init__(self, command: str, reason: str) -> None:
-        super().__init__(f"the result of command {command} cannot be kept: {reason}")
+        super().__init__(
+            f"the result of command {command} cannot be given to whoever repeats it: {reason}"
+        )
         self.command = command
         self.reason = reason
 

@@ -148,9 +148,18 @@ class Raw(msgspec.Struct):
 
 
 @pytest.mark.parametrize(
-    ("kind", "advice"), [(Nothing, "make its class a dataclass"), (int, "make"), (Raw, "a dict")]
+    ("kind", "advice"),
+    [
+        (Nothing, "make its class a dataclass"),
+        (int, "make its class a dataclass"),
+        (Open("ann"), "make its class a dataclass"),
+        (Raw, "a dict"),
+    ],
 )
-def test_what_has_no_fields_to_check_is_no_command(kind: type, advice: str) -> None:
+def test_what_has_no_fields_to_check_is_no_command(
+    kind: Any,  # noqa: ANN401 -- whatever is declared
+    advice: str,
+) -> None:
     with pytest.raises(CommandHandlerError, match=advice):
         CommandHandlers().handles(kind)
 

@@ -5,11 +5,25 @@ the transaction has ended, and then either finds the row or has it. Waiting is t
 ends with the other's transaction, however that ends.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Connection, Integer, Text, cast, literal, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Integer,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSON, insert
+from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from datapatterns.cqrs.schema import command_executions
 from datapatterns.errors import CommandHandlerError, ExecutionUnfinishedError
@@ -53,27 +67,12 @@ def claim_key(conn: Connection, claim: Claim, *, schema: str) -> Recorded | None
     Raises:
         ExecutionUnfinishedError: What was executed has no result.
     """
-    executions = command_executions(schema)
-    mine = {
-        "tenant": claim.tenant,
-        "key": claim.key,
-        "command": claim.command,
-        "version": claim.version,
-        "digest": claim.digest,
-        "execution_id": claim.execution_id,
-    }
-    taken = insert(executions).values(mine).on_conflict_do_nothing()
-    found = select(
-        executions.c.command,
-        executions.c.version,
-        executions.c.digest,
-        executions.c.execution_id,
-        executions.c.position,
-        cast(executions.c.result, Text),
-    ).where(executions.c.tenant == claim.tenant, executions.c.key == claim.key)
-    while conn.execute(taken.returning(literal(1, Integer))).first() is None:
+    statements = _statements(schema)
+    while conn.execute(statements.claim, asdict(claim)).first() is None:
         # A statement of its own, so that it sees what the other one has committed meanwhile.
-        row = conn.execute(found).one_or_none()
+        row = conn.execute(
+            statements.find, {"of_tenant": claim.tenant, "of_key": claim.key}
+        ).first()
         if row is not None:
             command, version, digest, execution_id, position, result = row
             if position is None or result is None:
@@ -93,19 +92,50 @@ def note_result(
     Raises:
         CommandHandlerError: The claim is gone: its transaction was ended meanwhile.
     """
-    executions = command_executions(schema)
-    noted = (
-        update(executions)
-        .where(
-            executions.c.tenant == claim.tenant,
-            executions.c.key == claim.key,
-            executions.c.execution_id == claim.execution_id,
-        )
-        .values(position=position, result=cast(literal(result, Text), JSON))
-        .returning(literal(1, Integer))
-    )
-    if conn.execute(noted).first() is None:
+    mine = {"of_tenant": claim.tenant, "of_key": claim.key, "of_execution": claim.execution_id}
+    came = {"of_position": position, "of_result": result}
+    if conn.execute(_statements(schema).note, mine | came).first() is None:
         raise CommandHandlerError(claim.command, ENDED)
+
+
+class _Statements(NamedTuple):
+    claim: ReturningInsert[int]
+    find: Select[str, int, bytes, UUID, int | None, str]
+    note: ReturningUpdate[int]
+
+
+@cache
+def _statements(schema: str) -> _Statements:
+    # Made once: to make them takes as long as to execute them.
+    executions = command_executions(schema)
+    named = (
+        executions.c.tenant == bindparam("of_tenant"),
+        executions.c.key == bindparam("of_key"),
+    )
+    given: dict[str, BindParameter[Any]] = {
+        part.name: bindparam(part.name) for part in fields(Claim)
+    }
+    return _Statements(
+        claim=insert(executions)
+        .values(given)
+        .on_conflict_do_nothing()
+        .returning(literal(1, Integer)),
+        find=select(
+            executions.c.command,
+            executions.c.version,
+            executions.c.digest,
+            executions.c.execution_id,
+            executions.c.position,
+            cast(executions.c.result, Text),
+        ).where(*named),
+        note=update(executions)
+        .where(*named, executions.c.execution_id == bindparam("of_execution"))
+        .values(
+            position=bindparam("of_position"),
+            result=cast(bindparam("of_result", type_=Text()), JSON),
+        )
+        .returning(literal(1, Integer)),
+    )
 
 
 ENDED = (

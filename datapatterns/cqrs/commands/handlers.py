@@ -92,9 +92,10 @@ class CommandHandlers:
             CommandHandlerError: It is not such a function, the command is handled already, or is
                 no such class.
         """
-        name = command.__name__ if name is None else name
-        validators = _validators(name, command, validate)
+        if name is None:
+            name = getattr(command, "__name__", type(command).__name__)
         _check_class(name, version, command)
+        validators = _validators(name, command, validate)
 
         def declare(
             handler: Callable[[C, "CommandContext"], R],
