@@ -348,7 +348,7 @@ class Projections(Reading, UnappliedEvents, SharedOut):
         if issubclass(projection, Projection):
             return TableRunner(self.store, projection, page_events)
         if issubclass(projection, SetProjection):
-            return SetRunner(self.store, projection, page_events)
+            return SetRunner.of(self.store, projection, page_events)
         raise TypeError(f"{projection.__name__} is no Projection, SetProjection or RedisProjection")
 
     def _in_redis(self, projection: type[RedisProjection]) -> RedisReadModel:

@@ -28,6 +28,7 @@ from datapatterns.cqrs.tables.projecting import (
     find_poison,
 )
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
+from datapatterns.cqrs.tables.set_reading import RangeReader
 from datapatterns.cqrs.tables.set_replaying import SetReplay
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.recorded import RecordedEvent
@@ -210,7 +211,7 @@ def _replay(
     store: EventStore, projection: type[TableProjection], models: ReadModels, page_events: int
 ) -> AnyReplay:
     if issubclass(projection, SetProjection):
-        return SetReplay(store, projection, models, page_events)
+        return SetReplay(RangeReader(store, projection, page_events), models)
     assert issubclass(projection, Projection)
     return Replay(store, projection, models, page_events)
 

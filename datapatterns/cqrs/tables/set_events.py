@@ -9,15 +9,17 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Integer,
-    Select,
+    SelectBase,
     Subquery,
     Text,
     any_,
     bindparam,
+    cast,
     func,
     literal_column,
     select,
 )
+from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from datapatterns.event_sourcing.schema import event_tables
@@ -55,7 +57,7 @@ def events_of_range(schema: str, *, split: bool) -> Subquery:
             events.c.version,
             types.c.name.label("event_type"),
             types.c.schema_version,
-            events.c.data,
+            _readable(events).label("data"),
             events.c.meta.label("metadata"),
             events.c.at.label("recorded_at"),
             events.c.event_id,
@@ -72,55 +74,59 @@ def events_of_range(schema: str, *, split: bool) -> Subquery:
 
 
 @cache
-def survey_statement(schema: str, *, split: bool) -> str:
-    """Return what counts the next events by type, with where they begin and end.
+def types_statement(schema: str) -> str:
+    """Return what lists the types of events that are stored under given names."""
+    types = event_tables(schema).event_types
+    named = types.c.name == any_(bindparam(NAMES, type_=ARRAY(Text)))
+    return _compiled(select(types.c.id, types.c.name, types.c.schema_version).where(named))
 
-    Also where the first of each type is that is not stored as plain JSON.
-    """
-    tables = event_tables(schema)
-    events, types = tables.all_events, tables.event_types
-    named = select(types.c.id).where(types.c.name == any_(bindparam(NAMES, type_=ARRAY(Text))))
+
+@cache
+def survey_statement(schema: str, *, split: bool) -> str:
+    """Return what counts the next events, and tells where the last of them is."""
+    events = event_tables(schema).all_events
     page = (
-        select(events.c.position, events.c.type_id, events.c.codec)
-        .where(
-            *_in_range(events, split=split),
-            events.c.type_id == any_(func.array(named.scalar_subquery())),
-        )
+        select(events.c.position)
+        .where(*_in_range(events, split=split), events.c.type_id == any_(_types()))
         .order_by(events.c.position)
         .limit(bindparam(LIMIT, type_=BigInteger))
         .subquery("page")
     )
-    of_types = (
-        select(
-            page.c.type_id,
-            func.count().label("events"),
-            func.min(page.c.position).label("first"),
-            func.max(page.c.position).label("last"),
-            func.min(page.c.position)
-            .filter(page.c.codec > literal_column("0"))
-            .label("first_coded"),
-        )
-        .group_by(page.c.type_id)
-        .subquery("of_types")
-    )
+    return _compiled(select(func.count(), func.max(page.c.position)))
+
+
+@cache
+def first_statement(schema: str, *, split: bool) -> str:
+    """Return what finds the first event of a range, and what it is called."""
+    tables = event_tables(schema)
+    events, types = tables.all_events, tables.event_types
     return _compiled(
-        select(types.c.name, types.c.schema_version, *of_types.c).join_from(
-            of_types, types, types.c.id == of_types.c.type_id
-        )
+        select(events.c.position, types.c.name, types.c.id)
+        .join_from(events, types, types.c.id == events.c.type_id)
+        .where(*_in_range(events, split=split), events.c.type_id == any_(_types()))
+        .order_by(events.c.position)
+        .limit(literal_column("1"))
     )
 
 
 @cache
 def places_statement(schema: str, *, split: bool) -> str:
-    """Return what lists the events of a range: their positions, and what they are called."""
+    """Return what lists the events of a range: position, name and codec."""
     tables = event_tables(schema)
     events, types = tables.all_events, tables.event_types
     return _compiled(
-        select(events.c.position, types.c.name)
+        select(events.c.position, types.c.name, events.c.codec)
         .join_from(events, types, types.c.id == events.c.type_id)
         .where(*_in_range(events, split=split), events.c.type_id == any_(_types()))
         .order_by(events.c.position)
     )
+
+
+def _readable(events: FromClause) -> ColumnElement[Any]:
+    # What a codec has packed is no JSON, so a statement that looks at it fails. NULL would only
+    # give wrong sums; and to ask for each range whether there is any costs a tenth of it.
+    packed = func.concat("codec ", events.c.codec, " at ", events.c.position, type_=Text)
+    return func.coalesce(events.c.data, cast(packed, JSON), type_=JSON)
 
 
 def _types() -> ColumnElement[Any]:
@@ -138,5 +144,5 @@ def _in_range(events: FromClause, *, split: bool) -> list[ColumnElement[bool]]:
     return wanted
 
 
-def _compiled(statement: Select[Any]) -> str:
+def _compiled(statement: SelectBase) -> str:
     return str(statement.compile(dialect=_DIALECT))

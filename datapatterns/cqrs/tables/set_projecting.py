@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
@@ -15,13 +15,12 @@ from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.projecting import UnappliableError, message_of
 from datapatterns.cqrs.tables.set_applying import (
     EventRange,
+    Failing,
     PlacedEvent,
-    Refused,
-    SetPage,
     apply_range,
     find_failing,
-    survey,
 )
+from datapatterns.cqrs.tables.set_reading import RangeReader, Refused, SetPage
 from datapatterns.cqrs.tables.versions import read_models_for
 from datapatterns.errors import ProjectionStoppedError
 from datapatterns.event_sourcing.events import Position
@@ -34,9 +33,29 @@ from datapatterns.transactions import resuming
 class SetRunner:
     """Moves a `SetProjection` on, range by range."""
 
-    store: EventStore
-    projection: type[SetProjection]
-    page_events: int
+    reader: RangeReader
+
+    @classmethod
+    def of(
+        cls, store: EventStore, projection: type[SetProjection], page_events: int
+    ) -> "SetRunner":
+        """Return what moves ``projection`` on by so many events a transaction at most."""
+        return cls(RangeReader(store, projection, page_events))
+
+    @property
+    def store(self) -> EventStore:
+        """Where the events and the checkpoints are."""
+        return self.reader.store
+
+    @property
+    def projection(self) -> type[SetProjection]:
+        """What it moves on."""
+        return self.reader.projection
+
+    @property
+    def page_events(self) -> int:
+        """How many events one transaction applies at most."""
+        return self.reader.limit
 
     def begin(self, _conn: Connection, lease: Lease) -> Lease:
         """Return the lease; its checkpoint is the truth, for it lies beside the rows."""
@@ -95,25 +114,22 @@ class SetRunner:
         failing = find_failing(conn, self.store, self.projection, models, page.range)
         if failing is None:  # not any more
             return self._whole_page(conn, lease)
-        poison, error = failing
-        before = Position(max(lease.position, poison.position - 1))
+        before = Position(max(lease.position, failing.event.position - 1))
         part = self._survey(conn, lease, until=before)
         self._apply(conn, lease, part.range)
-        record, stopped = describe_failure(self.projection, poison, error)
+        record, stopped = describe_failure(self.projection, failing)
         lease = self._advance(conn, lease, before, error=record)
         return lease, ProjectionProgress(part.events, before, caught_up=False), stopped
 
     def _survey(self, conn: Connection, lease: Lease, until: Position | None = None) -> SetPage:
         if until is None:
             until = current_barrier(conn, projection_tables(self.store.schema), lease)
-        return survey(
+        return self.reader.next_range(
             conn,
-            self.store,
-            self.projection,
             lease.read_to,
-            self.page_events,
             until=until,
             segment=lease.segment,
+            durable=lease.read_to == lease.position,
         )
 
     def _apply(self, conn: Connection, lease: Lease, events: EventRange) -> None:
@@ -144,11 +160,13 @@ def describe_refusal(
 
 
 def describe_failure(
-    projection: type[SetProjection], poison: PlacedEvent, failure: Exception
+    projection: type[SetProjection], failing: Failing
 ) -> tuple[dict[str, Any], ProjectionStoppedError]:
     """Return what to keep and what to raise where an event makes a statement fail."""
-    error = failure.__cause__ or failure
-    record, stopped = _described(projection, poison, type(error).__name__, message_of(error))
+    if failing.is_packed:
+        return describe_refusal(projection, Refused(failing.event, _PACKED))
+    error = failing.error.__cause__ or failing.error
+    record, stopped = _described(projection, failing.event, type(error).__name__, message_of(error))
     stopped.__cause__ = error
     return record, stopped
 
@@ -169,3 +187,9 @@ def _described(
         "message": message,
     }
     return record, stopped
+
+
+_PACKED: Final = (
+    "a codec has packed, compressed or encrypted its data, which SQL does not read; fold it in"
+    " Python by a Projection"
+)

@@ -9,10 +9,10 @@ from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.projecting import UnappliableError
 from datapatterns.cqrs.tables.read_model import ReadModels
-from datapatterns.cqrs.tables.set_applying import SetPage, apply_range, find_failing, survey
+from datapatterns.cqrs.tables.set_applying import apply_range, find_failing
 from datapatterns.cqrs.tables.set_projecting import describe_failure, describe_refusal
+from datapatterns.cqrs.tables.set_reading import RangeReader, SetPage
 from datapatterns.event_sourcing.events import START, Position
-from datapatterns.event_sourcing.store import EventStore
 
 
 @dataclass(slots=True)
@@ -22,12 +22,15 @@ class SetReplay:
     As `Replay`, which folds in Python.
     """
 
-    store: EventStore
-    projection: type[SetProjection]
+    reader: RangeReader
     models: ReadModels
-    page_events: int
     position: Position = START
     segment: Segment = WHOLE
+
+    @property
+    def projection(self) -> type[SetProjection]:
+        """Whose statements."""
+        return self.reader.projection
 
     def of_segment(self, segment: Segment) -> "SetReplay":
         """Return a replay into the same tables that goes on from here with some streams only."""
@@ -51,25 +54,17 @@ class SetReplay:
         page = self._survey(conn, until)
         if page.refused is not None:
             raise UnappliableError
-        apply_range(conn, self.store, self.projection, self.models, page.range)
+        apply_range(conn, self.reader.store, self.projection, self.models, page.range)
         self.position = page.checkpoint
         return ProjectionProgress(page.events, page.checkpoint, page.caught_up)
 
     def diagnose(self, conn: Connection) -> Exception | None:
         """Return the error that names the event at which `page` fails."""
         page = self._survey(conn, None)
-        failing = find_failing(conn, self.store, self.projection, self.models, page.range)
+        failing = find_failing(conn, self.reader.store, self.projection, self.models, page.range)
         if failing is not None:
-            return describe_failure(self.projection, *failing)[1]
+            return describe_failure(self.projection, failing)[1]
         return None if page.refused is None else describe_refusal(self.projection, page.refused)[1]
 
     def _survey(self, conn: Connection, until: Position | None) -> SetPage:
-        return survey(
-            conn,
-            self.store,
-            self.projection,
-            self.position,
-            self.page_events,
-            until=until,
-            segment=self.segment,
-        )
+        return self.reader.next_range(conn, self.position, until=until, segment=self.segment)
