@@ -25,7 +25,7 @@ from benchmarks.sales import PRODUCTS, Base, SalesByProduct, fill_log
 from datapatterns import DataLayer
 from datapatterns.cqrs import AnyProjection, Projections, SetProjection, upsert
 
-EVENTS: Final = 100_000
+EVENTS: Final = 200_000
 PAGE_EVENTS: Final = 10_000
 
 _TABLES: Final = """

@@ -13,7 +13,8 @@ class ProjectionProgress:
     """What a runner has done.
 
     Attributes:
-        events: How many events met a handler.
+        events: How many events met a handler. Of a `SetProjection`, how many its statements were
+            given; of ranges that nobody has counted, how many at most.
         position: How far the read model is now.
         caught_up: Nothing further was final when the last page was read.
     """

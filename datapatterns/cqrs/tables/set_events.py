@@ -40,7 +40,8 @@ def events_of_range(schema: str, *, split: bool) -> Subquery:
     """Return the events that a statement selects from; which range, its parameters say.
 
     The joins are outer ones and by primary keys, so the planner leaves out those whose columns a
-    statement does not use.
+    statement does not use. By OFFSET 0 it looks at the data once for each event, and of no other
+    event than these.
 
     Args:
         schema: Where the events are.
@@ -69,6 +70,7 @@ def events_of_range(schema: str, *, split: bool) -> Subquery:
             )
         )
         .where(*_in_range(events, split=split), events.c.type_id == any_(_types()))
+        .offset(literal_column("0"))
         .subquery("events")
     )
 
