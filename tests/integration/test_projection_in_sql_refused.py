@@ -243,6 +243,58 @@ def test_poison_before_an_event_that_cannot_be_read_is_found_first(shop: Engine)
         PROJECTIONS.rebuild(shop, projection)
 
 
+class Skipping(
+    SetProjection,
+    into=ProductTotal,
+    version=1,
+    reads=(StoredShape("shop.sold"),),
+    on_poison="skip",
+):
+    def statements(self, events: FromClause, tables: Tables) -> Statements:
+        return upsert(tables[ProductTotal], sums_by_product(events), add=["quantity", "cents"])
+
+
+@pytest.mark.parametrize("page_events", [1, 2, 100])
+def test_an_event_is_left_out_on_record_if_the_projection_says_so(
+    shop: Engine, page_events: int
+) -> None:
+    append(shop, STORE, sold(), sold(cents="much"), *[sold()] * 3, sold(cents="more"), sold())
+
+    done = PROJECTIONS.catch_up(shop, Skipping, page_events=page_events)
+
+    assert (done.events, done.position) == (7, 7)
+    assert totals(shop) == {"milk": (5, 5)}
+    with shop.begin() as conn:
+        skipped = PROJECTIONS.skipped(conn, Skipping)
+        (status,) = PROJECTIONS.status(conn)
+    assert [(one.position, one.key_digest, one.error) for one in skipped] == [
+        (2, None, "DataError"),
+        (6, None, "DataError"),
+    ]
+    assert status.error is None
+    assert PROJECTIONS.verify(shop, Skipping, page_events=page_events).matches
+    with shop.begin() as conn:
+        conn.execute(text("DELETE FROM product_total"))
+    assert not PROJECTIONS.verify(shop, Skipping).matches
+    assert PROJECTIONS.rebuild(shop, Skipping, page_events=page_events).position == 7
+    assert totals(shop) == {"milk": (5, 5)}
+    with shop.begin() as conn:
+        assert [one.position for one in PROJECTIONS.skipped(conn, Skipping)] == [2, 6]
+
+
+def test_what_cannot_be_read_is_not_skipped(shop: Engine) -> None:
+    append(shop, STORE, sold(), sold(2))
+    packed = EventStore(codecs=Codecs(MessagePack()))
+
+    assert "position 2" in stopped(shop, STORE, Skipping)
+    with shop.begin() as conn:
+        conn.execute(text("UPDATE datapatterns.projection_shard SET position = 2"))
+    append(shop, packed, sold())
+    assert "codec" in stopped(shop, packed, Skipping)
+    with shop.begin() as conn:
+        assert PROJECTIONS.skipped(conn, Skipping) == []
+
+
 def test_a_constraint_that_is_checked_late_is_checked_at_once(shop: Engine) -> None:
     with shop.begin() as conn:
         conn.execute(text("CREATE TABLE price (cents bigint PRIMARY KEY)"))

@@ -25,7 +25,7 @@ from datapatterns.cqrs.tables.differences import delete_rows, store_rows
 from datapatterns.cqrs.tables.poison import KeptPoison
 from datapatterns.cqrs.tables.projecting import is_of_data, message_of
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
-from datapatterns.cqrs.tables.replaying import AnyReplay, Replay, advance_replay, replayed
+from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
 from datapatterns.cqrs.tables.targets import lock_writers_out, resolve_targets
 from datapatterns.errors import ProjectionDefinitionError, ProjectionModeError
 from datapatterns.event_sourcing.store import EventStore
@@ -86,7 +86,7 @@ class TableRebuild:
             self.on_page(done)
 
         with replayed(conn, self.store, self.projection, page_events=self.page_events) as replay:
-            if isinstance(replay, Replay) and replay.projection.on_poison != "stop":
+            if replay.projection.on_poison != "stop":
                 replay.kept = KeptPoison()
             done = advance_replay(conn, replay, in_page=renew, on_page=count)
             while done.position < shown:
@@ -109,7 +109,7 @@ class TableRebuild:
         for other in leases:
             if other not in mine:  # before they are retired, or none of them can be checked
                 advance(conn, self._tables, other, other.position, parked=0)
-        kept = (replay.kept if isinstance(replay, Replay) else None) or KeptPoison()
+        kept = replay.kept or KeptPoison()
         kept.record(conn, self._tables, mine)
         mine = [
             advance(conn, self._tables, lease, replay.position, parked=kept.count(lease))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.definition import TableProjection
 from datapatterns.cqrs.running.parking import WHOLE_EVENT, left_out
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.cqrs.tables.folding import Step
@@ -23,7 +23,7 @@ class LeftOut:
         parts: Positions of events, and the row that each was left out of.
     """
 
-    projection: type[Projection]
+    projection: type[TableProjection]
     rows: frozenset[bytes] = frozenset()
     parts: frozenset[tuple[Position, bytes]] = frozenset()
 
@@ -50,7 +50,7 @@ class LeftOut:
 
 
 def read_left_out(
-    conn: Connection, tables: ProjectionTables, projection: type[Projection]
+    conn: Connection, tables: ProjectionTables, projection: type[TableProjection]
 ) -> LeftOut:
     """Return what this version has parked and skipped so far."""
     rows, parts = left_out(conn, tables, projection.name, projection.version)

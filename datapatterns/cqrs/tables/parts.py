@@ -8,7 +8,7 @@ told apart, not events.
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final, NamedTuple
 
-from datapatterns.cqrs.definition import Projection
+from datapatterns.cqrs.definition import Projection, TableProjection
 from datapatterns.cqrs.running.segments import HASH_BITS, Segment, key_digest
 from datapatterns.cqrs.tables.folding import Step, plan_steps
 from datapatterns.cqrs.tables.read_model import read_models_of
@@ -52,7 +52,7 @@ def place_of(step: Step) -> Place:
     return step.meta.position, step.table, step.key
 
 
-def row_digest(projection: type[Projection], table: type, key: Hashable) -> bytes:
+def row_digest(projection: type[TableProjection], table: type, key: Hashable) -> bytes:
     """Return by what a row is known without telling its key, the same in every process.
 
     It begins as the digest of the key does, so segments can be told by it; the rest also says

@@ -189,7 +189,7 @@ def advance_replay(
                 in_page(conn)
         except UnappliableError:
             replay.position = before
-            if isinstance(replay, Replay) and replay.kept is not None:
+            if replay.kept is not None:
                 with resuming(conn, f"a replay of projection {replay.projection.name}"):
                     done = replay.page_in_parts(conn, replay.kept, until=until)
                     in_page(conn)

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
 from datapatterns.cqrs.running.bells import ring
 from datapatterns.cqrs.running.leasing import Lease
+from datapatterns.cqrs.running.parking import WHOLE_EVENT, Unapplied, skip
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.set_definition import SetProjection
@@ -73,17 +74,18 @@ class SetRunner:
             ProjectionStoppedError: An event cannot be applied; those before it were.
         """
         try:
-            with resuming(conn, self._a_page):
-                lease, done, stopped = self._whole_page(conn, lease, persist=persist)
+            try:
+                with resuming(conn, self._a_page):
+                    lease, done, stopped = self._whole_page(conn, lease, persist=persist)
+            except UnappliableError:
+                # Rolled back. Once more, with savepoints.
+                with resuming(conn, self._a_page):
+                    lease, done, stopped = self._applicable_part(conn, lease)
         except BarrierError as barred:
             # Set while the page was under way, which is undone.
             return replace(lease, barrier=barred.barrier, seen=None), ProjectionProgress(
                 0, lease.position, caught_up=False
             )
-        except UnappliableError:
-            # Rolled back. Once more, with savepoints.
-            with resuming(conn, self._a_page):
-                lease, done, stopped = self._applicable_part(conn, lease)
         failpoint("projection.page-committed")
         ring(self.store.schema, self.projection.name)
         if stopped is not None:
@@ -114,9 +116,15 @@ class SetRunner:
         failing = find_failing(conn, self.store, self.projection, models, page.range)
         if failing is None:  # not any more
             return self._whole_page(conn, lease)
-        before = Position(max(lease.position, failing.event.position - 1))
+        poison = failing.event.position
+        before = Position(max(lease.position, poison - 1))
         part = self._survey(conn, lease, until=before)
         self._apply(conn, lease, part.range)
+        if self.projection.on_poison == "skip" and not failing.is_packed:
+            tables = projection_tables(self.store.schema)
+            skip(conn, tables, lease, [describe_skipped(failing)])
+            lease = self._advance(conn, lease, poison)
+            return lease, ProjectionProgress(part.events + 1, poison, caught_up=False), None
         record, stopped = describe_failure(self.projection, failing)
         lease = self._advance(conn, lease, before, error=record)
         return lease, ProjectionProgress(part.events, before, caught_up=False), stopped
@@ -169,6 +177,18 @@ def describe_failure(
     record, stopped = _described(projection, failing.event, type(error).__name__, message_of(error))
     stopped.__cause__ = error
     return record, stopped
+
+
+def describe_skipped(failing: Failing) -> Unapplied:
+    """Return what to keep of an event that is left out."""
+    error = failing.error.__cause__ or failing.error
+    return Unapplied(
+        WHOLE_EVENT,
+        failing.event.position,
+        failing.event.event_type,
+        type(error).__name__,
+        message_of(error),
+    )
 
 
 def _described(

@@ -65,7 +65,11 @@ class SetPage(NamedTuple):
 class _Known:
     """What stays true for all pages up to a mark.
 
+    It counts for nothing unless the page that was read with it is committed: that made durable
+    what was drawn below the mark. Before, a server that crashes may draw the same positions again.
+
     Attributes:
+        led_to: The checkpoint of the latest page that was read with it.
         taken: The ids of the types that are read.
         objections: Of those that no statement can read.
         uncounted: How many pages need not be counted.
@@ -75,6 +79,7 @@ class _Known:
     taken: tuple[int, ...]
     objections: dict[int, str]
     uncounted: int = 0
+    led_to: Position | None = None
 
 
 @dataclass(slots=True)
@@ -99,6 +104,7 @@ class RangeReader:
         *,
         until: Position | None = None,
         segment: Segment = WHOLE,
+        durable: bool = True,
     ) -> SetPage:
         """Return the next events that the projection reads, as a range.
 
@@ -107,6 +113,7 @@ class RangeReader:
             after: The checkpoint.
             until: Nothing behind this position.
             segment: Only these streams.
+            durable: ``after`` is a checkpoint that is stored.
 
         Raises:
             CheckpointError: ``after`` lies beyond the log.
@@ -128,15 +135,18 @@ class RangeReader:
             return nothing
         known = self._known.get(segment)
         far_ahead = known is not None and known.mark - after > self.limit
-        if known is None or not far_ahead:
-            known = self._known[segment] = self._ask(conn, after, known)
+        if known is None or not (far_ahead and durable and known.led_to == after):
+            known, far_ahead = self._ask(conn, after, known), False
+            self._known[segment] = known
         end = known.mark if until is None else min(known.mark, until)
         if end <= after:  # the mark may step back a little; a checkpoint must not
             return nothing
         page = self._page(conn, EventRange(after, end, known.taken, segment), known)
         if page.checkpoint == known.mark and far_ahead:
             page = page._replace(caught_up=False)  # more may have become final since
-        return self._without_refused(conn, page, known)
+        page = self._without_refused(conn, page, known)
+        known.led_to = page.checkpoint
+        return page
 
     def _ask(self, conn: Connection, after: Position, known: _Known | None) -> _Known:
         schema = self.store.schema

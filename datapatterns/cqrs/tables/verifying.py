@@ -19,7 +19,7 @@ from datapatterns.cqrs.tables.differences import (
 from datapatterns.cqrs.tables.inline_locks import mode_lock
 from datapatterns.cqrs.tables.leaving_out import read_left_out
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
-from datapatterns.cqrs.tables.replaying import AnyReplay, Replay, advance_replay, replayed
+from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
 from datapatterns.errors import DataPatternsError, ProjectionVersionError, ReadModelBuildingError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
@@ -61,7 +61,7 @@ def verify_table(
 
 def _compare(conn: Connection, models: ReadModels, replay: AnyReplay, limit: int) -> Verification:
     rows, differences = 0, list[Difference]()
-    left_out = replay.left_out if isinstance(replay, Replay) else None
+    left_out = replay.left_out
     for table, model in models.items():
         rows += count_rows(conn, replay.models[table])
         if left := limit - len(differences):
@@ -77,9 +77,8 @@ def _compare(conn: Connection, models: ReadModels, replay: AnyReplay, limit: int
 
 
 def _leave_out(conn: Connection, replay: AnyReplay) -> None:
-    if isinstance(replay, Replay):
-        now = read_left_out(conn, projection_tables(replay.store.schema), replay.projection)
-        replay.left_out = now if replay.left_out is None else replay.left_out.and_also(now)
+    now = read_left_out(conn, projection_tables(replay.store.schema), replay.projection)
+    replay.left_out = now if replay.left_out is None else replay.left_out.and_also(now)
 
 
 def _key(difference: Difference) -> Hashable:
