@@ -48,7 +48,7 @@ from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.sql.texts import is_text
-from datapatterns.transactions import reading, resuming
+from datapatterns.transactions import looking, reading, resuming
 
 LEASE_SECONDS_MAX: Final = 86_400
 """For longer nobody should wait for a runner that died."""
@@ -155,7 +155,7 @@ class Projections(Reading, UnappliedEvents, SharedOut):
         deadline = self.clock.monotonic() + timeout_seconds
         with fresh_reads(engine) as conn:
             if until is None:
-                with reading(conn):
+                with looking(conn):
                     until = self.store.high_water_mark(conn)
             work = CatchUp(
                 self._tables,

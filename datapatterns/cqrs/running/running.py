@@ -18,7 +18,7 @@ from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindError
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.failpoints import failpoint
-from datapatterns.transactions import reading, resuming
+from datapatterns.transactions import looking, resuming
 
 POLL_SECONDS_MIN: Final = 0.002
 POLL_SECONDS_MAX: Final = 0.05
@@ -170,7 +170,7 @@ class CatchUp:
             self.clock.sleep(pause)
 
     def _done_by_others(self, conn: Connection, events: int = 0) -> ProjectionProgress:
-        with reading(conn):
+        with looking(conn):
             position = self.reached(conn)
         return ProjectionProgress(events, position or START, caught_up=False)
 
