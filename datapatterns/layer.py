@@ -39,7 +39,7 @@ from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing import Codecs, EventStore, Position, SubjectKeys
 from datapatterns.runtime import HowToWork, Worker, worker_for
-from datapatterns.settings import MAIN, Settings, settings_from
+from datapatterns.settings import MAIN, READ_MODELS, Settings, settings_from
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sql.discretion import discreet
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -74,6 +74,8 @@ class DataLayer:
 
     Args:
         database_url: ``postgresql://user:password@host:5432/database``.
+        read_models_url: The database of the read models, if that is another one; then the worker
+            and all that reads them use it.
         redis_url: ``redis://``, ``rediss://`` or ``unix://``; Redis 7 or newer, or Valkey.
         shards: Further databases by name.
         schema: Where the library's tables live in each database.
@@ -94,6 +96,7 @@ class DataLayer:
         self,
         database_url: str | URL | None = None,
         *,
+        read_models_url: str | URL | None = None,
         redis_url: str | None = None,
         shards: Mapping[str, str | URL] | None = None,
         schema: str | None = None,
@@ -105,7 +108,12 @@ class DataLayer:
         observer: Observer = SILENT,
     ) -> None:
         self.settings: Settings = settings_from(
-            os.environ, database_url=database_url, redis_url=redis_url, shards=shards, schema=schema
+            os.environ,
+            database_url=database_url,
+            read_models_url=read_models_url,
+            redis_url=redis_url,
+            shards=shards,
+            schema=schema,
         )
         self.observer = observer
         self._codecs, self._keys = codecs or Codecs(), keys
@@ -115,13 +123,14 @@ class DataLayer:
         self._redis_prefix = redis_prefix or self.settings.schema
         found = self.settings
         self._engine = open_engine(found.database_url) if found.database_url else None
+        self._read_engine = open_engine(found.read_models_url) if found.read_models_url else None
         self._shard_engines = {name: open_engine(url) for name, url in found.shards.items()}
         self._redis = (
             open_redis(found.redis_url, timeout_seconds=CONNECT_TIMEOUT_SECONDS)
             if found.redis_url
             else None
         )
-        self._async_engine: AsyncEngine | None = None
+        self._async_engines: dict[str, AsyncEngine] = {}
         self._lock = Lock()
 
     @classmethod
@@ -163,6 +172,8 @@ class DataLayer:
     def __repr__(self) -> str:
         database, redis = self.settings.database_url, self.settings.redis_url
         parts = [shown_database(database) if database else "no database"]
+        if self.settings.read_models_url:
+            parts.append(f"read models={shown_database(self.settings.read_models_url)}")
         parts += [f"{name}={shown_database(url)}" for name, url in self.settings.shards.items()]
         parts += [f"redis={shown_redis(redis)}"] if redis else []
         return f"DataLayer({', '.join(parts)}, schema={self.schema})"
@@ -184,22 +195,40 @@ class DataLayer:
         return self._engine
 
     @property
+    def read_engine(self) -> Engine:
+        """The pool of connections to the database of the read models; the same unless given.
+
+        Raises:
+            SettingsError: No database was named.
+        """
+        return self.engine if self._read_engine is None else self._read_engine
+
+    @property
     def async_engine(self) -> "AsyncEngine":
         """The same database for asyncio; needs the ``async`` extra."""
+        return self._asynchronous(MAIN, self.engine, self.settings.database_url)
+
+    @property
+    def async_read_engine(self) -> "AsyncEngine":
+        """The database of the read models for asyncio; needs the ``async`` extra."""
+        if self._read_engine is None:
+            return self.async_engine
+        return self._asynchronous(READ_MODELS, self._read_engine, self.settings.read_models_url)
+
+    def _asynchronous(self, name: str, engine: Engine, declared: URL | None) -> "AsyncEngine":
         from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 -- needs an extra
 
-        url = self.engine.url
         with self._lock:
-            if self._async_engine is None:
-                declared = self.settings.database_url or url
-                self._async_engine = create_async_engine(
-                    url,
-                    connect_args=connect_arguments(declared, CONNECT_TIMEOUT_SECONDS),
+            if name not in self._async_engines:
+                made = create_async_engine(
+                    engine.url,
+                    connect_args=connect_arguments(declared or engine.url, CONNECT_TIMEOUT_SECONDS),
                     pool_pre_ping=True,
                     hide_parameters=True,
                 )
-                watch_commits(discreet(self._async_engine.sync_engine))
-            return self._async_engine
+                watch_commits(discreet(made.sync_engine))
+                self._async_engines[name] = made
+            return self._async_engines[name]
 
     @property
     def shard_engines(self) -> Mapping[str, Engine]:
@@ -261,6 +290,7 @@ class DataLayer:
         """What runs projections of the event store, into tables and into Redis."""
         return Projections(
             store=self.events,
+            events_from=None if self._read_engine is None else self.engine,
             redis=self._redis,
             redis_prefix=self._redis_prefix,
             declared=self._declared,
@@ -275,7 +305,7 @@ class DataLayer:
     ) -> Position:
         """Do as `Projections.wait` does, in the database."""
         return self.projections.wait(
-            self.engine, projection, token, timeout_seconds=timeout_seconds
+            self.read_engine, projection, token, timeout_seconds=timeout_seconds
         )
 
     async def wait_async(
@@ -287,7 +317,7 @@ class DataLayer:
     ) -> Position:
         """Do as `wait` does, in a task."""
         return await self.projections.wait_async(
-            self.async_engine, projection, token, timeout_seconds=timeout_seconds
+            self.async_read_engine, projection, token, timeout_seconds=timeout_seconds
         )
 
     def query(
@@ -297,7 +327,7 @@ class DataLayer:
         **asked: Unpack[Asked],
     ) -> Answer[T]:
         """Do as `Projections.query` does, in the database."""
-        return self.projections.query(self.engine, projection, ask, **asked)
+        return self.projections.query(self.read_engine, projection, ask, **asked)
 
     async def query_async(
         self,
@@ -306,11 +336,11 @@ class DataLayer:
         **asked: Unpack[Asked],
     ) -> Answer[T]:
         """Do as `query` does, in a task."""
-        return await self.projections.query_async(self.async_engine, projection, ask, **asked)
+        return await self.projections.query_async(self.async_read_engine, projection, ask, **asked)
 
     def worker(self, only: Sequence[str] = (), **how: Unpack[HowToWork]) -> Worker:
         """Return a worker for all that is declared, or those named; see `HowToWork`."""
-        return worker_for(self.engine, self.projections, only, self.observer, **how)
+        return worker_for(self.read_engine, self.projections, only, self.observer, **how)
 
     def cache(self, name: str, *, policy: CachePolicy = DEFAULT_POLICY) -> Cache:
         """Return the cache called ``name``, which the caller keeps, shares and closes.
@@ -367,6 +397,8 @@ class DataLayer:
             ServerUnavailableError: One did not answer in time.
         """
         engines = ({MAIN: self._engine} if self._engine else {}) | self._shard_engines
+        if self._read_engine is not None:
+            engines |= {READ_MODELS: self._read_engine}
         reports = [asked_database(name, engine) for name, engine in engines.items()]
         if self._redis is not None:
             reports.append(asked_redis(self._redis, shown_redis(str(self.settings.redis_url))))
@@ -378,15 +410,16 @@ class DataLayer:
         Connections of the async engine belong to its event loop: close them there with
         ``await layer.aclose()``.
         """
-        for engine in filter(None, (self._engine, *self._shard_engines.values())):
+        engines = (self._engine, self._read_engine, *self._shard_engines.values())
+        for engine in filter(None, engines):
             engine.dispose()
         if self._redis is not None:
             self._redis.close()
 
     async def aclose(self) -> None:
         """Close all idle connections, those of the async engine, too."""
-        if self._async_engine is not None:
-            await self._async_engine.dispose()
+        for engine in self._async_engines.values():
+            await engine.dispose()
         self.close()
 
     def __enter__(self) -> Self:
@@ -396,5 +429,6 @@ class DataLayer:
         self.close()
 
     def _databases(self) -> dict[str, URL]:
-        main = self.settings.database_url
-        return ({MAIN: main} if main else {}) | dict(self.settings.shards)
+        main, read_models = self.settings.database_url, self.settings.read_models_url
+        named = {MAIN: main, READ_MODELS: read_models}
+        return {name: url for name, url in named.items() if url} | dict(self.settings.shards)

@@ -4,6 +4,7 @@
 setting            looked for in this order
 =================  ============================================================================
 ``database_url``   argument, ``DATAPATTERNS_DATABASE_URL``, ``DATABASE_URL``
+``read_models_url``  argument, ``DATAPATTERNS_READ_MODELS_URL``; unless given, the database
 ``redis_url``      argument, ``DATAPATTERNS_REDIS_URL``, ``REDIS_URL``
 ``shards``         argument, ``DATAPATTERNS_SHARDS`` (``name=url``, separated by spaces)
 ``schema``         argument, ``DATAPATTERNS_SCHEMA``, ``datapatterns``
@@ -25,6 +26,9 @@ from datapatterns.urls import checked_redis_url, postgres_url
 MAIN = "main"
 """What the database that is not a shard is called wherever databases are listed."""
 
+READ_MODELS = "read-models"
+"""What the database of the read models is called, if they have one of their own."""
+
 _SHARD_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
@@ -34,12 +38,14 @@ class Settings:
 
     Attributes:
         database_url: The database, for the driver that the library uses.
+        read_models_url: The database of the read models; None if they are with the rest.
         redis_url: Redis or Valkey.
         shards: The shards by name, in the order in which they were given.
         schema: The schema of the library's tables.
     """
 
     database_url: URL | None = field(default=None, repr=False)
+    read_models_url: URL | None = field(default=None, repr=False)
     redis_url: str | None = field(default=None, repr=False)
     shards: Mapping[str, URL] = field(default_factory=dict, repr=False)
     schema: str = DEFAULT_SCHEMA
@@ -49,6 +55,7 @@ def settings_from(
     environ: Mapping[str, str],
     *,
     database_url: str | URL | None = None,
+    read_models_url: str | URL | None = None,
     redis_url: str | None = None,
     shards: Mapping[str, str | URL] | None = None,
     schema: str | None = None,
@@ -61,6 +68,9 @@ def settings_from(
     found_database = _first(environ, "DATAPATTERNS_DATABASE_URL", "DATABASE_URL")
     if database_url:
         found_database = ("database_url", database_url)
+    found_read_models = _first(environ, "DATAPATTERNS_READ_MODELS_URL")
+    if read_models_url:
+        found_read_models = ("read_models_url", read_models_url)
     found_redis = _first(environ, "DATAPATTERNS_REDIS_URL", "REDIS_URL")
     if redis_url:
         found_redis = ("redis_url", redis_url)
@@ -69,6 +79,9 @@ def settings_from(
     )
     return Settings(
         database_url=postgres_url(found_database[1], found_database[0]) if found_database else None,
+        read_models_url=postgres_url(found_read_models[1], found_read_models[0])
+        if found_read_models
+        else None,
         redis_url=checked_redis_url(str(found_redis[1]), found_redis[0]) if found_redis else None,
         shards=_checked_shards(found_shards),
         schema=_schema(environ, schema),
@@ -106,9 +119,10 @@ def _listed_shards(listed: str) -> dict[str, str | URL]:
 
 def _checked_shards(shards: Mapping[str, str | URL]) -> dict[str, URL]:
     for name in shards:
-        if name == MAIN or not _SHARD_NAME.fullmatch(name):
+        if name in {MAIN, READ_MODELS} or not _SHARD_NAME.fullmatch(name):
             raise SettingsError(
                 "shards",
-                f"{name!r} cannot name a shard; use 1 to 40 of a-z, 0-9, - and _, not {MAIN!r}",
+                f"{name!r} cannot name a shard; use 1 to 40 of a-z, 0-9, - and _, not {MAIN!r} or"
+                f" {READ_MODELS!r}",
             )
     return {name: postgres_url(url, f"shards[{name}]") for name, url in shards.items()}

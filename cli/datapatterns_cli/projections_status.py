@@ -41,7 +41,7 @@ def status(
       datapatterns projections status sales_by_product --segments --json
     """  # noqa: D301
     layer = invocation.layer()
-    with layer.engine.connect().execution_options(isolation_level="READ COMMITTED") as conn:
+    with layer.read_engine.connect().execution_options(isolation_level="READ COMMITTED") as conn:
         found = [
             one
             for one in layer.projections.status(conn)
@@ -52,6 +52,7 @@ def status(
             for one in found
             if count
         }
+    with layer.engine.connect() as conn:  # of the events, which may be on another server
         blockers = layer.events.blockers(conn)
     for name in sorted(set(names) - {one.name for one in found}):
         invocation.output.note(f"{name} has never been run here")

@@ -102,9 +102,9 @@ def _once(layer: "DataLayer", work: "Worker") -> "WorkerTotals":
     from datapatterns.runtime import WorkerTotals  # noqa: PLC0415
 
     try:
-        done = work.projections.step(layer.engine)
+        done = work.projections.step(layer.read_engine)
     finally:
-        with layer.engine.connect() as conn:
+        with layer.read_engine.connect() as conn:
             work.projections.leave(conn)
     return WorkerTotals(done.events, done.pages)
 

@@ -23,6 +23,7 @@ from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.reading.reading import Reading
 from datapatterns.cqrs.running.declared import find_declared, refuse_twins
+from datapatterns.cqrs.running.events_elsewhere import EventsElsewhere
 from datapatterns.cqrs.running.leasing import read_build, read_position
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress
@@ -62,6 +63,9 @@ class Projections(Reading, UnappliedEvents, SharedOut):
         store: Where the events are; checkpoints and leases are kept in the same schema.
         lease_seconds: How long after its latest page a runner keeps a projection to itself. A
             page that takes longer is undone if another runner has claimed it meanwhile.
+        events_from: Where the events are, if not on the server of the read models, checkpoints and
+            leases, which is what each ``engine`` below means. Then nothing is kept inline, and
+            statements cannot move read models on.
         redis: Where the read models of `RedisProjection` are; its memory must not evict them.
         redis_prefix: What their keys begin with; the schema's name unless given. Databases that
             share one Redis need different ones.
@@ -75,6 +79,7 @@ class Projections(Reading, UnappliedEvents, SharedOut):
 
     store: EventStore = field(default_factory=EventStore)
     lease_seconds: float = 30.0
+    events_from: Engine | None = field(default=None, repr=False)
     redis: AnyRedis | None = field(default=None, repr=False)
     redis_prefix: str | None = None
     clock: Clock = field(default=SYSTEM_CLOCK, repr=False)
@@ -156,7 +161,7 @@ class Projections(Reading, UnappliedEvents, SharedOut):
         with fresh_reads(engine) as conn:
             if until is None:
                 with looking(conn):
-                    until = self.store.high_water_mark(conn)
+                    until = self._source.high_water_mark(conn)
             work = CatchUp(
                 self._tables,
                 projection,
@@ -243,7 +248,7 @@ class Projections(Reading, UnappliedEvents, SharedOut):
         if isinstance(runner := self._runner(projection, page_events), RedisRunner):
             again = f"the new build of projection {projection.name}"
             with redis_answers(), fresh_reads(engine) as conn, resuming(conn, again):
-                begin_again(conn, self.store, runner.projection, runner.model, self._terms())
+                begin_again(conn, self._source, runner.projection, runner.model, self._terms())
             failpoint("redis-rebuild.begun")
             return self.catch_up(
                 engine,
@@ -253,7 +258,7 @@ class Projections(Reading, UnappliedEvents, SharedOut):
                 on_page=on_page,
             )
         return TableRebuild(
-            self.store, runner.projection, self._terms(), runner.page_events, on_page
+            self._source, runner.projection, self._terms(), runner.page_events, on_page
         ).run(engine)
 
     def verify(
@@ -284,10 +289,10 @@ class Projections(Reading, UnappliedEvents, SharedOut):
             raise ValueError(f"{limit} differences would look like none; ask for at least 1")
         runner = self._runner(projection, page_events)
         if isinstance(runner, RedisRunner):
-            replay = RedisReplay(self.store, runner.projection, runner.page_events)
+            replay = RedisReplay(self._source, runner.projection, runner.page_events)
             return verify_redis(engine, replay, runner.model, limit=limit)
         return verify_table(
-            engine, self.store, runner.projection, page_events=runner.page_events, limit=limit
+            engine, self._source, runner.projection, page_events=runner.page_events, limit=limit
         )
 
     def position(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
@@ -320,15 +325,23 @@ class Projections(Reading, UnappliedEvents, SharedOut):
 
     def _kept_by_appends(self, engine: Engine) -> ProjectionProgress:
         with fresh_reads(engine) as conn, reading(conn):
-            return ProjectionProgress(0, self.store.high_water_mark(conn), caught_up=True)
+            return ProjectionProgress(0, self._source.high_water_mark(conn), caught_up=True)
 
     def _switch(self, projection: type[Projection], page_events: int) -> Switch:
         runner = self._runner(projection, page_events)
-        if not isinstance(runner, TableRunner):
+        if not isinstance(runner, TableRunner) or self.events_from is not None:
             raise ProjectionDefinitionError(
-                projection.name, "only a Projection that folds in Python can be kept inline"
+                projection.name,
+                "only a Projection beside its events that folds in Python can be kept inline",
             )
         return Switch(runner, self._terms(), self.clock)
+
+    @property
+    def _source(self) -> EventStore:
+        """The store as the runners read it."""
+        if self.events_from is None:
+            return self.store
+        return EventsElsewhere.of(self.store, self.events_from)
 
     @property
     def _tables(self) -> ProjectionTables:
@@ -344,10 +357,16 @@ class Projections(Reading, UnappliedEvents, SharedOut):
         if page_events is None:
             page_events = projection.page_events
         if issubclass(projection, RedisProjection):
-            return RedisRunner(self.store, projection, self._in_redis(projection), page_events)
+            return RedisRunner(self._source, projection, self._in_redis(projection), page_events)
         if issubclass(projection, Projection):
-            return TableRunner(self.store, projection, page_events)
+            return TableRunner(self._source, projection, page_events)
         if issubclass(projection, SetProjection):
+            if self.events_from is not None:
+                raise ProjectionDefinitionError(
+                    projection.name,
+                    "its statements read events on the server of its tables; fold them in Python"
+                    " by a Projection, or keep it where the events are",
+                )
             return SetRunner.of(self.store, projection, page_events)
         raise TypeError(f"{projection.__name__} is no Projection, SetProjection or RedisProjection")
 

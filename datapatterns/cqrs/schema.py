@@ -75,6 +75,20 @@ class WorkerColumns(TypedColumns):
     seen_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
 
 
+class FollowedLogColumns(TypedColumns):
+    """One row for each segment whose events are on another server, with what is known of them."""
+
+    name: Named[str] = Column(Text, primary_key=True)
+    version: Named[int] = Column(Integer, primary_key=True)
+    shard: Named[int] = Column(Integer, primary_key=True)
+    log: Named[str] = Column(Text)
+    position: Named[int] = Column(BigInteger)
+    witness: Named[str] = Column(Text)
+    mark: Named[int] = Column(BigInteger)
+    seen_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
+    caught_up_at: Named[datetime | None] = Column(TIMESTAMP(timezone=True))
+
+
 class ParkedColumns(TypedColumns):
     """One row for each event that waits, for one key, until somebody has mended what refused it."""
 
@@ -144,6 +158,7 @@ class ProjectionTables:
     workers: Table[WorkerColumns]
     parked: Table[ParkedColumns]
     skipped: Table[SkippedColumns]
+    followed: Table[FollowedLogColumns]
 
 
 @declared_once
@@ -165,6 +180,7 @@ def projection_tables(schema: str, /) -> ProjectionTables:
         of_a_version("projection_worker", WorkerColumns),
         of_a_version("projection_parked", ParkedColumns),
         of_a_version("projection_skipped", SkippedColumns),
+        of_a_version("projection_followed_log", FollowedLogColumns),
     )
 
 

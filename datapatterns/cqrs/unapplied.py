@@ -26,6 +26,11 @@ class UnappliedEvents(ABC):
 
     store: EventStore
 
+    @property
+    @abstractmethod
+    def _source(self) -> EventStore:
+        """Return the store as runners read it."""
+
     @abstractmethod
     def _terms(self) -> LeaseTerms: ...
 
@@ -115,7 +120,7 @@ class UnappliedEvents(ABC):
     def _parked_work(self, projection: type[Projection], page_events: int) -> ParkedWork:
         if page_events < 1:
             raise ValueError(f"{page_events} events move nothing on; ask for at least 1")
-        return ParkedWork(self.store, projection, self._terms(), page_events)
+        return ParkedWork(self._source, projection, self._terms(), page_events)
 
 
 def _version(projection: type[AnyProjection] | None) -> tuple[str, int] | None:

@@ -16,6 +16,7 @@ from datapatterns.cqrs.in_redis.redis_keys import Place
 from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
 from datapatterns.cqrs.running.bells import ring
+from datapatterns.cqrs.running.events_elsewhere import events_connection
 from datapatterns.cqrs.running.leasing import (
     Lease,
     begin_build,
@@ -127,7 +128,8 @@ class RedisRunner:
             if not page.events and not persist:
                 seen_to = replace(lease, seen=page.checkpoint)
                 return seen_to, ProjectionProgress(0, page.checkpoint, page.caught_up)
-            seen = read_witnesses(conn, self.store.schema, after, page.checkpoint)
+            with events_connection(self.store, conn) as events:
+                seen = read_witnesses(events, self.store.schema, after, page.checkpoint)
             lease = self._confirm(conn, lease, after)
             was_skipped = self._skips and has_skipped(
                 conn, self._tables, lease, until=page.checkpoint
@@ -161,7 +163,7 @@ class RedisRunner:
             record, stopped = describe_stop(self.projection, page.events[length], failure)
         if failure is not None:
             with reading(conn):
-                witness = read_witness(conn, self.store.schema, position)
+                witness = self._witness(conn, position)
         if skipped or was_skipped:
             lease = self._note_skipped(conn, lease, skipped, position)
         ticket = self._ticket(lease)
@@ -253,7 +255,13 @@ class RedisRunner:
         return found.places
 
     def _check_log(self, conn: Connection, witness: LogWitness, position: Position) -> None:
-        check_witness(conn, self.store.schema, witness, position, followed_by=self.projection.name)
+        name, schema = self.projection.name, self.store.schema
+        with events_connection(self.store, conn) as events:
+            check_witness(events, schema, witness, position, followed_by=name)
+
+    def _witness(self, conn: Connection, position: Position) -> LogWitness:
+        with events_connection(self.store, conn) as events:
+            return read_witness(events, self.store.schema, position)
 
     @property
     def _skips(self) -> bool:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     literal,
     select,
     table,
+    text,
 )
 from sqlalchemy.dialects.postgresql import OID, REGCLASS
 from sqlalchemy.sql.selectable import TypedReturnsRows
@@ -166,6 +167,9 @@ def read_age(
 
     Not by the mark, which no snapshot but the newest can tell: what is visible to the question
     and not shown by the read model is what it is behind, final or not.
+
+    Events on another server cannot be asked for: there it is what a runner has seen last, and for
+    how long the read model has not shown all that was final, which is an upper bound.
     """
     events = event_tables(schema).all_events
     newest = select(events.c.position).order_by(events.c.position.desc()).limit(1)
@@ -181,8 +185,22 @@ def read_age(
     parked = select(func.sum(shards.c.parked)).where(
         shards.c.name == projection.name, shards.c.version == projection.version
     )
+    followed = projection_tables(schema).followed
+    since = func.min(func.coalesce(followed.c.caught_up_at, text("'-infinity'::timestamptz")))
+    seen = (
+        select(
+            func.max(followed.c.mark).label("mark"),
+            func.extract("epoch", func.clock_timestamp() - since).label("seconds"),
+        )
+        .where(followed.c.name == projection.name, followed.c.version == projection.version)
+        .subquery()
+    )
     last, behind, aside = conn.execute(
-        select(newest.scalar_subquery(), seconds, parked.scalar_subquery())
+        select(
+            func.coalesce(seen.c.mark, newest.scalar_subquery()),
+            func.coalesce(seen.c.seconds, seconds),
+            parked.scalar_subquery(),
+        )
     ).one()
     return Age(Position(last or START), max(0.0, float(behind or 0)), int(aside or 0))
 

@@ -8,29 +8,38 @@ was lost are noticed only as long as they lie beyond the log.
 
 from hashlib import sha256
 
-from sqlalchemy import BigInteger, Boolean, Connection, Text, cast, column, func, select, table
+from sqlalchemy import BigInteger, Boolean, Connection, Text, cast, column, func, or_, select, table
 from sqlalchemy.dialects.postgresql import OID
 
+from datapatterns.cqrs.schema import projection_tables
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.schema import event_tables
 
 
 def log_mark(conn: Connection, schema: str) -> str:
-    """Return the mark of the log in ``schema``; asked once for each connection to the server."""
+    """Return the mark of the log in ``schema``; asked once for each connection to the server.
+
+    Where read models follow the log of another server, it is that log's.
+    """
     known: dict[str, str] = conn.info.setdefault("datapatterns.logs", {})
     if schema not in known:
-        known[schema] = _asked(conn, schema)
+        followed = projection_tables(schema).followed.c
+        newest = select(followed.log).order_by(followed.seen_at.desc()).limit(1)
+        known[schema] = conn.scalar(newest) or _asked(conn, schema)
     return known[schema]
 
 
 def read_end(conn: Connection, schema: str) -> Position | None:
     """Return the last position that was drawn, be it by a write that was undone.
 
-    None if a standby is asked, which may be behind its primary, so it cannot tell.
+    None if it cannot be told: a standby may be behind its primary, and who follows the log of
+    another server knows only what a runner has seen of it.
     """
     drawn = func.pg_sequence_last_value(event_tables(schema).position_sequence, type_=BigInteger)
-    end, is_standby = conn.execute(select(drawn, func.pg_is_in_recovery(type_=Boolean))).one()
-    return None if is_standby else Position(end or 0)
+    follows = select(projection_tables(schema).followed.c.log).exists()
+    is_standby = func.pg_is_in_recovery(type_=Boolean)
+    end, is_far = conn.execute(select(drawn, or_(is_standby, follows))).one()
+    return None if is_far else Position(end or 0)
 
 
 def _asked(conn: Connection, schema: str) -> str:

@@ -21,9 +21,13 @@ class SharedOut(ABC):
 
     __slots__ = ()
 
-    store: EventStore
     clock: Clock
     declared: Sequence[type[AnyProjection]]
+
+    @property
+    @abstractmethod
+    def _source(self) -> EventStore:
+        """Return the store as runners read it."""
 
     @abstractmethod
     def _runner(self, projection: type[AnyProjection], page_events: int | None) -> Runner:
@@ -39,7 +43,7 @@ class SharedOut(ABC):
         Raises:
             IsolationLevelError: The transaction is not READ COMMITTED.
         """
-        return list_statuses(conn, self.store)
+        return list_statuses(conn, self._source)
 
     def events_behind(self, conn: Connection, status: ProjectionStatus) -> int:
         """Return how many events a version has not seen: exactly, so it reads what they lie in.
@@ -47,7 +51,7 @@ class SharedOut(ABC):
         Raises:
             IsolationLevelError: The transaction is not READ COMMITTED.
         """
-        return count_unseen(conn, self.store, status.position)
+        return count_unseen(conn, self._source, status.position)
 
     def worker(
         self,
@@ -70,7 +74,7 @@ class SharedOut(ABC):
         wanted = self.declared if declared is None else declared
         refuse_twins(wanted)
         return ProjectionWorker(
-            self.store,
+            self._source,
             tuple(wanted),
             self._terms(),
             self.clock,

@@ -5,6 +5,7 @@ from itertools import groupby
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
+from datapatterns.cqrs.running.events_elsewhere import events_connection
 from datapatterns.cqrs.running.progress import ProjectionStatus, SegmentStatus
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.event_sourcing.events import Position
@@ -71,7 +72,8 @@ def count_unseen(conn: Connection, store: EventStore, position: Position) -> int
     mark = store.high_water_mark(conn)
     events = event_tables(store.schema).events
     unseen = select(func.count()).where(events.c.position > position, events.c.position <= mark)
-    return conn.execute(unseen).scalar_one()
+    with events_connection(store, conn) as log:
+        return log.execute(unseen).scalar_one()
 
 
 def _seconds_behind(conn: Connection, store: EventStore, position: Position) -> float:

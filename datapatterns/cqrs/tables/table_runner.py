@@ -9,6 +9,11 @@ from sqlalchemy import Connection
 from datapatterns.cqrs.definition import Projection
 from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
 from datapatterns.cqrs.running.bells import ring
+from datapatterns.cqrs.running.events_elsewhere import (
+    check_followed_log,
+    note_followed_log,
+    note_idle,
+)
 from datapatterns.cqrs.running.leasing import Lease
 from datapatterns.cqrs.running.paging import PageOfEvents, read_page
 from datapatterns.cqrs.running.progress import ProjectionProgress
@@ -107,6 +112,8 @@ class TableRunner:
             return replace(lease, seen=page.checkpoint), progress
         if page.checkpoint != lease.position:
             lease = self._advance(conn, lease, page.checkpoint)
+        elif page.caught_up:
+            note_idle(conn, self._tables, self.store, lease)
         return lease, progress
 
     def _deal_with_poison(self, conn: Connection, lease: Lease) -> Dealt:
@@ -130,6 +137,7 @@ class TableRunner:
         )
 
     def _read(self, conn: Connection, lease: Lease) -> PageOfEvents:
+        check_followed_log(conn, self._tables, self.store, lease)
         led_to, mark = self.marks.get(lease.segment, (None, None))
         page = read_page(
             conn,
@@ -153,7 +161,10 @@ class TableRunner:
         parked: int | None = None,
     ) -> Lease:
         failpoint("projection.page-applied")
-        return advance(conn, self._tables, lease, position, error=error, parked=parked)
+        moved = advance(conn, self._tables, lease, position, error=error, parked=parked)
+        _, mark = self.marks.get(lease.segment, (None, None))
+        note_followed_log(conn, self._tables, self.store, moved, mark=mark)
+        return moved
 
     @property
     def _tables(self) -> ProjectionTables:

@@ -1,0 +1,258 @@
+"""Read models on one server, the events they follow on another."""
+
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+from sqlalchemy import Connection, Engine, create_engine, func, select, text
+
+from datapatterns import DataLayer
+from datapatterns.cqrs import Projections, Token
+from datapatterns.errors import (
+    ForeignTokenError,
+    LogChangedError,
+    ProjectionDefinitionError,
+    ReadModelBehindError,
+)
+from datapatterns.event_sourcing import EventStore
+from datapatterns.failpoints import armed
+from datapatterns.testing import Databases
+from tests.fixtures.read_models import (
+    Dashboard,
+    ItemScanned,
+    ProductSales,
+    SalesByProduct,
+    append_all,
+    create_tables,
+    expected_sales,
+    sales,
+)
+
+pytestmark = pytest.mark.postgres
+
+STORE = EventStore()
+
+
+@pytest.fixture
+def events(databases: Databases) -> Iterator[Engine]:
+    """Where the events are; ``engine`` is where the read models are."""
+    with databases.lend() as url:
+        engine = create_engine(url)
+        yield engine
+        engine.dispose()
+
+
+@pytest.fixture
+def projections(events: Engine, engine: Engine) -> Projections:
+    create_tables(engine)
+    return Projections(STORE, events_from=events)
+
+
+def scanned(count: int) -> list[object]:
+    return [ItemScanned(f"p{number % 3}", number) for number in range(count)]
+
+
+def quantities(conn: Connection) -> int:
+    return conn.execute(select(func.sum(ProductSales.quantity))).scalar_one()
+
+
+def written(events: Engine, projections: Projections, count: int) -> Token:
+    position = append_all(events, STORE, scanned(count))
+    with events.connect() as conn:
+        return projections.token(conn, position)
+
+
+def test_effects_and_checkpoint_are_together_and_the_events_are_not_there(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(10))
+
+    progress = projections.catch_up(engine, SalesByProduct, page_events=4)
+
+    assert (progress.events, progress.caught_up) == (10, True)
+    assert sales(engine) == expected_sales((e, "1") for e in scanned(10))
+    with events.connect() as conn:
+        assert conn.execute(text("SELECT count(*) FROM datapatterns.projection")).scalar() == 0
+    with engine.connect() as conn:
+        assert conn.execute(text("SELECT count(*) FROM datapatterns.event")).scalar() == 0
+
+
+def test_a_token_of_the_write_is_waited_for_without_asking_the_other_server(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    token = written(events, projections, 3)
+    projections.catch_up(engine, SalesByProduct)
+    readers = Projections(STORE)
+
+    assert readers.wait(engine, SalesByProduct, token, timeout_seconds=0) == token.position
+    answer = readers.query(engine, SalesByProduct, quantities, after=token)
+
+    assert (answer.value, answer.token, answer.positions_behind) == (3, token, 0)
+    assert 0 <= answer.seconds_behind < 60
+    later = written(events, projections, 1)
+    with pytest.raises(ReadModelBehindError):
+        readers.wait(engine, SalesByProduct, later, timeout_seconds=0)
+    strange = Token(token.position, "00000000")
+    with pytest.raises(ForeignTokenError):
+        readers.wait(engine, SalesByProduct, strange, timeout_seconds=0)
+
+
+def test_readers_are_told_how_long_ago_it_showed_everything(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(6))
+    projections.run(engine, SalesByProduct, page_events=2)
+
+    never = projections.query(engine, SalesByProduct, quantities)
+    projections.catch_up(engine, SalesByProduct)
+    with engine.begin() as conn:
+        conn.execute(
+            text(
+                "UPDATE datapatterns.projection_followed_log SET"
+                " seen_at = seen_at - interval '1 hour',"
+                " caught_up_at = caught_up_at - interval '1 hour'"
+            )
+        )
+    long_ago = projections.query(engine, SalesByProduct, quantities)
+    projections.run(engine, SalesByProduct)
+    again = projections.query(engine, SalesByProduct, quantities)
+
+    assert (never.positions_behind, never.seconds_behind) == (4, float("inf"))
+    assert long_ago.seconds_behind > 3_600
+    assert again.seconds_behind < 60
+
+
+def test_status_and_verify_ask_both_servers(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(6))
+    projections.run(engine, SalesByProduct, page_events=2)
+
+    with engine.begin() as conn:
+        (status,) = projections.status(conn)
+    assert (status.position, status.positions_behind) == (2, 4)
+    assert status.seconds_behind > 0
+    projections.catch_up(engine, SalesByProduct)
+    assert projections.verify(engine, SalesByProduct).matches
+    with engine.begin() as conn:
+        conn.execute(text("UPDATE product_sales SET quantity = 9 WHERE product = 'p1'"))
+    assert [d.key for d in projections.verify(engine, SalesByProduct).differences] == [("p1",)]
+    projections.rebuild(engine, SalesByProduct)
+    assert projections.verify(engine, SalesByProduct).matches
+
+
+def lose_the_end(events: Engine, after: int) -> None:
+    """Leave the log as a restore of an older backup does."""
+    with events.begin() as conn:
+        conn.execute(text("SET LOCAL session_replication_role = replica"))
+        conn.execute(text("ALTER TABLE datapatterns.event DISABLE TRIGGER USER"))
+        conn.execute(
+            text("DELETE FROM datapatterns.event WHERE position > :after"), {"after": after}
+        )
+        conn.execute(text("ALTER TABLE datapatterns.event ENABLE TRIGGER USER"))
+        conn.execute(text("ALTER TABLE datapatterns.event ENABLE ALWAYS TRIGGER raise_fence"))
+        conn.execute(text("SELECT setval('datapatterns.event_position', :after)"), {"after": after})
+        conn.execute(
+            text(
+                "UPDATE datapatterns.stream SET version ="
+                " (SELECT count(*) FROM datapatterns.event WHERE stream_id = stream.id)"
+            )
+        )
+
+
+def test_a_log_that_lost_its_end_and_grew_past_it_again_is_noticed(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(6))
+    projections.catch_up(engine, SalesByProduct)
+    before = sales(engine)
+    lose_the_end(events, 4)
+    append_all(events, STORE, scanned(9))
+
+    for attempt in (projections.run, projections.catch_up):
+        with pytest.raises(LogChangedError):
+            attempt(engine, SalesByProduct)
+
+    assert sales(engine) == before
+    projections.rebuild(engine, SalesByProduct)
+    projections.catch_up(engine, SalesByProduct)
+    assert projections.verify(engine, SalesByProduct).matches
+
+
+def test_it_is_noticed_between_two_pages_of_one_lease(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(6))
+
+    def lose() -> None:
+        lose_the_end(events, 1)
+        append_all(events, STORE, scanned(9))
+
+    with armed("projection.page-committed", lose), pytest.raises(LogChangedError):
+        projections.run(engine, SalesByProduct, pages_max=5, page_events=2)
+
+    assert sum(quantity for quantity, _, _ in sales(engine).values()) == 2
+
+
+def test_a_page_is_shown_only_after_a_flushed_commit_there(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(2))
+    published: list[int] = []
+
+    def look() -> None:
+        # Who publishes the mark commits as with synchronous_commit on.
+        with events.connect() as conn:
+            published.append(
+                conn.execute(text("SELECT position FROM datapatterns.mark")).scalar_one()
+            )
+
+    with armed("projection.page-applied", look):
+        projections.run(engine, SalesByProduct)
+
+    assert published == [2]
+
+
+def test_a_server_of_events_that_is_away_takes_nothing_from_readers(
+    events: Engine, engine: Engine
+) -> None:
+    create_tables(engine)
+    append_all(events, STORE, scanned(2))
+    Projections(STORE, events_from=events).catch_up(engine, SalesByProduct)
+    nowhere = create_engine("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    cut_off = Projections(STORE, events_from=nowhere)
+
+    with pytest.raises(Exception, match=r"127\.0\.0\.1|refused"):
+        cut_off.run(engine, SalesByProduct)
+
+    assert cut_off.query(engine, SalesByProduct, quantities).value == 2
+
+
+def test_what_needs_events_beside_it_is_refused(engine: Engine, projections: Projections) -> None:
+    with pytest.raises(ProjectionDefinitionError, match="beside its events"):
+        projections.make_inline(engine, SalesByProduct)
+
+
+def test_a_dashboard_may_have_its_leases_on_either_server(
+    events: Engine, engine: Engine, redis_client: Redis
+) -> None:
+    append_all(events, STORE, scanned(4))
+    projections = Projections(STORE, redis=redis_client, events_from=events)
+
+    projections.catch_up(engine, Dashboard, page_events=3)
+
+    assert projections.verify(engine, Dashboard).matches
+    assert sum(score for _, score in projections.view(Dashboard).top("best_sellers")) == 4
+
+
+def test_a_layer_of_two_databases(events: Engine, engine: Engine) -> None:
+    create_tables(engine)
+    with DataLayer(events.url, read_models_url=engine.url, projections=[SalesByProduct]) as layer:
+        assert [report.name for report in layer.check()] == ["main", "read-models"]
+        position = append_all(layer.engine, layer.events, scanned(2))
+        layer.projections.catch_up(layer.read_engine, SalesByProduct)
+
+        answer = layer.query(SalesByProduct, quantities, after=position)
+
+        assert (answer.value, layer.wait(SalesByProduct, position, timeout_seconds=0)) == (2, 2)
+        assert set(layer.migrations.status()) == {"main", "read-models"}
