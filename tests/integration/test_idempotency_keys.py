@@ -4,7 +4,8 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import Thread
+from random import Random
+from threading import Barrier, Thread
 from typing import Any
 
 import msgspec
@@ -236,6 +237,34 @@ def test_who_sends_a_key_that_is_being_executed_waits_and_gets_its_result_or_its
     assert received.repeated is not refused
     assert second.decided == (["a"] if refused else [])
     assert receipts(engine) == [("a", 1)]
+
+
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
+def test_many_senders_of_few_keys_have_each_executed_once(
+    engine: Engine, shop: Shop, level: str
+) -> None:
+    """They are in each other's way, too: all orders are of one product."""
+    strict = engine.execution_options(isolation_level=level)
+    patient, keys, ready = Retry(attempts=1_000, timeout_seconds=60), range(6), Barrier(8)
+
+    def send_all(seed: int) -> dict[int, Executed]:
+        ready.wait(timeout=30)
+        mixed = Random(seed).sample(keys, len(keys))  # noqa: S311 -- to be repeated
+        return {
+            key: shop.commands.execute(
+                strict, Place(str(key)), idempotency_key=str(key), retry=patient
+            )
+            for key in mixed
+        }
+
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(send_all, range(8)))
+
+    assert sorted(taken for _, taken in receipts(engine)) == [1, 2, 3, 4, 5, 6]
+    for key in keys:
+        of_key = [each[key] for each in told]
+        assert len({(one.value, one.position, one.execution_id) for one in of_key}) == 1
+        assert sum(not one.repeated for one in of_key) == 1
 
 
 def test_who_does_not_want_to_wait_says_so_to_the_server(engine: Engine, shop: Shop) -> None:
