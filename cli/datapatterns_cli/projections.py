@@ -2,7 +2,7 @@
 
 import click
 
-from datapatterns_cli import projections_status
+from datapatterns_cli import projections_parked, projections_status
 from datapatterns_cli.shared_options import Group
 
 
@@ -18,4 +18,11 @@ def projections() -> None:
 
 
 for _command in (projections_status.status,):
+    projections.add_command(_command)
+for _command in (
+    projections_parked.parked,
+    projections_parked.retry,
+    projections_parked.discard,
+    projections_parked.skipped,
+):
     projections.add_command(_command)

@@ -37,7 +37,7 @@ class UnappliedEvents(ABC):
     def parked(
         self,
         conn: Connection,
-        projection: type[AnyProjection] | None = None,
+        projection: type[AnyProjection] | str | None = None,
         *,
         limit: int = 1_000,
     ) -> list[ParkedKey]:
@@ -48,23 +48,24 @@ class UnappliedEvents(ABC):
 
         Args:
             conn: A connection in a transaction.
-            projection: Of which, in the version that is declared; of all unless given.
+            projection: Of which, in the version that is declared, or in all if only the name is
+                given; of all unless given.
             limit: At most.
         """
         return list_parked(
-            conn, projection_tables(self.store.schema), _version(projection), limit=limit
+            conn, projection_tables(self.store.schema), _which(projection), limit=limit
         )
 
     def skipped(
         self,
         conn: Connection,
-        projection: type[AnyProjection] | None = None,
+        projection: type[AnyProjection] | str | None = None,
         *,
         limit: int = 1_000,
     ) -> list[SkippedEvent]:
         """Return events that were left out, as they could not be applied or were given up."""
         return list_skipped(
-            conn, projection_tables(self.store.schema), _version(projection), limit=limit
+            conn, projection_tables(self.store.schema), _which(projection), limit=limit
         )
 
     def retry(
@@ -123,8 +124,10 @@ class UnappliedEvents(ABC):
         return ParkedWork(self._source, projection, self._terms(), page_events)
 
 
-def _version(projection: type[AnyProjection] | None) -> tuple[str, int] | None:
-    return None if projection is None else (projection.name, projection.version)
+def _which(projection: type[AnyProjection] | str | None) -> tuple[str, int | None] | None:
+    if projection is None or isinstance(projection, str):
+        return None if projection is None else (projection, None)
+    return projection.name, projection.version
 
 
 def _row_digests(

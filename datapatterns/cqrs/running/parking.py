@@ -218,7 +218,7 @@ def parked_events(
 
 
 def list_parked(
-    conn: Connection, tables: ProjectionTables, which: tuple[str, int] | None, *, limit: int
+    conn: Connection, tables: ProjectionTables, which: tuple[str, int | None] | None, *, limit: int
 ) -> list[ParkedKey]:
     """Do what `Projections.parked` promises."""
     parked = tables.parked
@@ -253,7 +253,7 @@ def list_parked(
 
 
 def list_skipped(
-    conn: Connection, tables: ProjectionTables, which: tuple[str, int] | None, *, limit: int
+    conn: Connection, tables: ProjectionTables, which: tuple[str, int | None] | None, *, limit: int
 ) -> list[SkippedEvent]:
     """Do what `Projections.skipped` promises."""
     skipped = tables.skipped
@@ -387,5 +387,5 @@ def _these(
     )
 
 
-def _of(table: FromClause, name: str, version: int) -> ColumnElement[bool]:
-    return and_(table.c.name == name, table.c.version == version)
+def _of(table: FromClause, name: str, version: int | None) -> ColumnElement[bool]:
+    return and_(table.c.name == name, true() if version is None else table.c.version == version)
