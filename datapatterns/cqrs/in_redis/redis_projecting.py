@@ -53,6 +53,7 @@ from datapatterns.errors import (
     ProjectionDefinitionError,
 )
 from datapatterns.event_sourcing.events import START, Position
+from datapatterns.event_sourcing.log.decoding import decode_each
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
@@ -312,10 +313,9 @@ def fold_changes(
     """Return what the handlers of ``projection`` make of ``events``."""
     instance, changes = projection(), RedisChanges()
     handlers = handlers_by_class(instance)
-    for meta in events:
-        for event in store.decode(meta):
-            for handler in handlers.get(type(event), ()):
-                handler.apply(instance, changes, event, meta)
+    for event, meta in decode_each(store.types, events):
+        for handler in handlers.get(type(event), ()):
+            handler.apply(instance, changes, event, meta)
     return changes
 
 

@@ -41,6 +41,7 @@ from datapatterns.errors import (
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.event_sourcing.appending.appending import StreamBatch
 from datapatterns.event_sourcing.appending.keeping_inline import KEPT_INLINE, AppendedByStream
+from datapatterns.event_sourcing.log.decoding import decode_each
 
 KEYS_MAX: Final = 500
 """Of how many rows one append locks the keys; for more it has the projection to itself.
@@ -157,7 +158,7 @@ def _key_digests(
     store: EventStore, projection: type[Projection], events: Sequence[RecordedEvent]
 ) -> set[bytes]:
     try:
-        decoded = [(event, meta) for meta in events for event in store.decode(meta)]
+        decoded = decode_each(store.types, events)
         return {key_digest(step.key) for step in plan_steps(projection(), decoded)}
     except InlineKeyError:
         raise
