@@ -361,6 +361,24 @@ def test_a_switch_that_dies_half_way_has_changed_nothing(shop: Engine) -> None:
     assert sales(shop)["milk"][0] == 3
 
 
+def test_parked_events_come_first(engine: Engine) -> None:
+    create_tables(engine)
+
+    class Parking(SalesByProduct, into=ProductSales, version=1, on_poison="park"):
+        pass
+
+    store = EventStore(inline=InlineProjections((Parking,)))
+    projections = Projections(store)
+    append_all(engine, store, [ItemScanned("milk", -1), scanned("tea")])
+
+    with pytest.raises(ProjectionModeError, match="parked"):
+        projections.make_inline(engine, Parking)
+    with engine.connect() as conn:
+        (key,) = projections.parked(conn, Parking)
+    projections.discard(engine, Parking, key_digest=key.key_digest)
+    projections.make_inline(engine, Parking)
+
+
 def test_a_key_that_is_known_only_afterwards_is_refused(engine: Engine) -> None:
     create_tables(engine)
 

@@ -62,6 +62,12 @@ class Switch:
             seconds=seconds,
             all_versions=False,
         ):
+            if lease.parked:  # later events of their keys would overtake them
+                raise ProjectionModeError(
+                    self.runner.projection.name,
+                    mode="async",
+                    advice="retry its parked events first, or give them up",
+                )
             latest, caught_up = lease, False
             while not caught_up:
                 latest, done = self.runner.page_within(conn, latest)
