@@ -80,3 +80,22 @@ class ProductSales(Central):
     product_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     quantity: Mapped[int] = mapped_column(BigInteger, default=0)
     cents: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class BasketSize(Central):
+    """How many baskets held so many items; kept by statements, a range of the log at a time."""
+
+    __tablename__ = "basket_size"
+
+    items: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    baskets: Mapped[int] = mapped_column(BigInteger, default=0)
+    cents: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class StoreBaskets(Central):
+    """How many baskets each store has seen; kept in the transaction that starts one."""
+
+    __tablename__ = "store_baskets"
+
+    store_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    baskets: Mapped[int] = mapped_column(BigInteger, default=0)

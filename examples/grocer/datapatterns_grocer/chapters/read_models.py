@@ -1,16 +1,21 @@
-"""The same events feed a table and a dashboard; each says how far behind it is."""
+"""The same events feed tables and a dashboard; each says how far behind it is, or never is."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import select
+from sqlalchemy.orm import InstrumentedAttribute
 
-from datapatterns.cqrs import Projection, ProjectionProgress, RedisChanges, RedisProjection, on
-from datapatterns.event_sourcing import RecordedEvent
+from datapatterns.cqrs import AnyProjection, ProjectionProgress, SetProjection
 from datapatterns_grocer.chapters.event_store import ring_up
-from datapatterns_grocer.events import BasketPaid, BasketStarted, CouponApplied, ItemScanned
-from datapatterns_grocer.model import ProductSales
+from datapatterns_grocer.model import BasketSize, ProductSales, StoreBaskets
+from datapatterns_grocer.projections import (
+    PROJECTIONS,
+    BasketsByStore,
+    Dashboard,
+    SalesByProduct,
+)
 from datapatterns_grocer.screen import milliseconds, money
 from datapatterns_grocer.stage import Stage
 from datapatterns_grocer.stopwatch import seconds
@@ -19,59 +24,54 @@ from datapatterns_grocer.truth import Check, compare
 PATIENCE_SECONDS = 3_600.0  # a year takes minutes; what is slower than this is stuck
 
 
-class SalesByProduct(Projection, into=ProductSales, version=1):
-    """How much of each product was sold; a row of a plain table for each."""
-
-    @on(ItemScanned, key=lambda e, _meta: e.product_id)
-    def _(self, row: ProductSales, e: ItemScanned, _meta: RecordedEvent) -> None:
-        row.quantity += e.quantity
-        row.cents += e.cents
-
-
-class Dashboard(RedisProjection, version=1):
-    """What the manager's screen shows, live."""
-
-    @on(BasketStarted)
-    def _(self, changes: RedisChanges, e: BasketStarted, _meta: RecordedEvent) -> None:
-        changes.add_score("baskets_by_store", e.store_id)
-
-    @on(CouponApplied)
-    def _(self, changes: RedisChanges, e: CouponApplied, _meta: RecordedEvent) -> None:
-        changes.increment("totals", "coupon_cents", e.cents)
-
-    @on(BasketPaid)
-    def _(self, changes: RedisChanges, e: BasketPaid, _meta: RecordedEvent) -> None:
-        changes.increment("totals", "baskets")
-        changes.increment("totals", "items", e.items)
-        changes.increment("totals", "cents", e.cents)
-
-
 def play(stage: Stage) -> None:
     """Bring both read models up to date, then read what was just written."""
     stage.screen.heading(
         "CQRS read models",
-        "Two projections follow the log, each event exactly once: a table and a live dashboard.",
+        "Projections follow the log, each event exactly once: tables and a live dashboard.",
     )
-    for projection in (SalesByProduct, Dashboard):
+    for projection in PROJECTIONS:
         events, took = _catch_up(stage, projection)
-        stage.screen.say(f"{projection.name}: {events:,} events, {events / took:,.0f} events/s")
+        how = "by statements" if issubclass(projection, SetProjection) else "folded"
+        stage.screen.say(
+            f"{projection.name}: {events:,} events, {how}, {events / took:,.0f} events/s"
+        )
     _show(stage)
+    _keep_inline(stage)
     _read_own_write(stage)
 
 
 def verify(stage: Stage) -> Iterator[Check]:
-    """Compare both read models with the files."""
-    for projection in (SalesByProduct, Dashboard):
+    """Compare all read models with the files, and one with a replay of the log."""
+    for projection in PROJECTIONS:
         _catch_up(stage, projection)
-    columns = (ProductSales.product_id, ProductSales.quantity, ProductSales.cents)
-    with stage.layer.engine.connect() as conn:
-        sales = conn.execute(select(*columns)).all()
     yield compare(
         "read model in PostgreSQL: quantity and cents of every product",
-        derived=sales,
+        derived=_rows(stage, ProductSales.product_id, ProductSales.quantity, ProductSales.cents),
         truth=stage.dataset.rows(
             "SELECT product_id, sum(quantity), sum(cents) FROM sold GROUP BY ALL"
         ),
+    )
+    yield compare(
+        "read model by statements: baskets and cents by size",
+        derived=_rows(stage, BasketSize.items, BasketSize.baskets, BasketSize.cents),
+        truth=stage.dataset.rows(
+            "SELECT items, count(*), sum(cents)::BIGINT FROM (SELECT basket_id, count(*) AS items,"
+            " sum(cents) AS cents FROM sold GROUP BY basket_id) GROUP BY items"
+        ),
+    )
+    yield compare(
+        "read model inline: baskets of every store",
+        derived=_rows(stage, StoreBaskets.store_id, StoreBaskets.baskets),
+        truth=stage.dataset.rows(
+            "SELECT store_id, count(DISTINCT basket_id) FROM sold GROUP BY ALL"
+        ),
+    )
+    replayed = stage.layer.projections.verify(stage.layer.engine, BasketsByStore)
+    yield compare(
+        "read model inline: as a replay of the log gives it",
+        derived=[(len(replayed.differences),)],
+        truth=[(0,)],
     )
     view = stage.layer.projections.view(Dashboard)
     yield compare(
@@ -92,7 +92,12 @@ def verify(stage: Stage) -> Iterator[Check]:
     )
 
 
-def _catch_up(stage: Stage, projection: type[Projection | RedisProjection]) -> tuple[int, float]:
+def _rows(stage: Stage, *columns: InstrumentedAttribute[int]) -> Sequence[Sequence[int]]:
+    with stage.layer.engine.connect() as conn:
+        return [tuple(row) for row in conn.execute(select(*columns))]
+
+
+def _catch_up(stage: Stage, projection: type[AnyProjection]) -> tuple[int, float]:
     engine, projections = stage.layer.engine, stage.layer.projections
     with engine.begin() as conn:
         mark = stage.layer.events.high_water_mark(conn)
@@ -121,6 +126,16 @@ def _show(stage: Stage) -> None:
     )
     top = view.top("baskets_by_store", limit=5)
     stage.screen.bars({f"store {store}": baskets for store, baskets in top}, "baskets")
+
+
+def _keep_inline(stage: Stage) -> None:
+    """Let appends keep a read model themselves: it shows in the transaction of the append."""
+    engine, projections = stage.layer.engine, stage.layer.projections
+    switched = seconds(lambda: projections.make_inline(engine, BasketsByStore))
+    stage.screen.say(
+        f"{BasketsByStore.name}: switched to inline in {milliseconds(switched)}; from here on each"
+        " append keeps it in its own transaction, and a writer that does not is refused"
+    )
 
 
 def _read_own_write(stage: Stage) -> None:
