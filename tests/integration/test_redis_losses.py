@@ -1,6 +1,7 @@
 """A Redis that lost something, fell back, or holds something of others: noticed, and put right."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis import Redis
@@ -355,6 +356,41 @@ def test_a_full_redis_takes_no_page_in_part(engine: Engine, primary: ValkeyServe
         assert projections.view(Dashboard).top("best_sellers") == [("milk", 2)]
         projections.catch_up(engine, Dashboard)
         assert projections.verify(engine, Dashboard).matches
+
+
+def test_a_redis_that_is_busy_with_a_script_is_a_reason_to_try_again(
+    engine: Engine, primary: ValkeyServer
+) -> None:
+    append_all(engine, STORE, milk(2))
+    with (
+        Redis.from_url(primary.url) as client,
+        Redis.from_url(primary.url) as other,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        projections = Projections(STORE, redis=client)
+        projections.catch_up(engine, Dashboard)
+        client.config_set("busy-reply-threshold", 1)
+        endless = thread.submit(other.eval, "while true do end", 0)
+        wait_until(lambda: is_busy(client), deadline_seconds=30)
+        try:
+            with pytest.raises(ServerUnavailableError, match="BUSY"):
+                projections.view(Dashboard).position()
+            with pytest.raises(ServerUnavailableError, match="BUSY"):
+                projections.run(engine, Dashboard)
+        finally:
+            client.script_kill()
+        with pytest.raises(ResponseError):
+            endless.result()
+
+        assert projections.view(Dashboard).top("best_sellers") == [("milk", 2)]
+
+
+def is_busy(client: Redis) -> bool:
+    try:
+        client.ping()
+    except ResponseError as error:
+        return str(error).startswith("BUSY")
+    return False
 
 
 def set_status(engine: Engine, status: str) -> None:

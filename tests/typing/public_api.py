@@ -16,6 +16,7 @@ from datapatterns.aio import in_transaction, transaction
 from datapatterns.cache_aside import Cache
 from datapatterns.cqrs import (
     Answer,
+    AsyncRedisView,
     CommandContext,
     Commands,
     Executed,
@@ -23,6 +24,7 @@ from datapatterns.cqrs import (
     ProjectionProgress,
     RedisChanges,
     RedisProjection,
+    RedisView,
     Token,
     forget_executions,
     on,
@@ -512,3 +514,27 @@ def an_explorer_hands_out_ordinary_connections_and_runs_what_returns_tasks() -> 
             explorer.explore(lambda: {"task": list}, invariant=lambda outcome: outcome.results),
             Exploration,
         )
+
+
+def read_documents(view: RedisView, changes: RedisChanges) -> None:
+    """Documents come as the type that was asked for; a function gets what it was promised."""
+    assert_type(view.document("carts", "7", list[int]), list[int] | None)
+    assert_type(view.documents("carts", ["7"], dict[str, int]), dict[str, dict[str, int]])
+    assert_type(view.documents("carts", ["7"]), dict[str, Any])
+    assert_type(view.all_documents("carts", list[str]), dict[str, list[str]])
+    assert_type(view.rank("ranks", "7"), int | None)
+    assert_type(view.scored("ranks", 1, 5), list[tuple[str, int]])
+
+    def added(cart: list[int] | None, product: int, *, times: int) -> list[int]:
+        return [*(cart or []), *[product] * times]
+
+    changes.update_json("carts", "7", added, 5, times=2)
+    changes.update_json("carts", "7", added, "5", times=2)  # type: ignore[arg-type] # no product
+    changes.update_json("carts", "7", added, 5)  # type: ignore[call-arg] # how many?
+
+
+async def read_documents_async(view: AsyncRedisView) -> None:
+    """The same from asyncio."""
+    assert_type(await view.document("carts", "7", list[int]), list[int] | None)
+    assert_type(await view.all_documents("carts"), dict[str, Any])
+    assert_type(await view.top("ranks"), list[tuple[str, int]])

@@ -1,5 +1,6 @@
 """One Redis, or the node of a cluster that has a read model's slot."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
@@ -12,6 +13,7 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
+    ResponseError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -36,6 +38,9 @@ UNANSWERED: Final = (
 )
 """What says that Redis cannot do it now."""
 
+_FOR_NOW: Final = re.compile(r"(\A|error: )(BUSY|MISCONF|NOREPLICAS) ")
+"""Says so without a class of its own: a script runs, it cannot save, it has no replicas."""
+
 
 @contextmanager
 def redis_answers() -> Iterator[None]:
@@ -46,6 +51,10 @@ def redis_answers() -> Iterator[None]:
     try:
         yield
     except UNANSWERED as error:
+        raise ServerUnavailableError("Redis", str(error)) from error
+    except ResponseError as error:
+        if not _FOR_NOW.search(str(error)):
+            raise
         raise ServerUnavailableError("Redis", str(error)) from error
 
 
