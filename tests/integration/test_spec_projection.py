@@ -240,6 +240,29 @@ def test_clock_and_chance_are_found_even_if_nothing_differs_today(now: Any, name
         ProjectionSpec(Clocked, types=types).given(Scanned("milk", 1)).then_hash("latest", {})
 
 
+def test_documents_are_those_that_the_events_make_of_them() -> None:
+    class Baskets(RedisProjection, version=1):
+        @on(Scanned)
+        def _(self, changes: RedisChanges, e: Scanned, meta: RecordedEvent) -> None:
+            changes.update_json("baskets", meta.stream.key, lambda d, c: [*(d or []), c], e.cents)
+
+    spec = ProjectionSpec(Baskets, types=types).given(Scanned("milk", 1), Scanned("tea", 2))
+
+    spec.then_documents("baskets", {1: [1, 2]})
+    with pytest.raises(SpecError, match="baskets is another"):
+        spec.then_documents("baskets", {1: [2, 1]})
+
+
+def test_what_a_function_that_folds_documents_reads_from_the_clock_is_found() -> None:
+    class Clocked(RedisProjection, version=1):
+        @on(Scanned)
+        def _(self, changes: RedisChanges, e: Scanned, _meta: RecordedEvent) -> None:
+            changes.update_json("scans", e.product, lambda _: int(time.time()) // 10**6)
+
+    with pytest.raises(SpecError, match=r"(?s)depends on more.*time\.time\(\) in .*test_spec_proj"):
+        ProjectionSpec(Clocked, types=types).given(Scanned("milk", 1)).then_documents("scans", {})
+
+
 def test_a_key_that_depends_on_chance_is_found(tables: Connection) -> None:
     class Scattered(Projection, into=Sales, version=1):
         @on(Scanned, key=lambda *_: str(random.randrange(1)))  # noqa: S311 -- no secret

@@ -308,10 +308,13 @@ class RedisRunner:
 
 
 def fold_changes(
-    store: EventStore, projection: type[RedisProjection], events: Sequence[RecordedEvent]
+    store: EventStore,
+    projection: type[RedisProjection],
+    events: Sequence[RecordedEvent],
+    changes: RedisChanges | None = None,
 ) -> RedisChanges:
-    """Return what the handlers of ``projection`` make of ``events``."""
-    instance, changes = projection(), RedisChanges()
+    """Return what the handlers of ``projection`` make of ``events``, in ``changes`` if given."""
+    instance, changes = projection(), RedisChanges() if changes is None else changes
     handlers = handlers_by_class(instance)
     for event, meta in decode_each(store.types, events):
         for handler in handlers.get(type(event), ()):

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from sqlalchemy import Connection, Table, delete, inspect, select
 from sqlalchemy.schema import sort_tables
 
-from datapatterns.cqrs import Projection, RedisProjection
+from datapatterns.cqrs import Projection, RedisChanges, RedisProjection
 from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.in_redis.redis_content import RedisContent
 from datapatterns.cqrs.in_redis.redis_projecting import fold_changes
@@ -20,6 +20,7 @@ from datapatterns.testing.models.purity import watched
 
 P = TypeVar("P", bound=AnyProjection)
 T = TypeVar("T")
+A = ParamSpec("A")
 
 Pages: TypeAlias = Sequence[Sequence[RecordedEvent]]
 Contents: TypeAlias = dict[tuple[Hashable, ...], Any]
@@ -91,9 +92,27 @@ class InRedis:
         guarded = _guarded(self.projection, notice)
         content = RedisContent()
         for page in pages:
-            changes = fold_changes(self.store, guarded, page)
+            changes = fold_changes(self.store, guarded, page, _WatchedChanges(notice))
             content.take(changes.resolved(content.stored(changes.additions())))
         return {tuple(place): value for place, value in content.places().items()}
+
+
+class _WatchedChanges(RedisChanges):
+    """Watches the functions that fold documents, which are called when the page is resolved."""
+
+    def __init__(self, notice: Notice) -> None:
+        super().__init__()
+        self._notice = notice
+
+    def update_json(
+        self,
+        name: str,
+        key: object,
+        function: Callable[Concatenate[Any, A], object],
+        *args: A.args,
+        **kwargs: A.kwargs,
+    ) -> None:
+        super().update_json(name, key, watched(function, self._notice), *args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True)

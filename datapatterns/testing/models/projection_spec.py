@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from datapatterns.cqrs import Projection, RedisProjection
+from datapatterns.cqrs.in_redis.json_text import json_text
 from datapatterns.event_sourcing import EventStore, EventTypes, Position, RecordedEvent, StreamId
 from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
 from datapatterns.testing.clock import BEGINNING
@@ -166,6 +167,15 @@ class ProjectionSpec:
             SpecError: It holds others, or they depend on more than the events.
         """
         return self._then_places("zset", name, members)
+
+    def then_documents(self, name: str, documents: Mapping[Any, object]) -> "ProjectionSpec":
+        """Expect exactly these JSON documents in Redis; keys may be integers.
+
+        Raises:
+            SpecError: It holds others, or they depend on more than the events.
+        """
+        texts = {key: json_text(document) for key, document in documents.items()}
+        return self._then_places("json", name, texts)
 
     def _then_places(self, kind: str, name: str, wanted: Mapping[Any, Any]) -> "ProjectionSpec":
         got = {
