@@ -105,6 +105,12 @@ def shown(projections: Projections) -> dict[str, str]:
     return projections.view(Scans).hash("scans")
 
 
+def told(engine: Engine, projections: Projections) -> str | None:
+    with engine.begin() as conn:
+        (status,) = projections.status(conn)
+    return None if status.error is None else str(status.error["error"])
+
+
 def events_at_positions_that_were_shown(shop: Shop, projections: Projections) -> None:
     shop.write_backup()
     shop.scan("lost", "lost")
@@ -166,6 +172,7 @@ def test_a_log_that_lost_its_end_is_noticed_when_it_has_grown_past_the_checkpoin
         with pytest.raises(LogChangedError, match="rebuild"):
             shop.catch_up(projections)
     with pytest.MonkeyPatch.context() as patch, shop.engine as engine:
+        assert told(engine, projections) == "LogChangedError"
         patch.setattr(
             "datapatterns.cqrs.in_redis.redis_projecting.check_witness", lambda *_, **__: None
         )
@@ -173,6 +180,7 @@ def test_a_log_that_lost_its_end_is_noticed_when_it_has_grown_past_the_checkpoin
         assert not projections.verify(engine, Scans).matches
         patch.undo()
         projections.rebuild(engine, Scans)
+        assert told(engine, projections) is None
         assert projections.verify(engine, Scans).matches
 
 

@@ -9,9 +9,10 @@ from redis.exceptions import ResponseError
 from sqlalchemy import Connection, text
 
 from datapatterns.cqrs.definition import RedisProjection
-from datapatterns.cqrs.in_redis.redis_changes import Outcome, RedisChanges
+from datapatterns.cqrs.in_redis.redis_changes import Outcome
 from datapatterns.cqrs.in_redis.redis_checkpoint import DamagedError, LaterEpochError, Ticket
 from datapatterns.cqrs.in_redis.redis_connection import memory_of, redis_answers
+from datapatterns.cqrs.in_redis.redis_folding import fold_changes
 from datapatterns.cqrs.in_redis.redis_keys import Place
 from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
@@ -43,18 +44,16 @@ from datapatterns.cqrs.running.registering import promote, register_build
 from datapatterns.cqrs.running.running import LeaseTerms
 from datapatterns.cqrs.running.segments import WHOLE
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
-from datapatterns.cqrs.tables.folding import handlers_by_class
 from datapatterns.cqrs.tables.poison import unapplied
-from datapatterns.cqrs.tables.projecting import describe_stop
+from datapatterns.cqrs.tables.projecting import describe_stop, message_of
 from datapatterns.errors import (
     EvictionPolicyError,
     ForeignReadModelError,
     LeaseLostError,
+    LogChangedError,
     ProjectionDefinitionError,
 )
 from datapatterns.event_sourcing.events import START, Position
-from datapatterns.event_sourcing.log.decoding import decode_each
-from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import reading, resuming
@@ -95,9 +94,14 @@ class RedisRunner:
             if adopted is None or not self.model.is_complete():
                 return self._begin_anew(conn, lease)
         position, witness = adopted
-        with resuming(conn, self._resource):
-            self._check_log(conn, witness, position)
-            return self._confirm(conn, lease, position)
+        try:
+            with resuming(conn, self._resource):
+                self._check_log(conn, witness, position)
+                return self._confirm(conn, lease, position)
+        except LogChangedError as error:
+            with resuming(conn, self._resource):
+                self._advance(conn, lease, lease.position, error=_describe(error))
+            raise
 
     @redis_answers()
     def page(
@@ -307,19 +311,13 @@ class RedisRunner:
         return f"projection {self.projection.name}"
 
 
-def fold_changes(
-    store: EventStore,
-    projection: type[RedisProjection],
-    events: Sequence[RecordedEvent],
-    changes: RedisChanges | None = None,
-) -> RedisChanges:
-    """Return what the handlers of ``projection`` make of ``events``, in ``changes`` if given."""
-    instance, changes = projection(), RedisChanges() if changes is None else changes
-    handlers = handlers_by_class(instance)
-    for event, meta in decode_each(store.types, events):
-        for handler in handlers.get(type(event), ()):
-            handler.apply(instance, changes, event, meta)
-    return changes
+def _describe(error: LogChangedError) -> dict[str, Any]:
+    return {
+        "position": error.position,
+        "event_type": "",
+        "error": type(error).__name__,
+        "message": message_of(error),
+    }
 
 
 def begin_again(

@@ -1,6 +1,6 @@
 """A read model in Redis and its checkpoint, which move together or not at all."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any, Final, Literal, TypeAlias
@@ -28,6 +28,7 @@ from datapatterns.cqrs.in_redis.redis_keys import (
     size_field,
     structure_of,
 )
+from datapatterns.cqrs.in_redis.redis_places import command_for, content_of, stored_text
 from datapatterns.cqrs.in_redis.redis_questions import ask_size
 from datapatterns.cqrs.in_redis.redis_scripts import ADOPT, APPLY, BEGIN_CLEARING, CLEAR
 from datapatterns.cqrs.running.log_witness import LogWitness
@@ -225,7 +226,7 @@ class RedisReadModel:
         if checkpoint is None or not checkpoint.whole:
             return None, {}
         found = zip(asked, answers, strict=True)
-        return checkpoint.position, {of: _content(of, answer) for of, answer in found}
+        return checkpoint.position, {of: content_of(of, answer) for of, answer in found}
 
     def apply(
         self,
@@ -250,7 +251,7 @@ class RedisReadModel:
         for structure in outcome.dropped:
             arguments += ("UNLINK", index[structure], "", "")
         for place, value in outcome.places.items():
-            arguments += _command(place, value, index[place.structure])
+            arguments += command_for(place, value, index[place.structure])
         keys = [self.keys.checkpoint, self.keys.sizes]
         keys += [self.keys.of(*structure) for structure in touched]
         answer = self._script(APPLY, keys, arguments)
@@ -282,11 +283,6 @@ class RedisReadModel:
         return self.client.register_script(script)(keys=keys, args=list(arguments))
 
 
-def stored_text(kind: str, value: Any) -> str:  # noqa: ANN401 -- bytes, text or a score
-    """Return what a place of this kind holds, as it was put there."""
-    return str(int(value)) if kind == "zset" else decoded(value)
-
-
 def _sizes_agree(structures: Sequence[Structure], answers: Sequence[Any]) -> bool:
     if any(map(is_of_another_type, answers)):
         return False
@@ -299,25 +295,6 @@ def _refuse_error(answer: Any) -> Any:  # noqa: ANN401 -- what was asked for
     if isinstance(answer, Exception):
         raise answer
     return answer
-
-
-def _content(structure: Structure, answer: Any) -> dict[str, str]:  # noqa: ANN401
-    if is_of_another_type(answer) or structure.kind not in KINDS:
-        return {"": f"not ours: {decoded(answer)}"}
-    places: Mapping[Any, Any] = dict(answer)
-    return {decoded(field): stored_text(structure.kind, value) for field, value in places.items()}
-
-
-def _command(place: Place, value: str | None, index: str) -> tuple[str, str, str, str]:
-    match place.kind, value:
-        case "zset", None:
-            return "ZREM", index, place.field, ""
-        case "zset", score:
-            return "ZADD", index, str(score), place.field
-        case _, None:
-            return "HDEL", index, place.field, ""
-        case _, text:
-            return "HSET", index, place.field, str(text)
 
 
 def _batches(keys: Iterator[str]) -> Iterator[list[str]]:

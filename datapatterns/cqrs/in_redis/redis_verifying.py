@@ -7,8 +7,8 @@ from sqlalchemy import Engine
 from datapatterns.cqrs.definition import RedisProjection
 from datapatterns.cqrs.in_redis.redis_connection import redis_answers
 from datapatterns.cqrs.in_redis.redis_content import RedisContent
+from datapatterns.cqrs.in_redis.redis_folding import fold_changes
 from datapatterns.cqrs.in_redis.redis_keys import Structure
-from datapatterns.cqrs.in_redis.redis_projecting import fold_changes
 from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.running.paging import read_page
 from datapatterns.cqrs.running.parking import WHOLE_EVENT, left_out

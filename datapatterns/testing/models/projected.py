@@ -11,7 +11,7 @@ from sqlalchemy.schema import sort_tables
 from datapatterns.cqrs import Projection, RedisChanges, RedisProjection
 from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.in_redis.redis_content import RedisContent
-from datapatterns.cqrs.in_redis.redis_projecting import fold_changes
+from datapatterns.cqrs.in_redis.redis_folding import fold_changes
 from datapatterns.cqrs.tables.projecting import UnappliableError, apply_events
 from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.event_sourcing import EventStore, RecordedEvent

@@ -1,0 +1,25 @@
+"""What the handlers of a read model in Redis make of events."""
+
+from collections.abc import Sequence
+
+from datapatterns.cqrs.definition import RedisProjection
+from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
+from datapatterns.cqrs.tables.folding import handlers_by_class
+from datapatterns.event_sourcing.log.decoding import decode_each
+from datapatterns.event_sourcing.recorded import RecordedEvent
+from datapatterns.event_sourcing.store import EventStore
+
+
+def fold_changes(
+    store: EventStore,
+    projection: type[RedisProjection],
+    events: Sequence[RecordedEvent],
+    changes: RedisChanges | None = None,
+) -> RedisChanges:
+    """Return what the handlers of ``projection`` make of ``events``, in ``changes`` if given."""
+    instance, changes = projection(), RedisChanges() if changes is None else changes
+    handlers = handlers_by_class(instance)
+    for event, meta in decode_each(store.types, events):
+        for handler in handlers.get(type(event), ()):
+            handler.apply(instance, changes, event, meta)
+    return changes
