@@ -63,6 +63,7 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "retry.applied": "what was parked is applied, and not committed yet",
     "retry.committed": "a page of what was parked is committed, and the lease is not given back",
     "retry.lease-taken": "a runner is fenced off, and nothing that was parked is applied yet",
+    "segments.held-level": "segments to be merged are held at one position, and not there yet",
     "shard-map.recorded": "the control database has a map, and no shard does",
     "shard-map.shard-told": "a shard knows what it owns, and the next does not",
     "view.rows-written": "a view's rows are new, and its consumer is where it was",

@@ -112,23 +112,31 @@ class Output:
         with _for_whoever_reads_it():  # it may quote what a file or the database holds
             click.echo(_visible(shown.getvalue()), nl=False, err=True)
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether somebody looks at a terminal."""
+        return not self.as_json and sys.stderr.isatty()
+
     @contextmanager
     def progress(self, title: str, total: int | None) -> Iterator[Advance]:
         """Show on stderr how far something has come; call the result with what was done since.
 
         Nothing is shown for programs, or where stderr is no terminal.
         """
-        if self.as_json or not sys.stderr.isatty():
+        if not self.shows_progress:
             yield _nothing
             return
         from rich.console import Console  # noqa: PLC0415
-        from rich.progress import Progress  # noqa: PLC0415
+        from rich.progress import Progress, TextColumn  # noqa: PLC0415
 
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(title, total=total)
+        columns = [*Progress.get_default_columns(), TextColumn("{task.fields[rate]}")]
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(title, total=total, rate="")
 
             def advance(amount: int, *, total: int | None = None) -> None:
-                progress.update(task, advance=amount, total=total)
+                speed = progress.tasks[task].speed
+                rate = "" if speed is None else f"{speed:,.0f}/s"
+                progress.update(task, advance=amount, total=total, rate=rate)
 
             yield advance
 

@@ -2,7 +2,7 @@
 
 import click
 
-from datapatterns_cli import projections_parked, projections_status
+from datapatterns_cli import projections_parked, projections_running, projections_status
 from datapatterns_cli.shared_options import Group
 
 
@@ -17,9 +17,11 @@ def projections() -> None:
     """  # noqa: D301
 
 
-for _command in (projections_status.status,):
-    projections.add_command(_command)
 for _command in (
+    projections_status.status,
+    projections_running.run,
+    projections_running.split,
+    projections_running.merge,
     projections_parked.parked,
     projections_parked.retry,
     projections_parked.discard,

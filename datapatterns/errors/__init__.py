@@ -22,7 +22,8 @@ DataPatternsError
 │     projections         EvictionPolicyError, ForeignTokenError, InlineKeyError,
 │                         InlineProjectionError, MessageRefusedError, ProjectionDefinitionError,
 │                         ProjectionModeError, ProjectionStoppedError, ProjectionVersionError,
-│                         ReadModelDocumentError, ReadModelKeyError, SegmentKeyError, TokenError
+│                         ReadModelDocumentError, ReadModelKeyError, TokenError
+│     segments            SegmentError, SegmentKeyError
 │     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
 │                         ServerTooOldError, SettingsError
 │     shard_statements    MergeLimitError, MultiShardWriteError, ScatterRefusedError,
@@ -37,6 +38,7 @@ DataPatternsError
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
 │     projections         LeaseHeldError, LeaseLostError, ReadModelMovedError
+│     segments            SegmentsBusyError
 │     shards              StaleShardMapError
 │     views               SnapshotOutdatedError
 ├── UnavailableError      a dependency did not answer; retry with backoff
@@ -170,10 +172,10 @@ from datapatterns.errors.projections import (
     ReadModelDocumentError,
     ReadModelKeyError,
     ReadModelMovedError,
-    SegmentKeyError,
     TokenError,
     WritersInTheWayError,
 )
+from datapatterns.errors.segments import SegmentError, SegmentKeyError, SegmentsBusyError
 from datapatterns.errors.servers import (
     MissingExtraError,
     MissingRightsError,
@@ -307,7 +309,9 @@ __all__ = [
     "SchemaNameError",
     "SchemaOccupiedError",
     "SearchTooLargeError",
+    "SegmentError",
     "SegmentKeyError",
+    "SegmentsBusyError",
     "ServerTooOldError",
     "ServerUnavailableError",
     "SettingsError",

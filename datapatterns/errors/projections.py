@@ -173,21 +173,6 @@ class ReadModelKeyError(ConfigurationError):
         self.detail = detail
 
 
-class SegmentKeyError(ConfigurationError):
-    """A key of a read model cannot be told apart in every process alike.
-
-    Attributes:
-        kind: Its class.
-    """
-
-    def __init__(self, kind: str) -> None:
-        super().__init__(
-            f"a key of class {kind} may look different in another process, so it cannot say which"
-            " worker it belongs to; use text, numbers, UUIDs, dates, times, bytes or tuples of them"
-        )
-        self.kind = kind
-
-
 class TokenError(ConfigurationError):
     """What was sent as a token is none; it is not quoted, for anybody may have sent it.
 

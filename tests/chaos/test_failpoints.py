@@ -1,6 +1,7 @@
 """A worker dies at each dangerous moment; whoever comes next ends where it would have ended."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from sqlalchemy import URL, Engine, text
 from datapatterns.cache_aside import Cache
 from datapatterns.cqrs import Outbox, Projections
 from datapatterns.embedded.processes import servers_in
-from datapatterns.errors import ReadModelBuildingError, StreamArchivedError
+from datapatterns.errors import ReadModelBuildingError, SegmentsBusyError, StreamArchivedError
 from datapatterns.event_sourcing import NEW_STREAM, Archive, FileAnchor, HashChain, NewEvent
 from datapatterns.failpoints import FAILPOINTS
 from datapatterns.sharding import ShardCluster
+from datapatterns.testing import wait_until
 from datapatterns.testing.faults import run_until_failpoint
 from tests.fixtures import doomed_workers as workers
 from tests.fixtures.caches import create_products, load_product, open_cache, rename
@@ -45,6 +47,7 @@ PROJECTING: list[Death] = [
     ("projection.page-applied", 2),
     ("projection.page-committed", 1),
 ]
+MERGING: list[Death] = [("segments.held-level", 1), ("projection.page-applied", 1)]
 REBUILDING: list[Death] = [
     ("rebuild.leases-taken", 1),
     ("rebuild.replayed", 1),
@@ -108,6 +111,7 @@ STARTING_SERVERS: list[Death] = [
 
 DEATHS = [
     PROJECTING,
+    MERGING,
     REBUILDING,
     RETRYING,
     PASSING_ON,
@@ -206,6 +210,34 @@ def test_what_a_relay_has_published_before_it_died_is_published_again(
 
     first, again = published.read_text().split()
     assert first == again
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), MERGING)
+def test_segments_whose_merge_died_are_merged_later_and_lose_nothing(
+    shop: Engine, failpoint: str, visit: int
+) -> None:
+    projections = workers.projections()
+    projections.catch_up(shop, SalesByProduct)
+    projections.split(shop, SalesByProduct)
+    append_all(shop, workers.STORE, SCANNED)
+    with shop.begin() as conn:  # somebody else is busy with the second
+        conn.execute(
+            text(
+                "UPDATE datapatterns.projection_shard SET owner = 'busy',"
+                " lease_until = now() + interval '1 h' WHERE shard = 1"
+            )
+        )
+    projections.run(shop, SalesByProduct)
+    run_until_failpoint(workers.merge_segments, failpoint, written(shop.url), visit=visit)
+
+    def merged() -> bool:
+        with suppress(SegmentsBusyError):  # until what held them level has lapsed
+            return projections.merge(shop, SalesByProduct) == 1
+        return False
+
+    wait_until(merged, deadline_seconds=30)
+    assert sales(shop) == expected_sales([(scanned, "1") for scanned in SCANNED * 2])
+    assert not projections.verify(shop, SalesByProduct).differences
 
 
 @pytest.mark.parametrize(("failpoint", "visit"), REBUILDING)

@@ -1,12 +1,15 @@
 """`datapatterns projections`, as people and programs run it."""
 
+from pathlib import Path
+
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import URL, Engine, text
 
 from datapatterns.cqrs import Projections
 from datapatterns.errors import ProjectionStoppedError
 from datapatterns.event_sourcing import ANY, EventStore, StreamId
 from tests.fixtures.commands import Run, rows
+from tests.fixtures.empty_database import shown
 from tests.fixtures.read_models import ItemScanned, SalesByProduct, append_all, create_tables
 
 pytestmark = pytest.mark.postgres
@@ -14,6 +17,27 @@ pytestmark = pytest.mark.postgres
 STORE = EventStore()
 PROJECTIONS = Projections(STORE)
 STREAM = StreamId("basket", "slow")
+
+
+APP = """
+from datapatterns import DataLayer
+from tests.fixtures.read_models import SalesByProduct
+
+layer = DataLayer({url!r}, projections=[SalesByProduct])
+"""
+
+
+@pytest.fixture
+def app(
+    database_url: URL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> tuple[str, str]:
+    name = f"sales_app_{abs(hash(request.node.nodeid))}"
+    (tmp_path / f"{name}.py").write_text(APP.format(url=shown(database_url)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "--app", f"{name}:layer"
 
 
 @pytest.fixture
@@ -69,3 +93,56 @@ def test_status_of_what_was_never_run_says_so(run: Run, at: tuple[str, str]) -> 
 
     assert (ran.code, ran.out) == (0, "")
     assert "nothing_like_it has never been run" in ran.err
+
+
+def test_run_catches_up_with_what_is_declared(run: Run, shop: Engine, app: tuple[str, str]) -> None:
+    append_all(shop, STORE, [ItemScanned("milk", 1)] * 3)
+
+    (first,) = rows(run("projections", "run", "--json", *app))
+    again = run("projections", "run", "sales_by_product", *app)
+
+    assert (first["name"], first["position"], first["events"]) == ("sales_by_product", 3, 3)
+    assert again.code == 0
+    assert "sales_by_product" in again.out
+    assert run("projections", "run", "nothing_like_it", *app).code == 2
+
+
+def test_what_cannot_be_run_says_which_event_it_is(
+    run: Run, shop: Engine, app: tuple[str, str]
+) -> None:
+    append_all(shop, STORE, [ItemScanned("milk", -(10**9))])
+
+    ran = run("projections", "run", *app)
+
+    assert ran.code == 2
+    assert "at position 1" in ran.err
+
+
+def test_segments_are_split_and_merged(run: Run, shop: Engine, app: tuple[str, str]) -> None:
+    append_all(shop, STORE, [ItemScanned("milk", 1)] * 3)
+    run("projections", "run", *app)
+    name = "sales_by_product"
+
+    counts = [
+        rows(run("projections", *words, "--json", *app))[0]["segments"]
+        for words in (
+            ("split", name, "--into", "4"),
+            ("split", name, "--segment", "2"),
+            ("merge", name),
+            ("merge", name, "--segment", "1"),
+            ("split", name, "--into", "1"),
+        )
+    ]
+
+    assert counts == [4, 5, 4, 3, 1]
+    assert run("projections", "split", name, "--into", "3", *app).code == 2
+    assert run("projections", "merge", name, *app).code == 2
+
+
+@pytest.mark.usefixtures("shop")
+def test_every_command_of_projections_teaches(run: Run) -> None:
+    listing = run("projections", "--help").out
+    for name in ("status", "run", "split", "merge"):
+        assert f"\n  {name}" in listing
+        taught = run("projections", name, "--help")
+        assert (taught.code, f"datapatterns projections {name}" in taught.out) == (0, True)

@@ -81,6 +81,11 @@ def key_digest(key: Hashable) -> bytes:
     return sha256(_canonical(key).encode(errors="surrogatepass")).digest()
 
 
+def can_be_told(kind: type) -> bool:
+    """Return whether keys of this class look the same in every process."""
+    return any(issubclass(kind, kinds) for kinds, _ in _TEXT_OF)
+
+
 def _canonical(key: Any) -> str:  # noqa: ANN401 -- whatever keys are
     for kinds, text_of in _TEXT_OF:
         if isinstance(key, kinds):

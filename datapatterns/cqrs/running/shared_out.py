@@ -3,15 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from datapatterns.clock import Clock
 from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.cqrs.running.progress import ProjectionStatus
+from datapatterns.cqrs.running.resegmenting import Resegmenting
 from datapatterns.cqrs.running.running import LeaseTerms, Runner
 from datapatterns.cqrs.running.status import count_unseen, list_statuses
 from datapatterns.cqrs.running.working import ProjectionWorker
+from datapatterns.cqrs.tables.splittable import refuse_unsplittable
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.telemetry import SILENT, Observer
 
@@ -80,4 +82,94 @@ class SharedOut(ABC):
             self.clock,
             lambda projection: self._runner(projection, page_events),
             observer,
+        )
+
+    def split(
+        self, engine: Engine, projection: type[AnyProjection], *, shard: int | None = None
+    ) -> int:
+        """Split a segment in two that two workers may move on; return how many there are now.
+
+        Whoever moves it on loses the page that is under way, and goes on with what is there then.
+
+        Args:
+            engine: Where the leases are.
+            projection: Which one, in the version that is declared.
+            shard: Which segment; the one with most keys unless given.
+
+        Raises:
+            ReadModelBuildingError: It was never run, or is not whole.
+            SegmentError: It cannot be split: it is in Redis, or kept inline, or its rows depend on
+                each other.
+            SegmentKeyError: Its keys do not look the same in every process.
+            SegmentsBusyError: Another version is taking its place.
+        """
+        return self._resegmenting(projection, timeout_seconds=0).split(engine, shard)
+
+    def merge(
+        self,
+        engine: Engine,
+        projection: type[AnyProjection],
+        *,
+        shard: int | None = None,
+        timeout_seconds: float = 60.0,
+    ) -> int:
+        """Merge a segment with what it was split from; return how many there are now.
+
+        The one that is behind is moved on to where the other is, by this call.
+
+        Args:
+            engine: Where the leases are.
+            projection: Which one, in the version that is declared.
+            shard: Which segment; the one with fewest keys unless given.
+            timeout_seconds: How long that may take.
+
+        Raises:
+            ProjectionStoppedError: The one that is behind cannot be moved on.
+            ReadModelBehindError: It was not moved on in time; what was done stays.
+            ReadModelBuildingError: It was never run, or is not whole.
+            SegmentError: There is one only, or none of that number.
+            SegmentsBusyError: Another version is taking its place.
+        """
+        return self._resegmenting(projection, timeout_seconds=timeout_seconds).merge(engine, shard)
+
+    def split_into(
+        self,
+        engine: Engine,
+        projection: type[AnyProjection],
+        count: int,
+        *,
+        timeout_seconds: float = 60.0,
+    ) -> int:
+        """Split and merge until there are ``count`` segments, a power of two; return the number.
+
+        More than one worker can only be busy with as many.
+
+        Args:
+            engine: Where the leases are.
+            projection: Which one, in the version that is declared.
+            count: How many.
+            timeout_seconds: How long each merge may take.
+
+        Raises:
+            ProjectionStoppedError: As `merge`.
+            ReadModelBehindError: As `merge`.
+            ReadModelBuildingError: It was never run, or is not whole.
+            SegmentError: As `split`, or ``count`` is not a power of two up to 1,024.
+            SegmentKeyError: As `split`.
+            SegmentsBusyError: Another version is taking its place.
+        """
+        work = self._resegmenting(projection, timeout_seconds=timeout_seconds)
+        return work.split_into(engine, count)
+
+    def _resegmenting(
+        self, projection: type[AnyProjection], *, timeout_seconds: float
+    ) -> Resegmenting:
+        return Resegmenting(
+            self._source,
+            projection,
+            lambda: self._runner(projection, None),
+            self._terms(),
+            self.clock,
+            lambda conn: refuse_unsplittable(conn, projection),
+            timeout_seconds,
         )

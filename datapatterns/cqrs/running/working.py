@@ -25,6 +25,7 @@ from datapatterns.cqrs.running.claiming import (
     say_goodbye,
 )
 from datapatterns.cqrs.running.enlisting import Enlisted
+from datapatterns.cqrs.running.events_elsewhere import events_connection
 from datapatterns.cqrs.running.holding import Held, Holdings
 from datapatterns.cqrs.running.leasing import release
 from datapatterns.cqrs.running.pacing import PERSIST_SECONDS, Rests
@@ -146,8 +147,8 @@ class ProjectionWorker:
 
     def look(self, conn: Connection) -> bool:
         """Let all segments be looked at if the log may have moved; return whether it has."""
-        with looking(conn):
-            hint = read_hint(conn, schema=self.store.schema, published=False)
+        with looking(conn), events_connection(self.store, conn) as log:
+            hint = read_hint(log, schema=self.store.schema, published=False)
         moved = hint != self._hint
         self._hint = hint
         if moved:
