@@ -33,6 +33,7 @@ from datapatterns.cqrs.running.working import ProjectionWorker, WorkDone
 from datapatterns.cqrs.set_definition import Reads, SetProjection, StoredShape
 from datapatterns.cqrs.tables.differences import Difference, Verification
 from datapatterns.cqrs.tables.inline import InlineProjections
+from datapatterns.cqrs.tables.live import LiveRows
 from datapatterns.cqrs.tables.retrying import Retried
 from datapatterns.cqrs.tables.upserting import upsert
 
@@ -48,6 +49,7 @@ __all__ = [
     "Difference",
     "Executed",
     "InlineProjections",
+    "LiveRows",
     "Message",
     "Outbox",
     "ParkedKey",

@@ -40,6 +40,7 @@ from datapatterns.cqrs.running.switching import Switch
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.differences import Verification
+from datapatterns.cqrs.tables.live import LiveFolds
 from datapatterns.cqrs.tables.set_projecting import SetRunner
 from datapatterns.cqrs.tables.table_runner import TableRunner
 from datapatterns.cqrs.tables.verifying import verify_table
@@ -56,7 +57,7 @@ LEASE_SECONDS_MAX: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class Projections(Reading, UnappliedEvents, SharedOut):
+class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut):
     """Moves read models on behind the log of ``store``, each event exactly once.
 
     Attributes:

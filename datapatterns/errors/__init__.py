@@ -20,7 +20,8 @@ DataPatternsError
 │     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
 │                         SchemaOccupiedError, UnknownRevisionError
 │     projections         EvictionPolicyError, ForeignTokenError, InlineKeyError,
-│                         InlineProjectionError, MessageRefusedError, ProjectionDefinitionError,
+│                         InlineProjectionError, LiveFoldLimitError, MessageRefusedError,
+│                         ProjectionDefinitionError,
 │                         ProjectionModeError, ProjectionStoppedError, ProjectionVersionError,
 │                         ReadModelDocumentError, ReadModelKeyError, TokenError
 │     segments            SegmentError, SegmentKeyError
@@ -160,6 +161,7 @@ from datapatterns.errors.projections import (
     InlineProjectionError,
     LeaseHeldError,
     LeaseLostError,
+    LiveFoldLimitError,
     LogChangedError,
     MessageRefusedError,
     ProjectionDefinitionError,
@@ -279,6 +281,7 @@ __all__ = [
     "IsolationLevelError",
     "LeaseHeldError",
     "LeaseLostError",
+    "LiveFoldLimitError",
     "LogChangedError",
     "MarkUnpublishedError",
     "MergeLimitError",
