@@ -17,11 +17,11 @@ DataPatternsError
 │                         PurgeRefusedError, SourceEventError, StreamCopyError
 │     index_tables        IndexChangedError, IndexDefinitionError, IndexDetachedError,
 │                         IndexMissingError, IndexModeError
+│     live_folds          LiveFoldLimitError
 │     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
 │                         SchemaOccupiedError, UnknownRevisionError
 │     projections         EvictionPolicyError, ForeignTokenError, InlineKeyError,
-│                         InlineProjectionError, LiveFoldLimitError, MessageRefusedError,
-│                         ProjectionDefinitionError,
+│                         InlineProjectionError, MessageRefusedError, ProjectionDefinitionError,
 │                         ProjectionModeError, ProjectionStoppedError, ProjectionVersionError,
 │                         ReadModelDocumentError, ReadModelKeyError, TokenError
 │     segments            SegmentError, SegmentKeyError
@@ -144,6 +144,7 @@ from datapatterns.errors.index_tables import (
     IndexModeError,
     IndexNotReadyError,
 )
+from datapatterns.errors.live_folds import LiveFoldLimitError
 from datapatterns.errors.migrations import (
     MigrationBlockedError,
     MigrationNeededError,
@@ -161,7 +162,6 @@ from datapatterns.errors.projections import (
     InlineProjectionError,
     LeaseHeldError,
     LeaseLostError,
-    LiveFoldLimitError,
     LogChangedError,
     MessageRefusedError,
     ProjectionDefinitionError,
