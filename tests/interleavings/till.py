@@ -15,8 +15,8 @@ LAPSE = text(
 )
 
 WITHOUT_FENCING = (
-    " AND datapatterns.projection_shard.epoch = %(epoch_1)s::BIGINT"
-    " AND datapatterns.projection_shard.position = %(position_1)s::BIGINT"
+    " AND datapatterns.projection_shard.epoch = %(epoch)s::BIGINT"
+    " AND datapatterns.projection_shard.position = %(before)s::BIGINT"
 )
 """What a page's checkpoint is compared with; it fences off those who have lost their lease."""
 
