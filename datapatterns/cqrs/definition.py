@@ -17,6 +17,7 @@ Apply = Callable[[Any, Any, E, RecordedEvent], object]
 OnPoison: TypeAlias = Literal["stop", "park", "skip"]
 """What becomes of an event that cannot be applied."""
 
+_RUN_LATER = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
@@ -93,14 +94,15 @@ def on(
         into: The mapped class of the row, where a projection writes several tables.
 
     Raises:
-        ProjectionDefinitionError: The method is a coroutine function, which nobody would await.
+        ProjectionDefinitionError: The method is a coroutine or a generator, which nobody runs.
     """
 
     def declare(method: Apply[E]) -> Handler:
-        if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+        if any(runs_later(method) for runs_later in _RUN_LATER):
             raise ProjectionDefinitionError(
                 getattr(method, "__qualname__", "a method"),
-                "nothing awaits a handler, which only changes its row; write def, not async def",
+                "nobody awaits or iterates over a handler, so nothing of it would run; make it a"
+                " plain function, which changes its row and ends",
             )
         return Handler(event_class, keys if key is None else OneKey(key), method, into)
 

@@ -40,6 +40,7 @@ ALLOWED = {
     "cli/datapatterns_cli/migrate.py:_show_plan": PRINTED,
     "datapatterns/change_log/capture_statements.py:create_trigger": OURS,
     "datapatterns/change_log/capture_statements.py:_as_written": BY_POSTGRES,
+    "datapatterns/cqrs/running/advancing.py:advance": COMPILED,
     "datapatterns/cqrs/tables/targets.py:lock_writers_out": QUOTED,
     "datapatterns/event_sourcing/appending/appending.py:append_events": COMPILED,
     "datapatterns/event_sourcing/appending/appending.py:append_to_streams": COMPILED,

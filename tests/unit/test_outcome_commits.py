@@ -12,6 +12,8 @@ SOURCES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 WITH_A_REASON = {  # path -> why a transaction may be opened there by SQLAlchemy's own means
     "aio.py": "the shell of transactions.py for asyncio",
     "transactions.py": "where it is done",
+    "cqrs/reading/querying_async.py": "it only reads, and rolls back",
+    "cqrs/tables/poison.py": "of a savepoint; the transaction is the runner's",
     "sharding/engines.py": "a new connection introduces itself: it only reads",
 }
 SQLALCHEMYS_OWN = {"begin", "commit"}

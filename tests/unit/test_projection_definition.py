@@ -1,3 +1,5 @@
+from collections.abc import AsyncIterator, Callable, Iterator
+
 import pytest
 
 from datapatterns.cqrs import Projection, RedisChanges, RedisProjection, on
@@ -125,3 +127,23 @@ def test_a_projection_without_handlers_is_refused() -> None:
 
 def test_only_the_two_kinds_can_be_declared() -> None:
     assert AnyProjection.handlers == ()
+
+
+async def _coroutine(*_: object) -> None:
+    pass
+
+
+def _generator(*_: object) -> Iterator[None]:
+    yield
+
+
+async def _async_generator(*_: object) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("handler", [_coroutine, _generator, _async_generator])
+def test_a_handler_that_nobody_would_run_is_refused_where_it_is_declared(
+    handler: Callable[..., object],
+) -> None:
+    with pytest.raises(ProjectionDefinitionError, match="make it a plain function"):
+        on(ItemScanned, key=lambda _e, _m: 1)(handler)

@@ -7,6 +7,7 @@ from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
 from datapatterns.cqrs.tables.folding import handlers_by_class
 from datapatterns.event_sourcing.log.decoding import decode_each
 from datapatterns.event_sourcing.recorded import RecordedEvent
+from datapatterns.event_sourcing.states.decider import refuse_unfinished
 from datapatterns.event_sourcing.store import EventStore
 
 
@@ -21,5 +22,7 @@ def fold_changes(
     handlers = handlers_by_class(instance)
     for event, meta in decode_each(store.types, events):
         for handler in handlers.get(type(event), ()):
-            handler.apply(instance, changes, event, meta)
+            outcome = handler.apply(instance, changes, event, meta)
+            if outcome is not None:
+                refuse_unfinished(outcome, "a handler")
     return changes

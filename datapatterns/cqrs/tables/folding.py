@@ -9,6 +9,7 @@ from datapatterns.cqrs.definition import DELETE, AnyProjection, Handler, OneKey,
 from datapatterns.cqrs.messages.drafts import Emitted, emitting
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.event_sourcing.recorded import RecordedEvent
+from datapatterns.event_sourcing.states.decider import refuse_unfinished
 
 Rows = dict[Hashable, Any]
 """Rows by primary key; None where there is none, or none any more."""
@@ -127,5 +128,8 @@ def _fold(
         row = of_table.get(key)
         if row is None:
             row = of_table[key] = new_row[step.table](key)
-        if step.apply(projection, row, step.event, step.meta) is DELETE:
+        outcome = step.apply(projection, row, step.event, step.meta)
+        if outcome is DELETE:
             of_table[key] = None
+        elif outcome is not None:
+            refuse_unfinished(outcome, "a handler")
