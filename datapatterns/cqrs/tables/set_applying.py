@@ -1,5 +1,6 @@
 """A range of the log into tables by a projection's statements, in the caller's transaction."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +20,7 @@ from datapatterns.cqrs.tables.set_events import (
     TYPES,
     places_statement,
 )
-from datapatterns.cqrs.tables.set_statements import statements_for
+from datapatterns.cqrs.tables.set_statements import BuiltStatement, statements_for
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.sql.fetching import fetch_rows
@@ -97,7 +98,17 @@ def apply_range(
     statements = statements_for(projection, models, store.schema, split=events.split)
     if not events.type_ids:
         return
-    parameters = events.parameters
+    run_statements(conn, statements, events.parameters)
+
+
+def run_statements(
+    conn: Connection, statements: Iterable[BuiltStatement], parameters: Mapping[str, Any]
+) -> None:
+    """Run statements, and check at once what would be checked at the COMMIT.
+
+    Raises:
+        UnappliableError: One of the events makes one fail.
+    """
     try:
         for built in statements:
             conn.execute(

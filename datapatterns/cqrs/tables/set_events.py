@@ -33,6 +33,7 @@ MASK: Final = "range_mask"
 SHARD: Final = "range_shard"
 NAMES: Final = "range_names"
 LIMIT: Final = "range_limit"
+GIVEN: Final = "events_given"
 
 
 @cache

@@ -24,12 +24,20 @@ from sqlalchemy.sql.visitors import ExternallyTraversible, iterate
 
 from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.read_model import ReadModel, ReadModels, read_models_of
-from datapatterns.cqrs.tables.set_events import AFTER, END, MASK, SHARD, TYPES, events_of_range
+from datapatterns.cqrs.tables.set_events import (
+    AFTER,
+    END,
+    GIVEN,
+    MASK,
+    SHARD,
+    TYPES,
+    events_of_range,
+)
 from datapatterns.errors import ProjectionDefinitionError
 
 _DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy's own
 
-_OF_RANGE: Final = frozenset({AFTER, END, TYPES, MASK, SHARD})
+_OF_RANGE: Final = frozenset({AFTER, END, TYPES, MASK, SHARD, GIVEN})
 _OTHER_EACH_TIME: Final = frozenset(
     {
         "clock_timestamp",
@@ -70,19 +78,29 @@ def statements_for(
         ProjectionDefinitionError: It cannot be asked, writes other tables, names those of its
             mapped classes, or is not the same each time.
     """
-    return _built(projection, tuple(models.items()), schema, split)
+    return statements_over(projection, models, events_of_range(schema, split=split))
+
+
+def statements_over(
+    projection: type[SetProjection], models: ReadModels, events: FromClause
+) -> tuple[BuiltStatement, ...]:
+    """Return what ``projection`` runs over ``events``, which have the columns that it is promised.
+
+    Raises:
+        ProjectionDefinitionError: As `statements_for`.
+    """
+    return _built(projection, tuple(models.items()), events)
 
 
 @cache
 def _built(
     projection: type[SetProjection],
     models: tuple[tuple[type, ReadModel], ...],
-    schema: str,
-    split: bool,  # noqa: FBT001 -- a key of the cache
+    events: FromClause,
 ) -> tuple[BuiltStatement, ...]:
     tables = MappingProxyType({into: _target(model) for into, model in models})
     try:
-        given = projection().statements(events_of_range(schema, split=split), tables)
+        given = projection().statements(events, tables)
         statements = [given] if isinstance(given, Executable) else list(given)
     except Exception as error:  # the application's code may raise anything
         raise ProjectionDefinitionError(

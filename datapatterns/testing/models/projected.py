@@ -8,12 +8,13 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, ca
 from sqlalchemy import Connection, Table, delete, inspect, select
 from sqlalchemy.schema import sort_tables
 
-from datapatterns.cqrs import Projection, RedisChanges, RedisProjection
+from datapatterns.cqrs import Projection, RedisChanges, RedisProjection, SetProjection
 from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.in_redis.redis_content import RedisContent
 from datapatterns.cqrs.in_redis.redis_folding import fold_changes
 from datapatterns.cqrs.tables.projecting import UnappliableError, apply_events
 from datapatterns.cqrs.tables.read_model import read_models_of
+from datapatterns.cqrs.tables.set_given import apply_given
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.event_sourcing.states.decider import refuse_unfinished
 from datapatterns.testing.models.purity import watched
@@ -69,6 +70,34 @@ class InTable:
             for page in pages:
                 try:
                     apply_events(self.conn, self.store, guarded, models, page)
+                except UnappliableError as error:
+                    raise (error.__cause__ or error) from None
+            return _rows(self.conn, self.tables)
+
+
+@dataclass(frozen=True, slots=True)
+class InSql:
+    """A `SetProjection`, over the events that are given."""
+
+    projection: type[SetProjection]
+    store: EventStore
+    conn: Connection
+    survives_redelivery: bool = False
+
+    @property
+    def tables(self) -> Sequence[Table]:
+        """Its read models'."""
+        return [model.table for model in read_models_of(self.projection).values()]
+
+    def contents(self, pages: Pages, notice: Notice) -> Contents:
+        """Run its statements over each page."""
+        # Not watched: what statements must not call is refused when they are built.
+        del notice
+        models = read_models_of(self.projection)
+        with _emptied(self.conn, self.tables):
+            for page in pages:
+                try:
+                    apply_given(self.conn, self.store, self.projection, models, page)
                 except UnappliableError as error:
                     raise (error.__cause__ or error) from None
             return _rows(self.conn, self.tables)

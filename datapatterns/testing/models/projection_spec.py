@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from datapatterns.cqrs import Projection, RedisProjection
+from datapatterns.cqrs import Projection, RedisProjection, SetProjection, TableProjection
 from datapatterns.cqrs.in_redis.json_text import json_text
 from datapatterns.event_sourcing import EventStore, EventTypes, Position, RecordedEvent, StreamId
 from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
@@ -20,6 +20,7 @@ from datapatterns.testing.models.projected import (
     ByFunction,
     Contents,
     InRedis,
+    InSql,
     InTable,
     Pages,
     Projected,
@@ -56,7 +57,12 @@ class ProjectionSpec:
     ) -> None: ...
     @overload
     def __init__(
-        self, subject: type[Projection], /, conn: Connection, *, types: EventTypes = EVENT_TYPES
+        self,
+        subject: type[TableProjection],
+        /,
+        conn: Connection,
+        *,
+        types: EventTypes = EVENT_TYPES,
     ) -> None: ...
     @overload
     def __init__(
@@ -80,8 +86,9 @@ class ProjectionSpec:
         """Say what projects.
 
         Args:
-            subject: A `RedisProjection`; or a `Projection`; or a function of your own, called as
-                ``function(conn, events)`` for each page. It must bear to be given a page twice.
+            subject: A `RedisProjection`, `Projection` or `SetProjection`; or a function of your
+                own, called as ``function(conn, events)`` for each page. It must bear to be given
+                a page twice.
             conn: Where the tables are. What it has written is seen and kept.
             into: The mapped classes or tables that a function of your own writes.
             types: Where the classes of the events are declared.
@@ -237,6 +244,8 @@ def _projected(
         raise TypeError("give the connection on which the tables are")
     if isinstance(subject, type) and issubclass(subject, Projection):
         return InTable(subject, store, conn)
+    if isinstance(subject, type) and issubclass(subject, SetProjection):
+        return InSql(subject, store, conn)
     if not callable(subject) or not into:
         raise TypeError("give a projection, or a function and the tables that it writes: into=[..]")
     return ByFunction(subject, [table_of(model) for model in into], conn)
