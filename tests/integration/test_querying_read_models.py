@@ -278,12 +278,17 @@ def test_a_transaction_whose_statements_see_different_moments_is_refused(shop: E
             "ALTER TABLE product_sales__v2 RENAME TO product_sales",
         ],
         [
+            "INSERT INTO made_before SELECT * FROM product_sales",
+            "ALTER TABLE product_sales RENAME TO product_sales__v1",
+            "ALTER TABLE made_before RENAME TO product_sales",
+        ],
+        [
             "CREATE TEMPORARY TABLE kept ON COMMIT DROP AS SELECT * FROM product_sales",
             "TRUNCATE product_sales",
             "INSERT INTO product_sales SELECT * FROM kept",
         ],
     ],
-    ids=["renamed", "truncated"],
+    ids=["renamed", "made before", "truncated"],
 )
 def test_a_snapshot_from_before_the_table_was_replaced_is_refused(
     shop: Engine, replace: list[str]
@@ -291,6 +296,8 @@ def test_a_snapshot_from_before_the_table_was_replaced_is_refused(
     strict = create_engine(shop.url, isolation_level="REPEATABLE READ")
     token = append_all(shop, STORE, [MILK])
     PROJECTIONS.run(shop, SalesByProduct)
+    with shop.begin() as conn:
+        conn.execute(text("CREATE TABLE made_before (LIKE product_sales INCLUDING ALL)"))
     with strict.connect() as conn:
         conn.execute(text("SELECT 1 FROM pg_class LIMIT 1"))  # now it has a snapshot
         with shop.begin() as other:

@@ -34,8 +34,8 @@ STORE = EventStore()
 PROJECTIONS = Projections(STORE)
 MILK = ItemScanned("milk", 1)
 WAITERS = 20
-LONG = 3_600.0
-"""Longer than a test may take."""
+LONG = 60.0
+"""Longer than a test may take, but not for ever if it fails."""
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ class Gate:
             self.asked += 1
             number = self.asked
         self.entered.set()
-        assert self.open.wait(timeout=60)
+        assert self.open.wait(timeout=30)
         return number
 
 
@@ -109,11 +109,11 @@ def test_who_comes_while_somebody_looks_shares_the_next_look() -> None:
     gate, joined = Gate(), Joined(WAITERS)
     with ThreadPoolExecutor(WAITERS + 1) as pool:
         first = pool.submit(looks.look, gate.ask, lambda: LONG)
-        assert gate.entered.wait(timeout=60)
+        assert gate.entered.wait(timeout=30)
         others = [pool.submit(looks.look, gate.ask, joined.left()) for _ in range(WAITERS)]
-        assert joined.all.wait(timeout=60)
+        assert joined.all.wait(timeout=30)
         gate.open.set()
-        answers = [each.result(timeout=60) for each in (first, *others)]
+        answers = [each.result(timeout=30) for each in (first, *others)]
 
     assert [each.value for each in answers if each is not None] == [1] + [2] * WAITERS
     assert gate.asked == 2
@@ -129,11 +129,11 @@ def test_a_look_that_fails_is_not_the_failure_of_those_who_shared_it() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(looks.look, gate.ask, lambda: LONG)
-        assert gate.entered.wait(timeout=60)
+        assert gate.entered.wait(timeout=30)
         others = [pool.submit(looks.look, fail, joined.left()) for _ in range(2)]
-        assert joined.all.wait(timeout=60)
+        assert joined.all.wait(timeout=30)
         gate.open.set()
-        errors = [each.exception(timeout=60) for each in (first, *others)]
+        errors = [each.exception(timeout=30) for each in (first, *others)]
 
     assert [type(each) for each in errors] == [type(None), ConnectionError, ConnectionError]
     assert looks.look(lambda: 7, lambda: LONG)
@@ -145,11 +145,11 @@ def test_who_has_no_time_looks_without_waiting_for_others_and_others_give_up() -
     left = iter([1e-9, 0.0])
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(looks.look, gate.ask, lambda: LONG)
-        assert gate.entered.wait(timeout=60)
+        assert gate.entered.wait(timeout=30)
         at_once = looks.look(lambda: 7, lambda: 0.0)
         too_late = looks.look(lambda: 7, lambda: next(left))
         gate.open.set()
-        first.result(timeout=60)
+        first.result(timeout=30)
 
     assert at_once is not None
     assert at_once.value == 7
@@ -163,7 +163,7 @@ def test_a_pause_ends_when_somebody_rings_also_during_the_look_before() -> None:
     with ThreadPoolExecutor(1) as pool:
         pausing = pool.submit(looks.pause, quiet, LONG, SYSTEM_CLOCK)
         looks.rung()
-        assert pausing.result(timeout=60) is None
+        assert pausing.result(timeout=30) is None
 
     def ask() -> int:
         looks.rung()
@@ -218,9 +218,9 @@ def test_a_page_of_this_process_wakes_who_waits_in_it(shop: Engine) -> None:
             pool.submit(PROJECTIONS.wait, other, SalesByProduct, token, timeout_seconds=LONG)
             for _ in range(3)
         ]
-        assert looked.wait(timeout=60)
+        assert looked.wait(timeout=30)
         PROJECTIONS.run(shop, SalesByProduct)
-        assert [each.result(timeout=60) for each in waiters] == [token] * 3
+        assert [each.result(timeout=30) for each in waiters] == [token] * 3
     other.dispose()
 
 
@@ -240,7 +240,8 @@ def test_a_page_of_this_process_wakes_tasks_too(shop: Engine) -> None:
             ]
             await looked.wait()
             await asyncio.to_thread(PROJECTIONS.run, shop, SalesByProduct)
-            shown = await asyncio.gather(*waiters)
+            async with asyncio.timeout(30):
+                shown = await asyncio.gather(*waiters)
         await engine.dispose()
         return [int(each) for each in shown]
 
@@ -256,9 +257,9 @@ def test_many_waiters_leave_a_connection_to_the_runner(shop: Engine) -> None:
             pool.submit(PROJECTIONS.wait, single, SalesByProduct, token, timeout_seconds=LONG)
             for _ in range(WAITERS)
         ]
-        assert looked.wait(timeout=60)
+        assert looked.wait(timeout=30)
         PROJECTIONS.run(single, SalesByProduct)
-        assert [each.result(timeout=60) for each in waiters] == [token] * WAITERS
+        assert [each.result(timeout=30) for each in waiters] == [token] * WAITERS
     single.dispose()
 
 
@@ -340,7 +341,7 @@ def test_redis_is_asked_in_a_thread_or_by_its_client_for_asyncio(
     execute = Pipeline.execute
 
     def slow(pipe: Pipeline, raise_on_error: bool = True) -> object:  # noqa: FBT001, FBT002 -- redis-py's
-        assert the_loop_runs.wait(timeout=60)
+        assert the_loop_runs.wait(timeout=30)
         return execute(pipe, raise_on_error)
 
     monkeypatch.setattr(Pipeline, "execute", slow)
