@@ -6,7 +6,7 @@ JSON, a UUID, a datetime) stays as the server sent it until it is asked for, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -23,33 +23,43 @@ _BEGINNING: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """From where PostgreSQL counts microseconds."""
 
 
-class RecordedEvent:
+class RecordedEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Something that happened; its attributes cannot be set.
+
+    A struct that the garbage collector passes by, as it is made a million times: pages of objects
+    that it tracks would have it go through the whole heap again and again.
 
     Attributes:
         position: Its place among all events; positions rise but have gaps.
+        stream: The stream that it belongs to.
         version: Its place in its stream, from 1 without gaps.
+        event_type: The name of what happened.
+        schema_version: Which shape ``data`` has.
         data: As stored, in the shape of ``schema_version``; `EventStore.decode` makes it typed.
-        recorded_at: In UTC if it was read from the store.
+        metadata: Who, why, in answer to what.
+        event_id: What makes a retry of its append recognisable.
+        recorded_at: When its append was executed, or what its import said; in UTC if it was read
+            from the store.
+        tags: What it is about.
 
     Raises:
         EventShapeError: By ``data`` and ``metadata``: Python cannot read them; this library has
             not written them.
     """
 
-    __slots__ = (
-        "_data",
-        "_event_id",
-        "_event_type",
-        "_json",
-        "_metadata",
-        "_position",
-        "_recorded_at",
-        "_schema_version",
-        "_stream",
-        "_tags",
-        "_version",
-    )
+    # Whoever reads the log gives the last ones but the tags as the server sends them, as bytes.
+    position: Position
+    stream: StreamId
+    version: int
+    event_type: str
+    schema_version: int
+    data: Mapping[str, Any]
+    metadata: Mapping[str, Any] | None
+    event_id: UUID
+    recorded_at: datetime
+    tags: tuple[str, ...] = ()
+    _decoded: Mapping[str, Any] | None = None
+
     __match_args__ = (
         "position",
         "stream",
@@ -63,101 +73,11 @@ class RecordedEvent:
         "tags",
     )
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- a value with so many fields, as its dataclass would have
-        self,
-        position: Position,
-        stream: StreamId,
-        version: int,
-        event_type: str,
-        schema_version: int,
-        data: Mapping[str, Any] | bytes,
-        metadata: Mapping[str, Any] | bytes | None,
-        event_id: UUID | bytes,
-        recorded_at: datetime | bytes,
-        tags: tuple[str, ...] = (),
-    ) -> None:
-        """Take each part as it is, or as bytes as the server sends it."""
-        # Plain attributes behind properties: a frozen dataclass takes five times as long.
-        self._position = position
-        self._stream = stream
-        self._version = version
-        self._event_type = event_type
-        self._schema_version = schema_version
-        self._json = data if data.__class__ is bytes else None
-        self._data = data
-        self._metadata = metadata
-        self._event_id = event_id
-        self._recorded_at = recorded_at
-        self._tags = tags
-
-    @property
-    def position(self) -> Position:
-        """Its place among all events; positions rise but have gaps."""
-        return self._position
-
-    @property
-    def stream(self) -> StreamId:
-        """The stream that it belongs to."""
-        return self._stream
-
-    @property
-    def version(self) -> int:
-        """Its place in its stream, from 1 without gaps."""
-        return self._version
-
-    @property
-    def event_type(self) -> str:
-        """The name of what happened."""
-        return self._event_type
-
-    @property
-    def schema_version(self) -> int:
-        """Which shape ``data`` has."""
-        return self._schema_version
-
-    @property
-    def data(self) -> Mapping[str, Any]:
-        """What it says, as stored."""
-        data: Any = self._data
-        if data.__class__ is bytes:
-            data = self._data = self._decoded(data)
-        return data  # type: ignore[no-any-return] # checked when it was appended
-
-    @property
-    def metadata(self) -> Mapping[str, Any] | None:
-        """Who, why, in answer to what."""
-        metadata: Any = self._metadata
-        if metadata.__class__ is bytes:
-            metadata = self._metadata = self._decoded(metadata)
-        return metadata  # type: ignore[no-any-return] # checked when it was appended
-
-    @property
-    def event_id(self) -> UUID:
-        """What makes a retry of its append recognisable."""
-        event_id = self._event_id
-        if not isinstance(event_id, UUID):
-            event_id = self._event_id = UUID(bytes=event_id)
-        return event_id
-
-    @property
-    def recorded_at(self) -> datetime:
-        """When its append was executed, or what its import said."""
-        recorded_at = self._recorded_at
-        if not isinstance(recorded_at, datetime):
-            microseconds = int.from_bytes(recorded_at, signed=True)
-            recorded_at = _BEGINNING + timedelta(microseconds=microseconds)
-            self._recorded_at = recorded_at
-        return recorded_at
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """What it is about."""
-        return self._tags
-
     @property
     def stored(self) -> bytes | None:
         """Its data as the JSON that was stored; None if it was not read from a store."""
-        return self._json
+        data: Any = _GIVEN_DATA(self)
+        return data if data.__class__ is bytes else None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RecordedEvent):
@@ -165,7 +85,7 @@ class RecordedEvent:
         return self._parts() == other._parts()
 
     def __hash__(self) -> int:
-        return hash((self._position, self._stream, self._version))
+        return hash((self.position, self.stream, self.version))
 
     def __repr__(self) -> str:
         parts = zip(self.__match_args__, self._parts(), strict=True)
@@ -174,10 +94,50 @@ class RecordedEvent:
     def _parts(self) -> tuple[object, ...]:
         return tuple(getattr(self, name) for name in self.__match_args__)
 
-    def _decoded(self, stored: bytes) -> Any:  # noqa: ANN401 -- JSON
-        return decode_stored(
-            stored, event_type=self._event_type, schema_version=self._schema_version
-        )
+
+def _decode(recorded: RecordedEvent, stored: bytes) -> Any:  # noqa: ANN401 -- JSON
+    return decode_stored(
+        stored, event_type=recorded.event_type, schema_version=recorded.schema_version
+    )
+
+
+def _data(recorded: RecordedEvent) -> Mapping[str, Any]:
+    data: Any = _GIVEN_DATA(recorded)
+    if data.__class__ is not bytes:
+        return data  # type: ignore[no-any-return] # checked when it was appended
+    decoded: Any = _DECODED(recorded)
+    if decoded is None:
+        decoded = _decode(recorded, data)
+        _KEEP_DECODED(recorded, decoded)
+    return decoded  # type: ignore[no-any-return] # checked when it was appended
+
+
+def _made_of_bytes(name: str, make: Callable[[RecordedEvent, bytes], object]) -> None:
+    given = getattr(RecordedEvent, name)
+    get, keep = given.__get__, given.__set__
+
+    def made(recorded: RecordedEvent) -> object:
+        value = get(recorded)
+        if value.__class__ is bytes:
+            value = make(recorded, value)
+            keep(recorded, value)
+        return value
+
+    setattr(RecordedEvent, name, property(made))
+
+
+# Behind the constructor, which takes them by their names and at the speed of C, these become
+# properties: what is slow to make is made where somebody looks, and kept.
+_GIVEN_DATA: Final[Callable[[RecordedEvent], object]] = RecordedEvent.__dict__["data"].__get__
+_DECODED: Final[Callable[[RecordedEvent], object]] = RecordedEvent.__dict__["_decoded"].__get__
+_KEEP_DECODED: Final = RecordedEvent.__dict__["_decoded"].__set__
+RecordedEvent.data = property(_data)  # type: ignore[assignment] # see above
+_made_of_bytes("metadata", _decode)
+_made_of_bytes("event_id", lambda _, sent: UUID(bytes=sent))
+_made_of_bytes(
+    "recorded_at",
+    lambda _, sent: _BEGINNING + timedelta(microseconds=int.from_bytes(sent, signed=True)),
+)
 
 
 @dataclass(frozen=True, slots=True)

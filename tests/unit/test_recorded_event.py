@@ -1,6 +1,7 @@
 """An event that was read is a value, and is decoded only where somebody looks."""
 
 import copy
+import gc
 import pickle
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -61,6 +62,23 @@ def test_it_can_be_copied_and_sent_to_another_process() -> None:
     read = event(data=b'{"n":1}', event_id=ID.bytes, recorded_at=as_sent(AT))
 
     assert pickle.loads(pickle.dumps(read)) == copy.deepcopy(read) == read  # noqa: S301 -- our own
+
+
+def test_what_was_decoded_is_kept_with_the_event() -> None:
+    read = event(
+        data=b'{"n":1}', metadata=b'{"by":"ann"}', event_id=ID.bytes, recorded_at=as_sent(AT)
+    )
+
+    for name in ("data", "metadata", "event_id", "recorded_at"):
+        assert getattr(read, name) is getattr(read, name)
+    assert read.stored == b'{"n":1}'
+
+
+def test_a_page_of_events_gives_the_garbage_collector_nothing_to_do() -> None:
+    read = event(data=b'{"n":1}', metadata=b"{}", event_id=ID.bytes, recorded_at=as_sent(AT))
+
+    assert not gc.is_tracked(read)
+    assert not gc.is_tracked(copy.copy(read))
 
 
 def test_it_can_be_matched_by_position() -> None:

@@ -223,7 +223,8 @@ def _recorded(conn: Connection, rows: Rows, schema: str, contents: Contents) -> 
     names = read_names(conn, rows, schema)
     streams, types = names
     events = []
-    for row, json in zip(rows, read_contents(conn, rows, names, contents), strict=True):
+    given: Sequence[Any] = read_contents(conn, rows, names, contents)  # JSON, decoded if wanted
+    for row, json in zip(rows, given, strict=True):
         position, stream_id, version, type_id, _, _, _, event_id, meta, at, tags = row
         name, schema_version = types[type_id]
         events.append(
