@@ -12,19 +12,26 @@ writer that does not know of the projection is refused by a trigger.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Final
 
-from sqlalchemy import ARRAY, Connection, Select, Text, any_, bindparam, func, select, text
+from sqlalchemy import Connection
 
 from datapatterns.cqrs.definition import Projection
 from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.cqrs.running.paging import stored_types
 from datapatterns.cqrs.running.segments import key_digest
-from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.coming_events import coming_events
 from datapatterns.cqrs.tables.folding import plan_steps
-from datapatterns.cqrs.tables.inline_locks import key_lock, keys_lock, mode_lock
+from datapatterns.cqrs.tables.inline_holding import (
+    Kept,
+    SwitchedError,
+    check_modes,
+    hold_modes,
+    lock_keys,
+    say_nothing,
+    saying_no_more,
+)
+from datapatterns.cqrs.tables.inline_locks import key_lock, keys_lock
 from datapatterns.cqrs.tables.projecting import (
     UnappliableError,
     apply_events,
@@ -34,14 +41,15 @@ from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.errors import (
     InlineKeyError,
     InlineProjectionError,
-    IsolationLevelError,
     ProjectionDefinitionError,
     ProjectionVersionError,
 )
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.event_sourcing.appending.appending import StreamBatch
-from datapatterns.event_sourcing.appending.keeping_inline import KEPT_INLINE, AppendedByStream
+from datapatterns.event_sourcing.appending.keeping_inline import AppendedByStream
+from datapatterns.event_sourcing.appending.reading_back import JustAppended, read_back
 from datapatterns.event_sourcing.log.decoding import decode_each
+from datapatterns.transactions import refuse_autocommit
 
 KEYS_MAX: Final = 500
 """Of how many rows one append locks the keys; for more it has the projection to itself.
@@ -91,57 +99,71 @@ class InlineProjections:
                 that committed since it began.
             ProjectionVersionError: Another version is kept inline.
         """
-        kept = self._kept(conn, store.schema)
-        if not kept:
+        if not self.projections:
             return append()
+        kept = hold_modes(conn, store.schema, self._names)
+        while True:
+            try:
+                return self._append(store, conn, batches, append, kept)
+            except SwitchedError as switched:
+                kept = switched.kept
+
+    def _append(
+        self,
+        store: EventStore,
+        conn: Connection,
+        batches: Sequence[StreamBatch],
+        append: Callable[[], AppendedByStream],
+        kept: Kept,
+    ) -> AppendedByStream:
+        if not kept:
+            check_modes(conn, store.schema, self._names, kept)
+            return append()
+        refuse_autocommit(conn)  # each lock would be gone with its statement
         coming = coming_events(batches)
         concerned = [
             (projection, types)
-            for projection, types in ((p, stored_types(store, p)) for p in kept)
+            for projection, types in ((p, stored_types(store, p)) for p in self._known(kept))
             if any(event.event_type in types for event in coming)
         ]
-        _lock_keys(conn, store, kept, [(p, _of_types(coming, types)) for p, types in concerned])
+        locks = _locks(store, [(p, _of_types(coming, types)) for p, types in concerned])
         if not concerned:
-            return append()
-        # So that an error leaves neither the events nor half of what follows from them.
+            with saying_no_more(conn):
+                lock_keys(conn, store.schema, self._names, kept, locks)
+                return append()
+        # So that an error leaves neither the events nor half of what follows from them; nor what
+        # is said, or somebody else could append in this transaction and keep nothing.
         with conn.begin_nested():
+            lock_keys(conn, store.schema, self._names, kept, locks)
             appended = append()
             events = _read_back(store, conn, batches, appended)
             for projection, types in concerned:
                 _apply(conn, store, projection, _of_types(events, types))
         return appended
 
-    def _kept(self, conn: Connection, schema: str) -> list[type[Projection]]:
+    @property
+    def _names(self) -> list[str]:
+        return sorted({projection.name for projection in self.projections})
+
+    def _known(self, kept: Kept) -> list[type[Projection]]:
         known = {
             (projection.name, projection.version): projection for projection in self.projections
         }
-        names = {name for name, _ in known}
-        if not names:
-            return []
-        conn.execute(_SHARED_LOCKS, {"keys": sorted(mode_lock(schema, name) for name in names)})
-        # A later statement: the lock may have been waited for.
-        kept = []
-        for name, version, isolation in conn.execute(_modes(schema), {"names": [*names]}):
-            if isolation != "read committed":
-                raise IsolationLevelError(found=isolation, needed="read committed")
+        for name, version in kept:
             if (name, version) not in known:
                 newest = max(number for known_name, number in known if known_name == name)
                 raise ProjectionVersionError(name, declared=newest, live=version)
-            kept.append(known[name, version])
-        return kept
+        return [known[each] for each in kept]
 
 
 def _of_types(events: Sequence[RecordedEvent], types: Collection[str]) -> list[RecordedEvent]:
     return [event for event in events if event.event_type in types]
 
 
-def _lock_keys(
-    conn: Connection,
-    store: EventStore,
-    kept: Sequence[type[Projection]],
-    coming: Sequence[tuple[type[Projection], Sequence[RecordedEvent]]],
-) -> None:
-    shared, exclusive = set(), set()
+def _locks(
+    store: EventStore, coming: Sequence[tuple[type[Projection], Sequence[RecordedEvent]]]
+) -> dict[str, list[int]]:
+    shared, exclusive = set[int](), set[int]()
     for projection, events in coming:
         digests = _key_digests(store, projection, events)
         if len(digests) > KEYS_MAX:
@@ -149,9 +171,7 @@ def _lock_keys(
         else:
             shared.add(keys_lock(store.schema, projection.name))
             exclusive |= {key_lock(store.schema, projection.name, digest) for digest in digests}
-    said = ",".join(f"{projection.name}:{projection.version}" for projection in kept)
-    locks = {"shared": sorted(shared), "exclusive": sorted(exclusive), "said": said}
-    conn.execute(_KEY_LOCKS, locks)
+    return {"shared": sorted(shared), "exclusive": sorted(exclusive)}
 
 
 def _key_digests(
@@ -172,18 +192,16 @@ def _read_back(
     batches: Sequence[StreamBatch],
     appended: AppendedByStream,
 ) -> list[RecordedEvent]:
-    events: list[RecordedEvent] = []
+    wanted = []
     for batch in batches:
         done, count = appended[batch.stream], len(batch.encoded)
         if not done.repeated:  # the first time, its rows were changed as well
-            events += store.read_stream(
-                conn,
-                batch.stream,
-                after_version=done.version - count,
-                to_version=done.version,
-                limit=count,
-            )
-    return sorted(events, key=lambda event: event.position)
+            before = done.version - count
+            wanted.append(JustAppended(batch.stream, before, done.version, done.position))
+    if not wanted:
+        say_nothing(conn)
+        return []
+    return read_back(conn, wanted, schema=store.schema, contents=store.contents)
 
 
 def _apply(
@@ -205,31 +223,4 @@ def _apply(
 def _refused(projection: type[Projection], error: BaseException) -> InlineProjectionError:
     return InlineProjectionError(
         projection.name, reason=f"{type(error).__name__}: {message_of(error)}"
-    )
-
-
-_SHARED_LOCKS: Final = text(
-    "SELECT pg_advisory_xact_lock_shared(key) FROM unnest(CAST(:keys AS bigint[])) AS k (key)"
-)
-_KEY_LOCKS: Final = text(
-    "SELECT set_config(:setting, :said, true),"
-    " (SELECT count(pg_advisory_xact_lock_shared(key))"
-    " FROM unnest(CAST(:shared AS bigint[])) AS s (key)),"
-    " (SELECT count(pg_advisory_xact_lock(key))"
-    " FROM unnest(CAST(:exclusive AS bigint[])) AS e (key))"
-).bindparams(setting=KEPT_INLINE)
-"""In the order of the lists, which are sorted: whoever appends once waits in a line, not a ring."""
-
-
-@cache
-def _modes(schema: str) -> Select[str, int, str]:
-    projections = projection_tables(schema).projections.c
-    return select(
-        projections.name,
-        projections.version,
-        func.current_setting("transaction_isolation", type_=Text),
-    ).where(
-        projections.name == any_(bindparam("names", type_=ARRAY(Text))),
-        projections.mode == "inline",
-        projections.status == "live",
     )

@@ -220,7 +220,13 @@ _BY_TAG_ALONE: Final = LogFilter(tags=["any"], tenant="any").shape
 def _recorded(conn: Connection, rows: Rows, schema: str, contents: Contents) -> list[RecordedEvent]:
     if not rows:
         return []
-    names = read_names(conn, rows, schema)
+    return recorded_events(conn, rows, read_names(conn, rows, schema), contents)
+
+
+def recorded_events(
+    conn: Connection, rows: Rows, names: Names, contents: Contents
+) -> list[RecordedEvent]:
+    """Return the events that ``rows`` are, whose columns are `log_statements.WHOLE`."""
     streams, types = names
     events = []
     given: Sequence[Any] = read_contents(conn, rows, names, contents)  # JSON, decoded if wanted
