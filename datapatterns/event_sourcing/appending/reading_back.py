@@ -79,8 +79,8 @@ def _statement(schema: str, size: int) -> str:
         )
         .render_derived()
     )
-    setting, nothing, local = map(literal_column, (f"'{KEPT_INLINE}'", "''", "true"))
-    said_no_more = select(func.set_config(setting, nothing, local)).scalar_subquery()
+    said = literal_column(f"set_config('{KEPT_INLINE}', '', true)", Text)
+    said_no_more = select(said).scalar_subquery()
     found = (
         select(
             *(events.c[name] for name in WHOLE),
