@@ -16,6 +16,7 @@ from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.table_runner import TableRunner
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindError
 from datapatterns.event_sourcing import EventStore
+from datapatterns.testing import halted_at
 from tests.fixtures.read_models import (
     ItemScanned,
     SalesByProduct,
@@ -231,3 +232,24 @@ def test_taking_over_fences_whoever_runs(shop: Engine) -> None:
             runner.page(conn, lease)
 
     assert sales(shop) == {}
+
+
+@pytest.mark.parametrize("place", ["projection.page-applied", "projection.page-committed"])
+def test_a_runner_that_stands_still_does_not_keep_its_locks_for_ever(
+    shop: Engine, place: str
+) -> None:
+    append_all(shop, STORE, milk(2))
+    hasty = Projections(STORE, lease_seconds=0.05)  # ten of them is half a second
+    slow = create_engine(shop.url)
+
+    with halted_at(place) as standing, ThreadPoolExecutor(1) as pool:
+        zombie = pool.submit(hasty.run, slow, SalesByProduct)
+        standing.wait()
+        heir = Projections(STORE).catch_up(shop, SalesByProduct, timeout_seconds=20)
+        standing.release()
+        undone = zombie.exception()
+    slow.dispose()
+
+    assert heir.position == 2
+    assert (undone is None) == (place == "projection.page-committed")
+    assert sales(shop)["milk"][0] == 2

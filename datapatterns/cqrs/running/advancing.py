@@ -7,7 +7,18 @@ from functools import cache
 from typing import Any, Final
 
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, Interval, bindparam, exists, func, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Interval,
+    Text,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from datapatterns.cqrs.running.leasing import Lease, held
@@ -16,6 +27,15 @@ from datapatterns.errors import LeaseLostError
 from datapatterns.event_sourcing.events import Position
 
 _DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy's own
+
+
+SILENCE_LEASES: Final = 10
+"""For how many leases a page may say nothing to the server, while it folds.
+
+More than one: a page that takes long may have its lease renewed meanwhile.
+"""
+
+_SILENCE: Final = "idle_in_transaction_session_timeout"
 
 
 class BarrierError(Exception):
@@ -65,6 +85,8 @@ def advance(
             "lease": timedelta(seconds=lease.seconds),
             "failure": None if error is None else Jsonb(dict(error)),
             "parked": lease.parked if parked is None else parked,
+            "setting": _SILENCE,
+            "silence": _silence(lease),
         },
     )
     if moved.rowcount == 0:
@@ -74,6 +96,20 @@ def advance(
         raise LeaseLostError(f"projection {lease.name}", epoch=lease.epoch)
     parked = lease.parked if parked is None else parked
     return replace(lease, position=position, parked=parked, seen=None)
+
+
+def bound_silence(conn: Connection, lease: Lease) -> None:
+    """Let the server end the transaction if nothing is heard of the runner for too long.
+
+    Called before it locks rows. A machine that stands still keeps its connection, and would keep
+    what it has locked from whoever has taken the lease over.
+    """
+    asked = {"name": _SILENCE, "silence": _silence(lease)}
+    conn.exec_driver_sql("SELECT set_config(%(name)s, %(silence)s, true)", asked)
+
+
+def _silence(lease: Lease) -> str:
+    return f"{round(lease.seconds * SILENCE_LEASES * 1_000)}ms"
 
 
 def current_barrier(conn: Connection, tables: ProjectionTables, lease: Lease) -> Position | None:
@@ -117,6 +153,12 @@ def _advance_statement(tables: ProjectionTables) -> str:
             updated_at=func.clock_timestamp(),
             error=bindparam("failure"),
             parked=bindparam("parked"),
+        )
+        # From here to the COMMIT the row is locked, and with it the way of whoever comes next.
+        .returning(
+            func.set_config(
+                bindparam("setting", type_=Text), bindparam("silence", type_=Text), true()
+            )
         )
     )
     return str(moving.compile(dialect=_DIALECT))

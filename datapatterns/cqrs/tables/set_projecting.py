@@ -6,7 +6,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
+from datapatterns.cqrs.running.advancing import (
+    BarrierError,
+    advance,
+    bound_silence,
+    current_barrier,
+)
 from datapatterns.cqrs.running.bells import ring
 from datapatterns.cqrs.running.leasing import Lease
 from datapatterns.cqrs.running.parking import WHOLE_EVENT, Unapplied, skip
@@ -141,6 +146,7 @@ class SetRunner:
         )
 
     def _apply(self, conn: Connection, lease: Lease, events: EventRange) -> None:
+        bound_silence(conn, lease)
         models = read_models_for(self.projection, lease.status)
         apply_range(conn, self.store, self.projection, models, events)
 

@@ -7,7 +7,12 @@ from typing import Any
 from sqlalchemy import Connection
 
 from datapatterns.cqrs.definition import Projection
-from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
+from datapatterns.cqrs.running.advancing import (
+    BarrierError,
+    advance,
+    bound_silence,
+    current_barrier,
+)
 from datapatterns.cqrs.running.bells import ring
 from datapatterns.cqrs.running.events_elsewhere import (
     check_followed_log,
@@ -102,6 +107,8 @@ class TableRunner:
     ) -> tuple[Lease, ProjectionProgress]:
         page = self._read(conn, lease)
         progress = ProjectionProgress(len(page.events), page.checkpoint, page.caught_up)
+        if page.events:
+            bound_silence(conn, lease)
         known = known_parked(conn, self._tables, lease)
         if page.events and known is not None:
             dealt = apply_beside_parked(conn, self._folding(lease), page, known)
@@ -118,6 +125,7 @@ class TableRunner:
 
     def _deal_with_poison(self, conn: Connection, lease: Lease) -> Dealt:
         page = self._read(conn, lease)
+        bound_silence(conn, lease)
         known = known_parked(conn, self._tables, lease)
         return apply_what_can_be(
             conn, self._folding(lease), page, after=lease.position, known=known
