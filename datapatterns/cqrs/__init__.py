@@ -23,12 +23,13 @@ from datapatterns.cqrs.projections import Projections
 from datapatterns.cqrs.reading.answering import rows_of
 from datapatterns.cqrs.reading.answers import Answer, Asked
 from datapatterns.cqrs.reading.tokens import Token, latest_token
-from datapatterns.cqrs.running.parking import ParkedKey, SkippedEvent, Unapplied
+from datapatterns.cqrs.running.parking import Unapplied
 from datapatterns.cqrs.running.progress import (
     ProjectionProgress,
     ProjectionStatus,
     SegmentStatus,
 )
+from datapatterns.cqrs.running.unapplied_lists import ParkedKey, SkippedEvent
 from datapatterns.cqrs.running.working import ProjectionWorker, WorkDone
 from datapatterns.cqrs.set_definition import Reads, SetProjection, StoredShape
 from datapatterns.cqrs.tables.differences import Difference, Verification

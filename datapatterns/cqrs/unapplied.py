@@ -6,13 +6,13 @@ from collections.abc import Hashable
 from sqlalchemy import Connection, Engine
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.running.parking import (
+from datapatterns.cqrs.running.running import LeaseTerms
+from datapatterns.cqrs.running.unapplied_lists import (
     ParkedKey,
     SkippedEvent,
     list_parked,
     list_skipped,
 )
-from datapatterns.cqrs.running.running import LeaseTerms
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.parts import row_digest
 from datapatterns.cqrs.tables.retrying import ParkedWork, Retried

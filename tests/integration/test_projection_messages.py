@@ -22,6 +22,7 @@ from datapatterns.cqrs import (
 )
 from datapatterns.cqrs.messages.passing_on import FAILURES_MAX
 from datapatterns.cqrs.running.leasing import claim, release
+from datapatterns.cqrs.running.parking import pass_on_owed
 from datapatterns.cqrs.running.segments import key_digest
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.table_runner import TableRunner
@@ -134,6 +135,51 @@ def test_no_replay_sends_anything(shop: Engine) -> None:
     PROJECTIONS.rebuild(shop, projection_of("stop", messages=True, version=2))
 
     assert stored(shop) == []
+
+
+def test_a_rebuild_leaves_messages_to_what_waits_still_and_to_nothing_else(shop: Engine) -> None:
+    append_all(shop, STORE, [sold("milk", bad=("milk",)), sold("tea", bad=("tea",)), sold("gin")])
+    PROJECTIONS.catch_up(shop, PARKS)
+    PROJECTIONS.retry(shop, MENDED, "tea")
+    before = stored(shop)
+
+    # Its code refuses tea again, whose message has been sent.
+    PROJECTIONS.rebuild(shop, PARKS)
+    PROJECTIONS.retry(shop, MENDED)
+
+    assert before == [("gin", 3), ("tea", 2)]
+    assert stored(shop) == [*before, ("milk", 1)]
+
+
+@pytest.mark.parametrize("waits_in_the_new_one", [True, False])
+def test_who_takes_the_place_of_a_version_owes_what_it_owed_if_it_waits_there_too(
+    shop: Engine, *, waits_in_the_new_one: bool
+) -> None:
+    tables = projection_tables(STORE.schema)
+    append_all(shop, STORE, [sold("milk", bad=("milk",))])
+    PROJECTIONS.catch_up(shop, PARKS)
+    with shop.begin() as conn:
+        conn.execute(
+            text(
+                "INSERT INTO datapatterns.projection (name, version, kind, status, targets)"
+                " SELECT name, 2, kind, 'ready', targets FROM datapatterns.projection"
+            )
+        )
+        if waits_in_the_new_one:
+            conn.execute(
+                text(
+                    "INSERT INTO datapatterns.projection_parked"
+                    " (name, version, key_digest, position, event_type, silent)"
+                    " SELECT name, 2, key_digest, position, event_type, true"
+                    " FROM datapatterns.projection_parked"
+                )
+            )
+
+        pass_on_owed(conn, tables, "selling", version=1, heir=2)
+
+        silent = text("SELECT version, silent FROM datapatterns.projection_parked ORDER BY version")
+        owing = [tuple(row) for row in conn.execute(silent)]
+    assert owing == [(1, True), *([(2, False)] if waits_in_the_new_one else [])]
 
 
 def empty(engine: Engine) -> None:

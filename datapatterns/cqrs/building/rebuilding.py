@@ -22,7 +22,7 @@ from datapatterns.cqrs.running.registering import register_build, take_place
 from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.differences import delete_rows, store_rows
-from datapatterns.cqrs.tables.poison import KeptPoison
+from datapatterns.cqrs.tables.kept_poison import KeptPoison
 from datapatterns.cqrs.tables.projecting import is_of_data, message_of
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
 from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed

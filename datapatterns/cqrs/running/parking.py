@@ -4,8 +4,6 @@ Only the owner of a segment's lease writes about its rows, in a transaction that
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -66,49 +64,6 @@ class ParkedEvent(NamedTuple):
     silent: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ParkedKey:
-    """One row of a read model whose events wait.
-
-    Attributes:
-        key_digest: SHA-256 of its key, see `Projections.parked`.
-        events: How many wait.
-        position: Of the first, which could not be applied.
-        event_type: Of the first.
-        error: The class of what that raised.
-        message: What that said.
-        parked_at: Since when.
-    """
-
-    projection: str
-    version: int
-    key_digest: bytes
-    events: int
-    position: Position
-    event_type: str
-    error: str | None
-    message: str | None
-    parked_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class SkippedEvent:
-    """One event that was left out of one row, or, if ``key_digest`` is None, of all.
-
-    Attributes:
-        error: The class of what it raised; None if it waited for one that did.
-    """
-
-    projection: str
-    version: int
-    key_digest: bytes | None
-    position: Position
-    event_type: str
-    error: str | None
-    message: str | None
-    skipped_at: datetime
-
-
 def find_parked(
     conn: Connection, tables: ProjectionTables, lease: Lease, digests: Collection[bytes]
 ) -> set[bytes]:
@@ -117,7 +72,7 @@ def find_parked(
     wanted = any_(bindparam("digests", sorted(digests), ARRAY(LargeBinary)))
     found = conn.scalars(
         select(parked.c.key_digest)
-        .where(_of(parked, lease.name, lease.version), parked.c.key_digest == wanted)
+        .where(of_version(parked, lease.name, lease.version), parked.c.key_digest == wanted)
         .distinct()
     )
     return set(found)
@@ -175,7 +130,7 @@ def explain(conn: Connection, tables: ProjectionTables, lease: Lease, unapplied:
 def give_up(conn: Connection, tables: ProjectionTables, lease: Lease, digest: bytes) -> int:
     """Leave out for good what waits of a row, on record; return how many events."""
     parked = tables.parked
-    of_row = and_(_of(parked, lease.name, lease.version), parked.c.key_digest == digest)
+    of_row = and_(of_version(parked, lease.name, lease.version), parked.c.key_digest == digest)
     kept: list[Column[Any]] = [
         *(parked.c.name, parked.c.version, parked.c.key_digest, parked.c.position),
         *(parked.c.event_type, parked.c.error, parked.c.message),
@@ -196,7 +151,7 @@ def parked_rows(
     first = func.min(parked.c.position)
     rows = conn.execute(
         select(parked.c.key_digest, first)
-        .where(_of(parked, lease.name, lease.version))
+        .where(of_version(parked, lease.name, lease.version))
         .group_by(parked.c.key_digest)
         .order_by(first, parked.c.key_digest)
     )
@@ -210,72 +165,11 @@ def parked_events(
     parked = tables.parked
     rows = conn.execute(
         select(parked.c.position, parked.c.event_type, parked.c.silent)
-        .where(_of(parked, lease.name, lease.version), parked.c.key_digest == digest)
+        .where(of_version(parked, lease.name, lease.version), parked.c.key_digest == digest)
         .order_by(parked.c.position)
         .limit(limit)
     )
     return [ParkedEvent(Position(position), kind, silent) for position, kind, silent in rows]
-
-
-def list_parked(
-    conn: Connection, tables: ProjectionTables, which: tuple[str, int | None] | None, *, limit: int
-) -> list[ParkedKey]:
-    """Do what `Projections.parked` promises."""
-    parked = tables.parked
-    row: list[Column[Any]] = [parked.c.name, parked.c.version, parked.c.key_digest]
-    counted = (
-        select(*row, func.count().label("events"), func.min(parked.c.position).label("first"))
-        .where(true() if which is None else _of(parked, *which))
-        .group_by(*row)
-        .subquery()
-    )
-    first = and_(*(counted.c[c.name] == c for c in row), counted.c.first == parked.c.position)
-    rows = conn.execute(
-        select(parked, counted.c.events)
-        .join_from(counted, parked, first)
-        .order_by(parked.c.name, parked.c.version, parked.c.position, parked.c.key_digest)
-        .limit(limit)
-    )
-    return [
-        ParkedKey(
-            projection=found.name,
-            version=found.version,
-            key_digest=found.key_digest,
-            events=found.events,
-            position=Position(found.position),
-            event_type=found.event_type,
-            error=found.error,
-            message=found.message,
-            parked_at=found.parked_at,
-        )
-        for found in rows
-    ]
-
-
-def list_skipped(
-    conn: Connection, tables: ProjectionTables, which: tuple[str, int | None] | None, *, limit: int
-) -> list[SkippedEvent]:
-    """Do what `Projections.skipped` promises."""
-    skipped = tables.skipped
-    rows = conn.execute(
-        select(skipped)
-        .where(true() if which is None else _of(skipped, *which))
-        .order_by(skipped.c.name, skipped.c.version, skipped.c.position, skipped.c.key_digest)
-        .limit(limit)
-    )
-    return [
-        SkippedEvent(
-            projection=found.name,
-            version=found.version,
-            key_digest=found.key_digest or None,
-            position=Position(found.position),
-            event_type=found.event_type,
-            error=found.error,
-            message=found.message,
-            skipped_at=found.skipped_at,
-        )
-        for found in rows
-    ]
 
 
 def left_out(
@@ -284,10 +178,10 @@ def left_out(
     """Return which rows have events that wait, and which events were skipped, of which row."""
     parked, skipped = tables.parked, tables.skipped
     waiting = conn.scalars(
-        select(parked.c.key_digest).where(_of(parked, name, version)).distinct()
+        select(parked.c.key_digest).where(of_version(parked, name, version)).distinct()
     ).all()
     gone = conn.execute(
-        select(skipped.c.position, skipped.c.key_digest).where(_of(skipped, name, version))
+        select(skipped.c.position, skipped.c.key_digest).where(of_version(skipped, name, version))
     ).all()
     return set(waiting), {(Position(position), digest) for position, digest in gone}
 
@@ -312,9 +206,11 @@ def pass_on_owed(
     """
     parked, other = tables.parked, tables.parked.alias("other")
     both = and_(other.c.key_digest == parked.c.key_digest, other.c.position == parked.c.position)
-    owes = select(1).where(_of(other, name, version), both, other.c.silent.is_(False)).exists()
-    conn.execute(update(parked).where(_of(parked, name, heir), owes).values(silent=False))
-    conn.execute(update(parked).where(_of(parked, name, version)).values(silent=True))
+    owes = (
+        select(1).where(of_version(other, name, version), both, other.c.silent.is_(False)).exists()
+    )
+    conn.execute(update(parked).where(of_version(parked, name, heir), owes).values(silent=False))
+    conn.execute(update(parked).where(of_version(parked, name, version)).values(silent=True))
 
 
 def forget(conn: Connection, tables: ProjectionTables, name: str) -> None:
@@ -369,7 +265,7 @@ def _store(
 def _ahead(tables: ProjectionTables, lease: Lease, until: Position) -> ColumnElement[bool]:
     skipped = tables.skipped
     return and_(
-        _of(skipped, lease.name, lease.version),
+        of_version(skipped, lease.name, lease.version),
         skipped.c.position > lease.position,
         skipped.c.position <= until,
     )
@@ -381,11 +277,12 @@ def _these(
     parked = tables.parked
     wanted = any_(bindparam("positions", list(positions), ARRAY(BigInteger)))
     return and_(
-        _of(parked, lease.name, lease.version),
+        of_version(parked, lease.name, lease.version),
         parked.c.key_digest == digest,
         parked.c.position == wanted,
     )
 
 
-def _of(table: FromClause, name: str, version: int | None) -> ColumnElement[bool]:
+def of_version(table: FromClause, name: str, version: int | None) -> ColumnElement[bool]:
+    """Return the condition that a row is one of this version's, or of any."""
     return and_(table.c.name == name, true() if version is None else table.c.version == version)

@@ -100,19 +100,20 @@ def apply_in_halves(
     attempt: Callable[[int, int], Exception | None],
     refuse: Callable[[int, Exception], None],
     *,
-    may_end_before: Callable[[int], bool],
+    begins_event: Callable[[int], bool],
     attempts_max: int,
 ) -> int:
     """Apply a page part by part as far as must be; return how many were dealt with, from the first.
 
     What cannot be applied is halved and applied from left to right, each half on top of what is
-    applied already: for ``p`` parts to be refused that is about ``p * log2(length)`` attempts.
+    applied already: about ``p * log2(length)`` attempts for ``p`` parts that are refused. Parts
+    of one event stay together as long as can be, for they may need each other.
 
     Args:
         length: How many parts there are.
         attempt: Applies a range of them and keeps it, or undoes it and returns why.
         refuse: Called with one that cannot be applied, before any later one is tried.
-        may_end_before: Whether the page may end before this one.
+        begins_event: Whether a part is the first of its event; there the page may end, too.
         attempts_max: After so many, no further range is begun if the page may end there.
 
     >>> refused = []
@@ -120,7 +121,7 @@ def apply_in_halves(
     ...     8,
     ...     lambda start, end: ValueError() if start <= 2 < end or start <= 5 < end else None,
     ...     lambda part, error: refused.append(part),
-    ...     may_end_before=lambda _: True,
+    ...     begins_event=lambda _: True,
     ...     attempts_max=100,
     ... ), refused
     (8, [2, 5])
@@ -128,7 +129,7 @@ def apply_in_halves(
     ranges, attempts = [(0, length)] if length else [], 0
     while ranges:
         start, end = ranges.pop()
-        if attempts >= attempts_max and start and may_end_before(start):
+        if attempts >= attempts_max and start and begins_event(start):
             return start
         error = attempt(start, end)
         attempts += 1
@@ -137,6 +138,15 @@ def apply_in_halves(
         if end - start == 1:
             refuse(start, error)
         else:
-            middle = (start + end) // 2
+            middle = _middle(start, end, begins_event)
             ranges += [(middle, end), (start, middle)]
     return length
+
+
+def _middle(start: int, end: int, begins_event: Callable[[int], bool]) -> int:
+    middle = (start + end) // 2
+    left = next((i for i in range(middle, start, -1) if begins_event(i)), None)
+    right = next((i for i in range(middle + 1, end) if begins_event(i)), None)
+    if left is None or (right is not None and right - middle < middle - left):
+        left = right
+    return middle if left is None else left

@@ -17,9 +17,7 @@ from datapatterns.cqrs.running.parking import (
     WHOLE_EVENT,
     Unapplied,
     find_parked,
-    forget,
     park,
-    read_owed,
     skip,
 )
 from datapatterns.cqrs.running.segments import Segment
@@ -32,7 +30,6 @@ from datapatterns.cqrs.tables.parts import (
     apply_in_halves,
     place_of,
     plan_parts,
-    segment_owns,
 )
 from datapatterns.cqrs.tables.projecting import (
     UnappliableError,
@@ -146,48 +143,6 @@ class Dealt:
         return lease.parked + park(conn, tables, lease, self.waiting, silent=silent)
 
 
-@dataclass(slots=True)
-class KeptPoison:
-    """What a build could not apply, in memory until its rows are there.
-
-    Attributes:
-        rows: By digest, those whose events wait.
-    """
-
-    waiting: list[Unapplied] = field(default_factory=list)
-    skipped: list[Unapplied] = field(default_factory=list)
-    rows: set[bytes] = field(default_factory=set)
-
-    def add(self, dealt: Dealt) -> None:
-        """Add what became of one more page."""
-        self.waiting += dealt.waiting
-        self.skipped += dealt.skipped
-        self.rows |= {one.key_digest for one in dealt.waiting}
-
-    def record(self, conn: Connection, tables: ProjectionTables, leases: Sequence[Lease]) -> None:
-        """Put it in the place of what the versions of these leases have kept so far.
-
-        A build sends no messages. Those of events that have waited before and wait again were
-        never sent, so they are when the events are retried.
-        """
-        name = leases[0].name
-        owed = read_owed(conn, tables, name)
-        forget(conn, tables, name)
-        skip(conn, tables, leases[0], self.skipped)
-        for lease in leases:
-            of_segment = self._of(lease)
-            due = [one for one in of_segment if (one.position, one.key_digest) in owed]
-            park(conn, tables, lease, due, silent=False)
-            park(conn, tables, lease, of_segment, silent=True)
-
-    def count(self, lease: Lease) -> int:
-        """Return how many events of a segment wait."""
-        return len(self._of(lease))
-
-    def _of(self, lease: Lease) -> list[Unapplied]:
-        return [one for one in self.waiting if segment_owns(lease.segment, one.key_digest)]
-
-
 def known_parked(conn: Connection, tables: ProjectionTables, lease: Lease) -> Known | None:
     """Return what tells which rows have events that wait; None if none has."""
     return partial(find_parked, conn, tables, lease) if lease.parked else None
@@ -265,7 +220,7 @@ class _PageInParts:
             len(self.parts),
             self._attempt,
             self._refuse,
-            may_end_before=self._begins_an_event,
+            begins_event=self._begins_an_event,
             attempts_max=ATTEMPTS_MAX,
         )
         check_now(self.conn)

@@ -15,10 +15,10 @@ from datapatterns.cqrs.running.paging import PageOfEvents, read_page
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.set_definition import SetProjection
+from datapatterns.cqrs.tables.kept_poison import KeptPoison
 from datapatterns.cqrs.tables.leaving_out import LeftOut
 from datapatterns.cqrs.tables.poison import (
     Folding,
-    KeptPoison,
     apply_beside_parked,
     apply_what_can_be,
 )

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, select
 
 from datapatterns.cqrs.definition import Projection
 from datapatterns.cqrs.running.advancing import advance
+from datapatterns.cqrs.running.events_elsewhere import check_followed_log
 from datapatterns.cqrs.running.leasing import Lease, release, take_over
 from datapatterns.cqrs.running.paging import stored_types
 from datapatterns.cqrs.running.parking import (
@@ -156,6 +157,7 @@ class ParkedWork:
         events = 0
         while True:
             with resuming(conn, self._this):
+                check_followed_log(conn, self._tables, self.store, lease)
                 waiting = parked_events(conn, self._tables, lease, digest, limit=self.page_events)
                 applied, failed = self._apply(conn, lease, digest, waiting)
                 done = [event.position for event in waiting[:applied]]

@@ -8,8 +8,9 @@ from datapatterns.cqrs.running.parking import WHOLE_EVENT
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.set_definition import SetProjection
+from datapatterns.cqrs.tables.kept_poison import KeptPoison
 from datapatterns.cqrs.tables.leaving_out import LeftOut
-from datapatterns.cqrs.tables.poison import Dealt, KeptPoison
+from datapatterns.cqrs.tables.poison import Dealt
 from datapatterns.cqrs.tables.projecting import UnappliableError
 from datapatterns.cqrs.tables.read_model import ReadModels
 from datapatterns.cqrs.tables.set_applying import EventRange, Failing, apply_range, find_failing
