@@ -162,6 +162,48 @@ def test_what_becomes_final_after_a_mark_was_read_is_not_passed_over(shop: Engin
     assert totals(shop) == {"milk": (7, 700)}
 
 
+def test_a_mark_from_before_does_not_say_that_nothing_has_come_since(shop: Engine) -> None:
+    append_all(shop, STORE, [*[DoorOpened()] * 5, *milk(2), *[DoorOpened()] * 5])
+    runner = SetRunner.of(STORE, TotalByProduct, page_events=2)
+    with shop.connect() as conn:
+        with conn.begin():
+            register(conn, TABLES, TotalByProduct, empty=True)
+            (lease,) = claim(conn, TABLES, TotalByProduct, owner="one", seconds=60)
+        lease, first = runner.page(conn, lease)
+        append_all(shop, STORE, milk(1), basket="2")
+        lease, second = runner.page(conn, lease)
+        lease, third = runner.page(conn, lease)
+
+    assert [(p.position, p.caught_up) for p in (first, second, third)] == [
+        (7, False),
+        (12, False),
+        (13, True),
+    ]
+
+
+def test_a_mark_is_trusted_only_once_the_page_that_it_was_read_for_is_stored(shop: Engine) -> None:
+    append_all(shop, STORE, milk(9))
+    runner = SetRunner.of(STORE, TotalByProduct, page_events=2)
+    asked: list[str] = []
+    with shop.connect() as conn:
+        with conn.begin():
+            register(conn, TABLES, TotalByProduct, empty=True)
+            (lease,) = claim(conn, TABLES, TotalByProduct, owner="one", seconds=60)
+        listen(
+            conn,
+            "before_cursor_execute",
+            lambda _c, _u, sql, *_: asked.append(sql) if "high_water_mark" in sql else None,
+        )
+        with pytest.raises(BrokenOffError), armed("projection.page-applied", break_off):
+            runner.page(conn, lease)
+        undone = len(asked)
+        lease, _ = runner.page(conn, lease)
+        stored = len(asked)
+        runner.page(conn, lease)
+
+    assert (undone, stored, len(asked)) == (1, 2, 2)
+
+
 def test_a_long_gap_is_passed_at_once(shop: Engine) -> None:
     append_all(shop, STORE, milk(1))
     with shop.begin() as conn:

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import pytest
 from sqlalchemy import (
+    BigInteger,
     Engine,
     Executable,
     FromClause,
     Table,
     bindparam,
+    cast,
     delete,
     func,
     insert,
@@ -187,6 +189,46 @@ def test_data_that_a_codec_has_packed_stop_it(shop: Engine) -> None:
     assert "position 2" in message
     assert "codec" in message
     assert totals(shop) == {"milk": (1, 1)}
+
+
+class CentsByStream(SetProjection, into=ProductTotal, version=1, reads=(StoredShape("shop.sold"),)):
+    """Sums pass NULL by."""
+
+    def statements(self, events: FromClause, tables: Tables) -> Statements:
+        cents = cast(events.c.data["cents"].as_string(), BigInteger)
+        sums = select(
+            events.c.key.label("product"),
+            func.count().label("quantity"),
+            func.sum(cents).label("cents"),
+        ).group_by(events.c.key)
+        return upsert(tables[ProductTotal], sums, add=["quantity", "cents"])
+
+
+class SoldByStream(SetProjection, into=ProductTotal, version=1, reads=(StoredShape("shop.sold"),)):
+    """Does not look at the data."""
+
+    def statements(self, events: FromClause, tables: Tables) -> Statements:
+        counted = select(events.c.key.label("product"), func.count().label("quantity")).group_by(
+            events.c.key
+        )
+        return upsert(tables[ProductTotal], counted, add=["quantity"])
+
+
+def test_packed_data_stop_whoever_looks_at_them_and_nobody_else(shop: Engine) -> None:
+    packed = EventStore(codecs=Codecs(MessagePack()))
+    append(shop, packed, sold(name="shop.other"))
+    append(shop, STORE, sold(), sold())
+    append(shop, packed, sold())
+
+    assert "position 4" in stopped(shop, packed, CentsByStream)
+    assert totals(shop) == {"1": (2, 2)}
+    with shop.begin() as conn:
+        conn.execute(text("DELETE FROM datapatterns.projection_shard"))
+        conn.execute(text("DELETE FROM datapatterns.projection_table"))
+        conn.execute(text("DELETE FROM datapatterns.projection"))
+        conn.execute(text("DELETE FROM product_total"))
+    PROJECTIONS.catch_up(shop, SoldByStream)
+    assert totals(shop) == {"1": (3, None)}
 
 
 def test_personal_fields_stop_it_unless_it_takes_them_as_stored(shop: Engine) -> None:
