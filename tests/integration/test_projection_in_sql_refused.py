@@ -157,10 +157,23 @@ def test_a_newer_version_stops_it(shop: Engine) -> None:
     )
 
 
-def test_other_versions_of_a_name_that_is_read_as_stored_stop_it(shop: Engine) -> None:
+def today(types: EventTypes) -> None:
+    types.event("shop.sold", version=2)(Sold)
+
+
+def given_up(types: EventTypes) -> None:
+    types.dropped("shop.sold", reason="nobody asks any more")
+
+
+@pytest.mark.parametrize("declare", [today, given_up, lambda _: None])
+def test_other_versions_of_a_name_that_is_read_as_stored_stop_it(
+    shop: Engine, declare: Callable[[EventTypes], None]
+) -> None:
+    types = EventTypes()
+    declare(types)
     append(shop, STORE, sold(), sold(2))
 
-    message = stopped(shop, STORE, totals_of((StoredShape("shop.sold", 1),)))
+    message = stopped(shop, EventStore(types=types), totals_of((StoredShape("shop.sold", 1),)))
 
     assert "position 2" in message
     assert totals(shop) == {"milk": (1, 1)}

@@ -45,11 +45,11 @@ class ReadShapes:
         )
 
     def _concerns(self, stored: StoredShape) -> bool:
+        if any(shape.name == stored.name for shape in self.as_stored):
+            return True  # whoever reads one version as it is has to know of the others
         verdict, classes, *_ = self.types.fate(stored.name, stored.version)
-        if verdict is Verdict.DROPPED:
-            return False
         elsewhere = verdict is Verdict.READABLE and self.current.isdisjoint(classes)
-        return not elsewhere or any(shape.name == stored.name for shape in self.as_stored)
+        return verdict is not Verdict.DROPPED and not elsewhere
 
     def _obstacle(self, stored: StoredShape) -> str | None:
         fate = self.types.fate(stored.name, stored.version)
