@@ -18,7 +18,6 @@ from datapatterns.cqrs.in_redis.redis_connection import AnyRedis, redis_answers
 from datapatterns.cqrs.in_redis.redis_keys import RedisKeys
 from datapatterns.cqrs.in_redis.redis_projecting import RedisRunner, begin_again
 from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
-from datapatterns.cqrs.in_redis.redis_verifying import RedisReplay, verify_redis
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.reading.reading import Reading
@@ -39,12 +38,11 @@ from datapatterns.cqrs.running.shared_out import SharedOut
 from datapatterns.cqrs.running.switching import Switch
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.set_definition import SetProjection
-from datapatterns.cqrs.tables.differences import Verification
 from datapatterns.cqrs.tables.live import LiveFolds
 from datapatterns.cqrs.tables.set_projecting import SetRunner
 from datapatterns.cqrs.tables.table_runner import TableRunner
-from datapatterns.cqrs.tables.verifying import verify_table
 from datapatterns.cqrs.unapplied import UnappliedEvents
+from datapatterns.cqrs.verification import Verifying
 from datapatterns.errors import ProjectionDefinitionError, ProjectionModeError, SettingsError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
@@ -57,7 +55,7 @@ LEASE_SECONDS_MAX: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut):
+class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying):
     """Moves read models on behind the log of ``store``, each event exactly once.
 
     Attributes:
@@ -261,40 +259,6 @@ class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut):
         return TableRebuild(
             self._source, runner.projection, self._terms(), runner.page_events, on_page
         ).run(engine)
-
-    def verify(
-        self,
-        engine: Engine,
-        projection: type[AnyProjection],
-        *,
-        page_events: int | None = None,
-        limit: int = 20,
-    ) -> Verification:
-        """Compare the read model with a replay of the log as of the same position.
-
-        The replay of a table is a temporary table, that of Redis a dict in memory. A runner goes
-        on meanwhile, and waits only for the comparison.
-
-        Args:
-            engine: Where the events and the checkpoints are.
-            projection: What to verify.
-            page_events: How many events are applied at once.
-            limit: How many differences to return at most.
-
-        Raises:
-            ProjectionVersionError: Another version built what is in the table.
-            ReadModelBuildingError: It was never run, or is not whole.
-            ValueError: ``limit`` is not positive.
-        """
-        if limit < 1:
-            raise ValueError(f"{limit} differences would look like none; ask for at least 1")
-        runner = self._runner(projection, page_events)
-        if isinstance(runner, RedisRunner):
-            replay = RedisReplay(self._source, runner.projection, runner.page_events)
-            return verify_redis(engine, replay, runner.model, limit=limit)
-        return verify_table(
-            engine, self._source, runner.projection, page_events=runner.page_events, limit=limit
-        )
 
     def position(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
         """Return up to where the read model shows the log; None if it is not there or not whole.

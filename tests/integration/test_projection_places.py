@@ -121,7 +121,7 @@ def test_verify_notices_a_rebuild_that_took_the_place_meanwhile(shop: Engine) ->
     verifying = create_engine(shop.url)
 
     def rebuild(_conn: object, _cursor: object, statement: str, *_: object) -> None:
-        if "FOR UPDATE" in statement:
+        if statement.startswith("LOCK TABLE"):
             PROJECTIONS.rebuild(shop, Doubled)
 
     event.listen(verifying, "before_cursor_execute", rebuild)

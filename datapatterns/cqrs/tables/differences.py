@@ -1,25 +1,24 @@
 """Compare a read model in a table with its replay; make the one what the other is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     Column,
     ColumnElement,
     Connection,
     and_,
-    cast,
     delete,
     func,
     select,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import insert
 
+from datapatterns.cqrs.tables.checksums import is_in_buckets
+from datapatterns.cqrs.tables.comparable import comparable
 from datapatterns.cqrs.tables.read_model import ReadModel
-from datapatterns.cqrs.tables.row_statements import undecorated
 from datapatterns.event_sourcing.events import Position
 
 
@@ -46,10 +45,15 @@ class Verification:
 
     Attributes:
         position: As of which position both were compared; of several segments, the last one's.
-        rows: How many rows, fields and members a replay gives.
+        rows: How many rows, fields and members a replay gives, of those that were compared.
         differences: The first of them, by key.
         parked: How many rows were left out, as events of theirs wait: see `Projections.parked`.
         skipped: How many events were left out on record: see `Projections.skipped`.
+        share: Which share of all keys was compared; 1.0 for all of them.
+        seed: Which keys these were: the same ones are compared under the same seed. None for all.
+        checksum: Of what a replay gives of them: equal for equal rows in equal types. Empty if
+            a column has a type that cannot be hashed.
+        seconds: How long it took.
     """
 
     position: Position
@@ -57,6 +61,10 @@ class Verification:
     differences: list[Difference]
     parked: int = 0
     skipped: int = 0
+    share: float = 1.0
+    seed: int | None = None
+    checksum: str = ""
+    seconds: float = 0.0
 
     @property
     def matches(self) -> bool:
@@ -65,21 +73,41 @@ class Verification:
 
 
 def find_differences(
-    conn: Connection, stored: ReadModel, expected: ReadModel, *, limit: int
+    conn: Connection,
+    stored: ReadModel,
+    expected: ReadModel,
+    *,
+    limit: int,
+    buckets: Collection[int] | None = None,
+    table: str | None = None,
 ) -> list[Difference]:
-    """Return at most ``limit`` rows that the two do not share, by key, from both sides."""
-    same_key = _same_key(stored, expected)
+    """Return at most ``limit`` rows that the two do not share, by key, from both sides.
+
+    Args:
+        conn: A connection in a transaction.
+        stored: What is there.
+        expected: What should be.
+        limit: At most.
+        buckets: Which of the expected rows are meant, if not all.
+        table: What to call the table, if not by its name.
+    """
+    rows_expected = select(*expected.columns)
+    if buckets is not None:
+        rows_expected = rows_expected.where(is_in_buckets(expected, buckets))
+    wanted = rows_expected.subquery("expected")
+    columns = [wanted.c[c.name] for c in expected.columns]
+    key = columns[: expected.key_length]
+    same_key = and_(*(a == b for a, b in zip(stored.key_columns, key, strict=True)))
     width = len(stored.columns)
     rows = conn.execute(
-        select(*stored.columns, *expected.columns)
-        .select_from(stored.table.join(expected.table, same_key, full=True))
-        .where(_comparable(stored.columns).is_distinct_from(_comparable(expected.columns)))
-        .order_by(
-            *map(func.coalesce, stored.key_columns, expected.key_columns),
-        )
+        select(*stored.columns, *columns)
+        .select_from(stored.table.join(wanted, same_key, full=True))
+        .where(_together(stored.columns).is_distinct_from(_together(columns)))
+        .order_by(*map(func.coalesce, stored.key_columns, key))
         .limit(limit)
     ).all()
-    return [_difference(stored, row[:width], row[width:]) for row in rows]
+    name = table or stored.table.name
+    return [_difference(stored, name, row[:width], row[width:]) for row in rows]
 
 
 def count_rows(conn: Connection, model: ReadModel) -> int:
@@ -107,7 +135,7 @@ def store_rows(conn: Connection, model: ReadModel, source: ReadModel) -> None:
         upsert.on_conflict_do_update(
             index_elements=list(model.key_columns),
             set_={c.name: upsert.excluded[c.name] for c in rest},
-            where=_comparable(rest).is_distinct_from(_comparable(fresh)),
+            where=_together(rest).is_distinct_from(_together(fresh)),
         )
     )
 
@@ -117,25 +145,21 @@ def _same_key(left: ReadModel, right: ReadModel) -> ColumnElement[bool]:
     return and_(*(a == b for a, b in pairs))
 
 
-def _comparable(columns: Sequence[ColumnElement[Any]]) -> ColumnElement[Any]:
-    # json, unlike jsonb, has no equality.
-    plain = [cast(c, JSONB) if _is_json(c) else c for c in columns]
+def _together(columns: Sequence[ColumnElement[Any]]) -> ColumnElement[Any]:
+    plain = comparable(columns)
     return tuple_(*plain) if len(plain) > 1 else plain[0]
 
 
-def _is_json(column: ColumnElement[Any]) -> bool:
-    type_ = undecorated(column.type)
-    return isinstance(type_, JSON) and not isinstance(type_, JSONB)
-
-
-def _difference(model: ReadModel, stored: Sequence[Any], expected: Sequence[Any]) -> Difference:
+def _difference(
+    model: ReadModel, table: str, stored: Sequence[Any], expected: Sequence[Any]
+) -> Difference:
     key = stored[: model.key_length]
     side = stored if key[0] is not None else expected
     return Difference(
         tuple(side[: model.key_length]),
         _mapping(model.columns, stored, model.key_length),
         _mapping(model.columns, expected, model.key_length),
-        model.table.name,
+        table,
     )
 
 

@@ -15,6 +15,7 @@ from datapatterns.cqrs.running.paging import PageOfEvents, read_page
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.set_definition import SetProjection
+from datapatterns.cqrs.tables.folding import Step
 from datapatterns.cqrs.tables.kept_poison import KeptPoison
 from datapatterns.cqrs.tables.leaving_out import LeftOut
 from datapatterns.cqrs.tables.poison import (
@@ -28,6 +29,7 @@ from datapatterns.cqrs.tables.projecting import (
     find_poison,
 )
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
+from datapatterns.cqrs.tables.sampling import Sample
 from datapatterns.cqrs.tables.set_reading import RangeReader
 from datapatterns.cqrs.tables.set_replaying import SetReplay
 from datapatterns.event_sourcing.events import START, Position
@@ -46,6 +48,7 @@ class Replay:
 
     Attributes:
         left_out: What the read model does not show and this need not either.
+        sample: Which keys; all unless given.
         kept: Where to keep what cannot be applied; unless given, that raises.
     """
 
@@ -57,6 +60,7 @@ class Replay:
     segment: Segment = WHOLE
     mark: Position | None = None
     left_out: LeftOut | None = None
+    sample: Sample | None = None
     kept: KeptPoison | None = None
 
     def of_segment(self, segment: Segment) -> "Replay":
@@ -126,11 +130,17 @@ class Replay:
         return page
 
     def _apply(self, conn: Connection, events: Sequence[RecordedEvent]) -> None:
-        takes = None
         if self.left_out:
-            events, takes = self.left_out.events(events), self.left_out.takes
+            events = self.left_out.events(events)
         if events:
-            self._folding.apply(conn, events, takes)
+            self._folding.apply(conn, events, self._takes)
+
+    @property
+    def _takes(self) -> Callable[[Step], bool] | None:
+        sample, takes = self.sample, self.left_out.takes if self.left_out else None
+        if sample is None:
+            return takes
+        return lambda step: sample.takes(step.key) and (takes is None or takes(step))
 
     @property
     def _folding(self) -> Folding:

@@ -1,15 +1,28 @@
-"""Compare a read model with what the log says, as of the same position."""
+"""Compare read models in tables with what the log says, as of the same position.
 
-from collections.abc import Hashable
+The log is folded into temporary tables while runners go on. A snapshot then says how far the
+stored rows are, and the fold goes on to there. The server makes checksums of both; only where
+they differ are rows copied beside the fold and compared one by one. No runner waits for any of
+it; appends that keep a read model inline wait while a snapshot is taken.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, select
 
 from datapatterns.cqrs.definition import AnyProjection, TableProjection
-from datapatterns.cqrs.running.leasing import read_live_version, read_position
+from datapatterns.cqrs.running.leasing import read_live_version
 from datapatterns.cqrs.running.modes import read_mode
+from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.running.segments import WHOLE, Segment
-from datapatterns.cqrs.schema import projection_tables
+from datapatterns.cqrs.schema import ProjectionTables, projection_tables
+from datapatterns.cqrs.tables.checksums import Checksums, read_checksums
 from datapatterns.cqrs.tables.differences import (
     Difference,
     Verification,
@@ -17,95 +30,272 @@ from datapatterns.cqrs.tables.differences import (
     find_differences,
 )
 from datapatterns.cqrs.tables.inline_locks import mode_lock
-from datapatterns.cqrs.tables.leaving_out import read_left_out
-from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
-from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
-from datapatterns.errors import DataPatternsError, ProjectionVersionError, ReadModelBuildingError
+from datapatterns.cqrs.tables.leaving_out import LeftOut, read_left_out
+from datapatterns.cqrs.tables.read_model import ReadModels
+from datapatterns.cqrs.tables.replaying import AnyReplay, Replay, advance_replay, replayed
+from datapatterns.cqrs.tables.sampling import EVERYTHING, Sample, Wanted
+from datapatterns.cqrs.tables.stored_rows import (
+    Suspects,
+    one_snapshot,
+    rows_in_buckets,
+    rows_in_sample,
+    suspected,
+)
+from datapatterns.cqrs.tables.versions import read_models_for
+from datapatterns.errors import (
+    DataPatternsError,
+    ProjectionDefinitionError,
+    ProjectionVersionError,
+    ReadModelBuildingError,
+    ReadModelMovedError,
+)
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import reading
 
+_WHOLE_STATES: Final = ("ready", "live", "standby")
+"""In which states a version has all of its rows."""
 
-def verify_table(
-    engine: Engine,
-    store: EventStore,
-    projection: type[TableProjection],
-    *,
-    page_events: int,
-    limit: int,
-) -> Verification:
-    """Do what `Projections.verify` promises for a table."""
-    with (
-        fresh_reads(engine) as conn,
-        replayed(conn, store, projection, page_events=page_events) as replay,
-    ):
+
+class Sight(NamedTuple):
+    """What a snapshot sees of a read model.
+
+    Attributes:
+        segments: How far each is.
+        left_out: What its rows do not show.
+    """
+
+    conn: Connection
+    segments: dict[Segment, Position]
+    left_out: LeftOut
+
+
+@dataclass(frozen=True, slots=True)
+class TableVerifier:
+    """Compares one read model in tables with the log.
+
+    Attributes:
+        wanted: How much of it.
+        limit: How many differences to return at most.
+        on_page: Called after each page of the log.
+    """
+
+    store: EventStore
+    projection: type[TableProjection]
+    page_events: int
+    limit: int
+    wanted: Wanted = EVERYTHING
+    on_page: Callable[[ProjectionProgress], None] = lambda _: None
+
+    def run(self, engine: Engine) -> Verification:
+        """Do what `Projections.verify` promises for a table.
+
+        Raises:
+            ProjectionDefinitionError: A sample is asked for, but nobody knows the keys.
+            ProjectionVersionError: The tables are not those of this version.
+            ReadModelBuildingError: They are not whole.
+            ReadModelMovedError: They became others meanwhile.
+        """
+        with fresh_reads(engine) as conn:
+            with reading(conn):
+                status, position = self._standing(conn)
+                models = read_models_for(self.projection, status)
+                sample = self._sample(conn, models)
+                left_out = self._left_out(conn)
+            with (
+                replayed(conn, self.store, self.projection, page_events=self.page_events) as replay,
+                suspected(conn, models) as suspects,
+            ):
+                replay.left_out = left_out
+                if isinstance(replay, Replay):
+                    replay.sample = sample
+                # Most of it before the snapshot, which holds vacuum back.
+                advance_replay(conn, replay, until=position, on_page=self.on_page)
+                with self._seen(engine, conn, status, models) as sight:
+                    self._follow(conn, replay, sight)
+                    return _Comparison(models, replay, suspects, self.limit, sample).run(
+                        conn, sight.conn
+                    )
+
+    def _standing(self, conn: Connection) -> tuple[str, Position]:
+        status, segments = self._status(conn), self._segments(conn)
+        if status not in _WHOLE_STATES or not segments:
+            raise _not_whole(conn, self.store, self.projection)
+        return status, min(segments.values())
+
+    def _sample(self, conn: Connection, models: ReadModels) -> Sample | None:
+        if self.wanted.amount is None:
+            return None
+        if not self.projection.handlers:
+            raise ProjectionDefinitionError(
+                self.projection.name,
+                "its statements run over all keys, so a sample would cost as much as the whole;"
+                " verify all of it",
+            )
+        counted = isinstance(self.wanted.amount, int)
+        rows = sum(count_rows(conn, model) for model in models.values()) if counted else 0
+        return self.wanted.of(rows)
+
+    @contextmanager
+    def _seen(
+        self, engine: Engine, conn: Connection, status: str, models: ReadModels
+    ) -> Iterator[Sight]:
+        with one_snapshot(engine, models) as seen:
+            mark = self._mark_of_appends(conn, seen)
+            now = self._status(seen)
+            if now not in _WHOLE_STATES:
+                raise _not_whole(seen, self.store, self.projection)
+            if now != status:
+                raise ReadModelMovedError(
+                    self.projection.name,
+                    f"was {status}, and became {now} while it was verified",
+                )
+            if (read_mode(seen, self._tables, self.projection) == "inline") != (mark is not None):
+                raise ReadModelMovedError(
+                    self.projection.name, "began to be kept in another way while it was verified"
+                )
+            segments = self._segments(seen) if mark is None else {WHOLE: mark}
+            yield Sight(seen, segments, self._left_out(seen))
+
+    def _mark_of_appends(self, conn: Connection, seen: Connection) -> Position | None:
+        """Take the snapshot; of what is kept inline while nobody appends, with the mark then."""
         with reading(conn):
-            position = read_position(conn, projection_tables(store.schema), projection)
-            if position is None:
-                raise _not_live(conn, store, projection)
-            _leave_out(conn, replay)
-        # Most of it while the runners go on; only the rest and the comparison hold them up.
-        advance_replay(conn, replay, until=position)
-        with reading(conn):
-            segments = _hold(conn, store, projection)
-            # A later statement: another version that was waited for may have taken the place.
-            if read_position(conn, projection_tables(store.schema), projection) is None:
-                raise _not_live(conn, store, projection)
-            _leave_out(conn, replay)  # what was parked or skipped meanwhile, too
-            reached = min(segments.values())
-            replay.pages(conn, until=reached)
-            for segment, ahead in segments.items():
-                replay.of_segment(segment).pages(conn, until=ahead)
-            return _compare(conn, read_models_of(projection), replay, limit)
+            if read_mode(conn, self._tables, self.projection) != "inline":
+                self._status(seen)
+                return None
+            # Appends under way end first; others wait until the snapshot is taken.
+            lock = mode_lock(self.store.schema, self.projection.name)
+            conn.execute(select(func.pg_advisory_xact_lock(lock)))
+            self._status(seen)
+            return self.store.high_water_mark(conn)
+
+    def _follow(self, conn: Connection, replay: AnyReplay, sight: Sight) -> None:
+        """Fold on to where the snapshot is."""
+        known = replay.left_out
+        replay.left_out = sight.left_out if known is None else known.and_also(sight.left_out)
+        reached = min(sight.segments.values())
+        if reached < replay.position:
+            raise ReadModelMovedError(self.projection.name, "went back while it was verified")
+        advance_replay(conn, replay, until=reached, on_page=self.on_page)
+        for segment, ahead in sight.segments.items():
+            if ahead > reached:
+                advance_replay(conn, replay.of_segment(segment), until=ahead)
+        replay.position = max(sight.segments.values())
+
+    def _status(self, conn: Connection) -> str | None:
+        projections = self._tables.projections.c
+        return conn.scalar(
+            select(projections.status).where(
+                projections.name == self.projection.name,
+                projections.version == self.projection.version,
+            )
+        )
+
+    def _segments(self, conn: Connection) -> dict[Segment, Position]:
+        shards = self._tables.shards.c
+        rows = conn.execute(
+            select(shards.shard, shards.mask, shards.position)
+            .where(shards.name == self.projection.name, shards.version == self.projection.version)
+            .order_by(shards.shard)
+        )
+        return {Segment(shard, mask): Position(position) for shard, mask, position in rows}
+
+    def _left_out(self, conn: Connection) -> LeftOut:
+        return read_left_out(conn, self._tables, self.projection)
+
+    @property
+    def _tables(self) -> ProjectionTables:
+        return projection_tables(self.store.schema)
 
 
-def _compare(conn: Connection, models: ReadModels, replay: AnyReplay, limit: int) -> Verification:
-    rows, differences = 0, list[Difference]()
-    left_out = replay.left_out
-    for table, model in models.items():
-        rows += count_rows(conn, replay.models[table])
-        if left := limit - len(differences):
-            # Of each row that is left out there may be one difference.
-            more = len(left_out.rows) if left_out else 0
-            found = find_differences(conn, model, replay.models[table], limit=left + more)
-            seen = [one for one in found if not (left_out and left_out.hides(table, _key(one)))]
-            differences += seen[:left]
-    if left_out is None:
-        return Verification(replay.position, rows, differences)
-    parked, skipped = len(left_out.rows), len(left_out.parts)
-    return Verification(replay.position, rows, differences, parked, skipped)
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """What is stored, and what a replay gives."""
+
+    models: ReadModels
+    replay: AnyReplay
+    suspects: Suspects
+    limit: int
+    sample: Sample | None
+
+    def run(self, conn: Connection, seen: Connection) -> Verification:
+        rows, differences, checksums = 0, list[Difference](), list[str]()
+        with reading(conn):  # what it copies is not needed afterwards
+            for table in self.models:
+                expected = read_checksums(conn, self.replay.models[table])
+                checksums.append(expected.text if expected else "")
+                rows += expected.rows if expected else self._count(conn, table)
+                if len(differences) < self.limit:
+                    differences += self._compare(conn, seen, table, expected)
+        left_out = self.replay.left_out
+        assert left_out is not None
+        return Verification(
+            self.replay.position,
+            rows,
+            differences[: self.limit],
+            parked=len(left_out.rows),
+            skipped=len(left_out.parts),
+            share=1.0 if self.sample is None else self.sample.share,
+            seed=None if self.sample is None else self.sample.seed,
+            checksum=_together(checksums),
+        )
+
+    def _compare(
+        self, conn: Connection, seen: Connection, table: type, expected: Checksums | None
+    ) -> list[Difference]:
+        stored, suspects = self.models[table], self.suspects.models[table]
+        buckets = None
+        if self.sample is None:
+            there = read_checksums(seen, stored) if expected else None
+            buckets = there.differing(expected) if there and expected else None
+            if buckets == []:
+                return []
+            self.suspects.take(conn, seen, table, rows_in_buckets(stored, buckets))
+        else:
+            keys = f"keys_of_{suspects.table.name}"
+            sampled = rows_in_sample(seen, stored, partial(self._takes, table), name=keys)
+            self.suspects.take(conn, seen, table, sampled)
+            there = read_checksums(conn, suspects) if expected else None
+            if there and expected and not there.differing(expected):
+                return []
+        # Of each row that is left out there may be one difference.
+        left_out = self.replay.left_out
+        more = len(left_out.rows) if left_out else 0
+        found = find_differences(
+            conn,
+            suspects,
+            self.replay.models[table],
+            limit=self.limit + more,
+            buckets=buckets,
+            table=stored.table.name,
+        )
+        return [one for one in found if not self._hides(table, _key(one))]
+
+    def _takes(self, table: type, key: Hashable) -> bool:
+        taken = self.sample is None or self.sample.takes(key)
+        return taken and not self._hides(table, key)
+
+    def _hides(self, table: type, key: Hashable) -> bool:
+        left_out = self.replay.left_out
+        return left_out is not None and left_out.hides(table, key)
+
+    def _count(self, conn: Connection, table: type) -> int:
+        return count_rows(conn, self.replay.models[table])
 
 
-def _leave_out(conn: Connection, replay: AnyReplay) -> None:
-    now = read_left_out(conn, projection_tables(replay.store.schema), replay.projection)
-    replay.left_out = now if replay.left_out is None else replay.left_out.and_also(now)
+def _together(checksums: Sequence[str]) -> str:
+    if not all(checksums):
+        return ""
+    if len(checksums) == 1:
+        return checksums[0]
+    return sha256(" ".join(checksums).encode()).hexdigest()[: len(checksums[0])]
 
 
 def _key(difference: Difference) -> Hashable:
     return difference.key[0] if len(difference.key) == 1 else difference.key
 
 
-def _hold(
-    conn: Connection, store: EventStore, projection: type[AnyProjection]
-) -> dict[Segment, Position]:
-    tables = projection_tables(store.schema)
-    if read_mode(conn, tables, projection) == "inline":
-        # Appends under way end first; others wait until the comparison is done.
-        conn.execute(select(func.pg_advisory_xact_lock(mode_lock(store.schema, projection.name))))
-        if read_mode(conn, tables, projection) == "inline":
-            return {WHOLE: store.high_water_mark(conn)}
-    # A page under way may write its rows, but cannot commit them before these rows are free again.
-    shards = tables.shards
-    held = conn.execute(
-        select(shards.c.shard, shards.c.mask, shards.c.position)
-        .where(shards.c.name == projection.name, shards.c.version == projection.version)
-        .order_by(shards.c.shard)
-        .with_for_update()
-    )
-    return {Segment(shard, mask): Position(position) for shard, mask, position in held}
-
-
-def _not_live(
+def _not_whole(
     conn: Connection, store: EventStore, projection: type[AnyProjection]
 ) -> DataPatternsError:
     live = read_live_version(conn, projection_tables(store.schema), projection)
