@@ -1,10 +1,12 @@
 """What a worker does besides moving projections on: bounded steps with pauses in between."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from sqlalchemy import Engine
 
+from datapatterns.cqrs import Message, Outbox, relay_messages
 from datapatterns.event_sourcing import EventStore, publish_mark
 from datapatterns.transactions import transaction
 
@@ -48,3 +50,36 @@ class MarkLoop:
         ) as conn:
             publish_mark(conn, self.store)
         return self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLoop:
+    """Passes on the messages that projections have left in the outbox; see `relay_messages`.
+
+    Attributes:
+        engine: Where the outbox is.
+        publish: Returns when a message is safe elsewhere.
+        outbox: Of which schema.
+        limit: How many messages one transaction takes.
+        attempts_max: After so many a message is given up.
+        seconds: How long to pause when there are none.
+    """
+
+    engine: Engine
+    publish: Callable[[Message], object]
+    outbox: Outbox | None = None
+    limit: int = 100
+    attempts_max: int | None = None
+    seconds: float = 0.1
+    name: str = "relay of messages"
+
+    def step(self) -> float:
+        """Pass on a batch of messages."""
+        done = relay_messages(
+            self.engine,
+            self.publish,
+            outbox=self.outbox,
+            limit=self.limit,
+            attempts_max=self.attempts_max,
+        )
+        return self.seconds if done.caught_up else 0.0
