@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from datapatterns.cqrs import (
+    InlineProjections,
     Message,
     Outbox,
     Projection,
@@ -33,7 +34,7 @@ from datapatterns.errors import (
 )
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from tests.fixtures.poisoned import Base, Sales, Sold, contents, projection_of
-from tests.fixtures.read_models import append_all
+from tests.fixtures.read_models import append, append_all
 
 pytestmark = pytest.mark.postgres
 
@@ -123,6 +124,21 @@ def test_a_parked_event_has_its_messages_when_it_is_retried(shop: Engine) -> Non
 
     assert before == [("tea", 2)]
     assert stored(shop) == [("tea", 2), ("milk", 1), ("milk", 3)]
+
+
+def test_what_an_append_keeps_inline_sends_its_messages_with_it(shop: Engine) -> None:
+    PROJECTIONS.catch_up(shop, EMITS)
+    PROJECTIONS.make_inline(shop, EMITS)
+    inline = EventStore(inline=InlineProjections((EMITS,)))
+
+    with shop.connect() as conn:
+        append(conn, inline, [sold("gin")])
+        conn.rollback()
+    position = append_all(shop, inline, [sold("milk", "tea")])
+    PROJECTIONS.make_async(shop, EMITS)
+    PROJECTIONS.catch_up(shop, EMITS)
+
+    assert stored(shop) == [("milk", position), ("tea", position)]
 
 
 def test_no_replay_sends_anything(shop: Engine) -> None:

@@ -20,14 +20,20 @@ from datapatterns.cqrs import (
     CommandContext,
     Commands,
     Executed,
+    Message,
+    ParkedKey,
     Projection,
     ProjectionProgress,
     RedisChanges,
     RedisProjection,
     RedisView,
+    Relayed,
+    Retried,
     Token,
     forget_executions,
     on,
+    relay_messages,
+    relay_messages_async,
     rows_of,
 )
 from datapatterns.event_sourcing import (
@@ -538,3 +544,21 @@ async def read_documents_async(view: AsyncRedisView) -> None:
     assert_type(await view.document("carts", "7", list[int]), list[int] | None)
     assert_type(await view.all_documents("carts"), dict[str, Any])
     assert_type(await view.top("ranks"), list[tuple[str, int]])
+
+
+def what_waits_is_listed_and_retried(conn: Connection) -> None:
+    assert_type(layer.projections.parked(conn, Sales), list[ParkedKey])
+    assert_type(layer.projections.retry(layer.engine, Sales, "milk"), Retried)
+    layer.projections.retry(layer.engine, Dashboard)  # type: ignore[arg-type]  # it has no keys
+
+
+async def messages_are_passed_on(engine: AsyncEngine) -> None:
+    def publish(message: Message) -> None:
+        assert_type(message.payload, Any)
+
+    async def publish_async(message: Message) -> None:
+        publish(message)
+
+    assert_type(relay_messages(layer.engine, publish), Relayed)
+    assert_type(await relay_messages_async(engine, publish_async), Relayed)
+    await relay_messages_async(engine, publish)  # type: ignore[arg-type]  # nothing to await
