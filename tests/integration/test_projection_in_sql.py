@@ -30,7 +30,7 @@ from datapatterns.cqrs.running.registering import register
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables import set_projecting
 from datapatterns.cqrs.tables.set_projecting import SetRunner
-from datapatterns.errors import LeaseLostError, ProjectionDefinitionError
+from datapatterns.errors import LeaseLostError, ProjectionDefinitionError, SegmentError
 from datapatterns.event_sourcing import ANY, Archive, EventStore, StreamId, event
 from datapatterns.failpoints import armed
 from datapatterns.sql.migrating import upgrade
@@ -516,6 +516,23 @@ def test_segments_at_different_positions_are_verified_each_as_far_as_it_is(shop:
     with shop.begin() as conn:
         conn.execute(text("UPDATE product_total SET quantity = quantity + 1"))
     assert not PROJECTIONS.verify(shop, TotalByProduct).matches
+
+
+def test_it_is_split_and_merged_while_it_runs(shop: Engine) -> None:
+    for basket in range(12):
+        append_all(shop, STORE, milk(3), basket=str(basket))
+    PROJECTIONS.run(shop, TotalByProduct, page_events=5)
+
+    assert PROJECTIONS.split(shop, TotalByProduct) == 2
+    PROJECTIONS.run(shop, TotalByProduct, page_events=4)
+    assert PROJECTIONS.verify(shop, TotalByProduct).matches
+    assert PROJECTIONS.merge(shop, TotalByProduct) == 1
+    PROJECTIONS.catch_up(shop, TotalByProduct)
+
+    assert totals(shop) == {"milk": (36, 3_600)}
+    PROJECTIONS.run(shop, Shop)
+    with pytest.raises(SegmentError, match="additive=True"):
+        PROJECTIONS.split(shop, Shop)
 
 
 def test_what_depends_on_the_order_of_streams_is_not_run_in_segments(shop: Engine) -> None:

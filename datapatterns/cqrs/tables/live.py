@@ -195,13 +195,11 @@ def _of_tags(
 
 def _of_log(conn: Connection, store: EventStore, matching: LogFilter) -> Iterator[RecordedEvent]:
     page = store.read_log(conn, START, limit=_PAGE_EVENTS, matching=matching)
-    # Up to where the log was final at first, or a reader could run behind busy writers for ever.
-    end = page.mark
-    while True:
-        yield from (event for event in page.events if event.position <= end)
-        if page.checkpoint >= end:
-            return
+    yield from page.events
+    # Given the page before, a reader goes on to the mark of the first, and not behind busy writers.
+    while not page.caught_up:
         page = store.read_log(conn, page, limit=_PAGE_EVENTS, matching=matching)
+        yield from page.events
 
 
 def _folded(
