@@ -2,7 +2,12 @@
 
 import click
 
-from datapatterns_cli import projections_parked, projections_running, projections_status
+from datapatterns_cli import (
+    projections_parked,
+    projections_running,
+    projections_status,
+    projections_versions,
+)
 from datapatterns_cli.shared_options import Group
 
 
@@ -13,6 +18,7 @@ def projections() -> None:
     \b
       datapatterns projections status --database-url postgresql://ann@db.example/shop
       datapatterns projections run sales_by_product --app shop.data:layer
+      datapatterns projections rebuild sales_by_product --app shop.data:layer
       datapatterns projections split sales_by_product --into 4 --app shop.data:layer
     """  # noqa: D301
 
@@ -26,5 +32,9 @@ for _command in (
     projections_parked.retry,
     projections_parked.discard,
     projections_parked.skipped,
+    projections_versions.rebuild,
+    projections_versions.promote,
+    projections_versions.rollback,
+    projections_versions.retire,
 ):
     projections.add_command(_command)

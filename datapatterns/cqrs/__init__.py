@@ -1,5 +1,6 @@
 """CQRS: commands change the truth, each once; read models follow the log, each event once."""
 
+from datapatterns.cqrs.building.building_progress import BuildProgress
 from datapatterns.cqrs.commands.commands import Commands
 from datapatterns.cqrs.commands.context import CommandContext
 from datapatterns.cqrs.commands.executing import Executed
@@ -44,6 +45,7 @@ __all__ = [
     "AnyProjection",
     "Asked",
     "AsyncRedisView",
+    "BuildProgress",
     "CommandContext",
     "CommandHandlers",
     "Commands",

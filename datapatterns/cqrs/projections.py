@@ -12,18 +12,18 @@ from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from sqlalchemy import Connection, Engine
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
-from datapatterns.cqrs.building.rebuilding import TableRebuild
+from datapatterns.cqrs.building.versioning import Versioning
 from datapatterns.cqrs.definition import AnyProjection, Projection, RedisProjection
 from datapatterns.cqrs.in_redis.redis_connection import AnyRedis, redis_answers
 from datapatterns.cqrs.in_redis.redis_keys import RedisKeys
-from datapatterns.cqrs.in_redis.redis_projecting import RedisRunner, begin_again
+from datapatterns.cqrs.in_redis.redis_projecting import RedisRunner
 from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.reading.reading import Reading
 from datapatterns.cqrs.running.declared import find_declared, refuse_twins
 from datapatterns.cqrs.running.events_elsewhere import EventsElsewhere
-from datapatterns.cqrs.running.leasing import read_build, read_position
+from datapatterns.cqrs.running.leasing import read_build, read_own_position, read_position
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.running import (
@@ -46,16 +46,15 @@ from datapatterns.cqrs.verification import Verifying
 from datapatterns.errors import ProjectionDefinitionError, ProjectionModeError, SettingsError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
-from datapatterns.failpoints import failpoint
 from datapatterns.sql.texts import is_text
-from datapatterns.transactions import looking, reading, resuming
+from datapatterns.transactions import looking, reading
 
 LEASE_SECONDS_MAX: Final = 86_400
 """For longer nobody should wait for a runner that died."""
 
 
 @dataclass(frozen=True, slots=True)
-class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying):
+class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying, Versioning):
     """Moves read models on behind the log of ``store``, each event exactly once.
 
     Attributes:
@@ -167,7 +166,7 @@ class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying):
                 self._runner(projection, page_events),
                 self._terms(),
                 self.clock,
-                lambda conn: self.position(conn, projection),
+                lambda conn: self._reached(conn, projection),
             )
             try:
                 return work.run(conn, Target(until, deadline), on_page)
@@ -214,56 +213,11 @@ class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying):
         """
         self._switch(projection, page_events=1).to_async(engine, timeout_seconds=timeout_seconds)
 
-    def rebuild(
-        self,
-        engine: Engine,
-        projection: type[AnyProjection],
-        *,
-        timeout_seconds: float = 3_600.0,
-        page_events: int | None = None,
-        on_page: Callable[[ProjectionProgress], None] = lambda _: None,
-    ) -> ProjectionProgress:
-        """Build the read model anew from the first event; other runners are fenced off.
-
-        Readers of a table keep the old rows until the new ones are there, all at once. Readers
-        in Redis are told by `ReadModelBuildingError` that it is being built; to spare them that,
-        raise the version, and the new one is built beside the old one by `catch_up`.
-
-        Args:
-            engine: Where the events and the checkpoints are.
-            projection: What to rebuild; of a table, this version takes the place of all others.
-            timeout_seconds: How long it may take in Redis.
-            page_events: How many events are applied at once.
-            on_page: Called after each page, for a progress bar.
-
-        Raises:
-            CommitUnansweredError: The connection broke during a COMMIT; rebuild it again.
-            LeaseLostError: Another runner took over meanwhile; what was there stays.
-            ProjectionDefinitionError: The table refuses a row that the log gives, or is the read
-                model of another projection; it stays as it was.
-            ProjectionStoppedError: An event cannot be applied; a table stays as it was.
-            ReadModelBehindError: The time has passed; `catch_up` goes on.
-        """
-        if isinstance(runner := self._runner(projection, page_events), RedisRunner):
-            again = f"the new build of projection {projection.name}"
-            with redis_answers(), fresh_reads(engine) as conn, resuming(conn, again):
-                begin_again(conn, self._source, runner.projection, runner.model, self._terms())
-            failpoint("redis-rebuild.begun")
-            return self.catch_up(
-                engine,
-                projection,
-                timeout_seconds=timeout_seconds,
-                page_events=page_events,
-                on_page=on_page,
-            )
-        return TableRebuild(
-            self._source, runner.projection, self._terms(), runner.page_events, on_page
-        ).run(engine)
-
     def position(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
         """Return up to where the read model shows the log; None if it is not there or not whole.
 
-        Rows of a table that another version has built are not there for this one.
+        Rows of a table that another version has built are not there for this one, unless it was
+        live before: then the other took its place.
 
         Raises:
             ServerUnavailableError: It is in Redis, which does not answer.
@@ -272,6 +226,12 @@ class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying):
             if read_mode(conn, self._tables, projection) == "inline":
                 return self.store.high_water_mark(conn)
             return read_position(conn, self._tables, projection)
+        return self._reached(conn, projection)
+
+    def _reached(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
+        # Its own rows, which nobody may be reading yet.
+        if not issubclass(projection, RedisProjection):
+            return read_own_position(conn, self._tables, projection)
         build = read_build(conn, self._tables, projection)
         with redis_answers():
             checkpoint = self._in_redis(projection).checkpoint()

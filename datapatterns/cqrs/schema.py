@@ -37,6 +37,7 @@ class ProjectionColumns(TypedColumns):
     status: Named[str] = Column(Text)
     mode: Named[str] = Column(Text)
     targets: Named[list[str]] = Column(ARRAY(Text))
+    shadows: Named[dict[str, Any]] = Column(JSONB)
     created_at: Named[datetime] = Column(TIMESTAMP(timezone=True))
 
 

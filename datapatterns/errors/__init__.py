@@ -24,6 +24,7 @@ DataPatternsError
 │                         InlineProjectionError, MessageRefusedError, ProjectionDefinitionError,
 │                         ProjectionModeError, ProjectionStoppedError, ProjectionVersionError,
 │                         ReadModelDocumentError, ReadModelKeyError, TokenError
+│     promotions          PromotionRefusedError, ReadModelInUseError
 │     segments            SegmentError, SegmentKeyError
 │     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
 │                         ServerTooOldError, SettingsError
@@ -49,6 +50,7 @@ DataPatternsError
 │     migrations          MigrationBlockedError
 │     projections         ReadModelBehindError, ReadModelBuildingError, ReadModelDamagedError,
 │                         WritersInTheWayError
+│     promotions          PromotionTimeoutError, StandbyBehindError
 │     servers             ServerUnavailableError
 │     shards              ShardUnavailableError
 │     transactions        CommitUnansweredError
@@ -177,6 +179,12 @@ from datapatterns.errors.projections import (
     TokenError,
     WritersInTheWayError,
 )
+from datapatterns.errors.promotions import (
+    PromotionRefusedError,
+    PromotionTimeoutError,
+    ReadModelInUseError,
+    StandbyBehindError,
+)
 from datapatterns.errors.segments import SegmentError, SegmentKeyError, SegmentsBusyError
 from datapatterns.errors.servers import (
     MissingExtraError,
@@ -298,11 +306,14 @@ __all__ = [
     "ProjectionModeError",
     "ProjectionStoppedError",
     "ProjectionVersionError",
+    "PromotionRefusedError",
+    "PromotionTimeoutError",
     "PurgeRefusedError",
     "ReadModelBehindError",
     "ReadModelBuildingError",
     "ReadModelDamagedError",
     "ReadModelDocumentError",
+    "ReadModelInUseError",
     "ReadModelKeyError",
     "ReadModelMovedError",
     "ReadOnlyServerError",
@@ -328,6 +339,7 @@ __all__ = [
     "SnapshotOutdatedError",
     "SourceEventError",
     "StaleShardMapError",
+    "StandbyBehindError",
     "StreamArchivedError",
     "StreamCopyError",
     "SubjectForgottenError",

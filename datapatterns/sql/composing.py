@@ -14,3 +14,8 @@ def execute(conn: Connection, statement: sql.Composable) -> CursorResult[Any]:
     return conn.exec_driver_sql(
         statement.as_string(None), execution_options={"no_parameters": True}
     )
+
+
+def execute_written(conn: Connection, statements: str) -> None:
+    """Execute what PostgreSQL itself has written, quoted, in this session."""
+    conn.exec_driver_sql(statements, execution_options={"no_parameters": True})

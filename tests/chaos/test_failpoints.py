@@ -12,7 +12,13 @@ from datapatterns.cache_aside import Cache
 from datapatterns.cqrs import Outbox, Projections
 from datapatterns.embedded.processes import servers_in
 from datapatterns.errors import ReadModelBuildingError, SegmentsBusyError, StreamArchivedError
-from datapatterns.event_sourcing import NEW_STREAM, Archive, FileAnchor, HashChain, NewEvent
+from datapatterns.event_sourcing import (
+    NEW_STREAM,
+    Archive,
+    FileAnchor,
+    HashChain,
+    NewEvent,
+)
 from datapatterns.failpoints import FAILPOINTS
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing import wait_until
@@ -115,6 +121,8 @@ DEATHS = [
     REBUILDING,
     RETRYING,
     PASSING_ON,
+    workers.BUILDING,
+    workers.RETIRING_IN_REDIS,
     PROJECTING_INTO_REDIS,
     REBUILDING_IN_REDIS,
     SKIPPING_IN_REDIS,

@@ -1,4 +1,4 @@
-"""Build a read model in a table anew from the log, while readers keep what they have.
+"""Mend the live version of a read model in place, while readers keep what they have.
 
 The log is folded into a temporary table, page by page. Then one transaction writes the rows that
 differ, moves the checkpoint and makes this version the live one: readers see the old rows until
@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from datapatterns.cqrs.definition import TableProjection
 from datapatterns.cqrs.running.advancing import advance
 from datapatterns.cqrs.running.bells import ring
-from datapatterns.cqrs.running.leasing import Lease, release, take_over
+from datapatterns.cqrs.running.leasing import Lease, read_live_version, release, take_over
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.registering import register_build, take_place
@@ -27,7 +27,7 @@ from datapatterns.cqrs.tables.projecting import is_of_data, message_of
 from datapatterns.cqrs.tables.read_model import ReadModels, read_models_of
 from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
 from datapatterns.cqrs.tables.targets import lock_writers_out, resolve_targets
-from datapatterns.errors import ProjectionDefinitionError, ProjectionModeError
+from datapatterns.errors import LeaseLostError, ProjectionDefinitionError, ProjectionModeError
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import resuming
@@ -54,13 +54,17 @@ class TableRebuild:
                         advice="make it async, rebuild it, and make it inline again",
                     )
                 register_build(conn, self._tables, self.projection)
+                live = read_live_version(conn, self._tables, self.projection)
+                if live not in (None, self.projection.version):
+                    raise LeaseLostError(self._this, epoch=0)
                 leases = take_over(
                     conn,
                     self._tables,
                     self.projection,
                     owner=self.terms.owner,
                     seconds=self.terms.seconds,
-                    all_versions=True,
+                    # Without a live version nobody else may make one meanwhile.
+                    all_versions=live is None,
                 )
             failpoint("rebuild.leases-taken")
             try:

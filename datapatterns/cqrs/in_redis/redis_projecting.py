@@ -146,6 +146,11 @@ class RedisRunner:
             except DamagedError:
                 return self._begin_anew(conn, lease), ProjectionProgress(0, START, caught_up=False)
 
+    def remove(self, conn: Connection, lease: Lease) -> None:
+        """Remove the read model from Redis, for good."""
+        with self._ours(conn, lease):
+            self.model.remove(self._ticket(lease))
+
     def _apply(
         self,
         conn: Connection,
@@ -342,3 +347,24 @@ def begin_again(
         all_versions=False,
     )
     release(conn, tables, begin_build(conn, tables, lease, epoch_min=model.epoch()))
+
+
+def forget_version(conn: Connection, runner: RedisRunner, terms: LeaseTerms) -> None:
+    """Remove a version from Redis, under a lease that no other runner has.
+
+    Raises:
+        ForeignReadModelError: A lease wrote it that PostgreSQL has not given yet.
+        LeaseLostError: Another runner has the lease.
+    """
+    tables = projection_tables(runner.store.schema)
+    with resuming(conn, f"the end of projection {runner.projection.name}"):
+        leases = take_over(
+            conn,
+            tables,
+            runner.projection,
+            owner=terms.owner,
+            seconds=terms.seconds,
+            all_versions=False,
+        )
+    for lease in leases:
+        runner.remove(conn, lease)

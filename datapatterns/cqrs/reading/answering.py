@@ -30,6 +30,7 @@ from datapatterns.cqrs.definition import AnyProjection, TableProjection
 from datapatterns.cqrs.reading.answers import Age, Answer, Attempted, Demand, Missed
 from datapatterns.cqrs.reading.log_identity import log_mark
 from datapatterns.cqrs.reading.tokens import Token, check_log
+from datapatterns.cqrs.running.leasing import is_shown
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.cqrs.tables.targets import quoted_table
@@ -144,11 +145,7 @@ def _read_standing(
     row = conn.execute(
         select(func.min(tables.shards.c.position), versions.mode)
         .join_from(tables.projections, tables.shards)
-        .where(
-            versions.name == projection.name,
-            versions.version == projection.version,
-            versions.status == "live",
-        )
+        .where(is_shown(tables, projection))
         .group_by(versions.mode)
     ).one_or_none()
     return None if row is None else _Standing(Position(row[0]), row[1] == "inline")

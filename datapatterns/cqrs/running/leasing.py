@@ -34,6 +34,10 @@ RUNNABLE: Final = ("building", "ready", "live", "standby")
 """In which states a version may be moved on."""
 
 
+WHOLE_STATES: Final = ("ready", "live", "standby")
+"""In which states a version has all of its rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to move one segment of a projection on.
@@ -164,24 +168,67 @@ def release(conn: Connection, tables: ProjectionTables, lease: Lease) -> None:
 def read_position(
     conn: Connection, tables: ProjectionTables, projection: type[AnyProjection]
 ) -> Position | None:
-    """Return how far the rows of the live tables are; None if this version did not build them.
+    """Return how far the live tables are; None if they are not there for this version.
 
-    With several segments, how far the last of them is.
+    They are if it built them, or has before another took its place; with several segments, they
+    are as far as the last of them.
     """
+    projections, shards = tables.projections.c, tables.shards.c
+    position = conn.scalar(
+        select(func.min(shards.position))
+        .join_from(
+            tables.shards,
+            tables.projections,
+            and_(projections.name == shards.name, projections.version == shards.version),
+        )
+        .where(is_shown(tables, projection))
+    )
+    return None if position is None else Position(position)
+
+
+def is_shown(tables: ProjectionTables, projection: type[AnyProjection]) -> ColumnElement[bool]:
+    """Return the condition that a version is what readers of ``projection`` read.
+
+    That is the live one, if it is this one or has taken its place.
+    """
+    projections, stands = tables.projections.c, tables.projections.alias("stands").c
+    return and_(
+        projections.name == projection.name,
+        projections.status == "live",
+        exists().where(
+            stands.name == projection.name,
+            stands.version == projection.version,
+            stands.status.in_(("live", "standby")),
+        ),
+    )
+
+
+def read_own_position(
+    conn: Connection, tables: ProjectionTables, projection: type[AnyProjection]
+) -> Position | None:
+    """Return how far the rows of this version are, in whichever tables; None if not whole."""
     position = conn.scalar(
         select(func.min(tables.shards.c.position)).where(
-            is_live(tables, projection), _of_version(tables, projection.name, projection.version)
+            exists().where(
+                tables.projections.c.name == projection.name,
+                tables.projections.c.version == projection.version,
+                tables.projections.c.status.in_(WHOLE_STATES),
+            ),
+            _of_version(tables, projection.name, projection.version),
         )
     )
     return None if position is None else Position(position)
 
 
-def is_live(tables: ProjectionTables, projection: type[AnyProjection]) -> ColumnElement[bool]:
-    """Return the condition that this version is the one that is read."""
-    return exists().where(
-        tables.projections.c.name == projection.name,
-        tables.projections.c.version == projection.version,
-        tables.projections.c.status == "live",
+def read_status(
+    conn: Connection, tables: ProjectionTables, projection: type[AnyProjection]
+) -> str | None:
+    """Return how this version stands; None if it was never run."""
+    return conn.scalar(
+        select(tables.projections.c.status).where(
+            tables.projections.c.name == projection.name,
+            tables.projections.c.version == projection.version,
+        )
     )
 
 

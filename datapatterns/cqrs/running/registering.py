@@ -6,7 +6,7 @@ from sqlalchemy import Connection, and_, delete, exists, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from datapatterns.cqrs.definition import AnyProjection, TableProjection
-from datapatterns.cqrs.running.leasing import RUNNABLE, Lease
+from datapatterns.cqrs.running.leasing import RUNNABLE, WHOLE_STATES, Lease
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.cqrs.tables.targets import resolve_targets
 from datapatterns.errors import ProjectionDefinitionError, ProjectionVersionError
@@ -31,7 +31,7 @@ def register(
     in_table = issubclass(projection, TableProjection)
     targets = resolve_targets(conn, projection)
     _refuse_taken(conn, tables, name, targets)
-    # Versions of a table take each other's place; those in Redis stand side by side.
+    # A version in tables is built beside the live one, by a rebuild; one in Redis by running it.
     found = _versions(conn, tables, name)
     if not found and not empty:
         raise ProjectionVersionError(name, declared=version, live=None)
@@ -41,8 +41,8 @@ def register(
         found = _versions(conn, tables, name)
     if any(known.kind != _kind(projection) for known in found.values()):
         raise _taken_name(projection)
-    # While a table is rebuilt for this version, another one's rows are in it.
-    runnable = ("live",) if in_table else RUNNABLE
+    # What is half built in tables, nobody but its builder may move on.
+    runnable = WHOLE_STATES if in_table else RUNNABLE
     if version not in found or found[version].status not in runnable:
         live = [v for v, known in found.items() if known.status == "live"]
         raise ProjectionVersionError(name, declared=version, live=live[0] if live else None)
@@ -76,17 +76,12 @@ def register_build(
 def take_place(
     conn: Connection, tables: ProjectionTables, lease: Lease, *, targets: list[str]
 ) -> None:
-    """Make a version live in the place of all others, which may not run any more."""
+    """Make a version that was built in the live tables the live one."""
     projections = tables.projections
     conn.execute(
         update(projections)
-        .where(projections.c.name == lease.name, projections.c.version != lease.version)
-        .values(status="retired")
-    )
-    conn.execute(
-        update(projections)
         .where(projections.c.name == lease.name, projections.c.version == lease.version)
-        .values(status="live", targets=targets)
+        .values(status="live", targets=targets, shadows={})
     )
     owned = tables.owned
     conn.execute(delete(owned).where(owned.c.name == lease.name, owned.c.target.not_in(targets)))

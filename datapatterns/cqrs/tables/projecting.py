@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, StatementError
 
@@ -122,6 +123,14 @@ def is_of_data(error: DBAPIError) -> bool:
     if sqlstate is None:  # the driver has refused them, before the server saw any
         return isinstance(error, DataError | ProgrammingError)
     return isinstance(error, DataError | IntegrityError) or sqlstate.startswith(_OF_DATA)
+
+
+def is_refusal(error: psycopg.Error) -> bool:
+    """Return the same of an error of the driver's own."""
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.DataError | psycopg.ProgrammingError)
+    refused = isinstance(error, psycopg.DataError | psycopg.IntegrityError)
+    return refused or error.sqlstate.startswith(_OF_DATA)
 
 
 def find_poison(

@@ -1,6 +1,6 @@
 """A read model in a table: read the rows that a page concerns, write them all at once."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -115,17 +115,23 @@ class ReadModel:
         Raises:
             ReadModelKeyError: A handler has changed the key of its row.
         """
-        kept = []
+        if kept := list(self.stored(rows)):
+            statement = upsert_statement(self.table, self.columns, self.key_length)
+            send(conn, statement, self.columns, zip(*kept, strict=True))
+
+    def stored(self, rows: Rows) -> Iterator[tuple[Any, ...]]:
+        """Yield the values of those of ``rows`` that are there, in the order of the columns.
+
+        Raises:
+            ReadModelKeyError: A handler has changed the key of its row.
+        """
         for key, row in rows.items():
             if row is None:
                 continue
-            stored = astuple(row)
+            stored: tuple[Any, ...] = astuple(row)
             if self._key(stored) != key:
                 raise ReadModelKeyError(self.name, "a handler changed the key of its row")
-            kept.append(stored)
-        if kept:
-            statement = upsert_statement(self.table, self.columns, self.key_length)
-            send(conn, statement, self.columns, zip(*kept, strict=True))
+            yield stored
 
     def _key(self, row: Sequence[Any]) -> Hashable:
         return row[0] if self.key_length == 1 else tuple(row[: self.key_length])

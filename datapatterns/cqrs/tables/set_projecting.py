@@ -13,6 +13,7 @@ from datapatterns.cqrs.running.advancing import (
     current_barrier,
 )
 from datapatterns.cqrs.running.bells import ring
+from datapatterns.cqrs.running.fencing import telling_fenced
 from datapatterns.cqrs.running.leasing import Lease
 from datapatterns.cqrs.running.parking import WHOLE_EVENT, Unapplied, skip
 from datapatterns.cqrs.running.progress import ProjectionProgress
@@ -78,6 +79,12 @@ class SetRunner:
             ProjectionDefinitionError: Its statements are none that could be run.
             ProjectionStoppedError: An event cannot be applied; those before it were.
         """
+        with telling_fenced(conn, projection_tables(self.store.schema), lease):
+            return self._page(conn, lease, persist=persist)
+
+    def _page(
+        self, conn: Connection, lease: Lease, *, persist: bool
+    ) -> tuple[Lease, ProjectionProgress]:
         try:
             try:
                 with resuming(conn, self._a_page):

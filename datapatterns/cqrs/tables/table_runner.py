@@ -19,6 +19,7 @@ from datapatterns.cqrs.running.events_elsewhere import (
     note_followed_log,
     note_idle,
 )
+from datapatterns.cqrs.running.fencing import telling_fenced
 from datapatterns.cqrs.running.leasing import Lease
 from datapatterns.cqrs.running.paging import PageOfEvents, read_page
 from datapatterns.cqrs.running.progress import ProjectionProgress
@@ -71,6 +72,12 @@ class TableRunner:
             LeaseLostError: Another runner has the lease; nothing was applied.
             ProjectionStoppedError: An event cannot be applied; those before it were.
         """
+        with telling_fenced(conn, projection_tables(self.store.schema), lease):
+            return self._page(conn, lease, persist=persist)
+
+    def _page(
+        self, conn: Connection, lease: Lease, *, persist: bool
+    ) -> tuple[Lease, ProjectionProgress]:
         try:
             with resuming(conn, self._a_page):
                 lease, progress = self._whole_page(conn, lease, persist=persist)

@@ -24,10 +24,13 @@ def resolve_targets(conn: Connection, projection: type[AnyProjection]) -> list[s
     """Return the names of its live tables with their schema, sorted; none if it is in Redis."""
     if not issubclass(projection, TableProjection):
         return []
-    return sorted(_resolved(conn, model.table) for model in read_models_of(projection).values())
+    return sorted(
+        resolve_target(conn, model.table) for model in read_models_of(projection).values()
+    )
 
 
-def _resolved(conn: Connection, table: Table) -> str:
+def resolve_target(conn: Connection, table: Table) -> str:
+    """Return the name of one live table with its schema, as PostgreSQL writes it."""
     relation = literal(quoted_table(conn, table).replace("%%", "%")).cast(REGCLASS)
     identity = func.pg_identify_object(
         literal("pg_catalog.pg_class").cast(REGCLASS).cast(OID), relation.cast(OID), 0

@@ -1,0 +1,96 @@
+"""`datapatterns projections rebuild|promote|rollback|retire`, as people and programs run them."""
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, Engine
+
+from datapatterns.cqrs import Projections
+from datapatterns.event_sourcing import EventStore
+from tests.fixtures.commands import Run, rows
+from tests.fixtures.empty_database import shown
+from tests.fixtures.read_models import (
+    ItemScanned,
+    SalesByProduct,
+    append_all,
+    create_tables,
+    sales,
+)
+
+pytestmark = pytest.mark.postgres
+
+STORE = EventStore()
+
+APP = """
+from datapatterns import DataLayer
+from tests.fixtures.read_models import DoubledSales, SalesByProduct
+
+layer = DataLayer({url!r}, projections=[SalesByProduct, DoubledSales])
+"""
+
+
+@pytest.fixture
+def app(
+    database_url: URL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> tuple[str, str]:
+    name = f"versions_app_{abs(hash(request.node.nodeid))}"
+    (tmp_path / f"{name}.py").write_text(APP.format(url=shown(database_url)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "--app", f"{name}:layer"
+
+
+def test_a_version_is_built_promoted_put_back_and_retired(
+    run: Run, engine: Engine, app: tuple[str, str]
+) -> None:
+    create_tables(engine)
+    append_all(engine, STORE, [ItemScanned("milk", 1)] * 30)
+    Projections(STORE).catch_up(engine, SalesByProduct)
+
+    def told(*arguments: str) -> dict[str, object]:
+        ran = run("projections", *arguments, "--json", *app)
+        (row,) = rows(ran)
+        return row
+
+    planned = told("rebuild", "sales_by_product", "--dry-run")
+    built = told("rebuild", "sales_by_product", "--no-promote", "--page-events", "5")
+    would = told("promote", "sales_by_product", "--dry-run")
+    before = sales(engine)["milk"][0]
+    promoted = told("promote", "sales_by_product")
+    after = sales(engine)["milk"][0]
+    back = told("rollback", "sales_by_product")
+    gone = told("retire", "sales_by_product", "--version", "2", "--yes")
+
+    assert (planned["in_place"], planned["done"]) == (False, False)
+    assert (built["status"], built["events"]) == ("ready", 30)
+    assert (would["instead_of"], would["done"]) == (1, False)
+    assert (before, after) == (30, 60)
+    assert promoted["instead_of"] == 1
+    assert (back["version"], sales(engine)["milk"][0]) == (1, 30)
+    assert gone["dropped"] == ["public.product_sales__v2"]
+
+
+def test_what_is_refused_says_what_instead(run: Run, engine: Engine, app: tuple[str, str]) -> None:
+    create_tables(engine)
+    Projections(STORE).catch_up(engine, SalesByProduct)
+
+    ran = run("projections", "promote", "sales_by_product", *app)
+
+    assert ran.code == 2
+    assert "rebuild it first" in ran.err
+
+
+def test_progress_is_told_with_rate_and_time_left(
+    run: Run, engine: Engine, app: tuple[str, str]
+) -> None:
+    create_tables(engine)
+    append_all(engine, STORE, [ItemScanned("milk", 1)] * 30)
+    Projections(STORE).catch_up(engine, SalesByProduct)
+
+    ran = run("projections", "rebuild", "sales_by_product", "--page-events", "5", *app)
+
+    assert ran.code == 0
+    assert "events/s" in ran.err
+    assert "s left" in ran.err
