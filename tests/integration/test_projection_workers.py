@@ -1,14 +1,17 @@
 """Several workers share what is declared, take over from each other, and lose or double nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from threading import Event, Thread
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
-from datapatterns.cqrs import Projection, Projections, on
-from datapatterns.cqrs.running.working import ProjectionWorker
+from datapatterns.cqrs import Message, Projection, Projections, ProjectionWorker, on
+from datapatterns.cqrs.running.working import LONG_PAGE_LEASES
 from datapatterns.event_sourcing import EventStore, Position, RecordedEvent
-from datapatterns.testing import ManualClock
+from datapatterns.runtime import RelayLoop, Worker
+from datapatterns.testing import ManualClock, wait_until
+from datapatterns.testing.faults import halted_at
 from tests.fixtures.read_models import (
     DoorOpened,
     ItemScanned,
@@ -229,3 +232,113 @@ def test_the_view_is_the_fold_of_the_log(
 
     assert sales(shop) == expected_sales((event, "1") for event in events)
     assert projections.verify(shop, SalesByProduct).matches
+
+
+def test_a_barrier_below_what_an_idle_worker_has_seen_is_stood_at_exactly(
+    shop: Engine, projections: Projections, clock: ManualClock
+) -> None:
+    append_all(shop, STORE, [MILK])
+    worker = projections.worker()
+    step(worker, shop, clock)
+    barrier = append_all(shop, STORE, [DoorOpened()])
+    append_all(shop, STORE, [DoorOpened()])
+    worker.step(shop)  # it sees them, and does not write that down
+    with shop.begin() as conn:
+        conn.execute(
+            text(
+                "UPDATE datapatterns.projection_shard"
+                " SET barrier = :barrier, barrier_until = now() + interval '1 h'"
+            ),
+            {"barrier": barrier},
+        )
+
+    for _ in range(4):
+        clock.advance(0.25)
+        worker.step(shop)
+
+    assert position(shop, projections) == barrier
+
+
+def lease_until(engine: Engine) -> float:
+    with engine.begin() as conn:
+        until = conn.scalar(
+            text("SELECT extract(epoch FROM lease_until) FROM datapatterns.projection_shard")
+        )
+        return float(until or 0)
+
+
+def test_a_page_that_takes_longer_than_the_lease_keeps_it(shop: Engine) -> None:
+    projections = Projections(STORE, lease_seconds=0.3, declared=[SalesByProduct])
+    append_all(shop, STORE, [MILK])
+    loop = Worker(shop, projections.worker(), threads=1)
+    thread = Thread(target=loop.run)
+
+    with halted_at("projection.page-applied") as page:
+        thread.start()
+        page.wait()
+        claimed = lease_until(shop)
+        wait_until(lambda: lease_until(shop) > claimed + 0.6, deadline_seconds=60)
+        other = projections.worker()
+        assert other.step(shop).held == 0
+        page.release()
+    wait_until(lambda: sales(shop) == {"milk": (1, 1, "1")}, deadline_seconds=60)
+    loop.stop()
+    thread.join()
+
+    assert projections.verify(shop, SalesByProduct).matches
+
+
+def test_a_page_that_hangs_loses_its_segment_in_the_end(
+    shop: Engine, projections: Projections, clock: ManualClock
+) -> None:
+    hangs, go_on = Event(), Event()
+
+    class Hanging(Projection, into=ProductSales, version=1, name="sales_by_product"):
+        @on(ItemScanned, key=lambda e, _: e.product)
+        def _(self, row: ProductSales, _e: ItemScanned, _meta: RecordedEvent) -> None:
+            hangs.set()
+            assert go_on.wait(60)
+            row.quantity += 1
+
+    append_all(shop, STORE, [MILK])
+    hung, heir = projections.worker([Hanging]), projections.worker()
+
+    def with_conn(work: Callable[[Connection], object]) -> None:
+        with shop.connect() as conn:
+            work(conn.execution_options(isolation_level="READ COMMITTED"))
+
+    with_conn(hung.beat)
+    thread = Thread(target=with_conn, args=(hung.turn,))
+    thread.start()
+    assert hangs.wait(60)
+    clock.advance(projections.lease_seconds * LONG_PAGE_LEASES + 1)
+    let_leases_lapse(shop)
+    with_conn(hung.beat)
+    assert step(heir, shop, clock) == 1
+    go_on.set()
+    thread.join()
+
+    assert sales(shop) == {"milk": (1, 1, "1")}
+    assert owners(shop) == [heir.terms.owner]
+
+
+def test_messages_are_relayed_by_a_loop_beside_the_projections(shop: Engine) -> None:
+    class Telling(Projection, into=ProductSales, version=1, messages=True):
+        @on(ItemScanned, key=lambda e, _: e.product)
+        def _(self, row: ProductSales, e: ItemScanned, _meta: RecordedEvent) -> None:
+            row.quantity += 1
+            self.emit("scanned", {"product": e.product}, key=e.product)
+
+    published: list[Message] = []
+    append_all(shop, STORE, [MILK] * 3)
+    projections = Projections(STORE, declared=[Telling])
+    loop = Worker(shop, projections.worker(), [RelayLoop(shop, published.append, seconds=0.01)])
+    thread = Thread(target=loop.run)
+    thread.start()
+    try:
+        wait_until(lambda: len(published) == 3, deadline_seconds=60)
+    finally:
+        loop.stop()
+        thread.join()
+
+    assert [message.topic for message in published] == ["scanned"] * 3
