@@ -224,7 +224,10 @@ class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying, Ver
         """
         if not issubclass(projection, RedisProjection):
             if read_mode(conn, self._tables, projection) == "inline":
-                return self.store.high_water_mark(conn)
+                final = self.store.high_water_mark(conn)
+                # If it was switched in between, what came then is not kept, and may be final.
+                if read_mode(conn, self._tables, projection) == "inline":
+                    return final
             return read_position(conn, self._tables, projection)
         return self._reached(conn, projection)
 

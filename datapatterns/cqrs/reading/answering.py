@@ -119,7 +119,9 @@ class Question(Generic[T]):
             check_log(demand.after, mark)
         position = None if standing is None else standing.position
         age = read_age(conn, self.store.schema, self.projection, position or START)
-        if final is not None:  # appends keep it: all that is visible shows
+        # Appends keep it: all that is visible shows. If none do any more, ``final`` tells how far
+        # the log is, and nothing of the read model.
+        if final is not None and standing is not None and standing.is_inline:
             position, age = final, Age(final, 0.0, age.parked)
         met = position is not None and demand.is_met(position, age)
         if position is None or not (met or anyway):
