@@ -1,20 +1,39 @@
 """What could slip past a projection that is kept inline, or come out differently from a replay."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from decimal import Decimal
 from uuid import uuid4
 
 import pytest
 from psycopg.errors import ObjectNotInPrerequisiteState
-from sqlalchemy import Connection, Engine
+from sqlalchemy import CHAR, Connection, Engine, Numeric
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from datapatterns.cqrs import InlineProjections, Projections
-from datapatterns.errors import InlineProjectionError, IsolationLevelError, VersionConflictError
-from datapatterns.event_sourcing import ANY, EventStore, ImportedEvent, StreamId
+from datapatterns.cqrs import InlineProjections, Projection, Projections, on
+from datapatterns.cqrs.tables import verifying
+from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay
+from datapatterns.errors import (
+    InlineProjectionError,
+    IsolationLevelError,
+    ProjectionStoppedError,
+    VersionConflictError,
+)
+from datapatterns.event_sourcing import (
+    ANY,
+    EventStore,
+    ImportedEvent,
+    Position,
+    RecordedEvent,
+    StreamId,
+)
+from tests.fixtures.blocking import until_blocked_by
 from tests.fixtures.read_models import (
     DoorOpened,
     ItemScanned,
+    ProductSales,
     SalesByProduct,
     append,
     append_all,
@@ -107,3 +126,96 @@ def test_an_append_that_is_not_in_a_transaction_is_refused(shop: Engine, event: 
         STORE.append(conn, StreamId("basket", "1"), [event], expected_version=ANY)
 
     assert sales(shop)["milk"] == (1, 10, "1")
+
+
+# -- Keys ------------------------------------------------------------------------------------------
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Padded(Base):
+    __tablename__ = "padded_sales"
+    product: Mapped[str] = mapped_column(CHAR(10), primary_key=True)
+    quantity: Mapped[int] = mapped_column(default=0)
+
+
+class Priced(Base):
+    __tablename__ = "sales_by_price"
+    price: Mapped[Decimal] = mapped_column(Numeric(10, 2), primary_key=True)
+    quantity: Mapped[int] = mapped_column(default=0)
+
+
+class SalesPadded(Projection, into=Padded, version=1):
+    @on(ItemScanned, key=lambda e, _: e.product)
+    def _(self, row: Padded, _e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.quantity += 1
+
+
+class SalesByPrice(Projection, into=Priced, version=1):
+    @on(ItemScanned, key=lambda e, _: Decimal(e.product))
+    def _(self, row: Priced, _e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.quantity += 1
+
+
+@pytest.mark.parametrize(
+    ("projection", "early", "late"),
+    [(SalesPadded, "milk", "milk  "), (SalesByPrice, "1.00", "1.004")],
+)
+def test_keys_that_only_the_database_finds_equal_lose_no_event(
+    engine: Engine, projection: type[Projection], early: str, late: str
+) -> None:
+    Base.metadata.create_all(engine)
+    store = EventStore(inline=InlineProjections((projection,)))
+    Projections(store).make_inline(engine, projection)
+
+    with engine.connect() as first, ThreadPoolExecutor(1) as pool:
+        begun = first.begin()
+        append(first, store, [ItemScanned(early, 1)])
+        second = pool.submit(append_all, engine, store, [ItemScanned(late, 1)], basket="2")
+        until_blocked_by(engine, first)
+        begun.commit()
+        with pytest.raises(InlineProjectionError, match="equal to the database"):
+            second.result(timeout=20)
+
+    assert Projections(store).verify(engine, projection).matches
+
+
+# -- Verifying -------------------------------------------------------------------------------------
+
+
+def test_verify_holds_writers_up_only_for_what_they_append_meanwhile(
+    shop: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = append_all(shop, STORE, [ItemScanned("milk", 1)] * 5)
+    replayed = list[int]()
+
+    def replay_and_look(conn: Connection, replay: AnyReplay, *, until: Position) -> object:
+        done = advance_replay(conn, replay, until=until)
+        replayed.append(replay.position)
+        return done
+
+    monkeypatch.setattr(verifying, "advance_replay", replay_and_look)
+
+    assert PROJECTIONS.verify(shop, SalesByProduct).matches
+    assert replayed == [token]
+
+
+def test_verify_names_the_event_that_can_no_longer_be_applied(
+    shop: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Changed(SalesByProduct, into=ProductSales, version=1, name=SalesByProduct.name):
+        @on(DoorOpened, key=lambda _e, _m: "door")
+        def opened(self, _row: ProductSales, _e: DoorOpened, _meta: RecordedEvent) -> None:
+            raise LookupError("door")
+
+    def open_it_meanwhile(conn: Connection, replay: AnyReplay, *, until: Position) -> object:
+        done = advance_replay(conn, replay, until=until)
+        append_all(shop, STORE, [ItemScanned("milk", 1), DoorOpened()])
+        return done
+
+    monkeypatch.setattr(verifying, "advance_replay", open_it_meanwhile)
+
+    with pytest.raises(ProjectionStoppedError, match="door_opened"):
+        PROJECTIONS.verify(shop, Changed)

@@ -214,7 +214,9 @@ def _apply(
         models = read_models_of(projection)
         # Constraints of the caller may be deferred, so they are left alone: at the COMMIT they
         # undo the events as well.
-        apply_events(conn, store, projection, models, events, sends=True, check_deferred=False)
+        apply_events(
+            conn, store, projection, models, events, sends=True, check_deferred=False, alone=False
+        )
     except UnappliableError as error:
         cause = error.__cause__ or error
         raise _refused(projection, cause) from cause

@@ -1,6 +1,6 @@
 """One page of the log into a table, in one transaction with the checkpoint."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -52,6 +52,7 @@ def apply_events(  # noqa: PLR0913 -- what may be said about one page
     takes: Callable[[Step], bool] | None = None,
     sends: bool = False,
     check_deferred: bool = True,
+    alone: bool = True,
 ) -> None:
     """Fold ``events`` into the rows of ``models``: read them at once, write them at once.
 
@@ -65,6 +66,7 @@ def apply_events(  # noqa: PLR0913 -- what may be said about one page
         takes: Which of their steps; all unless given.
         sends: Whether what handlers emit goes to the outbox.
         check_deferred: Whether constraints that are deferred are checked at once.
+        alone: Whether nobody else writes rows of other keys meanwhile.
 
     Raises:
         UnappliableError: An event cannot be decoded or folded, or its rows cannot be stored.
@@ -77,9 +79,14 @@ def apply_events(  # noqa: PLR0913 -- what may be said about one page
         rows = {
             table: models[table].fetch(conn, keys) for table, keys in keys_by_table(steps).items()
         }
+        # A new row must not be one that somebody else has made meanwhile: of a key that only the
+        # database finds equal to ours.
+        there = None
+        if not alone or segment != WHOLE:
+            there = {table: set(of_table) for table, of_table in rows.items()}
         new_row = {table: model.new_row for table, model in models.items()}
         messages = fold_steps(instance, steps, rows, new_row=new_row)
-        write_rows(conn, models, rows, check_deferred=check_deferred)
+        write_rows(conn, models, rows, there=there, check_deferred=check_deferred)
         if sends:
             store_messages(conn, store.schema, projection, messages)
 
@@ -104,14 +111,25 @@ def blaming_data() -> Iterator[None]:
 
 
 def write_rows(
-    conn: Connection, models: ReadModels, rows: RowsByTable, *, check_deferred: bool = True
+    conn: Connection,
+    models: ReadModels,
+    rows: RowsByTable,
+    *,
+    there: Mapping[type, Collection[Hashable]] | None = None,
+    check_deferred: bool = True,
 ) -> None:
-    """Store what a fold has left, each table in one statement, and check it at once."""
-    written = [(model, rows[table]) for table, model in models.items() if table in rows]
-    for model, of_table in reversed(written):  # what refers to others goes before them
-        model.delete(conn, of_table)
-    for model, of_table in written:
-        model.upsert(conn, of_table)
+    """Store what a fold has left, each table in one statement, and check it at once.
+
+    Rows that are not among those ``there``, if it is given, must be new.
+    """
+    written = [(table, model) for table, model in models.items() if table in rows]
+    for table, model in reversed(written):  # what refers to others goes before them
+        model.delete(conn, rows[table])
+    for table, model in written:
+        kept = rows[table]
+        if there is not None:
+            kept = model.insert_new(conn, kept, there[table])
+        model.upsert(conn, kept)
     if written and check_deferred:
         # Now, not at the commit, where nobody would know that it was an event.
         conn.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")

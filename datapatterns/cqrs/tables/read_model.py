@@ -1,6 +1,6 @@
 """A read model in a table: read the rows that a page concerns, write them all at once."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from datapatterns.cqrs.tables.folding import Rows
 from datapatterns.cqrs.tables.row_statements import (
     delete_statement,
     find,
+    insert_statement,
     send,
     undecorated,
     upsert_statement,
@@ -108,6 +109,23 @@ class ReadModel:
         if gone:
             statement = delete_statement(self.table, self.key_columns)
             send(conn, statement, self.key_columns, zip(*gone, strict=True))
+
+    def insert_new(self, conn: Connection, rows: Rows, there: Collection[Hashable]) -> Rows:
+        """Store those of ``rows`` that are not ``there``, in one statement; return the others.
+
+        Raises:
+            ReadModelKeyError: One is there after all, by a key that the database finds equal; or
+                a handler has changed the key of its row.
+        """
+        new = list(self.stored({key: row for key, row in rows.items() if key not in there}))
+        if not new:
+            return rows
+        statement = insert_statement(self.table, self.columns, self.key_length)
+        if send(conn, statement, self.columns, zip(*new, strict=True)).rowcount < len(new):
+            raise ReadModelKeyError(
+                self.name, "two keys are equal to the database that are not to Python"
+            )
+        return {key: row for key, row in rows.items() if key in there}
 
     def upsert(self, conn: Connection, rows: Rows) -> None:
         """Store those of ``rows`` that are there, in one statement.

@@ -31,6 +31,7 @@ from sqlalchemy import (
     func,
     select,
 )
+from sqlalchemy.dialects.postgresql import Insert as UpsertableInsert
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -92,17 +93,29 @@ def delete_statement(table: Table, key: Columns) -> Delete:
 
 
 @cache
+def insert_statement(table: Table, columns: Columns, key_length: int) -> Insert:
+    """Return what stores rows that are not there yet; those that are, it leaves as they are."""
+    key = list(columns[:key_length])
+    new = _insert(table, columns, key_length).on_conflict_do_nothing(index_elements=key)
+    return new.execution_options(preserve_rowcount=True)  # which tells how many were new
+
+
+@cache
 def upsert_statement(table: Table, columns: Columns, key_length: int) -> Insert:
     """Return what stores rows, the key's columns first, whether they were there or not."""
-    page = _unnested(columns)
-    # In the order of the key: two runners that overlap for a moment wait instead of deadlocking.
-    rows = select(*page.c).order_by(*list(page.c)[:key_length])
-    upsert = insert(table).from_select([c.name for c in columns], rows, include_defaults=False)
+    upsert = _insert(table, columns, key_length)
     key = list(columns[:key_length])
     changed = {c.name: upsert.excluded[c.name] for c in columns[key_length:]}
     if not changed:
         return upsert.on_conflict_do_nothing(index_elements=key)
     return upsert.on_conflict_do_update(index_elements=key, set_=changed)
+
+
+def _insert(table: Table, columns: Columns, key_length: int) -> UpsertableInsert:
+    page = _unnested(columns)
+    # In the order of the key: two runners that overlap for a moment wait instead of deadlocking.
+    rows = select(*page.c).order_by(*list(page.c)[:key_length])
+    return insert(table).from_select([c.name for c in columns], rows, include_defaults=False)
 
 
 @cache
