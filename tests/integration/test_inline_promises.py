@@ -1,24 +1,26 @@
 """What could slip past a projection that is kept inline, or come out differently from a replay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from uuid import uuid4
 
 import pytest
 from psycopg.errors import ObjectNotInPrerequisiteState
-from sqlalchemy import CHAR, Connection, Engine, Numeric
+from sqlalchemy import CHAR, Connection, Engine, Numeric, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.cqrs import InlineProjections, Projection, Projections, on
+from datapatterns.cqrs.tables import verifying
 from datapatterns.cqrs.tables.replaying import AnyReplay
 from datapatterns.cqrs.tables.verifying import Sight, TableVerifier
 from datapatterns.errors import (
     InlineProjectionError,
     IsolationLevelError,
     VersionConflictError,
+    WritersInTheWayError,
 )
 from datapatterns.event_sourcing import (
     ANY,
@@ -198,3 +200,47 @@ def test_verify_replays_what_was_appended_before_it_holds_anything(
 
     assert PROJECTIONS.verify(shop, SalesByProduct).matches
     assert began == [token]
+
+
+# -- Fences that outlive their transaction's other locks -------------------------------------------
+
+
+FENCE = text(
+    "SELECT pg_advisory_xact_lock_shared(CAST(CAST(sequence AS bigint) AS int),"
+    " CAST(pg_sequence_last_value(sequence) AS int))"
+    " FROM (SELECT CAST(CAST('datapatterns.event_position' AS regclass) AS oid)) AS s (sequence)"
+)
+
+
+@contextmanager
+def fence_behind_an_append(shop: Engine) -> Iterator[Connection]:
+    """Append, and leave a fence before it, as a COMMIT does that is giving up its locks."""
+    with shop.connect() as conn:
+        conn.execute(FENCE)
+        append_all(shop, STORE, [ItemScanned("milk", 1)])
+        yield conn
+
+
+@pytest.mark.parametrize("switch", [PROJECTIONS.make_async, PROJECTIONS.make_inline])
+def test_a_switch_waits_for_the_fences_of_writers_that_have_ended(
+    shop: Engine, switch: Callable[..., None]
+) -> None:
+    if switch == PROJECTIONS.make_inline:
+        PROJECTIONS.make_async(shop, SalesByProduct)
+    with fence_behind_an_append(shop), pytest.raises(WritersInTheWayError):
+        switch(shop, SalesByProduct, timeout_seconds=0)
+
+    switch(shop, SalesByProduct)
+    PROJECTIONS.catch_up(shop, SalesByProduct)
+
+    assert sales(shop)["milk"][0] == 2
+
+
+def test_verify_waits_for_the_fences_of_writers_that_have_ended(
+    shop: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "FENCE_SECONDS", 0.0)
+    with fence_behind_an_append(shop), pytest.raises(WritersInTheWayError):
+        PROJECTIONS.verify(shop, SalesByProduct)
+
+    assert PROJECTIONS.verify(shop, SalesByProduct).matches

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import OperationalError
 
 from datapatterns.clock import Clock
+from datapatterns.cqrs.running.ended_writers import last_position, wait_until_final
 from datapatterns.cqrs.running.leasing import release, take_over
 from datapatterns.cqrs.running.modes import read_mode, set_mode, settle_at
 from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads
@@ -22,6 +23,7 @@ from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.cqrs.tables.table_runner import TableRunner
 from datapatterns.cqrs.tables.targets import lock_writers_out
 from datapatterns.errors import ProjectionModeError, WritersInTheWayError
+from datapatterns.event_sourcing.events import Position
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import resuming
 
@@ -53,6 +55,7 @@ class Switch:
         # A page of a runner may be under way; it holds rows before it asks for its lease.
         for model in read_models_of(self.runner.projection).values():
             lock_writers_out(conn, model.table)
+        self._wait_for_fences(conn)
         owner, seconds = self.terms.owner, self.terms.seconds
         for lease in take_over(
             conn,
@@ -86,7 +89,20 @@ class Switch:
         projection = self.runner.projection
         set_mode(conn, self._schema, projection, "async")
         failpoint("projection.mode-set")
-        settle_at(conn, self._tables, projection, self.runner.store.high_water_mark(conn))
+        settle_at(conn, self._tables, projection, self._wait_for_fences(conn))
+
+    def _wait_for_fences(self, conn: Connection) -> Position:
+        """Return the end of the log, which is final, as nobody can append."""
+        store = self.runner.store
+        wait_until_final(
+            conn,
+            store,
+            last_position(conn, self._schema),
+            waits_for=self.runner.projection.name,
+            seconds=LOCK_SECONDS,
+            clock=self.clock,
+        )
+        return store.high_water_mark(conn)
 
     def _mode_under_lock(self, conn: Connection) -> str:
         projection = self.runner.projection
@@ -113,8 +129,10 @@ class Switch:
                     with resuming(conn, f"the switch of projection {name}"):
                         conn.execute(select(func.set_config("lock_timeout", limit, True)))
                         switch(conn)
-                except OperationalError as error:
-                    if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
+                except (OperationalError, WritersInTheWayError) as error:
+                    if isinstance(error, OperationalError) and not isinstance(
+                        error.orig, LockNotAvailable | DeadlockDetected
+                    ):
                         raise
                     if self.clock.monotonic() >= deadline:
                         raise WritersInTheWayError(name, seconds=timeout_seconds) from error

@@ -15,7 +15,9 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, select
 
+from datapatterns.clock import SYSTEM_CLOCK
 from datapatterns.cqrs.definition import AnyProjection, TableProjection
+from datapatterns.cqrs.running.ended_writers import last_position, wait_until_final
 from datapatterns.cqrs.running.leasing import read_live_version
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress
@@ -52,6 +54,9 @@ from datapatterns.errors import (
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import reading
+
+FENCE_SECONDS: Final = 60.0
+"""For so long verify waits for a transaction that could have appended before what it compares."""
 
 _WHOLE_STATES: Final = ("ready", "live", "standby")
 """In which states a version has all of its rows."""
@@ -95,6 +100,7 @@ class TableVerifier:
             ProjectionVersionError: The tables are not those of this version.
             ReadModelBuildingError: They are not whole.
             ReadModelMovedError: They became others meanwhile.
+            WritersInTheWayError: A transaction that may have appended stayed open.
         """
         with fresh_reads(engine) as conn:
             with reading(conn):
@@ -170,7 +176,18 @@ class TableVerifier:
             lock = mode_lock(self.store.schema, self.projection.name)
             conn.execute(select(func.pg_advisory_xact_lock(lock)))
             self._status(seen)
-            return self.store.high_water_mark(conn)
+            last = last_position(seen, self.store.schema)
+            end = max(last, self.store.high_water_mark(conn))
+        with reading(conn):
+            wait_until_final(
+                conn,
+                self.store,
+                last,
+                waits_for=self.projection.name,
+                seconds=FENCE_SECONDS,
+                clock=SYSTEM_CLOCK,
+            )
+        return end
 
     def _follow(self, conn: Connection, replay: AnyReplay, sight: Sight) -> None:
         """Fold on to where the snapshot is."""
