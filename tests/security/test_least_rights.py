@@ -308,6 +308,13 @@ def test_the_worker_projects_what_the_application_appends(
     with rights.reader.begin() as conn:
         assert {status.positions_behind for status in projections.status(conn)} == {0}
 
+    worker = projections.worker([SalesByProduct])
+    assert worker.step(rights.worker).held == 1
+    with rights.worker.connect() as conn:
+        worker.leave(conn)
+    assert projections.split_into(rights.worker, SalesByProduct, 2) == 2
+    assert projections.merge(rights.worker, SalesByProduct) == 1
+
 
 def test_the_worker_refreshes_views_of_what_the_application_writes(rights: LeastRights) -> None:
     for view in (weekly, largest):
