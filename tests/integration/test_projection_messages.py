@@ -148,9 +148,28 @@ def test_no_replay_sends_anything(shop: Engine) -> None:
 
     assert PROJECTIONS.verify(shop, EMITS).matches
     PROJECTIONS.rebuild(shop, EMITS)
+    drop_what_refers_to_sales(shop)
     PROJECTIONS.rebuild(shop, projection_of("stop", messages=True, version=2))
 
     assert stored(shop) == []
+
+
+def drop_what_refers_to_sales(engine: Engine) -> None:
+    with engine.begin() as conn:
+        conn.execute(text("DROP TABLE best"))
+
+
+def test_the_next_version_sends_what_waits_in_both_and_nothing_that_was_sent(shop: Engine) -> None:
+    drop_what_refers_to_sales(shop)
+    append_all(shop, STORE, [sold("milk", bad=("milk",)), sold("tea", bad=("tea",)), sold("gin")])
+    PROJECTIONS.catch_up(shop, PARKS)
+    PROJECTIONS.retry(shop, MENDED, "tea")
+
+    PROJECTIONS.rebuild(shop, projection_of("park", messages=True, version=2))
+    PROJECTIONS.retry(shop, projection_of("park", messages=True, mended=True, version=2))
+
+    assert stored(shop) == [("gin", 3), ("tea", 2), ("milk", 1)]
+    assert contents(shop) == {"milk": (1, 1), "tea": (1, 1), "gin": (1, 1)}
 
 
 def test_a_rebuild_leaves_messages_to_what_waits_still_and_to_nothing_else(shop: Engine) -> None:

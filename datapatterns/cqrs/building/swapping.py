@@ -28,6 +28,7 @@ from datapatterns.cqrs.building.version_records import (
     read_versions,
     write_version,
 )
+from datapatterns.cqrs.running.parking import pass_on_owed
 from datapatterns.cqrs.running.registering import own_tables
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.versions import shadow_name
@@ -174,6 +175,8 @@ class Swap:
             targets=self.old.targets,
             shadows=aside if self.old.kind == "table" else {},
         )
+        # Messages of what waits in both versions are not sent yet.
+        pass_on_owed(conn, tables, self.new.name, version=self.old.version, heir=self.new.version)
         write_version(conn, tables, self.new, status="live", targets=self.new.targets, shadows={})
         owned = tables.owned
         conn.execute(
