@@ -20,6 +20,7 @@ TINY: dict[str, dict[str, object]] = {
     "import": {"EVENTS": 40, "STREAMS": 4},
     "load": {"EVENTS": 40, "LOADS": 2, "CASES": ((40, False), (40, True))},
     "log": {"EVENTS": 40, "STREAMS": 4, "PAGE_EVENTS": 7},
+    "promote": {"EVENTS": 1_000, "READERS": 2},
     "projection_rebuild": {"EVENTS": 1_020, "PAGE_EVENTS": 400},
     "projection_fold": {"EVENTS": 1_020, "PAGE_EVENTS": 400, "RIVAL_EVENTS": 4},
     "projection_set": {"EVENTS": 2_000, "PAGE_EVENTS": 300},
