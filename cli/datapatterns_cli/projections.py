@@ -6,6 +6,7 @@ from datapatterns_cli import (
     projections_parked,
     projections_running,
     projections_status,
+    projections_verifying,
     projections_versions,
 )
 from datapatterns_cli.shared_options import Group
@@ -20,6 +21,7 @@ def projections() -> None:
       datapatterns projections run sales_by_product --app shop.data:layer
       datapatterns projections rebuild sales_by_product --app shop.data:layer
       datapatterns projections split sales_by_product --into 4 --app shop.data:layer
+      datapatterns projections verify --sample 5% --app shop.data:layer
     """  # noqa: D301
 
 
@@ -28,6 +30,7 @@ for _command in (
     projections_running.run,
     projections_running.split,
     projections_running.merge,
+    projections_verifying.verify,
     projections_parked.parked,
     projections_parked.retry,
     projections_parked.discard,

@@ -6,15 +6,12 @@ from typing import TYPE_CHECKING
 import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
+from datapatterns_cli.projections_telling import Told
 from datapatterns_cli.shared_options import Command
 
 if TYPE_CHECKING:
     from datapatterns import DataLayer
     from datapatterns.cqrs import AnyProjection, ProjectionProgress
-    from datapatterns.event_sourcing import Position
-    from datapatterns_cli.output import Advance
-
-_NOTE_SECONDS = 5.0
 
 _name = click.argument("name")
 _version = click.option(
@@ -95,7 +92,7 @@ def _caught_up(
         0,
     )
     with invocation.output.progress(projection.name, until - position) as advance:
-        told = _Told(invocation, projection.name, position, until, advance)
+        told = Told(invocation, projection.name, position, until, advance)
         return layer.projections.catch_up(
             layer.read_engine,
             projection,
@@ -103,40 +100,6 @@ def _caught_up(
             timeout_seconds=timeout_seconds,
             page_events=page_events,
             on_page=told.page,
-        )
-
-
-class _Told:
-    """Tells how far it is: a bar on a terminal, or else a note now and then."""
-
-    def __init__(
-        self,
-        invocation: Invocation,
-        name: str,
-        position: int,
-        until: "Position",
-        advance: "Advance",
-    ) -> None:
-        self._invocation = invocation
-        self._name = name
-        self._first = self._position = position
-        self._until = until
-        self._advance = advance
-        self._began = self._noted = time.monotonic()
-
-    def page(self, done: "ProjectionProgress") -> None:
-        """Tell of another page."""
-        self._advance(max(0, done.position - self._position))
-        self._position = max(self._position, done.position)
-        now = time.monotonic()
-        if now - self._noted < _NOTE_SECONDS or self._invocation.output.shows_progress:
-            return
-        self._noted = now
-        rate = (self._position - self._first) / (now - self._began)
-        left = (self._until - self._position) / rate if rate else float("inf")
-        self._invocation.output.note(
-            f"{self._name}: {self._position:,} of {self._until:,},"
-            f" {rate:,.0f}/s, {left:,.0f} s left"
         )
 
 

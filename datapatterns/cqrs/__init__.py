@@ -14,6 +14,7 @@ from datapatterns.cqrs.definition import (
     TableProjection,
     on,
 )
+from datapatterns.cqrs.determinism.reports import Determinism, Unsteady
 from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
@@ -49,6 +50,7 @@ __all__ = [
     "CommandContext",
     "CommandHandlers",
     "Commands",
+    "Determinism",
     "Difference",
     "Executed",
     "InlineProjections",
@@ -75,6 +77,7 @@ __all__ = [
     "TableProjection",
     "Token",
     "Unapplied",
+    "Unsteady",
     "Verification",
     "WorkDone",
     "forget_executions",

@@ -8,6 +8,8 @@ from sqlalchemy import Engine
 
 from datapatterns.clock import Clock
 from datapatterns.cqrs.definition import AnyProjection
+from datapatterns.cqrs.determinism.checking import DeterminismCheck
+from datapatterns.cqrs.determinism.reports import Determinism
 from datapatterns.cqrs.in_redis.redis_projecting import RedisRunner
 from datapatterns.cqrs.in_redis.redis_verifying import RedisReplay, verify_redis
 from datapatterns.cqrs.running.progress import ProjectionProgress
@@ -87,4 +89,40 @@ class Verifying(ABC):
             found = TableVerifier(
                 self._source, runner.projection, runner.page_events, limit, wanted, on_page
             ).run(engine)
+        return replace(found, seconds=self.clock.monotonic() - began)
+
+    def check_determinism(
+        self,
+        engine: Engine,
+        projection: type[AnyProjection],
+        *,
+        page_events: int | None = None,
+        other_process: bool = True,
+        on_page: Callable[[ProjectionProgress], None] = lambda _: None,
+    ) -> Determinism:
+        """Fold the whole log more than once, page by page; return the first difference it made.
+
+        Each page is folded from the same state: once; again, by a new instance, while somebody
+        watches whether the clock or chance is asked; in smaller pages; and in another process,
+        whose sets have another order. What the read model holds is neither read nor changed.
+        Statements are run twice, in pages of two sizes.
+
+        Price: about ten times that of a replay, and temporary tables, or memory for Redis.
+
+        Args:
+            engine: Where the read model is.
+            projection: What to check.
+            page_events: How many events a page has.
+            other_process: Whether to fold in another process; it must be able to import the
+                projection and its events, or that is left out and the report says why.
+            on_page: Called after each page of the log, for a progress bar.
+
+        Raises:
+            ProjectionStoppedError: An event cannot be applied.
+        """
+        began = self.clock.monotonic()
+        runner = self._runner(projection, page_events)
+        found = DeterminismCheck(
+            self._source, projection, runner.page_events, other_process, on_page
+        ).run(engine)
         return replace(found, seconds=self.clock.monotonic() - began)

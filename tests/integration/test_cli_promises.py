@@ -85,6 +85,7 @@ WORDS = {  # what follows each command, in the situation that `busy` makes
     "projections retry": ("people",),
     "projections skipped": (),
     "projections status": (),
+    "projections verify": (),
 }
 LINES = (
     b'{"format":"datapatterns.events","format_version":1}\n'

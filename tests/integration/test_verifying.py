@@ -25,7 +25,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from datapatterns.cqrs import AnyProjection, Projection, ProjectionProgress, Projections, on
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.schema import ProjectionTables
-from datapatterns.cqrs.tables import checksums, verifying
+from datapatterns.cqrs.tables import checksums
 from datapatterns.cqrs.tables.differences import count_rows
 from datapatterns.cqrs.tables.stored_rows import Suspects
 from datapatterns.errors import (
@@ -242,16 +242,15 @@ def test_tables_are_not_swapped_while_they_are_compared(shop: Engine) -> None:
 def test_a_switch_to_inline_meanwhile_is_told(
     shop: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    switched: list[str] = []
+    modes: list[str | None] = []
 
     def read_and_switch(
         conn: Connection, tables: ProjectionTables, projection: type[AnyProjection]
     ) -> str | None:
-        mode = read_mode(conn, tables, projection)
-        if not switched:
-            switched.append("once")
+        modes.append(read_mode(conn, tables, projection))
+        if len(modes) == 2:  # at once before the snapshot
             PROJECTIONS.make_inline(shop, SalesByProduct)
-        return mode
+        return modes[-1]
 
     monkeypatch.setattr("datapatterns.cqrs.tables.verifying.read_mode", read_and_switch)
     with pytest.raises(ReadModelMovedError, match="another way"):
@@ -364,7 +363,7 @@ def test_values_that_are_equal_for_the_server_have_one_checksum(
         raise AssertionError("the checksums differ")
 
     with monkeypatch.context() as patched:
-        patched.setattr(verifying, "find_differences", never)
+        patched.setattr("datapatterns.cqrs.tables.comparing.find_differences", never)
         assert PROJECTIONS.verify(engine, InKinds).matches
         assert PROJECTIONS.verify(engine, InKinds, sample=1.0).matches
 

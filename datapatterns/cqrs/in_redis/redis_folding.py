@@ -1,6 +1,6 @@
 """What the handlers of a read model in Redis make of events."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from datapatterns.cqrs.definition import RedisProjection
 from datapatterns.cqrs.in_redis.redis_changes import RedisChanges
@@ -18,11 +18,20 @@ def fold_changes(
     changes: RedisChanges | None = None,
 ) -> RedisChanges:
     """Return what the handlers of ``projection`` make of ``events``, in ``changes`` if given."""
-    instance, changes = projection(), RedisChanges() if changes is None else changes
+    changes = RedisChanges() if changes is None else changes
+    fold_decoded(projection(), decode_each(store.types, events), changes)
+    return changes
+
+
+def fold_decoded(
+    instance: RedisProjection,
+    decoded: Iterable[tuple[object, RecordedEvent]],
+    changes: RedisChanges,
+) -> None:
+    """Add to ``changes`` what the handlers make of events, each of which comes with its record."""
     handlers = handlers_by_class(instance)
-    for event, meta in decode_each(store.types, events):
+    for event, meta in decoded:
         for handler in handlers.get(type(event), ()):
             outcome = handler.apply(instance, changes, event, meta)
             if outcome is not None:
                 refuse_unfinished(outcome, "a handler")
-    return changes

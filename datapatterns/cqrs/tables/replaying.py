@@ -154,10 +154,18 @@ AnyReplay: TypeAlias = Replay | SetReplay
 
 @contextmanager
 def replayed(
-    conn: Connection, store: EventStore, projection: type[TableProjection], *, page_events: int
+    conn: Connection,
+    store: EventStore,
+    projection: type[TableProjection],
+    *,
+    page_events: int,
+    prefix: str = "replay",
 ) -> Iterator[AnyReplay]:
-    """Give an empty replay; its table goes at the end, or with the connection."""
-    models = _replay_models(projection)
+    """Give an empty replay; its table goes at the end, or with the connection.
+
+    Two on one connection need different prefixes for the names of their tables.
+    """
+    models = _replay_models(projection, prefix)
     this = f"a replay of projection {projection.name}"
     with resuming(conn, this):
         for model in models.values():
@@ -227,10 +235,10 @@ def _replay(
 
 
 @cache
-def _replay_models(projection: type[TableProjection]) -> ReadModels:
+def _replay_models(projection: type[TableProjection], prefix: str) -> ReadModels:
     replayed = {}
     for number, (into, model) in enumerate(read_models_of(projection).items()):
-        name = f"replay{number}_of_{projection.name}"[:_IDENTIFIER_BYTES_MAX]
+        name = f"{prefix}{number}_of_{projection.name}"[:_IDENTIFIER_BYTES_MAX]
         columns = [
             Column(c.name, c.type, primary_key=c.primary_key, autoincrement=False)
             for c in model.columns

@@ -6,11 +6,9 @@ they differ are rows copied beside the fold and compared one by one. No runner w
 it; appends that keep a read model inline wait while a snapshot is taken.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from hashlib import sha256
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, select
@@ -24,12 +22,10 @@ from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
-from datapatterns.cqrs.tables.checksums import Checksums, read_checksums
+from datapatterns.cqrs.tables.comparing import Comparison
 from datapatterns.cqrs.tables.differences import (
-    Difference,
     Verification,
     count_rows,
-    find_differences,
 )
 from datapatterns.cqrs.tables.inline_locks import mode_lock
 from datapatterns.cqrs.tables.leaving_out import LeftOut, read_left_out
@@ -37,10 +33,7 @@ from datapatterns.cqrs.tables.read_model import ReadModels
 from datapatterns.cqrs.tables.replaying import AnyReplay, Replay, advance_replay, replayed
 from datapatterns.cqrs.tables.sampling import EVERYTHING, Sample, Wanted
 from datapatterns.cqrs.tables.stored_rows import (
-    Suspects,
     one_snapshot,
-    rows_in_buckets,
-    rows_in_sample,
     suspected,
 )
 from datapatterns.cqrs.tables.versions import read_models_for
@@ -119,7 +112,7 @@ class TableVerifier:
                 advance_replay(conn, replay, until=position, on_page=self.on_page)
                 with self._seen(engine, conn, status, models) as sight:
                     self._follow(conn, replay, sight)
-                    return _Comparison(models, replay, suspects, self.limit, sample).run(
+                    return Comparison(models, replay, suspects, self.limit, sample).run(
                         conn, sight.conn
                     )
 
@@ -226,93 +219,6 @@ class TableVerifier:
     @property
     def _tables(self) -> ProjectionTables:
         return projection_tables(self.store.schema)
-
-
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    """What is stored, and what a replay gives."""
-
-    models: ReadModels
-    replay: AnyReplay
-    suspects: Suspects
-    limit: int
-    sample: Sample | None
-
-    def run(self, conn: Connection, seen: Connection) -> Verification:
-        rows, differences, checksums = 0, list[Difference](), list[str]()
-        with reading(conn):  # what it copies is not needed afterwards
-            for table in self.models:
-                expected = read_checksums(conn, self.replay.models[table])
-                checksums.append(expected.text if expected else "")
-                rows += expected.rows if expected else self._count(conn, table)
-                if len(differences) < self.limit:
-                    differences += self._compare(conn, seen, table, expected)
-        left_out = self.replay.left_out
-        assert left_out is not None
-        return Verification(
-            self.replay.position,
-            rows,
-            differences[: self.limit],
-            parked=len(left_out.rows),
-            skipped=len(left_out.parts),
-            share=1.0 if self.sample is None else self.sample.share,
-            seed=None if self.sample is None else self.sample.seed,
-            checksum=_together(checksums),
-        )
-
-    def _compare(
-        self, conn: Connection, seen: Connection, table: type, expected: Checksums | None
-    ) -> list[Difference]:
-        stored, suspects = self.models[table], self.suspects.models[table]
-        buckets = None
-        if self.sample is None:
-            there = read_checksums(seen, stored) if expected else None
-            buckets = there.differing(expected) if there and expected else None
-            if buckets == []:
-                return []
-            self.suspects.take(conn, seen, table, rows_in_buckets(stored, buckets))
-        else:
-            keys = f"keys_of_{suspects.table.name}"
-            sampled = rows_in_sample(seen, stored, partial(self._takes, table), name=keys)
-            self.suspects.take(conn, seen, table, sampled)
-            there = read_checksums(conn, suspects) if expected else None
-            if there and expected and not there.differing(expected):
-                return []
-        # Of each row that is left out there may be one difference.
-        left_out = self.replay.left_out
-        more = len(left_out.rows) if left_out else 0
-        found = find_differences(
-            conn,
-            suspects,
-            self.replay.models[table],
-            limit=self.limit + more,
-            buckets=buckets,
-            table=stored.table.name,
-        )
-        return [one for one in found if not self._hides(table, _key(one))]
-
-    def _takes(self, table: type, key: Hashable) -> bool:
-        taken = self.sample is None or self.sample.takes(key)
-        return taken and not self._hides(table, key)
-
-    def _hides(self, table: type, key: Hashable) -> bool:
-        left_out = self.replay.left_out
-        return left_out is not None and left_out.hides(table, key)
-
-    def _count(self, conn: Connection, table: type) -> int:
-        return count_rows(conn, self.replay.models[table])
-
-
-def _together(checksums: Sequence[str]) -> str:
-    if not all(checksums):
-        return ""
-    if len(checksums) == 1:
-        return checksums[0]
-    return sha256(" ".join(checksums).encode()).hexdigest()[: len(checksums[0])]
-
-
-def _key(difference: Difference) -> Hashable:
-    return difference.key[0] if len(difference.key) == 1 else difference.key
 
 
 def _not_whole(

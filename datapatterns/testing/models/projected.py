@@ -3,13 +3,14 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from sqlalchemy import Connection, Table, delete, inspect, select
 from sqlalchemy.schema import sort_tables
 
-from datapatterns.cqrs import Projection, RedisChanges, RedisProjection, SetProjection
+from datapatterns.cqrs import Projection, RedisProjection, SetProjection
 from datapatterns.cqrs.definition import AnyProjection
+from datapatterns.cqrs.determinism.watching import WatchedChanges
 from datapatterns.cqrs.in_redis.redis_content import RedisContent
 from datapatterns.cqrs.in_redis.redis_folding import fold_changes
 from datapatterns.cqrs.tables.projecting import UnappliableError, apply_events
@@ -17,7 +18,7 @@ from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.cqrs.tables.set_given import apply_given
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.event_sourcing.states.decider import refuse_unfinished
-from datapatterns.testing.models.purity import watched
+from datapatterns.purity import watched
 
 P = TypeVar("P", bound=AnyProjection)
 T = TypeVar("T")
@@ -121,27 +122,9 @@ class InRedis:
         guarded = _guarded(self.projection, notice)
         content = RedisContent()
         for page in pages:
-            changes = fold_changes(self.store, guarded, page, _WatchedChanges(notice))
+            changes = fold_changes(self.store, guarded, page, WatchedChanges(notice))
             content.take(changes.resolved(content.stored(changes.additions())))
         return {tuple(place): value for place, value in content.places().items()}
-
-
-class _WatchedChanges(RedisChanges):
-    """Watches the functions that fold documents, which are called when the page is resolved."""
-
-    def __init__(self, notice: Notice) -> None:
-        super().__init__()
-        self._notice = notice
-
-    def update_json(
-        self,
-        name: str,
-        key: object,
-        function: Callable[Concatenate[Any, A], object],
-        *args: A.args,
-        **kwargs: A.kwargs,
-    ) -> None:
-        super().update_json(name, key, watched(function, self._notice), *args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from datapatterns.errors import EventShapeError
 from datapatterns.event_sourcing import EventTypes
 from datapatterns.event_sourcing.evolution.event_types import EVENT_TYPES
+from datapatterns.purity import watched
 from datapatterns.testing.models.corpus import StoredPayload, read_corpus
-from datapatterns.testing.models.purity import watched
 from datapatterns.testing.models.stored_form import stored_form
 from datapatterns.testing.models.story import SpecError, told
 
