@@ -54,6 +54,7 @@ PROJECTING: list[Death] = [
     ("projection.page-committed", 1),
 ]
 MERGING: list[Death] = [("segments.held-level", 1), ("projection.page-applied", 1)]
+SWITCHING: list[Death] = [("projection.mode-set", 1)]
 REBUILDING: list[Death] = [
     ("rebuild.leases-taken", 1),
     ("rebuild.replayed", 1),
@@ -118,6 +119,7 @@ STARTING_SERVERS: list[Death] = [
 DEATHS = [
     PROJECTING,
     MERGING,
+    SWITCHING,
     REBUILDING,
     RETRYING,
     PASSING_ON,
@@ -218,6 +220,18 @@ def test_what_a_relay_has_published_before_it_died_is_published_again(
 
     first, again = published.read_text().split()
     assert first == again
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), SWITCHING)
+def test_a_projection_whose_switch_died_is_kept_as_before(
+    shop: Engine, failpoint: str, visit: int
+) -> None:
+    run_until_failpoint(workers.keep_inline, failpoint, written(shop.url), visit=visit)
+
+    append_all(shop, workers.STORE, SCANNED)  # by a writer that does not keep it
+    workers.projections().catch_up(shop, SalesByProduct)
+
+    assert sales(shop) == expected_sales((event, "1") for event in 2 * SCANNED)
 
 
 @pytest.mark.parametrize(("failpoint", "visit"), MERGING)
