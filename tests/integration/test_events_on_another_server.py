@@ -5,16 +5,17 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 from sqlalchemy import Connection, Engine, create_engine, func, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns import DataLayer
-from datapatterns.cqrs import Projections, Token
+from datapatterns.cqrs import Projection, Projections, Token, on
 from datapatterns.errors import (
     ForeignTokenError,
     LogChangedError,
     ProjectionDefinitionError,
     ReadModelBehindError,
 )
-from datapatterns.event_sourcing import EventStore
+from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.failpoints import armed
 from datapatterns.testing import Databases
 from tests.fixtures.read_models import (
@@ -31,6 +32,16 @@ from tests.fixtures.read_models import (
 pytestmark = pytest.mark.postgres
 
 STORE = EventStore()
+
+
+class HereBase(DeclarativeBase):
+    pass
+
+
+class Here(HereBase):
+    __tablename__ = "sales_here"
+    product: Mapped[str] = mapped_column(primary_key=True)
+    quantity: Mapped[int] = mapped_column(default=0)
 
 
 @pytest.fixture
@@ -95,6 +106,45 @@ def test_a_token_of_the_write_is_waited_for_without_asking_the_other_server(
     strange = Token(token.position, "00000000")
     with pytest.raises(ForeignTokenError):
         readers.wait(engine, SalesByProduct, strange, timeout_seconds=0)
+
+
+def test_who_asked_before_there_was_anything_gets_the_answer_afterwards(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    token = written(events, projections, 3)
+    readers = Projections(STORE)
+
+    with pytest.raises(ReadModelBehindError):
+        readers.wait(engine, SalesByProduct, token, timeout_seconds=0)
+    projections.catch_up(engine, SalesByProduct)
+
+    assert readers.wait(engine, SalesByProduct, token, timeout_seconds=0) == token.position
+
+
+def test_two_logs_are_told_apart_on_one_server(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    class HereByProduct(Projection, into=Here, version=1):
+        @on(ItemScanned, key=lambda e, _: e.product)
+        def _(self, row: Here, _e: ItemScanned, _meta: RecordedEvent) -> None:
+            row.quantity += 1
+
+    HereBase.metadata.create_all(engine)
+    theirs = written(events, projections, 3)
+    here = Projections(STORE)
+    position = append_all(engine, STORE, scanned(3))
+    projections.catch_up(engine, SalesByProduct)
+    here.catch_up(engine, HereByProduct)
+    with engine.connect() as conn:
+        ours = here.token(conn, position)
+
+    assert here.wait(engine, HereByProduct, ours, timeout_seconds=0) == position
+    assert here.wait(engine, SalesByProduct, theirs, timeout_seconds=0) == theirs.position
+    for projection, foreign in ((HereByProduct, theirs), (SalesByProduct, ours)):
+        with pytest.raises(ForeignTokenError):
+            here.wait(engine, projection, foreign, timeout_seconds=0)
+        with pytest.raises(ForeignTokenError):
+            here.query(engine, projection, lambda _: None, after=foreign)
 
 
 def test_readers_are_told_how_long_ago_it_showed_everything(

@@ -321,7 +321,7 @@ class Asking:
 @pytest.fixture
 def _known_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not ask once for each connection, so that each schedule takes the same steps."""
-    monkeypatch.setattr(answering, "log_mark", lambda *_: "0" * 8)
+    monkeypatch.setattr(answering, "shown_mark", lambda *_: "0" * 8)
 
 
 @pytest.mark.usefixtures("_known_log")

@@ -28,7 +28,7 @@ from sqlalchemy.sql.selectable import TypedReturnsRows
 
 from datapatterns.cqrs.definition import AnyProjection, TableProjection
 from datapatterns.cqrs.reading.answers import Age, Answer, Attempted, Demand, Missed
-from datapatterns.cqrs.reading.log_identity import log_mark
+from datapatterns.cqrs.reading.log_identity import shown_mark
 from datapatterns.cqrs.reading.tokens import Token, check_log
 from datapatterns.cqrs.running.leasing import is_shown
 from datapatterns.cqrs.schema import projection_tables
@@ -114,7 +114,7 @@ class Question(Generic[T]):
         *,
         anyway: bool,
     ) -> Attempted[T]:
-        mark = log_mark(conn, self.store.schema)
+        mark = shown_mark(conn, self.store.schema, self.projection)
         if demand.after is not None:
             check_log(demand.after, mark)
         position = None if standing is None else standing.position

@@ -8,38 +8,62 @@ was lost are noticed only as long as they lie beyond the log.
 
 from hashlib import sha256
 
-from sqlalchemy import BigInteger, Boolean, Connection, Text, cast, column, func, or_, select, table
+from sqlalchemy import BigInteger, Boolean, Connection, Text, cast, column, func, select, table
 from sqlalchemy.dialects.postgresql import OID
 
+from datapatterns.cqrs.definition import AnyProjection, RedisProjection
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.schema import event_tables
 
 
 def log_mark(conn: Connection, schema: str) -> str:
-    """Return the mark of the log in ``schema``; asked once for each connection to the server.
-
-    Where read models follow the log of another server, it is that log's.
-    """
+    """Return the mark of the log in ``schema`` of this server; asked once for each connection."""
     known: dict[str, str] = conn.info.setdefault("datapatterns.logs", {})
     if schema not in known:
-        followed = projection_tables(schema).followed.c
-        newest = select(followed.log).order_by(followed.seen_at.desc()).limit(1)
-        known[schema] = conn.scalar(newest) or _asked(conn, schema)
+        known[schema] = _asked(conn, schema)
     return known[schema]
 
 
-def read_end(conn: Connection, schema: str) -> Position | None:
+def shown_mark(conn: Connection, schema: str, projection: type[AnyProjection]) -> str | None:
+    """Return the mark of the log that a read model shows, be it that of another server.
+
+    None as long as nobody can tell: it has shown nothing yet.
+    """
+    told: set[tuple[str, str, int]] = conn.info.setdefault("datapatterns.shown", set())
+    place = schema, projection.name, projection.version
+    if place in told:  # what follows the log beside it goes on doing so
+        return log_mark(conn, schema)
+    tables = projection_tables(schema)
+    followed, shards = tables.followed.c, tables.shards.c
+    newest = select(followed.log).order_by(followed.seen_at.desc()).limit(1)
+    if not issubclass(projection, RedisProjection):  # whose runners leave nothing behind
+        newest = newest.where(
+            followed.name == projection.name, followed.version == projection.version
+        )
+    begun = select(shards.position).where(
+        shards.name == projection.name, shards.version == projection.version, shards.position > 0
+    )
+    log, has_begun = conn.execute(select(newest.scalar_subquery(), begun.exists())).one()
+    if log is not None:
+        return str(log)
+    if not has_begun and not issubclass(projection, RedisProjection):
+        return None
+    told.add(place)
+    return log_mark(conn, schema)
+
+
+def read_end(conn: Connection, schema: str, projection: type[AnyProjection]) -> Position | None:
     """Return the last position that was drawn, be it by a write that was undone.
 
     None if it cannot be told: a standby may be behind its primary, and who follows the log of
-    another server knows only what a runner has seen of it.
+    another server, or may be about to, knows only what a runner has seen of it.
     """
     drawn = func.pg_sequence_last_value(event_tables(schema).position_sequence, type_=BigInteger)
-    follows = select(projection_tables(schema).followed.c.log).exists()
-    is_standby = func.pg_is_in_recovery(type_=Boolean)
-    end, is_far = conn.execute(select(drawn, or_(is_standby, follows))).one()
-    return None if is_far else Position(end or 0)
+    end, is_standby = conn.execute(select(drawn, func.pg_is_in_recovery(type_=Boolean))).one()
+    if is_standby or shown_mark(conn, schema, projection) != log_mark(conn, schema):
+        return None
+    return Position(end or 0)
 
 
 def _asked(conn: Connection, schema: str) -> str:

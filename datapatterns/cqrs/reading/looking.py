@@ -34,4 +34,4 @@ def read_surroundings(
         ShardState(version, status, mode, Position(position), held=led, error=error)
         for version, status, mode, position, led, error in rows
     )
-    return Surroundings(states, read_end(conn, schema))
+    return Surroundings(states, read_end(conn, schema, projection))

@@ -17,7 +17,7 @@ from datapatterns.cqrs.reading.answering import (
 )
 from datapatterns.cqrs.reading.answering_redis import RedisQuestion
 from datapatterns.cqrs.reading.answers import Age, Answer, Attempted, Demand, Missed
-from datapatterns.cqrs.reading.log_identity import log_mark
+from datapatterns.cqrs.reading.log_identity import shown_mark
 from datapatterns.cqrs.reading.querying_flow import Attempt, Await, Steps
 from datapatterns.cqrs.reading.tokens import Token, check_log
 from datapatterns.cqrs.running.running import fresh_reads
@@ -79,7 +79,7 @@ def attempt_in_redis(
 ) -> Attempted[T]:
     """Ask Redis, and the database before and after."""
     with engine.connect() as conn:
-        mark, ours = place_in_redis(conn, schema, build, step.demand)
+        mark, ours = place_in_redis(conn, schema, projection, build, step.demand)
     position, values = question.asked(ours, enough(step))
     with engine.connect() as conn:
         age = read_age(conn, schema, projection, position or START)
@@ -87,14 +87,18 @@ def attempt_in_redis(
 
 
 def place_in_redis(
-    conn: Connection, schema: str, build: Callable[[Connection], str | None], demand: Demand
-) -> tuple[str, str | None]:
+    conn: Connection,
+    schema: str,
+    projection: type[RedisProjection],
+    build: Callable[[Connection], str | None],
+    demand: Demand,
+) -> tuple[str | None, str | None]:
     """Return which log it is about, and which build of the read model is ours.
 
     Raises:
         ForeignTokenError: The token is of another log.
     """
-    mark = log_mark(conn, schema)
+    mark = shown_mark(conn, schema, projection)
     if demand.after is not None:
         check_log(demand.after, mark)
     return mark, build(conn)
@@ -110,7 +114,7 @@ def judged(
     step: Attempt,
     found: tuple[Position | None, list[T]],
     age: Age,
-    mark: str,
+    mark: str | None,
 ) -> Attempted[T]:
     """Return the answer if it is fresh enough, or will do anyway."""
     position, values = found

@@ -82,7 +82,7 @@ async def attempt_in_redis_async(
 ) -> Attempted[T]:
     """Ask Redis, and the database before and after."""
     async with engine.connect() as conn:
-        mark, ours = await conn.run_sync(place_in_redis, schema, build, step.demand)
+        mark, ours = await conn.run_sync(place_in_redis, schema, projection, build, step.demand)
     position, values = await question.asked(ours, enough(step))
     async with engine.connect() as conn:
         age = await conn.run_sync(read_age, schema, projection, position or START)

@@ -16,7 +16,7 @@ from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.reading.answering import Question
 from datapatterns.cqrs.reading.answering_redis import AsyncRedisQuestion, RedisQuestion
 from datapatterns.cqrs.reading.answers import Answer, Asked, Missed, demanded
-from datapatterns.cqrs.reading.log_identity import log_mark
+from datapatterns.cqrs.reading.log_identity import log_mark, shown_mark
 from datapatterns.cqrs.reading.querying import (
     attempt_in_redis,
     attempt_in_snapshot,
@@ -127,9 +127,10 @@ class Reading(ABC):
 
         async def look() -> Sight:
             async with fresh_reads_async(engine) as conn:
-                mark = await conn.run_sync(self._mark, awaited)
                 if not issubclass(projection, RedisProjection):
-                    return Sight(await conn.run_sync(self.position, projection), mark)
+                    position = await conn.run_sync(self.position, projection)
+                    return Sight(position, await conn.run_sync(self._mark, awaited))
+                mark = await conn.run_sync(self._mark, awaited)
                 build = await conn.run_sync(self._build, projection)
             if redis is None:
                 question = RedisQuestion(self.view(projection), lambda _: None)
@@ -281,7 +282,9 @@ class Reading(ABC):
         return Question(self.store, projection, ask)
 
     def _mark(self, conn: Connection, awaited: Awaited) -> str | None:
-        return None if awaited.token.log is None else log_mark(conn, self.store.schema)
+        if awaited.token.log is None:
+            return None
+        return shown_mark(conn, self.store.schema, awaited.projection)
 
     def _place(self, projection: type[AnyProjection]) -> Hashable:
         if not issubclass(projection, RedisProjection):

@@ -101,13 +101,13 @@ def as_token(token: Token | Position) -> Token:
     return token if isinstance(token, Token) else Token(token)
 
 
-def check_log(token: Token, mark: str) -> None:
-    """Refuse a token that is of another log than that of ``mark``.
+def check_log(token: Token, mark: str | None) -> None:
+    """Refuse a token that is of another log than that of ``mark``, unless one is not known.
 
     Raises:
         ForeignTokenError: It is.
     """
-    if token.log is not None and token.log != mark:
+    if None not in (token.log, mark) and token.log != mark:
         raise ForeignTokenError(
             token.position, "it was given by another database, or before this one was restored"
         )
