@@ -10,6 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from datapatterns import DataLayer
 from datapatterns.cqrs import Projection, Projections, Token, on
 from datapatterns.errors import (
+    CheckpointError,
     ForeignTokenError,
     LogChangedError,
     ProjectionDefinitionError,
@@ -227,6 +228,19 @@ def test_a_log_that_lost_its_end_and_grew_past_it_again_is_noticed(
     projections.rebuild(engine, SalesByProduct)
     projections.catch_up(engine, SalesByProduct)
     assert projections.verify(engine, SalesByProduct).matches
+
+
+def test_a_log_that_lost_its_end_is_noticed_before_it_grows(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(6))
+    projections.catch_up(engine, SalesByProduct)
+    lose_the_end(events, 4)
+
+    with pytest.raises(LogChangedError):
+        projections.run(engine, SalesByProduct)
+    with pytest.raises(CheckpointError, match="lies beyond the log"):
+        projections.verify(engine, SalesByProduct)
 
 
 def test_it_is_noticed_between_two_pages_of_one_lease(

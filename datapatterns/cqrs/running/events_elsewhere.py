@@ -20,6 +20,7 @@ from typing import Final, Self
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, func, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.cqrs.reading.log_identity import log_mark
 from datapatterns.cqrs.running.leasing import Lease
@@ -72,17 +73,24 @@ class EventsElsewhere(EventStore):
         published: bool = False,
     ) -> LogPage:
         """Do as `EventStore.read_log`; what it returns, a crash cannot take back."""
-        with self.connection() as own, resuming(own, "making sure of a page of events"):
-            page = EventStore.read_log(
-                self,
-                own,
-                after,
-                limit=limit,
-                event_types=event_types,
-                matching=matching,
-                published=published,
-            )
-            publish_mark(own, self)
+        with self.connection() as own:
+            try:
+                with resuming(own, "making sure of a page of events"):
+                    page = EventStore.read_log(
+                        self,
+                        own,
+                        after,
+                        limit=limit,
+                        event_types=event_types,
+                        matching=matching,
+                        published=published,
+                    )
+                    publish_mark(own, self)
+            except ProgrammingError:
+                # The log may have lost its end, and what was published: who reads that, is told.
+                with reading(own):
+                    EventStore.high_water_mark(self, own, published=True)
+                raise
         return page
 
     def high_water_mark(self, conn: Connection, *, published: bool = False) -> Position:  # noqa: ARG002
