@@ -21,6 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.cqrs import DELETE, Projection, Projections, on
+from datapatterns.cqrs.building.beginning import ShadowBuild
 from datapatterns.cqrs.building.building_progress import BuildProgress
 from datapatterns.errors import (
     LeaseLostError,
@@ -29,6 +30,7 @@ from datapatterns.errors import (
     ProjectionVersionError,
 )
 from datapatterns.event_sourcing import EventStore, RecordedEvent
+from datapatterns.failpoints import armed
 from tests.fixtures.read_models import (
     DoubledSales,
     ItemScanned,
@@ -218,6 +220,18 @@ def test_of_two_who_build_the_later_one_wins(shop: Engine) -> None:
 
     assert statuses(shop) == {1: "live", 2: "ready"}
     assert PROJECTIONS.verify(shop, DoubledSales).matches
+
+
+def test_who_finishes_does_not_take_the_empty_tables_of_another_for_built(shop: Engine) -> None:
+    def begin_anew() -> None:
+        with shop.begin() as conn:
+            ShadowBuild(STORE.schema, DoubledSales).begin(conn, segments=1)
+
+    with armed("build.segments-built", begin_anew), pytest.raises(LeaseLostError):
+        PROJECTIONS.rebuild(shop, DoubledSales)
+
+    assert statuses(shop) == {1: "live", 2: "building"}
+    assert sales(shop)["milk"][0] == 5
 
 
 def test_a_table_that_has_the_name_by_chance_is_left_alone(shop: Engine) -> None:

@@ -140,6 +140,17 @@ def test_a_runner_that_has_claimed_on_the_old_state_is_refused(shop: Engine) -> 
         TableRunner(STORE, SalesByProduct, page_events=10).page(conn, stale)
 
 
+def test_a_lease_from_before_a_promotion_is_lost_even_if_all_is_as_it_was(shop: Engine) -> None:
+    append_all(shop, STORE, [ItemScanned("milk", 10)])
+    lease = leased(shop, SalesByProduct)
+    run_sql(shop, "UPDATE datapatterns.projection_shard SET owner = NULL, lease_until = NULL")
+    PROJECTIONS.promote(shop, DoubledSales)
+    PROJECTIONS.rollback(shop, "sales_by_product", allow_older=True)
+
+    with shop.connect() as conn, pytest.raises(LeaseLostError):
+        TableRunner(STORE, SalesByProduct, page_events=10).page(conn, lease)
+
+
 def test_runners_stop_at_the_barrier_and_no_longer(shop: Engine) -> None:
     seen: list[int] = []
 
