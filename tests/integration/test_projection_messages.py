@@ -21,6 +21,7 @@ from datapatterns.cqrs import (
     relay_messages,
     relay_messages_async,
 )
+from datapatterns.cqrs.messages.outbox import BUCKETS_MAX
 from datapatterns.cqrs.messages.passing_on import FAILURES_MAX
 from datapatterns.cqrs.running.leasing import claim, release
 from datapatterns.cqrs.running.parking import pass_on_owed
@@ -352,6 +353,17 @@ def test_messages_are_passed_on_and_gone(shop: Engine) -> None:
         Relayed(1, 0, caught_up=True),
         Relayed(0, 0, caught_up=True),
     )
+
+
+def test_a_relay_goes_on_until_the_messages_of_all_keys_are_passed_on(shop: Engine) -> None:
+    keys = [f"key {number}" for number in range(3 * BUCKETS_MAX)]  # more than one step looks at
+    fill(shop, *keys)
+    got: list[Message] = []
+
+    while not relay_messages(shop, got.append).caught_up:
+        pass
+
+    assert sorted(message.key for message in got) == sorted(keys)
 
 
 def test_asyncio_passes_them_on_as_well(shop: Engine) -> None:

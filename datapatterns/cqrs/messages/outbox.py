@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
@@ -48,6 +48,17 @@ BACKOFF_SECONDS: Final = 1.0
 BACKOFF_SECONDS_MAX: Final = 300.0
 
 
+class Batch(NamedTuple):
+    """Messages that one transaction has taken.
+
+    Attributes:
+        more: Whether there may be others that nobody has taken.
+    """
+
+    messages: list[Message]
+    more: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Outbox:
     """The messages in one schema.
@@ -74,16 +85,23 @@ class Outbox:
                 another relay has passed on.
             ValueError: ``limit`` is not positive.
         """
+        return self.take_batch(conn, limit=limit).messages
+
+    def take_batch(self, conn: Connection, *, limit: int) -> Batch:
+        """Do as `take`, and say whether that may be all."""
         check_limit(limit)
         check_writable(conn)
         locks = [_bucket_lock(self.schema, bucket) for bucket in range(BUCKETS)]
-        wanted = {"locks": locks, "wanted": min(limit, BUCKETS_MAX)}
+        buckets_max = min(limit, BUCKETS_MAX)
+        wanted = {"locks": locks, "wanted": buckets_max}
         held = conn.scalars(_lock_statement(self.schema), wanted).all()
         if not held:
-            return []
+            return Batch([], more=False)
         # A later statement: whoever had a bucket before has committed what it has passed on.
         rows = conn.execute(_take_statement(self.schema), {"held": held, "limit": limit})
-        return [Message(*row) for row in rows]
+        messages = [Message(*row) for row in rows]
+        # As many buckets as it may have: there may be others, of which it has seen nothing.
+        return Batch(messages, more=len(messages) >= limit or len(held) >= buckets_max)
 
     def remove(self, conn: Connection, messages: Collection[Message]) -> int:
         """Delete messages that were passed on; return how many there were."""

@@ -49,7 +49,7 @@ class Relayed:
     Attributes:
         passed_on: How many messages.
         refused: How many could not be; they are tried again, or were given up.
-        caught_up: There was nothing else to pass on.
+        caught_up: There was nothing else to pass on, but for what other relays are at.
     """
 
     passed_on: int
@@ -59,10 +59,14 @@ class Relayed:
 
 @dataclass(slots=True)
 class PassingOn:
-    """Goes through messages in their order; behind one that is refused its key waits."""
+    """Goes through messages in their order; behind one that is refused its key waits.
+
+    Attributes:
+        more: Whether there may be others, for the next step.
+    """
 
     messages: Sequence[Message]
-    limit: int
+    more: bool
     passed_on: list[Message] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     in_a_row: int = 0
@@ -93,5 +97,5 @@ class PassingOn:
     @property
     def report(self) -> Relayed:
         """What was done."""
-        caught_up = len(self.messages) < self.limit and not self.refused
+        caught_up = not self.more and not self.refused
         return Relayed(len(self.passed_on), len(self.refused), caught_up)

@@ -105,11 +105,11 @@ def _begin_step(
     """Take messages in a transaction that ends by itself if nothing is heard for too long."""
     silence = f"{round(silence_seconds_max * 1_000)}ms"
     conn.execute(select(func.set_config("idle_in_transaction_session_timeout", silence, True)))
-    messages = outbox.take(conn, limit=limit)
+    batch = outbox.take_batch(conn, limit=limit)
     # The server keeps the snapshot of a query until the next command, and with it what vacuum
     # would remove. This one needs none.
     conn.exec_driver_sql("SHOW transaction_isolation")
-    return PassingOn(messages, limit)
+    return PassingOn(batch.messages, batch.more)
 
 
 def _end_step(conn: Connection, outbox: Outbox, step: PassingOn, attempts_max: int | None) -> None:
