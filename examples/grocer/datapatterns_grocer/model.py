@@ -80,6 +80,7 @@ class ProductSales(Central):
     product_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     quantity: Mapped[int] = mapped_column(BigInteger, default=0)
     cents: Mapped[int] = mapped_column(BigInteger, default=0)
+    scans: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class BasketSize(Central):

@@ -19,6 +19,16 @@ class SalesByProduct(Projection, into=ProductSales, version=1):
         row.cents += e.cents
 
 
+class SalesAndScans(Projection, into=ProductSales, version=2, name=SalesByProduct.name):
+    """The next version of it: it counts, too, how often a product was scanned."""
+
+    @on(ItemScanned, key=lambda e, _meta: e.product_id)
+    def _(self, row: ProductSales, e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.quantity += e.quantity
+        row.cents += e.cents
+        row.scans += 1
+
+
 class BasketsBySize(SetProjection, into=BasketSize, version=1, reads=(BasketPaid,), additive=True):
     """How many baskets held so many items; no event leaves the database for it."""
 
@@ -61,4 +71,7 @@ class Dashboard(RedisProjection, version=1):
 
 
 PROJECTIONS = (SalesByProduct, BasketsBySize, BasketsByStore, Dashboard)
-"""What the layer declares."""
+"""What follows the log from the beginning."""
+
+DECLARED = (*PROJECTIONS, SalesAndScans)
+"""What the layer declares: with the version that is built later."""

@@ -14,7 +14,7 @@ from datapatterns.embedded import EmbeddedServers, ValkeyServer
 from datapatterns.urls import checked_redis_url, postgres_url
 from datapatterns_grocer.databases import MAIN_NAME, SHARD_NAMES, demo_databases
 from datapatterns_grocer.dataset import Dataset, Line
-from datapatterns_grocer.projections import PROJECTIONS
+from datapatterns_grocer.projections import DECLARED
 from datapatterns_grocer.screen import Screen
 
 KEPT_FOLDER = user_data_path("datapatterns") / "demo"
@@ -85,7 +85,7 @@ def set_stage(
                     redis_url=redis_server.url if redis_server else redis_url,
                     shards={f"s{number}": url for number, url in enumerate(urls[1:])},
                     redis_prefix=MAIN_NAME,
-                    projections=PROJECTIONS,
+                    projections=DECLARED,
                 )
             )
         )

@@ -7,14 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from datapatterns.cqrs import AnyProjection, ProjectionProgress, SetProjection
+from datapatterns.cqrs import AnyProjection, BuildProgress, ProjectionProgress, SetProjection
 from datapatterns_grocer.chapters.event_store import ring_up
 from datapatterns_grocer.model import BasketSize, ProductSales, StoreBaskets
 from datapatterns_grocer.projections import (
+    DECLARED,
     PROJECTIONS,
     BasketsByStore,
     Dashboard,
-    SalesByProduct,
+    SalesAndScans,
 )
 from datapatterns_grocer.screen import milliseconds, money
 from datapatterns_grocer.stage import Stage
@@ -37,19 +38,26 @@ def play(stage: Stage) -> None:
             f"{projection.name}: {events:,} events, {how}, {events / took:,.0f} events/s"
         )
     _show(stage)
+    _build_the_next_version(stage)
     _keep_inline(stage)
     _read_own_write(stage)
 
 
 def verify(stage: Stage) -> Iterator[Check]:
     """Compare all read models with the files, and one with a replay of the log."""
-    for projection in PROJECTIONS:
+    for projection in DECLARED:
         _catch_up(stage, projection)
     yield compare(
-        "read model in PostgreSQL: quantity and cents of every product",
-        derived=_rows(stage, ProductSales.product_id, ProductSales.quantity, ProductSales.cents),
+        "read model in PostgreSQL, its second version: quantity, cents and scans of every product",
+        derived=_rows(
+            stage,
+            ProductSales.product_id,
+            ProductSales.quantity,
+            ProductSales.cents,
+            ProductSales.scans,
+        ),
         truth=stage.dataset.rows(
-            "SELECT product_id, sum(quantity), sum(cents) FROM sold GROUP BY ALL"
+            "SELECT product_id, sum(quantity), sum(cents), count(*) FROM sold GROUP BY ALL"
         ),
     )
     yield compare(
@@ -128,6 +136,34 @@ def _show(stage: Stage) -> None:
     stage.screen.bars({f"store {store}": baskets for store, baskets in top}, "baskets")
 
 
+def _build_the_next_version(stage: Stage) -> None:
+    """Build it beside the one that is read, and let it take its place under a reader's eyes."""
+    engine, projections = stage.layer.engine, stage.layer.projections
+    with engine.begin() as conn:
+        total = stage.layer.events.high_water_mark(conn)
+    told: list[BuildProgress] = []
+
+    def on_progress(built: BuildProgress) -> None:
+        advance(built.position - (told[-1].position if told else 0))
+        told.append(built)
+
+    version = f"version {SalesAndScans.version} of {SalesAndScans.name}"
+    with stage.screen.progress(f"building {version}", total=total) as advance:
+        projections.rebuild(engine, SalesAndScans, promote=False, on_progress=on_progress)
+    stage.screen.say(
+        f"{version} was built beside the one that is read: {told[-1].events:,} events,"
+        f" {told[-1].events_per_second:,.0f} events/s"
+    )
+    differences = projections.verify(engine, SalesAndScans).differences
+    there = seconds(lambda: projections.promote(engine, SalesAndScans))
+    back = seconds(lambda: projections.rollback(engine, SalesAndScans))
+    again = seconds(lambda: projections.promote(engine, SalesAndScans))
+    stage.screen.say(
+        f"{len(differences)} differences to a replay; it took the place in {milliseconds(there)},"
+        f" gave it back in {milliseconds(back)}, and took it again in {milliseconds(again)}"
+    )
+
+
 def _keep_inline(stage: Stage) -> None:
     """Let appends keep a read model themselves: it shows in the transaction of the append."""
     engine, projections = stage.layer.engine, stage.layer.projections
@@ -143,19 +179,21 @@ def _read_own_write(stage: Stage) -> None:
     token = ring_up(stage, stage.live[2])
     engine, projections = stage.layer.engine, stage.layer.projections
     with engine.begin() as conn:
-        (status,) = [s for s in projections.status(conn) if s.name == SalesByProduct.name]
+        (status,) = [
+            s
+            for s in projections.status(conn)
+            if (s.name, s.version) == (SalesAndScans.name, SalesAndScans.version)
+        ]
     stage.screen.say(
         f"a basket was just paid: the table is {status.positions_behind} events"
         f" and {status.seconds_behind:.3f} s behind, and says so"
     )
     with ThreadPoolExecutor(max_workers=1) as worker:
         running = worker.submit(
-            projections.catch_up, engine, SalesByProduct, timeout_seconds=PATIENCE_SECONDS
+            projections.catch_up, engine, SalesAndScans, timeout_seconds=PATIENCE_SECONDS
         )
         waited = seconds(
-            lambda: projections.wait(
-                engine, SalesByProduct, token, timeout_seconds=PATIENCE_SECONDS
-            )
+            lambda: projections.wait(engine, SalesAndScans, token, timeout_seconds=PATIENCE_SECONDS)
         )
         running.result()
     stage.screen.say(f"read-your-writes: the reader waited {milliseconds(waited)} for its token")
