@@ -24,6 +24,7 @@ TINY: dict[str, dict[str, object]] = {
     "projection_rebuild": {"EVENTS": 1_020, "PAGE_EVENTS": 400},
     "projection_fold": {"EVENTS": 1_020, "PAGE_EVENTS": 400, "RIVAL_EVENTS": 4},
     "projection_set": {"EVENTS": 2_000, "PAGE_EVENTS": 300},
+    "verify": {"EVENTS": 1_000, "PAGE_EVENTS": 300, "CASES": ("equal", "one row differs")},
 }
 
 
@@ -53,3 +54,14 @@ def test_a_benchmark_of_delays_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each.role for each in delayed] == ["ours", "rival"]
     assert all(0 <= each.p50s[0] <= each.p99s[0] for each in delayed)
     assert delays_as_json(claim, delayed)["title"] == claim.title
+
+
+def test_the_benchmark_of_who_waits_for_verify_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("benchmarks.bench_verify")
+    monkeypatch.setattr(module, "EVENTS", 500)
+
+    with module.claim("held") as claim:
+        delayed = measure_delays(claim, rounds=1)
+
+    assert [each.role for each in delayed] == ["ours", "rival"]
+    assert all(each.p99s[0] > 0 for each in delayed)

@@ -220,6 +220,38 @@ def test_a_version_that_another_replaced_meanwhile_is_told(shop: Engine) -> None
     assert PROJECTIONS.verify(shop, SalesByProduct).matches
 
 
+class Next(Projection, into=ProductSales, version=2, name="sales_by_product"):
+    @on(ItemScanned, key=lambda e, _: e.product)
+    def _(self, row: ProductSales, _e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.quantity += 2
+
+
+def test_a_version_can_be_verified_before_and_after_it_is_promoted(shop: Engine) -> None:
+    PROJECTIONS.rebuild(shop, Next, promote=False)
+    ready = PROJECTIONS.verify(shop, Next)
+    execute(shop, "UPDATE product_sales__v2 SET quantity = 0 WHERE product = 'p3'")
+    spoiled = PROJECTIONS.verify(shop, Next, sample=1.0)
+    execute(shop, "UPDATE product_sales__v2 SET quantity = 4 WHERE product = 'p3'")
+
+    def promote() -> None:
+        PROJECTIONS.promote(shop, Next)
+
+    with (
+        when(shop, "LOCK TABLE", promote) as watched,
+        pytest.raises(ReadModelMovedError, match="was ready, and became live"),
+    ):
+        PROJECTIONS.verify(watched, Next)
+    append_all(shop, STORE, [ItemScanned("p3", 3)])
+    PROJECTIONS.catch_up(shop, Next)
+    PROJECTIONS.catch_up(shop, SalesByProduct)
+
+    assert (ready.matches, ready.rows) == (True, 20)
+    assert [(one.table, one.key) for one in spoiled.differences] == [("product_sales__v2", ("p3",))]
+    assert PROJECTIONS.verify(shop, Next).position == 41
+    assert PROJECTIONS.verify(shop, Next).matches
+    assert PROJECTIONS.verify(shop, SalesByProduct).matches
+
+
 def test_tables_are_not_swapped_while_they_are_compared(shop: Engine) -> None:
     refused: list[str] = []
 
@@ -421,10 +453,5 @@ def test_buckets_are_a_power_of_two() -> None:
 
 
 def test_another_version_is_not_compared_with(shop: Engine) -> None:
-    class Next(Projection, into=SalesByProduct.tables, version=2, name="sales_by_product"):
-        @on(ItemScanned, key=lambda e, _: e.product)
-        def _(self, row: ProductSales, _e: ItemScanned, _meta: RecordedEvent) -> None:
-            row.quantity += 1
-
     with pytest.raises(ProjectionVersionError):
         PROJECTIONS.verify(shop, Next)

@@ -6,10 +6,9 @@ Rows are put into buckets by the hash of their key, so that only those buckets n
 whose checksums differ.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
@@ -35,50 +34,54 @@ BUCKETS: Final = 4_096
 _UNDEFINED_FUNCTION: Final = "42883"
 
 
-@dataclass(frozen=True, slots=True)
-class Checksums:
-    """What a table holds, in figures: how many rows of each bucket, and their checksum."""
+class Checksum(NamedTuple):
+    """How many rows there are, and what comes of their hashes; in whichever order they are."""
 
-    by_bucket: Mapping[int, tuple[int, int]]
-
-    @property
-    def rows(self) -> int:
-        """How many rows there are."""
-        return sum(rows for rows, _ in self.by_bucket.values())
+    rows: int
+    hashes: int
 
     @property
     def text(self) -> str:
         """All of it in 16 hexadecimal digits."""
-        whole = repr(sorted(self.by_bucket.items()))
-        return sha256(whole.encode()).hexdigest()[:16]
-
-    def differing(self, other: "Checksums") -> list[int]:
-        """Return the buckets that the two do not share."""
-        mine, theirs = self.by_bucket, other.by_bucket
-        return sorted(b for b in mine.keys() | theirs.keys() if mine.get(b) != theirs.get(b))
+        return sha256(f"{self.rows} {self.hashes}".encode()).hexdigest()[:16]
 
 
-def read_checksums(conn: Connection, model: ReadModel) -> Checksums | None:
-    """Return the checksums of a table; None if a column is of a type that has no hash.
+def read_checksum(conn: Connection, model: ReadModel) -> Checksum | None:
+    """Return the checksum of a table; None if a column is of a type that has no hash.
 
-    Price: one scan, and about as much again for the hashes.
+    Price: a scan, and about twice as much again for the hashes.
     """
-    bucket = bucket_of(model)
-    of_row = func.hash_record_extended(func.row(*comparable(model.columns)), literal_column("1"))
-    # The hash of a record adds those of its columns up, each times a power of 31. Unless each is
-    # mixed before they are put together, two rows that swap a value look as they did before.
-    mixed = func.hashint8extended(of_row, literal_column("2"))
-    statement = select(bucket, func.count(), func.bit_xor(mixed)).group_by(bucket)
     savepoint = conn.begin_nested()
     try:
-        found = conn.execute(statement).all()
+        rows, hashes = conn.execute(select(func.count(), _together(model))).one()
     except ProgrammingError as error:
         savepoint.rollback()
         if getattr(error.orig, "sqlstate", None) == _UNDEFINED_FUNCTION:
             return None
         raise
     savepoint.commit()
-    return Checksums({bucket: (rows, checksum) for bucket, rows, checksum in found})
+    return Checksum(rows, hashes)
+
+
+def differing_buckets(
+    left: tuple[Connection, ReadModel], right: tuple[Connection, ReadModel]
+) -> list[int]:
+    """Return the buckets that two tables do not share; several times the price of a checksum."""
+    mine, theirs = _by_bucket(*left), _by_bucket(*right)
+    return sorted(b for b in mine.keys() | theirs.keys() if mine.get(b) != theirs.get(b))
+
+
+def _by_bucket(conn: Connection, model: ReadModel) -> dict[int, Checksum]:
+    bucket = bucket_of(model)
+    found = conn.execute(select(bucket, func.count(), _together(model)).group_by(bucket))
+    return {number: Checksum(rows, hashes) for number, rows, hashes in found}
+
+
+def _together(model: ReadModel) -> ColumnElement[int]:
+    of_row = func.hash_record_extended(func.row(*comparable(model.columns)), literal_column("1"))
+    # Not their sum: the hash of a record is one of those of its columns, so two rows that have
+    # swapped a value would look as they did before.
+    return func.coalesce(func.bit_xor(of_row), literal_column("0"), type_=BigInteger)
 
 
 def is_in_buckets(model: ReadModel, buckets: Collection[int]) -> ColumnElement[bool]:

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from sqlalchemy import Connection
 
-from datapatterns.cqrs.tables.checksums import Checksums, read_checksums
+from datapatterns.cqrs.tables.checksums import Checksum, differing_buckets, read_checksum
 from datapatterns.cqrs.tables.differences import (
     Difference,
     Verification,
@@ -49,7 +49,7 @@ class Comparison:
         rows, differences, checksums = 0, list[Difference](), list[str]()
         with reading(conn):  # what it copies is not needed afterwards
             for table in self.models:
-                expected = read_checksums(conn, self.replay.models[table])
+                expected = read_checksum(conn, self.replay.models[table])
                 checksums.append(expected.text if expected else "")
                 rows += expected.rows if expected else self._count(conn, table)
                 if len(differences) < self.limit:
@@ -68,22 +68,21 @@ class Comparison:
         )
 
     def _compare(
-        self, conn: Connection, seen: Connection, table: type, expected: Checksums | None
+        self, conn: Connection, seen: Connection, table: type, expected: Checksum | None
     ) -> list[Difference]:
         stored, suspects = self.models[table], self.suspects.models[table]
         buckets = None
         if self.sample is None:
-            there = read_checksums(seen, stored) if expected else None
-            buckets = there.differing(expected) if there and expected else None
-            if buckets == []:
-                return []
+            if expected is not None and (there := read_checksum(seen, stored)) is not None:
+                if there == expected:
+                    return []
+                buckets = differing_buckets((seen, stored), (conn, self.replay.models[table]))
             self.suspects.take(conn, seen, table, rows_in_buckets(stored, buckets))
         else:
             keys = f"keys_of_{suspects.table.name}"
             sampled = rows_in_sample(seen, stored, partial(self._takes, table), name=keys)
             self.suspects.take(conn, seen, table, sampled)
-            there = read_checksums(conn, suspects) if expected else None
-            if there and expected and not there.differing(expected):
+            if expected is not None and read_checksum(conn, suspects) == expected:
                 return []
         # Of each row that is left out there may be one difference.
         left_out = self.replay.left_out

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.clock import SYSTEM_CLOCK
 from datapatterns.cqrs.definition import AnyProjection, TableProjection
@@ -50,6 +51,8 @@ from datapatterns.transactions import reading
 
 FENCE_SECONDS: Final = 60.0
 """For so long verify waits for a transaction that could have appended before what it compares."""
+
+_UNDEFINED_TABLE: Final = "42P01"
 
 _WHOLE_STATES: Final = ("ready", "live", "standby")
 """In which states a version has all of its rows."""
@@ -95,26 +98,41 @@ class TableVerifier:
             ReadModelMovedError: They became others meanwhile.
             WritersInTheWayError: A transaction that may have appended stayed open.
         """
-        with fresh_reads(engine) as conn:
-            with reading(conn):
-                status, position = self._standing(conn)
-                models = read_models_for(self.projection, status)
-                sample = self._sample(conn, models)
-                left_out = self._left_out(conn)
-            with (
-                replayed(conn, self.store, self.projection, page_events=self.page_events) as replay,
-                suspected(conn, models) as suspects,
-            ):
-                replay.left_out = left_out
-                if isinstance(replay, Replay):
-                    replay.sample = sample
-                # Most of it before the snapshot, which holds vacuum back.
-                advance_replay(conn, replay, until=position, on_page=self.on_page)
-                with self._seen(engine, conn, status, models) as sight:
-                    self._follow(conn, replay, sight)
-                    return Comparison(models, replay, suspects, self.limit, sample).run(
-                        conn, sight.conn
-                    )
+        status: str | None = None
+        try:
+            with fresh_reads(engine) as conn:
+                with reading(conn):
+                    status, position = self._standing(conn)
+                return self._verify(engine, conn, status, position)
+        except ProgrammingError as error:
+            if status is None or getattr(error.orig, "sqlstate", None) != _UNDEFINED_TABLE:
+                raise
+            # Tables of other states have other names.
+            with fresh_reads(engine) as conn, reading(conn):
+                self._refuse_another(self._status(conn), status)
+            raise
+
+    def _verify(
+        self, engine: Engine, conn: Connection, status: str, position: Position
+    ) -> Verification:
+        with reading(conn):
+            models = read_models_for(self.projection, status)
+            sample = self._sample(conn, models)
+            left_out = self._left_out(conn)
+        with (
+            replayed(conn, self.store, self.projection, page_events=self.page_events) as replay,
+            suspected(conn, models) as suspects,
+        ):
+            replay.left_out = left_out
+            if isinstance(replay, Replay):
+                replay.sample = sample
+            # Most of it before the snapshot, which holds vacuum back.
+            advance_replay(conn, replay, until=position, on_page=self.on_page)
+            with self._seen(engine, conn, status, models) as sight:
+                self._follow(conn, replay, sight)
+                return Comparison(models, replay, suspects, self.limit, sample).run(
+                    conn, sight.conn
+                )
 
     def _standing(self, conn: Connection) -> tuple[str, Position]:
         status, segments = self._status(conn), self._segments(conn)
@@ -147,11 +165,7 @@ class TableVerifier:
             now = self._status(seen)
             if now not in _WHOLE_STATES:
                 raise _not_whole(seen, self.store, self.projection)
-            if now != status:
-                raise ReadModelMovedError(
-                    self.projection.name,
-                    f"was {status}, and became {now} while it was verified",
-                )
+            self._refuse_another(now, status)
             if (read_mode(seen, self._tables, self.projection) == "inline") != (mark is not None):
                 raise ReadModelMovedError(
                     self.projection.name, "began to be kept in another way while it was verified"
@@ -194,6 +208,12 @@ class TableVerifier:
             if ahead > reached:
                 advance_replay(conn, replay.of_segment(segment), until=ahead)
         replay.position = max(sight.segments.values())
+
+    def _refuse_another(self, now: str | None, status: str) -> None:
+        if now != status:
+            raise ReadModelMovedError(
+                self.projection.name, f"was {status}, and became {now} while it was verified"
+            )
 
     def _status(self, conn: Connection) -> str | None:
         projections = self._tables.projections.c
