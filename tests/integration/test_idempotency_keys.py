@@ -28,7 +28,7 @@ from datapatterns.errors import (
     IdempotencyKeyReusedError,
     OutcomeUnknownError,
 )
-from datapatterns.event_sourcing import Retry
+from datapatterns.event_sourcing import EventStore, Retry
 from datapatterns.outcomes import find_unknown_outcome
 from tests.fixtures.blocking import until_blocked_by
 from tests.fixtures.cancelling import Strike, every_await
@@ -102,6 +102,26 @@ def test_a_key_with_other_contents_or_another_command_is_refused(
     with pytest.raises(IdempotencyKeyReusedError, match="for command Place"):
         execute(Cancel("a"), idempotency_key="k")
     assert receipts(engine) == [("a", 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Weigh:
+    kilos: float
+
+
+def test_a_retry_may_write_the_same_number_in_another_way(execute: Execute) -> None:
+    """As JSON does of clients that know one kind of numbers: the handler gets the same."""
+    commands = Commands(EventStore(), CommandHandlers())
+
+    @commands.handles(Weigh)
+    def _(command: Weigh, _context: CommandContext) -> float:
+        return command.kilos
+
+    execute(Weigh(1.0), by=commands, idempotency_key="k")
+
+    assert execute(Weigh(1), by=commands, idempotency_key="k").repeated
+    with pytest.raises(IdempotencyKeyReusedError):
+        execute(Weigh(1.5), by=commands, idempotency_key="k")
 
 
 @pytest.mark.parametrize("key", ["", "a\nb", "a\0b", "\ud800", "x" * 256, "é" * 128, 7, b"k"])

@@ -98,7 +98,9 @@ def checked_command(kind: CommandType, command: object, key: str | None) -> Cont
     found = found_by(kind.validators, command)
     if found and key is None:
         raise CommandInvalidError(kind.name, found)
-    return Contents(encoded, b"" if key is None else digest_of(command), found)
+    # Of what the handler gets: a retry may say 1 where 1.0 was sent, as JSON does of some clients.
+    digest = b"" if key is None else digest_of(kind.decoder.decode(encoded))
+    return Contents(encoded, digest, found)
 
 
 @dataclass(slots=True)
