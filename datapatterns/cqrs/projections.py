@@ -168,10 +168,7 @@ class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying, Ver
                 self.clock,
                 lambda conn: self._reached(conn, projection),
             )
-            try:
-                return work.run(conn, Target(until, deadline), on_page)
-            except ProjectionModeError:
-                return self._kept_by_appends(engine)
+            return work.run(conn, Target(until, deadline), on_page)
 
     def make_inline(
         self,
@@ -222,19 +219,25 @@ class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying, Ver
         Raises:
             ServerUnavailableError: It is in Redis, which does not answer.
         """
-        if not issubclass(projection, RedisProjection):
-            if read_mode(conn, self._tables, projection) == "inline":
-                final = self.store.high_water_mark(conn)
-                # If it was switched in between, what came then is not kept, and may be final.
-                if read_mode(conn, self._tables, projection) == "inline":
-                    return final
-            return read_position(conn, self._tables, projection)
-        return self._reached(conn, projection)
+        if issubclass(projection, RedisProjection):
+            return self._reached(conn, projection)
+        kept = self._kept_to(conn, projection)
+        return read_position(conn, self._tables, projection) if kept is None else kept
+
+    def _kept_to(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
+        """Return up to where appends have kept the read model; None if they do not keep it."""
+        if read_mode(conn, self._tables, projection) != "inline":
+            return None
+        final = self.store.high_water_mark(conn)
+        # If it was switched in between, what came then is not kept, and may be final.
+        is_kept = read_mode(conn, self._tables, projection) == "inline"
+        return final if is_kept else None
 
     def _reached(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
         # Its own rows, which nobody may be reading yet.
         if not issubclass(projection, RedisProjection):
-            return read_own_position(conn, self._tables, projection)
+            kept = self._kept_to(conn, projection)
+            return read_own_position(conn, self._tables, projection) if kept is None else kept
         build = read_build(conn, self._tables, projection)
         with redis_answers():
             checkpoint = self._in_redis(projection).checkpoint()

@@ -19,6 +19,7 @@ from datapatterns.errors import (
     ProjectionDefinitionError,
     ProjectionModeError,
     ProjectionVersionError,
+    ReadModelBehindError,
     VersionConflictError,
     WritersInTheWayError,
 )
@@ -276,6 +277,17 @@ def test_runners_have_nothing_to_do_and_it_is_never_behind(shop: Engine) -> None
         (status,) = PROJECTIONS.status(conn)
     assert (status.mode, status.position, status.positions_behind) == ("inline", token, 0)
     assert status.seconds_behind == 0.0
+
+
+def test_it_has_caught_up_only_where_no_open_append_comes_before(shop: Engine) -> None:
+    with shop.connect() as conn:
+        STORE.append(conn, StreamId("door", "open"), [DoorOpened()], expected_version=0)
+        token = append_all(shop, STORE, [scanned("milk")])
+        with pytest.raises(ReadModelBehindError):
+            PROJECTIONS.catch_up(shop, SalesByProduct, until=token, timeout_seconds=0)
+        conn.rollback()
+
+    assert PROJECTIONS.catch_up(shop, SalesByProduct, until=token).position == token
 
 
 def test_runners_go_on_where_appends_ended(shop: Engine) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from sqlalchemy import Connection, Engine, select
@@ -15,7 +15,12 @@ from datapatterns.cqrs.running.registering import register
 from datapatterns.cqrs.running.segments import make_whole
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.cqrs.tables.read_model import read_models_of
-from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindError
+from datapatterns.errors import (
+    LeaseHeldError,
+    LeaseLostError,
+    ProjectionModeError,
+    ReadModelBehindError,
+)
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import looking, resuming
@@ -158,6 +163,10 @@ class CatchUp:
             except (LeaseHeldError, LeaseLostError):
                 # Somebody else is at it, which serves as well.
                 done = self._done_by_others(conn)
+            except ProjectionModeError:
+                # Appends are, and one of them may still be open: up to where it is whole they say.
+                done = self._done_by_others(conn)
+                done = replace(done, caught_up=done.position >= target.position)
             events += done.events
             if done.position >= target.position:
                 return ProjectionProgress(events, done.position, done.caught_up)
