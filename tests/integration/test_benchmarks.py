@@ -18,6 +18,7 @@ TINY: dict[str, dict[str, object]] = {
     "fence": {"OPERATIONS": 8, "CASES": ((2, False), (2, True))},
     "growth": {"LARGE_EVENTS": 2_000, "SMALL_EVENTS": 20, "OPERATIONS": 2},
     "import": {"EVENTS": 40, "STREAMS": 4},
+    "inline": {"OPERATIONS": 2},
     "load": {"EVENTS": 40, "LOADS": 2, "CASES": ((40, False), (40, True))},
     "log": {"EVENTS": 40, "STREAMS": 4, "PAGE_EVENTS": 7},
     "promote": {"EVENTS": 1_000, "READERS": 2},

@@ -17,7 +17,15 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.cache_aside import Cache
 from datapatterns.change_log import ChangeLog
-from datapatterns.cqrs import CommandContext, Commands, Projections, forget_executions
+from datapatterns.cqrs import (
+    CommandContext,
+    Commands,
+    InlineProjections,
+    Projection,
+    Projections,
+    forget_executions,
+    on,
+)
 from datapatterns.event_sourcing import (
     ANY,
     NEW_STREAM,
@@ -29,6 +37,7 @@ from datapatterns.event_sourcing import (
     LogSignal,
     NewEvent,
     Partitioning,
+    RecordedEvent,
     StreamEvents,
     StreamId,
     Subjects,
@@ -44,7 +53,7 @@ from datapatterns.sharding import EntityGroup, Hash, ShardCluster
 from tests.fixtures import people
 from tests.fixtures.caches import PATIENT
 from tests.fixtures.index_tables import backfill
-from tests.fixtures.least_rights import LeastRights, least_rights_on, redis_user, run
+from tests.fixtures.least_rights import LeastRights, least_rights_on, redis_user, run, sql_blocks
 from tests.fixtures.read_models import Base as ReadModels
 from tests.fixtures.read_models import (
     Dashboard,
@@ -90,6 +99,24 @@ class Customer(Shop):
     id: Mapped[int] = mapped_column(primary_key=True)
     email: Mapped[str | None]
     name: Mapped[str]
+
+
+class BoughtBase(DeclarativeBase):
+    pass
+
+
+class Bought(BoughtBase):
+    __tablename__ = "bought"
+
+    product: Mapped[str] = mapped_column(primary_key=True)
+    quantity: Mapped[int] = mapped_column(default=0)
+
+
+class BoughtByProduct(Projection, into=Bought, version=1, messages=True):
+    @on(ItemScanned, key=lambda e, _: e.product)
+    def _(self, row: Bought, e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.quantity += 1
+        self.emit("bought", e.product)
 
 
 class Sharded(DeclarativeBase):
@@ -316,11 +343,35 @@ def test_the_worker_projects_what_the_application_appends(
     assert projections.merge(rights.worker, SalesByProduct) == 1
 
 
+def test_the_application_keeps_inline_what_the_worker_switches(rights: LeastRights) -> None:
+    keeping = EventStore(inline=InlineProjections((BoughtByProduct,)))
+    projections = Projections(keeping)
+    sent = "SELECT count(*) FROM datapatterns.outbox WHERE payload #>> '{}' = 'tea'"
+    with rights.owner.begin() as conn:
+        Bought.metadata.create_all(conn)
+    of_all_read_models = sql_blocks()[2].partition("\n\n")[2]
+    run(rights.owner, rights.named(of_all_read_models.replace("product_sales", "bought")))
+
+    projections.make_inline(rights.worker, BoughtByProduct)
+    with rights.app.begin() as conn, pytest.raises(ProgrammingError, match="permission denied"):
+        keeping.append(conn, StreamId("b", "1"), [ItemScanned("tea", 1)], expected_version=ANY)
+    grants = sql_blocks()[3].replace("product_sales", "bought")
+    run(rights.owner, rights.named(grants))
+    with rights.app.begin() as conn:
+        keeping.append(conn, StreamId("b", "1"), [ItemScanned("tea", 1)], expected_version=ANY)
+    try:
+        assert projections.verify(rights.worker, BoughtByProduct).matches
+        with rights.reader.begin() as conn:
+            assert conn.exec_driver_sql(sent).scalar_one() == 1
+    finally:
+        projections.make_async(rights.worker, BoughtByProduct)
+
+
 def test_the_worker_refreshes_views_of_what_the_application_writes(rights: LeastRights) -> None:
     for view in (weekly, largest):
         with rights.owner.begin() as conn:
             view.create(conn)
-    rights.grant(3)
+    rights.grant(4)
     for view in (weekly, largest):
         with rights.worker.begin() as conn:
             view.populate(conn)

@@ -1,6 +1,6 @@
 """What an append holds while it keeps projections inline: how they are kept, and their keys."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final, TypeAlias
@@ -9,7 +9,6 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     Connection,
-    Row,
     Select,
     Subquery,
     TableValuedAlias,
@@ -18,15 +17,18 @@ from sqlalchemy import (
     bindparam,
     column,
     func,
+    literal_column,
     select,
     true,
 )
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.inline_locks import mode_lock
 from datapatterns.errors import IsolationLevelError
 from datapatterns.event_sourcing.appending.keeping_inline import KEPT_INLINE
+from datapatterns.sql.fetching import Rows, fetch_rows
 
 Kept: TypeAlias = tuple[tuple[str, int], ...]
 """The name and version of what is kept inline, in their order."""
@@ -40,30 +42,30 @@ class SwitchedError(Exception):
         self.kept = kept
 
 
-def hold_modes(conn: Connection, schema: str, names: Sequence[str]) -> Kept:
+def hold_modes(conn: Connection, schema: str, names: list[str]) -> Kept:
     """Return which of ``names`` are kept inline, and let nobody change that any more.
 
     It may be older than the lock, as one round trip does both; the next statement looks again.
     """
     keys = sorted(mode_lock(schema, name) for name in names)
-    return _kept(conn.execute(_hold_modes(schema), {"mode_keys": keys, "names": names}).all())
+    return _kept(fetch_rows(conn, _hold_modes(schema), {"mode_keys": keys, "names": names}))
 
 
-def check_modes(conn: Connection, schema: str, names: Sequence[str], kept: Kept) -> None:
+def check_modes(conn: Connection, schema: str, names: list[str], kept: Kept) -> None:
     """Make sure that ``kept`` is what is kept, after `hold_modes`.
 
     Raises:
         SwitchedError: It was, before the lock.
     """
-    _check(conn.execute(_modes(schema), {"names": names}).all(), kept)
+    _check(fetch_rows(conn, _look_at_modes(schema), {"names": names}), kept)
 
 
 def lock_keys(
     conn: Connection,
     schema: str,
-    names: Sequence[str],
+    names: list[str],
     kept: Kept,
-    locks: Mapping[str, Sequence[int]],
+    locks: Mapping[str, list[int]],
 ) -> None:
     """Take the locks on keys, ``shared`` and ``exclusive``; and say what is kept.
 
@@ -71,8 +73,8 @@ def lock_keys(
         SwitchedError: Something else is.
     """
     said = ",".join(f"{name}:{version}" for name, version in kept)
-    asked = {"names": names, "said": said, **locks}
-    _check(conn.execute(_lock_keys(schema), asked).all(), kept)
+    asked = {"names": names, "said": said, "setting": KEPT_INLINE, **locks}
+    _check(fetch_rows(conn, _lock_keys(schema), asked), kept)
 
 
 @contextmanager
@@ -93,13 +95,13 @@ def say_nothing(conn: Connection) -> None:
     conn.execute(_SAY_NOTHING)
 
 
-def _check(rows: Iterable[Row[*tuple[Any, ...]]], kept: Kept) -> None:
+def _check(rows: Rows, kept: Kept) -> None:
     now = _kept(rows)
     if now != kept:
         raise SwitchedError(now)
 
 
-def _kept(rows: Iterable[Row[*tuple[Any, ...]]]) -> Kept:
+def _kept(rows: Rows) -> Kept:
     kept = []
     for name, version, isolation, *_ in rows:
         if name is None:
@@ -110,24 +112,27 @@ def _kept(rows: Iterable[Row[*tuple[Any, ...]]]) -> Kept:
     return tuple(sorted(kept))
 
 
+_DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call] # SQLAlchemy's own
 _SAY_NOTHING: Final = select(func.set_config(KEPT_INLINE, "", True))
 
 
 @cache
-def _hold_modes(schema: str) -> Select[*tuple[Any, ...]]:
+def _hold_modes(schema: str) -> str:
     keys = _unnested("mode_keys")
     taken = select(func.count(func.pg_advisory_xact_lock_shared(keys.c.key)).label("modes"))
     return _with_modes(schema, taken.subquery("taken"))
 
 
 @cache
-def _lock_keys(schema: str) -> Select[*tuple[Any, ...]]:
+def _lock_keys(schema: str) -> str:
     # In the order of the lists, which are sorted: whoever appends once waits in a line, not a ring.
     shared, exclusive = _unnested("shared"), _unnested("exclusive")
     of_all = select(func.count(func.pg_advisory_xact_lock_shared(shared.c.key)))
     of_keys = select(func.count(func.pg_advisory_xact_lock(exclusive.c.key)))
     taken = select(
-        func.set_config(KEPT_INLINE, bindparam("said", type_=Text), True).label("said"),
+        func.set_config(
+            bindparam("setting", type_=Text), bindparam("said", type_=Text), literal_column("true")
+        ).label("said"),
         of_all.scalar_subquery().label("shared"),
         of_keys.scalar_subquery().label("exclusive"),
     )
@@ -139,21 +144,32 @@ def _unnested(name: str) -> TableValuedAlias:
     return keys.table_valued(column("key", BigInteger), name=f"given_{name}").render_derived()
 
 
-def _with_modes(schema: str, taken: Subquery) -> Select[*tuple[Any, ...]]:
+def _with_modes(schema: str, taken: Subquery) -> str:
     # What nobody asks for, the server leaves undone; so all of it is asked for.
     modes = _modes(schema).subquery("modes")
-    return select(*modes.c, *taken.c).select_from(taken.outerjoin(modes, true()))
+    return _compiled(select(*modes.c, *taken.c).select_from(taken.outerjoin(modes, true())))
 
 
 @cache
+def _look_at_modes(schema: str) -> str:
+    return _compiled(_modes(schema))
+
+
+def _compiled(statement: Select[*tuple[Any, ...]]) -> str:
+    # By the driver's own cursor: Core's execute costs as much again as the round trip.
+    return str(statement.compile(dialect=_DIALECT))
+
+
 def _modes(schema: str) -> Select[*tuple[Any, ...]]:
     projections = projection_tables(schema).projections.c
     return select(
         projections.name,
         projections.version,
-        func.current_setting("transaction_isolation", type_=Text).label("isolation"),
+        func.current_setting(literal_column("'transaction_isolation'"), type_=Text).label(
+            "isolation"
+        ),
     ).where(
         projections.name == any_(bindparam("names", type_=ARRAY(Text))),
-        projections.mode == "inline",
-        projections.status == "live",
+        projections.mode == literal_column("'inline'"),
+        projections.status == literal_column("'live'"),
     )
