@@ -117,7 +117,10 @@ POISON: dict[str, object] = {"event_type": "x", "position": 6, "error": "ValueEr
         ([shard(5, status="ready")], "building", False),
         ([shard(5, status="retired")], "version", True),
         ([shard(5, status="failed")], "version", True),
-        ([shard(9, version=2), shard(5, status="standby")], "version", True),
+        # Who waits for a standby reads what has taken its place.
+        ([shard(9, version=2), shard(5, status="standby")], None, None),
+        ([shard(5, version=2, error=POISON), shard(9, status="standby")], "stopped", True),
+        ([shard(5, version=2, held=False), shard(9, status="standby")], "idle", False),
         ([shard(9, version=2), shard(5, status="retired")], "version", True),
         ([shard(9, version=2)], "version", True),
         ([shard(9, version=2), shard(5, status="building")], "building", False),
