@@ -6,7 +6,14 @@ from threading import Event, Thread
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from datapatterns.cqrs import Message, Projection, Projections, ProjectionWorker, on
+from datapatterns.cqrs import (
+    InlineProjections,
+    Message,
+    Projection,
+    Projections,
+    ProjectionWorker,
+    on,
+)
 from datapatterns.cqrs.running.working import LONG_PAGE_LEASES
 from datapatterns.event_sourcing import EventStore, Position, RecordedEvent
 from datapatterns.runtime import RelayLoop, Worker
@@ -220,6 +227,32 @@ def test_a_version_that_is_not_built_yet_waits_and_the_live_one_goes_on(
 
     assert projections.verify(shop, SalesByProduct).matches
     assert sales(shop)["milk"][0] == 6
+
+
+def test_what_no_worker_moves_on_is_not_behind(
+    shop: Engine, projections: Projections, clock: ManualClock
+) -> None:
+    """Or a worker that ends when all have caught up would wait for ever."""
+    append_all(shop, STORE, [MILK])
+    worker = projections.worker([SalesByProduct, Doubled])
+    step(worker, shop, clock)
+    projections.rebuild(shop, Doubled)
+    keeping = EventStore(inline=InlineProjections((Doubled,)))
+    token = append_all(shop, STORE, [MILK])
+    clock.advance(1)
+    with shop.connect() as conn:
+        worker.beat(conn)
+        behind = worker.behind(conn, token)
+
+    step(worker, shop, clock)
+    projections.retire(shop, SalesByProduct)
+    projections.make_inline(shop, Doubled)
+    token = append_all(shop, keeping, [MILK])
+    step(worker, shop, clock)
+
+    with shop.connect() as conn:
+        assert worker.behind(conn, token) == []
+    assert behind == [("sales_by_product", 1), ("sales_by_product", 2)]
 
 
 def test_the_view_is_the_fold_of_the_log(

@@ -127,16 +127,22 @@ def read_segments(conn: Connection, tables: ProjectionTables) -> dict[SegmentKey
             projections.c.status,
         )
         .join_from(shards, projections)
-        .where(
-            projections.c.status.in_(RUNNABLE),
-            projections.c.mode == "async",
-            or_(projections.c.status != "building", projections.c.kind == "redis"),
-        )
+        .where(moved_by_workers(tables))
     )
     return {
         SegmentKey(name, version, shard): SegmentRow(owner, bool(lapsed), epoch, status)
         for name, version, shard, owner, lapsed, epoch, status in rows
     }
+
+
+def moved_by_workers(tables: ProjectionTables) -> ColumnElement[bool]:
+    """Return the condition that a version is one that workers move on."""
+    versions = tables.projections.c
+    return and_(
+        versions.status.in_(RUNNABLE),
+        versions.mode == "async",
+        or_(versions.status != "building", versions.kind == "redis"),
+    )
 
 
 def owners_of(

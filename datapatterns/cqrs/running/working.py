@@ -16,6 +16,7 @@ from datapatterns.cqrs.running.claiming import (
     SegmentRow,
     claim_segments,
     heartbeat,
+    moved_by_workers,
     owners_of,
     read_segments,
     read_workers,
@@ -219,11 +220,16 @@ class ProjectionWorker:
                 self._holdings.drop(held.key)
 
     def behind(self, conn: Connection, target: Position) -> list[Version]:
-        """Return which of the versions that this worker may run have not got to ``target``."""
+        """Return which of the versions that this worker may run have not got to ``target``.
+
+        What appends keep, what was retired and what is being built no worker moves on.
+        """
         shards = self._tables.shards
         with reading(conn):
             rows = conn.execute(
                 select(shards.c.name, shards.c.version)
+                .join_from(shards, self._tables.projections)
+                .where(moved_by_workers(self._tables))
                 .group_by(shards.c.name, shards.c.version)
                 .having(func.min(shards.c.position) < target)
             ).all()
