@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from threading import Event, Lock, Thread, current_thread
 from typing import Final
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Pool, QueuePool
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -25,6 +26,9 @@ LOOK_GROWTH: Final = 1.125
 A pause is an eighth of the time for which nothing has come: that much later, at most, is seen what
 comes as regularly as before. A look costs as much as an empty statement.
 """
+
+CONNECTIONS_MIN: Final = 2
+"""One is kept for the leases, so with no other nothing would ever be moved on."""
 
 LOST_SECONDS_MIN: Final = 0.1
 LOST_SECONDS_MAX: Final = 5.0
@@ -71,8 +75,8 @@ class Worker:
     are under way. Threads share one processor while they fold; those whose pages wait for the
     database don't need it. For more, start more processes.
 
-    The engine's pool must have a connection for each thread, one for leases, and one for each
-    loop.
+    The engine's pool should have a connection for each thread, one for leases, and one for each
+    loop; with fewer they wait for each other.
 
     Attributes:
         engine: Where the events, the read models and the leases are.
@@ -84,7 +88,8 @@ class Worker:
         on_look: Called many times a second with what was done so far, in the thread of `run`.
 
     Raises:
-        ValueError: There are no threads, or the time to finish is negative.
+        ValueError: There are no threads, or the time to finish is negative, or the pool has one
+            connection, which the leases need.
     """
 
     engine: Engine
@@ -104,6 +109,11 @@ class Worker:
             raise ValueError(f"{self.threads} threads move nothing on; allow at least 1")
         if self.grace_seconds < 0:
             raise ValueError(f"{self.grace_seconds} s are no time to finish pages in")
+        if _connections_max(self.engine.pool) < CONNECTIONS_MIN:
+            raise ValueError(
+                "the engine's pool has one connection, which is needed for leases; give it one for"
+                " each thread and each loop besides: create_engine(..., pool_size=...)"
+            )
 
     def run(self, *, until: Callable[[Connection], bool] = lambda _: False) -> WorkerTotals:
         """Work until `stop` is called, and return what was done. Call it once.
@@ -249,6 +259,13 @@ class Worker:
         deadline = SYSTEM_CLOCK.monotonic() + seconds
         while not self._stopping and SYSTEM_CLOCK.monotonic() < deadline:
             self._ended.wait(LOOK_SECONDS_MAX)
+
+
+def _connections_max(pool: Pool) -> float:
+    if not isinstance(pool, QueuePool) or pool.size() == 0:
+        return inf
+    overflow_max = pool._max_overflow  # noqa: SLF001 -- nothing else tells it
+    return inf if overflow_max < 0 else pool.size() + overflow_max
 
 
 class _Outage:

@@ -1,6 +1,7 @@
 """Several workers share what is declared, take over from each other, and lose or double nothing."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from threading import Event, Thread
 
 import pytest
@@ -157,6 +158,28 @@ def test_an_idle_worker_keeps_its_lease(
         )
     assert left is not None
     assert left > projections.lease_seconds / 2
+
+
+def test_a_worker_with_long_leases_has_its_share_beside_one_with_short_ones(
+    shop: Engine, projections: Projections, clock: ManualClock
+) -> None:
+    short, long = (replace(projections, lease_seconds=seconds).worker() for seconds in (0.5, 60))
+    step(short, shop, clock)
+    projections.split_into(shop, SalesByProduct, 4)
+    step(short, shop, clock)
+    step(short, shop, clock)
+    before = len(short.positions())
+
+    step(long, shop, clock)
+    with shop.begin() as conn:  # it says so again in 20 seconds
+        conn.execute(
+            text("UPDATE datapatterns.projection_worker SET seen_at = now() - interval '1s'")
+        )
+    step(short, shop, clock)
+
+    assert (before, len(short.positions())) == (4, 2)
+    assert step(long, shop, clock) == 0
+    assert len(long.positions()) >= 2
 
 
 def test_what_concerns_nobody_is_written_down_now_and_then_only(

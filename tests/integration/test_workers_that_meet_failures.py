@@ -1,7 +1,7 @@
 """What fails is recorded and rests; everything else goes on, and what was lost is waited for."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Thread
 
 import pytest
@@ -313,3 +313,14 @@ def test_a_worker_that_could_do_nothing_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"threads|time"):
         Worker(shop, Projections(STORE).worker(), threads=threads, grace_seconds=grace)
+
+
+@pytest.mark.parametrize(
+    ("size", "overflow", "refused"), [(1, 0, True), (1, 1, False), (0, 0, False), (1, -1, False)]
+)
+def test_a_pool_of_one_connection_is_refused_as_it_would_move_nothing_on(
+    shop: Engine, size: int, overflow: int, refused: bool
+) -> None:
+    engine = create_engine(shop.url, pool_size=size, max_overflow=overflow)
+    with pytest.raises(ValueError, match="pool_size") if refused else nullcontext():
+        Worker(engine, Projections(STORE).worker())

@@ -97,7 +97,7 @@ def say_goodbye(conn: Connection, tables: ProjectionTables, worker: str) -> None
 def read_workers(
     conn: Connection, tables: ProjectionTables, *, seconds: float
 ) -> dict[str, frozenset[Version]]:
-    """Return the workers that were heard of within a lease, with the versions that each knows."""
+    """Return the workers that were heard of so lately, with the versions that each knows."""
     workers = tables.workers
     rows = conn.execute(
         select(workers.c.worker, workers.c.name, workers.c.version).where(

@@ -49,6 +49,13 @@ BEAT_SECONDS_MAX: Final = 1.0
 
 HEARTBEATS_PER_LEASE: Final = 3
 
+PRESENT_SECONDS_MIN: Final = 3 * BEAT_SECONDS_MAX
+"""For so long, at least, is a worker there that was heard of.
+
+By then it has looked again, and taken what others with short leases leave to it. It may say so
+much less often than those expect of each other.
+"""
+
 LONG_PAGE_LEASES: Final = 20
 """For so many leases one page may take. A handler that hangs must not keep its segment for ever."""
 
@@ -307,7 +314,8 @@ class ProjectionWorker:
         me, seconds = self.terms.owner, self.terms.seconds
         with reading(conn):
             rows = read_segments(conn, self._tables)
-            workers = read_workers(conn, self._tables, seconds=seconds)
+            lately = max(seconds, PRESENT_SECONDS_MIN)
+            workers = read_workers(conn, self._tables, seconds=lately)
         owners, present = owners_of(rows, workers | {me: self._told}, me)
         plan = plan_shares(owners, present)
         mine = {key: rows[key] for key, worker in plan.items() if worker == me}
