@@ -319,7 +319,7 @@ def test_a_worker_that_could_do_nothing_is_refused(
     ("size", "overflow", "refused"), [(1, 0, True), (1, 1, False), (0, 0, False), (1, -1, False)]
 )
 def test_a_pool_of_one_connection_is_refused_as_it_would_move_nothing_on(
-    shop: Engine, size: int, overflow: int, refused: bool
+    shop: Engine, size: int, overflow: int, *, refused: bool
 ) -> None:
     engine = create_engine(shop.url, pool_size=size, max_overflow=overflow)
     with pytest.raises(ValueError, match="pool_size") if refused else nullcontext():

@@ -4,7 +4,7 @@ Only the owner of a segment's lease writes about its rows, in a transaction that
 """
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -12,12 +12,15 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     FromClause,
+    Integer,
     LargeBinary,
     Table,
     Text,
     and_,
     any_,
     bindparam,
+    case,
+    cast,
     column,
     delete,
     func,
@@ -29,8 +32,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from datapatterns.cqrs.running.leasing import Lease
+from datapatterns.cqrs.running.segments import HASH_BITS, Segment
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.event_sourcing.events import Position
+
+_HASH_BYTES: Final = HASH_BITS // 8
 
 WHOLE_EVENT = b""
 """In the place of a row's digest: nobody can say which rows the event concerns."""
@@ -69,13 +75,21 @@ def find_parked(
 ) -> set[bytes]:
     """Return which of these rows have events that wait."""
     parked = tables.parked
-    wanted = any_(bindparam("digests", sorted(digests), ARRAY(LargeBinary)))
-    found = conn.scalars(
-        select(parked.c.key_digest)
-        .where(of_version(parked, lease.name, lease.version), parked.c.key_digest == wanted)
-        .distinct()
+    wanted = (
+        func.unnest(bindparam("digests", sorted(digests), ARRAY(LargeBinary)))
+        .table_valued(column("digest", LargeBinary), name="wanted")
+        .render_derived()
     )
-    return set(found)
+    # One look for each: of one row millions of events may wait, which no page must go through.
+    waits = (
+        select(literal(1).label("one"))
+        .where(of_version(parked, lease.name, lease.version))
+        .where(parked.c.key_digest == wanted.c.digest)
+        .order_by(parked.c.position)  # by the index, even if most of what waits is of one row
+        .limit(1)
+        .lateral("waits")
+    )
+    return set(conn.scalars(select(wanted.c.digest).join_from(wanted, waits, true())))
 
 
 def park(
@@ -146,12 +160,13 @@ def give_up(conn: Connection, tables: ProjectionTables, lease: Lease, digest: by
 def parked_rows(
     conn: Connection, tables: ProjectionTables, lease: Lease
 ) -> list[tuple[bytes, Position]]:
-    """Return which rows have events that wait, and where the first is; by that."""
+    """Return which rows of the segment have events that wait, and where the first is; by that."""
     parked = tables.parked
     first = func.min(parked.c.position)
     rows = conn.execute(
         select(parked.c.key_digest, first)
         .where(of_version(parked, lease.name, lease.version))
+        .where(is_in_segment(parked.c.key_digest, lease.segment))
         .group_by(parked.c.key_digest)
         .order_by(first, parked.c.key_digest)
     )
@@ -281,6 +296,14 @@ def _these(
         parked.c.key_digest == digest,
         parked.c.position == wanted,
     )
+
+
+def is_in_segment(digest: ColumnElement[bytes], segment: Segment) -> ColumnElement[bool]:
+    """Return the condition that the row with this digest is one of the segment's."""
+    # As `segment_hash` does: the first bytes of the digest.
+    hashed = func.get_byte(digest, 0) * 256 + func.get_byte(digest, 1)
+    owner = cast(hashed, Integer).op("&")(segment.mask)
+    return case((func.length(digest) >= _HASH_BYTES, owner), else_=-1) == segment.shard
 
 
 def of_version(table: FromClause, name: str, version: int | None) -> ColumnElement[bool]:

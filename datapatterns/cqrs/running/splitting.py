@@ -14,7 +14,6 @@ from sqlalchemy import (
     Integer,
     and_,
     case,
-    cast,
     delete,
     func,
     literal,
@@ -24,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from datapatterns.cqrs.definition import AnyProjection
+from datapatterns.cqrs.running.parking import is_in_segment
 from datapatterns.cqrs.running.segments import HASH_BITS, Segment
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.errors import ReadModelBuildingError, SegmentError, SegmentsBusyError
@@ -32,7 +32,6 @@ from datapatterns.event_sourcing.events import Position
 MASK_MAX: Final = 2**HASH_BITS - 1
 
 _SPLITTABLE: Final = ("ready", "live", "standby")
-_HASH_BYTES: Final = HASH_BITS // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,19 +205,12 @@ def _count_parked(
     tables: ProjectionTables, projection: type[AnyProjection], segment: Segment
 ) -> ColumnElement[int]:
     parked = tables.parked
-    digest = parked.c.key_digest
-    # As `segment_hash` does: the first bytes of the digest.
-    hashed = func.get_byte(digest, 0) * 256 + func.get_byte(digest, 1)
-    owned = case(
-        (func.length(digest) >= _HASH_BYTES, cast(hashed, Integer).op("&")(segment.mask)),
-        else_=-1,
-    )
     return (
         select(func.count())
         .where(
             parked.c.name == projection.name,
             parked.c.version == projection.version,
-            owned == segment.shard,
+            is_in_segment(parked.c.key_digest, segment),
         )
         .scalar_subquery()
     )

@@ -145,11 +145,7 @@ class ParkedWork:
         # By their first event: of rows that refer to each other, the one that came first.
         with resuming(conn, self._this):
             rows = parked_rows(conn, self._tables, lease)
-        return [
-            digest
-            for digest, _ in rows
-            if segment_owns(lease.segment, digest) and (digests is None or digest in digests)
-        ]
+        return [digest for digest, _ in rows if digests is None or digest in digests]
 
     def _retry_row(
         self, conn: Connection, lease: Lease, digest: bytes
