@@ -167,12 +167,15 @@ def test_verify_says_nothing_about_rows_whose_events_wait(shop: Engine) -> None:
 
     for projection in (PARKS, MENDED):
         verified = PROJECTIONS.verify(shop, projection)
+        sampled = PROJECTIONS.verify(shop, projection, sample=1.0)
         assert (verified.matches, verified.parked) == (True, 1)
+        assert (sampled.matches, sampled.parked) == (True, 1)
 
     with shop.begin() as conn:
         conn.execute(text("UPDATE sales SET cents = 99"))
-    differing = PROJECTIONS.verify(shop, PARKS, limit=1)
-    assert [one.key for one in differing.differences] == [("tea",)]
+    for sample in (None, 1.0):
+        differing = PROJECTIONS.verify(shop, PARKS, limit=1, sample=sample)
+        assert [one.key for one in differing.differences] == [("tea",)]
 
 
 def test_of_an_event_for_two_tables_only_the_refused_row_waits(shop: Engine) -> None:
