@@ -1,5 +1,6 @@
 """Let the threads that wait for one read model share their looks at it."""
 
+import os
 from collections.abc import Callable, Hashable
 from threading import Condition, Lock
 from typing import Any, Final, Generic, TypeVar
@@ -82,14 +83,27 @@ class SharedLooks(Generic[T]):
             return self._turns.succeed(ticket, value)
 
 
-_LOCK: Final = Lock()
-_SHARED: Final[WeakKeyDictionary[Engine, dict[Hashable, SharedLooks[Any]]]] = WeakKeyDictionary()
+class _OfProcess:
+    """All shared looks of this process."""
+
+    def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Leave behind what threads of the parent do: in a forked child nobody ends it."""
+        self.lock = Lock()
+        self.looks = WeakKeyDictionary[Engine, dict[Hashable, SharedLooks[Any]]]()
+
+
+_HERE: Final = _OfProcess()
+
+os.register_at_fork(after_in_child=_HERE.begin_anew)
 
 
 def shared_looks(engine: Engine, schema: str, name: str, *key: Hashable) -> SharedLooks[Any]:
     """Return the looks that all share who ask for the same."""
-    with _LOCK:
-        looks = _SHARED.setdefault(engine, {})
+    with _HERE.lock:
+        looks = _HERE.looks.setdefault(engine, {})
         whole = (schema, name, *key)
         if whole not in looks:
             looks[whole] = SharedLooks()
