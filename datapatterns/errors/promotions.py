@@ -63,17 +63,26 @@ class PromotionTimeoutError(UnavailableError):
 class StandbyBehindError(UnavailableError):
     """The version to go back to is older than what readers have seen.
 
+    Of a projection that sends messages it may be the live one that is behind.
+
     Attributes:
         projection: Its name.
-        version: The one to go back to.
+        version: The one that is behind.
         position: How far it is.
-        shown: How far the live one is.
+        shown: How far it has to be.
     """
 
-    def __init__(self, projection: str, version: int, *, position: int, shown: int) -> None:
+    def __init__(
+        self, projection: str, version: int, *, position: int, shown: int, exact: bool = False
+    ) -> None:
+        advice = (
+            f"readers have seen {shown}; run it until it is there, or allow an older state"
+            if not exact
+            else f"the other one at {shown}; as messages are sent, or may be, run it until it is"
+            " there, or one of them would be lost or sent again"
+        )
         super().__init__(
-            f"version {version} of projection {projection} is at position {position}, readers have"
-            f" seen {shown}; run it until it is there, or allow an older state"
+            f"version {version} of projection {projection} is at position {position}, {advice}"
         )
         self.projection = projection
         self.version = version

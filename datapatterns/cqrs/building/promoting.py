@@ -209,18 +209,17 @@ class Promotion:
         soon = self._soon(deadline)
         if self.catch_up is not None and self._last(conn, swap.new) < barrier:
             self.catch_up(barrier, max(0.0, soon - self.clock.monotonic()))
-        exact = (swap.old, swap.new) if self.exact else ()
-        while self._last(conn, swap.new) < barrier or any(
-            self._last(conn, record) < barrier for record in exact
-        ):
-            if self.clock.monotonic() >= soon:
-                raise StandbyBehindError(
-                    self.name,
-                    self.version,
-                    position=min(self._last(conn, record) for record in (swap.new, *exact)),
-                    shown=barrier,
-                )
-            self.clock.sleep(POLL_SECONDS_MAX)
+        for record in (swap.new, swap.old) if self.exact else (swap.new,):
+            while (position := self._last(conn, record)) < barrier:
+                if self.clock.monotonic() >= soon:
+                    raise StandbyBehindError(
+                        self.name,
+                        record.version,
+                        position=position,
+                        shown=barrier,
+                        exact=self.exact,
+                    )
+                self.clock.sleep(POLL_SECONDS_MAX)
 
     def _last(self, conn: Connection, record: VersionRecord) -> Position:
         with reading(conn):

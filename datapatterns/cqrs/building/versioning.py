@@ -213,7 +213,8 @@ class Versioning(ABC):
             projection: Any version of it, or its name. If the class of the version to go back to
                 is given or declared, this moves it on as far as needed; else its runners have to.
             version: Which one, where there are several that were live.
-            allow_older: It may be older than what readers have seen: they see a step back.
+            allow_older: It may be older than what readers have seen: they see a step back. Not for
+                a projection that sends messages, which would send some of them again.
             timeout_seconds: How long it may take.
             lock_seconds: How long readers may have to wait at most, at each attempt.
 
@@ -228,12 +229,23 @@ class Versioning(ABC):
         name = projection if isinstance(projection, str) else projection.name
         target = self._standby(engine, name, version)
         code = self._code(projection, name, target)
+        sends = self._sends(projection, name)
+        if allow_older and sends:
+            raise PromotionRefusedError(
+                name,
+                target,
+                "it sends messages, and from an older position it would send again what was sent"
+                " since; run it until it is where the live one is, and go back without"
+                " allow_older",
+            )
         if code is not None and not allow_older:
             self._near(engine, code, timeout_seconds)
         self._promotion(
             name,
             target,
-            exact=code is not None and code.messages and not allow_older,
+            # Who may send messages must not lose any between two positions.
+            exact=not allow_older
+            and (sends or (sends is None and not self._is_in_redis(engine, name, target))),
             older=allow_older,
             patience=Patience(timeout_seconds, lock_seconds),
             catch_up=None if code is None else self._catching_up(engine, code),
@@ -347,6 +359,11 @@ class Versioning(ABC):
         given = () if isinstance(projection, str) else (projection,)
         known = (p for p in (*given, *self.declared) if (p.name, p.version) == (name, version))
         return next(known, None)
+
+    def _sends(self, projection: type[AnyProjection] | str, name: str) -> bool | None:
+        given = () if isinstance(projection, str) else (projection,)
+        known = [p.messages for p in (*given, *self.declared) if p.name == name]
+        return any(known) if known else None  # nobody here knows
 
     def _is_in_redis(self, engine: Engine, name: str, version: int) -> bool:
         with fresh_reads(engine) as conn, reading(conn):
