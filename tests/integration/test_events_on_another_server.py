@@ -309,6 +309,24 @@ def test_a_dashboard_may_have_its_leases_on_either_server(
     assert sum(score for _, score in projections.view(Dashboard).top("best_sellers")) == 4
 
 
+def test_a_token_of_the_write_is_known_to_readers_of_a_dashboard(
+    events: Engine, engine: Engine, redis_client: Redis
+) -> None:
+    projections = Projections(STORE, redis=redis_client, events_from=events)
+    token = written(events, projections, 4)
+    projections.catch_up(engine, Dashboard)
+    readers = Projections(STORE, redis=redis_client)
+
+    assert readers.wait(engine, Dashboard, token, timeout_seconds=0) == token.position
+    answer = readers.query_view(
+        engine, Dashboard, lambda view: view.top("best_sellers"), after=token
+    )
+    assert (answer.token, answer.positions_behind) == (token, 0)
+    assert answer.seconds_behind < 60
+    with pytest.raises(ForeignTokenError):
+        readers.wait(engine, Dashboard, Token(token.position, "00000000"), timeout_seconds=0)
+
+
 def test_a_layer_of_two_databases(events: Engine, engine: Engine) -> None:
     create_tables(engine)
     with DataLayer(events.url, read_models_url=engine.url, projections=[SalesByProduct]) as layer:

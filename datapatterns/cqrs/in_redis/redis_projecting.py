@@ -17,7 +17,12 @@ from datapatterns.cqrs.in_redis.redis_keys import Place
 from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.running.advancing import BarrierError, advance, current_barrier
 from datapatterns.cqrs.running.bells import ring
-from datapatterns.cqrs.running.events_elsewhere import events_connection
+from datapatterns.cqrs.running.events_elsewhere import (
+    EventsElsewhere,
+    events_connection,
+    note_followed_log,
+    note_idle,
+)
 from datapatterns.cqrs.running.leasing import (
     Lease,
     begin_build,
@@ -129,6 +134,8 @@ class RedisRunner:
                 until=current_barrier(conn, self._tables, lease),
             )
             if page.checkpoint == after:
+                if page.caught_up:
+                    note_idle(conn, self._tables, self.store, lease)
                 return lease, ProjectionProgress(0, after, page.caught_up)
             if not page.events and not persist:
                 seen_to = replace(lease, seen=page.checkpoint)
@@ -142,9 +149,13 @@ class RedisRunner:
         failpoint("redis-projection.page-read")
         with self._ours(conn, lease):
             try:
-                return self._apply(conn, lease, page, seen, was_skipped=was_skipped)
+                lease, done = self._apply(conn, lease, page, seen, was_skipped=was_skipped)
             except DamagedError:
                 return self._begin_anew(conn, lease), ProjectionProgress(0, START, caught_up=False)
+        if isinstance(self.store, EventsElsewhere):  # readers cannot ask the log
+            with resuming(conn, self._resource):
+                note_followed_log(conn, self._tables, self.store, lease, mark=page.mark)
+        return lease, done
 
     def remove(self, conn: Connection, lease: Lease) -> None:
         """Remove the read model from Redis, for good."""

@@ -36,20 +36,23 @@ def shown_mark(conn: Connection, schema: str, projection: type[AnyProjection]) -
         return log_mark(conn, schema)
     tables = projection_tables(schema)
     followed, shards = tables.followed.c, tables.shards.c
-    newest = select(followed.log).order_by(followed.seen_at.desc()).limit(1)
-    if not issubclass(projection, RedisProjection):  # whose runners leave nothing behind
-        newest = newest.where(
-            followed.name == projection.name, followed.version == projection.version
-        )
+    newest = (
+        select(followed.log)
+        .where(followed.name == projection.name, followed.version == projection.version)
+        .order_by(followed.seen_at.desc())
+        .limit(1)
+    )
     begun = select(shards.position).where(
         shards.name == projection.name, shards.version == projection.version, shards.position > 0
     )
     log, has_begun = conn.execute(select(newest.scalar_subquery(), begun.exists())).one()
     if log is not None:
         return str(log)
+    # Of one in Redis the database learns later than Redis that it has begun.
     if not has_begun and not issubclass(projection, RedisProjection):
         return None
-    told.add(place)
+    if has_begun:
+        told.add(place)
     return log_mark(conn, schema)
 
 
