@@ -119,13 +119,14 @@ def test_as_of_a_time(shop: Engine) -> None:
         between = conn.scalar(text("SELECT clock_timestamp()"))
     append_all(shop, STORE, [ItemScanned("milk", 1)])
     append_all(shop, STORE, [ItemScanned("milk", 1)], basket="2")
-    long_ago = datetime(2000, 1, 1, tzinfo=UTC)
+    long_ago, at_last = (datetime(2000, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
     with shop.begin() as conn:
         for of, now in ((BASKET, 2), (BASKETS, 3)):
             assert asked(conn, of=of, at=between)["milk"][0] == 1
             assert asked(conn, of=of, at=between + timedelta(days=1))["milk"][0] == now
             assert asked(conn, of=of, at=long_ago) == {}
+            assert asked(conn, of=of, at=at_last)["milk"][0] == now
         with pytest.raises(ValueError, match="no time zone"):
             asked(conn, of=BASKET, at=between.replace(tzinfo=None))
 

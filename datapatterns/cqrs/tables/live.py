@@ -136,7 +136,10 @@ def _narrowed(of: Source, at: int | datetime | None, names: frozenset[str]) -> S
     narrowed = replace(of, event_types=sorted(types))
     if not isinstance(at, datetime):
         return narrowed
-    until = at + _MICROSECOND
+    try:
+        until = at + _MICROSECOND
+    except OverflowError:  # the last moment of all
+        return narrowed
     return replace(narrowed, until=until if of.until is None else min(of.until, until))
 
 
