@@ -119,6 +119,28 @@ def test_who_comes_while_somebody_looks_shares_the_next_look() -> None:
     assert gate.asked == 2
 
 
+def test_whoever_waits_without_a_limit_waits_for_the_look_of_another() -> None:
+    looks: SharedLooks[int] = SharedLooks()
+    gate = Gate()
+    waits = Event()
+
+    def for_ever() -> float:
+        waits.set()
+        return float("inf")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(looks.look, gate.ask, lambda: LONG)
+        assert gate.entered.wait(timeout=30)
+        other = pool.submit(looks.look, lambda: 7, for_ever)
+        assert waits.wait(timeout=30)
+        gate.open.set()
+        assert first.result(timeout=30) is not None
+        seen = other.result(timeout=30)
+
+    assert seen is not None
+    assert seen.value == 7
+
+
 def test_a_look_that_fails_is_not_the_failure_of_those_who_shared_it() -> None:
     looks: SharedLooks[int] = SharedLooks()
     gate, joined = Gate(), Joined(2)

@@ -35,8 +35,9 @@ class Answer(Generic[T]):
 
     Attributes:
         value: What the question returned.
-        token: Up to where the answer shows the log, all before and nothing after; give it to the
-            next query, and that will not go back behind this one.
+        token: Up to where the answer shows the log: all before, and nothing after unless the read
+            model is split into segments, some of which may be further. Give it to the next query,
+            and that will not go back behind this one.
         positions_behind: How much of the log it does not show, gaps of undone writes included.
         seconds_behind: The age of the oldest event that it does not show; 0 if there is none.
         parked: How many events before that were put aside, because they could not be applied: they

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Hashable
-from threading import Condition, Lock
+from threading import TIMEOUT_MAX, Condition, Lock
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -43,7 +43,7 @@ class SharedLooks(Generic[T]):
                     turn = Turn.ALONE
                     break
                 waited = True
-                self._changed.wait(seconds)
+                self._changed.wait(min(seconds, TIMEOUT_MAX))
             if isinstance(turn, Seen):
                 return turn
             if turn is Turn.ALONE:
