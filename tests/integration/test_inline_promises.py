@@ -1,5 +1,6 @@
 """What could slip past a projection that is kept inline, or come out differently from a replay."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ import pytest
 from psycopg.errors import ObjectNotInPrerequisiteState
 from sqlalchemy import CHAR, Connection, Engine, Numeric, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.cqrs import InlineProjections, Projection, Projections, on
@@ -243,4 +245,22 @@ def test_verify_waits_for_the_fences_of_writers_that_have_ended(
     with fence_behind_an_append(shop), pytest.raises(WritersInTheWayError):
         PROJECTIONS.verify(shop, SalesByProduct)
 
+    assert PROJECTIONS.verify(shop, SalesByProduct).matches
+
+
+# -- In asyncio ------------------------------------------------------------------------------------
+
+
+def test_a_unit_of_an_asynchronous_session_keeps_it(shop: Engine) -> None:
+    async def buy() -> None:
+        engine = create_async_engine(shop.url)
+        async with AsyncSession(engine) as session:
+            unit = STORE.unit(session)
+            unit.append(StreamId("basket", "2"), [ItemScanned("milk", 1)], expected_version=ANY)
+            await session.commit()
+        await engine.dispose()
+
+    asyncio.run(buy())
+
+    assert sales(shop)["milk"] == (2, 11, "2")
     assert PROJECTIONS.verify(shop, SalesByProduct).matches
