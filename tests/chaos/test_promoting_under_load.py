@@ -23,12 +23,13 @@ from datapatterns.errors import (
 )
 from datapatterns.event_sourcing import ANY, EventStore, StreamId
 from tests.fixtures.read_models import DoubledSales, ItemScanned, SalesByProduct, create_tables
+from tests.interleavings.effort import THOROUGH
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
 STORE = EventStore()
 EXPECTED = (LeaseHeldError, LeaseLostError, ReadModelBehindError, CommitUnansweredError)
-PROMOTIONS = 6
+PROMOTIONS = 20 if THOROUGH else 3
 SPAWN = multiprocessing.get_context("spawn")
 TOTAL = text("SELECT coalesce(sum(quantity), 0), coalesce(sum(quantity % 2), 0) FROM product_sales")
 
