@@ -397,6 +397,12 @@ def test_all_that_is_bound_to_a_table_goes_along_and_comes_back(shop: Engine) ->
         " (SELECT 1 FROM pg_class c WHERE c.relname::text <> product_sales.product::text))",
         "COMMENT ON TABLE product_sales IS 'it''s 100% ours'",
         "COMMENT ON COLUMN product_sales.cents IS 'in cents'",
+        "COMMENT ON CONSTRAINT not_negative ON product_sales IS 'no debts'",
+        "COMMENT ON POLICY no_tea ON product_sales IS 'coffee only'",
+        "COMMENT ON TRIGGER stamped ON product_sales IS 'milk only'",
+        'CREATE STATISTICS "odd % : one" (ndistinct, mcv) ON product, (lower(last_basket)), cents'
+        " FROM product_sales",
+        "CREATE STATISTICS of_thirds ON (quantity % 3) FROM product_sales",
         "ALTER TABLE product_sales SET (fillfactor = 70, toast.autovacuum_enabled = false)",
         "ALTER TABLE product_sales ALTER last_basket SET STORAGE EXTERNAL",
         "ALTER TABLE product_sales ALTER cents SET STATISTICS 500",
@@ -437,7 +443,13 @@ def looks(engine: Engine) -> dict[str, object]:
         "indexes": "SELECT pg_get_indexdef(indexrelid) FROM pg_index"
         " WHERE indrelid = to_regclass('product_sales') ORDER BY 1",
         "comments": "SELECT objsubid, description FROM pg_description"
-        " WHERE objoid = to_regclass('product_sales') ORDER BY 1",
+        " WHERE objoid = to_regclass('product_sales') OR objoid IN"
+        " (SELECT oid FROM pg_constraint WHERE conrelid = to_regclass('product_sales')"
+        " UNION ALL SELECT oid FROM pg_trigger WHERE tgrelid = to_regclass('product_sales')"
+        " UNION ALL SELECT oid FROM pg_policy WHERE polrelid = to_regclass('product_sales'))"
+        " ORDER BY 1, 2",
+        "statistics": "SELECT pg_get_statisticsobjdef(oid) FROM pg_statistic_ext"
+        " WHERE stxrelid = to_regclass('product_sales') ORDER BY 1",
         "publications": "SELECT * FROM pg_publication_tables",
     }
     with engine.begin() as conn:
@@ -464,6 +476,27 @@ def test_a_table_that_is_not_live_is_kept_from_whom_the_live_one_is(shop: Engine
         seen = conn.exec_driver_sql("SELECT product FROM product_sales__v2").scalars().all()
 
     assert seen == ["milk"]
+
+
+@pytest.mark.usefixtures("roles")
+def test_rights_that_were_granted_on_go_along_as_the_owners(shop: Engine) -> None:
+    run_sql(
+        shop,
+        "GRANT SELECT, UPDATE (cents) ON product_sales TO h7_clerk WITH GRANT OPTION",
+        "SET ROLE h7_clerk; GRANT SELECT, UPDATE (cents) ON product_sales TO h7_reader; RESET ROLE",
+    )
+    may = (
+        "SELECT has_table_privilege('h7_reader', 'product_sales', 'SELECT')"
+        " AND has_column_privilege('h7_reader', 'product_sales', 'cents', 'UPDATE')"
+    )
+    readable = []
+    for _ in range(2):
+        PROJECTIONS.promote(shop, DoubledSales)
+        readable.append(answer(shop, may))
+        PROJECTIONS.rollback(shop, SalesByProduct)
+        readable.append(answer(shop, may))
+
+    assert readable == [True] * 4
 
 
 @pytest.mark.usefixtures("roles")

@@ -22,6 +22,18 @@ SELECT pg_get_triggerdef(t.oid) AS creation,
 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = :oid AND NOT t.tgisinternal ORDER BY t.tgname
 """)
 
+_COMMENTS: Final = text("""
+SELECT format('COMMENT ON TRIGGER %I ON %s IS %L', t.tgname, t.tgrelid::regclass, d.description)
+FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_description d
+  ON d.classoid = 'pg_catalog.pg_trigger'::regclass AND d.objoid = t.oid
+WHERE t.tgrelid = :oid
+UNION ALL
+SELECT format('COMMENT ON POLICY %I ON %s IS %L', p.polname, p.polrelid::regclass, d.description)
+FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_description d
+  ON d.classoid = 'pg_catalog.pg_policy'::regclass AND d.objoid = p.oid
+WHERE p.polrelid = :oid
+""")
+
 # Those of all tables, or of a schema, need no mention. Filters and lists of columns exist since
 # PostgreSQL 15: as JSON, the view can be asked for what it may not have.
 _PUBLICATIONS: Final = text("""
@@ -56,6 +68,7 @@ def detach(conn: Connection, live: Relation) -> list[str]:
         What gives it to whatever has the table's name then.
     """
     removals, additions = [], []
+    comments = list(conn.scalars(_COMMENTS, {"oid": live.oid}))
     for creation, state, removal in conn.execute(_TRIGGERS, {"oid": live.oid}):
         removals.append(removal)
         additions += [creation] if state is None else [creation, state]
@@ -64,7 +77,7 @@ def detach(conn: Connection, live: Relation) -> list[str]:
         additions.append(addition)
     if removals:
         execute_all(conn, removals)
-    return additions + policies(conn, live, live)
+    return additions + policies(conn, live, live) + comments
 
 
 def execute_all(conn: Connection, statements: list[str]) -> None:

@@ -9,7 +9,11 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.cqrs.building.attachments import execute_all
-from datapatterns.cqrs.building.further_indexes import add_further_indexes, set_replica_identity
+from datapatterns.cqrs.building.further_indexes import (
+    add_further_indexes,
+    add_further_statistics,
+    set_replica_identity,
+)
 from datapatterns.cqrs.building.likeness import policies, resemble, resemble_while_empty
 from datapatterns.cqrs.building.names import default_name
 from datapatterns.cqrs.building.relations import (
@@ -146,6 +150,7 @@ class ShadowBuild:
             if part.owned_column is not None:
                 names[part.name] = default_name(live.name, part.owned_column, "seq")
         names |= add_further_indexes(conn, live, table, self.projection.version)
+        names |= add_further_statistics(conn, live, table, self.projection.version)
         set_replica_identity(conn, live, table, names)
         return Shadow(table.name, names)
 

@@ -1,4 +1,4 @@
-"""Indexes that the live table has and its mapped class does not say: somebody needed them."""
+"""Indexes and statistics of the live table that its mapped class does not say."""
 
 from typing import Final
 
@@ -25,6 +25,16 @@ WHERE x.indrelid = :oid AND x.indisvalid
       SELECT FROM pg_catalog.pg_constraint k WHERE k.conindid = x.indexrelid
       AND k.conrelid = x.indrelid AND k.contype IN ('p', 'u', 'x')))
 ORDER BY 1
+""")
+
+_STATISTICS: Final = text("""
+SELECT e.stxname::text AS name,
+       (SELECT coalesce(' (' || string_agg(CASE k WHEN 'd' THEN 'ndistinct' WHEN 'f' THEN
+                                           'dependencies' ELSE 'mcv' END, ', ') || ')', '')
+        FROM unnest(e.stxkind) k WHERE k <> 'e') AS kinds,
+       pg_get_statisticsobjdef_columns(e.oid) AS columns
+FROM pg_catalog.pg_statistic_ext e JOIN pg_catalog.pg_class c ON c.oid = e.stxrelid
+WHERE c.oid = :oid AND e.stxnamespace = c.relnamespace ORDER BY 1
 """)
 
 _REPLICA_IDENTITY: Final = text("""
@@ -54,15 +64,38 @@ def add_further_indexes(
         statement = sql.SQL("CREATE {}INDEX {} ON {} ").format(
             sql.SQL("UNIQUE " if is_unique else ""), sql.Identifier(called), table.identifier
         )
-        try:
-            with conn.begin_nested():
-                execute_written(conn, statement.as_string(None) + manner)
-        except ProgrammingError as error:
-            if not isinstance(error.orig, UndefinedColumn):
-                raise
-        else:
+        if _made(conn, statement.as_string(None) + manner):
             names[called] = name
     return names
+
+
+def add_further_statistics(
+    conn: Connection, live: Relation, table: Relation, version: int
+) -> dict[str, str]:
+    """Give ``table`` the extended statistics of the live one, as far as it has their columns.
+
+    Returns:
+        What they are to be called once ``table`` is live, by what they are called.
+    """
+    names = {}
+    for name, kinds, columns in conn.execute(_STATISTICS, {"oid": live.oid}):
+        called = shadow_name(name, version)
+        statement = sql.SQL("CREATE STATISTICS {}").format(sql.Identifier(table.schema, called))
+        made = f"{statement.as_string(None)}{kinds} ON {columns} FROM "
+        if _made(conn, made + table.identifier.as_string(None)):
+            names[called] = name
+    return names
+
+
+def _made(conn: Connection, statement: str) -> bool:
+    try:
+        with conn.begin_nested():
+            execute_written(conn, statement)
+    except ProgrammingError as error:
+        if not isinstance(error.orig, UndefinedColumn):
+            raise
+        return False
+    return True
 
 
 def set_replica_identity(

@@ -94,8 +94,9 @@ FROM (
 ) o
 """)
 
+# With what was granted on by those who might do so: _RIGHTS gives it again, as the owner's.
 _RIGHTS_TAKEN: Final = text("""
-SELECT DISTINCT format('REVOKE ALL ON TABLE %s FROM %s', CAST(:target AS oid)::regclass,
+SELECT DISTINCT format('REVOKE ALL ON TABLE %s FROM %s CASCADE', CAST(:target AS oid)::regclass,
        CASE WHEN r.grantee = 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END)
 FROM pg_catalog.pg_class t CROSS JOIN LATERAL (
     SELECT x.grantee FROM aclexplode(t.relacl) x
@@ -162,6 +163,14 @@ FROM pg_catalog.pg_attribute a {_SAME_COLUMNS}
 JOIN pg_catalog.pg_description d ON d.classoid = 'pg_catalog.pg_class'::regclass
   AND d.objoid = a.attrelid AND d.objsubid = a.attnum
 WHERE a.attrelid = :source AND a.attnum > 0 AND NOT a.attisdropped
+UNION ALL
+SELECT format('COMMENT ON CONSTRAINT %I ON %s IS %L', k.conname, CAST(:target AS oid)::regclass,
+              d.description)
+FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_constraint l ON l.conrelid = :target AND l.conname = k.conname
+JOIN pg_catalog.pg_description d ON d.classoid = 'pg_catalog.pg_constraint'::regclass
+  AND d.objoid = k.oid
+WHERE k.conrelid = :source
 """)  # noqa: S608 -- a constant of this module
 
 

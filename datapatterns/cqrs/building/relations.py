@@ -31,6 +31,10 @@ JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
 JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
 WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refobjid = :oid
   AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i')
+UNION ALL
+SELECT e.stxname::text, 'x', NULL
+FROM pg_catalog.pg_statistic_ext e JOIN pg_catalog.pg_class c ON c.oid = e.stxrelid
+WHERE c.oid = :oid AND e.stxnamespace = c.relnamespace
 ORDER BY 1
 """)
 _AUTO_NAMED = text("""
@@ -55,7 +59,12 @@ WHERE l.locktype = 'relation' AND l.relation = ANY (CAST(:oids AS oid[])) AND l.
 TABLE = "r"
 """The kind of an ordinary table."""
 
-_WORDS = {TABLE: sql.SQL("TABLE"), "i": sql.SQL("INDEX"), "S": sql.SQL("SEQUENCE")}
+_WORDS = {
+    TABLE: sql.SQL("TABLE"),
+    "i": sql.SQL("INDEX"),
+    "S": sql.SQL("SEQUENCE"),
+    "x": sql.SQL("STATISTICS"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """An index or a sequence that goes with a table, but has a name in the schema."""
+    """An index, a sequence or statistics that go with a table, but have a name in the schema."""
 
     name: str
     kind: str
@@ -95,7 +104,7 @@ def find_table(conn: Connection, schema: str, name: str) -> Relation | None:
 
 
 def parts_of(conn: Connection, table: Relation) -> list[Part]:
-    """Return the indexes and sequences of a table."""
+    """Return the indexes, sequences and extended statistics of a table."""
     return [Part(*row) for row in conn.execute(_PARTS, {"oid": table.oid})]
 
 
@@ -127,7 +136,7 @@ def rename_table(
     """Return the statements that rename a table, and those ``parts`` that have another name."""
     statements = [_rename(TABLE, table.schema, table.name, name)]
     statements += [
-        _rename("i" if part.kind != "S" else "S", table.schema, part.name, names[part.name])
+        _rename(part.kind, table.schema, part.name, names[part.name])
         for part in parts
         if names.get(part.name, part.name) != part.name
     ]
