@@ -356,6 +356,31 @@ def test_a_rebuild_for_the_next_version_clears_what_the_last_one_parked(shop: En
     assert contents(shop) == {"milk": (1, 1)}
 
 
+def test_a_rebuild_in_place_leaves_to_another_version_what_that_has_parked(shop: Engine) -> None:
+    second = projection_of("park", version=2)
+    bad, good = sold("milk", "tea", bad=("milk",)), sold("milk", "tea")
+    with shop.begin() as conn:
+        conn.execute(text("DROP TABLE best"))  # whose foreign key would stay with the old table
+    append_all(shop, STORE, [bad])
+    PROJECTIONS.catch_up(shop, PARKS)
+    PROJECTIONS.rebuild(shop, second)
+    standby = PROJECTIONS.verify(shop, PARKS).matches
+
+    PROJECTIONS.rebuild(shop, second)  # which is live now
+    append_all(shop, STORE, [good])
+    PROJECTIONS.catch_up(shop, PARKS)
+    PROJECTIONS.catch_up(shop, second)
+
+    with shop.begin() as conn:
+        parked = {(one.version, one.events) for one in PROJECTIONS.parked(conn)}
+    assert parked == {(1, 2), (2, 2)}
+    PROJECTIONS.promote(shop, PARKS)
+    assert contents(shop) == {"tea": (2, 2)}
+    assert (standby, PROJECTIONS.verify(shop, PARKS).matches) == (True, True)
+    PROJECTIONS.retry(shop, MENDED)
+    assert contents(shop) == {"milk": (2, 2), "tea": (2, 2)}
+
+
 def test_segments_park_their_own_rows(shop: Engine) -> None:
     with shop.begin() as conn:
         append_all(shop, STORE, [sold("nothing")])

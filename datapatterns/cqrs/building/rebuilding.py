@@ -114,7 +114,8 @@ class TableRebuild:
             if other not in mine:  # before they are retired, or none of them can be checked
                 advance(conn, self._tables, other, other.position, parked=0)
         kept = replay.kept or KeptPoison()
-        kept.record(conn, self._tables, mine)
+        overwritten = {lease.version for lease in leases}
+        kept.record(conn, self._tables, mine, versions=overwritten)
         mine = [
             advance(conn, self._tables, lease, replay.position, parked=kept.count(lease))
             for lease in mine

@@ -228,10 +228,17 @@ def pass_on_owed(
     conn.execute(update(parked).where(of_version(parked, name, version)).values(silent=True))
 
 
-def forget(conn: Connection, tables: ProjectionTables, name: str) -> None:
-    """Drop what is known of unapplied events: the read model was built anew."""
+def forget(
+    conn: Connection, tables: ProjectionTables, name: str, versions: Collection[int]
+) -> None:
+    """Drop what is known of unapplied events: these versions are built anew, or no more there.
+
+    Others, beside them, go on without what they could not apply.
+    """
     for table in (tables.parked, tables.skipped):
-        conn.execute(delete(table).where(table.c.name == name))
+        conn.execute(
+            delete(table).where(table.c.name == name, table.c.version.in_(sorted(versions)))
+        )
 
 
 def has_skipped(

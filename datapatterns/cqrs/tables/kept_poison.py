@@ -1,6 +1,6 @@
 """What a build could not apply, until its rows are there."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
@@ -30,15 +30,28 @@ class KeptPoison:
         self.skipped += dealt.skipped
         self.rows |= {one.key_digest for one in dealt.waiting}
 
-    def record(self, conn: Connection, tables: ProjectionTables, leases: Sequence[Lease]) -> None:
-        """Put it in the place of what the versions of these leases have kept so far.
+    def record(
+        self,
+        conn: Connection,
+        tables: ProjectionTables,
+        leases: Sequence[Lease],
+        *,
+        versions: Collection[int],
+    ) -> None:
+        """Put it in the place of what ``versions`` have kept so far.
 
         A build sends no messages. Those of events that have waited before and wait again were
         never sent, so they are when the events are retried.
+
+        Args:
+            conn: A connection in a transaction.
+            tables: Where it is written down.
+            leases: On all segments of the version that was built.
+            versions: That one, and those whose rows are overwritten.
         """
         name = leases[0].name
         owed = read_owed(conn, tables, name)
-        forget(conn, tables, name)
+        forget(conn, tables, name, versions)
         skip(conn, tables, leases[0], self.skipped)
         for lease in leases:
             of_segment = self._of(lease)
