@@ -9,6 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns import DataLayer
 from datapatterns.cqrs import Projection, Projections, Token, on
+from datapatterns.cqrs.schema import projection_tables
 from datapatterns.errors import (
     CheckpointError,
     ForeignTokenError,
@@ -21,6 +22,7 @@ from datapatterns.failpoints import armed
 from datapatterns.testing import Databases
 from tests.fixtures.read_models import (
     Dashboard,
+    DoubledSales,
     ItemScanned,
     ProductSales,
     SalesByProduct,
@@ -338,3 +340,24 @@ def test_a_layer_of_two_databases(events: Engine, engine: Engine) -> None:
 
         assert (answer.value, layer.wait(SalesByProduct, position, timeout_seconds=0)) == (2, 2)
         assert set(layer.migrations.status()) == {"main", "read-models"}
+
+
+def test_a_version_that_is_built_again_knows_nothing_of_segments_that_it_had(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(3))
+    projections.catch_up(engine, SalesByProduct)
+    projections.rebuild(engine, DoubledSales, promote=False)
+    projections.split_into(engine, DoubledSales, 4)
+
+    projections.rebuild(engine, DoubledSales)
+
+    tables = projection_tables(STORE.schema)
+    with engine.begin() as conn:
+        followed = conn.scalars(
+            select(tables.followed.c.shard).where(tables.followed.c.version == 2)
+        )
+        assert list(followed) == [0]
+    assert projections.split_into(engine, DoubledSales, 4) == 4
+    projections.catch_up(engine, DoubledSales)
+    assert projections.verify(engine, DoubledSales).matches

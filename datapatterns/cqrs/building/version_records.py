@@ -120,6 +120,8 @@ def begin_segments(
     mine = and_(shards.c.name == name, shards.c.version == version)
     epoch = conn.scalar(select(func.coalesce(func.max(shards.c.epoch), 0)).where(mine)) or 0
     conn.execute(delete(shards).where(mine))
+    followed = tables.followed
+    conn.execute(delete(followed).where(followed.c.name == name, followed.c.version == version))
     forget_unapplied(conn, tables, name, version)
     build = uuid4()
     conn.execute(

@@ -181,12 +181,14 @@ def _hand_on_followed(
     heir: int,
 ) -> None:
     """Let a new segment know what the one that it comes from has seen of a log elsewhere."""
-    kept = [c for c in tables.followed.c if c.name != "shard"]
-    seen = select(literal(heir, Integer), *kept).where(
+    of_version = and_(
         tables.followed.c.name == projection.name,
         tables.followed.c.version == projection.version,
-        tables.followed.c.shard == shard,
     )
+    # One of its number may have been there before the version was built again.
+    conn.execute(delete(tables.followed).where(of_version, tables.followed.c.shard == heir))
+    kept = [c for c in tables.followed.c if c.name != "shard"]
+    seen = select(literal(heir, Integer), *kept).where(of_version, tables.followed.c.shard == shard)
     names = ["shard", *(c.name for c in kept)]
     conn.execute(insert(tables.followed).from_select(names, seen))
 
