@@ -23,7 +23,12 @@ from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.reading.reading import Reading
 from datapatterns.cqrs.running.declared import find_declared, refuse_twins
 from datapatterns.cqrs.running.events_elsewhere import EventsElsewhere
-from datapatterns.cqrs.running.leasing import read_build, read_own_position, read_position
+from datapatterns.cqrs.running.leasing import (
+    is_shown_inline,
+    read_build,
+    read_own_position,
+    read_position,
+)
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.running import (
@@ -221,22 +226,27 @@ class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying, Ver
         """
         if issubclass(projection, RedisProjection):
             return self._reached(conn, projection)
-        kept = self._kept_to(conn, projection)
+
+        def is_kept() -> bool:
+            return is_shown_inline(conn, self._tables, projection)
+
+        kept = self._kept_to(conn, is_kept)
         return read_position(conn, self._tables, projection) if kept is None else kept
 
-    def _kept_to(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
+    def _kept_to(self, conn: Connection, is_kept: Callable[[], bool]) -> Position | None:
         """Return up to where appends have kept the read model; None if they do not keep it."""
-        if read_mode(conn, self._tables, projection) != "inline":
+        if not is_kept():
             return None
         final = self.store.high_water_mark(conn)
         # If it was switched in between, what came then is not kept, and may be final.
-        is_kept = read_mode(conn, self._tables, projection) == "inline"
-        return final if is_kept else None
+        return final if is_kept() else None
 
     def _reached(self, conn: Connection, projection: type[AnyProjection]) -> Position | None:
         # Its own rows, which nobody may be reading yet.
         if not issubclass(projection, RedisProjection):
-            kept = self._kept_to(conn, projection)
+            kept = self._kept_to(
+                conn, lambda: read_mode(conn, self._tables, projection) == "inline"
+            )
             return read_own_position(conn, self._tables, projection) if kept is None else kept
         build = read_build(conn, self._tables, projection)
         with redis_answers():

@@ -30,7 +30,7 @@ from datapatterns.cqrs.definition import AnyProjection, TableProjection
 from datapatterns.cqrs.reading.answers import Age, Answer, Attempted, Demand, Missed
 from datapatterns.cqrs.reading.log_identity import shown_mark
 from datapatterns.cqrs.reading.tokens import Token, check_log
-from datapatterns.cqrs.running.leasing import is_shown
+from datapatterns.cqrs.running.leasing import is_shown, shown_version
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.cqrs.tables.targets import quoted_table
@@ -180,18 +180,21 @@ def read_age(
         .scalar_subquery()
     )
     seconds = func.extract("epoch", func.clock_timestamp() - oldest_unseen)
-    shards = projection_tables(schema).shards
+    tables = projection_tables(schema)
+    # Of one in tables whatever has taken its place.
+    in_table = issubclass(projection, TableProjection)
+    version = shown_version(tables, projection) if in_table else literal(projection.version)
+    shards, followed = tables.shards, tables.followed
     parked = select(func.sum(shards.c.parked)).where(
-        shards.c.name == projection.name, shards.c.version == projection.version
+        shards.c.name == projection.name, shards.c.version == version
     )
-    followed = projection_tables(schema).followed
     since = func.min(func.coalesce(followed.c.caught_up_at, text("'-infinity'::timestamptz")))
     seen = (
         select(
             func.max(followed.c.mark).label("mark"),
             func.extract("epoch", func.clock_timestamp() - since).label("seconds"),
         )
-        .where(followed.c.name == projection.name, followed.c.version == projection.version)
+        .where(followed.c.name == projection.name, followed.c.version == version)
         .subquery()
     )
     last, behind, aside = conn.execute(

@@ -61,9 +61,8 @@ def find_stall(
     live = {shard.version for shard in shards if shard.status == "live"}
     if in_table and status == "standby":
         # Its readers read what has taken its place.
-        mine = [shard for shard in shards if shard.version in live]
-        return _held_back([shard for shard in mine if shard.position < token], "live")
-    if in_table and live and version not in live:
+        mine, status = [shard for shard in shards if shard.version in live], "live"
+    elif in_table and live and version not in live:
         return _other_version(live.pop(), version, status)
     if not mine:
         return Stall("idle", "its projection was never run", final=False)

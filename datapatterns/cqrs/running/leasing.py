@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    ScalarSelect,
     and_,
     exists,
     func,
@@ -201,6 +202,20 @@ def is_shown(tables: ProjectionTables, projection: type[AnyProjection]) -> Colum
             stands.status.in_(("live", "standby")),
         ),
     )
+
+
+def shown_version(tables: ProjectionTables, projection: type[AnyProjection]) -> ScalarSelect[int]:
+    """Return as a subquery which version readers of ``projection`` read; NULL if none."""
+    versions = tables.projections.c
+    return select(versions.version).where(is_shown(tables, projection)).scalar_subquery()
+
+
+def is_shown_inline(
+    conn: Connection, tables: ProjectionTables, projection: type[AnyProjection]
+) -> bool:
+    """Return whether appends keep what readers of ``projection`` read."""
+    mode = conn.scalar(select(tables.projections.c.mode).where(is_shown(tables, projection)))
+    return mode == "inline"
 
 
 def read_own_position(
