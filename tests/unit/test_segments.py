@@ -91,7 +91,9 @@ def test_the_hash_is_the_same_in_every_process_and_release() -> None:
 GOLDEN = [38966, 29487, 42370, 45231, 14707]
 
 
-@pytest.mark.parametrize("key", [object(), frozenset({"a"}), ("a", object())], ids=repr)
+@pytest.mark.parametrize(
+    "key", [object(), frozenset({"a"}), ("a", object())], ids=["an object", "a set", "in a tuple"]
+)
 def test_a_key_that_may_differ_elsewhere_is_refused(key: Hashable) -> None:
     with pytest.raises(SegmentKeyError, match="use text, numbers"):
         Segment(0, 1).owns(key)
