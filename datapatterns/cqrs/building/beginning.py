@@ -15,6 +15,7 @@ from datapatterns.cqrs.building.further_indexes import (
     set_replica_identity,
 )
 from datapatterns.cqrs.building.likeness import policies, resemble, resemble_while_empty
+from datapatterns.cqrs.building.long_statements import allow_long_statements
 from datapatterns.cqrs.building.names import default_name
 from datapatterns.cqrs.building.relations import (
     TABLE,
@@ -83,6 +84,7 @@ class ShadowBuild:
 
     def add_keys(self, conn: Connection) -> None:
         """Give the tables their primary keys, uniques and exclusions, unless they have them."""
+        allow_long_statements(conn)
         for shadow in shadow_tables(self.projection):
             table = self._relation(conn, shadow)
             # Two builders may need them: the second waits, and finds them.
@@ -100,6 +102,7 @@ class ShadowBuild:
         """
         hold_versions(conn, self.schema, self.projection.name, [self.projection.version])
         self._refuse_other_build(conn, build, target)
+        allow_long_statements(conn)
         shadows = shadow_tables(self.projection)
         written: dict[str, Shadow] = {}
         try:

@@ -12,7 +12,7 @@ from datapatterns.cqrs.building.beginning import ShadowBuild, segment_count
 from datapatterns.cqrs.building.building_progress import BuildProgress, Meter
 from datapatterns.cqrs.building.segment_building import SegmentBuild
 from datapatterns.cqrs.building.unbuilt import claim_unbuilt
-from datapatterns.cqrs.building.version_records import read_segments
+from datapatterns.cqrs.building.version_records import read_segments, read_versions
 from datapatterns.cqrs.definition import TableProjection
 from datapatterns.cqrs.running.leasing import Lease, release
 from datapatterns.cqrs.running.progress import ProjectionProgress
@@ -27,6 +27,7 @@ from datapatterns.errors import LeaseLostError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
+from datapatterns.sql.server import library_errors
 from datapatterns.transactions import reading, resuming
 
 
@@ -73,7 +74,7 @@ class TableBuild:
             None if there is no other live version to build it beside.
         """
         with fresh_reads(engine) as conn:
-            with resuming(conn, self._this):
+            with library_errors("the database"), resuming(conn, self._this):
                 build = self._shadows.begin(conn, segments=segment_count(self._workers))
             if build is None:
                 return None
@@ -83,7 +84,11 @@ class TableBuild:
         meter = Meter(target, segment_count(self._workers), self.clock.monotonic())
         self._build_segments(engine, build, target, meter)
         failpoint("build.segments-built")
-        with fresh_reads(engine) as conn, resuming(conn, self._this):
+        with (
+            library_errors("the database"),
+            fresh_reads(engine) as conn,
+            resuming(conn, self._this),
+        ):
             self._shadows.finish(conn, build, target)
         failpoint("build.finished")
         return ProjectionProgress(meter.events, target, caught_up=True)
@@ -148,11 +153,13 @@ class TableBuild:
                             release(conn, self._tables, lease)
 
     def _is_done(self, conn: Connection, build: UUID, target: Position) -> bool:
+        name, version = self.projection.name, self.projection.version
         with reading(conn):
-            segments = read_segments(
-                conn, self._tables, self.projection.name, self.projection.version
-            )
-        if not segments or any(segment.build != build for segment in segments):
+            known = read_versions(conn, self._tables, name)
+            segments = read_segments(conn, self._tables, name, version)
+        # One that was retired keeps its segments, which nobody can claim.
+        is_built = version in known and known[version].status == "building"
+        if not is_built or not segments or any(segment.build != build for segment in segments):
             raise LeaseLostError(self._this, epoch=0)
         return all(segment.position >= target for segment in segments)
 

@@ -38,7 +38,15 @@ def copy_rows(conn: Connection, model: ReadModel, rows: Rows) -> None:
     except psycopg.Error as error:
         if is_refusal(error):
             raise UnappliableError from error
-        raise DBAPIError("COPY", None, error, connection_invalidated=driver.closed) from error
+        # Of the class that it would have if the engine had executed it.
+        raise DBAPIError.instance(
+            "COPY",
+            None,
+            error,
+            psycopg.Error,
+            connection_invalidated=driver.closed,
+            dialect=conn.dialect,
+        ) from error
 
 
 def _bound(conn: Connection, model: ReadModel, rows: Rows) -> Iterable[tuple[Any, ...]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from datapatterns.cqrs.building.long_statements import allow_long_statements
 from datapatterns.cqrs.definition import TableProjection
 from datapatterns.cqrs.running.advancing import advance
 from datapatterns.cqrs.running.bells import ring
@@ -104,6 +105,7 @@ class TableRebuild:
 
     def _swap(self, conn: Connection, leases: list[Lease], replay: AnyReplay) -> None:
         models = read_models_of(self.projection)
+        allow_long_statements(conn)
         # A page of a runner that has lost its lease may be under way, with locks on some rows. It
         # is waited for before any row is locked here, or the two could wait for each other.
         for model in models.values():

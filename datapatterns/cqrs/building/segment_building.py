@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from datapatterns.cqrs.building.copying import copy_rows
+from datapatterns.cqrs.building.long_statements import allow_long_statements
 from datapatterns.cqrs.definition import Projection, TableProjection
 from datapatterns.cqrs.running.advancing import advance
 from datapatterns.cqrs.running.events_elsewhere import note_followed_log
+from datapatterns.cqrs.running.fencing import telling_fenced
 from datapatterns.cqrs.running.leasing import Lease
 from datapatterns.cqrs.running.paging import read_page
 from datapatterns.cqrs.running.running import Runner
@@ -98,7 +100,8 @@ class SegmentBuild:
                 lease, folded = self._fold(conn, lease, projection, before)
         failpoint("build.folded")
         try:
-            with resuming(conn, self._a_part):
+            # Its tables are gone if it was retired, or is built anew.
+            with telling_fenced(conn, self._tables, lease), resuming(conn, self._a_part):
                 return self._store(conn, lease, folded)
         except UnappliableError:
             # A table refuses a row. Page by page it turns out which event is to blame.
@@ -106,6 +109,7 @@ class SegmentBuild:
 
     def _store(self, conn: Connection, lease: Lease, folded: Folded) -> Lease:
         models = read_models_for(self.projection, lease.status)
+        allow_long_statements(conn)
         for into, rows in folded.rows.items():
             copy_rows(conn, models[into], rows)
         failpoint("build.rows-copied")

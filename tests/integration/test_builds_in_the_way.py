@@ -1,0 +1,118 @@
+"""What a build meets that is no matter of its rows: limits, rights, and those who end it."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import CheckConstraint, Engine, create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from datapatterns.cqrs import Projection, Projections, on
+from datapatterns.errors import LeaseLostError, MissingRightsError
+from datapatterns.event_sourcing import EventStore, RecordedEvent
+from datapatterns.failpoints import armed
+from tests.fixtures.read_models import (
+    DoubledSales,
+    ItemScanned,
+    SalesByProduct,
+    append_all,
+    create_tables,
+    sales,
+)
+
+pytestmark = pytest.mark.postgres
+
+STORE = EventStore()
+PROJECTIONS = Projections(STORE)
+
+
+@pytest.fixture
+def shop(engine: Engine) -> Engine:
+    """Version 1 is live."""
+    create_tables(engine)
+    append_all(engine, STORE, [ItemScanned("milk", 10)] * 5 + [ItemScanned("tea", 1)])
+    PROJECTIONS.catch_up(engine, SalesByProduct)
+    return engine
+
+
+def run_sql(engine: Engine, *statements: str) -> None:
+    with engine.begin() as conn:
+        for statement in statements:
+            conn.exec_driver_sql(statement)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class TimelessSales(Base):
+    __tablename__ = "product_sales"
+    __table_args__ = (CheckConstraint("current_setting('statement_timeout') = '0'", "timeless"),)
+    product: Mapped[str] = mapped_column(primary_key=True)
+    quantity: Mapped[int] = mapped_column(default=0)
+
+
+class Timeless(Projection, into=TimelessSales, version=2, name="sales_by_product"):
+    """Whose rows are taken by statements only that may take as long as they like."""
+
+    @on(ItemScanned, key=lambda e, _: e.product)
+    def _(self, row: TimelessSales, _e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.quantity += 1
+
+
+def test_what_takes_long_is_not_ended_by_the_limit_for_everyday_queries(shop: Engine) -> None:
+    run_sql(
+        shop,
+        "CREATE FUNCTION timeless(text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$BEGIN"
+        " ASSERT current_setting('statement_timeout') = '0'; RETURN $1; END$$",
+        "CREATE INDEX by_timeless ON product_sales (timeless(product))",
+    )
+    limited = create_engine(shop.url, connect_args={"options": "-c statement_timeout=60000"})
+
+    PROJECTIONS.rebuild(limited, Timeless, promote=False)
+
+    with limited.connect() as conn:
+        limit = conn.exec_driver_sql("SHOW statement_timeout").scalar()
+    limited.dispose()
+    assert limit == "1min"
+
+
+@pytest.mark.parametrize("step", ["build.begun", "build.segment-claimed", "build.folded"])
+def test_a_build_ends_when_its_version_is_retired(shop: Engine, step: str) -> None:
+    def retire() -> None:
+        PROJECTIONS.retire(shop, DoubledSales)
+
+    with armed(step, retire), pytest.raises(LeaseLostError):
+        PROJECTIONS.rebuild(shop, DoubledSales)
+
+    assert sales(shop)["milk"][0] == 5
+    PROJECTIONS.rebuild(shop, DoubledSales)
+    assert sales(shop)["milk"][0] == 10
+
+
+@pytest.fixture
+def owner(shop: Engine) -> Iterator[Engine]:
+    """Who owns the table, and may do no more than read and write the library's."""
+    run_sql(
+        shop,
+        "CREATE ROLE h13_owner LOGIN",
+        "ALTER TABLE product_sales OWNER TO h13_owner",
+        "GRANT USAGE ON SCHEMA datapatterns TO h13_owner",
+        "GRANT ALL ON ALL TABLES IN SCHEMA datapatterns TO h13_owner",
+        "GRANT ALL ON ALL SEQUENCES IN SCHEMA datapatterns TO h13_owner",
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+    )
+    owner = create_engine(shop.url.set(username="h13_owner"))
+    yield owner
+    owner.dispose()
+    run_sql(shop, "DROP OWNED BY h13_owner CASCADE", "DROP ROLE h13_owner")
+
+
+def test_who_may_not_make_tables_is_told_so(shop: Engine, owner: Engine) -> None:
+    with pytest.raises(MissingRightsError, match="schema public"):
+        PROJECTIONS.rebuild(owner, DoubledSales)
+
+    run_sql(shop, "GRANT CREATE ON SCHEMA public TO h13_owner")
+    PROJECTIONS.rebuild(owner, DoubledSales, promote=False)
+    run_sql(shop, "GRANT pg_read_all_stats TO h13_owner")
+    PROJECTIONS.promote(owner, DoubledSales)
+    assert sales(shop)["milk"][0] == 10
