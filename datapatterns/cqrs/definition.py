@@ -194,13 +194,13 @@ class TableProjection(AnyProjection):
     """What projections into tables have, whether they fold in Python or run statements."""
 
     tables: ClassVar[tuple[type, ...]]
-    on_poison: ClassVar[OnPoison]
+    on_poison: ClassVar[OnPoison] = "stop"
 
     @classmethod
-    def _declare_tables(cls, into: type | tuple[type, ...], on_poison: OnPoison) -> None:
+    def _declare_tables(cls, into: type | tuple[type, ...], on_poison: OnPoison | None) -> None:
         cls.tables = into if isinstance(into, tuple) else (into,)
-        cls.on_poison = on_poison
-        if on_poison not in get_args(OnPoison):
+        cls.on_poison = cls.on_poison if on_poison is None else on_poison
+        if cls.on_poison not in get_args(OnPoison):
             raise ProjectionDefinitionError(
                 cls.name, f"on_poison is one of {', '.join(get_args(OnPoison))}"
             )
@@ -229,12 +229,15 @@ class Projection(TableProjection):
             begins with `Projections.make_inline`.
         messages: Whether its methods may emit messages.
 
+    What is not said of a subclass is as its base class says; of another one the projection stops,
+    is not kept inline, and emits nothing.
+
     Raises:
         ProjectionDefinitionError: A method has no key or no table, or the name or version cannot
             be used.
     """
 
-    inline: ClassVar[bool]
+    inline: ClassVar[bool] = False
 
     def __init_subclass__(
         cls,
@@ -242,13 +245,13 @@ class Projection(TableProjection):
         into: type | tuple[type, ...],
         version: int,
         name: str | None = None,
-        on_poison: OnPoison = "stop",
-        inline: bool = False,
-        messages: bool = False,
+        on_poison: OnPoison | None = None,
+        inline: bool | None = None,
+        messages: bool | None = None,
     ) -> None:
         super().__init_subclass__()
-        cls.inline = inline
-        cls.messages = messages
+        cls.inline = cls.inline if inline is None else inline
+        cls.messages = cls.messages if messages is None else messages
         cls._declare(name, version)
         cls._require_handlers()
         cls._declare_tables(into, on_poison)
@@ -328,16 +331,16 @@ class RedisProjection(AnyProjection):
     # All of it moves with one checkpoint, in one slot of a cluster.
     is_splittable: ClassVar[bool] = False
 
-    on_poison: ClassVar[OnPoison]
+    on_poison: ClassVar[OnPoison] = "stop"
 
     def __init_subclass__(
-        cls, *, version: int, name: str | None = None, on_poison: OnPoison = "stop"
+        cls, *, version: int, name: str | None = None, on_poison: OnPoison | None = None
     ) -> None:
         super().__init_subclass__()
-        cls.on_poison = on_poison
+        cls.on_poison = cls.on_poison if on_poison is None else on_poison
         cls._declare(name, version)
         cls._require_handlers()
-        if on_poison not in ("stop", "skip"):
+        if cls.on_poison not in ("stop", "skip"):
             raise ProjectionDefinitionError(
                 cls.name,
                 "in Redis an event has no key that could be parked; on_poison is stop or skip",

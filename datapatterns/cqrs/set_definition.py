@@ -63,7 +63,7 @@ class SetProjection(TableProjection):
         version: int,
         reads: Iterable[type | StoredShape],
         name: str | None = None,
-        on_poison: OnPoison = "stop",
+        on_poison: OnPoison | None = None,
         additive: bool = False,
     ) -> None:
         super().__init_subclass__()
@@ -71,7 +71,7 @@ class SetProjection(TableProjection):
         cls.is_splittable = additive
         cls._declare(name, version)
         cls._declare_tables(into, on_poison)
-        if on_poison == "park":
+        if cls.on_poison == "park":
             raise ProjectionDefinitionError(
                 cls.name,
                 "nobody knows which keys an event of a statement concerns, so none can be parked;"

@@ -147,3 +147,28 @@ def test_a_handler_that_nobody_would_run_is_refused_where_it_is_declared(
 ) -> None:
     with pytest.raises(ProjectionDefinitionError, match="make it a plain function"):
         on(ItemScanned, key=lambda _e, _m: 1)(handler)
+
+
+def test_a_subclass_is_as_its_base_class_says_unless_it_says_otherwise() -> None:
+    class Base(
+        SalesByProduct,
+        into=ProductSales,
+        version=1,
+        on_poison="park",
+        inline=True,
+        messages=True,
+    ):
+        pass
+
+    class Same(Base, into=ProductSales, version=2):
+        pass
+
+    class Other(Base, into=ProductSales, version=2, on_poison="skip", inline=False, messages=False):
+        pass
+
+    def said(projection: type[Projection]) -> tuple[str, bool, bool]:
+        return projection.on_poison, projection.inline, projection.messages
+
+    assert said(Same) == ("park", True, True)
+    assert said(Other) == ("skip", False, False)
+    assert said(SalesByProduct) == ("stop", False, False)
