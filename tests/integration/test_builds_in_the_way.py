@@ -7,12 +7,18 @@ from sqlalchemy import CheckConstraint, Engine, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.cqrs import Projection, Projections, on
-from datapatterns.errors import LeaseLostError, MissingRightsError
+from datapatterns.errors import (
+    LeaseLostError,
+    MissingRightsError,
+    ProjectionDefinitionError,
+    PromotionRefusedError,
+)
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.failpoints import armed
 from tests.fixtures.read_models import (
     DoubledSales,
     ItemScanned,
+    ProductSales,
     SalesByProduct,
     append_all,
     create_tables,
@@ -116,3 +122,118 @@ def test_who_may_not_make_tables_is_told_so(shop: Engine, owner: Engine) -> None
     run_sql(shop, "GRANT pg_read_all_stats TO h13_owner")
     PROJECTIONS.promote(owner, DoubledSales)
     assert sales(shop)["milk"][0] == 10
+
+
+def test_a_name_that_somebody_else_has_taken_meanwhile_is_told(shop: Engine) -> None:
+    PROJECTIONS.rebuild(shop, DoubledSales, promote=False)
+    run_sql(
+        shop,
+        "ALTER INDEX product_sales_pkey RENAME TO product_sales_key",
+        "CREATE TABLE product_sales_pkey ()",
+    )
+
+    with pytest.raises(PromotionRefusedError, match=r"product_sales_pkey is there .* rename it"):
+        PROJECTIONS.promote(shop, DoubledSales)
+    run_sql(shop, "DROP TABLE product_sales_pkey")
+    PROJECTIONS.promote(shop, DoubledSales)
+
+    assert sales(shop)["milk"][0] == 10
+
+
+class NotThere(Base):
+    __tablename__ = "never % created"
+    product: Mapped[str] = mapped_column(primary_key=True)
+
+
+class Further(Projection, into=(ProductSales, NotThere), version=2, name="sales_by_product"):
+    @on(ItemScanned, key=lambda e, _: e.product, into=ProductSales)
+    def _(self, row: ProductSales, _e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.quantity += 1
+
+    @on(ItemScanned, key=lambda e, _: e.product, into=NotThere)
+    def _(self, row: NotThere, _e: ItemScanned, _meta: RecordedEvent) -> None: ...
+
+
+def test_a_table_that_nobody_has_created_is_named(shop: Engine) -> None:
+    with pytest.raises(ProjectionDefinitionError, match=r"never % created.* create it"):
+        PROJECTIONS.rebuild(shop, Further)
+
+
+SAME = "s" * 60  # with all that follows it is cut
+
+
+class LongA(Base):
+    __tablename__ = f"{SAME}_a"
+    product: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(default=0)
+
+
+class LongB(Base):
+    __tablename__ = f"{SAME}_b"
+    product: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(default=0)
+
+
+class OfA(Projection, into=LongA, version=1):
+    @on(ItemScanned, key=lambda e, _: e.product)
+    def _(self, row: LongA, _e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.number += 1
+
+
+class OfB(Projection, into=LongB, version=1):
+    @on(ItemScanned, key=lambda e, _: e.product)
+    def _(self, row: LongB, _e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.number += 1
+
+
+class OfBoth(Projection, into=(LongA, LongB), version=1):
+    @on(ItemScanned, key=lambda e, _: e.product, into=LongA)
+    def _(self, row: LongA, _e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.number += 1
+
+    @on(ItemScanned, key=lambda e, _: e.product, into=LongB)
+    def _(self, row: LongB, _e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.number += 1
+
+
+class OfA2(OfA, into=LongA, version=2, name="of_a"):
+    pass
+
+
+class OfB2(OfB, into=LongB, version=2, name="of_b"):
+    pass
+
+
+class OfBoth2(OfBoth, into=(LongA, LongB), version=2, name="of_both"):
+    pass
+
+
+def keys_of_long_tables(engine: Engine) -> list[tuple[str, str]]:
+    with engine.begin() as conn:
+        rows = conn.exec_driver_sql(
+            "SELECT indrelid::regclass::text, indexrelid::regclass::text FROM pg_index"
+            " WHERE indrelid IN (%s::regclass, %s::regclass) ORDER BY 1",
+            (f"{SAME}_a", f"{SAME}_b"),
+        )
+        return [(table, key) for table, key in rows]
+
+
+@pytest.mark.parametrize("versions", [[(OfBoth, OfBoth2)], [(OfA, OfA2), (OfB, OfB2)]])
+def test_keys_of_two_tables_that_would_be_called_the_same_are_told_apart(
+    engine: Engine, versions: list[tuple[type[Projection], type[Projection]]]
+) -> None:
+    with engine.begin() as conn:
+        for mapped in (LongA, LongB):
+            mapped.__table__.create(conn)  # type: ignore[attr-defined] # it is a table
+    append_all(engine, STORE, [ItemScanned("milk", 10)])
+    before = keys_of_long_tables(engine)
+
+    for first, second in versions:
+        PROJECTIONS.catch_up(engine, first)
+        PROJECTIONS.rebuild(engine, second)
+        promoted = keys_of_long_tables(engine)
+        PROJECTIONS.rollback(engine, first)
+        back = keys_of_long_tables(engine)
+        PROJECTIONS.promote(engine, second)
+
+        assert promoted == back == keys_of_long_tables(engine) == before

@@ -16,7 +16,7 @@ from datapatterns.cqrs.building.further_indexes import (
 )
 from datapatterns.cqrs.building.likeness import policies, resemble, resemble_while_empty
 from datapatterns.cqrs.building.long_statements import allow_long_statements
-from datapatterns.cqrs.building.names import default_name
+from datapatterns.cqrs.building.names import default_name, numbered
 from datapatterns.cqrs.building.relations import (
     TABLE,
     Relation,
@@ -25,6 +25,7 @@ from datapatterns.cqrs.building.relations import (
     find_target,
     parts_of,
     rename_constraints,
+    taken_names,
 )
 from datapatterns.cqrs.building.shadow_tables import ShadowTable, foreign_keys, shadow_tables
 from datapatterns.cqrs.building.version_records import (
@@ -75,7 +76,7 @@ class ShadowBuild:
         drop_shadows(conn, mine)
         shadows = {}
         for shadow in shadow_tables(self.projection):
-            target = resolve_target(conn, shadow.live)
+            target = self._target(conn, shadow)
             shadows[target] = self._create(conn, shadow, target)
         write_version(
             conn, self._tables, mine, status="building", targets=sorted(shadows), shadows=shadows
@@ -109,7 +110,8 @@ class ShadowBuild:
             self.add_keys(conn)
             for shadow in shadows:
                 shadow.add_indexes(conn)
-                written[resolve_target(conn, shadow.live)] = self._finish_table(conn, shadow)
+                written[self._target(conn, shadow)] = self._finish_table(conn, shadow)
+            written = self._with_free_names(conn, written)
             for key in foreign_keys(shadows):
                 conn.execute(key)
         except DBAPIError as error:
@@ -145,7 +147,7 @@ class ShadowBuild:
         return Shadow(table.name, dict(shadow.names))
 
     def _finish_table(self, conn: Connection, shadow: ShadowTable) -> Shadow:
-        live = find_target(conn, resolve_target(conn, shadow.live))
+        live = find_target(conn, self._target(conn, shadow))
         table = self._relation(conn, shadow)
         assert live is not None
         names = dict(shadow.names)
@@ -157,12 +159,41 @@ class ShadowBuild:
         set_replica_identity(conn, live, table, names)
         return Shadow(table.name, names)
 
+    def _with_free_names(
+        self, conn: Connection, written: Mapping[str, Shadow]
+    ) -> dict[str, Shadow]:
+        # What nobody has named is numbered if something else is called so, as the server does it.
+        lives = [live for target in written if (live := find_target(conn, target)) is not None]
+        put_aside = {
+            (live.schema, name)
+            for live in lives
+            for name in [live.name, *(part.name for part in parts_of(conn, live))]
+        }
+        chosen: set[tuple[str, str]] = set()
+        free = {}
+        for live, (target, shadow) in zip(lives, written.items(), strict=True):
+            names = {}
+            for called, wanted in shadow.names.items():
+                name, number = wanted, 0
+                while (live.schema, name) in chosen or (
+                    (live.schema, name) not in put_aside and taken_names(conn, live.schema, [name])
+                ):
+                    number += 1
+                    name = numbered(wanted, number)
+                chosen.add((live.schema, name))
+                names[called] = name
+            free[target] = Shadow(shadow.table, names)
+        return free
+
     def _has_key(self, conn: Connection, shadow: ShadowTable, table: Relation) -> bool:
         present = {part.name for part in parts_of(conn, table)}
         return bool(present & set(shadow.names))
 
+    def _target(self, conn: Connection, shadow: ShadowTable) -> str:
+        return resolve_target(conn, shadow.live, self.projection.name)
+
     def _relation(self, conn: Connection, shadow: ShadowTable) -> Relation:
-        live = find_target(conn, resolve_target(conn, shadow.live))
+        live = find_target(conn, self._target(conn, shadow))
         assert live is not None
         table = find_table(conn, live.schema, str(shadow.table.name))
         if table is None:

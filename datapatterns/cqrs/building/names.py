@@ -29,6 +29,18 @@ def default_name(table: str, columns: str | None, label: str) -> str:
     return "_".join([*parts, label])
 
 
+def numbered(name: str, number: int) -> str:
+    """Return a name that PostgreSQL would try next if ``name`` is taken.
+
+    >>> numbered("product_sales_pkey", 1)
+    'product_sales_pkey1'
+    >>> numbered("s" * 58 + "_pkey", 1) == "s" * 57 + "_pkey1"
+    True
+    """
+    first, _, label = name.rpartition("_")
+    return default_name(first, None, f"{label}{number}") if first else f"{name}{number}"
+
+
 def _cut(name: bytes, length: int) -> str:
     # Between two characters, never within one.
     return name[:length].decode(errors="ignore")

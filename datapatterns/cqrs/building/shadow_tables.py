@@ -95,7 +95,7 @@ def _shadow_of(live: Table, version: int) -> ShadowTable:
         if isinstance(constraint, PrimaryKeyConstraint) and not list(constraint.columns):
             continue
         name = _name_of(constraint, live)
-        called = shadow_name(name, version)
+        called = shadow_name(_whole_name(constraint, live) or name, version)
         constraint.name = quoted_name(called, quote=None)
         names[called] = name
         keys.append(AddConstraint(constraint))
@@ -129,6 +129,16 @@ def _name_of(constraint: Constraint, live: Table) -> str:
         return default_name(live.name, columns, "fkey")
     label = "key" if isinstance(constraint, UniqueConstraint) else "excl"
     return default_name(live.name, columns, label)
+
+
+def _whole_name(constraint: Constraint, live: Table) -> str | None:
+    # Cut, the names that nobody has given could be the same for two tables.
+    if isinstance(constraint.name, str):
+        return None
+    if isinstance(constraint, PrimaryKeyConstraint):
+        return f"{live.name}_pkey"
+    label = "key" if isinstance(constraint, UniqueConstraint) else "excl"
+    return f"{live.name}_{_columns_of(constraint)}_{label}"
 
 
 def _index_name(index: Index) -> str:

@@ -95,6 +95,7 @@ class Swap:
                     f"{', '.join(taken)} is there already, and {target} is to be put aside under"
                     " that name; rename it",
                 )
+        self._refuse_taken(conn, places)
 
     def users(self, conn: Connection) -> list[int]:
         """Return the sessions that have to be waited for."""
@@ -197,6 +198,23 @@ class Swap:
             )
         live = {target: find_target(conn, target) for target in sorted(fresh)}
         return Places({target: table for target, table in live.items() if table is not None}, fresh)
+
+    def _refuse_taken(self, conn: Connection, places: Places) -> None:
+        put_aside = {
+            (live.schema, part.name)
+            for live in places.live.values()
+            for part in parts_of(conn, live)
+        }
+        for target, live in places.live.items():
+            wanted = self.new.shadows[target].names.values()
+            others = [name for name in wanted if (live.schema, name) not in put_aside]
+            if taken := taken_names(conn, live.schema, others):
+                raise PromotionRefusedError(
+                    self.new.name,
+                    self.new.version,
+                    f"{', '.join(taken)} is there already, and what belongs to {target} is to be"
+                    " called so; rename it",
+                )
 
     def _refuse_changed(self, conn: Connection) -> None:
         now = read_versions(conn, self._tables, self.new.name, hold=True)

@@ -5,6 +5,7 @@ from sqlalchemy.dialects.postgresql import OID, REGCLASS
 
 from datapatterns.cqrs.definition import AnyProjection, TableProjection
 from datapatterns.cqrs.tables.read_model import read_models_of
+from datapatterns.errors import ProjectionDefinitionError
 
 
 def quoted_table(conn: Connection, table: Table) -> str:
@@ -21,18 +22,33 @@ def lock_writers_out(conn: Connection, table: Table) -> None:
 
 
 def resolve_targets(conn: Connection, projection: type[AnyProjection]) -> list[str]:
-    """Return the names of its live tables with their schema, sorted; none if it is in Redis."""
+    """Return the names of its live tables with their schema, sorted; none if it is in Redis.
+
+    Raises:
+        ProjectionDefinitionError: A table is not there.
+    """
     if not issubclass(projection, TableProjection):
         return []
     return sorted(
-        resolve_target(conn, model.table) for model in read_models_of(projection).values()
+        resolve_target(conn, model.table, projection.name)
+        for model in read_models_of(projection).values()
     )
 
 
-def resolve_target(conn: Connection, table: Table) -> str:
-    """Return the name of one live table with its schema, as PostgreSQL writes it."""
-    relation = literal(quoted_table(conn, table).replace("%%", "%")).cast(REGCLASS)
+def resolve_target(conn: Connection, table: Table, projection: str) -> str:
+    """Return the name of one live table with its schema, as PostgreSQL writes it.
+
+    Raises:
+        ProjectionDefinitionError: It is not there.
+    """
+    called = quoted_table(conn, table).replace("%%", "%")
+    relation = func.to_regclass(literal(called))
     identity = func.pg_identify_object(
         literal("pg_catalog.pg_class").cast(REGCLASS).cast(OID), relation.cast(OID), 0
     ).table_valued("identity")
-    return str(conn.execute(select(identity.c.identity)).scalar_one())
+    found = conn.execute(select(identity.c.identity).where(relation.is_not(None))).scalar()
+    if found is None:
+        raise ProjectionDefinitionError(
+            projection, f"its table {called} is not there; create it, by a migration, then run it"
+        )
+    return str(found)
