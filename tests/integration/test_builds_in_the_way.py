@@ -237,3 +237,45 @@ def test_keys_of_two_tables_that_would_be_called_the_same_are_told_apart(
         PROJECTIONS.promote(engine, second)
 
         assert promoted == back == keys_of_long_tables(engine) == before
+
+
+class Checked(Base):
+    __tablename__ = "c" * 59
+    __table_args__ = (
+        CheckConstraint("number > 0"),
+        CheckConstraint("number < 1000"),
+        CheckConstraint("number <> 7 OR product <> 'tea'"),
+        CheckConstraint("number <> 8 OR product <> 'tea'"),
+    )
+    product: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(default=0)
+
+
+class OfChecked(Projection, into=Checked, version=1):
+    @on(ItemScanned, key=lambda e, _: e.product)
+    def _(self, row: Checked, _e: ItemScanned, _meta: RecordedEvent) -> None:
+        row.number += 1
+
+
+class OfChecked2(OfChecked, into=Checked, version=2, name="of_checked"):
+    pass
+
+
+def test_constraints_that_nobody_has_named_are_called_as_before(engine: Engine) -> None:
+    with engine.begin() as conn:
+        Checked.__table__.create(conn)  # type: ignore[attr-defined] # it is a table
+    append_all(engine, STORE, [ItemScanned("milk", 10)])
+    PROJECTIONS.catch_up(engine, OfChecked)
+
+    def constraints() -> list[str]:
+        with engine.begin() as conn:
+            names = conn.exec_driver_sql(
+                "SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass ORDER BY 1",
+                (Checked.__tablename__,),
+            )
+            return list(names.scalars())
+
+    before = constraints()
+    PROJECTIONS.rebuild(engine, OfChecked2)
+
+    assert constraints() == before

@@ -1,7 +1,9 @@
 """Find tables in PostgreSQL's catalog, and give them and what belongs to them other names."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from psycopg import sql
 from sqlalchemy import Connection, text
@@ -58,6 +60,8 @@ WHERE l.locktype = 'relation' AND l.relation = ANY (CAST(:oids AS oid[])) AND l.
 
 TABLE = "r"
 """The kind of an ordinary table."""
+
+_NUMBERED_MAX: Final = 100
 
 _WORDS = {
     TABLE: sql.SQL("TABLE"),
@@ -145,10 +149,18 @@ def rename_table(
 
 def rename_constraints(conn: Connection, table: Relation, live_name: str) -> list[sql.Composed]:
     """Return what calls those constraints as on the live table that nobody has named."""
-    statements = []
+    unnamed = []
     for name, label, column in conn.execute(_AUTO_NAMED, {"oid": table.oid}):
-        wanted = default_name(live_name, column, label)
-        if name == default_name(table.name, column, label) != wanted:
+        number = _number(name, table.name, column, label)
+        if number is not None:
+            unnamed.append((number, name, label, column))
+    statements = []
+    # From one on, also if the server has left numbers out, which other tables have.
+    counted: Counter[tuple[str, str | None]] = Counter()
+    for _, name, label, column in sorted(unnamed, key=lambda found: found[:2]):
+        wanted = default_name(live_name, column, f"{label}{counted[label, column] or ''}")
+        counted[label, column] += 1
+        if name != wanted:
             statements.append(
                 sql.SQL("ALTER TABLE {} RENAME CONSTRAINT {} TO {}").format(
                     table.identifier,
@@ -157,6 +169,14 @@ def rename_constraints(conn: Connection, table: Relation, live_name: str) -> lis
                 )
             )
     return statements
+
+
+def _number(name: str, table_name: str, column: str | None, label: str) -> int | None:
+    # Of several that would be called the same, all but the first are numbered.
+    for number in range(_NUMBERED_MAX):
+        if name == default_name(table_name, column, f"{label}{number or ''}"):
+            return number
+    return None
 
 
 def _find(conn: Connection, *, target: str, schema: str, name: str) -> Relation | None:

@@ -39,6 +39,7 @@ from datapatterns.sql.composing import execute
 FOLLOWING: Final = ("ready", "standby")
 """In which states a version is whole, follows the log, and can take the place of the live one."""
 
+_LOCK_MILLISECONDS_MAX: Final = 2**31 - 1
 _LOCK_TIMEOUT: Final = text("SELECT set_config('lock_timeout', :limit, true)")
 
 
@@ -111,7 +112,8 @@ class Swap:
             PromotionRefusedError: The versions are not what they were.
             ReadModelInUseError: Something else is bound to a table.
         """
-        limit = max(1, round(1_000 * self.lock_seconds / (len(self.new.targets) or 1)))
+        milliseconds = min(1_000 * self.lock_seconds, _LOCK_MILLISECONDS_MAX)
+        limit = max(1, round(milliseconds / (len(self.new.targets) or 1)))
         conn.execute(_LOCK_TIMEOUT, {"limit": f"{limit}ms"})
         hold_versions(conn, self.schema, self.new.name, [self.old.version, self.new.version])
         self._refuse_changed(conn)
