@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from random import Random
 
 import pytest
@@ -77,17 +78,20 @@ class Staff:
     url: str
     redis_url: str
     workers: list[BaseProcess] = field(default_factory=list)
+    ready: list[Event] = field(default_factory=list)
 
     def hire(self) -> None:
-        process = get_context("spawn").Process(
-            target=work, args=(self.url, self.redis_url), daemon=True
-        )
+        context = get_context("spawn")
+        ready = context.Event()
+        process = context.Process(target=work, args=(self.url, self.redis_url, ready), daemon=True)
         process.start()
         self.workers.append(process)
+        self.ready.append(ready)
 
     def kill_one(self) -> None:
         """As if its machine were gone; another one starts."""
         gone = self.workers.pop(0)
+        self.ready.pop(0)
         gone.kill()
         gone.join()
         self.hire()
@@ -103,9 +107,11 @@ class Staff:
         finally:
             os.kill(paused.pid, signal.SIGCONT)
             self.workers.append(self.workers.pop(0))
+            self.ready.append(self.ready.pop(0))
 
     def dismiss(self) -> list[int | None]:
         """Tell all to stop; return how they ended."""
+        assert all(ready.wait(60) for ready in self.ready)
         for worker in self.workers:
             worker.terminate()
         for worker in self.workers:

@@ -16,6 +16,7 @@ from tests.fixtures.read_models import (
     create_tables,
     sales,
 )
+from tests.integration.test_cli_promises import assert_json, contents
 
 pytestmark = pytest.mark.postgres
 
@@ -94,3 +95,44 @@ def test_progress_is_told_with_rate_and_time_left(
     assert ran.code == 0
     assert "events/s" in ran.err
     assert "s left" in ran.err
+
+
+def test_a_dry_run_changes_nothing(run: Run, engine: Engine, app: tuple[str, str]) -> None:
+    create_tables(engine)
+    append_all(engine, STORE, [ItemScanned("milk", 1)] * 3)
+    Projections(STORE).catch_up(engine, SalesByProduct)
+    steps = [
+        ("rebuild", "sales_by_product", "--no-promote"),
+        ("promote", "sales_by_product"),
+        ("rollback", "sales_by_product"),
+        ("retire", "sales_by_product", "--version", "2", "--yes"),
+    ]
+
+    for step in steps:
+        before = contents(engine)
+        would = run("projections", *step, "--dry-run", *app)
+        unchanged = contents(engine) == before
+        really = run("projections", *step, *app)
+
+        assert (would.code, unchanged, really.code) == (0, True, 0), (step, would, really)
+        assert contents(engine) != before
+
+
+def test_programs_are_told_in_json_what_failed(
+    run: Run, engine: Engine, app: tuple[str, str]
+) -> None:
+    create_tables(engine)
+    away = ("--database-url", "postgresql://ann:hidden@127.0.0.1:1/shop")
+    for step in (
+        ("rebuild", "sales_by_product"),
+        ("promote", "sales_by_product"),
+        ("rollback", "sales_by_product"),
+        ("retire", "sales_by_product", "--version", "7", "--yes"),
+        ("run", "sales_by_product"),
+        ("split", "sales_by_product"),
+        ("merge", "sales_by_product"),
+    ):
+        assert_json(run("projections", *step, "--json", *app), 0, 2, 3)
+        failed = run("projections", *step, "--json", *away)
+        assert_json(failed, 2, 4)
+        assert "hidden" not in failed.out + failed.err

@@ -169,7 +169,8 @@ def test_what_is_needed_is_not_purged(engine: Engine) -> None:
     attempt(
         "sales version 2",
         whole,
-        "INSERT INTO datapatterns.projection VALUES ('sales', 2, 'table', 'failed', 'x')",
+        "INSERT INTO datapatterns.projection (name, version, kind, status, targets)"
+        " VALUES ('sales', 2, 'table', 'failed', '{x}')",
         SHARD.replace("P", "9"),
     )
     for part, reason in refused.items():
@@ -177,7 +178,10 @@ def test_what_is_needed_is_not_purged(engine: Engine) -> None:
     with engine.begin() as conn:  # the control: what has been read, sealed and exported, goes
         for change in (
             "INSERT INTO datapatterns.event_seal VALUES (1, 0, 10, 9, sha256(''))",
-            "INSERT INTO datapatterns.projection VALUES ('sales', 2, 'table', 'live', 'x')",
+            (
+                "INSERT INTO datapatterns.projection (name, version, kind, status, targets)"
+                " VALUES ('sales', 2, 'table', 'live', '{x}')"
+            ),
             SHARD.replace("P", "10"),
         ):
             conn.execute(text(change))

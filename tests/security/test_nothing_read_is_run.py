@@ -25,10 +25,18 @@ IMPORTS_BY_NAME = {
 }
 
 
+FROM_ITS_OWN_CHILD = {
+    "datapatterns/cqrs/determinism/other_process.py": "over a pipe that it alone has; nothing of it"
+    " was stored, or came over a network",
+}
+
+
 @pytest.mark.parametrize("path", PRODUCT, ids=str)
 def test_nothing_read_is_run(path: Path) -> None:
     found = set(running((ROOT / path).read_text()))
 
+    if str(path) in FROM_ITS_OWN_CHILD:
+        found.discard("pickle")
     if str(path) in IMPORTS_BY_NAME:
         found.discard("import_module")
     assert found == set()

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from random import Random
 from uuid import uuid4
 
@@ -104,12 +105,13 @@ def declare(url: str, redis_url: str) -> DataLayer:
     return DataLayer(url, redis_url=redis_url, projections=PROJECTIONS)
 
 
-def work(url: str, redis_url: str) -> None:
+def work(url: str, redis_url: str, ready: Event) -> None:
     """Be a worker process, until told to stop."""
     logging.disable()
     with declare(url, redis_url) as layer:
         worker = layer.worker(threads=2, page_events=50, lease_seconds=LEASE_SECONDS)
         with stopped_by_signals(worker.stop):
+            ready.set()  # to be told to stop
             worker.run()
 
 

@@ -48,7 +48,7 @@ def verify(stage: Stage) -> Iterator[Check]:
     for projection in DECLARED:
         _catch_up(stage, projection)
     yield compare(
-        "read model in PostgreSQL, its second version: quantity, cents and scans of every product",
+        "read model in PostgreSQL: quantity, cents and scans of every product, by version 2",
         derived=_rows(
             stage,
             ProductSales.product_id,
