@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine, text
 
 from datapatterns.cqrs import Answer, Projections
 from datapatterns.cqrs import projections as projections_module
-from datapatterns.cqrs.reading import answering
+from datapatterns.cqrs.reading import answering, log_identity
 from datapatterns.cqrs.reading.querying import SNAPSHOT
 from datapatterns.cqrs.running.leasing import Lease
 from datapatterns.cqrs.tables.table_runner import TableRunner
@@ -233,6 +233,15 @@ class Waiting:
         assert outcome.results.get("customer", 2) == 2, "waited for a write, and it is not there"
 
 
+@pytest.fixture
+def _known_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not ask once for each connection, so that each schedule takes the same steps."""
+    for place in (answering, log_identity):
+        monkeypatch.setattr(place, "shown_mark", lambda *_: "0" * 8)
+    monkeypatch.setattr(log_identity, "log_mark", lambda *_: "0" * 8)
+
+
+@pytest.mark.usefixtures("_known_log")
 def test_who_has_waited_for_a_write_reads_it(
     explorer: Explorer, gated: Engine, till: Till, projections: Projections
 ) -> None:
@@ -254,6 +263,7 @@ def test_who_has_waited_for_a_write_reads_it(
     assert {"customer", ReadModelBehindError} <= seen, "some waits were long enough, others not"
 
 
+@pytest.mark.usefixtures("_known_log")
 def test_a_wait_for_the_log_instead_of_the_read_model_would_read_too_early(
     explorer: Explorer,
     gated: Engine,
@@ -316,12 +326,6 @@ class Asking:
         assert answer.value == shown, f"{shown} were scanned by then, {answer.value} are counted"
         assert answer.is_stale == (answer.position < token), "it is not what it says that it is"
         self.stale.add(answer.is_stale)
-
-
-@pytest.fixture
-def _known_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not ask once for each connection, so that each schedule takes the same steps."""
-    monkeypatch.setattr(answering, "shown_mark", lambda *_: "0" * 8)
 
 
 @pytest.mark.usefixtures("_known_log")

@@ -14,6 +14,8 @@ from datapatterns.event_sourcing.events import Position
 
 PAUSE_SECONDS_MIN: Final = 0.002
 PAUSE_SECONDS_MAX: Final = 0.05
+NO_TIME_SECONDS: Final = 1e-6
+"""What is left by rounding only; another look for it would be one look too many, or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def waiting(awaited: Awaited, timeout_seconds: float, monotonic: Callable[[], fl
             return latest.position
         if asks_why:  # not each time: it costs as much as a look
             yield from _give_up_early(awaited, latest)
-        if (left := deadline - monotonic()) <= 0:
+        if (left := deadline - monotonic()) < NO_TIME_SECONDS:
             break
         news: Seen[Sight] | None = yield Pause(seen, min(pause, left))
         seen = news if news is not None else (yield Look())
