@@ -100,6 +100,7 @@ class Worker:
     on_look: Callable[[WorkerTotals], None] = field(default=lambda _: None, kw_only=True)
     _stopping: bool = field(default=False, init=False, repr=False)
     _ended: Event = field(default_factory=Event, init=False, repr=False)
+    _over: Event = field(default_factory=Event, init=False, repr=False)
     _counter: _Counter = field(default_factory=_Counter, init=False, repr=False)
     _at_work: dict[Thread, Connection] = field(default_factory=dict, init=False, repr=False)
     _failure: Exception | None = field(default=None, init=False, repr=False)
@@ -183,7 +184,13 @@ class Worker:
         while not self._ended.is_set():
             try:
                 with _fresh_reads(self.engine) as conn:
-                    self._take_turns(conn)
+                    try:
+                        self._take_turns(conn)
+                    finally:
+                        if self._over.is_set():
+                            # Nobody waits for this thread any more, and the pool may be gone: what
+                            # is given back to it then would never be closed.
+                            conn.invalidate()
             except Exception as error:  # noqa: BLE001 -- told by run
                 if not _is_lost(error):
                     self._fail(error)
@@ -238,6 +245,7 @@ class Worker:
             self._cancel(thread)
         for thread in late:
             thread.join(CANCEL_SECONDS)
+        self._over.set()
 
     def _tell_database(self, tell: Callable[[Connection], None]) -> None:
         try:

@@ -4,6 +4,7 @@ Whatever happens, each is the fold of the log without the rows that wait, and ev
 message once; when what refused events is mended and retried, each is the fold of all.
 """
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +32,14 @@ pytestmark = [
     # A thread whose page is cancelled gives its connection to a pool that is disposed of by then.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Let what is left of cancelled pages go here, and not in the middle of another test."""
+    yield
+    gc.collect()
+
 
 STORE = EventStore()
 DEEDS = 300 if THOROUGH else 30
