@@ -5,8 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-# More than there are cores: many tests wait for servers.
-WORKERS ?= 3
+WORKERS ?= 2
 # In memory, where it has room, a test's database is there in 20 ms; on a slow disk it takes 400.
 MEMORY := $(shell test -w /dev/shm && \
   test "$$(df -k --output=avail /dev/shm 2>/dev/null | tail -1)" -gt 4000000 2>/dev/null && echo /dev/shm)
