@@ -75,7 +75,10 @@ class ServerProcess:
     def kill(self) -> None:
         """Stop as a crash does: the program and its children, at once."""
         if (pid := self.pid) is not None:
-            _signal_trees([pid], signal.SIGKILL)
+            tree = _signal_trees([pid], signal.SIGKILL)
+            self._reap()
+            # A child that is slow to go holds memory without which the next start is refused.
+            _gone_within(tree, STOP_SECONDS)
         self._reap()
 
     def pause(self) -> None:
@@ -151,13 +154,14 @@ def _read_proc(folder: Path) -> RunningProcess | None:
     return None if state in "ZX" else RunningProcess(int(folder.name), int(parent), command)
 
 
-def _signal_trees(pids: Collection[int], number: signal.Signals) -> None:
+def _signal_trees(pids: Collection[int], number: signal.Signals) -> list[int]:
     # PostgreSQL's children lead sessions of their own, so a signal to the group misses them.
     table = process_table()
     tree = list(pids)
     for parent in tree:
         tree.extend(process.pid for process in table if process.parent == parent)
     _signal_all(tree, number)
+    return tree
 
 
 def _signal_all(pids: Collection[int], number: signal.Signals) -> None:
