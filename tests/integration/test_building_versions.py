@@ -347,10 +347,13 @@ class NewSummary(Projection, into=(NewDepartment, NewSales), version=2, name="su
 
 @pytest.fixture
 def summary(engine: Engine) -> Engine:
-    quote = engine.dialect.identifier_preparer.quote
+    schema = engine.dialect.identifier_preparer.quote(str(Old.metadata.schema))
     with engine.begin() as conn:
-        conn.exec_driver_sql(f"CREATE SCHEMA {quote(str(Old.metadata.schema))}")
+        conn.exec_driver_sql(f"CREATE SCHEMA {schema}")
     Old.metadata.create_all(engine)
+    with engine.begin() as conn:
+        conn.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO PUBLIC")
+        conn.exec_driver_sql(f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO PUBLIC")
     append_all(engine, STORE, [ItemScanned("milk", 10), ItemScanned("tea", 3)] * 3)
     PROJECTIONS.catch_up(engine, OldSummary)
     return engine
