@@ -23,7 +23,7 @@ from benchmarks.sales import Base, SalesByProduct, sale
 from datapatterns import DataLayer
 from datapatterns.cqrs import ProjectionProgress, Projections
 from datapatterns.cqrs.running.leasing import Lease
-from datapatterns.cqrs.running.running import Runner
+from datapatterns.cqrs.running.runners import Runner
 from datapatterns.event_sourcing import ANY, EventStore, Position, StreamId
 from datapatterns.runtime import Worker
 

@@ -17,7 +17,6 @@ from benchmarks.interleaving import Claim, Contestant
 from benchmarks.sales import Base, fill_log, vacuum
 from datapatterns import DataLayer
 from datapatterns.cqrs import Projection, Projections, on
-from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.tables.comparing import Comparison
 from datapatterns.cqrs.tables.differences import count_rows, find_differences
 from datapatterns.cqrs.tables.leaving_out import LeftOut
@@ -25,7 +24,7 @@ from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.cqrs.tables.replaying import AnyReplay, advance_replay, replayed
 from datapatterns.cqrs.tables.stored_rows import Suspects, one_snapshot, suspected
 from datapatterns.event_sourcing import RecordedEvent
-from datapatterns.transactions import reading
+from datapatterns.transactions import fresh_reads, reading
 
 EVENTS: Final = 200_000
 PAGE_EVENTS: Final = 10_000

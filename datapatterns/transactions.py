@@ -90,6 +90,13 @@ def resuming(conn: Connection, attempted: str) -> Iterator[None]:
 
 
 @contextmanager
+def fresh_reads(engine: Engine) -> Iterator[Connection]:
+    """Give a connection of the kind that reading the log needs, whatever the engine's default."""
+    with engine.connect() as conn:
+        yield conn.execution_options(isolation_level="READ COMMITTED")
+
+
+@contextmanager
 def reading(conn: Connection) -> Iterator[None]:
     """Begin a transaction that writes nothing; it ends by ROLLBACK, so no COMMIT can be lost."""
     with conn.begin() as begun:

@@ -21,6 +21,7 @@ from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.in_redis.redis_view import RedisView
 from datapatterns.cqrs.in_redis.redis_view_async import AsyncRedisView
 from datapatterns.cqrs.reading.reading import Reading
+from datapatterns.cqrs.running.catching_up import CatchUp, Target
 from datapatterns.cqrs.running.declared import find_declared, refuse_twins
 from datapatterns.cqrs.running.events_elsewhere import EventsElsewhere
 from datapatterns.cqrs.running.leasing import (
@@ -31,14 +32,7 @@ from datapatterns.cqrs.running.leasing import (
 )
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress
-from datapatterns.cqrs.running.running import (
-    CatchUp,
-    LeaseTerms,
-    Target,
-    fresh_reads,
-    leased,
-    run_pages,
-)
+from datapatterns.cqrs.running.runners import LeaseTerms, leased, run_pages
 from datapatterns.cqrs.running.shared_out import SharedOut
 from datapatterns.cqrs.running.switching import Switch
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
@@ -52,7 +46,7 @@ from datapatterns.errors import ProjectionDefinitionError, ProjectionModeError, 
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.sql.texts import is_text
-from datapatterns.transactions import looking, reading
+from datapatterns.transactions import fresh_reads, looking, reading
 
 LEASE_SECONDS_MAX: Final = 86_400
 """For longer nobody should wait for a runner that died."""

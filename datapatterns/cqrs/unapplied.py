@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from sqlalchemy import Connection, Engine
 
 from datapatterns.cqrs.definition import AnyProjection, Projection
-from datapatterns.cqrs.running.running import LeaseTerms
+from datapatterns.cqrs.running.runners import LeaseTerms
 from datapatterns.cqrs.running.unapplied_lists import (
     ParkedKey,
     SkippedEvent,

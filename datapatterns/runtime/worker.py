@@ -15,6 +15,7 @@ from datapatterns.clock import SYSTEM_CLOCK
 from datapatterns.cqrs import ProjectionWorker
 from datapatterns.errors import CommitUnansweredError, UnavailableError
 from datapatterns.runtime.loops import Loop
+from datapatterns.transactions import fresh_reads
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ class Worker:
         outage = _Outage("leases cannot be kept")
         while not self._stopping:
             try:
-                with _fresh_reads(self.engine) as conn:
+                with fresh_reads(self.engine) as conn:
                     self._keep_on(conn, until, outage)
             except Exception as error:
                 if not _is_lost(error):
@@ -183,7 +184,7 @@ class Worker:
         outage = _Outage("projections cannot be moved on")
         while not self._ended.is_set():
             try:
-                with _fresh_reads(self.engine) as conn:
+                with fresh_reads(self.engine) as conn:
                     try:
                         self._take_turns(conn)
                     finally:
@@ -249,7 +250,7 @@ class Worker:
 
     def _tell_database(self, tell: Callable[[Connection], None]) -> None:
         try:
-            with _fresh_reads(self.engine) as conn:
+            with fresh_reads(self.engine) as conn:
                 tell(conn)
         except (DBAPIError, CommitUnansweredError, PoolTimeoutError) as error:
             logger.warning("leases are not given back, and lapse", exc_info=error)
@@ -294,10 +295,6 @@ class _Outage:
         if self._seconds:
             logger.info("the database answers again")
         self._seconds = 0.0
-
-
-def _fresh_reads(engine: Engine) -> Connection:
-    return engine.connect().execution_options(isolation_level="READ COMMITTED")
 
 
 def _is_lost(error: Exception) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from datapatterns.cqrs import Projections
-from datapatterns.cqrs.running.running import LeaseTerms
+from datapatterns.cqrs.running.runners import LeaseTerms
 from datapatterns.cqrs.running.segments import segment_hash
 from datapatterns.errors import LeaseHeldError, LeaseLostError, SegmentsBusyError
 from datapatterns.testing import ManualClock

@@ -15,20 +15,16 @@ from datapatterns.cqrs.building.unbuilt import claim_unbuilt
 from datapatterns.cqrs.building.version_records import read_segments, read_versions
 from datapatterns.cqrs.definition import TableProjection
 from datapatterns.cqrs.running.leasing import Lease, release
+from datapatterns.cqrs.running.pacing import POLL_SECONDS_MAX
 from datapatterns.cqrs.running.progress import ProjectionProgress
-from datapatterns.cqrs.running.running import (
-    POLL_SECONDS_MAX,
-    LeaseTerms,
-    Runner,
-    fresh_reads,
-)
+from datapatterns.cqrs.running.runners import LeaseTerms, Runner
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.errors import LeaseLostError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.sql.server import library_errors
-from datapatterns.transactions import reading, resuming
+from datapatterns.transactions import fresh_reads, reading, resuming
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from datapatterns.cqrs.building.version_records import (
     read_versions,
 )
 from datapatterns.cqrs.running.bells import ring
-from datapatterns.cqrs.running.running import POLL_SECONDS_MAX, POLL_SECONDS_MIN, fresh_reads
+from datapatterns.cqrs.running.pacing import POLL_SECONDS_MAX, POLL_SECONDS_MIN
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.errors import (
     PromotionRefusedError,
@@ -33,7 +33,7 @@ from datapatterns.errors import (
 from datapatterns.event_sourcing.events import Position
 from datapatterns.failpoints import failpoint
 from datapatterns.sql.server import library_errors
-from datapatterns.transactions import reading, resuming
+from datapatterns.transactions import fresh_reads, reading, resuming
 
 BARRIER_SECONDS: Final = 10.0
 """So long the live version is held at most by a promoter that has died."""

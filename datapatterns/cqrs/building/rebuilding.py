@@ -20,7 +20,7 @@ from datapatterns.cqrs.running.leasing import Lease, read_live_version, release,
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.cqrs.running.registering import register_build, take_place
-from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads
+from datapatterns.cqrs.running.runners import LeaseTerms
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.differences import delete_rows, store_rows
 from datapatterns.cqrs.tables.kept_poison import KeptPoison
@@ -31,7 +31,7 @@ from datapatterns.cqrs.tables.targets import lock_writers_out, resolve_targets
 from datapatterns.errors import LeaseLostError, ProjectionDefinitionError, ProjectionModeError
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
-from datapatterns.transactions import resuming
+from datapatterns.transactions import fresh_reads, resuming
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,11 @@ from datapatterns.cqrs.building.version_records import (
     read_versions,
     write_version,
 )
-from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.errors import PromotionRefusedError
 from datapatterns.failpoints import failpoint
 from datapatterns.sql.server import library_errors
-from datapatterns.transactions import resuming
+from datapatterns.transactions import fresh_reads, resuming
 
 
 def retire_version(

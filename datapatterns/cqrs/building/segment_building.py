@@ -18,7 +18,7 @@ from datapatterns.cqrs.running.events_elsewhere import note_followed_log
 from datapatterns.cqrs.running.fencing import telling_fenced
 from datapatterns.cqrs.running.leasing import Lease
 from datapatterns.cqrs.running.paging import read_page
-from datapatterns.cqrs.running.running import Runner
+from datapatterns.cqrs.running.runners import Runner
 from datapatterns.cqrs.running.segments import Segment
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.folding import RowsByTable, fold_steps, plan_steps

@@ -6,7 +6,7 @@ from sqlalchemy import Connection, and_, func, or_, select
 
 from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.running.leasing import Lease, take_where
-from datapatterns.cqrs.running.running import LeaseTerms
+from datapatterns.cqrs.running.runners import LeaseTerms
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.event_sourcing.events import Position
 

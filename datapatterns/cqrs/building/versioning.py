@@ -16,7 +16,7 @@ from datapatterns.cqrs.definition import AnyProjection, RedisProjection
 from datapatterns.cqrs.in_redis.redis_connection import redis_answers
 from datapatterns.cqrs.in_redis.redis_projecting import RedisRunner, begin_again, forget_version
 from datapatterns.cqrs.running.progress import ProjectionProgress
-from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads
+from datapatterns.cqrs.running.runners import LeaseTerms
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.set_projecting import SetRunner
 from datapatterns.cqrs.tables.table_runner import TableRunner
@@ -24,7 +24,7 @@ from datapatterns.errors import PromotionRefusedError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
-from datapatterns.transactions import reading, resuming
+from datapatterns.transactions import fresh_reads, reading, resuming
 
 
 class Versioning(ABC):

@@ -15,7 +15,6 @@ from datapatterns.cqrs.determinism.table_trials import TableTrials
 from datapatterns.cqrs.running.paging import PageOfEvents, read_page
 from datapatterns.cqrs.running.parking import WHOLE_EVENT, left_out
 from datapatterns.cqrs.running.progress import ProjectionProgress
-from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.set_definition import SetProjection
 from datapatterns.cqrs.tables.differences import Difference, find_differences
@@ -24,7 +23,7 @@ from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.cqrs.tables.replaying import advance_replay, replayed
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.store import EventStore
-from datapatterns.transactions import looking, reading, resuming
+from datapatterns.transactions import fresh_reads, looking, reading, resuming
 
 _SMALLER: Final = 3
 """By how much the pages are smaller in which statements are run the second time."""

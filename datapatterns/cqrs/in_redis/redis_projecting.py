@@ -46,7 +46,7 @@ from datapatterns.cqrs.running.parking import (
 )
 from datapatterns.cqrs.running.progress import ProjectionProgress, longest_prefix
 from datapatterns.cqrs.running.registering import promote, register_build
-from datapatterns.cqrs.running.running import LeaseTerms
+from datapatterns.cqrs.running.runners import LeaseTerms
 from datapatterns.cqrs.running.segments import WHOLE
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.poison import unapplied

@@ -16,14 +16,13 @@ from datapatterns.cqrs.in_redis.redis_read_model import RedisReadModel
 from datapatterns.cqrs.running.paging import read_page
 from datapatterns.cqrs.running.parking import WHOLE_EVENT, left_out
 from datapatterns.cqrs.running.progress import ProjectionProgress
-from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.differences import Difference, Verification
 from datapatterns.cqrs.tables.sampling import EVERYTHING, Sample, Wanted
 from datapatterns.errors import ReadModelBuildingError
 from datapatterns.event_sourcing.events import START, Position
 from datapatterns.event_sourcing.store import EventStore
-from datapatterns.transactions import reading
+from datapatterns.transactions import fresh_reads, reading
 
 
 @dataclass(slots=True)

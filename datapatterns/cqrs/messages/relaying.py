@@ -7,10 +7,9 @@ from sqlalchemy import Connection, Engine, func, select
 
 from datapatterns.cqrs.messages.outbox import Outbox
 from datapatterns.cqrs.messages.passing_on import Message, PassingOn, Relayed
-from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.errors import CommitUnansweredError, OutcomeUnknownError
 from datapatterns.failpoints import failpoint
-from datapatterns.transactions import resuming
+from datapatterns.transactions import fresh_reads, resuming
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

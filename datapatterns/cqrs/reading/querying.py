@@ -20,10 +20,9 @@ from datapatterns.cqrs.reading.answers import Age, Answer, Attempted, Demand, Mi
 from datapatterns.cqrs.reading.log_identity import shown_mark
 from datapatterns.cqrs.reading.querying_flow import Attempt, Await, Steps
 from datapatterns.cqrs.reading.tokens import Token, check_log
-from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.errors import ReadModelBehindError
 from datapatterns.event_sourcing.events import START, Position
-from datapatterns.transactions import reading
+from datapatterns.transactions import fresh_reads, reading
 
 T = TypeVar("T")
 

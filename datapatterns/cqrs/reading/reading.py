@@ -34,10 +34,10 @@ from datapatterns.cqrs.reading.tokens import Token, as_token
 from datapatterns.cqrs.reading.waiting import Wait
 from datapatterns.cqrs.reading.waiting_async import AsyncWait
 from datapatterns.cqrs.running.leasing import read_build
-from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
+from datapatterns.transactions import fresh_reads
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

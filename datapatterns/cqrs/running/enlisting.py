@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import Connection, select
 
 from datapatterns.cqrs.definition import AnyProjection, RedisProjection
-from datapatterns.cqrs.running.registering import register
-from datapatterns.cqrs.running.running import is_empty
+from datapatterns.cqrs.running.registering import is_empty, register
 from datapatterns.cqrs.running.sharing import Version
 from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.transactions import reading, resuming

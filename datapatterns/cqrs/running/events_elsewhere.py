@@ -32,7 +32,7 @@ from datapatterns.event_sourcing.log.filtering import LogFilter
 from datapatterns.event_sourcing.log.publishing import publish_mark
 from datapatterns.event_sourcing.recorded import LogPage
 from datapatterns.event_sourcing.store import EventStore
-from datapatterns.transactions import reading, resuming
+from datapatterns.transactions import fresh_reads, reading, resuming
 
 NOTED_SECONDS: Final = 0.25
 """So often a read model that has caught up says so again."""
@@ -59,8 +59,8 @@ class EventsElsewhere(EventStore):
         """Give a connection to the server of the events, of the kind that reading the log needs."""
         if self.engine is None:
             raise SettingsError("events", "say on which server they are: EventsElsewhere.of(...)")
-        with self.engine.connect() as conn:
-            yield conn.execution_options(isolation_level="READ COMMITTED")
+        with fresh_reads(self.engine) as conn:
+            yield conn
 
     def read_log(
         self,

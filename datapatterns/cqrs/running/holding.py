@@ -7,7 +7,7 @@ from threading import Condition
 from datapatterns.clock import Clock
 from datapatterns.cqrs.running.leasing import Lease
 from datapatterns.cqrs.running.pacing import PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN, next_pause
-from datapatterns.cqrs.running.running import Runner
+from datapatterns.cqrs.running.runners import Runner
 from datapatterns.cqrs.running.sharing import SegmentKey
 from datapatterns.event_sourcing.log.following_flow import Life
 

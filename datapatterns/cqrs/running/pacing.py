@@ -7,6 +7,10 @@ PAUSE_SECONDS_MIN: Final = 0.002
 PAUSE_SECONDS_MAX: Final = 0.25
 """So long a segment may be idle before it is looked at without a reason."""
 
+POLL_SECONDS_MIN: Final = 0.002
+POLL_SECONDS_MAX: Final = 0.05
+"""So often is looked what others have done, by whoever waits for it."""
+
 REST_SECONDS_MIN: Final = 0.25
 REST_SECONDS_MAX: Final = 60.0
 """So long a projection may fail before it is tried again."""

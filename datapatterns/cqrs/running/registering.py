@@ -8,6 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from datapatterns.cqrs.definition import AnyProjection, TableProjection
 from datapatterns.cqrs.running.leasing import RUNNABLE, WHOLE_STATES, Lease
 from datapatterns.cqrs.schema import ProjectionTables
+from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.cqrs.tables.targets import resolve_targets
 from datapatterns.errors import ProjectionDefinitionError, ProjectionVersionError
 
@@ -50,6 +51,16 @@ def register(
         raise ProjectionDefinitionError(
             name, f"its rows are in {_listed(there)}, not in {_listed(targets)}; rebuild it there"
         )
+
+
+def is_empty(conn: Connection, projection: type[AnyProjection]) -> bool:
+    """Return whether a projection that was never run can begin with what is there."""
+    if not issubclass(projection, TableProjection):
+        return True  # a read model in Redis says itself what it holds
+    return all(
+        conn.execute(select(1).select_from(model.table).limit(1)).first() is None
+        for model in read_models_of(projection).values()
+    )
 
 
 def register_build(

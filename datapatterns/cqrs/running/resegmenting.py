@@ -11,7 +11,7 @@ from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.running.advancing import BarrierError
 from datapatterns.cqrs.running.leasing import Lease, held, release, take_where
 from datapatterns.cqrs.running.pacing import PAUSE_SECONDS_MIN, next_pause
-from datapatterns.cqrs.running.running import LeaseTerms, Runner, fresh_reads
+from datapatterns.cqrs.running.runners import LeaseTerms, Runner
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.running.splitting import (
     MASK_MAX,
@@ -25,7 +25,7 @@ from datapatterns.errors import LeaseLostError, ReadModelBehindError, SegmentErr
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
-from datapatterns.transactions import resuming
+from datapatterns.transactions import fresh_reads, resuming
 
 SEGMENTS_MAX: Final = 1_024
 """More than that are more work to share out than to do."""

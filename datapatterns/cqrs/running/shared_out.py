@@ -10,7 +10,7 @@ from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.cqrs.running.progress import ProjectionStatus
 from datapatterns.cqrs.running.resegmenting import Resegmenting
-from datapatterns.cqrs.running.running import LeaseTerms, Runner
+from datapatterns.cqrs.running.runners import LeaseTerms, Runner
 from datapatterns.cqrs.running.status import count_unseen, list_statuses
 from datapatterns.cqrs.running.working import ProjectionWorker
 from datapatterns.cqrs.tables.splittable import refuse_unsplittable

@@ -16,7 +16,7 @@ from datapatterns.clock import Clock
 from datapatterns.cqrs.running.ended_writers import last_position, wait_until_final
 from datapatterns.cqrs.running.leasing import release, take_over
 from datapatterns.cqrs.running.modes import read_mode, set_mode, settle_at
-from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads
+from datapatterns.cqrs.running.runners import LeaseTerms
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.inline_locks import mode_lock
 from datapatterns.cqrs.tables.read_model import read_models_of
@@ -25,7 +25,7 @@ from datapatterns.cqrs.tables.targets import lock_writers_out
 from datapatterns.errors import ProjectionModeError, WritersInTheWayError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.failpoints import failpoint
-from datapatterns.transactions import resuming
+from datapatterns.transactions import fresh_reads, resuming
 
 LOCK_SECONDS: Final = 0.3
 """For so long appends may stand in line behind a switch that waits for one of them."""

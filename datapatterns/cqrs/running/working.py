@@ -30,7 +30,7 @@ from datapatterns.cqrs.running.events_elsewhere import events_connection
 from datapatterns.cqrs.running.holding import Held, Holdings
 from datapatterns.cqrs.running.leasing import release
 from datapatterns.cqrs.running.pacing import PERSIST_SECONDS, Rests
-from datapatterns.cqrs.running.running import LeaseTerms, Runner, fresh_reads
+from datapatterns.cqrs.running.runners import LeaseTerms, Runner
 from datapatterns.cqrs.running.sharing import SegmentKey, Version, plan_shares
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.projecting import message_of
@@ -40,7 +40,7 @@ from datapatterns.event_sourcing.log.high_water import read_hint
 from datapatterns.event_sourcing.log.same_server import life_of
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.telemetry import SILENT, Observer
-from datapatterns.transactions import looking, reading, resuming
+from datapatterns.transactions import fresh_reads, looking, reading, resuming
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from datapatterns.cqrs.running.parking import (
     parked_rows,
     unpark,
 )
-from datapatterns.cqrs.running.running import LeaseTerms, fresh_reads
+from datapatterns.cqrs.running.runners import LeaseTerms
 from datapatterns.cqrs.running.segments import Segment
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.folding import Step
@@ -39,7 +39,7 @@ from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
-from datapatterns.transactions import resuming
+from datapatterns.transactions import fresh_reads, resuming
 
 _READ_AHEAD_MAX: Final = 100
 _WITH_ROWS: Final = ("ready", "live", "standby")

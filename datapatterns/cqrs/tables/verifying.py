@@ -20,7 +20,6 @@ from datapatterns.cqrs.running.ended_writers import last_position, wait_until_fi
 from datapatterns.cqrs.running.leasing import read_live_version
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress
-from datapatterns.cqrs.running.running import fresh_reads
 from datapatterns.cqrs.running.segments import WHOLE, Segment
 from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.comparing import Comparison
@@ -47,7 +46,7 @@ from datapatterns.errors import (
 )
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
-from datapatterns.transactions import reading
+from datapatterns.transactions import fresh_reads, reading
 
 FENCE_SECONDS: Final = 60.0
 """For so long verify waits for a transaction that could have appended before what it compares."""
