@@ -311,6 +311,31 @@ def test_a_snapshot_from_before_the_build_is_waited_for(engine: Engine) -> None:
     assert PROJECTIONS.promote(engine, DoubledSales)
 
 
+def test_a_snapshot_that_comes_behind_the_barrier_is_waited_for_without_it(
+    shop: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promoting, "BARRIER_SECONDS", 0.5)
+    held: list[object] = []
+    with another_session(shop) as reader, ThreadPoolExecutor() as pool:
+        reader.execution_options(isolation_level="REPEATABLE READ")
+
+        def begin_to_read() -> None:
+            held.append(barriers(shop))
+            if len(held) == 1:
+                reader.execute(text("SELECT 1"))
+                pool.submit(end_when_lifted)
+
+        def end_when_lifted() -> None:
+            wait_until(lambda: barriers(shop) == 0, deadline_seconds=30)
+            reader.rollback()
+
+        with armed("promote.barred", begin_to_read, visit=None):
+            assert PROJECTIONS.promote(shop, DoubledSales)
+
+    assert held == [1, 1]
+    assert milk(shop) == 10
+
+
 def test_without_waiting_for_it_such_a_reader_would_see_an_empty_table(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,10 +92,10 @@ class Promotion:
                 return False
             with reading(conn):
                 swap.check(conn)
-            # Long ones before the barrier, which stops the live version.
-            self._outlast(conn, self._holders(conn), deadline)
             pause = POLL_SECONDS_MIN
             while True:
+                # Long ones before the barrier, which stops the live version.
+                self._outlast(conn, self._holders(conn), deadline)
                 if self._attempt(conn, swap, deadline):
                     ring(self.schema, self.name)
                     return True
@@ -143,7 +143,12 @@ class Promotion:
             failpoint("promote.barred")
             self._reach(conn, swap, barrier, deadline)
             # Who begins to read from now on finds all that anybody has seen.
-            self._outlast(conn, self._holders(conn), self._soon(deadline))
+            try:
+                self._outlast(conn, self._holders(conn), self._soon(deadline))
+            except PromotionTimeoutError:
+                if self.clock.monotonic() >= deadline:
+                    raise
+                return False  # it is waited for without a barrier
             try:
                 with resuming(conn, self._this):
                     swap.run(conn)
