@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -24,10 +24,6 @@ from datapatterns.cqrs.tables.set_statements import BuiltStatement, statements_f
 from datapatterns.event_sourcing.events import Position
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.sql.fetching import fetch_rows
-
-_SCANNED_MIN: Final = 10_000
-_SCANNED_PER_EVENT: Final = 20
-"""How far to look for a page where events that are read are rare, as readers of the log do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,8 +94,10 @@ class SetReplay:
                 raise stopped
             return self.page(conn, until=until)
         poison = failing.event.position
-        self._apply(conn, replace(page.range, end=Position(poison - 1)))
-        dealt = Dealt(page.events, poison, caught_up=False, skipped=[describe_skipped(failing)])
+        before = self._survey(conn, Position(poison - 1))
+        self._apply(conn, before.range)
+        skipped = [describe_skipped(failing)]
+        dealt = Dealt(before.events + 1, poison, caught_up=False, skipped=skipped)
         kept.add(dealt)
         self.position = poison
         return ProjectionProgress(dealt.events, poison, dealt.caught_up)
