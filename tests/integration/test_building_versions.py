@@ -161,6 +161,15 @@ def test_progress_is_told_with_rate_and_time_left(shop: Engine) -> None:
     assert all(progress.events_per_second > 0 for progress in told)
 
 
+def test_progress_in_place_is_told_as_well(shop: Engine) -> None:
+    told: list[BuildProgress] = []
+
+    PROJECTIONS.rebuild(shop, SalesByProduct, page_events=2, on_progress=told.append)
+
+    assert [progress.events for progress in told] == [2, 4, 6]
+    assert [progress.share for progress in told] == [2 / 6, 4 / 6, 1.0]
+
+
 # What cannot be built ------------------------------------------------------------------------
 
 

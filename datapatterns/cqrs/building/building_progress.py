@@ -1,8 +1,11 @@
 """How far a build is, how fast, and how long it will take."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 
+from datapatterns.clock import Clock
+from datapatterns.cqrs.running.progress import ProjectionProgress
 from datapatterns.event_sourcing.events import START, Position
 
 
@@ -67,3 +70,19 @@ class Meter:
             begun = len(self._positions) == self.segments
             last = min(self._positions.values()) if begun else START
             return BuildProgress(self.events, Position(last), self.target, now - self.began)
+
+
+def measured(
+    target: Position,
+    clock: Clock,
+    on_page: Callable[[ProjectionProgress], None],
+    on_progress: Callable[[BuildProgress], None],
+) -> Callable[[ProjectionProgress], None]:
+    """Return what tells both of each page that one worker alone has applied."""
+    meter = Meter(target, 1, clock.monotonic())
+
+    def tell(page: ProjectionProgress) -> None:
+        on_page(page)
+        on_progress(meter.count(0, page.events, page.position, clock.monotonic()))
+
+    return tell

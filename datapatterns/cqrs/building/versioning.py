@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine
 
 from datapatterns.clock import Clock
 from datapatterns.cqrs.building.building import BuildManner, TableBuild
-from datapatterns.cqrs.building.building_progress import BuildProgress
+from datapatterns.cqrs.building.building_progress import BuildProgress, measured
 from datapatterns.cqrs.building.promoting import CatchUpTo, Patience, Promotion
 from datapatterns.cqrs.building.rebuilding import TableRebuild
 from datapatterns.cqrs.building.retiring import retire_version
@@ -119,7 +119,7 @@ class Versioning(ABC):
                 projection,
                 timeout_seconds=timeout_seconds,
                 page_events=page_events,
-                on_page=on_page,
+                on_page=measured(self._end_of_log(engine), self.clock, on_page, on_progress),
             )
         manner = BuildManner(workers, rows_max, runner.page_events, on_page, on_progress)
         build = TableBuild(
@@ -127,8 +127,9 @@ class Versioning(ABC):
         )
         built = build.run(engine)
         if built is None:
+            tell = measured(self._end_of_log(engine), self.clock, on_page, on_progress)
             return TableRebuild(
-                self._source, runner.projection, self._terms(), runner.page_events, on_page
+                self._source, runner.projection, self._terms(), runner.page_events, tell
             ).run(engine)
         done = self.catch_up(
             engine, projection, timeout_seconds=timeout_seconds, page_events=page_events
@@ -288,6 +289,10 @@ class Versioning(ABC):
                 name, version, "it is in Redis; give its class, which says under which keys"
             )
         return retire_version(engine, self.store.schema, name, version, clear=clear)
+
+    def _end_of_log(self, engine: Engine) -> Position:
+        with fresh_reads(engine) as conn, reading(conn):
+            return self._source.high_water_mark(conn)
 
     def _begin_again(self, engine: Engine, runner: RedisRunner) -> None:
         again = f"the new build of projection {runner.projection.name}"
