@@ -26,6 +26,7 @@ from datapatterns.cqrs.tables.projecting import UnappliableError
 from datapatterns.cqrs.tables.read_model import ReadModels
 from datapatterns.cqrs.tables.versions import read_models_for
 from datapatterns.event_sourcing.events import START, Position
+from datapatterns.event_sourcing.log.decoding import decode_each
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
@@ -147,8 +148,7 @@ class SegmentBuild:
         events: Sequence[RecordedEvent],
         segment: Segment,
     ) -> None:
-        decoded = ((event, meta) for meta in events for event in self.store.decode(meta))
-        steps = plan_steps(instance, decoded, segment)
+        steps = plan_steps(instance, decode_each(self.store.types, events), segment)
         new_row = {into: model.new_row for into, model in models.items()}
         fold_steps(instance, steps, rows, new_row=new_row)
         for step in steps:  # what is deleted is not kept
