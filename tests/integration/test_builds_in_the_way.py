@@ -1,9 +1,10 @@
 """What a build meets that is no matter of its rows: limits, rights, and those who end it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from sqlalchemy import CheckConstraint, Engine, create_engine
+from sqlalchemy import CheckConstraint, Engine, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.cqrs import Projection, Projections, on
@@ -52,7 +53,13 @@ class Base(DeclarativeBase):
 
 class TimelessSales(Base):
     __tablename__ = "product_sales"
-    __table_args__ = (CheckConstraint("current_setting('statement_timeout') = '0'", "timeless"),)
+    __table_args__ = (
+        CheckConstraint(
+            "current_setting('statement_timeout') = '0'"
+            " AND coalesce(current_setting('transaction_timeout', true), '0') = '0'",
+            "timeless",
+        ),
+    )
     product: Mapped[str] = mapped_column(primary_key=True)
     quantity: Mapped[int] = mapped_column(default=0)
 
@@ -65,6 +72,33 @@ class Timeless(Projection, into=TimelessSales, version=2, name="sales_by_product
         row.quantity += 1
 
 
+LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
+
+
+def limited_engine(engine: Engine) -> Engine:
+    """Return one of a role that has every limit that its server knows."""
+    with engine.connect() as conn:
+        known = conn.scalars(text("SELECT name FROM pg_settings"))
+        limits = [f"-c {name}=60000" for name in set(known) & set(LIMITS)]
+    return create_engine(engine.url, connect_args={"options": " ".join(limits)})
+
+
+def test_a_comparison_that_takes_long_is_not_ended_either(shop: Engine) -> None:
+    limited, found = limited_engine(shop), list[tuple[object, ...]]()
+
+    def look(_conn: object, cursor: Any, statement: str, *_: object) -> None:  # noqa: ANN401
+        if "hash_record_extended" in statement:
+            asked = "SELECT current_setting(name, true) FROM unnest(%s::text[]) AS name"
+            found.extend(cursor.connection.execute(asked, [list(LIMITS)]))
+
+    event.listen(limited, "before_cursor_execute", look)
+    assert PROJECTIONS.verify(limited, SalesByProduct).matches
+    limited.dispose()
+
+    assert len(found) == 2 * len(LIMITS), "what is stored, and the replay"
+    assert set(found) <= {("0",), (None,)}
+
+
 def test_what_takes_long_is_not_ended_by_the_limit_for_everyday_queries(shop: Engine) -> None:
     run_sql(
         shop,
@@ -72,7 +106,7 @@ def test_what_takes_long_is_not_ended_by_the_limit_for_everyday_queries(shop: En
         " ASSERT current_setting('statement_timeout') = '0'; RETURN $1; END$$",
         "CREATE INDEX by_timeless ON product_sales (timeless(product))",
     )
-    limited = create_engine(shop.url, connect_args={"options": "-c statement_timeout=60000"})
+    limited = limited_engine(shop)
 
     PROJECTIONS.rebuild(limited, Timeless, promote=False)
 

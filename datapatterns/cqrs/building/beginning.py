@@ -15,7 +15,6 @@ from datapatterns.cqrs.building.further_indexes import (
     set_replica_identity,
 )
 from datapatterns.cqrs.building.likeness import policies, resemble, resemble_while_empty
-from datapatterns.cqrs.building.long_statements import allow_long_statements
 from datapatterns.cqrs.building.names import default_name, numbered
 from datapatterns.cqrs.building.relations import (
     TABLE,
@@ -45,6 +44,7 @@ from datapatterns.cqrs.tables.targets import resolve_target
 from datapatterns.errors import LeaseLostError, ProjectionDefinitionError
 from datapatterns.event_sourcing.events import Position
 from datapatterns.sql.composing import execute
+from datapatterns.sql.long_statements import allow_long_statements
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.cqrs.building.long_statements import allow_long_statements
 from datapatterns.cqrs.definition import TableProjection
 from datapatterns.cqrs.running.advancing import advance
 from datapatterns.cqrs.running.bells import ring
@@ -31,6 +30,7 @@ from datapatterns.cqrs.tables.targets import lock_writers_out, resolve_targets
 from datapatterns.errors import LeaseLostError, ProjectionDefinitionError, ProjectionModeError
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
+from datapatterns.sql.long_statements import allow_long_statements
 from datapatterns.transactions import fresh_reads, resuming
 
 

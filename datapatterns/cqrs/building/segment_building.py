@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from datapatterns.cqrs.building.copying import copy_rows
-from datapatterns.cqrs.building.long_statements import allow_long_statements
 from datapatterns.cqrs.definition import Projection, TableProjection
 from datapatterns.cqrs.running.advancing import advance
 from datapatterns.cqrs.running.events_elsewhere import note_followed_log
@@ -30,6 +29,7 @@ from datapatterns.event_sourcing.log.decoding import decode_each
 from datapatterns.event_sourcing.recorded import RecordedEvent
 from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
+from datapatterns.sql.long_statements import allow_long_statements
 from datapatterns.transactions import resuming
 
 OnRead = Callable[[Lease, int, Position], None]

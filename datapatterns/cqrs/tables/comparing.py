@@ -18,6 +18,7 @@ from datapatterns.cqrs.tables.read_model import ReadModels
 from datapatterns.cqrs.tables.replaying import AnyReplay
 from datapatterns.cqrs.tables.sampling import Sample
 from datapatterns.cqrs.tables.stored_rows import Suspects, rows_in_buckets, rows_in_sample
+from datapatterns.sql.long_statements import allow_long_statements
 from datapatterns.transactions import reading
 
 
@@ -48,6 +49,7 @@ class Comparison:
         """
         rows, differences, checksums = 0, list[Difference](), list[str]()
         with reading(conn):  # what it copies is not needed afterwards
+            allow_long_statements(conn)
             for table in self.models:
                 expected = read_checksum(conn, self.replay.models[table])
                 checksums.append(expected.text if expected else "")

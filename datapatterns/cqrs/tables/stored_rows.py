@@ -16,6 +16,7 @@ from datapatterns.cqrs.tables.checksums import is_in_buckets
 from datapatterns.cqrs.tables.read_model import ReadModel, ReadModels
 from datapatterns.cqrs.tables.row_statements import send, upsert_statement
 from datapatterns.cqrs.tables.targets import quoted_table
+from datapatterns.sql.long_statements import allow_long_statements
 from datapatterns.sql.sending import send_blocks
 from datapatterns.transactions import reading, resuming
 
@@ -91,6 +92,7 @@ def one_snapshot(engine: Engine, models: ReadModels) -> Iterator[Connection]:
     Nobody can swap the tables from before that moment on; to write them goes on.
     """
     with engine.connect() as conn, reading(_repeatable(conn)):
+        allow_long_statements(conn)
         # LOCK takes no snapshot. A name means what the catalogue says now, not what it said then:
         # without it, a promotion could put other rows under the names of those looked at.
         names = ", ".join(quoted_table(conn, model.table) for model in models.values())
