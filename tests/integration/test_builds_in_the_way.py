@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import CheckConstraint, Engine, create_engine, event, text
+from sqlalchemy import JSON, CheckConstraint, Engine, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.cqrs import Projection, Projections, on
@@ -114,6 +114,50 @@ def test_what_takes_long_is_not_ended_by_the_limit_for_everyday_queries(shop: En
         limit = conn.exec_driver_sql("SHOW statement_timeout").scalar()
     limited.dispose()
     assert limit == "1min"
+
+
+class OtherBase(DeclarativeBase):
+    pass
+
+
+class JsonSales(OtherBase):
+    __tablename__ = "product_sales"
+    product: Mapped[str] = mapped_column(primary_key=True)
+    cents: Mapped[str] = mapped_column(default="")
+    last_basket: Mapped[list[str]] = mapped_column(JSON, default=list)
+
+
+class WithOtherTypes(Projection, into=JsonSales, version=2, name="sales_by_product"):
+    """Whose columns are called as those of the version before."""
+
+    @on(ItemScanned, key=lambda e, _: e.product)
+    def _(self, row: JsonSales, e: ItemScanned, meta: RecordedEvent) -> None:
+        row.cents += f" {e.cents}"
+        row.last_basket = [meta.stream.key]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "CREATE INDEX other ON product_sales (abs(cents))",
+        "CREATE INDEX other ON product_sales (product, (cents + 1))",
+        "CREATE INDEX other ON product_sales (cents) WHERE cents > 0",
+        "CREATE INDEX other ON product_sales (last_basket)",
+        "CREATE INDEX other ON product_sales (last_basket text_pattern_ops)",
+        'CREATE INDEX other ON product_sales (last_basket COLLATE "C")',
+        "CREATE STATISTICS other ON product, last_basket FROM product_sales",
+        "CREATE STATISTICS other ON product, quantity FROM product_sales",
+    ],
+)
+def test_what_a_column_of_another_type_cannot_have_is_left_out(shop: Engine, made: str) -> None:
+    run_sql(shop, made, "CREATE INDEX kept ON product_sales (lower(product))")
+
+    PROJECTIONS.rebuild(shop, WithOtherTypes)
+
+    with shop.connect() as conn:
+        listed = "SELECT indexname FROM pg_indexes WHERE tablename = 'product_sales' ORDER BY 1"
+        indexes = list(conn.scalars(text(listed)))
+    assert indexes == ["kept", "product_sales_pkey"]
 
 
 @pytest.mark.parametrize("step", ["build.begun", "build.segment-claimed", "build.folded"])

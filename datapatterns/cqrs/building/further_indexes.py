@@ -3,9 +3,15 @@
 from typing import Final
 
 from psycopg import sql
-from psycopg.errors import UndefinedColumn
+from psycopg.errors import (
+    DatatypeMismatch,
+    FeatureNotSupported,
+    UndefinedColumn,
+    UndefinedFunction,
+    UndefinedObject,
+)
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError
 
 from datapatterns.cqrs.building.relations import Relation
 from datapatterns.cqrs.tables.versions import shadow_name
@@ -45,11 +51,19 @@ SELECT s.relreplident::text AS wanted, t.relreplident::text AS found,
 FROM pg_catalog.pg_class s JOIN pg_catalog.pg_class t ON t.oid = :target WHERE s.oid = :source
 """)
 
+_NOT_FOR_THESE_COLUMNS: Final = (
+    UndefinedColumn,
+    UndefinedFunction,  # of the column's type, as are all of these
+    UndefinedObject,
+    DatatypeMismatch,
+    FeatureNotSupported,
+)
+
 
 def add_further_indexes(
     conn: Connection, live: Relation, table: Relation, version: int
 ) -> dict[str, str]:
-    """Give ``table`` the indexes of the live one that it lacks, as far as it has their columns.
+    """Give ``table`` the indexes of the live one that it lacks, as far as its columns allow.
 
     Returns:
         What they are to be called once ``table`` is live, by what they are called.
@@ -72,7 +86,7 @@ def add_further_indexes(
 def add_further_statistics(
     conn: Connection, live: Relation, table: Relation, version: int
 ) -> dict[str, str]:
-    """Give ``table`` the extended statistics of the live one, as far as it has their columns.
+    """Give ``table`` the extended statistics of the live one, as far as its columns allow.
 
     Returns:
         What they are to be called once ``table`` is live, by what they are called.
@@ -91,8 +105,8 @@ def _made(conn: Connection, statement: str) -> bool:
     try:
         with conn.begin_nested():
             execute_written(conn, statement)
-    except ProgrammingError as error:
-        if not isinstance(error.orig, UndefinedColumn):
+    except DBAPIError as error:
+        if not isinstance(error.orig, _NOT_FOR_THESE_COLUMNS):
             raise
         return False
     return True
