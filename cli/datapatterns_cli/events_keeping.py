@@ -278,9 +278,7 @@ def forget(invocation: Invocation, *, subject: str, tenant: str, yes: bool, dry_
 
 def _ask(invocation: Invocation, subject: str) -> None:
     invocation.output.note(f"The key of {subject!r} goes, and nothing brings it back.")
-    if not sys.stdin.isatty():
-        raise click.UsageError("nobody is there to ask; add --yes to go on")
-    click.confirm("Go on?", abort=True, err=True)
+    invocation.output.ask()
 
 
 def _stream(category: str, key: str, tenant: str) -> "StreamId":

@@ -1,6 +1,5 @@
 """`datapatterns migrate`: create, upgrade, look at and remove the library's tables."""
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -97,9 +96,7 @@ def _ask(invocation: Invocation, planned: dict[str, "tuple[Revision, ...]"]) -> 
     invocation.output.note(f"This drops tables with all they hold, in {databases}:")
     for revision, title in titles.items():
         invocation.output.note(f"  {revision}  {title}")
-    if not sys.stdin.isatty():
-        raise click.UsageError("nobody is there to ask; add --yes to go on")
-    click.confirm("Go on?", abort=True, err=True)
+    invocation.output.ask()
 
 
 @migrate.command()

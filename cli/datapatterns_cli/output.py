@@ -89,6 +89,17 @@ class Output:
         """Tell something that is not the result, on stderr; as JSON, an object on a line."""
         click.echo(json.dumps({"note": message}) if self.as_json else _visible(message), err=True)
 
+    def ask(self) -> None:
+        """Ask whether to go on with what was noted; needs somebody who can answer.
+
+        Raises:
+            click.Abort: No.
+            click.UsageError: Nobody is there.
+        """
+        if not sys.stdin.isatty():
+            raise click.UsageError("nobody is there to ask; add --yes to go on")
+        click.confirm("Go on?", abort=True, err=True)
+
     def error(self, message: str, *, name: str, notes: Sequence[str], exit_code: int) -> None:
         """Say on stderr what went wrong, if anybody is there to read it."""
         with _for_whoever_reads_it():

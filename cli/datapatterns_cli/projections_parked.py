@@ -1,6 +1,5 @@
 """`datapatterns projections parked|retry|discard|skipped`: events that could not be applied."""
 
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -45,7 +44,7 @@ def parked(invocation: Invocation, *, name: str | None, limit: int) -> None:
       datapatterns projections parked sales_by_product
     """  # noqa: D301
     layer = invocation.layer()
-    with layer.engine.connect() as conn:
+    with layer.read_engine.connect() as conn:
         found = layer.projections.parked(conn, name, limit=limit + 1)
     rows: list[dict[str, Any]] = [
         {
@@ -72,7 +71,7 @@ def parked(invocation: Invocation, *, name: str | None, limit: int) -> None:
 def skipped(invocation: Invocation, *, name: str | None, limit: int) -> None:
     """List events that were left out of rows, or of a whole read model, by position."""
     layer = invocation.layer()
-    with layer.engine.connect() as conn:
+    with layer.read_engine.connect() as conn:
         found = layer.projections.skipped(conn, name, limit=limit + 1)
     rows: list[dict[str, Any]] = [
         {
@@ -109,7 +108,7 @@ def retry(
     """  # noqa: D301
     layer = invocation.layer()
     projection = _projection(layer.projections, name, version)
-    done = layer.projections.retry(layer.engine, projection, key_digest=key_digest)
+    done = layer.projections.retry(layer.read_engine, projection, key_digest=key_digest)
     invocation.output.values(
         {"events": done.events, "keys": done.keys, "refused": len(done.refused)}
     )
@@ -134,8 +133,10 @@ def discard(
     layer = invocation.layer()
     projection = _projection(layer.projections, name, version)
     if not yes:
-        _ask(invocation, name)
-    done = layer.projections.discard(layer.engine, projection, key_digest=key_digest)
+        note = f"Events of a row of {name} are left out; only a rebuild applies them."
+        invocation.output.note(note)
+        invocation.output.ask()
+    done = layer.projections.discard(layer.read_engine, projection, key_digest=key_digest)
     invocation.output.values({"discarded": done.events})
 
 
@@ -146,10 +147,3 @@ def _projection(projections: "Projections", name: str, version: int | None) -> "
     if not issubclass(found, Projection):
         raise click.UsageError(f"{name} has no keys, so nothing of it is parked")
     return found
-
-
-def _ask(invocation: Invocation, name: str) -> None:
-    invocation.output.note(f"Events of a row of {name} are left out; only a rebuild applies them.")
-    if not sys.stdin.isatty():
-        raise click.UsageError("nobody is there to ask; add --yes to go on")
-    click.confirm("Go on?", abort=True, err=True)

@@ -61,8 +61,8 @@ def rebuild(
     """  # noqa: D301
     layer = invocation.layer()
     projection = layer.projections.find(name, version=version)
-    status = _statuses(layer, name).get(projection.version)
-    in_place = status == "live" or "live" not in _statuses(layer, name).values()
+    standing = _statuses(layer, name)
+    in_place = standing.get(projection.version) == "live" or "live" not in standing.values()
     told = {"name": name, "version": projection.version, "in_place": in_place}
     if dry_run:
         invocation.output.values(told | {"promote": promote and not in_place, "done": False})
@@ -203,7 +203,8 @@ def retire(invocation: Invocation, *, name: str, version: int, yes: bool, dry_ru
         invocation.output.values(told | {"done": False})
         return
     if not yes:
-        click.confirm(f"Drop what version {version} of {name} has ({status})?", abort=True)
+        invocation.output.note(f"What version {version} of {name} has ({status}) is dropped.")
+        invocation.output.ask()
     dropped = layer.projections.retire(layer.read_engine, name, version)
     invocation.output.values(told | {"status": "retired", "dropped": dropped, "done": True})
 

@@ -62,6 +62,7 @@ def test_a_version_is_built_promoted_put_back_and_retired(
     promoted = told("promote", "sales_by_product")
     after = sales(engine)["milk"][0]
     back = told("rollback", "sales_by_product")
+    asked = run("projections", "retire", "sales_by_product", "--version", "2", "--json", *app)
     gone = told("retire", "sales_by_product", "--version", "2", "--yes")
 
     assert (planned["in_place"], planned["done"]) == (False, False)
@@ -70,6 +71,7 @@ def test_a_version_is_built_promoted_put_back_and_retired(
     assert (before, after) == (30, 60)
     assert promoted["instead_of"] == 1
     assert (back["version"], sales(engine)["milk"][0]) == (1, 30)
+    assert (asked.code, asked.out, "--yes" in asked.err) == (2, "", True)
     assert gone["dropped"] == ["public.product_sales__v2"]
 
 

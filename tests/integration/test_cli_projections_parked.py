@@ -7,6 +7,7 @@ from datapatterns import DataLayer
 from datapatterns.cqrs import Projections
 from datapatterns.cqrs.running.segments import key_digest
 from datapatterns.event_sourcing import EventStore
+from datapatterns.testing import Databases
 from tests.fixtures.commands import Run, rows
 from tests.fixtures.empty_database import shown
 from tests.fixtures.poisoned import Base, Sold, contents, projection_of
@@ -90,6 +91,31 @@ def test_what_is_given_up_is_listed_as_skipped(
     assert (first["position"], first["error"], first["key_digest"]) == (1, "PriceError", MILK)
     assert (second["position"], second["error"]) == (2, None)
     del shop
+
+
+def test_what_waits_is_where_the_read_models_are_not_where_the_events_are(
+    run: Run,
+    engine: Engine,
+    database_url: URL,
+    databases: Databases,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Base.metadata.create_all(engine)
+    app = ("--app", "tests.fixtures.poisoned:layer", "--json")
+    with databases.lend() as events:
+        layer = DataLayer(events, read_models_url=database_url, projections=[PARKS])
+        monkeypatch.setattr("tests.fixtures.poisoned.layer", lambda: layer, raising=False)
+        append_all(layer.engine, STORE, [Sold([p], 1, [p]) for p in ("milk", "tea")])
+        layer.projections.catch_up(layer.read_engine, PARKS)
+
+        milk, _ = rows(run("projections", "parked", *app))
+        given_up = ("--key-digest", MILK, "--yes", *app)
+        (gone,) = rows(run("projections", "discard", "selling", *given_up))
+        (skipped,) = rows(run("projections", "skipped", *app))
+        refused = run("projections", "retry", "selling", *app)
+
+    assert (milk["key_digest"], gone, skipped["key_digest"]) == (MILK, {"discarded": 1}, MILK)
+    assert (refused.code, refused.out) == (2, '{"events": 0, "keys": 0, "refused": 1}\n')
 
 
 def test_what_is_no_digest_is_refused(run: Run, shop: Engine, app: tuple[str, str]) -> None:
