@@ -13,6 +13,7 @@ from weakref import WeakSet
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import (
     AbortedTransactionError,
@@ -21,6 +22,7 @@ from datapatterns.errors import (
     OutcomeUnknownError,
 )
 from datapatterns.outcomes import Trace, is_unknown, take_trace
+from datapatterns.read_only import refuse_read_only, refused_by_server
 
 __all__ = ["committing", "transaction", "watch_commits"]
 
@@ -54,6 +56,7 @@ def transaction(
         AbortedTransactionError: An error was caught in the block, so nothing can be committed.
         IsolationLevelError: The engine is in autocommit mode.
         OutcomeUnknownError: The COMMIT was sent and its answer was lost.
+        ReadOnlyServerError: A statement was to write, and the server only allows reading.
     """
     pending = PendingCommit(attempted, tuple(ids), traced)
     with pending.explaining(), engine.connect() as conn, pending.committing(conn):
@@ -151,7 +154,13 @@ class PendingCommit:
         """Begin a transaction and commit it."""
         with conn.begin():
             refuse_autocommit(conn)
-            yield
+            try:
+                yield
+            except DBAPIError as error:
+                refused = refused_by_server(conn, error)
+                if refused is None:
+                    raise
+                raise refused from error
             self.prepare(conn)
 
     @contextmanager
@@ -208,9 +217,13 @@ def watch_commits(engine: Engine) -> Engine:
     That goes for ``engine.begin()``, for ``conn.commit()``, for two-phase commits and for
     sessions. A cancellation or a time-out stays what it is, and has the unknown outcome as its
     cause. Of an `AsyncEngine` watch the ``sync_engine``.
+
+    A statement that a server refuses because it only allows reading raises `ReadOnlyServerError`,
+    too; one in a transaction that was begun READ ONLY does not.
     """
     under_way: WeakSet[Connection] = WeakSet()
     _watch_two_phases(engine, under_way)
+    event.listen(engine, "handle_error", refuse_read_only)
 
     @event.listens_for(engine, "begin")
     def begun(conn: Connection) -> None:

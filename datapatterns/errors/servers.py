@@ -30,10 +30,22 @@ class MissingRightsError(ConfigurationError):
 
 
 class ReadOnlyServerError(ConfigurationError):
-    """The server, or its setting for this role, only allows reading."""
+    """The server, or its setting for this role, only allows reading. Nothing was written.
 
-    def __init__(self) -> None:
-        super().__init__("this server only allows reading; connect to the primary")
+    The connection is not used again, so that after a failover the next attempt opens one to
+    whatever is the primary then.
+
+    Attributes:
+        reason: Why, such as ``it is a standby``; None if the server was not asked.
+    """
+
+    def __init__(self, reason: str | None = None) -> None:
+        why = "" if reason is None else f" ({reason})"
+        super().__init__(
+            f"this server only allows reading{why}; connect to the primary: name all hosts in the"
+            " URL, with target_session_attrs=read-write, and a role that may write"
+        )
+        self.reason = reason
 
 
 class ServerTooOldError(ConfigurationError):

@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from datapatterns.clock import SYSTEM_CLOCK
 from datapatterns.cqrs import ProjectionWorker
-from datapatterns.errors import CommitUnansweredError, UnavailableError
+from datapatterns.errors import CommitUnansweredError, ReadOnlyServerError, UnavailableError
 from datapatterns.runtime.loops import Loop
 from datapatterns.transactions import fresh_reads
 
@@ -105,6 +105,7 @@ class Worker:
     _counter: _Counter = field(default_factory=_Counter, init=False, repr=False)
     _at_work: dict[Thread, Connection] = field(default_factory=dict, init=False, repr=False)
     _failure: Exception | None = field(default=None, init=False, repr=False)
+    _has_looked: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -120,13 +121,15 @@ class Worker:
     def run(self, *, until: Callable[[Connection], bool] = lambda _: False) -> WorkerTotals:
         """Work until `stop` is called, and return what was done. Call it once.
 
-        A database that does not answer is waited for.
+        A database that does not answer is waited for, and so is one that only allows reading since
+        a failover.
 
         Args:
             until: Asked again and again, with a connection; True ends it, too.
 
         Raises:
             DBAPIError: The database refuses what the worker itself needs, such as its tables.
+            ReadOnlyServerError: It only allows reading, and did so from the first.
         """
         threads = [
             Thread(target=self._move_on, name=f"projections-{n}", daemon=True)
@@ -161,7 +164,7 @@ class Worker:
                 with fresh_reads(self.engine) as conn:
                     self._keep_on(conn, until, outage)
             except Exception as error:
-                if not _is_lost(error):
+                if not self._may_pass(error):
                     raise
                 self._pause(outage.begin(error))
 
@@ -172,6 +175,7 @@ class Worker:
         while not self._stopping:
             self.projections.beat(conn)
             moved = self.projections.look(conn)
+            self._has_looked = True
             outage.end()
             self.on_look(self._counter.totals())
             if until(conn):
@@ -193,7 +197,7 @@ class Worker:
                             # is given back to it then would never be closed.
                             conn.invalidate()
             except Exception as error:  # noqa: BLE001 -- told by run
-                if not _is_lost(error):
+                if not self._may_pass(error):
                     self._fail(error)
                     return
                 self._ended.wait(outage.begin(error))
@@ -224,6 +228,10 @@ class Worker:
                 outage.end()
             self._ended.wait(pause)
 
+    def _may_pass(self, error: Exception) -> bool:
+        # What could be written to before is the primary no more, and another one will be.
+        return _is_lost(error) or (self._has_looked and isinstance(error, ReadOnlyServerError))
+
     def _fail(self, error: Exception) -> None:
         self._failure = error
         self.stop()
@@ -252,7 +260,7 @@ class Worker:
         try:
             with fresh_reads(self.engine) as conn:
                 tell(conn)
-        except (DBAPIError, CommitUnansweredError, PoolTimeoutError) as error:
+        except (DBAPIError, CommitUnansweredError, PoolTimeoutError, ReadOnlyServerError) as error:
             logger.warning("leases are not given back, and lapse", exc_info=error)
 
     def _cancel(self, thread: Thread) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.embedded import EmbeddedServers, PostgresServer
+from datapatterns.errors import ReadOnlyServerError
 from datapatterns.event_sourcing import (
     ANY,
     EventStore,
@@ -28,6 +29,7 @@ from datapatterns.event_sourcing import (
 )
 from datapatterns.sql.migrating import upgrade
 from datapatterns.testing import wait_until
+from datapatterns.transactions import transaction
 
 store = EventStore()
 ENOUGH_SECONDS = 60
@@ -94,6 +96,13 @@ def pair() -> Iterator[Pair]:
 def write(conn: Connection, key: str) -> Position:
     events = [NewEvent("thing.happened", {})]
     return store.append(conn, StreamId("s", key), events, expected_version=ANY).position
+
+
+def test_a_write_on_a_standby_is_refused_by_name(pair: Pair) -> None:
+    with pytest.raises(ReadOnlyServerError) as refused, transaction(pair.standby) as conn:
+        write(conn, "nowhere")
+
+    assert refused.value.reason == "it is a standby"
 
 
 def test_a_follower_on_a_standby_sees_what_is_published(pair: Pair) -> None:

@@ -19,7 +19,7 @@ from datapatterns.cqrs import (
     on,
 )
 from datapatterns.embedded import EmbeddedServers, PostgresServer
-from datapatterns.errors import ProjectionStoppedError
+from datapatterns.errors import ProjectionStoppedError, ReadOnlyServerError
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.migrations import Migrations
 from datapatterns.runtime import MarkLoop, Worker
@@ -39,6 +39,10 @@ pytestmark = pytest.mark.postgres
 STORE = EventStore()
 MILK, TEA = ItemScanned("milk", 1), ItemScanned("tea", 1)
 SECONDS = 60.0
+END_OTHERS = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
 
 
 class Base(DeclarativeBase):
@@ -257,12 +261,7 @@ def test_lost_connections_are_replaced_and_each_event_counts_once(shop: Engine) 
         for n in range(1, 6):
             append_all(shop, STORE, [MILK] * 10)
             with shop.begin() as conn:
-                conn.execute(
-                    text(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                    )
-                )
+                conn.execute(END_OTHERS)
             shop.dispose()
             wait_until(lambda: milk(shop) == 10 * n, deadline_seconds=SECONDS)  # noqa: B023
         wait_until(lambda: count(shop) == 50, deadline_seconds=SECONDS)
@@ -305,6 +304,45 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(own_postgres: Post
         wait_until(lambda: count(engine) == 30, deadline_seconds=SECONDS)
     engine.dispose()
     workers.dispose()
+
+
+def only_reads(engine: Engine, *, on: bool) -> None:
+    """Let new sessions only read, or write again; end the others."""
+    with engine.begin() as conn:
+        conn.execute(text("SET TRANSACTION READ WRITE"))
+        name = conn.dialect.identifier_preparer.quote(engine.url.database or "")
+        conn.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = {on}"))
+    with engine.begin() as conn:
+        conn.execute(END_OTHERS)
+    engine.dispose()
+
+
+def test_a_server_that_only_reads_since_a_failover_is_waited_for(
+    shop: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = create_engine(shop.url)
+
+    def is_told() -> bool:
+        return any("ReadOnlyServerError" in getattr(one, "reason", "") for one in caplog.records)
+
+    with running(worker_on(engine)):
+        append_all(shop, STORE, [MILK] * 10)
+        wait_until(lambda: count(shop) == 10, deadline_seconds=SECONDS)
+        only_reads(shop, on=True)
+        wait_until(is_told, deadline_seconds=SECONDS)
+        only_reads(shop, on=False)
+        append_all(shop, STORE, [MILK] * 10)
+        wait_until(lambda: count(shop) == milk(shop) == 20, deadline_seconds=SECONDS)
+    engine.dispose()
+
+
+def test_one_that_only_reads_from_the_first_is_an_error(shop: Engine) -> None:
+    only_reads(shop, on=True)
+    engine = create_engine(shop.url)
+
+    with pytest.raises(ReadOnlyServerError):
+        worker_on(engine).run()
+    engine.dispose()
 
 
 @pytest.mark.parametrize(("threads", "grace"), [(0, 1.0), (1, -1.0)])

@@ -99,6 +99,8 @@ class Commands:
             IsolationLevelError: The engine is in autocommit mode.
             OutcomeUnknownError: The COMMIT was sent, and nobody could be asked in time whether it
                 was carried out. Send it again under the same key.
+            ReadOnlyServerError: The server is a standby, or only allows reading. Nothing was
+                written; the next execution connects anew.
             ValueError: There is no such tenant.
         """
         execution = self._execution(command, Asked(idempotency_key, tenant, metadata, retry))

@@ -32,6 +32,8 @@ SERVER: Final = "the database"
 _WAIT_SECONDS: Final = 0.05
 _WAIT_SECONDS_MAX: Final = 1.0
 _ROLLED_BACK: Final = (sqlstates.DeadlockDetected, sqlstates.SerializationFailure)
+_FENCED: Final = (sqlstates.ReadOnlySqlTransaction,)
+"""The server is the primary no more, if it was; it may answer all the same."""
 _FORGOTTEN: Final = (sqlstates.InvalidSqlStatementName,)
 """The session has no longer what the driver has prepared: a pooler has discarded it or changed."""
 
@@ -161,7 +163,7 @@ def _refuse(error: Exception) -> None:
 
 def must_reconnect(error: BaseException) -> bool:
     """Return whether a connection is of no use after ``error``, although it is not broken."""
-    return not isinstance(error, Exception) or isinstance(error, _FORGOTTEN)
+    return not isinstance(error, Exception) or isinstance(error, (*_FORGOTTEN, *_FENCED))
 
 
 def _said(error: BaseException) -> str:
