@@ -101,7 +101,7 @@ def test_a_token_of_the_write_is_waited_for_without_asking_the_other_server(
     assert readers.wait(engine, SalesByProduct, token, timeout_seconds=0) == token.position
     answer = readers.query(engine, SalesByProduct, quantities, after=token)
 
-    assert (answer.value, answer.token, answer.positions_behind) == (3, token, 0)
+    assert (answer.value, answer.token, answer.positions_behind) == (3, token, None)
     assert 0 <= answer.seconds_behind < 60
     later = written(events, projections, 1)
     with pytest.raises(ReadModelBehindError):
@@ -170,9 +170,29 @@ def test_readers_are_told_how_long_ago_it_showed_everything(
     projections.run(engine, SalesByProduct)
     again = projections.query(engine, SalesByProduct, quantities)
 
-    assert (never.positions_behind, never.seconds_behind) == (4, float("inf"))
+    assert (never.positions_behind, never.seconds_behind) == (None, float("inf"))
     assert long_ago.seconds_behind > 3_600
     assert again.seconds_behind < 60
+
+
+def test_an_answer_claims_no_distance_that_it_cannot_know_but_the_status_counts_it(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(1))
+    projections.catch_up(engine, SalesByProduct)
+    append_all(events, STORE, scanned(7))  # and no runner looks
+
+    by_reader = Projections(STORE).query(engine, SalesByProduct, quantities)
+    by_runner = projections.query(engine, SalesByProduct, quantities)
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
+        in_mine = projections.answer(conn, SalesByProduct, quantities)
+    with engine.begin() as conn:
+        (status,) = projections.status(conn)
+
+    for answer in (by_reader, by_runner, in_mine):
+        assert (answer.value, answer.positions_behind) == (1, None)
+        assert answer.seconds_behind > 0
+    assert status.positions_behind == 7
 
 
 def test_status_and_verify_ask_both_servers(
@@ -323,7 +343,7 @@ def test_a_token_of_the_write_is_known_to_readers_of_a_dashboard(
     answer = readers.query_view(
         engine, Dashboard, lambda view: view.top("best_sellers"), after=token
     )
-    assert (answer.token, answer.positions_behind) == (token, 0)
+    assert (answer.token, answer.positions_behind) == (token, None)
     assert answer.seconds_behind < 60
     with pytest.raises(ForeignTokenError):
         readers.wait(engine, Dashboard, Token(token.position, "00000000"), timeout_seconds=0)

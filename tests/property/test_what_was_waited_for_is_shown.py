@@ -95,6 +95,7 @@ class Shop:
             shown = self.up_to(answer.position)
             assert answer.value == shown
             assert answer.is_stale == (answer.position < token)
+            assert answer.positions_behind is not None
             assert (answer.seconds_behind > 0) == (answer.positions_behind > 0)
             assert self.seen is None or self.seen <= answer.token
             self.seen = latest_token(self.seen, answer.token)

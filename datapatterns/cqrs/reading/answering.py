@@ -155,7 +155,7 @@ def _read_standing(
 
 def answer(value: T, token: Token, age: Age, *, is_stale: bool) -> Answer[T]:
     """Return an answer that shows the log up to ``token``."""
-    behind = max(0, age.newest - token.position)
+    behind = age.behind(token.position)
     return Answer(value, token, behind, age.seconds_behind, age.parked, is_stale)
 
 
@@ -197,14 +197,20 @@ def read_age(
         .where(followed.c.name == projection.name, followed.c.version == version)
         .subquery()
     )
-    last, behind, aside = conn.execute(
+    seen_to, last, behind, aside = conn.execute(
         select(
+            seen.c.mark,
             func.coalesce(seen.c.mark, newest.scalar_subquery()),
             func.coalesce(seen.c.seconds, seconds),
             parked.scalar_subquery(),
         )
     ).one()
-    return Age(Position(last or START), max(0.0, float(behind or 0)), int(aside or 0))
+    return Age(
+        Position(last or START),
+        max(0.0, float(behind or 0)),
+        int(aside or 0),
+        is_seen=seen_to is None,
+    )
 
 
 def lock_names(conn: Connection, projection: type[TableProjection]) -> None:

@@ -39,7 +39,11 @@ class Answer(Generic[T]):
             model is split into segments, some of which may be further. Give it to the next query,
             and that will not go back behind this one.
         positions_behind: How much of the log it does not show, gaps of undone writes included.
-        seconds_behind: The age of the oldest event that it does not show; 0 if there is none.
+            None if the events are on another server: that is not asked, for it may be away, so
+            nobody knows. `Projections.status` asks it.
+        seconds_behind: The age of the oldest event that it does not show; 0 if there is none. With
+            the events on another server, for how long it has not been known to show all: at least
+            that age.
         parked: How many events before that were put aside, because they could not be applied: they
             do not show either.
         is_stale: It is older than was asked for; only with ``stale="serve"``.
@@ -47,7 +51,7 @@ class Answer(Generic[T]):
 
     value: T
     token: Token
-    positions_behind: int
+    positions_behind: int | None
     seconds_behind: float
     parked: int
     is_stale: bool
@@ -63,14 +67,23 @@ class Age:
     """How a read model at some position looks beside its log.
 
     Attributes:
-        newest: The last position in the log.
-        seconds_behind: The age of the oldest event after the read model's position.
+        newest: The last position in the log, as far as is known.
+        seconds_behind: The age of the oldest event after the read model's position, or more.
         parked: How many events before it were put aside.
+        is_seen: Whether the log itself was looked at, and not what a runner has seen of it.
     """
 
     newest: Position
     seconds_behind: float
     parked: int
+    is_seen: bool = True
+
+    def behind(self, position: Position) -> int | None:
+        """Return how much of the log lies after ``position``; None if nobody knows.
+
+        What a runner saw last would be too little as soon as the next event is appended.
+        """
+        return max(0, self.newest - position) if self.is_seen else None
 
 
 @dataclass(frozen=True, slots=True)
