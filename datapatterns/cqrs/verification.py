@@ -114,7 +114,8 @@ class Verifying(ABC):
             projection: What to check.
             page_events: How many events a page has.
             other_process: Whether to fold in another process; it must be able to import the
-                projection and its events, or that is left out and the report says why.
+                projection, and what rows hold must get there as it is, or that is left out and
+                the report says why.
             on_page: Called after each page of the log, for a progress bar.
 
         Raises:

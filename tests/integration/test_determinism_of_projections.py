@@ -107,6 +107,20 @@ def test_what_depends_on_the_order_of_a_set_is_found(shop: Engine) -> None:
     assert (found.unsteady.trial, found.unsteady.position) == ("in another process", 1)
 
 
+def test_what_is_changed_in_place_reaches_another_process_as_it_was(shop: Engine) -> None:
+    found = check(shop, unsteady.ChangedInPlace, other_process=True)
+
+    assert (found.unsteady, found.untried) == (None, None)
+
+
+def test_what_is_parked_is_left_out_in_another_process_too(shop: Engine) -> None:
+    PROJECTIONS.catch_up(shop, unsteady.Parking)
+
+    found = check(shop, unsteady.Parking, other_process=True)
+
+    assert (found.unsteady, found.untried) == (None, None)
+
+
 def test_what_another_process_cannot_import_is_told(shop: Engine) -> None:
     class Local(Projection, into=ProductSales, version=1):
         @on(ItemScanned, key=lambda e, _: e.product)

@@ -56,7 +56,9 @@ class DeterminismCheck:
                 until = self.store.high_water_mark(conn)
             if issubclass(projection, SetProjection):
                 return self._of_statements(conn, projection, until)
-            other = stack.enter_context(other_process(projection)) if self.elsewhere else None
+            other = None
+            if self.elsewhere:
+                other = stack.enter_context(other_process(projection, self.store.types))
             if issubclass(projection, RedisProjection):
                 return self._in_redis(conn, projection, other, until)
             assert issubclass(projection, Projection)

@@ -11,6 +11,7 @@ from datapatterns.cqrs.in_redis.redis_changes import Outcome, RedisChanges
 from datapatterns.cqrs.in_redis.redis_folding import fold_decoded
 from datapatterns.cqrs.in_redis.redis_keys import Place
 from datapatterns.cqrs.tables.folding import RowsByTable, fold_steps, plan_steps
+from datapatterns.cqrs.tables.leaving_out import LeftOut
 from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.event_sourcing.recorded import RecordedEvent
 
@@ -21,7 +22,9 @@ State: TypeAlias = dict[tuple[str, Hashable], tuple[Any, ...] | None]
 """What rows hold by table and key, or places by an empty text and themselves; None for nothing."""
 
 
-def fold_rows(projection: type[Projection], decoded: Decoded, before: State) -> State:
+def fold_rows(
+    projection: type[Projection], decoded: Decoded, before: State, left_out: LeftOut
+) -> State:
     """Return what rows hold afterwards, as the methods leave them."""
     instance = projection()
     models = read_models_of(projection)
@@ -32,6 +35,8 @@ def fold_rows(projection: type[Projection], decoded: Decoded, before: State) -> 
             table = tables[name]
             rows[table][key] = models[table].row_class(*values)
     steps = plan_steps(instance, decoded)
+    if left_out:
+        steps = [step for step in steps if left_out.takes(step)]
     new_row = {table: model.new_row for table, model in models.items()}
     fold_steps(instance, steps, rows, new_row=new_row)
     return state_of(projection, rows)

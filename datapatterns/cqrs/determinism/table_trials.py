@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -16,7 +17,6 @@ from datapatterns.cqrs.determinism.watching import watched_instance
 from datapatterns.cqrs.running.progress import longest_prefix
 from datapatterns.cqrs.tables.folding import (
     RowsByTable,
-    Step,
     fold_steps,
     keys_by_table,
     plan_steps,
@@ -40,9 +40,15 @@ _PIECES: Final = 8
 
 
 class _Folded(NamedTuple):
-    """What rows held, what methods made of them, and what the database made of that."""
+    """What rows held, what methods made of them, and what the database made of that.
+
+    Attributes:
+        before: As another process is to begin with; nothing if there is none.
+        left_out: Of these events.
+    """
 
     before: State
+    left_out: LeftOut
     made: State
     stored: State
 
@@ -144,7 +150,7 @@ class TableTrials:
     ) -> tuple[State, State]:
         decoded = [(event, meta) for event, meta in decode_each(self.store.types, events)]
         try:
-            return once.made, other.rows(decoded, once.before)
+            return once.made, other.rows(decoded, once.before, once.left_out)
         except UntriedError as error:
             self.other, self.untried = None, str(error)
             return {}, {}
@@ -157,10 +163,13 @@ class TableTrials:
                 watched_instance(self.projection, self._notice) if watch else self.projection()
             )
             decoded = list(decode_each(self.store.types, events))
-            steps = [step for step in plan_steps(instance, decoded) if self._takes(step)]
+            planned = plan_steps(instance, decoded)
+            left = self.left_out.within(planned) if self.left_out else self.left_out
+            steps = [step for step in planned if left.takes(step)] if left else planned
             keys = keys_by_table(steps)
             rows = {table: self.models[table].fetch(conn, of) for table, of in keys.items()}
-            before = state_of(self.projection, rows)
+            # Methods may change in place what the rows hold.
+            before = deepcopy(state_of(self.projection, rows)) if self.other else {}
             new_row = {
                 table: watched(model.new_row, self._notice) if watch else model.new_row
                 for table, model in self.models.items()
@@ -168,7 +177,7 @@ class TableTrials:
             fold_steps(instance, steps, rows, new_row=new_row)
             made = state_of(self.projection, rows)
             write_rows(conn, self.models, rows)
-        return _Folded(before, made, self._stored(conn, rows))
+        return _Folded(before, left, made, self._stored(conn, rows))
 
     def _fold_only(self, conn: Connection, events: Sequence[RecordedEvent]) -> None:
         self._fold(conn, events)
@@ -179,9 +188,6 @@ class TableTrials:
             found = self.models[table].fetch(conn, of_table)
             now[table] = {key: found.get(key) for key in of_table}
         return state_of(self.projection, now)
-
-    def _takes(self, step: Step) -> bool:
-        return not self.left_out or self.left_out.takes(step)
 
     def _notice(self, what: str) -> None:
         self.impure[what] = None

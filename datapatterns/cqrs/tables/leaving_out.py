@@ -1,6 +1,6 @@
 """What a read model does not show as it was parked or skipped, so that no replay need have it."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -43,6 +43,17 @@ class LeftOut:
         """Return whether the replay is to apply ``step``."""
         digest = row_digest(self.projection, step.table, step.key)
         return digest not in self.rows and (step.meta.position, digest) not in self.parts
+
+    def within(self, steps: Iterable[Step]) -> "LeftOut":
+        """Return what is left out of ``steps``, as parts alone."""
+        return LeftOut(
+            self.projection,
+            parts=frozenset(
+                (step.meta.position, row_digest(self.projection, step.table, step.key))
+                for step in steps
+                if not self.takes(step)
+            ),
+        )
 
     def hides(self, table: type, key: Hashable) -> bool:
         """Return whether nothing can be said about this row."""
