@@ -16,8 +16,6 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     BindParameter,
-    Column,
-    ColumnClause,
     ColumnElement,
     FromClause,
     Integer,
@@ -30,22 +28,19 @@ from sqlalchemy import (
     and_,
     case,
     cast,
-    column,
     exists,
     func,
     literal_column,
     or_,
     select,
-    table,
     true,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from datapatterns.change_log import Snapshot, Xid8, current_snapshot, not_shown_by
+from datapatterns.change_log import current_snapshot
 from datapatterns.materialized_view.algebra import CountingPlan, own_source, table_of
-from datapatterns.materialized_view.names import ViewNames
 
 ROWS = "rows"
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
@@ -69,14 +64,6 @@ def total_names(plan: CountingPlan) -> list[str]:
     return [ROWS, *measured]
 
 
-def stored_table(plan: CountingPlan, names: ViewNames) -> TableClause:
-    """Return the table that holds one row for each group."""
-    columns: list[ColumnClause[Any]] = [
-        column(name) for name in (*key_names(plan), *total_names(plan))
-    ]
-    return table(names.stored, *columns, schema=names.schema)
-
-
 def state(plan: CountingPlan) -> Select[Any]:
     """Return the query for all that is stored, from scratch."""
     moved = {source: source for source in plan.sources}
@@ -93,21 +80,18 @@ def state(plan: CountingPlan) -> Select[Any]:
 
 
 def application(
-    plan: CountingPlan, names: ViewNames, logs: Mapping[Table, str], since: Snapshot
+    plan: CountingPlan, stored: TableClause, pending: Mapping[Table, CTE]
 ) -> Select[Any]:
-    """Return the statement that applies what ``since`` does not show.
+    """Return the statement that adds what is pending to ``stored``.
 
     It answers with one row: the snapshot it ran in; how many changes were pending; whether a
     table was truncated, and then it changed nothing; how many groups it touched, and how many of
     these are empty, hold fewer rows than none, or a sum that cannot be subtracted from.
     """
-    pending = {
-        source: _pending(plan, source, logs[source], names.schema, since) for source in plan.tables
-    }
     signs = [select(cte.c.change_sign) for cte in pending.values()]
     changed = union_all(*signs).cte("changed").prefix_with("MATERIALIZED")
     truncated = exists().where(changed.c.change_sign == 0)
-    applied = _applied(plan, names, _delta(plan, pending), ~truncated)
+    applied = _applied(plan, stored, delta(plan, pending), ~truncated)
     return select(
         current_snapshot.label("snapshot"),
         select(func.count()).select_from(changed).scalar_subquery().label("pending"),
@@ -116,31 +100,21 @@ def application(
     )
 
 
-def _pending(plan: CountingPlan, source: Table, log_name: str, schema: str, since: Snapshot) -> CTE:
-    columns: list[Column[Any]] = [
-        Column(own.name, own.type, key=own.key) for own in plan.columns_of(source)
-    ]
-    xid = Column("change_xid", Xid8)
-    log = table(log_name, xid, Column("change_sign", SmallInteger), *columns, schema=schema)
-    shown = [log.c.change_sign, *(log.c[own.key] for own in columns)]
-    number = plan.tables.index(source)
-    return (
-        select(*shown)
-        .where(not_shown_by(since, log.c.change_xid))
-        .cte(f"pending_{number}")
-        .prefix_with("MATERIALIZED")
-    )
+def delta(plan: CountingPlan, pending: Mapping[Table, FromClause]) -> CTE:
+    """Return what ``pending`` adds to each group or takes away from it.
 
-
-def _delta(plan: CountingPlan, pending: Mapping[Table, CTE]) -> CTE:
+    Args:
+        plan: What is counted.
+        pending: The signed changes of each table.
+    """
     terms = union_all(*(_term(plan, pending, place) for place in range(len(plan.sources))))
     effects = terms.subquery("effects")
     keys = [effects.c[name] for name in key_names(plan)]
     totals = [func.sum(effects.c[name]).label(name) for name in total_names(plan)]
-    return select(*keys, *totals).group_by(*keys).cte("delta")
+    return select(*keys, *totals).group_by(*keys).cte("delta").prefix_with("MATERIALIZED")
 
 
-def _term(plan: CountingPlan, pending: Mapping[Table, CTE], place: int) -> Select[Any]:
+def _term(plan: CountingPlan, pending: Mapping[Table, FromClause], place: int) -> Select[Any]:
     moved: dict[FromClause, FromClause] = {}
     signs: list[ColumnElement[Any]] = []
     for number, source in enumerate(plan.sources):
@@ -167,7 +141,9 @@ def _term(plan: CountingPlan, pending: Mapping[Table, CTE], place: int) -> Selec
     )
 
 
-def _as_it_was(plan: CountingPlan, source: FromClause, changes: CTE, number: int) -> FromClause:
+def _as_it_was(
+    plan: CountingPlan, source: FromClause, changes: FromClause, number: int
+) -> FromClause:
     base = table_of(source)
     columns = plan.columns_of(base)
     now = select(literal_column("1", SmallInteger).label("change_sign"), *columns)
@@ -177,8 +153,9 @@ def _as_it_was(plan: CountingPlan, source: FromClause, changes: CTE, number: int
     return union_all(now.select_from(base), undone).subquery(f"before_{number}")
 
 
-def _applied(plan: CountingPlan, names: ViewNames, delta: CTE, allowed: ColumnElement[bool]) -> CTE:
-    stored = stored_table(plan, names)
+def _applied(
+    plan: CountingPlan, stored: TableClause, delta: CTE, allowed: ColumnElement[bool]
+) -> CTE:
     total_columns = total_names(plan)
     changes_something = or_(*(delta.c[name] != 0 for name in total_columns))
     upsert = insert(stored).from_select(

@@ -1,10 +1,19 @@
 """A view as an application declares it, checked as far as that goes without a database."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from datapatterns.errors import ViewDefinitionError
-from datapatterns.materialized_view.algebra import CountingPlan, NotCountableError, Query, read_plan
+from sqlalchemy import ClauseElement
+
+from datapatterns.change_log.inspecting import table_name
+from datapatterns.errors import ViewChangedError, ViewDefinitionError
+from datapatterns.materialized_view.algebra import NotCountableError, Query, read_plan
+from datapatterns.materialized_view.blueprint import Blueprint, Source, as_sql
+from datapatterns.materialized_view.counted import Counted
+from datapatterns.materialized_view.maintenance import Maintenance
 from datapatterns.materialized_view.names import ViewNames
+from datapatterns.materialized_view.pending_changes import named_pending
+from datapatterns.materialized_view.rebuilt import Rebuilt
 from datapatterns.materialized_view.strategy import (
     Explanation,
     Full,
@@ -25,17 +34,65 @@ class ViewDefinition:
         names: What its parts are called.
         query: What it shows.
         columns: What its columns are called, in order.
-        maintain: How it was asked to be kept.
-        explanation: How it will be kept, unless the server knows better.
-        plan: What has to be counted, if counting can keep it.
+        candidates: What keeps it exactly, the cheapest first; the server may object to some.
     """
 
     names: ViewNames
     query: Query
     columns: tuple[str, ...]
-    maintain: Maintain
-    explanation: Explanation
-    plan: CountingPlan | None
+    candidates: tuple[Maintenance, ...]
+    _blueprints: dict[Strategy, Blueprint] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def explanation(self) -> Explanation:
+        """How it will be kept, unless the server knows better."""
+        return self.candidates[0].explanation
+
+    def kept_by(self, strategy: Strategy) -> Maintenance:
+        """Return what keeps it by ``strategy``.
+
+        Raises:
+            ViewChangedError: Nothing does any more.
+        """
+        for candidate in self.candidates:
+            if candidate.explanation.strategy is strategy:
+                return candidate
+        raise ViewChangedError(self.names.view)
+
+    def blueprint(self, maintenance: Maintenance) -> Blueprint:
+        """Return what the view consists of if ``maintenance`` keeps it.
+
+        Raises:
+            ViewDefinitionError: A value in the query has no form in SQL.
+        """
+        strategy = maintenance.explanation.strategy
+        if strategy not in self._blueprints:
+            self._blueprints[strategy] = self._blueprint(maintenance)
+        return self._blueprints[strategy]
+
+    def _blueprint(self, maintenance: Maintenance) -> Blueprint:
+
+        def written(element: ClauseElement) -> str:
+            return as_sql(self.names.view, element)
+
+        pending, marker = named_pending(maintenance)
+        return Blueprint(
+            columns=self.columns,
+            strategy=maintenance.explanation.strategy,
+            reason=maintenance.explanation.reason,
+            definition=written(self.query),
+            fresh=written(maintenance.fresh()),
+            stored=tuple(maintenance.stored),
+            key=tuple(maintenance.key),
+            key_is_unique=maintenance.key_is_unique,
+            shown=written(maintenance.shown()),
+            current=written(maintenance.current(pending, marker)),
+            sources=tuple(
+                Source(table_name(t), tuple(c.name for c in maintenance.columns_of(t)))
+                for t in maintenance.tables
+            ),
+            requirements=tuple(maintenance.requirements),
+        )
 
 
 def define_view(names: ViewNames, query: Query, maintain: Maintain) -> ViewDefinition:
@@ -45,24 +102,30 @@ def define_view(names: ViewNames, query: Query, maintain: Maintain) -> ViewDefin
         ViewDefinitionError: The query cannot be kept, or not as it was asked for.
     """
     columns = _column_names(names.view, query)
-    plan, explanation = _choose(names.view, query, maintain)
-    return ViewDefinition(names, query, columns, maintain, explanation, plan)
+    candidates = tuple(_candidates(names, columns, query, maintain))
+    return ViewDefinition(names, query, columns, candidates)
 
 
-def _choose(view: str, query: Query, maintain: Maintain) -> tuple[CountingPlan | None, Explanation]:
+def not_incremental(view: str, obstacle: str) -> ViewDefinitionError:
+    """Return the error for a view that was to be kept incrementally, and cannot be."""
+    return ViewDefinitionError(view, clause=obstacle, advice="maintain it with Auto() or Full()")
+
+
+def _candidates(
+    names: ViewNames, columns: tuple[str, ...], query: Query, maintain: Maintain
+) -> Iterator[Maintenance]:
     if isinstance(maintain, Full):
-        return None, Explanation(Strategy.REBUILD, "asked for")
+        yield Rebuilt(names, columns, Explanation(Strategy.REBUILD, "asked for"))
+        return
     try:
-        plan = read_plan(query)
+        yield Counted(names, columns, read_plan(query))
+        reason = "the server has another view of its columns"
     except NotCountableError as obstacle:
+        reason = str(obstacle)
         if isinstance(maintain, Incremental):
-            raise ViewDefinitionError(
-                view, clause=str(obstacle), advice="maintain it with Auto() or Full()"
-            ) from obstacle
-        return None, Explanation(Strategy.REBUILD, str(obstacle))
-    return plan, Explanation(
-        Strategy.COUNTING, "inner joins, plain conditions, counts and exact sums by column"
-    )
+            raise not_incremental(names.view, reason) from obstacle
+    if not isinstance(maintain, Incremental):
+        yield Rebuilt(names, columns, Explanation(Strategy.REBUILD, reason))
 
 
 def _column_names(view: str, query: Query) -> tuple[str, ...]:

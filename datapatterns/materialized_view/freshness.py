@@ -1,33 +1,15 @@
 """How far a view is behind its tables."""
 
-from collections.abc import Callable, Iterable
+from sqlalchemy import Connection, func, select
 
-from sqlalchemy import Column, ColumnElement, Connection, func, literal, select, table
-
-from datapatterns.change_log import Xid, Xid8, change_log_tables, pending_for
+from datapatterns.change_log import change_log_tables, pending_for
 from datapatterns.change_log.consuming import require_own_snapshot
 from datapatterns.change_log.identity import DatabaseIdentity
 from datapatterns.errors import ViewMissingError
 from datapatterns.materialized_view.definition import ViewDefinition
+from datapatterns.materialized_view.pending_changes import count_pending
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.reports import Freshness
-
-
-def pending_rows(
-    schema: str,
-    log_names: Iterable[str],
-    is_pending: Callable[[ColumnElement[Xid]], ColumnElement[bool]],
-    *,
-    limit: int | None = None,
-) -> ColumnElement[int]:
-    """Return an expression that counts pending changes, at most ``limit`` in each log."""
-    total: ColumnElement[int] = literal(0)
-    for log_name in log_names:
-        log = table(log_name, Column("change_xid", Xid8), schema=schema)
-        rows = select(log.c.change_xid).where(is_pending(log.c.change_xid)).limit(limit)
-        counted = select(func.count()).select_from(rows.subquery()).scalar_subquery()
-        total = total + counted
-    return total
 
 
 def read_freshness(conn: Connection, view: ViewDefinition, *, limit: int) -> Freshness:
@@ -39,11 +21,11 @@ def read_freshness(conn: Connection, view: ViewDefinition, *, limit: int) -> Fre
         ViewMissingError: The view was not created.
     """
     names = view.names
-    record = read_record(conn, names, view.query)
+    record = read_record(conn, view)
     consumers = change_log_tables(names.schema).consumers
-    pending = pending_rows(
+    pending = count_pending(
         names.schema,
-        record.sources.values(),
+        record.logs.values(),
         lambda xid: pending_for(names.consumer, xid, schema=names.schema),
         limit=limit,
     )

@@ -26,6 +26,11 @@ class ViewNames:
         return f"{self.view}_definition"
 
     @property
+    def realtime(self) -> str:
+        """Return the plain view of what is stored with what is pending."""
+        return f"{self.view}_realtime"
+
+    @property
     def consumer(self) -> str:
         """Return who consumes changes for the view."""
         return f"view:{self.view}"

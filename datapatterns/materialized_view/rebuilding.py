@@ -19,7 +19,6 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
-    table,
     true,
     union_all,
 )
@@ -27,6 +26,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from datapatterns.change_log import current_snapshot
 from datapatterns.materialized_view.names import ViewNames
+from datapatterns.materialized_view.relations import stored_of
 
 
 def rebuild(
@@ -46,7 +46,7 @@ def rebuild(
         columns: All columns of the stored table.
         compared_as_text: Those whose equal values may differ, as 1.0 and 1.00 do.
     """
-    stored = table(names.stored, *(column(name) for name in columns), schema=names.schema)
+    stored = stored_of(names, columns)
     now = fresh.cte("fresh").prefix_with("MATERIALIZED")
     # Grouping calls NULLs equal and hashes; a join that calls them equal does neither.
     both = union_all(

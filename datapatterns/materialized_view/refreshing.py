@@ -2,30 +2,20 @@
 
 from typing import NamedTuple
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, select
 
 from datapatterns.change_log import ChangeLog, Consumer, Snapshot, current_snapshot, not_shown_by
 from datapatterns.clock import Clock
-from datapatterns.errors import (
-    ConsumerMissingError,
-    ViewChangedError,
-    ViewDiffersError,
-    ViewMissingError,
-    ViewNotPopulatedError,
-)
+from datapatterns.errors import ConsumerMissingError, ViewMissingError, ViewNotPopulatedError
 from datapatterns.failpoints import failpoint
-from datapatterns.materialized_view import counting
-from datapatterns.materialized_view.algebra import CountingPlan
 from datapatterns.materialized_view.creating import (
     columns_compared_as_text,
-    fresh_rows,
-    log_names,
+    find_logs,
     require_same_names,
-    stored_columns,
 )
 from datapatterns.materialized_view.definition import ViewDefinition
-from datapatterns.materialized_view.freshness import pending_rows
 from datapatterns.materialized_view.locking import WRITING, hold_stored
+from datapatterns.materialized_view.pending_changes import count_pending
 from datapatterns.materialized_view.rebuilding import rebuild
 from datapatterns.materialized_view.records import ViewRecord, read_record, record_duration
 from datapatterns.materialized_view.reports import RefreshReport
@@ -51,14 +41,13 @@ def rebuild_view(conn: Connection, view: ViewDefinition, *, clock: Clock) -> Ref
     """Make the stored rows what the query gives, whatever they are."""
     started = clock.monotonic()
     consumer = _locked(conn, view)
-    record = read_record(conn, view.names, view.query)
+    record = read_record(conn, view)
     require_same_names(conn, view, record)
-    if record.explanation.strategy is Strategy.COUNTING and view.plan is not None:
-        log_names(conn, view, view.plan, record)
+    find_logs(conn, view, record)
     pending = 0
     if consumer is not None and consumer.populated:
         pending = _count_pending(conn, view, record, consumer.snapshot)[0]
-    outcome = _rebuild(conn, view, record.explanation.strategy, pending)
+    outcome = _rebuild(conn, view, record, pending)
     return _finish(conn, view, outcome, clock.monotonic() - started)
 
 
@@ -67,12 +56,11 @@ def bring_up_to_date(
 ) -> RefreshReport:
     """Take in what is pending for a consumer that this transaction has locked."""
     started = clock.monotonic()
-    record = read_record(conn, view.names, view.query)
+    record = read_record(conn, view)
     if not consumer.populated:
         raise ViewNotPopulatedError(view.names.view)
     require_same_names(conn, view, record)
-    follow = _count if record.explanation.strategy is Strategy.COUNTING else _rebuild_if_changed
-    outcome = follow(conn, view, record, consumer.snapshot)
+    outcome = _follow(conn, view, record, consumer.snapshot)
     return _finish(conn, view, outcome, clock.monotonic() - started)
 
 
@@ -87,55 +75,33 @@ def _locked(
         raise ViewMissingError(view.names.view) from error
 
 
-def _count(conn: Connection, view: ViewDefinition, record: ViewRecord, since: Snapshot) -> _Outcome:
-    if (plan := view.plan) is None:
-        raise ViewChangedError(view.names.view)
-    logs = log_names(conn, view, plan, record)
-    found = conn.execute(counting.application(plan, view.names, logs, since)).one()
-    if found.negative:
-        raise ViewDiffersError(view.names.view)
-    # A truncation names no rows; and nothing can be subtracted from NaN or infinity.
-    if found.truncated or found.unsubtractable:
-        return _rebuild(conn, view, Strategy.COUNTING, found.pending)
-    # Without GROUP BY there is one group, which shows even if it is empty.
-    if found.emptied and plan.keys:
-        _sweep(conn, view, plan)
-    return _Outcome(Strategy.COUNTING, found.pending, found.touched, found.snapshot)
-
-
-def _rebuild_if_changed(
+def _follow(
     conn: Connection, view: ViewDefinition, record: ViewRecord, since: Snapshot
 ) -> _Outcome:
-    pending, snapshot = _count_pending(conn, view, record, since)
-    if pending == 0:
-        return _Outcome(Strategy.REBUILD, 0, 0, snapshot)
-    return _rebuild(conn, view, Strategy.REBUILD, pending)
+    applied = record.maintenance.apply(conn, find_logs(conn, view, record), since)
+    if not applied.is_done:
+        return _rebuild(conn, view, record, applied.pending_rows)
+    strategy = record.explanation.strategy
+    return _Outcome(strategy, applied.pending_rows, applied.rows_changed, applied.snapshot)
 
 
-def _rebuild(
-    conn: Connection, view: ViewDefinition, stored_for: Strategy, pending: int
-) -> _Outcome:
+def _rebuild(conn: Connection, view: ViewDefinition, record: ViewRecord, pending: int) -> _Outcome:
     statement = rebuild(
-        fresh_rows(conn, view, stored_for),
+        record.maintenance.fresh(),
         view.names,
-        stored_columns(view, stored_for),
-        compared_as_text=columns_compared_as_text(conn, view, stored_for),
+        record.maintenance.stored,
+        compared_as_text=columns_compared_as_text(conn, view.names, record.explanation.strategy),
     )
     found = conn.execute(statement).one()
     return _Outcome(Strategy.REBUILD, pending, found.deleted + found.inserted, found.snapshot)
-
-
-def _sweep(conn: Connection, view: ViewDefinition, plan: CountingPlan) -> None:
-    stored = counting.stored_table(plan, view.names)
-    conn.execute(delete(stored).where(stored.c[counting.ROWS] == 0))
 
 
 def _count_pending(
     conn: Connection, view: ViewDefinition, record: ViewRecord, since: Snapshot
 ) -> tuple[int, Snapshot]:
     """Return how many changes are pending, and in which snapshot."""
-    counted = pending_rows(
-        view.names.schema, record.sources.values(), lambda xid: not_shown_by(since, xid)
+    counted = count_pending(
+        view.names.schema, record.logs.values(), lambda xid: not_shown_by(since, xid)
     )
     row = conn.execute(select(counted, current_snapshot)).one()
     return row[0], row[1]

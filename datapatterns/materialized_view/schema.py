@@ -25,10 +25,11 @@ def materialized_views(schema: str, /) -> Table:
         library_metadata(schema),
         Column("name", Text, primary_key=True),
         Column("consumer", Text, ForeignKey(consumers.c.name), nullable=False),
-        Column("definition_hash", Text, nullable=False),
+        Column("digest", Text, nullable=False),
         Column("strategy", Text, nullable=False),
         Column("reason", Text, nullable=False),
         Column("sources", JSONB, nullable=False),
+        Column("blueprint", JSONB, nullable=False),
         Column(
             "created_at",
             TIMESTAMP(timezone=True),
@@ -36,6 +37,6 @@ def materialized_views(schema: str, /) -> Table:
             server_default=func.statement_timestamp(),
         ),
         Column("duration_seconds", Double),
-        CheckConstraint("strategy IN ('counting', 'rebuild')", "strategy"),
+        CheckConstraint("strategy IN ('counting', 'groups', 'rebuild')", "strategy"),
         UniqueConstraint("consumer"),
     )

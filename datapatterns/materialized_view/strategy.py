@@ -9,10 +9,12 @@ class Strategy(StrEnum):
     """How stored rows follow the tables.
 
     COUNTING adds the signed effect of each changed row; its price grows with what has changed.
+    GROUPS recomputes the groups that changed rows belong to; its price grows with their size.
     REBUILD runs the query and writes the rows that differ; its price is that of the query.
     """
 
     COUNTING = "counting"
+    GROUPS = "groups"
     REBUILD = "rebuild"
 
 

@@ -71,7 +71,7 @@ def verify_view(
 
 def _hold_sources(conn: Connection, view: ViewDefinition) -> None:
     """Keep TRUNCATE away: it takes rows from older snapshots, too."""
-    sources = [*read_record(conn, view.names, view.query).sources]
+    sources = [*read_record(conn, view).logs]
     for source in sources:
         execute(conn, sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(source)))
     rewritten = conn.scalars(_REWRITTEN, {"sources": sources}).first()

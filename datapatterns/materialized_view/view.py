@@ -37,6 +37,8 @@ class MaterializedView:
         name: What the view is called in the database; 1 to 40 of a-z, 0-9 and _.
         schema: Where it lives.
         table: The view as something to select from; see also ``c``.
+        realtime: The same as of now: what is stored with what is pending, in the reader's own
+            snapshot and so with its own writes. Its price grows with what is pending.
     """
 
     def __init__(
@@ -57,10 +59,13 @@ class MaterializedView:
         """
         self._definition = define_view(view_names(checked_schema(schema), name), query, maintain)
         types = [element.type for element in query.selected_columns]
-        columns = [column(*pair) for pair in zip(self._definition.columns, types, strict=True)]
+        pairs = [*zip(self._definition.columns, types, strict=True)]
         self.name = name
         self.schema = schema
-        self.table: TableClause = table(name, *columns, schema=schema)
+        self.table: TableClause = table(name, *(column(*pair) for pair in pairs), schema=schema)
+        self.realtime: TableClause = table(
+            self._definition.names.realtime, *(column(*pair) for pair in pairs), schema=schema
+        )
 
     def __repr__(self) -> str:
         """Return the view's name and how it is kept."""
@@ -83,7 +88,7 @@ class MaterializedView:
         """
         if conn is None:
             return self._definition.explanation
-        return read_record(conn, self._definition.names, self._definition.query).explanation
+        return read_record(conn, self._definition).explanation
 
     def create(self, conn: Connection) -> None:
         """Create the view, empty, and capture changes of its tables from now on.

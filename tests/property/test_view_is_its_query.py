@@ -18,6 +18,7 @@ from tests.fixtures.view_tables import (
     create,
     create_tables,
     differences,
+    differences_now,
     largest_lines,
     refresh,
     run,
@@ -97,6 +98,7 @@ acts = st.one_of(
     st.builds(Act, st.sampled_from(["commit", "commit", "roll back"]), writers),
     st.builds(Act, st.just("roll back to a savepoint"), writes),
     st.builds(Act, st.sampled_from(["refresh", "refresh", "refresh", "verify", "rebuild"]), views),
+    st.builds(Act, st.just("look"), st.tuples(writers, views)),
     st.builds(Act, st.just("truncate"), st.sampled_from(["line", "product"])),
     st.builds(Act, st.just("collect garbage"), st.none()),
 )
@@ -123,6 +125,9 @@ class World:
                 with self.writers[write.writer].begin_nested() as savepoint:
                     self._write(write)
                     savepoint.rollback()
+            case Act("look", (writer, view)):
+                # With whatever this one has written and nobody else sees.
+                assert differences_now(self.writers[writer], VIEWS[view], QUERIES[view]) == 0
             case Act(verb, whom):
                 self._maintain(verb, whom)
 

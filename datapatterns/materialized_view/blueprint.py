@@ -1,0 +1,154 @@
+"""All that a view consists of in a database, as SQL that no longer depends on the code.
+
+A migration writes a blueprint down, so that it does in a year what it does today; the catalogue
+keeps it, so that what is there can be compared with what is declared.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Final, Self
+
+from sqlalchemy import ClauseElement
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import CompileError
+
+from datapatterns.errors import ViewDefinitionError
+from datapatterns.materialized_view.strategy import Explanation, Strategy
+
+# Not the driver's dialect: that doubles every %, and nothing halves them again here.
+_DIALECT: Final = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+
+
+class Need(StrEnum):
+    """What a strategy needs of a column in the database, whatever the models say."""
+
+    EXACT = "exact"
+    """Sums of its values do not depend on their order."""
+    NO_ZONE = "no zone"
+    """It is no time with a zone, which would be compared by the session's settings."""
+    DISTINGUISHABLE = "distinguishable"
+    """A unique index tells its values apart, NULL included."""
+    HASHABLE = "hashable"
+    """Its values can be hashed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A need, and the column that it is about.
+
+    Attributes:
+        table: As SQL writes it.
+        column: Its name.
+        need: What must hold.
+    """
+
+    table: str
+    column: str
+    need: Need
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A table whose changes are applied, and the columns that matter.
+
+    Attributes:
+        table: As SQL writes it; without a schema, ``search_path`` finds it.
+        columns: Their names.
+    """
+
+    table: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What a view consists of.
+
+    Attributes:
+        columns: What it shows, by name.
+        strategy: How its stored rows follow the tables.
+        reason: Why so, for people.
+        definition: The query.
+        fresh: The query for all that is stored, its columns named ``stored``.
+        stored: The columns of the stored table.
+        key: Those by which stored rows are found; none for no index.
+        key_is_unique: Whether there is one row for each key.
+        shown: The query for what the view shows, of the stored table.
+        current: The query for what the tables give now: of what is stored and what is pending.
+            It may name ``pending_name(n)``, the pending changes of source n, and `MARKER`.
+        sources: The tables whose pending changes ``current`` names.
+        requirements: What must be true in the database for the strategy to be exact.
+    """
+
+    columns: tuple[str, ...]
+    strategy: Strategy
+    reason: str
+    definition: str
+    fresh: str
+    stored: tuple[str, ...]
+    key: tuple[str, ...]
+    key_is_unique: bool
+    shown: str
+    current: str
+    sources: tuple[Source, ...]
+    requirements: tuple[Requirement, ...]
+
+    @property
+    def explanation(self) -> Explanation:
+        """Return how the view is kept, and why."""
+        return Explanation(self.strategy, self.reason)
+
+    @property
+    def digest(self) -> str:
+        """Return a digest of what has to be the same for stored rows to be right."""
+        parts = (*self.columns, self.definition, self.fresh, *self.stored)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        """Return the blueprint that was stored."""
+        return cls(
+            columns=tuple(found["columns"]),
+            strategy=Strategy(found["strategy"]),
+            reason=found["reason"],
+            definition=found["definition"],
+            fresh=found["fresh"],
+            stored=tuple(found["stored"]),
+            key=tuple(found["key"]),
+            key_is_unique=found["key_is_unique"],
+            shown=found["shown"],
+            current=found["current"],
+            sources=tuple(Source(s["table"], tuple(s["columns"])) for s in found["sources"]),
+            requirements=tuple(
+                Requirement(r["table"], r["column"], Need(r["need"])) for r in found["requirements"]
+            ),
+        )
+
+
+MARKER: Final = "datapatterns_marker"
+"""A relation of one row: ``seen``, whether pending changes say no more than that all may differ."""
+
+
+def pending_name(number: int) -> str:
+    """Return the name by which a blueprint calls the pending changes of a source."""
+    return f"datapatterns_pending_{number}"
+
+
+def as_sql(view: str, element: ClauseElement) -> str:
+    """Return ``element`` as SQL without parameters.
+
+    Raises:
+        ViewDefinitionError: A value in it has no form in SQL.
+    """
+    try:
+        compiled = element.compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True})
+    except CompileError as error:
+        raise ViewDefinitionError(
+            view, clause=f"a value without a form in SQL ({error})", advice="write it as SQL"
+        ) from error
+    return str(compiled)

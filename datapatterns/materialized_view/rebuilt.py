@@ -1,0 +1,100 @@
+"""A view that is kept by rebuilding: its rows are stored as the query gives them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    FromClause,
+    Select,
+    Table,
+    not_,
+    select,
+    union_all,
+)
+
+from datapatterns.change_log import Snapshot, current_snapshot, not_shown_by
+from datapatterns.materialized_view.blueprint import Requirement
+from datapatterns.materialized_view.maintenance import Applied, Logs
+from datapatterns.materialized_view.names import ViewNames
+from datapatterns.materialized_view.pending_changes import count_pending
+from datapatterns.materialized_view.relations import definition_of, stored_of
+from datapatterns.materialized_view.strategy import Explanation
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """The rows of the query, as a multiset; any change of its tables may change all of them.
+
+    Attributes:
+        names: The view's.
+        columns: What it shows, by name.
+        explanation: Why nothing better keeps it.
+    """
+
+    names: ViewNames
+    columns: Sequence[str]
+    explanation: Explanation
+
+    @property
+    def stored(self) -> list[str]:
+        """The columns of the stored table."""
+        return [f"column_{number}" for number in range(len(self.columns))]
+
+    @property
+    def key(self) -> list[str]:
+        """No row is looked for."""
+        return []
+
+    @property
+    def key_is_unique(self) -> bool:
+        """There are no keys."""
+        return False
+
+    @property
+    def requirements(self) -> list[Requirement]:
+        """Whatever the types are, rows are compared."""
+        return []
+
+    @property
+    def tables(self) -> list[Table]:
+        """No changes are applied one by one."""
+        return []
+
+    def columns_of(self, table: Table) -> list[Column[Any]]:  # noqa: ARG002 -- of none
+        """Return nothing."""
+        return []
+
+    def fresh(self) -> Select[Any]:
+        """Return the query's rows.
+
+        By the plain view of it, which follows what is renamed.
+        """
+        definition = definition_of(self.names, self.columns)
+        pairs = zip(self.columns, self.stored, strict=True)
+        return select(*(definition.c[shown].label(stored) for shown, stored in pairs))
+
+    def shown(self) -> Select[Any]:
+        """Return what is stored."""
+        stored = stored_of(self.names, self.stored)
+        pairs = zip(self.stored, self.columns, strict=True)
+        return select(*(stored.c[own].label(shown) for own, shown in pairs))
+
+    def current(
+        self,
+        pending: Mapping[Table, FromClause],  # noqa: ARG002 -- its marker says all
+        marker: FromClause,
+    ) -> Select[Any]:
+        """Return what is stored while nothing is pending, and run the query otherwise."""
+        seen = select(marker.c.seen).scalar_subquery()
+        definition = definition_of(self.names, self.columns)
+        both = union_all(self.shown().where(not_(seen)), select(*definition.c).where(seen))
+        return select(*both.subquery("current").c)
+
+    def apply(self, conn: Connection, logs: Logs, since: Snapshot) -> Applied:
+        """Find out whether anything is pending; then only a rebuild will do."""
+        counted = count_pending(self.names.schema, logs.names, lambda x: not_shown_by(since, x))
+        pending, snapshot = conn.execute(select(counted, current_snapshot)).one()
+        return Applied(snapshot, pending, rows_changed=0, is_done=pending == 0)
