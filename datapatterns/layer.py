@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
@@ -38,7 +39,8 @@ from datapatterns.cqrs.commands.commands import ExecuteOptions
 from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing import Codecs, EventStore, Position, SubjectKeys
-from datapatterns.runtime import HowToWork, Worker, worker_for
+from datapatterns.materialized_view import MaterializedView, Views
+from datapatterns.runtime import HowToWork, Worker, view_loops, worker_for
 from datapatterns.settings import MAIN, READ_MODELS, Settings, settings_from
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sql.discretion import discreet
@@ -85,11 +87,14 @@ class DataLayer:
         keys: Of the persons whom personal fields of events are about.
         projections: What workers and the command line run, see `datapatterns.cqrs`.
         commands: The handlers of commands; `handles` adds to them.
+        views: The materialized views that workers and the command line refresh.
         observer: Receives counts and durations.
 
     Raises:
         ProjectionDefinitionError: A version of a projection is declared twice.
         SettingsError: A URL or a name cannot be used.
+        ViewCycleError: Views are built upon each other in a circle.
+        ViewUndeclaredError: Two views have one name, or one lives in another schema.
     """
 
     def __init__(  # noqa: PLR0913 -- an application's settings, all by name
@@ -105,6 +110,7 @@ class DataLayer:
         keys: SubjectKeys | None = None,
         projections: Sequence[type[AnyProjection]] = (),
         commands: CommandHandlers | None = None,
+        views: Sequence[MaterializedView] = (),
         observer: Observer = SILENT,
     ) -> None:
         self.settings: Settings = settings_from(
@@ -120,6 +126,7 @@ class DataLayer:
         self._declared = tuple(projections)
         refuse_twins(self._declared)
         self._handlers = commands or CommandHandlers()
+        self._views = Views(tuple(views), self.settings.schema)
         self._redis_prefix = redis_prefix or self.settings.schema
         found = self.settings
         self._engine = open_engine(found.database_url) if found.database_url else None
@@ -141,6 +148,7 @@ class DataLayer:
         shards: int = 0,
         schema: str = DEFAULT_SCHEMA,
         projections: Sequence[type[AnyProjection]] = (),
+        views: Sequence[MaterializedView] = (),
         observer: Observer = SILENT,
     ) -> Iterator[Self]:
         """Start servers of its own, migrate them, and stop them at the end; needs ``embedded``.
@@ -149,6 +157,7 @@ class DataLayer:
             shards: How many further databases to start, called ``s0``, ``s1`` and so on.
             schema: Where the library's tables live.
             projections: What workers and the command line run.
+            views: The materialized views that they refresh.
             observer: Receives counts and durations.
         """
         try:
@@ -163,6 +172,7 @@ class DataLayer:
                 shards={f"s{n}": servers.postgres(f"s{n}").url for n in range(shards)},
                 schema=schema,
                 projections=projections,
+                views=views,
                 observer=observer,
             )
             with closing(layer):
@@ -296,6 +306,11 @@ class DataLayer:
             declared=self._declared,
         )
 
+    @property
+    def views(self) -> Views:
+        """The materialized views of the database."""
+        return self._views
+
     def wait(
         self,
         projection: type[AnyProjection],
@@ -339,8 +354,21 @@ class DataLayer:
         return await self.projections.query_async(self.async_read_engine, projection, ask, **asked)
 
     def worker(self, only: Sequence[str] = (), **how: Unpack[HowToWork]) -> Worker:
-        """Return a worker for all that is declared, or those named; see `HowToWork`."""
-        return worker_for(self.read_engine, self.projections, only, self.observer, **how)
+        """Return a worker for all that is declared, or those named; see `HowToWork`.
+
+        Raises:
+            ProjectionDefinitionError: A name of ``only`` is neither a projection's nor a view's.
+            ValueError: There are no threads, or a time cannot be kept.
+        """
+        projections = self.projections
+        named = [name for name in only if self.views.declares(name)]
+        others = [name for name in only if name not in named]
+        if named or not only:
+            loops = view_loops(self.engine, self.views, named, self.observer, **how)
+            how["loops"] = [*how.get("loops", ()), *loops]
+        if named and not others:
+            projections = replace(projections, declared=())
+        return worker_for(self.read_engine, projections, others, self.observer, **how)
 
     def cache(self, name: str, *, policy: CachePolicy = DEFAULT_POLICY) -> Cache:
         """Return the cache called ``name``, which the caller keeps, shares and closes.

@@ -35,7 +35,8 @@ DataPatternsError
 │                         ShardedTableError, WrongShardError
 │     testing             FaultRefusedError, HistoryError, SearchTooLargeError
 │     transactions        AbortedTransactionError, IsolationLevelError, TransactionInUseError
-│     views               ViewChangedError, ViewDefinitionError, ViewMissingError
+│     views               ViewChangedError, ViewCycleError, ViewDefinitionError,
+│                         ViewMissingError, ViewUndeclaredError
 ├── ConflictError         another writer won; reload, decide again
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
@@ -54,7 +55,7 @@ DataPatternsError
 │     servers             ServerUnavailableError
 │     shards              ShardUnavailableError
 │     transactions        CommitUnansweredError
-│     views               ViewBehindError, ViewNotPopulatedError
+│     views               ViewBehindError, ViewNotPopulatedError, ViewTimeoutError
 ├── CorruptionError       stored data breaks an invariant; stop and look
 │     commands            ExecutionUnfinishedError
 │     event_data          PayloadError
@@ -226,10 +227,13 @@ from datapatterns.errors.views import (
     SnapshotOutdatedError,
     ViewBehindError,
     ViewChangedError,
+    ViewCycleError,
     ViewDefinitionError,
     ViewDiffersError,
     ViewMissingError,
     ViewNotPopulatedError,
+    ViewTimeoutError,
+    ViewUndeclaredError,
 )
 
 __all__ = [
@@ -355,10 +359,13 @@ __all__ = [
     "VersionConflictError",
     "ViewBehindError",
     "ViewChangedError",
+    "ViewCycleError",
     "ViewDefinitionError",
     "ViewDiffersError",
     "ViewMissingError",
     "ViewNotPopulatedError",
+    "ViewTimeoutError",
+    "ViewUndeclaredError",
     "WritersInTheWayError",
     "WrongShardError",
 ]

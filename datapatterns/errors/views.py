@@ -23,6 +23,21 @@ class ViewChangedError(ConfigurationError):
         self.view = view
 
 
+class ViewCycleError(ConfigurationError):
+    """Views are built upon each other in a circle, so none of them can be first.
+
+    Attributes:
+        views: Their names, each built upon the next; the first again at the end.
+    """
+
+    def __init__(self, views: list[str]) -> None:
+        super().__init__(
+            f"views are built upon each other in a circle: {' -> '.join(views)};"
+            " let one of them read the tables"
+        )
+        self.views = views
+
+
 class ViewDefinitionError(ConfigurationError):
     """No strategy keeps a view of this query exact.
 
@@ -49,6 +64,20 @@ class ViewMissingError(ConfigurationError):
     def __init__(self, view: str) -> None:
         super().__init__(f"view {view!r} does not exist; create() it in a migration")
         self.view = view
+
+
+class ViewUndeclaredError(ConfigurationError):
+    """No view of this name is declared, or two are.
+
+    Attributes:
+        view: The name that was asked for.
+        reason: What is, and the way out.
+    """
+
+    def __init__(self, view: str, reason: str) -> None:
+        super().__init__(f"view {view!r}: {reason}")
+        self.view = view
+        self.reason = reason
 
 
 class SnapshotOutdatedError(ConflictError):
@@ -95,6 +124,23 @@ class ViewNotPopulatedError(UnavailableError):
             f"view {view!r} has not been populated; call populate() after create() has committed"
         )
         self.view = view
+
+
+class ViewTimeoutError(UnavailableError):
+    """A refresh took longer than it may.
+
+    Attributes:
+        view: The view's name.
+        timeout_seconds: How long a statement of it may take.
+    """
+
+    def __init__(self, view: str, *, timeout_seconds: float) -> None:
+        super().__init__(
+            f"a refresh of view {view!r} was given up after {timeout_seconds:g} s; declare it with"
+            " more timeout_seconds, refresh it more often, or index what its tables are joined by"
+        )
+        self.view = view
+        self.timeout_seconds = timeout_seconds
 
 
 class ViewDiffersError(CorruptionError):

@@ -1,10 +1,13 @@
 """Stored query results that follow their tables exactly, refreshed by what has changed."""
 
+from datapatterns.materialized_view.policy import Daily, Every, RefreshPolicy
 from datapatterns.materialized_view.reports import (
     Difference,
     DifferenceKind,
     Freshness,
     RefreshReport,
+    ViewState,
+    ViewStatus,
 )
 from datapatterns.materialized_view.strategy import (
     Auto,
@@ -15,17 +18,27 @@ from datapatterns.materialized_view.strategy import (
     Strategy,
 )
 from datapatterns.materialized_view.view import MaterializedView
+from datapatterns.materialized_view.views import Views
+from datapatterns.materialized_view.working import ViewWorkDone, ViewWorker
 
 __all__ = [
     "Auto",
+    "Daily",
     "Difference",
     "DifferenceKind",
+    "Every",
     "Explanation",
     "Freshness",
     "Full",
     "Incremental",
     "Maintain",
     "MaterializedView",
+    "RefreshPolicy",
     "RefreshReport",
     "Strategy",
+    "ViewState",
+    "ViewStatus",
+    "ViewWorkDone",
+    "ViewWorker",
+    "Views",
 ]

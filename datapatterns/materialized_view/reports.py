@@ -5,7 +5,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from datapatterns.materialized_view.strategy import Strategy
+from datapatterns.materialized_view.policy import RefreshPolicy
+from datapatterns.materialized_view.strategy import Explanation, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,45 @@ class Freshness:
     stale_seconds: float
     refreshed_at: datetime | None
     last_duration_seconds: float | None
+
+
+class ViewState(StrEnum):
+    """How a view stands.
+
+    FRESH: nothing is missing. STALE: committed changes are, which nobody has to wonder at.
+    OVERDUE: they have been for longer than was declared. UNPOPULATED: it is there, but empty.
+    MISSING: it was not created. CHANGED: it was created from another query. FOREIGN: it was last
+    refreshed in another database, from which this one was restored.
+    """
+
+    FRESH = "fresh"
+    STALE = "stale"
+    OVERDUE = "overdue"
+    UNPOPULATED = "unpopulated"
+    MISSING = "missing"
+    CHANGED = "changed"
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True, slots=True)
+class ViewStatus:
+    """How a view stands, and how it is kept.
+
+    Attributes:
+        name: What it is called.
+        state: In one word.
+        explanation: Which strategy keeps it, and why.
+        policy: When workers refresh it.
+        parents: The views that it is built upon directly.
+        freshness: How far it is behind; None for a view that cannot say so.
+    """
+
+    name: str
+    state: ViewState
+    explanation: Explanation
+    policy: RefreshPolicy
+    parents: tuple[str, ...]
+    freshness: Freshness | None
 
 
 class DifferenceKind(StrEnum):

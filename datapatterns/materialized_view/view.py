@@ -1,6 +1,6 @@
 """The view that an application declares next to its tables."""
 
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import Connection, Engine, TableClause, column, table
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
@@ -9,15 +9,16 @@ from datapatterns.change_log import ChangeToken
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.materialized_view.algebra import Query
 from datapatterns.materialized_view.creating import create_view, drop_view
-from datapatterns.materialized_view.definition import define_view
+from datapatterns.materialized_view.definition import ViewDefinition, define_view
 from datapatterns.materialized_view.freshness import read_freshness
 from datapatterns.materialized_view.names import view_names
+from datapatterns.materialized_view.policy import RefreshPolicy, Schedule
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.refreshing import rebuild_view, refresh_view
 from datapatterns.materialized_view.reports import Difference, Freshness, RefreshReport
 from datapatterns.materialized_view.strategy import AUTO, Explanation, Maintain
 from datapatterns.materialized_view.verifying import verify_view
-from datapatterns.materialized_view.waiting import wait_for
+from datapatterns.materialized_view.waiting import Awaited, wait_for
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 
 PENDING_ROWS_MAX = 100_000
@@ -25,6 +26,20 @@ PENDING_ROWS_MAX = 100_000
 
 DIFFERENCES_MAX = 100
 """How many rows `MaterializedView.verify` returns unless told otherwise."""
+
+
+class WhenToRefresh(TypedDict, total=False):
+    """When workers refresh a view; only on demand unless one of the first two is given.
+
+    Attributes:
+        max_staleness_seconds: For so long, at most, may a committed change be missing.
+        schedule: ``Every(seconds)`` or ``Daily(at)``, whether or not it is needed.
+        timeout_seconds: After so long a statement of a refresh is given up.
+    """
+
+    max_staleness_seconds: float | None
+    schedule: Schedule | None
+    timeout_seconds: float | None
 
 
 class MaterializedView:
@@ -39,10 +54,17 @@ class MaterializedView:
         table: The view as something to select from; see also ``c``.
         realtime: The same as of now: what is stored with what is pending, in the reader's own
             snapshot and so with its own writes. Its price grows with what is pending.
+        policy: When workers refresh it.
     """
 
     def __init__(
-        self, name: str, query: Query, *, schema: str = DEFAULT_SCHEMA, maintain: Maintain = AUTO
+        self,
+        name: str,
+        query: Query,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        maintain: Maintain = AUTO,
+        **when: Unpack[WhenToRefresh],
     ) -> None:
         """Declare a view of ``query``; nothing happens in any database.
 
@@ -53,8 +75,10 @@ class MaterializedView:
             schema: Where the library's tables live.
             maintain: ``Auto()``, or ``Incremental()`` to refuse what cannot be counted, or
                 ``Full()`` to rebuild in any case.
+            when: When workers refresh it, see `WhenToRefresh`; on demand only unless given.
 
         Raises:
+            ValueError: A time is not positive, or more than a year.
             ViewDefinitionError: The query cannot be kept, or not in the way that was asked for.
         """
         self._definition = define_view(view_names(checked_schema(schema), name), query, maintain)
@@ -62,6 +86,7 @@ class MaterializedView:
         pairs = [*zip(self._definition.columns, types, strict=True)]
         self.name = name
         self.schema = schema
+        self.policy = RefreshPolicy(**when)
         self.table: TableClause = table(name, *(column(*pair) for pair in pairs), schema=schema)
         self.realtime: TableClause = table(
             self._definition.names.realtime, *(column(*pair) for pair in pairs), schema=schema
@@ -70,6 +95,11 @@ class MaterializedView:
     def __repr__(self) -> str:
         """Return the view's name and how it is kept."""
         return f"<MaterializedView {self.schema}.{self.name}, {self.explain()}>"
+
+    @property
+    def definition(self) -> ViewDefinition:
+        """What the view shows and how it will be kept, for other modules of this package."""
+        return self._definition
 
     @property
     def c(self) -> ReadOnlyColumnCollection[str, Any]:
@@ -173,7 +203,7 @@ class MaterializedView:
             ViewBehindError: The view does not contain it after ``timeout_seconds``.
             ViewMissingError: The view was not created.
         """
-        wait_for(engine, self._definition, token, timeout_seconds=timeout_seconds, clock=clock)
+        wait_for(engine, Awaited(self._definition, token, timeout_seconds, clock))
 
     def verify(
         self, conn: Connection, *, limit: int = DIFFERENCES_MAX, clock: Clock = SYSTEM_CLOCK

@@ -1,46 +1,110 @@
 """Wait until a view contains a write."""
 
-from sqlalchemy import Engine
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, Engine
 
 from datapatterns.change_log import ChangeLog, ChangeToken
 from datapatterns.clock import Clock
 from datapatterns.errors import ConsumerMissingError, ViewBehindError, ViewMissingError
 from datapatterns.materialized_view.definition import ViewDefinition
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
 _FIRST_PAUSE_SECONDS = 0.005
 _PAUSE_SECONDS_MAX = 0.25
 
 
-def wait_for(
-    engine: Engine,
-    view: ViewDefinition,
-    token: ChangeToken,
-    *,
-    timeout_seconds: float,
-    clock: Clock,
-) -> None:
-    """Return as soon as the view contains the transaction that ``token`` stands for.
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A write, and the view that is to contain it.
 
-    It holds no connection while it waits, and refreshes nothing.
+    Attributes:
+        view: The view.
+        token: From `change_token`.
+        timeout_seconds: How long to wait at most.
+        clock: What the time-out goes by.
+    """
+
+    view: ViewDefinition
+    token: ChangeToken
+    timeout_seconds: float
+    clock: Clock
+
+    def has_come(self, conn: Connection) -> bool:
+        """Return whether the view contains the write.
+
+        Raises:
+            ValueError: The token comes from another cluster.
+            ViewMissingError: The view was not created.
+        """
+        names = self.view.names
+        try:
+            return ChangeLog(names.schema).has_consumed(conn, names.consumer, self.token)
+        except ConsumerMissingError as error:
+            raise ViewMissingError(names.view) from error
+
+    def pauses(self) -> Iterator[float]:
+        """Return how long to pause, each time longer, until the time is over.
+
+        The first one is none: whatever was done to help may have been enough.
+
+        Raises:
+            ViewBehindError: The time is over.
+        """
+        deadline, pause = self.clock.monotonic() + self.timeout_seconds, 0.0
+        while (left := deadline - self.clock.monotonic()) > 0:
+            yield min(pause, left)
+            pause = min(max(2 * pause, _FIRST_PAUSE_SECONDS), _PAUSE_SECONDS_MAX)
+        raise ViewBehindError(self.view.names.view, timeout_seconds=self.timeout_seconds)
+
+
+def wait_for(
+    engine: Engine, awaited: Awaited, *, help_along: Callable[[], object] = lambda: None
+) -> None:
+    """Return as soon as the view contains the write; no connection is held meanwhile.
+
+    Args:
+        engine: Where the view is.
+        awaited: What is waited for.
+        help_along: Called before each pause; it may refresh the view.
 
     Raises:
         ValueError: The token comes from another cluster.
-        ViewBehindError: It does not after ``timeout_seconds``.
+        ViewBehindError: It does not in time.
         ViewMissingError: The view was not created.
     """
-    names, log = view.names, ChangeLog(view.names.schema)
-    deadline, pause = clock.monotonic() + timeout_seconds, _FIRST_PAUSE_SECONDS
-    while not _contains(engine, log, names.consumer, token, names.view):
-        left = deadline - clock.monotonic()
-        if left <= 0:
-            raise ViewBehindError(names.view, timeout_seconds=timeout_seconds)
-        clock.sleep(min(pause, left))
-        pause = min(2 * pause, _PAUSE_SECONDS_MAX)
+    pauses = awaited.pauses()
+    while not _look(engine, awaited):
+        pause = next(pauses)
+        help_along()
+        awaited.clock.sleep(pause)
 
 
-def _contains(engine: Engine, log: ChangeLog, consumer: str, token: ChangeToken, view: str) -> bool:
+async def wait_for_async(
+    engine: "AsyncEngine",
+    awaited: Awaited,
+    *,
+    help_along: Callable[[], Awaitable[object]] | None = None,
+) -> None:
+    """Do as `wait_for` does, in a task; the event loop's own time passes."""
+    pauses = awaited.pauses()
+    while not await _look_async(engine, awaited):
+        pause = next(pauses)
+        if help_along is not None:
+            await help_along()
+        await asyncio.sleep(pause)
+
+
+def _look(engine: Engine, awaited: Awaited) -> bool:
     with engine.connect() as conn:
-        try:
-            return log.has_consumed(conn, consumer, token)
-        except ConsumerMissingError as error:
-            raise ViewMissingError(view) from error
+        return awaited.has_come(conn)
+
+
+async def _look_async(engine: "AsyncEngine", awaited: Awaited) -> bool:
+    async with engine.connect() as conn:
+        return await conn.run_sync(awaited.has_come)

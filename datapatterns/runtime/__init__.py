@@ -1,17 +1,28 @@
 """Loops around the bounded steps of the patterns: a worker that runs until it is told to stop."""
 
-from datapatterns.runtime.composing import HowToWork, worker_for
-from datapatterns.runtime.loops import Loop, MarkLoop, RelayLoop
+from datapatterns.runtime.composing import HowToWork, view_loops, worker_for
+from datapatterns.runtime.loops import (
+    CancellableLoop,
+    CollectLoop,
+    Loop,
+    MarkLoop,
+    RelayLoop,
+    ViewLoop,
+)
 from datapatterns.runtime.signals import stopped_by_signals
 from datapatterns.runtime.worker import Worker, WorkerTotals
 
 __all__ = [
+    "CancellableLoop",
+    "CollectLoop",
     "HowToWork",
     "Loop",
     "MarkLoop",
     "RelayLoop",
+    "ViewLoop",
     "Worker",
     "WorkerTotals",
     "stopped_by_signals",
+    "view_loops",
     "worker_for",
 ]

@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypedDict, Unpack
+from typing import Final, TypedDict, Unpack
 
 from sqlalchemy import Engine
 
 from datapatterns.cqrs import Projections
-from datapatterns.runtime.loops import Loop
+from datapatterns.materialized_view import Views
+from datapatterns.runtime.loops import CollectLoop, Loop, ViewLoop
 from datapatterns.runtime.worker import Worker
 from datapatterns.telemetry import SILENT, Observer
+
+VIEW_TIMEOUT_SECONDS: Final = 600.0
+"""A refresh that takes longer holds up the others of its thread; let it be declared."""
 
 
 class HowToWork(TypedDict, total=False):
@@ -21,6 +25,10 @@ class HowToWork(TypedDict, total=False):
         lease_seconds: How long others wait for a worker that died; as the projections say.
         grace_seconds: How long pages that are under way may take when it is stopped; 10.
         loops: What to do besides, such as `MarkLoop`.
+        view_threads: How many views may be refreshed at the same time; 1.
+        populate_views: Whether views that are not filled are; not unless it is said.
+        view_timeout_seconds: After so long a statement of a refresh is given up, of a view that
+            is declared without a time of its own; 600.
     """
 
     threads: int
@@ -28,6 +36,9 @@ class HowToWork(TypedDict, total=False):
     lease_seconds: float
     grace_seconds: float
     loops: Sequence[Loop]
+    view_threads: int
+    populate_views: bool
+    view_timeout_seconds: float
 
 
 def worker_for(
@@ -61,3 +72,37 @@ def worker_for(
         threads=how.get("threads", 2),
         grace_seconds=how.get("grace_seconds", 10.0),
     )
+
+
+def view_loops(
+    engine: Engine,
+    views: Views,
+    only: Sequence[str] = (),
+    observer: Observer = SILENT,
+    **how: Unpack[HowToWork],
+) -> list[Loop]:
+    """Return the loops that refresh ``views`` when they are due, and tidy the change log.
+
+    Args:
+        engine: Where the views are.
+        views: What is declared; without any there is nothing to do.
+        only: Names, if not all are meant.
+        observer: Is told of refreshes and failures.
+        how: See `HowToWork`.
+
+    Raises:
+        ValueError: There are no threads.
+        ViewUndeclaredError: A name of ``only`` is not declared.
+    """
+    if (threads := how.get("view_threads", 1)) < 1:
+        raise ValueError(f"{threads} threads refresh nothing; allow at least 1")
+    if not views.declared:
+        return []
+    worker = views.worker(
+        only,
+        populate=how.get("populate_views", False),
+        timeout_seconds=how.get("view_timeout_seconds", VIEW_TIMEOUT_SECONDS),
+        observer=observer,
+    )
+    refreshing = [ViewLoop(worker, engine, f"refresher of views {n}") for n in range(threads)]
+    return [*refreshing, CollectLoop(engine, views.schema)]

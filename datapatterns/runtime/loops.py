@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sqlalchemy import Engine
 
+from datapatterns.change_log import ChangeLog
 from datapatterns.cqrs import Message, Outbox, relay_messages
 from datapatterns.event_sourcing import EventStore, publish_mark
-from datapatterns.transactions import transaction
+from datapatterns.materialized_view import ViewWorker
+from datapatterns.sql.metadata import DEFAULT_SCHEMA
+from datapatterns.transactions import fresh_reads, resuming, transaction
 
 
 class Loop(Protocol):
@@ -24,6 +27,15 @@ class Loop(Protocol):
 
         What it raises is logged, and it is tried again after a growing pause.
         """
+        ...
+
+
+@runtime_checkable
+class CancellableLoop(Loop, Protocol):
+    """One whose steps can take long."""
+
+    def interrupt(self) -> None:
+        """Give up the step that is under way, in whatever thread; return soon."""
         ...
 
 
@@ -83,3 +95,49 @@ class RelayLoop:
             attempts_max=self.attempts_max,
         )
         return self.seconds if done.caught_up else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ViewLoop:
+    """Refreshes materialized views when they are due; several may share one worker.
+
+    Attributes:
+        worker: What `Views.worker` returned.
+        engine: Where the views are.
+    """
+
+    worker: ViewWorker
+    engine: Engine
+    name: str = "refresher of views"
+
+    def step(self) -> float:
+        """Refresh what is most overdue."""
+        return self.worker.step(self.engine).pause_seconds
+
+    def interrupt(self) -> None:
+        """Cancel the refreshes that are under way, also those of other loops of this worker."""
+        self.worker.interrupt()
+
+
+@dataclass(frozen=True, slots=True)
+class CollectLoop:
+    """Deletes logged row changes that every consumer has taken in.
+
+    Attributes:
+        engine: Where the change log is.
+        schema: Where the library's tables live.
+        limit: How many rows of each log one transaction deletes.
+        seconds: How long to pause when there are no more.
+    """
+
+    engine: Engine
+    schema: str = DEFAULT_SCHEMA
+    limit: int = 10_000
+    seconds: float = 10.0
+    name: str = "collector of logged changes"
+
+    def step(self) -> float:
+        """Delete a batch."""
+        with fresh_reads(self.engine) as conn, resuming(conn, "collecting logged changes"):
+            deleted = ChangeLog(self.schema).collect_garbage(conn, limit=self.limit)
+        return self.seconds if deleted < self.limit else 0.0

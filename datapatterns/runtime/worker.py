@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from datapatterns.clock import SYSTEM_CLOCK
 from datapatterns.cqrs import ProjectionWorker
 from datapatterns.errors import CommitUnansweredError, ReadOnlyServerError, UnavailableError
-from datapatterns.runtime.loops import Loop
+from datapatterns.runtime.loops import CancellableLoop, Loop
 from datapatterns.transactions import fresh_reads
 
 logger = logging.getLogger(__name__)
@@ -252,6 +252,9 @@ class Worker:
         self._tell_database(self.projections.leave)
         for thread in late:
             self._cancel(thread)
+        for loop in self.loops:
+            if isinstance(loop, CancellableLoop) and late:
+                loop.interrupt()
         for thread in late:
             thread.join(CANCEL_SECONDS)
         self._over.set()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from typing import Any, assert_type
 from uuid import uuid4
 
@@ -116,7 +116,13 @@ from datapatterns.event_sourcing import (
 )
 from datapatterns.event_sourcing import on as snapshot_on
 from datapatterns.index_table import IndexTable, VerifyReport
-from datapatterns.materialized_view import MaterializedView, RefreshReport
+from datapatterns.materialized_view import (
+    Daily,
+    MaterializedView,
+    RefreshReport,
+    Views,
+    ViewStatus,
+)
 from datapatterns.sharding import EntityGroup, Hash, PinnedSession
 from datapatterns.testing import (
     DeciderSpec,
@@ -441,6 +447,12 @@ def views_and_indexes_report(conn: Connection) -> None:
         "weekly", select(Line.week, func.count().label("lines")).group_by(Line.week)
     )
     assert_type(view.refresh(conn), RefreshReport | None)
+    declared = Views([view])
+    assert_type(declared.refresh(layer.engine), dict[str, RefreshReport])
+    assert_type(declared.status(conn), list[ViewStatus])
+    assert_type(layer.views.find("weekly"), MaterializedView)
+    MaterializedView("daily", select(Line.week), schedule=Daily(time(3)), max_staleness_seconds=5)
+    MaterializedView("daily", select(Line.week), schedule=60)  # type: ignore[arg-type]  # Every(60)
     index = IndexTable("by_week", on=[Line.week])
     assert_type(index.verify(conn), VerifyReport)
 
