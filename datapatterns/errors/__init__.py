@@ -36,7 +36,7 @@ DataPatternsError
 │     testing             FaultRefusedError, HistoryError, SearchTooLargeError
 │     transactions        AbortedTransactionError, IsolationLevelError, TransactionInUseError
 │     views               ViewChangedError, ViewCycleError, ViewDefinitionError,
-│                         ViewMissingError, ViewUndeclaredError
+│                         ViewMissingError, ViewSampleError, ViewUndeclaredError
 ├── ConflictError         another writer won; reload, decide again
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
@@ -232,6 +232,7 @@ from datapatterns.errors.views import (
     ViewDiffersError,
     ViewMissingError,
     ViewNotPopulatedError,
+    ViewSampleError,
     ViewTimeoutError,
     ViewUndeclaredError,
 )
@@ -364,6 +365,7 @@ __all__ = [
     "ViewDiffersError",
     "ViewMissingError",
     "ViewNotPopulatedError",
+    "ViewSampleError",
     "ViewTimeoutError",
     "ViewUndeclaredError",
     "WritersInTheWayError",

@@ -66,6 +66,21 @@ class ViewMissingError(ConfigurationError):
         self.view = view
 
 
+class ViewSampleError(ConfigurationError):
+    """No sample can be taken of a view.
+
+    Attributes:
+        view: The view's name.
+    """
+
+    def __init__(self, view: str) -> None:
+        super().__init__(
+            f"no sample can be taken of view {view!r}, since what it is grouped by has no hash;"
+            " verify all of it, or a part of it by a condition"
+        )
+        self.view = view
+
+
 class ViewUndeclaredError(ConfigurationError):
     """No view of this name is declared, or two are.
 

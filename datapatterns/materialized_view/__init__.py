@@ -8,6 +8,7 @@ from datapatterns.materialized_view.reports import (
     RefreshReport,
     ViewState,
     ViewStatus,
+    ViewVerification,
 )
 from datapatterns.materialized_view.strategy import (
     Auto,
@@ -38,6 +39,7 @@ __all__ = [
     "Strategy",
     "ViewState",
     "ViewStatus",
+    "ViewVerification",
     "ViewWorkDone",
     "ViewWorker",
     "Views",

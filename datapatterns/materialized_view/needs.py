@@ -34,22 +34,8 @@ def has_nulls_not_distinct(conn: Connection) -> bool:
     return version is not None and int(version[0]) >= _NULLS_NOT_DISTINCT_SINCE
 
 
-def _objection(conn: Connection, required: Requirement, column: SourceColumn | None) -> str | None:
-    name = required.column
-    match required.need:
-        case Need.EXACT if column is None or column.type_sql.split("(")[0] not in _EXACT_TYPES:
-            return f"{name} is not of an exact type in the database"
-        case Need.NO_ZONE if column is not None and "with time zone" in column.type_sql:
-            return f"{name} has a time zone, and a condition compares with a time that has none"
-        case Need.DISTINGUISHABLE if not has_nulls_not_distinct(conn):
-            if column is None or column.is_nullable:
-                return f"the key {name} can be NULL, and this server keeps such keys apart"
-        case Need.HASHABLE if column is not None and not _has_hash(conn, column.type_sql):
-            return f"the key {name} has a type whose values cannot be hashed"
-    return None
-
-
-def _has_hash(conn: Connection, type_sql: str) -> bool:
+def has_hash(conn: Connection, type_sql: str) -> bool:
+    """Return whether values of a type can be hashed, as the server writes its name."""
     # format_type() and regcollation write names quoted where they have to be.
     probe = sql.SQL("SELECT hash_record_extended(ROW(NULL::{}), 0)").format(sql.SQL(type_sql))
     try:
@@ -60,3 +46,18 @@ def _has_hash(conn: Connection, type_sql: str) -> bool:
             raise
         return False
     return True
+
+
+def _objection(conn: Connection, required: Requirement, column: SourceColumn | None) -> str | None:
+    name = required.column
+    match required.need:
+        case Need.EXACT if column is None or column.type_sql.split("(")[0] not in _EXACT_TYPES:
+            return f"{name} is not of an exact type in the database"
+        case Need.NO_ZONE if column is not None and "with time zone" in column.type_sql:
+            return f"{name} has a time zone, and a condition compares with a time that has none"
+        case Need.DISTINGUISHABLE if not has_nulls_not_distinct(conn):
+            if column is None or column.is_nullable:
+                return f"the key {name} can be NULL, and this server keeps such keys apart"
+        case Need.HASHABLE if column is not None and not has_hash(conn, column.type_sql):
+            return f"the key {name} has a type whose values cannot be hashed"
+    return None

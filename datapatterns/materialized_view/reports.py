@@ -103,3 +103,25 @@ class Difference:
 
     kind: DifferenceKind
     row: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ViewVerification:
+    """What came of comparing a view with its query.
+
+    Attributes:
+        differences: Rows that they do not share, up to the limit.
+        rows: How many rows of the view were compared.
+        share: Which share of its groups that was, 1.0 for all that met the condition.
+        seed: Which sample that was; None for no sample.
+    """
+
+    differences: tuple[Difference, ...]
+    rows: int
+    share: float
+    seed: int | None
+
+    @property
+    def matches(self) -> bool:
+        """Whether nothing differs."""
+        return not self.differences

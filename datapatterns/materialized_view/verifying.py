@@ -13,11 +13,13 @@ from datapatterns.errors import (
     SnapshotOutdatedError,
     ViewMissingError,
 )
+from datapatterns.materialized_view.comparing import compare
 from datapatterns.materialized_view.definition import ViewDefinition
 from datapatterns.materialized_view.locking import VERIFYING, hold_stored
+from datapatterns.materialized_view.part import Part
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.refreshing import bring_up_to_date
-from datapatterns.materialized_view.reports import Difference, DifferenceKind
+from datapatterns.materialized_view.reports import ViewVerification
 from datapatterns.sql.composing import execute
 
 # Both names are those of one row: as the snapshot shows it, and as it is now.
@@ -26,18 +28,12 @@ SELECT c.oid::regclass::text FROM pg_catalog.pg_class c
 WHERE c.oid = ANY (CAST(:sources AS regclass[])::oid[])
   AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)
 """)
-_DIFFERENCES = sql.SQL("""
-SELECT {missing}, d.* FROM (TABLE {query} EXCEPT ALL TABLE {view}) AS d
-UNION ALL
-SELECT {unexpected}, d.* FROM (TABLE {view} EXCEPT ALL TABLE {query}) AS d
-LIMIT {limit}
-""")
 
 
 def verify_view(
-    conn: Connection, view: ViewDefinition, *, limit: int, clock: Clock
-) -> list[Difference]:
-    """Refresh the view, then return the rows, at most ``limit``, that it gets wrong.
+    conn: Connection, view: ViewDefinition, part: Part, *, limit: int, clock: Clock
+) -> ViewVerification:
+    """Refresh the view, then return the rows of ``part``, at most ``limit``, that it gets wrong.
 
     Both happen in the snapshot of one REPEATABLE READ transaction, so that writers may go on.
 
@@ -48,6 +44,7 @@ def verify_view(
         ViewChangedError: The view was created from another query.
         ViewMissingError: The view was not created.
         ViewNotPopulatedError: The view has not been filled yet.
+        ViewSampleError: A sample is wanted of a view whose keys have no hash.
     """
     names = view.names
     # First of all: a snapshot from before this lock would miss what the last refresher wrote.
@@ -66,7 +63,7 @@ def verify_view(
         raise
     if consumer is not None:
         bring_up_to_date(conn, view, consumer, clock=clock)
-    return _differences(conn, view, limit)
+    return compare(conn, view, names.view, part, limit=limit)
 
 
 def _hold_sources(conn: Connection, view: ViewDefinition) -> None:
@@ -77,18 +74,3 @@ def _hold_sources(conn: Connection, view: ViewDefinition) -> None:
     rewritten = conn.scalars(_REWRITTEN, {"sources": sources}).first()
     if rewritten is not None:
         raise SnapshotOutdatedError(rewritten)
-
-
-def _differences(conn: Connection, view: ViewDefinition, limit: int) -> list[Difference]:
-    names = view.names
-    statement = _DIFFERENCES.format(
-        missing=sql.Literal(DifferenceKind.MISSING.value),
-        unexpected=sql.Literal(DifferenceKind.UNEXPECTED.value),
-        view=sql.Identifier(names.schema, names.view),
-        query=sql.Identifier(names.schema, names.definition),
-        limit=sql.Literal(limit),
-    )
-    return [
-        Difference(DifferenceKind(row[0]), dict(zip(view.columns, row[1:], strict=True)))
-        for row in execute(conn, statement)
-    ]

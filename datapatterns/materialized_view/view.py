@@ -12,6 +12,7 @@ from datapatterns.materialized_view.creating import create_view, drop_view
 from datapatterns.materialized_view.definition import ViewDefinition, define_view
 from datapatterns.materialized_view.freshness import read_freshness
 from datapatterns.materialized_view.names import view_names
+from datapatterns.materialized_view.part import WhichRows, part_of
 from datapatterns.materialized_view.policy import RefreshPolicy, Schedule
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.refreshing import rebuild_view, refresh_view
@@ -206,20 +207,35 @@ class MaterializedView:
         wait_for(engine, Awaited(self._definition, token, timeout_seconds, clock))
 
     def verify(
-        self, conn: Connection, *, limit: int = DIFFERENCES_MAX, clock: Clock = SYSTEM_CLOCK
+        self,
+        conn: Connection,
+        *,
+        limit: int = DIFFERENCES_MAX,
+        clock: Clock = SYSTEM_CLOCK,
+        **rows: Unpack[WhichRows],
     ) -> list[Difference]:
         """Refresh the view, then return the rows, at most ``limit``, that it gets wrong.
 
         Needs a REPEATABLE READ transaction that has written nothing; writers may go on. Values
         are compared as SQL compares them. The caller commits the refresh.
 
+        Args:
+            conn: A connection in such a transaction.
+            limit: How many rows to return at most.
+            clock: Measures how long the refresh takes.
+            rows: Which rows are compared, see `WhichRows`; all unless given.
+
         Raises:
             IsolationLevelError: The transaction is not REPEATABLE READ.
             SnapshotOutdatedError: A table was truncated, or the view refreshed, just now; begin
                 again.
+            TypeError: There is a query in the condition.
+            ValueError: A sample, seed or condition cannot be used.
+            ViewSampleError: A sample is wanted of a view whose keys have no hash.
             Exception: The errors of `refresh` as well.
         """
-        return verify_view(conn, self._definition, limit=limit, clock=clock)
+        part = part_of(self._definition.query, self._definition.columns, **rows)
+        return [*verify_view(conn, self._definition, part, limit=limit, clock=clock).differences]
 
     def drop(self, conn: Connection) -> None:
         """Drop the view, and stop capturing what nobody else consumes; do nothing without it."""

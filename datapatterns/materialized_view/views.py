@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, Unpack
 
 from sqlalchemy import Connection, Engine
 
@@ -11,11 +11,17 @@ from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import ViewUndeclaredError
 from datapatterns.materialized_view.building_upon import Parents, parents_of
 from datapatterns.materialized_view.dependencies import companies, in_order, with_ancestors
-from datapatterns.materialized_view.reports import RefreshReport, ViewStatus
+from datapatterns.materialized_view.part import WhichRows, part_of
+from datapatterns.materialized_view.reports import RefreshReport, ViewStatus, ViewVerification
 from datapatterns.materialized_view.standing import read_standings
 from datapatterns.materialized_view.statuses import read_status
 from datapatterns.materialized_view.together import Company
-from datapatterns.materialized_view.view import PENDING_ROWS_MAX, MaterializedView
+from datapatterns.materialized_view.verifying import verify_view
+from datapatterns.materialized_view.view import (
+    DIFFERENCES_MAX,
+    PENDING_ROWS_MAX,
+    MaterializedView,
+)
 from datapatterns.materialized_view.waiting import Awaited, wait_for, wait_for_async
 from datapatterns.materialized_view.working import ViewWorker
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -183,6 +189,29 @@ class Views:
         return [
             read_status(conn, view, self._parents[view.name], limit=limit) for view in self.ordered
         ]
+
+    def verify(
+        self,
+        engine: Engine,
+        view: MaterializedView,
+        *,
+        limit: int = DIFFERENCES_MAX,
+        **rows: Unpack[WhichRows],
+    ) -> ViewVerification:
+        """Compare a view with its query in one snapshot, all of it or a part; see `WhichRows`.
+
+        Raises:
+            TypeError: There is a query in the condition.
+            ValueError: A sample, seed or condition cannot be used.
+            Exception: The errors of `MaterializedView.verify`.
+        """
+        definition = self.find(view.name).definition
+        part = part_of(definition.query, definition.columns, **rows)
+        with (
+            engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn,
+            resuming(conn, f"verifying view {view.name}"),
+        ):
+            return verify_view(conn, definition, part, limit=limit, clock=self.clock)
 
     def wait(
         self,

@@ -122,6 +122,7 @@ from datapatterns.materialized_view import (
     RefreshReport,
     Views,
     ViewStatus,
+    ViewVerification,
 )
 from datapatterns.sharding import EntityGroup, Hash, PinnedSession
 from datapatterns.testing import (
@@ -450,6 +451,9 @@ def views_and_indexes_report(conn: Connection) -> None:
     declared = Views([view])
     assert_type(declared.refresh(layer.engine), dict[str, RefreshReport])
     assert_type(declared.status(conn), list[ViewStatus])
+    assert_type(declared.verify(layer.engine, view, sample=0.1, seed=3), ViewVerification)
+    view.verify(conn, where=view.c.week < 5)
+    view.verify(conn, share=0.1)  # type: ignore[call-arg]  # it is called sample
     assert_type(layer.views.find("weekly"), MaterializedView)
     MaterializedView("daily", select(Line.week), schedule=Daily(time(3)), max_staleness_seconds=5)
     MaterializedView("daily", select(Line.week), schedule=60)  # type: ignore[arg-type]  # Every(60)
