@@ -198,6 +198,24 @@ def require_own_snapshot(conn: Connection, name: str, identity: DatabaseIdentity
         raise ForeignSnapshotError(name)
 
 
+def require_own_consumer(conn: Connection, name: str, *, schema: str) -> None:
+    """Refuse a consumer whose snapshot was taken in another database.
+
+    Raises:
+        ConsumerMissingError: Nobody has registered this name.
+        ForeignSnapshotError: It was.
+    """
+    consumers = change_log_tables(schema).consumers
+    found = conn.execute(
+        select(consumers.c.system_identifier, consumers.c.database_oid).where(
+            consumers.c.name == name
+        )
+    ).one_or_none()
+    if found is None:
+        raise ConsumerMissingError(name)
+    require_own_snapshot(conn, name, DatabaseIdentity(*found))
+
+
 def require_read_committed(conn: Connection) -> None:
     """Refuse a transaction whose snapshot is older than its statement.
 

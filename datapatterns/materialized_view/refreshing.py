@@ -14,7 +14,7 @@ from datapatterns.materialized_view.creating import (
     require_same_names,
 )
 from datapatterns.materialized_view.definition import ViewDefinition
-from datapatterns.materialized_view.locking import WRITING, hold_stored
+from datapatterns.materialized_view.locking import hold_stored
 from datapatterns.materialized_view.pending_changes import count_pending
 from datapatterns.materialized_view.rebuilding import rebuild
 from datapatterns.materialized_view.records import ViewRecord, read_record, record_duration
@@ -68,7 +68,7 @@ def _locked(
     conn: Connection, view: ViewDefinition, *, skip_locked: bool = False
 ) -> Consumer | None:
     log = ChangeLog(view.names.schema)
-    hold_stored(conn, view.names, WRITING)
+    hold_stored(conn, view.names)
     try:
         return log.lock_consumer(conn, view.names.consumer, skip_locked=skip_locked)
     except ConsumerMissingError as error:

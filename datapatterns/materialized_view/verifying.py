@@ -1,24 +1,20 @@
-"""Compare a view with its query, row by row, in one snapshot."""
+"""Compare a view with its query, row by row, in one statement and so in one snapshot.
+
+What is stored together with what is pending has to be what the query gives, at any time, so
+nobody has to stand still: neither writers nor those who refresh.
+"""
+
+from collections.abc import Sequence
 
 from psycopg import sql
-from psycopg.errors import SerializationFailure
 from sqlalchemy import Connection, func, select, text
-from sqlalchemy.exc import OperationalError
 
-from datapatterns.change_log.consuming import hold_consumer
-from datapatterns.clock import Clock
-from datapatterns.errors import (
-    ConsumerMissingError,
-    IsolationLevelError,
-    SnapshotOutdatedError,
-    ViewMissingError,
-)
+from datapatterns.change_log.consuming import read_consumer, require_own_consumer
+from datapatterns.errors import SnapshotOutdatedError, ViewMissingError, ViewNotPopulatedError
 from datapatterns.materialized_view.comparing import compare
 from datapatterns.materialized_view.definition import ViewDefinition
-from datapatterns.materialized_view.locking import VERIFYING, hold_stored
 from datapatterns.materialized_view.part import Part
 from datapatterns.materialized_view.records import read_record
-from datapatterns.materialized_view.refreshing import bring_up_to_date
 from datapatterns.materialized_view.reports import ViewVerification
 from datapatterns.sql.composing import execute
 
@@ -31,44 +27,37 @@ WHERE c.oid = ANY (CAST(:sources AS regclass[])::oid[])
 
 
 def verify_view(
-    conn: Connection, view: ViewDefinition, part: Part, *, limit: int, clock: Clock
+    conn: Connection, view: ViewDefinition, part: Part, *, limit: int
 ) -> ViewVerification:
-    """Refresh the view, then return the rows of ``part``, at most ``limit``, that it gets wrong.
-
-    Both happen in the snapshot of one REPEATABLE READ transaction, so that writers may go on.
+    """Return the rows of ``part``, at most ``limit``, that the view gets wrong as of now.
 
     Raises:
-        IsolationLevelError: The transaction is not REPEATABLE READ.
-        SnapshotOutdatedError: A table was truncated, or the view refreshed, just now.
-        TransactionInUseError: The transaction has already written something.
+        ForeignSnapshotError: The view was last refreshed in another database.
+        SnapshotOutdatedError: A table was truncated after the transaction's snapshot.
         ViewChangedError: The view was created from another query.
         ViewMissingError: The view was not created.
         ViewNotPopulatedError: The view has not been filled yet.
         ViewSampleError: A sample is wanted of a view whose keys have no hash.
     """
     names = view.names
-    # First of all: a snapshot from before this lock would miss what the last refresher wrote.
-    hold_stored(conn, names, VERIFYING)
+    record = read_record(conn, view)
+    consumer = read_consumer(conn, names.consumer, schema=names.schema)
+    if consumer is None:
+        raise ViewMissingError(names.view)
+    require_own_consumer(conn, names.consumer, schema=names.schema)
+    if not consumer.populated:
+        raise ViewNotPopulatedError(names.view)
     found = conn.execute(select(func.current_setting("transaction_isolation"))).scalar_one()
-    if found != "repeatable read":
-        raise IsolationLevelError(found=found, needed="repeatable read")
-    _hold_sources(conn, view)
-    try:
-        consumer = hold_consumer(conn, names.consumer, schema=names.schema)
-    except ConsumerMissingError as error:
-        raise ViewMissingError(names.view) from error
-    except OperationalError as error:
-        if isinstance(error.orig, SerializationFailure):
-            raise SnapshotOutdatedError(names.view) from error
-        raise
-    if consumer is not None:
-        bring_up_to_date(conn, view, consumer, clock=clock)
-    return compare(conn, view, names.view, part, limit=limit)
+    if found != "read committed":
+        _hold_sources(conn, [*record.logs])
+    return compare(conn, view, names.realtime, part, limit=limit)
 
 
-def _hold_sources(conn: Connection, view: ViewDefinition) -> None:
-    """Keep TRUNCATE away: it takes rows from older snapshots, too."""
-    sources = [*read_record(conn, view).logs]
+def _hold_sources(conn: Connection, sources: Sequence[str]) -> None:
+    """Keep TRUNCATE away: it takes rows from older snapshots, too.
+
+    A statement that has a snapshot of its own takes it after it has locked all that it reads.
+    """
     for source in sources:
         execute(conn, sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(source)))
     rewritten = conn.scalars(_REWRITTEN, {"sources": sources}).first()

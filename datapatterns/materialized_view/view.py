@@ -207,35 +207,32 @@ class MaterializedView:
         wait_for(engine, Awaited(self._definition, token, timeout_seconds, clock))
 
     def verify(
-        self,
-        conn: Connection,
-        *,
-        limit: int = DIFFERENCES_MAX,
-        clock: Clock = SYSTEM_CLOCK,
-        **rows: Unpack[WhichRows],
+        self, conn: Connection, *, limit: int = DIFFERENCES_MAX, **rows: Unpack[WhichRows]
     ) -> list[Difference]:
-        """Refresh the view, then return the rows, at most ``limit``, that it gets wrong.
+        """Return the rows, at most ``limit``, that the view gets wrong with what is pending.
 
-        Needs a REPEATABLE READ transaction that has written nothing; writers may go on. Values
-        are compared as SQL compares them. The caller commits the refresh.
+        One statement compares what `realtime` shows with what the query gives, so it is exact
+        whatever others write or refresh meanwhile, and keeps nobody waiting. Values are compared
+        as SQL compares them.
 
         Args:
-            conn: A connection in such a transaction.
+            conn: A connection in a transaction.
             limit: How many rows to return at most.
-            clock: Measures how long the refresh takes.
             rows: Which rows are compared, see `WhichRows`; all unless given.
 
         Raises:
-            IsolationLevelError: The transaction is not REPEATABLE READ.
-            SnapshotOutdatedError: A table was truncated, or the view refreshed, just now; begin
-                again.
+            ForeignSnapshotError: The view was last refreshed in another database.
+            SnapshotOutdatedError: A table was truncated after the transaction's snapshot, above
+                READ COMMITTED; begin again.
             TypeError: There is a query in the condition.
             ValueError: A sample, seed or condition cannot be used.
+            ViewChangedError: The view was created from another query.
+            ViewMissingError: The view was not created.
+            ViewNotPopulatedError: The view has not been filled yet.
             ViewSampleError: A sample is wanted of a view whose keys have no hash.
-            Exception: The errors of `refresh` as well.
         """
         part = part_of(self._definition.query, self._definition.columns, **rows)
-        return [*verify_view(conn, self._definition, part, limit=limit, clock=clock).differences]
+        return [*verify_view(conn, self._definition, part, limit=limit).differences]
 
     def drop(self, conn: Connection) -> None:
         """Drop the view, and stop capturing what nobody else consumes; do nothing without it."""

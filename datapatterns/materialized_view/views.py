@@ -198,7 +198,7 @@ class Views:
         limit: int = DIFFERENCES_MAX,
         **rows: Unpack[WhichRows],
     ) -> ViewVerification:
-        """Compare a view with its query in one snapshot, all of it or a part; see `WhichRows`.
+        """Compare a view as of now with its query, all of it or a part; see `WhichRows`.
 
         Raises:
             TypeError: There is a query in the condition.
@@ -207,11 +207,8 @@ class Views:
         """
         definition = self.find(view.name).definition
         part = part_of(definition.query, definition.columns, **rows)
-        with (
-            engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn,
-            resuming(conn, f"verifying view {view.name}"),
-        ):
-            return verify_view(conn, definition, part, limit=limit, clock=self.clock)
+        with engine.connect() as conn, resuming(conn, f"verifying view {view.name}"):
+            return verify_view(conn, definition, part, limit=limit)
 
     def wait(
         self,

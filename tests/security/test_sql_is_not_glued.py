@@ -67,7 +67,6 @@ ALLOWED = {
     "datapatterns/index_table/verifying.py:repair_index": QUOTED,
     "datapatterns/materialized_view/creating.py:_create_stored": OURS,
     "datapatterns/materialized_view/creating.py:_written": COMPILED,
-    "datapatterns/materialized_view/locking.py:hold_stored": OURS,
     "datapatterns/materialized_view/rebuilding.py:rebuild": "a view's name needs no quotes",
     "datapatterns/materialized_view/needs.py:_has_hash": BY_POSTGRES,
     "datapatterns/materialized_view/realtime.py:create_realtime": COMPILED,

@@ -69,8 +69,7 @@ def play(stage: Stage) -> None:
 
 def verify(stage: Stage) -> Iterator[Check]:
     """Compare the view with its own query, and with the files."""
-    snapshot = stage.layer.engine.execution_options(isolation_level="REPEATABLE READ")
-    with snapshot.begin() as conn:
+    with stage.layer.engine.connect() as conn:
         differences = WEEKLY.verify(conn)
         rows = conn.execute(select(*WEEKLY.c)).all()
     kinds = Counter(difference.kind for difference in differences)
