@@ -189,11 +189,10 @@ def read_age(
         shards.c.name == projection.name, shards.c.version == version
     )
     since = func.min(func.coalesce(followed.c.caught_up_at, text("'-infinity'::timestamptz")))
+    # Numbers are subtracted: of what has no end, PostgreSQL before 17 has no interval.
+    unsure = func.extract("epoch", func.clock_timestamp()) - func.extract("epoch", since)
     seen = (
-        select(
-            func.max(followed.c.mark).label("mark"),
-            func.extract("epoch", func.clock_timestamp() - since).label("seconds"),
-        )
+        select(func.max(followed.c.mark).label("mark"), unsure.label("seconds"))
         .where(followed.c.name == projection.name, followed.c.version == version)
         .subquery()
     )
