@@ -121,7 +121,7 @@ class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying, Ver
         try:
             with (
                 fresh_reads(engine) as conn,
-                leased(conn, self._tables, projection, self._terms()) as latest,
+                leased(conn, self._source, projection, self._terms()) as latest,
             ):
                 return run_pages(conn, runner, latest, pages_max=pages_max)
         except ProjectionModeError:
@@ -160,7 +160,7 @@ class Projections(Reading, LiveFolds, UnappliedEvents, SharedOut, Verifying, Ver
                 with looking(conn):
                     until = self._source.high_water_mark(conn)
             work = CatchUp(
-                self._tables,
+                self._source,
                 projection,
                 self._runner(projection, page_events),
                 self._terms(),

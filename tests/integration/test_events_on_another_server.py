@@ -1,6 +1,7 @@
 """Read models on one server, the events they follow on another."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -20,6 +21,7 @@ from datapatterns.errors import (
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.failpoints import armed
 from datapatterns.testing import Databases
+from datapatterns.transactions import fresh_reads
 from tests.fixtures.read_models import (
     Dashboard,
     DoubledSales,
@@ -67,7 +69,7 @@ def scanned(count: int) -> list[object]:
 
 
 def quantities(conn: Connection) -> int:
-    return conn.execute(select(func.sum(ProductSales.quantity))).scalar_one()
+    return conn.execute(select(func.coalesce(func.sum(ProductSales.quantity), 0))).scalar_one()
 
 
 def written(events: Engine, projections: Projections, count: int) -> Token:
@@ -173,6 +175,90 @@ def test_readers_are_told_how_long_ago_it_showed_everything(
     assert (never.positions_behind, never.seconds_behind) == (None, float("inf"))
     assert long_ago.seconds_behind > 3_600
     assert again.seconds_behind < 60
+
+
+def test_before_its_first_page_nobody_knows_how_old_it_is(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(2))
+
+    def ask() -> None:
+        assert_unknown_age(engine, projections)
+
+    with armed("projection.lease-claimed", ask):
+        projections.run(engine, SalesByProduct)
+    answer = projections.query(engine, SalesByProduct, quantities, max_staleness_seconds=3_600)
+
+    assert answer.value == 2
+
+
+def test_before_the_first_page_of_a_worker_nobody_knows_how_old_it_is(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(2))
+    worker = replace(projections, declared=[SalesByProduct]).worker()
+
+    with fresh_reads(engine) as conn:
+        worker.beat(conn)
+        assert_unknown_age(engine, projections)
+        worker.turn(conn)
+    answer = projections.query(engine, SalesByProduct, quantities, max_staleness_seconds=3_600)
+
+    assert answer.value == 2
+
+
+def assert_unknown_age(engine: Engine, projections: Projections) -> None:
+    answer = projections.query(engine, SalesByProduct, quantities)
+    assert (answer.value, answer.seconds_behind) == (0, float("inf"))
+    with pytest.raises(ReadModelBehindError):
+        projections.query(
+            engine, SalesByProduct, quantities, max_staleness_seconds=3_600, timeout_seconds=0
+        )
+
+
+def test_a_log_that_is_still_empty_is_soon_known_to_show(
+    engine: Engine, projections: Projections
+) -> None:
+    projections.catch_up(engine, SalesByProduct)
+
+    fresh = projections.query(engine, SalesByProduct, quantities, max_staleness_seconds=60)
+
+    assert fresh.position == 0
+
+
+def test_a_rebuild_of_what_was_never_run_claims_no_age(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(2))
+    projections.rebuild(engine, SalesByProduct)
+
+    rebuilt = projections.query(engine, SalesByProduct, quantities)
+    projections.run(engine, SalesByProduct)
+    looked = projections.query(engine, SalesByProduct, quantities)
+
+    assert (rebuilt.value, rebuilt.seconds_behind) == (2, float("inf"))
+    assert looked.seconds_behind < 60
+
+
+def test_a_build_shows_the_log_of_when_it_began_and_does_not_say_that_this_is_all(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(2))
+    projections.catch_up(engine, SalesByProduct)
+    claims: list[object] = []
+
+    def look() -> None:
+        followed = projection_tables(STORE.schema).followed.c
+        with engine.connect() as conn:
+            asked = select(followed.position, followed.caught_up_at).where(followed.version == 2)
+            claims.extend(tuple(row) for row in conn.execute(asked))
+
+    with armed("build.finished", look):
+        projections.rebuild(engine, DoubledSales)
+    answer = projections.query(engine, DoubledSales, quantities)
+
+    assert claims == [(2, None)]
+    assert answer.seconds_behind < 60
 
 
 def test_an_answer_claims_no_distance_that_it_cannot_know_but_the_status_counts_it(
@@ -349,7 +435,10 @@ def test_a_token_of_the_write_is_known_to_readers_of_a_dashboard(
         readers.wait(engine, Dashboard, Token(token.position, "00000000"), timeout_seconds=0)
 
 
-def test_a_layer_of_two_databases(events: Engine, engine: Engine) -> None:
+def test_a_layer_of_two_databases(
+    events: Engine, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)  # or it would be of a Redis, too
     create_tables(engine)
     with DataLayer(events.url, read_models_url=engine.url, projections=[SalesByProduct]) as layer:
         assert [report.name for report in layer.check()] == ["main", "read-models"]

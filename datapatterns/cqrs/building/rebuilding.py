@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from datapatterns.cqrs.definition import TableProjection
 from datapatterns.cqrs.running.advancing import advance
 from datapatterns.cqrs.running.bells import ring
+from datapatterns.cqrs.running.events_elsewhere import note_followed_log
 from datapatterns.cqrs.running.leasing import Lease, read_live_version, release, take_over
 from datapatterns.cqrs.running.modes import read_mode
 from datapatterns.cqrs.running.progress import ProjectionProgress
@@ -122,6 +123,8 @@ class TableRebuild:
             advance(conn, self._tables, lease, replay.position, parked=kept.count(lease))
             for lease in mine
         ]
+        for lease in mine:  # whether this is all of the log, its runner tells
+            note_followed_log(conn, self._tables, self.store, lease, mark=None)
         _replace(conn, models, replay.models)
         failpoint("rebuild.rows-replaced")
         targets = resolve_targets(conn, self.projection)

@@ -43,7 +43,7 @@ class Answer(Generic[T]):
             nobody knows. `Projections.status` asks it.
         seconds_behind: The age of the oldest event that it does not show; 0 if there is none. With
             the events on another server, for how long it has not been known to show all: at least
-            that age.
+            that age, and infinite if it never was.
         parked: How many events before that were put aside, because they could not be applied: they
             do not show either.
         is_stale: It is older than was asked for; only with ``stale="serve"``.

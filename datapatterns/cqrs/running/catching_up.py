@@ -17,7 +17,6 @@ from datapatterns.cqrs.running.runners import (
     page_of_each,
 )
 from datapatterns.cqrs.running.segments import make_whole
-from datapatterns.cqrs.schema import ProjectionTables
 from datapatterns.errors import (
     LeaseHeldError,
     LeaseLostError,
@@ -25,6 +24,7 @@ from datapatterns.errors import (
     ReadModelBehindError,
 )
 from datapatterns.event_sourcing.events import START, Position
+from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import looking
 
 
@@ -40,7 +40,7 @@ class Target:
 class CatchUp:
     """Brings a read model to a target, whoever does the work."""
 
-    tables: ProjectionTables
+    store: EventStore
     projection: type[AnyProjection]
     runner: Runner
     terms: LeaseTerms
@@ -92,7 +92,7 @@ class CatchUp:
         on_page: Callable[[ProjectionProgress], None],
     ) -> ProjectionProgress:
         events = 0
-        with leased(conn, self.tables, self.projection, self.terms) as latest:
+        with leased(conn, self.store, self.projection, self.terms) as latest:
             begin_all(conn, self.runner, latest)
             while True:
                 done = page_of_each(conn, self.runner, latest)

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import Connection, select
 
 from datapatterns.cqrs.definition import AnyProjection, RedisProjection
-from datapatterns.cqrs.running.registering import is_empty, register
+from datapatterns.cqrs.running.registering import register_to_follow
 from datapatterns.cqrs.running.sharing import Version
-from datapatterns.cqrs.schema import ProjectionTables
+from datapatterns.cqrs.schema import projection_tables
+from datapatterns.event_sourcing.store import EventStore
 from datapatterns.transactions import reading, resuming
 
 
@@ -20,8 +21,8 @@ class Enlisted:
         errors: Why others cannot be registered.
     """
 
-    def __init__(self, tables: ProjectionTables, declared: Sequence[type[AnyProjection]]) -> None:
-        self._tables = tables
+    def __init__(self, store: EventStore, declared: Sequence[type[AnyProjection]]) -> None:
+        self._store = store
         self._checked: set[Version] = set()
         self.versions: Mapping[Version, type[AnyProjection]] = {
             (one.name, one.version): one for one in declared
@@ -70,11 +71,10 @@ class Enlisted:
 
     def _register(self, conn: Connection, projection: type[AnyProjection]) -> None:
         with resuming(conn, f"registering projection {projection.name}"):
-            empty = is_empty(conn, projection)
-            register(conn, self._tables, projection, empty=empty)
+            register_to_follow(conn, self._store, projection)
 
     def _statuses(self, conn: Connection) -> dict[Version, str]:
-        projections = self._tables.projections.c
+        projections = projection_tables(self._store.schema).projections.c
         rows = conn.execute(select(projections.name, projections.version, projections.status))
         return {(name, version): status for name, version, status in rows}
 

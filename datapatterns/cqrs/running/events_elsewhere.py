@@ -9,7 +9,7 @@ checkpoint still commit together. What differs:
 - A restore, or a standby that was behind, takes back more. So beside each checkpoint the newest
   events at it are kept (see `log_witness`), and compared before the next page.
 - Those who read the read models cannot ask the log, which may be away. So each page leaves behind
-  how far the log was, and when.
+  how far the log was, and when; before the first page, that it is elsewhere.
 """
 
 from collections.abc import Collection, Iterator
@@ -18,10 +18,11 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Final, Self
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ProgrammingError
 
+from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.reading.log_identity import log_mark
 from datapatterns.cqrs.running.leasing import Lease
 from datapatterns.cqrs.running.log_witness import LogWitness, check_witness, read_witness
@@ -131,6 +132,38 @@ def check_followed_log(
         check_witness(own, store.schema, witness, lease.position, followed_by=lease.name)
 
 
+def begin_to_follow(
+    conn: Connection, tables: ProjectionTables, store: EventStore, projection: type[AnyProjection]
+) -> None:
+    """Leave behind that the log is elsewhere, and where it ends, for segments without a page yet.
+
+    Who reads would hold them against the log beside them: that is empty, so all would seem fresh.
+    """
+    if not isinstance(store, EventsElsewhere):
+        return
+    shards, followed = tables.shards.c, tables.followed
+    is_noted = exists().where(
+        followed.c.name == shards.name,
+        followed.c.version == shards.version,
+        followed.c.shard == shards.shard,
+    )
+    unnoted = conn.scalars(
+        select(shards.shard)
+        .where(shards.name == projection.name, shards.version == projection.version, ~is_noted)
+        .order_by(shards.shard)
+    ).all()
+    if not unnoted:  # nor is the other server asked, which may be away
+        return
+    with events_connection(store, conn) as own:
+        log = log_mark(own, store.schema)
+    end = store.high_water_mark(conn)
+    key = {"name": projection.name, "version": projection.version}
+    # Of no position that a page has led to, so what it says is held against no log.
+    seen = {"log": log, "position": START, "witness": "", "mark": end}
+    rows = [key | seen | {"shard": shard} for shard in unnoted]
+    conn.execute(insert(followed).on_conflict_do_nothing(), rows)
+
+
 def note_followed_log(
     conn: Connection,
     tables: ProjectionTables,
@@ -187,9 +220,10 @@ def note_idle(conn: Connection, tables: ProjectionTables, store: EventStore, lea
         return
     followed = tables.followed.c
     moment_ago = func.clock_timestamp() - timedelta(seconds=NOTED_SECONDS)
+    said_long_ago = or_(followed.caught_up_at.is_(None), followed.caught_up_at < moment_ago)
     conn.execute(
         update(tables.followed)
-        .where(_of(tables, lease), followed.seen_at < moment_ago)
+        .where(_of(tables, lease), said_long_ago)
         .values(seen_at=func.clock_timestamp(), caught_up_at=func.clock_timestamp())
     )
 

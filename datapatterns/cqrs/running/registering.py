@@ -6,11 +6,13 @@ from sqlalchemy import Connection, and_, delete, exists, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from datapatterns.cqrs.definition import AnyProjection, TableProjection
+from datapatterns.cqrs.running.events_elsewhere import begin_to_follow
 from datapatterns.cqrs.running.leasing import RUNNABLE, WHOLE_STATES, Lease
-from datapatterns.cqrs.schema import ProjectionTables
+from datapatterns.cqrs.schema import ProjectionTables, projection_tables
 from datapatterns.cqrs.tables.read_model import read_models_of
 from datapatterns.cqrs.tables.targets import resolve_targets
 from datapatterns.errors import ProjectionDefinitionError, ProjectionVersionError
+from datapatterns.event_sourcing.store import EventStore
 
 
 def register(
@@ -51,6 +53,21 @@ def register(
         raise ProjectionDefinitionError(
             name, f"its rows are in {_listed(there)}, not in {_listed(targets)}; rebuild it there"
         )
+
+
+def register_to_follow(
+    conn: Connection, store: EventStore, projection: type[AnyProjection]
+) -> None:
+    """Do as `register` does with what is there, and say where the events are that it follows.
+
+    Raises:
+        ProjectionDefinitionError: Its table is another projection's, or not the one it built.
+        ProjectionVersionError: What is there was built by another version.
+    """
+    tables = projection_tables(store.schema)
+    register(conn, tables, projection, empty=is_empty(conn, projection))
+    # With it, not with the first page: from now on the read model may be queried.
+    begin_to_follow(conn, tables, store, projection)
 
 
 def is_empty(conn: Connection, projection: type[AnyProjection]) -> bool:

@@ -10,8 +10,9 @@ from sqlalchemy import Connection
 from datapatterns.cqrs.definition import AnyProjection
 from datapatterns.cqrs.running.leasing import Lease, claim, release
 from datapatterns.cqrs.running.progress import ProjectionProgress
-from datapatterns.cqrs.running.registering import is_empty, register
-from datapatterns.cqrs.schema import ProjectionTables
+from datapatterns.cqrs.running.registering import register_to_follow
+from datapatterns.cqrs.schema import projection_tables
+from datapatterns.event_sourcing.store import EventStore
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import resuming
 
@@ -47,7 +48,7 @@ class LeaseTerms:
 @contextmanager
 def leased(
     conn: Connection,
-    tables: ProjectionTables,
+    store: EventStore,
     projection: type[AnyProjection],
     terms: LeaseTerms,
 ) -> Iterator[list[Lease]]:
@@ -57,8 +58,9 @@ def leased(
         LeaseHeldError: Others have them all.
         ProjectionVersionError: The read model was built by another version.
     """
+    tables = projection_tables(store.schema)
     with resuming(conn, f"the lease on projection {projection.name}"):
-        register(conn, tables, projection, empty=is_empty(conn, projection))
+        register_to_follow(conn, store, projection)
         latest = claim(conn, tables, projection, owner=terms.owner, seconds=terms.seconds)
     failpoint("projection.lease-claimed")
     try:

@@ -111,7 +111,7 @@ class ProjectionWorker:
 
     def __post_init__(self) -> None:
         self._holdings = Holdings(self.clock)
-        self._enlisted = Enlisted(self._tables, self.declared)
+        self._enlisted = Enlisted(self.store, self.declared)
 
     @property
     def troubles(self) -> Mapping[Version, Exception]:
