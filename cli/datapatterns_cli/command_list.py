@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "datapatterns_cli.projections:projections",
         "Look at read models, move them on, share them out.",
     ),
+    "views": ("datapatterns_cli.views:views", "Look at materialized views, refresh, verify them."),
     "worker": ("datapatterns_cli.worker:worker", "Run what an application declares."),
 }
 

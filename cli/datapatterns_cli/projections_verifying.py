@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from datapatterns_cli.amounts import Amount
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.projections_telling import Told
 from datapatterns_cli.shared_options import Command
@@ -23,26 +24,6 @@ if TYPE_CHECKING:
 
 _SEEDS: Final = 2**32
 _WHOLE: Final = ("ready", "live", "standby")
-
-
-class _Amount(click.ParamType[float]):
-    name = "SHARE|ROWS"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        text = str(value)
-        try:
-            if text.isdecimal() and int(text):
-                return int(text)
-            share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-        except ValueError:
-            share = 0
-        if not 0 < share <= 1:
-            self.fail(
-                f"{text!r} is neither a share, such as 0.05 or 5%, nor a number of rows", param, ctx
-            )
-        return share
 
 
 @dataclass(frozen=True)
@@ -69,7 +50,7 @@ class _Wrong:
 @click.option(
     "--version", type=click.IntRange(1), help="Which version.  [default: the newest declared]"
 )
-@click.option("--sample", type=_Amount(), help="Compare only so many, as 0.05, 5% or 10000 rows.")
+@click.option("--sample", type=Amount(), help="Compare only so many, as 0.05, 5% or 10000 rows.")
 @click.option(
     "--seed", type=click.IntRange(0, _SEEDS - 1), help="Which keys a sample has.  [default: any]"
 )

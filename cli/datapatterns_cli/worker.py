@@ -11,11 +11,12 @@ from datapatterns_cli.shared_options import Command
 
 if TYPE_CHECKING:
     from datapatterns import DataLayer
+    from datapatterns.materialized_view import ViewWorker
     from datapatterns.runtime import HowToWork, Worker, WorkerTotals
 
 
 @click.command(cls=Command)
-@click.option("--only", "only", multiple=True, metavar="NAME", help="Only this projection.")
+@click.option("--only", "only", multiple=True, metavar="NAME", help="Only this projection or view.")
 @click.option(
     "--threads",
     type=click.IntRange(1, 64),
@@ -42,6 +43,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="How long pages that are under way may take when it is stopped.",
 )
+@click.option(
+    "--view-threads",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="How many views may be refreshed at the same time.",
+)
+@click.option("--populate-views", is_flag=True, help="Fill views, too, that are not filled.")
 @click.option("--publish-mark", is_flag=True, help="Publish the high-water mark, too.")
 @pass_invocation
 def worker(  # noqa: PLR0913 -- click's options
@@ -54,13 +63,16 @@ def worker(  # noqa: PLR0913 -- click's options
     page_events: int | None,
     lease_seconds: float | None,
     grace_seconds: float,
+    view_threads: int,
+    populate_views: bool,
     publish_mark: bool,
 ) -> None:
-    """Move all projections of an application on; start as many of these as you like.
+    """Run what an application declares: move projections on, refresh views that are due.
 
-    They share the segments among them, and take over from those that die. SIGTERM and Ctrl-C
-    end one cleanly: pages that are under way are finished, or undone when --grace-seconds are
-    over; leases are given back at once; the exit code is 0. A second signal ends it at once.
+    Start as many of these as you like. They share the segments and the views among them, and
+    take over from those that die. SIGTERM and Ctrl-C end one cleanly: pages and refreshes that
+    are under way are finished, or undone when --grace-seconds are over; leases are given back at
+    once; the exit code is 0. A second signal ends it at once.
 
     \b
       datapatterns worker --app shop.data:layer
@@ -70,15 +82,41 @@ def worker(  # noqa: PLR0913 -- click's options
     if once and until_caught_up:
         raise click.UsageError("give --once or --until-caught-up, not both")
     layer = invocation.layer()
-    if not layer.projections.declared:
+    if not layer.projections.declared and not layer.views.declared:
         raise click.UsageError(
-            "nothing is declared to be run; name the app that has DataLayer(projections=[...]):"
-            " --app"
+            "nothing is declared to be run; name the app that has DataLayer(projections=[...],"
+            " views=[...]): --app"
         )
     how: HowToWork = {
         "threads": threads,
         "grace_seconds": grace_seconds,
+        "view_threads": view_threads,
+        "populate_views": populate_views,
+        **_further(layer, page_events, lease_seconds, publish_mark),
     }
+    work = layer.worker(only, **how)
+    began = time.monotonic()
+    with shown_logs(as_json=invocation.output.as_json):
+        done = _once(layer, work) if once else _run(layer, work, until_caught_up=until_caught_up)
+    seconds = round(time.monotonic() - began, 3)
+    told = {"events": done.events, "pages": done.pages}
+    if (views := _views_of(work)) is not None:
+        told["views_refreshed"] = views.refreshes
+        if until_caught_up:
+            told["views_refreshed"] += _refresh(layer, views, populate=populate_views)
+    invocation.output.values({**told, "seconds": seconds})
+    if once or until_caught_up:
+        _raise_troubles(work)
+
+
+def _further(
+    layer: "DataLayer",
+    page_events: int | None,
+    lease_seconds: float | None,
+    publish_mark: bool,  # noqa: FBT001 -- of the command
+) -> "HowToWork":
+    """Return what was said at the prompt of what may be left unsaid."""
+    how: HowToWork = {}
     if page_events is not None:
         how["page_events"] = page_events
     if lease_seconds is not None:
@@ -87,15 +125,31 @@ def worker(  # noqa: PLR0913 -- click's options
         from datapatterns.runtime import MarkLoop  # noqa: PLC0415 -- help must not wait for it
 
         how["loops"] = [MarkLoop(layer.events, layer.engine)]
-    work = layer.worker(only, **how)
-    began = time.monotonic()
-    with shown_logs(as_json=invocation.output.as_json):
-        done = _once(layer, work) if once else _run(layer, work, until_caught_up=until_caught_up)
-    seconds = round(time.monotonic() - began, 3)
-    invocation.output.values({"events": done.events, "pages": done.pages, "seconds": seconds})
-    if once or until_caught_up:
-        for error in work.projections.troubles.values():
+    return how
+
+
+def _raise_troubles(work: "Worker") -> None:
+    for error in work.projections.troubles.values():
+        raise error
+    if (views := _views_of(work)) is not None:
+        for error in views.troubles.values():
             raise error
+
+
+def _views_of(work: "Worker") -> "ViewWorker | None":
+    from datapatterns.runtime import ViewLoop  # noqa: PLC0415 -- help must not wait for it
+
+    return next((loop.worker for loop in work.loops if isinstance(loop, ViewLoop)), None)
+
+
+def _refresh(layer: "DataLayer", views: "ViewWorker", *, populate: bool) -> int:
+    """Let views show all that has been committed by now, but for those on demand; count them."""
+    declared = [view for company in views.companies for view in company.views]
+    names = [view.name for view in declared if not view.policy.on_demand]
+    if not names:
+        return 0
+    filled = layer.views.populate(layer.engine, names) if populate else {}
+    return len(filled) + len(layer.views.refresh(layer.engine, names))
 
 
 def _once(layer: "DataLayer", work: "Worker") -> "WorkerTotals":
@@ -106,6 +160,9 @@ def _once(layer: "DataLayer", work: "Worker") -> "WorkerTotals":
     finally:
         with layer.read_engine.connect() as conn:
             work.projections.leave(conn)
+    views = _views_of(work)
+    while views is not None and not views.step(layer.engine).pause_seconds:
+        pass
     return WorkerTotals(done.events, done.pages)
 
 

@@ -104,6 +104,16 @@ class Views:
         """Return the names of the views that ``view`` is built upon directly."""
         return self._parents[self.find(view.name).name]
 
+    def with_ancestors(self, only: Sequence[str] = ()) -> list[str]:
+        """Return the names of those that are named, and of what they are built upon, in order.
+
+        Raises:
+            ViewUndeclaredError: One is not declared.
+        """
+        wanted = [self.find(name).name for name in only or self._by_name]
+        found = with_ancestors(wanted, self._parents)
+        return [name for name in self._by_name if name in found]
+
     def create(self, conn: Connection) -> None:
         """Create those that are not there yet, empty; see `MaterializedView.create`."""
         for view in self.ordered:
@@ -126,7 +136,7 @@ class Views:
 
         Raises: as `MaterializedView.populate`, at the first that cannot be filled.
         """
-        names = self._with_ancestors(only)
+        names = set(self.with_ancestors(only))
         with engine.connect() as conn:
             standings = read_standings(conn, names, schema=self.schema)
         filled = {name for name, standing in standings.items() if standing.populated}
@@ -289,16 +299,11 @@ class Views:
         self, only: Sequence[str], timeout_seconds: float | None = None
     ) -> tuple[Company, ...]:
         """Return those that are meant in order, with what they are built upon."""
-        names = self._with_ancestors(only)
+        names = set(self.with_ancestors(only))
         return tuple(
             Company(tuple(self._by_name[name] for name in company), self.clock, timeout_seconds)
             for company in companies(self._parents)
             if names.intersection(company)
-        )
-
-    def _with_ancestors(self, only: Sequence[str]) -> set[str]:
-        return with_ancestors(
-            [self.find(name).name for name in only or self._by_name], self._parents
         )
 
     def _rebuilt(self, engine: Engine, names: Iterable[str], on_view: OnView) -> Reports:

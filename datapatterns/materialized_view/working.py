@@ -22,6 +22,7 @@ from datapatterns.materialized_view.pacing import BUSY_SECONDS, Rests, pause_sec
 from datapatterns.materialized_view.reports import RefreshReport
 from datapatterns.materialized_view.standing import ViewStanding, read_standings
 from datapatterns.materialized_view.together import Company
+from datapatterns.materialized_view.view import MaterializedView
 from datapatterns.telemetry import SILENT, Observer
 from datapatterns.transactions import fresh_reads, looking, resuming
 
@@ -71,7 +72,13 @@ class ViewWorker:
     _taken: set[Company] = field(default_factory=set, init=False, repr=False)
     _rests: Rests = field(default_factory=Rests, init=False, repr=False)
     _troubles: dict[str, Exception] = field(default_factory=dict, init=False, repr=False)
+    _refreshes: int = field(default=0, init=False, repr=False)
     _at_work: set[Connection] = field(default_factory=set, init=False, repr=False)
+
+    @property
+    def refreshes(self) -> int:
+        """How many times a view was refreshed or filled."""
+        return self._refreshes
 
     @property
     def troubles(self) -> Mapping[str, Exception]:
@@ -125,19 +132,26 @@ class ViewWorker:
         left = inf
         for view in company.views:
             standing = standings.get(view.name)
-            if standing is None:
-                self._troubles[view.name] = ViewMissingError(view.name)
-                return inf
-            if not standing.populated:
-                if not self.populates:
-                    self._troubles[view.name] = ViewNotPopulatedError(view.name)
-                    return inf
-                on = [standings.get(parent) for parent in self.parents[view.name]]
-                return -inf if all(one is not None and one.populated for one in on) else inf
+            if standing is None or not standing.populated:
+                return self._seconds_to_fill(view, standing, standings)
             if isinstance(self._troubles.get(view.name), ViewMissingError | ViewNotPopulatedError):
                 del self._troubles[view.name]
             left = min(left, standing.seconds_left(view.policy))
         return left
+
+    def _seconds_to_fill(
+        self,
+        view: MaterializedView,
+        standing: ViewStanding | None,
+        standings: Mapping[str, ViewStanding],
+    ) -> float:
+        if standing is not None and self.populates:
+            on = [standings.get(parent) for parent in self.parents[view.name]]
+            return -inf if all(one is not None and one.populated for one in on) else inf
+        if not view.policy.on_demand:
+            trouble = ViewMissingError if standing is None else ViewNotPopulatedError
+            self._troubles[view.name] = trouble(view.name)
+        return inf
 
     def _take(
         self, engine: Engine, company: Company, standings: Mapping[str, ViewStanding]
@@ -154,6 +168,7 @@ class ViewWorker:
             self._fail(company, error)
             return {}
         with self._lock:
+            self._refreshes += len(done or ())
             for name in company.names:
                 self._troubles.pop(name, None)
                 self._rests.end(name)

@@ -86,6 +86,8 @@ WORDS = {  # what follows each command, in the situation that `busy` makes
     "projections skipped": (),
     "projections status": (),
     "projections verify": (),
+    "views explain": (),
+    "views list": (),
 }
 ELSEWHERE = {  # command -> why it has tests of its own
     "demo": "it has servers",
@@ -97,6 +99,10 @@ ELSEWHERE = {  # command -> why it has tests of its own
     "projections rollback": "it needs a version that was read before",
     "projections run": "it needs a read model",
     "projections split": "it needs a read model",
+    "views populate": "it needs a view",
+    "views rebuild": "it needs a view",
+    "views refresh": "it needs a view",
+    "views verify": "it needs a view",
 }
 LINES = (
     b'{"format":"datapatterns.events","format_version":1}\n'
