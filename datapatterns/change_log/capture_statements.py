@@ -1,13 +1,12 @@
 """The statements that install capture; nothing here talks to a server."""
 
-import hashlib
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from psycopg import sql
 
+from datapatterns.change_log.capture_names import CaptureNames
 from datapatterns.change_log.inspecting import IMAGE_PREFIX, SourceColumn, SourceTable
+from datapatterns.change_log.partition_statements import unless_detached
 
 EVENTS = ("INSERT", "DELETE", "UPDATE", "TRUNCATE")
 
@@ -29,7 +28,7 @@ SET search_path = pg_catalog, pg_temp AS {body};
 REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;
 """)
 _BODY = sql.SQL("""
-BEGIN
+BEGIN{unless_detached}
     CASE TG_OP
     WHEN 'INSERT' THEN
         INSERT INTO {log} ({into}) SELECT {added} FROM new_rows;
@@ -64,53 +63,6 @@ _TRANSITIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class CaptureNames:
-    """What the parts of one captured table are called.
-
-    Two tables may share a name in different schemas, and PostgreSQL cuts names at 63 bytes; so a
-    digest tells them apart.
-    """
-
-    schema: str
-    suffix: str
-
-    @property
-    def log_name(self) -> str:
-        """Return the log's name without its schema."""
-        return f"change_log_{self.suffix}"
-
-    @property
-    def log(self) -> sql.Identifier:
-        """Return the log's name."""
-        return sql.Identifier(self.schema, self.log_name)
-
-    @property
-    def function(self) -> sql.Identifier:
-        """Return the name of the trigger function."""
-        return sql.Identifier(self.schema, f"capture_{self.suffix}")
-
-    @property
-    def guard(self) -> sql.Identifier:
-        """Return the name of the view that keeps captured columns from being dropped."""
-        return sql.Identifier(self.schema, f"capture_guard_{self.suffix}")
-
-    def trigger(self, event: str) -> str:
-        """Return the name of the trigger for ``event``; triggers share no names across tables."""
-        return f"{self.schema}_capture_{event.lower()}"
-
-
-def capture_names(schema: str, table_schema: str, table_name: str) -> CaptureNames:
-    """Return the names for what captures the changes of a table.
-
-    >>> capture_names("datapatterns", "public", "Line item").log_name
-    'change_log_line_item_b99d74ec'
-    """
-    readable = re.sub(r"[^a-z0-9_]", "_", table_name.lower())[:38]
-    digest = hashlib.sha256(f"{table_schema}\0{table_name}".encode()).hexdigest()[:8]
-    return CaptureNames(schema, f"{readable}_{digest}")
-
-
 def create_log(names: CaptureNames, source: SourceTable) -> sql.Composable:
     """Return the statements that create the log."""
     comment = sql.Literal(f"Changed rows of {source.full_name}; 1 added, -1 removed, 0 truncated")
@@ -128,17 +80,20 @@ def add_columns(names: CaptureNames, columns: Iterable[SourceColumn]) -> sql.Com
     return sql.SQL("ALTER TABLE {} ").format(names.log) + sql.SQL(", ").join(added)
 
 
-def replace_function(names: CaptureNames, columns: Sequence[SourceColumn]) -> sql.Composable:
+def replace_function(
+    names: CaptureNames, source: SourceTable, columns: Sequence[SourceColumn]
+) -> sql.Composable:
     """Return the statements that make the trigger function log ``columns``."""
-    body = function_body(names, columns)
+    body = function_body(names, source, columns)
     return _CREATE_FUNCTION.format(function=names.function, body=sql.Literal(body))
 
 
-def function_body(names: CaptureNames, columns: Sequence[SourceColumn]) -> str:
+def function_body(names: CaptureNames, source: SourceTable, columns: Sequence[SourceColumn]) -> str:
     """Return the body of the trigger function that logs ``columns``."""
     identifiers = [sql.Identifier(column.name) for column in columns]
     into = _listed([sql.Identifier("change_sign"), *identifiers])
     body = _BODY.format(
+        unless_detached=unless_detached(source),
         log=names.log,
         into=into,
         added=_listed([sql.SQL("1"), *identifiers]),
@@ -162,15 +117,15 @@ def replace_guard(
     )
 
 
-def create_trigger(names: CaptureNames, source: SourceTable, event: str) -> sql.Composable:
-    """Return the statements that create the trigger for ``event``.
+def create_trigger(names: CaptureNames, table: sql.Identifier, event: str) -> sql.Composable:
+    """Return the statements that create the trigger for ``event`` on a table or partition.
 
     It fires always, so that what a replication role writes is captured, too.
     """
     return _CREATE_TRIGGER.format(
         trigger=sql.Identifier(names.trigger(event)),
         event=sql.SQL(event),  # one of EVENTS
-        table=source.identifier,
+        table=table,
         transition=_TRANSITIONS[event],
         function=names.function,
     )
@@ -179,9 +134,14 @@ def create_trigger(names: CaptureNames, source: SourceTable, event: str) -> sql.
 def drop_capture(names: CaptureNames) -> sql.Composable:
     """Return the statements that remove triggers, function, guard and log."""
     return sql.SQL(
-        "DROP FUNCTION IF EXISTS {function} CASCADE; DROP VIEW IF EXISTS {guard};"
-        " DROP TABLE IF EXISTS {log};"
-    ).format(function=names.function, guard=names.guard, log=names.log)
+        "DROP FUNCTION IF EXISTS {function}, {move_function} CASCADE;"
+        " DROP VIEW IF EXISTS {guard}; DROP TABLE IF EXISTS {log};"
+    ).format(
+        function=names.function,
+        move_function=names.move_function,
+        guard=names.guard,
+        log=names.log,
+    )
 
 
 def _update(names: CaptureNames, columns: Sequence[SourceColumn]) -> sql.Composable:

@@ -1,14 +1,18 @@
 """Capture the changes of a table: install, widen, release."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from psycopg import sql
+from psycopg.errors import InsufficientPrivilege
 from sqlalchemy import Connection, Row, Table, delete, select, text
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.change_log import capture_statements as statements
-from datapatterns.change_log.capture_statements import EVENTS, CaptureNames, capture_names
+from datapatterns.change_log.capture_names import CaptureNames, capture_names
+from datapatterns.change_log.capture_statements import EVENTS
 from datapatterns.change_log.consuming import require_read_committed
 from datapatterns.change_log.inspecting import (
     SourceTable,
@@ -16,8 +20,14 @@ from datapatterns.change_log.inspecting import (
     inspect_source,
     resolve_name,
 )
+from datapatterns.change_log.partition_statements import create_move_trigger, replace_move_function
 from datapatterns.change_log.schema import change_log_tables
-from datapatterns.errors import CapturedTableInUseError, CaptureRefusedError
+from datapatterns.change_log.shapes import capture_shape, carrying_shape
+from datapatterns.errors import (
+    CapturedTableInUseError,
+    CaptureRefusedError,
+    MissingRightsError,
+)
 from datapatterns.sql.composing import execute
 
 _LOG_COLUMNS = text("""
@@ -29,26 +39,40 @@ JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 WHERE a.attrelid = to_regclass(:log) AND a.attnum > 0 AND NOT a.attisdropped
 """)
 _TRIGGERS = text("""
-SELECT t.tgname, t.tgenabled = 'A' AS fires_always, p.proname AS function, n.nspname AS schema,
-       p.prosrc AS body
+SELECT t.tgrelid AS relation, t.tgname, p.proname AS function, n.nspname AS schema,
+       t.tgenabled = 'A' AS fires_always,
+       EXISTS (SELECT FROM pg_catalog.pg_trigger o
+               JOIN pg_catalog.pg_class c ON c.oid = o.tgrelid AND c.relkind = 'p'
+               WHERE o.tgfoid = t.tgfoid AND o.tgrelid <> t.tgrelid) AS is_of_a_former_parent
 FROM pg_catalog.pg_trigger t
 JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-WHERE t.tgrelid = :oid AND t.tgname = ANY (:names)
+WHERE t.tgrelid = ANY (CAST(:relations AS oid[])) AND t.tgname = ANY (:names)
 """)
+_BODY = text("SELECT prosrc FROM pg_catalog.pg_proc WHERE oid = to_regproc(:function)")
 
 
-def capture(conn: Connection, table: Table | str, columns: Iterable[str], *, schema: str) -> str:
+def capture(
+    conn: Connection,
+    table: Table | str,
+    columns: Iterable[str],
+    *,
+    schema: str,
+    allow_row_security: bool = False,
+) -> str:
     """Log changes of ``columns`` from now on, beside those that are logged already.
 
     If all is in place, nothing is locked. Otherwise this waits for running writers of the table
-    and keeps new ones out until the transaction ends; set ``lock_timeout`` where that matters.
+    and its partitions and keeps new ones out until the transaction ends; set ``lock_timeout``
+    where that matters. Call it again after a partition was created or attached: until then its
+    consumers have to read everything anew each time.
 
     Args:
         conn: A connection in a transaction, such as a migration's. The caller commits.
         table: The table, or its name as SQL writes it.
         columns: The columns that somebody consumes; others' changes are not logged.
         schema: Where the library's tables live.
+        allow_row_security: Log rows past the table's row-level security, too.
 
     Returns:
         The name of the log in ``schema``.
@@ -57,20 +81,53 @@ def capture(conn: Connection, table: Table | str, columns: Iterable[str], *, sch
         CaptureRefusedError: Some changes of this table would be missed.
         IsolationLevelError: Something has to be installed, and the transaction is not READ
             COMMITTED: it would not see what others installed while it waited.
+        MissingRightsError: Something has to be installed, and the role does not own the table.
     """
     wanted = frozenset(columns)
-    source = inspect_source(conn, table)
+    source = inspect_source(conn, table, allow_row_security=allow_row_security)
     names = capture_names(schema, source.schema, source.name)
-    if _is_complete(conn, source, names, wanted):
+    captured = change_log_tables(schema).captured
+    allowed = conn.scalar(
+        select(captured.c.allows_row_security).where(captured.c.log_name == names.log_name)
+    )
+    if allowed in {True, allow_row_security} and _is_complete(conn, source, names, wanted):
         return names.log_name
     require_read_committed(conn)
-    lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(source.identifier)
-    execute(conn, lock)
-    # Who waited for the lock may find that somebody else has changed what it saw.
-    source = inspect_source(conn, table)
-    _require_not_renamed(conn, source, names)
-    _install(conn, source, names, wanted)
+    with _explaining_rights():
+        _capture(conn, table, wanted, schema=schema, allow_row_security=allow_row_security)
     return names.log_name
+
+
+def recapture(conn: Connection, *, schema: str, consumer: str | None = None) -> list[str]:
+    """Install what is missing at captured tables, new partitions above all; return which.
+
+    Those that lack nothing are not locked. Whoever consumes their changes reads everything anew
+    once more, and goes by the log from then on.
+
+    Args:
+        conn: A connection in a transaction. The caller commits.
+        schema: Where the library's tables live.
+        consumer: Look only at the tables whose changes it consumes.
+
+    Raises:
+        CaptureRefusedError: A table has become one whose changes would be missed.
+        MissingRightsError: The role does not own the table.
+    """
+    tables = change_log_tables(schema)
+    captured, subscriptions = tables.captured, tables.subscriptions
+    shape = capture_shape(captured.c.log_name, schema=schema)
+    wanted = select(captured).where(shape.is_(None))
+    if consumer is not None:
+        consumed = select(subscriptions.c.log_name).where(subscriptions.c.consumer == consumer)
+        wanted = wanted.where(captured.c.log_name.in_(consumed))
+    in_order = wanted.order_by(captured.c.table_schema, captured.c.table_name)
+    mended = []
+    for row in conn.execute(in_order).all():
+        name = sql.Identifier(row.table_schema, row.table_name).as_string(None)
+        allowed = row.allows_row_security
+        capture(conn, name, [], schema=schema, allow_row_security=allowed)
+        mended.append(f"{row.table_schema}.{row.table_name}")
+    return mended
 
 
 def release(conn: Connection, table: Table | str, *, schema: str) -> None:
@@ -93,6 +150,50 @@ def release(conn: Connection, table: Table | str, *, schema: str) -> None:
     conn.execute(delete(tables.captured).where(tables.captured.c.log_name == names.log_name))
 
 
+def _capture(
+    conn: Connection,
+    table: Table | str,
+    wanted: frozenset[str],
+    *,
+    schema: str,
+    allow_row_security: bool,
+) -> None:
+    source = inspect_source(conn, table, allow_row_security=allow_row_security)
+    names = capture_names(schema, source.schema, source.name)
+    captured = change_log_tables(schema).captured
+    # Of a partitioned table this locks all partitions, too.
+    lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(source.identifier)
+    execute(conn, lock)
+    # Who waited for the lock may find that somebody else has changed what it saw.
+    source = inspect_source(conn, table, allow_row_security=allow_row_security)
+    _require_free(conn, source, names)
+    with carrying_shape(conn, names.log_name, schema=schema):
+        _install(conn, source, names, wanted)
+        conn.execute(
+            insert(captured)
+            .values(
+                log_name=names.log_name,
+                table_schema=source.schema,
+                table_name=source.name,
+                allows_row_security=allow_row_security,
+            )
+            .on_conflict_do_update(
+                index_elements=[captured.c.log_name],
+                set_={"allows_row_security": captured.c.allows_row_security | allow_row_security},
+            )
+        )
+
+
+@contextmanager
+def _explaining_rights() -> Iterator[None]:
+    try:
+        yield
+    except ProgrammingError as error:
+        if isinstance(error.orig, InsufficientPrivilege):
+            raise MissingRightsError(str(error.orig.diag.message_primary)) from error
+        raise
+
+
 def _is_complete(
     conn: Connection, source: SourceTable, names: CaptureNames, wanted: frozenset[str]
 ) -> bool:
@@ -100,10 +201,14 @@ def _is_complete(
     if not wanted <= logged.keys():
         return False
     captured = [column for column in source.columns if column.name in logged]
-    body = statements.function_body(names, captured)
+    body = statements.function_body(names, source, captured)
     fit = all(logged[column.name] == column.logged_type_sql for column in captured)
-    working = _working_triggers(conn, source, names)
-    return fit and [trigger.body for trigger in working] == [body] * len(EVENTS)
+    function = names.function.as_string(None)
+    return (
+        fit
+        and conn.scalar(_BODY, {"function": function}) == body
+        and conn.scalar(select(capture_shape(names.log_name, schema=names.schema))) is not None
+    )
 
 
 def _install(
@@ -125,22 +230,49 @@ def _install(
         execute(conn, statements.add_columns(names, added))
     # A column that was renamed stays in the log for who still reads it, but is not filled.
     captured = [column for column in source.columns if column.name in wanted | logged.keys()]
-    execute(conn, statements.replace_function(names, captured))
+    execute(conn, statements.replace_function(names, source, captured))
     execute(conn, statements.replace_guard(names, source, captured))
-    for event in EVENTS:
-        working = {trigger.tgname for trigger in _working_triggers(conn, source, names)}
-        if names.trigger(event) not in working:
-            execute(conn, statements.create_trigger(names, source, event))
-    conn.execute(
-        insert(change_log_tables(names.schema).captured)
-        .values(log_name=names.log_name, table_schema=source.schema, table_name=source.name)
-        .on_conflict_do_nothing()
-    )
+    _create_triggers(conn, source, names)
 
 
-def _require_not_renamed(conn: Connection, source: SourceTable, names: CaptureNames) -> None:
+def _create_triggers(conn: Connection, source: SourceTable, names: CaptureNames) -> None:
+    working = {
+        (trigger.relation, trigger.tgname)
+        for trigger in _triggers(conn, source, names)
+        if trigger.fires_always
+        and sql.Identifier(trigger.schema, trigger.function) == names.function
+    }
+    for member in source.members:
+        for event in EVENTS:
+            if (member.oid, names.trigger(event)) not in working:
+                execute(conn, statements.create_trigger(names, member.identifier, event))
+    if source.is_partitioned:
+        # Always anew: a new partition may be partitioned by further columns.
+        execute(conn, replace_move_function(names))
+        execute(conn, create_move_trigger(names, source))
+
+
+def _require_free(conn: Connection, source: SourceTable, names: CaptureNames) -> None:
+    """Refuse a table that was captured under another name, or partitions captured on their own.
+
+    What was once a partition of another captured table keeps triggers which do nothing; they are
+    replaced.
+    """
+    captured = change_log_tables(names.schema).captured
+    others = {
+        (row.table_schema, row.table_name)
+        for row in conn.execute(select(captured.c.table_schema, captured.c.table_name))
+    }
+    for member in source.members[1:]:
+        if (member.schema, member.name) in others:
+            raise CaptureRefusedError(
+                source.full_name,
+                f"its partition {member.schema}.{member.name} is captured on its own; drop what"
+                " consumes that, and release it",
+            )
     for trigger in _triggers(conn, source, names):
-        if sql.Identifier(trigger.schema, trigger.function) != names.function:
+        function = sql.Identifier(trigger.schema, trigger.function)
+        if function != names.function and not trigger.is_of_a_former_parent:
             raise CaptureRefusedError(
                 source.full_name,
                 f"it is captured by {trigger.schema}.{trigger.function}() already, under the name"
@@ -155,15 +287,7 @@ def _logged_columns(conn: Connection, names: CaptureNames) -> dict[str, str]:
     return {row[0]: row[1] for row in conn.execute(_LOG_COLUMNS, {"log": log})}
 
 
-def _working_triggers(conn: Connection, source: SourceTable, names: CaptureNames) -> list[Row[Any]]:
-    return [
-        trigger
-        for trigger in _triggers(conn, source, names)
-        if trigger.fires_always
-        and sql.Identifier(trigger.schema, trigger.function) == names.function
-    ]
-
-
 def _triggers(conn: Connection, source: SourceTable, names: CaptureNames) -> Sequence[Row[Any]]:
+    relations = [member.oid for member in source.members]
     wanted = [names.trigger(event) for event in EVENTS]
-    return conn.execute(_TRIGGERS, {"oid": source.oid, "names": wanted}).all()
+    return conn.execute(_TRIGGERS, {"relations": relations, "names": wanted}).all()

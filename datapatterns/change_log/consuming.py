@@ -6,16 +6,23 @@ can be seen if and only if its logged rows can be; whenever it commits, it is in
 once. There is no order, no horizon and no wait. Only consumers of one name exclude each other.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, delete, func, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from datapatterns.change_log.identity import DatabaseIdentity, database_identity
+from datapatterns.change_log.explaining import warn_of_obstacles
+from datapatterns.change_log.identity import DatabaseIdentity, database_identity, timeline
 from datapatterns.change_log.schema import PgSnapshot, Xid8, change_log_tables
+from datapatterns.change_log.shapes import (
+    capture_changed,
+    capture_shape,
+    read_shapes,
+    store_shapes,
+)
 from datapatterns.change_log.snapshots import Snapshot, Xid
 from datapatterns.errors import (
     ConsumerMissingError,
@@ -41,6 +48,15 @@ class Consumer:
             its target may lack, or hold, anything.
         registered_at: When it was registered.
         advanced_at: When it was last advanced.
+        timeline: The server's timeline when it was last advanced, None if it was not.
+        has_switched: Whether this server is on another timeline: it failed over, or went back to
+            a point in time. Log and tables are of one moment even then; but what is *outside*
+            the database may contain what was lost, so replay or flush that.
+        restart_reason: Why it was told to begin anew; None once it has been advanced.
+        changed_logs: Those of its logs that do not tell all since it last read everything anew:
+            a partition came or went, say.
+        shapes: What the catalogue said of each log's table at the lock, None if changes of it go
+            unlogged.
     """
 
     name: str
@@ -49,6 +65,16 @@ class Consumer:
     populated: bool
     registered_at: datetime
     advanced_at: datetime | None
+    timeline: int | None
+    has_switched: bool
+    restart_reason: str | None
+    changed_logs: tuple[str, ...] = ()
+    shapes: Mapping[str, str | None] = field(default_factory=dict, repr=False, hash=False)
+
+    @property
+    def must_rebuild(self) -> bool:
+        """Return whether what is pending is not enough, and everything has to be read anew."""
+        return not self.populated or bool(self.changed_logs)
 
 
 def register_consumer(
@@ -73,6 +99,8 @@ def register_consumer(
     conn.execute(
         select(captured).where(captured.in_(wanted)).with_for_update(read=True, key_share=True)
     )
+    # Also before it: a partition that is attached in between has rows that nobody has logged.
+    shapes = {log: conn.scalar(select(capture_shape(log, schema=schema))) for log in wanted}
     conn.execute(
         insert(tables.consumers)
         .values(
@@ -81,13 +109,14 @@ def register_consumer(
             snapshot=_snapshot_without_own_changes(conn),
             system_identifier=identity.system_identifier,
             database_oid=identity.database_oid,
+            timeline=timeline,
         )
         .on_conflict_do_nothing()
     )
-    for log_name in wanted:
+    for log_name, shape in shapes.items():
         conn.execute(
             insert(tables.subscriptions)
-            .values(consumer=name, log_name=log_name)
+            .values(consumer=name, log_name=log_name, shape=shape)
             .on_conflict_do_nothing()
         )
 
@@ -130,23 +159,29 @@ def hold_consumer(
     """
     require_unwritten(conn, f"consuming changes as {name!r}")
     consumers = change_log_tables(schema).consumers
-    wanted = consumers.c.name == name
-    locked = (
-        select(*_columns(consumers), consumers.c.system_identifier, consumers.c.database_oid)
-        .where(wanted)
-        .with_for_update(skip_locked=skip_locked)
-    )
+    locked = _facts(schema).where(consumers.c.name == name).with_for_update(skip_locked=skip_locked)
     row = conn.execute(locked).one_or_none()
     if row is None:
-        if conn.scalar(select(consumers.c.name).where(wanted)) is None:
+        if conn.scalar(select(consumers.c.name).where(consumers.c.name == name)) is None:
             raise ConsumerMissingError(name)
         return None
-    *facts, system_identifier, database_oid = row
-    require_own_snapshot(conn, name, DatabaseIdentity(system_identifier, database_oid))
-    return Consumer(*facts)
+    identity = DatabaseIdentity(row.system_identifier, row.database_oid)
+    require_own_snapshot(conn, name, identity)
+    # A statement of its own: the locking one may have waited while somebody stored other shapes.
+    consumer = _as_consumer(conn, row, schema=schema)
+    unlogged = [log_name for log_name, shape in consumer.shapes.items() if shape is None]
+    warn_of_obstacles(conn, name, unlogged, schema=schema)
+    return consumer
 
 
-def advance_consumer(conn: Connection, name: str, snapshot: Snapshot, *, schema: str) -> None:
+def advance_consumer(
+    conn: Connection,
+    name: str,
+    snapshot: Snapshot,
+    *,
+    schema: str,
+    rebuilt: Consumer | None = None,
+) -> bool:
     """Store that ``name``, locked by this transaction, has consumed what ``snapshot`` shows.
 
     Args:
@@ -154,28 +189,42 @@ def advance_consumer(conn: Connection, name: str, snapshot: Snapshot, *, schema:
         name: The consumer.
         snapshot: That of the statement which read what was pending, never a later one.
         schema: Where the library's tables live.
+        rebuilt: The consumer as it was locked, if everything was read anew.
+
+    Returns:
+        Whether everything has to be read anew, by now: what was pending is not all then. After a
+        rebuild this says that something changed meanwhile, or that changes go unlogged.
 
     Raises:
         ConsumerMissingError: Nobody has registered this name.
     """
     consumers = change_log_tables(schema).consumers
+    if rebuilt is not None:
+        store_shapes(conn, name, rebuilt.shapes, schema=schema)
     # What this transaction logs after it has read what was pending stays pending.
     consumed = snapshot.without(conn.execute(select(_own_xid)).scalar_one())
-    advanced = conn.scalar(
+    has_changed: bool | None = conn.scalar(
         update(consumers)
         .where(consumers.c.name == name)
-        .values(snapshot=consumed, populated=True, advanced_at=func.statement_timestamp())
-        .returning(consumers.c.name)
+        .values(
+            snapshot=consumed,
+            populated=True,
+            advanced_at=func.statement_timestamp(),
+            timeline=timeline,
+            restart_reason=None,
+        )
+        .returning(capture_changed(name, schema=schema))
     )
-    if advanced is None:
+    if has_changed is None:
         raise ConsumerMissingError(name)
+    return has_changed
 
 
 def read_consumer(conn: Connection, name: str, *, schema: str) -> Consumer | None:
     """Return how far ``name`` is, without locking it; None if nobody has registered it."""
     consumers = change_log_tables(schema).consumers
-    row = conn.execute(select(*_columns(consumers)).where(consumers.c.name == name)).one_or_none()
-    return None if row is None else Consumer(*row)
+    row = conn.execute(_facts(schema).where(consumers.c.name == name)).one_or_none()
+    return None if row is None else _as_consumer(conn, row, schema=schema)
 
 
 def require_unwritten(conn: Connection, operation: str) -> None:
@@ -234,6 +283,30 @@ def _snapshot_without_own_changes(conn: Connection) -> Snapshot:
     return snapshot.without(own)
 
 
-def _columns(consumers: Table) -> list[Column[Any]]:
-    names = ("name", "kind", "snapshot", "populated", "registered_at", "advanced_at")
-    return [consumers.c[name] for name in names]
+def _facts(schema: str) -> Select[Any]:
+    consumers = change_log_tables(schema).consumers
+    names = ("name", "kind", "snapshot", "populated", "registered_at", "advanced_at", "timeline")
+    return select(
+        *(consumers.c[name] for name in names),
+        (consumers.c.timeline != timeline).is_(True).label("has_switched"),
+        consumers.c.restart_reason,
+        consumers.c.system_identifier,
+        consumers.c.database_oid,
+    )
+
+
+def _as_consumer(conn: Connection, row: Row[Any], *, schema: str) -> Consumer:
+    changed, shapes = read_shapes(conn, row.name, schema=schema)
+    return Consumer(
+        name=row.name,
+        kind=row.kind,
+        snapshot=row.snapshot,
+        populated=row.populated,
+        registered_at=row.registered_at,
+        advanced_at=row.advanced_at,
+        timeline=row.timeline,
+        has_switched=row.has_switched,
+        restart_reason=row.restart_reason,
+        changed_logs=changed,
+        shapes=shapes,
+    )

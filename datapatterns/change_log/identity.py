@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, Connection, column, func, select, table
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Integer,
+    column,
+    func,
+    literal_column,
+    select,
+    table,
+)
 from sqlalchemy.dialects.postgresql import OID
 
 _control = func.pg_control_system().table_valued(column("system_identifier", BigInteger))
@@ -11,6 +20,13 @@ _database = table("pg_database", column("oid", OID), column("datname"), schema="
 system_identifier = select(_control.c.system_identifier).scalar_subquery()
 database_oid = (
     select(_database.c.oid).where(_database.c.datname == func.current_database()).scalar_subquery()
+)
+# The timeline that is being written: after a promotion the control file has the old one until the
+# next checkpoint. A standby has no other.
+timeline = literal_column(
+    "CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())"
+    " ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer END",
+    Integer,
 )
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from psycopg import sql
 from psycopg.errors import UndefinedFunction
-from sqlalchemy import ARRAY, Connection, Row, Table, Text, func, select, text
+from sqlalchemy import ARRAY, Connection, Table, Text, func, select, text
 from sqlalchemy.exc import ProgrammingError
 
+from datapatterns.change_log.source_tree import Member, read_members
 from datapatterns.errors import CaptureRefusedError
 from datapatterns.sql.composing import execute
 
@@ -42,11 +42,20 @@ class SourceColumn:
 
 @dataclass(frozen=True, slots=True)
 class SourceTable:
-    """A table to capture."""
+    """A table to capture.
+
+    Attributes:
+        oid: Its oid.
+        schema: Its schema.
+        name: Its name without the schema.
+        members: The table itself, then its partitions at all depths.
+        columns: Those that triggers see the values of.
+    """
 
     oid: int
     schema: str
     name: str
+    members: tuple[Member, ...]
     columns: tuple[SourceColumn, ...]
 
     @property
@@ -59,13 +68,19 @@ class SourceTable:
         """Return the name for SQL."""
         return sql.Identifier(self.schema, self.name)
 
+    @property
+    def is_partitioned(self) -> bool:
+        """Return whether it has partitions, or may get some."""
+        return self.members[0].is_partitioned
+
+    @property
+    def keys(self) -> list[str]:
+        """Return the columns that decide in which partition a row is."""
+        return list(dict.fromkeys(key for member in self.members for key in member.keys))
+
 
 _TABLE = text("""
-SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
-       c.relpersistence AS persistence, c.relrowsecurity AS secured,
-       EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent))
-           AS inherits,
-       EXISTS (SELECT FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = c.oid) AS subscribes
+SELECT c.oid, n.nspname AS schema, c.relname AS name
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = to_regclass(:name)
@@ -107,12 +122,16 @@ WHERE a.attrelid = CAST(CAST(:relation AS regclass) AS oid) AND a.attnum > 0 AND
 ORDER BY a.attnum
 """)
 
-_KINDS = {
-    "p": "it is partitioned, and new partitions would have no triggers",
-    "f": "it is a foreign table, which others change without triggers here",
-    "v": "it is a view; capture the tables below it",
-    "m": "it is a materialized view, which fires no triggers",
-}
+# What a virtual column is computed from; its own expression depends on these.
+_COMPUTED_FROM = text("""
+SELECT a.attname FROM pg_catalog.pg_attribute v
+JOIN pg_catalog.pg_attrdef e ON e.adrelid = v.attrelid AND e.adnum = v.attnum
+JOIN pg_catalog.pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = e.oid
+ AND d.refclassid = 'pg_class'::regclass AND d.refobjid = v.attrelid AND d.refobjsubid <> v.attnum
+JOIN pg_catalog.pg_attribute a ON a.attrelid = v.attrelid AND a.attnum = d.refobjsubid
+WHERE v.attrelid = :oid AND v.attname = :name AND v.attgenerated = 'v'
+ORDER BY a.attnum
+""")
 
 
 def table_name(table: Table | str) -> str:
@@ -135,8 +154,10 @@ def resolve_name(conn: Connection, table: Table | str) -> tuple[str, str]:
     return (parts[0], parts[1]) if len(parts) > 1 else (current_schema, parts[0])
 
 
-def inspect_source(conn: Connection, table: Table | str) -> SourceTable:
-    """Return the table with all columns that it has.
+def inspect_source(
+    conn: Connection, table: Table | str, *, allow_row_security: bool = False
+) -> SourceTable:
+    """Return the table with its partitions and all columns that it has.
 
     Raises:
         CaptureRefusedError: Some of its changes would be missed.
@@ -145,15 +166,13 @@ def inspect_source(conn: Connection, table: Table | str) -> SourceTable:
     facts = conn.execute(_TABLE, {"name": name}).one_or_none()
     if facts is None:
         raise CaptureRefusedError(name, "there is no such table; check its name and search_path")
-    full_name = f"{facts.schema}.{facts.name}"
-    if reason := _obstacle(facts):
-        raise CaptureRefusedError(full_name, reason)
+    members = read_members(conn, facts.oid, allow_row_security=allow_row_security)
     columns = tuple(
         column
         for column in inspect_columns(conn, facts.oid)
         if column.name not in LOG_COLUMNS and not column.name.startswith(IMAGE_PREFIX)
     )
-    return SourceTable(facts.oid, facts.schema, facts.name, columns)
+    return SourceTable(facts.oid, facts.schema, facts.name, tuple(members), columns)
 
 
 def inspect_columns(conn: Connection, relation: int | str) -> list[SourceColumn]:
@@ -199,13 +218,8 @@ def choose_columns(
     """
     wanted = set(names)
     chosen = [column for column in source.columns if column.name in wanted]
-    missing = sorted(wanted - {column.name for column in chosen})
-    if missing:
-        raise CaptureRefusedError(
-            source.full_name,
-            f"column {missing[0]!r} does not exist, is virtual (triggers do not see its values)"
-            " or is named like the log's own columns",
-        )
+    for missing in sorted(wanted - {column.name for column in chosen}):
+        raise CaptureRefusedError(source.full_name, _why_missing(conn, source, missing))
     for column in chosen:
         if not has_equality(conn, source.identifier, column.name):
             raise CaptureRefusedError(
@@ -215,14 +229,13 @@ def choose_columns(
     return chosen
 
 
-def _obstacle(facts: Row[Any]) -> str | None:
-    if facts.kind in _KINDS:
-        return _KINDS[facts.kind]
-    obstacles = {
-        "it is a temporary table, which only one session sees": facts.persistence == "t",
-        "it is unlogged, so a crash empties it without a trace": facts.persistence == "u",
-        "it takes part in inheritance, so rows change through other tables": facts.inherits,
-        "a logical subscription fills it, and that fires no statement triggers": facts.subscribes,
-        "it has row-level security, which the log would get around": facts.secured,
-    }
-    return next((reason for reason, holds in obstacles.items() if holds), None)
+def _why_missing(conn: Connection, source: SourceTable, column: str) -> str:
+    computed_from = conn.scalars(_COMPUTED_FROM, {"oid": source.oid, "name": column}).all()
+    if computed_from:
+        # Its value is in no transition table.
+        return (
+            f"column {column!r} is virtual, and triggers do not see its values; capture what it is"
+            f" computed from ({', '.join(computed_from)}) and repeat its expression, or make it"
+            " STORED"
+        )
+    return f"column {column!r} does not exist, is virtual or is named like the log's own columns"

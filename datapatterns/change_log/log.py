@@ -18,9 +18,22 @@ class ChangeLog:
 
     schema: str = DEFAULT_SCHEMA
 
-    def capture(self, conn: Connection, table: Table | str, columns: Iterable[str]) -> str:
+    def capture(
+        self,
+        conn: Connection,
+        table: Table | str,
+        columns: Iterable[str],
+        *,
+        allow_row_security: bool = False,
+    ) -> str:
         """Log changes of ``columns`` from now on; see `capturing.capture`."""
-        return capturing.capture(conn, table, columns, schema=self.schema)
+        return capturing.capture(
+            conn, table, columns, schema=self.schema, allow_row_security=allow_row_security
+        )
+
+    def recapture(self, conn: Connection, *, consumer: str | None = None) -> list[str]:
+        """Install what is missing at captured tables; see `capturing.recapture`."""
+        return capturing.recapture(conn, schema=self.schema, consumer=consumer)
 
     def release(self, conn: Connection, table: Table | str) -> None:
         """Capture the changes of ``table`` no more; refuse while somebody consumes them."""
@@ -42,9 +55,16 @@ class ChangeLog:
         """Lock the consumer until the transaction ends; see `consuming.lock_consumer`."""
         return consuming.lock_consumer(conn, name, schema=self.schema, skip_locked=skip_locked)
 
-    def advance_consumer(self, conn: Connection, name: str, snapshot: Snapshot) -> None:
-        """Store that ``name`` has consumed what ``snapshot`` shows."""
-        consuming.advance_consumer(conn, name, snapshot, schema=self.schema)
+    def advance_consumer(
+        self,
+        conn: Connection,
+        name: str,
+        snapshot: Snapshot,
+        *,
+        rebuilt: Consumer | None = None,
+    ) -> bool:
+        """Store how far ``name`` has consumed; see `consuming.advance_consumer`."""
+        return consuming.advance_consumer(conn, name, snapshot, schema=self.schema, rebuilt=rebuilt)
 
     def collect_garbage(self, conn: Connection, *, limit: int = 10_000) -> int:
         """Delete logged changes that every consumer has consumed; return how many."""

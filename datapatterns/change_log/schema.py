@@ -9,6 +9,7 @@ from sqlalchemy import (
     Dialect,
     ForeignKey,
     Index,
+    Integer,
     Table,
     Text,
     UniqueConstraint,
@@ -94,6 +95,8 @@ def change_log_tables(schema: str, /) -> ChangeLogTables:
             server_default=func.statement_timestamp(),
         ),
         Column("advanced_at", TIMESTAMP(timezone=True)),
+        Column("timeline", Integer),
+        Column("restart_reason", Text),
     )
     captured = Table(
         "captured_table",
@@ -101,6 +104,7 @@ def change_log_tables(schema: str, /) -> ChangeLogTables:
         Column("log_name", Text, primary_key=True),
         Column("table_schema", Text, nullable=False),
         Column("table_name", Text, nullable=False),
+        Column("allows_row_security", Boolean, nullable=False, server_default=false()),
         UniqueConstraint("table_schema", "table_name"),
     )
     subscriptions = Table(
@@ -110,6 +114,7 @@ def change_log_tables(schema: str, /) -> ChangeLogTables:
             "consumer", Text, ForeignKey(consumers.c.name, ondelete="CASCADE"), primary_key=True
         ),
         Column("log_name", Text, ForeignKey(captured.c.log_name), primary_key=True),
+        Column("shape", Text),
         Index(None, "log_name"),
     )
     return ChangeLogTables(consumers, captured, subscriptions)

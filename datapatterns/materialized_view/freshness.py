@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, func, select
 
-from datapatterns.change_log import change_log_tables, pending_for
+from datapatterns.change_log import capture_changed, change_log_tables, pending_for
 from datapatterns.change_log.consuming import require_own_snapshot
 from datapatterns.change_log.identity import DatabaseIdentity
 from datapatterns.errors import ViewMissingError
@@ -38,6 +38,7 @@ def read_freshness(conn: Connection, view: ViewDefinition, *, limit: int) -> Fre
             consumers.c.advanced_at,
             consumers.c.system_identifier,
             consumers.c.database_oid,
+            capture_changed(names.consumer, schema=names.schema).label("changed"),
         ).where(consumers.c.name == names.consumer)
     ).one_or_none()
     if row is None:
@@ -47,7 +48,8 @@ def read_freshness(conn: Connection, view: ViewDefinition, *, limit: int) -> Fre
     return Freshness(
         populated=row.populated,
         pending_rows=row.pending,
-        stale_seconds=float(row.age) if row.pending else 0.0,
+        stale_seconds=float(row.age) if row.pending or row.changed else 0.0,
         refreshed_at=row.advanced_at,
         last_duration_seconds=record.last_duration_seconds,
+        has_to_be_rebuilt=row.changed,
     )

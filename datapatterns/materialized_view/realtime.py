@@ -52,6 +52,10 @@ def create_realtime(
         _pending(conn, names, number, source, logs, is_pending)
         for number, source in enumerate(blueprint.sources)
     ]
+    # A partition came or went, say: the log does not tell of its rows.
+    changed = sql.SQL("{}({})").format(
+        sql.Identifier(names.schema, "capture_changed"), sql.Literal(names.consumer)
+    )
     which = sql.SQL("" if blueprint.strategy is Strategy.REBUILD else "AND log.change_sign = 0")
     seen = [
         _ANY.format(log=sql.Identifier(names.schema, log), is_pending=is_pending, which=which)
@@ -63,7 +67,7 @@ def create_realtime(
         consumer=sql.Literal(names.consumer),
         pending=sql.SQL("").join(pending),
         marker=sql.Identifier(MARKER),
-        seen=sql.SQL(" OR ").join(seen),
+        seen=sql.SQL(" OR ").join([*seen, changed]),
         columns=as_defined(conn, names, blueprint.columns, "now"),
         current=sql.SQL(blueprint.current),  # SQLAlchemy wrote it, quoted
     )

@@ -48,7 +48,8 @@ def rebuild_view(conn: Connection, view: ViewDefinition, *, clock: Clock) -> Ref
     if consumer is not None and consumer.populated:
         pending = _count_pending(conn, view, record, consumer.snapshot)[0]
     outcome = _rebuild(conn, view, record, pending)
-    return _finish(conn, view, outcome, clock.monotonic() - started)
+    _advance(conn, view, outcome, rebuilt=consumer)
+    return _report(conn, view, outcome, clock.monotonic() - started)
 
 
 def bring_up_to_date(
@@ -60,8 +61,19 @@ def bring_up_to_date(
     if not consumer.populated:
         raise ViewNotPopulatedError(view.names.view)
     require_same_names(conn, view, record)
-    outcome = _follow(conn, view, record, consumer.snapshot)
-    return _finish(conn, view, outcome, clock.monotonic() - started)
+    if consumer.changed_logs:
+        # A partition came or went, say: the log does not tell of its rows.
+        pending = _count_pending(conn, view, record, consumer.snapshot)[0]
+        outcome = _rebuild(conn, view, record, pending)
+        _advance(conn, view, outcome, rebuilt=consumer)
+    else:
+        outcome = _follow(conn, view, record, consumer.snapshot)
+        if _advance(conn, view, outcome):
+            # Since the lock was taken; joins may have met rows that no delta belongs to. The
+            # shapes of then stay stored, so the next refresh rebuilds once more.
+            outcome = _rebuild(conn, view, record, outcome.pending_rows)
+            _advance(conn, view, outcome)
+    return _report(conn, view, outcome, clock.monotonic() - started)
 
 
 def _locked(
@@ -107,11 +119,18 @@ def _count_pending(
     return row[0], row[1]
 
 
-def _finish(
-    conn: Connection, view: ViewDefinition, outcome: _Outcome, seconds: float
-) -> RefreshReport:
+def _advance(
+    conn: Connection, view: ViewDefinition, outcome: _Outcome, *, rebuilt: Consumer | None = None
+) -> bool:
+    """Store how far the view is; return whether it has to be rebuilt, by now."""
     failpoint("view.rows-written")
     names = view.names
-    ChangeLog(names.schema).advance_consumer(conn, names.consumer, outcome.snapshot)
-    record_duration(conn, names, seconds)
+    log = ChangeLog(names.schema)
+    return log.advance_consumer(conn, names.consumer, outcome.snapshot, rebuilt=rebuilt)
+
+
+def _report(
+    conn: Connection, view: ViewDefinition, outcome: _Outcome, seconds: float
+) -> RefreshReport:
+    record_duration(conn, view.names, seconds)
     return RefreshReport(outcome.strategy, outcome.pending_rows, outcome.rows_changed, seconds)

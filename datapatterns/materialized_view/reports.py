@@ -34,9 +34,11 @@ class Freshness:
         populated: Whether it has been filled since it was created or rebased.
         pending_rows: How many captured changes it lacks, counted up to a limit.
         stale_seconds: 0 if nothing is pending, else the time since the last refresh: at most so
-            long has the oldest of them been missing.
+            long has the oldest of them been missing. So also if ``has_to_be_rebuilt``.
         refreshed_at: When it was last refreshed.
         last_duration_seconds: How long that took.
+        has_to_be_rebuilt: Whether its tables have changed in a way that is not captured, as by a
+            new partition. The next refresh rebuilds it.
     """
 
     populated: bool
@@ -44,6 +46,7 @@ class Freshness:
     stale_seconds: float
     refreshed_at: datetime | None
     last_duration_seconds: float | None
+    has_to_be_rebuilt: bool = False
 
 
 class ViewState(StrEnum):

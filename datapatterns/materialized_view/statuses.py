@@ -31,7 +31,7 @@ def state_of(freshness: Freshness, policy: RefreshPolicy) -> ViewState:
     """Return in one word how fresh a view is that was created from the query at hand."""
     if not freshness.populated:
         return ViewState.UNPOPULATED
-    if not freshness.pending_rows:
+    if not freshness.pending_rows and not freshness.has_to_be_rebuilt:
         return ViewState.FRESH
     allowed = policy.max_staleness_seconds
     overdue = allowed is not None and freshness.stale_seconds > allowed

@@ -4,10 +4,11 @@ import threading
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, inspect
+from sqlalchemy import Connection, Engine, inspect, select
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.change_log import ChangeLog
+from datapatterns.change_log.shapes import capture_shape
 from datapatterns.errors import CapturedTableInUseError, CaptureRefusedError, IsolationLevelError
 from datapatterns.sql.migrating import downgrade
 from tests.fixtures.blocking import until_blocked_by
@@ -319,9 +320,8 @@ def test_tables_of_one_name_have_logs_of_their_own(engine: Engine, log_name: str
 @pytest.mark.parametrize(
     ("definition", "reason"),
     [
-        ("CREATE TABLE t (a int) PARTITION BY LIST (a)", "partitioned"),
-        ("CREATE TABLE parent (a int); CREATE TABLE t () INHERITS (parent)", "inheritance"),
-        ("CREATE TABLE t (a int); CREATE TABLE child () INHERITS (t)", "inheritance"),
+        ("CREATE TABLE parent (a int); CREATE TABLE t () INHERITS (parent)", "part of parent"),
+        ("CREATE TABLE t (a int); CREATE TABLE child () INHERITS (t)", "inherit from it"),
         ("CREATE TEMPORARY TABLE t (a int)", "temporary"),
         ("CREATE UNLOGGED TABLE t (a int)", "unlogged"),
         ("CREATE VIEW t AS SELECT 1 AS a", "view"),
@@ -362,8 +362,71 @@ def test_virtual_columns_are_refused(conn: Connection) -> None:
         pytest.skip("needs PostgreSQL 18")
     run(conn, "CREATE TABLE t (a int, b int GENERATED ALWAYS AS (a + 1) VIRTUAL)")
 
-    with pytest.raises(CaptureRefusedError, match="virtual"):
+    with pytest.raises(CaptureRefusedError, match=r"virtual.*computed from \(a\)"):
         LOG.capture(conn, "t", ["b"])
+
+
+def test_row_security_is_passed_by_where_that_is_allowed_by_name(conn: Connection) -> None:
+    run(conn, "CREATE TABLE t (a int); ALTER TABLE t ENABLE ROW LEVEL SECURITY")
+
+    log_name = LOG.capture(conn, "t", ["a"], allow_row_security=True)
+    run(conn, "INSERT INTO t VALUES (1)")
+
+    assert logged(conn, log_name, "a") == [(1, "1")]
+    assert LOG.recapture(conn) == []
+    assert LOG.capture(conn, "t", [], allow_row_security=True) == log_name
+    with pytest.raises(CaptureRefusedError, match="allow_row_security"):
+        LOG.capture(conn, "t", ["a"])
+
+
+def test_row_security_that_comes_later_is_noticed_unless_it_was_allowed(conn: Connection) -> None:
+    run(conn, "CREATE TABLE t (a int); CREATE TABLE u (a int)")
+    for table, allowed in [("t", False), ("u", True)]:
+        log_name = LOG.capture(conn, table, ["a"])
+        if allowed:
+            LOG.capture(conn, table, ["a"], allow_row_security=True)
+        run(conn, f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        shape = conn.execute(select(capture_shape(log_name, schema=LOG.schema))).scalar_one()
+
+        assert (shape is not None) is allowed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE product DISABLE TRIGGER datapatterns_capture_update",
+        "ALTER TABLE product SET UNLOGGED",
+        "CREATE TABLE child () INHERITS (product)",
+        "CREATE TABLE parent (LIKE product); ALTER TABLE product INHERIT parent",
+        "INSERT INTO pg_subscription_rel VALUES (1, 'product'::regclass, 'r')",
+        (
+            "DROP VIEW datapatterns.capture_guard_{0};"
+            " ALTER TABLE product ALTER price TYPE numeric USING price + 1"
+        ),
+        "ALTER TABLE product RENAME name TO n; ALTER TABLE product RENAME note TO name",
+    ],
+    ids=lambda change: "_".join(change.split()[:5]),
+)
+def test_what_befalls_a_captured_table_changes_its_shape(
+    engine: Engine, log_name: str, change: str
+) -> None:
+    shape = select(capture_shape(log_name, schema=LOG.schema))
+    with engine.begin() as conn:
+        before = conn.execute(shape).scalar_one()
+        run(conn, change.format(log_name.removeprefix("change_log_")))
+
+        assert conn.execute(shape).scalar_one() != before is not None
+
+
+def test_a_generated_column_that_is_computed_anew_changes_the_shape(conn: Connection) -> None:
+    if conn.dialect.server_version_info < (17,):  # type: ignore[operator]  # it is connected
+        pytest.skip("needs PostgreSQL 17")
+    run(conn, "CREATE TABLE t (a int, b int GENERATED ALWAYS AS (a + 1) STORED)")
+    shape = select(capture_shape(LOG.capture(conn, "t", ["b"]), schema=LOG.schema))
+    before = conn.execute(shape).scalar_one()
+    run(conn, "ALTER TABLE t ALTER b SET EXPRESSION AS (a + 2)")
+
+    assert conn.execute(shape).scalar_one() != before is not None
 
 
 def test_a_released_table_is_as_it_was(engine: Engine, log_name: str) -> None:

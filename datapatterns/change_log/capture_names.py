@@ -1,0 +1,64 @@
+"""What the parts of a captured table are called."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from psycopg import sql
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureNames:
+    """What the parts of one captured table are called.
+
+    Two tables may share a name in different schemas, and PostgreSQL cuts names at 63 bytes; so a
+    digest tells them apart.
+    """
+
+    schema: str
+    suffix: str
+
+    @property
+    def log_name(self) -> str:
+        """Return the log's name without its schema."""
+        return f"change_log_{self.suffix}"
+
+    @property
+    def log(self) -> sql.Identifier:
+        """Return the log's name."""
+        return sql.Identifier(self.schema, self.log_name)
+
+    @property
+    def function(self) -> sql.Identifier:
+        """Return the name of the trigger function."""
+        return sql.Identifier(self.schema, f"capture_{self.suffix}")
+
+    @property
+    def move_function(self) -> sql.Identifier:
+        """Return the name of the function that logs rows which change their partition."""
+        return sql.Identifier(self.schema, f"capture_move_{self.suffix}")
+
+    @property
+    def move_trigger(self) -> str:
+        """Return the name of the trigger that calls it: the last one, as they fire by name."""
+        return f"~{self.schema}_capture_move"
+
+    @property
+    def guard(self) -> sql.Identifier:
+        """Return the name of the view that keeps captured columns from being dropped."""
+        return sql.Identifier(self.schema, f"capture_guard_{self.suffix}")
+
+    def trigger(self, event: str) -> str:
+        """Return the name of the trigger for ``event``; triggers share no names across tables."""
+        return f"{self.schema}_capture_{event.lower()}"
+
+
+def capture_names(schema: str, table_schema: str, table_name: str) -> CaptureNames:
+    """Return the names for what captures the changes of a table.
+
+    >>> capture_names("datapatterns", "public", "Line item").log_name
+    'change_log_line_item_b99d74ec'
+    """
+    readable = re.sub(r"[^a-z0-9_]", "_", table_name.lower())[:38]
+    digest = hashlib.sha256(f"{table_schema}\0{table_name}".encode()).hexdigest()[:8]
+    return CaptureNames(schema, f"{readable}_{digest}")
