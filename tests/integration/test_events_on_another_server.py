@@ -1,15 +1,17 @@
 """Read models on one server, the events they follow on another."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from redis import Redis
 from sqlalchemy import Connection, Engine, create_engine, func, select, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns import DataLayer
-from datapatterns.cqrs import Projection, Projections, Token, on
+from datapatterns.cqrs import Answer, Projection, Projections, Token, on
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.errors import (
     CheckpointError,
@@ -20,7 +22,7 @@ from datapatterns.errors import (
 )
 from datapatterns.event_sourcing import EventStore, RecordedEvent
 from datapatterns.failpoints import armed
-from datapatterns.testing import Databases
+from datapatterns.testing import Databases, ManualClock
 from datapatterns.transactions import fresh_reads
 from tests.fixtures.read_models import (
     Dashboard,
@@ -37,6 +39,10 @@ from tests.fixtures.read_models import (
 pytestmark = pytest.mark.postgres
 
 STORE = EventStore()
+AN_HOUR_AGO = (
+    "UPDATE datapatterns.projection_followed_log SET seen_at = seen_at - interval '1 hour',"
+    " caught_up_at = caught_up_at - interval '1 hour'"
+)
 
 
 class HereBase(DeclarativeBase):
@@ -161,13 +167,7 @@ def test_readers_are_told_how_long_ago_it_showed_everything(
     never = projections.query(engine, SalesByProduct, quantities)
     projections.catch_up(engine, SalesByProduct)
     with engine.begin() as conn:
-        conn.execute(
-            text(
-                "UPDATE datapatterns.projection_followed_log SET"
-                " seen_at = seen_at - interval '1 hour',"
-                " caught_up_at = caught_up_at - interval '1 hour'"
-            )
-        )
+        conn.execute(text(AN_HOUR_AGO))
     long_ago = projections.query(engine, SalesByProduct, quantities)
     projections.run(engine, SalesByProduct)
     again = projections.query(engine, SalesByProduct, quantities)
@@ -224,6 +224,49 @@ def test_a_log_that_is_still_empty_is_soon_known_to_show(
     fresh = projections.query(engine, SalesByProduct, quantities, max_staleness_seconds=60)
 
     assert fresh.position == 0
+
+
+def test_who_wants_it_fresher_than_its_runner_has_looked_asks_again_now_and_then(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(1))
+    projections.catch_up(engine, SalesByProduct)
+    with engine.begin() as conn:
+        conn.execute(text(AN_HOUR_AGO))
+    clock = ManualClock()
+    readers = replace(projections, clock=clock)
+
+    with pytest.raises(ReadModelBehindError):
+        readers.query(
+            engine, SalesByProduct, quantities, max_staleness_seconds=60, timeout_seconds=0.2
+        )
+
+    assert clock.monotonic() == pytest.approx(0.2)
+
+
+def test_a_task_waits_until_its_runner_has_looked(
+    events: Engine, engine: Engine, projections: Projections
+) -> None:
+    append_all(events, STORE, scanned(1))
+    projections.catch_up(engine, SalesByProduct)
+    with engine.begin() as conn:
+        conn.execute(text(AN_HOUR_AGO))
+
+    async def ask() -> Answer[int]:
+        own = create_async_engine(engine.url)
+        try:
+            query = projections.query_async(
+                own, SalesByProduct, quantities, max_staleness_seconds=60, timeout_seconds=60
+            )
+            runner = asyncio.to_thread(projections.run, engine, SalesByProduct)
+            answer, _ = await asyncio.gather(query, runner)
+        finally:
+            await own.dispose()
+        return answer
+
+    answer = asyncio.run(ask())
+
+    assert (answer.value, answer.is_stale) == (1, False)
 
 
 def test_a_rebuild_of_what_was_never_run_claims_no_age(

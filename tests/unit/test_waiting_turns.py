@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from datapatterns.cqrs import Token
 from datapatterns.cqrs.reading.answers import Age, Answer, Asked, Demand, Missed
-from datapatterns.cqrs.reading.querying_flow import Attempt, Await, querying
+from datapatterns.cqrs.reading.querying_flow import REST_SECONDS, Attempt, Await, Rest, querying
 from datapatterns.cqrs.reading.sights import Awaited, Sight, Surroundings
 from datapatterns.cqrs.reading.stalls import ShardState, Stall, find_stall
 from datapatterns.cqrs.reading.turns import Seen, Ticket, Turn, Turns
@@ -263,6 +263,27 @@ def test_a_query_asks_before_it_waits() -> None:
 
 def test_a_query_asks_again_after_it_has_waited() -> None:
     assert ended(querying({"after": Position(8)}, Time()), MISSED, None, ANSWER) == ANSWER
+
+
+def test_a_query_rests_before_it_asks_again_what_need_not_move_to_become_fresh() -> None:
+    time = Time()
+    steps = querying({"max_staleness_seconds": 1, "timeout_seconds": 2 * REST_SECONDS}, time)
+    attempt = next(steps)
+    reached = Missed("sales", Position(8), Token(Position(8)))
+
+    assert steps.send(reached) == Await(Token(Position(8)), 2 * REST_SECONDS)
+    assert steps.send(None) == Rest(REST_SECONDS)
+    time.now += REST_SECONDS * 1.5
+    assert steps.send(None) == attempt
+    steps.send(reached)
+    rest = steps.send(None)
+    assert isinstance(rest, Rest)
+    assert 0 < rest.seconds < REST_SECONDS, "what is left"
+    time.now += REST_SECONDS
+    assert steps.send(None) == attempt
+    steps.send(reached)
+    with pytest.raises(ReadModelBehindError):
+        steps.send(None)
 
 
 def test_a_query_without_time_asks_once_what_is_the_matter() -> None:

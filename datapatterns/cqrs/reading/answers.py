@@ -132,6 +132,11 @@ class Missed:
     position: Position | None
     goal: Token
 
+    @property
+    def has_reached_goal(self) -> bool:
+        """Whether it is as far as it should be, but too old for all that is known."""
+        return self.position is not None and self.position >= self.goal.position
+
     def error(self, detail: str | None = None, reason: str = "late") -> ReadModelBehindError:
         """Return what to raise if there is no other attempt."""
         return ReadModelBehindError(

@@ -18,7 +18,7 @@ from datapatterns.cqrs.reading.answering import (
 from datapatterns.cqrs.reading.answering_redis import RedisQuestion
 from datapatterns.cqrs.reading.answers import Age, Answer, Attempted, Demand, Missed
 from datapatterns.cqrs.reading.log_identity import shown_mark
-from datapatterns.cqrs.reading.querying_flow import Attempt, Await, Steps
+from datapatterns.cqrs.reading.querying_flow import Attempt, Await, Rest, Steps
 from datapatterns.cqrs.reading.tokens import Token, check_log
 from datapatterns.errors import ReadModelBehindError
 from datapatterns.event_sourcing.events import START, Position
@@ -37,6 +37,7 @@ def run_query(
     steps: Steps,
     attempt: Callable[[Attempt], Attempted[T]],
     wait: Callable[[Token, float], object],
+    rest: Callable[[float], None],
 ) -> Answer[T]:
     """Take the steps of a query and return its answer."""
     result: object = None
@@ -48,6 +49,9 @@ def run_query(
                     result = attempt(step)
                 case Await(goal, seconds):
                     result = _error_of(wait, goal, seconds)
+                case Rest(seconds):
+                    rest(seconds)
+                    result = None
     except StopIteration as done:
         found: Answer[T] = done.value
         return found

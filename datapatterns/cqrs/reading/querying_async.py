@@ -1,5 +1,6 @@
 """Query a read model in a task: as `querying` does in a thread."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -11,7 +12,7 @@ from datapatterns.cqrs.reading.answering import FinalPositionNeededError, Questi
 from datapatterns.cqrs.reading.answering_redis import AsyncRedisQuestion
 from datapatterns.cqrs.reading.answers import Answer, Attempted
 from datapatterns.cqrs.reading.querying import SNAPSHOT, enough, judged, place_in_redis
-from datapatterns.cqrs.reading.querying_flow import Attempt, Await, Steps
+from datapatterns.cqrs.reading.querying_flow import Attempt, Await, Rest, Steps
 from datapatterns.cqrs.reading.tokens import Token
 from datapatterns.errors import ReadModelBehindError
 from datapatterns.event_sourcing.events import START, Position
@@ -37,6 +38,9 @@ async def run_query_async(
                     result = await attempt(step)
                 case Await(goal, seconds):
                     result = await _error_of(wait, goal, seconds)
+                case Rest(seconds):
+                    await asyncio.sleep(seconds)
+                    result = None
     except StopIteration as done:
         found: Answer[T] = done.value
         return found

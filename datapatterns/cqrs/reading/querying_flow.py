@@ -21,6 +21,9 @@ T = TypeVar("T")
 TIMEOUT_SECONDS: Final = 5.0
 """How long a query waits unless it is told otherwise."""
 
+REST_SECONDS: Final = 0.05
+"""So often is asked again what can only become fresh by being looked at."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -42,7 +45,14 @@ class Await:
     seconds: float
 
 
-Step: TypeAlias = Attempt | Await
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Let time pass; the answer is None."""
+
+    seconds: float
+
+
+Step: TypeAlias = Attempt | Await | Rest
 Steps: TypeAlias = Generator[Step, Any, Answer[Any]]
 
 
@@ -69,6 +79,10 @@ def querying(asked: Asked, monotonic: Callable[[], float]) -> Steps:
             if stale == "refuse":
                 raise error
             return (yield from _what_is_there(demand, error))
+        if tried.has_reached_goal:
+            # With its events elsewhere, its runner has to look whether this is all: it may do so
+            # without any move that could be waited for.
+            yield Rest(min(REST_SECONDS, max(0.0, left)))
 
 
 def check_stale(asked: Asked) -> Stale:

@@ -172,6 +172,7 @@ class Reading(ABC):
             querying(asked, self.clock.monotonic),
             lambda step: attempt_in_snapshot(engine, question, step),
             lambda goal, seconds: self.wait(engine, projection, goal, timeout_seconds=seconds),
+            self.clock.sleep,
         )
 
     async def query_async(
@@ -249,6 +250,7 @@ class Reading(ABC):
                 step,
             ),
             lambda goal, seconds: self.wait(engine, projection, goal, timeout_seconds=seconds),
+            self.clock.sleep,
         )
 
     async def query_view_async(
