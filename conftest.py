@@ -10,6 +10,7 @@ from sybil.parsers.doctest import DocTestParser
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 pytest_plugins = [
+    "tests.fixtures.alembic_environments",
     "tests.fixtures.canaries",
     "tests.fixtures.colours",
     "tests.fixtures.empty_database",  # which the next two import

@@ -130,6 +130,23 @@ def recapture(conn: Connection, *, schema: str, consumer: str | None = None) -> 
     return mended
 
 
+def is_captured(
+    conn: Connection, table: Table | str, columns: Iterable[str], *, schema: str
+) -> bool:
+    """Return whether all is in place to log changes of ``columns``; lock nothing.
+
+    Raises:
+        CaptureRefusedError: Some changes of this table would be missed.
+    """
+    captured = change_log_tables(schema).captured
+    names = capture_names(schema, *resolve_name(conn, table))
+    allowed = conn.scalar(
+        select(captured.c.allows_row_security).where(captured.c.log_name == names.log_name)
+    )
+    source = inspect_source(conn, table, allow_row_security=bool(allowed))
+    return allowed is not None and _is_complete(conn, source, names, frozenset(columns))
+
+
 def release(conn: Connection, table: Table | str, *, schema: str) -> None:
     """Capture the changes of ``table`` no more; do nothing if they are not captured.
 

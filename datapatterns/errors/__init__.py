@@ -36,7 +36,8 @@ DataPatternsError
 │     testing             FaultRefusedError, HistoryError, SearchTooLargeError
 │     transactions        AbortedTransactionError, IsolationLevelError, TransactionInUseError
 │     views               ViewChangedError, ViewCycleError, ViewDefinitionError,
-│                         ViewMissingError, ViewSampleError, ViewUndeclaredError
+│                         ViewMigrationError, ViewMissingError, ViewSampleError,
+│                         ViewUndeclaredError
 ├── ConflictError         another writer won; reload, decide again
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
@@ -230,6 +231,7 @@ from datapatterns.errors.views import (
     ViewCycleError,
     ViewDefinitionError,
     ViewDiffersError,
+    ViewMigrationError,
     ViewMissingError,
     ViewNotPopulatedError,
     ViewSampleError,
@@ -363,6 +365,7 @@ __all__ = [
     "ViewCycleError",
     "ViewDefinitionError",
     "ViewDiffersError",
+    "ViewMigrationError",
     "ViewMissingError",
     "ViewNotPopulatedError",
     "ViewSampleError",

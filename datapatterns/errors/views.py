@@ -54,6 +54,20 @@ class ViewDefinitionError(ConfigurationError):
         self.advice = advice
 
 
+class ViewMigrationError(ConfigurationError):
+    """A migration cannot do with a view what it says.
+
+    Attributes:
+        view: The view's name.
+        reason: What stands in the way, and the way out.
+    """
+
+    def __init__(self, view: str, reason: str) -> None:
+        super().__init__(f"view {view!r} cannot be migrated: {reason}")
+        self.view = view
+        self.reason = reason
+
+
 class ViewMissingError(ConfigurationError):
     """The view has not been created in this database.
 

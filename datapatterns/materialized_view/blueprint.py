@@ -5,7 +5,7 @@ keeps it, so that what is there can be compared with what is declared.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Self
 
@@ -14,7 +14,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError
 
 from datapatterns.errors import ViewDefinitionError
+from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.strategy import Explanation, Strategy
+from datapatterns.materialized_view.written_sql import canonical, renamed
 
 # Not the driver's dialect: that doubles every %, and nothing halves them again here.
 _DIALECT: Final = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
@@ -65,6 +67,9 @@ class Source:
 class Blueprint:
     """What a view consists of.
 
+    Its SQL is on one line, however it was given. Migrations have written blueprints down: a field
+    that is added needs a default.
+
     Attributes:
         columns: What it shows, by name.
         strategy: How its stored rows follow the tables.
@@ -94,6 +99,10 @@ class Blueprint:
     sources: tuple[Source, ...]
     requirements: tuple[Requirement, ...]
 
+    def __post_init__(self) -> None:
+        for name in WRITTEN:
+            object.__setattr__(self, name, canonical(getattr(self, name)))
+
     @property
     def explanation(self) -> Explanation:
         """Return how the view is kept, and why."""
@@ -104,6 +113,17 @@ class Blueprint:
         """Return a digest of what has to be the same for stored rows to be right."""
         parts = (*self.columns, self.definition, self.fresh, *self.stored)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def under(self, old: ViewNames, new: ViewNames) -> Self:
+        """Return it for a view of other names in the same schema."""
+        names = dict(zip(old.relations, new.relations, strict=True))
+        return replace(
+            self,
+            definition=renamed(self.definition, old.schema, names),
+            fresh=renamed(self.fresh, old.schema, names),
+            shown=renamed(self.shown, old.schema, names),
+            current=renamed(self.current, old.schema, names),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -129,6 +149,9 @@ class Blueprint:
             ),
         )
 
+
+WRITTEN: Final = ("definition", "fresh", "shown", "current")
+"""The fields of a blueprint that are SQL."""
 
 MARKER: Final = "datapatterns_marker"
 """A relation of one row: ``seen``, whether pending changes say no more than that all may differ."""

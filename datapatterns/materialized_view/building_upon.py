@@ -18,13 +18,13 @@ def parents_of(views: Iterable[MaterializedView]) -> dict[str, tuple[str, ...]]:
     known = {(view.schema, view.name): view for view in views}
     return {
         view.name: tuple(
-            sorted({known[name].name for name in _tables(view.definition.query) if name in known})
+            sorted({known[name].name for name in tables_of(view.definition.query) if name in known})
         )
         for view in known.values()
     }
 
 
-def _tables(query: ExternallyTraversible) -> Iterator[tuple[str | None, str]]:
+def tables_of(query: ExternallyTraversible) -> Iterator[tuple[str | None, str]]:
     """Return schema and name of all tables that are read anywhere in ``query``."""
     seen: set[int] = set()
     left: list[Any] = [query]

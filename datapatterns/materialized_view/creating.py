@@ -54,8 +54,11 @@ def drop_view(conn: Connection, names: ViewNames) -> None:
     sources = conn.scalar(select(views.c.sources).where(views.c.name == names.view))
     if sources is None:
         return
-    # Two of them are gone if a table was dropped with CASCADE.
-    drop = sql.SQL("DROP VIEW IF EXISTS {}; DROP VIEW {}; DROP TABLE {}; DROP VIEW IF EXISTS {}")
+    # Two of them are gone if a table was dropped with CASCADE, others if somebody has done that.
+    drop = sql.SQL(
+        "DROP VIEW IF EXISTS {}; DROP VIEW IF EXISTS {}; DROP TABLE IF EXISTS {};"
+        " DROP VIEW IF EXISTS {}"
+    )
     parts = (names.realtime, names.view, names.stored, names.definition)
     execute(conn, drop.format(*(sql.Identifier(names.schema, part) for part in parts)))
     conn.execute(delete(views).where(views.c.name == names.view))

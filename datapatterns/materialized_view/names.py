@@ -31,6 +31,11 @@ class ViewNames:
         return f"{self.view}_realtime"
 
     @property
+    def relations(self) -> tuple[str, str, str, str]:
+        """Return all relations: what is shown, stored, the query, and what is so now."""
+        return (self.view, self.stored, self.definition, self.realtime)
+
+    @property
     def consumer(self) -> str:
         """Return who consumes changes for the view."""
         return f"view:{self.view}"

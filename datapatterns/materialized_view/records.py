@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select, update
+from psycopg import sql
+from sqlalchemy import Connection, func, select, update
 
 from datapatterns.errors import ViewChangedError, ViewMissingError
 from datapatterns.materialized_view.blueprint import Blueprint
@@ -71,6 +72,29 @@ def read_record(conn: Connection, view: ViewDefinition) -> ViewRecord:
     if record is None:
         raise ViewMissingError(view.names.view)
     return record
+
+
+def has_catalogue(conn: Connection, schema: str) -> bool:
+    """Return whether the library's migrations have made the table of views."""
+    table = sql.Identifier(schema, materialized_views(schema).name).as_string(None)
+    return conn.scalar(select(func.to_regclass(table))) is not None
+
+
+def read_blueprints(conn: Connection, schema: str) -> dict[str, Blueprint]:
+    """Return what each view in ``schema`` consists of, in the order of their names."""
+    views = materialized_views(schema)
+    found = conn.execute(select(views.c.name, views.c.blueprint).order_by(views.c.name))
+    return {row.name: Blueprint.from_json(row.blueprint) for row in found}
+
+
+def read_columns(conn: Connection, names: ViewNames) -> dict[str, tuple[str, ...]]:
+    """Return the columns that the view reads of each table; none if it was not created.
+
+    Tables are named with their schema, quoted.
+    """
+    views = materialized_views(names.schema)
+    sources = conn.scalar(select(views.c.sources).where(views.c.name == names.view)) or {}
+    return {table: tuple(source["columns"]) for table, source in sources.items()}
 
 
 def read_blueprint(conn: Connection, names: ViewNames) -> Blueprint | None:

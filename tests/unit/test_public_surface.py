@@ -13,6 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PACKAGES = (
     "datapatterns",
     "datapatterns.aio",
+    "datapatterns.alembic",
     "datapatterns.cache_aside",
     "datapatterns.change_log",
     "datapatterns.clock",
