@@ -106,7 +106,7 @@ def register_consumer(
         .values(
             name=name,
             kind=kind,
-            snapshot=_snapshot_without_own_changes(conn),
+            snapshot=snapshot_without_own_changes(conn),
             system_identifier=identity.system_identifier,
             database_oid=identity.database_oid,
             timeline=timeline,
@@ -276,7 +276,8 @@ def require_read_committed(conn: Connection) -> None:
         raise IsolationLevelError(found=found, needed="read committed")
 
 
-def _snapshot_without_own_changes(conn: Connection) -> Snapshot:
+def snapshot_without_own_changes(conn: Connection) -> Snapshot:
+    """Return the statement's snapshot; what this transaction writes later is not in it."""
     row = conn.execute(select(current_snapshot, _own_xid)).one()
     snapshot: Snapshot = row[0]
     own: Xid = row[1]

@@ -1,15 +1,25 @@
 """The change log of one schema."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Engine, Table
 
-from datapatterns.change_log import capturing, collecting, consuming
+from datapatterns.change_log import bounding, capturing, collecting, consuming, rebasing
 from datapatterns.change_log.consuming import Consumer
 from datapatterns.change_log.snapshots import Snapshot
+from datapatterns.change_log.status import ChangeLogStatus, read_status
 from datapatterns.change_log.tokens import ChangeToken, has_consumed
+from datapatterns.change_log.waiting import AwaitedChange, wait_for, wait_for_async
+from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+COUNTED_ROWS_MAX: Final = 100_000
+"""How far `ChangeLog.status` counts unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +81,45 @@ class ChangeLog:
         return collecting.collect_garbage(conn, schema=self.schema, limit=limit)
 
     def rebase(self, conn: Connection) -> int:
-        """Let every consumer begin anew, in a restored database; see `collecting.rebase`."""
-        return collecting.rebase(conn, schema=self.schema)
+        """Let every consumer begin anew, in a restored database; see `rebasing.rebase`."""
+        return rebasing.rebase(conn, schema=self.schema)
+
+    def restart_laggards(self, conn: Connection, *, pending_rows_max: int) -> Mapping[str, int]:
+        """Bound the growth of logs by who stands still; see `bounding.restart_laggards`."""
+        return bounding.restart_laggards(
+            conn, schema=self.schema, pending_rows_max=pending_rows_max
+        )
+
+    def status(self, conn: Connection, *, limit: int = COUNTED_ROWS_MAX) -> ChangeLogStatus:
+        """Return how logs grow and for whom, rows counted up to ``limit`` each."""
+        return read_status(conn, schema=self.schema, limit=limit)
 
     def has_consumed(self, conn: Connection, name: str, token: ChangeToken) -> bool:
         """Return whether consumer ``name`` has consumed what ``token`` stands for."""
         return has_consumed(conn, name, token, schema=self.schema)
+
+    def wait(
+        self,
+        engine: Engine,
+        name: str,
+        token: ChangeToken,
+        *,
+        timeout_seconds: float,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Return as soon as consumer ``name`` has consumed the write; see `waiting.wait_for`."""
+        wait_for(engine, AwaitedChange(self.schema, name, token, timeout_seconds, clock))
+
+    async def wait_async(
+        self,
+        engine: "AsyncEngine",
+        name: str,
+        token: ChangeToken,
+        *,
+        timeout_seconds: float,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Do as `wait` does, in a task."""
+        await wait_for_async(
+            engine, AwaitedChange(self.schema, name, token, timeout_seconds, clock)
+        )

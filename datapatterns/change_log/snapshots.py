@@ -42,6 +42,17 @@ class Snapshot:
         """Return whether what ``xid`` committed can be seen."""
         return xid < self.xmax and xid not in self.in_progress
 
+    def full_xid(self, xid: int) -> Xid:
+        """Return the id whose last 32 bits are ``xid``, as some of PostgreSQL's views show it.
+
+        >>> Snapshot.parse("8589934590:8589934600:").full_xid(4294967295)
+        8589934591
+        >>> Snapshot.parse("8589934590:8589934600:").full_xid(9)
+        8589934601
+        """
+        half = 2**31
+        return Xid(self.xmax + (xid - self.xmax + half) % 2**32 - half)
+
     def without(self, xid: Xid) -> "Snapshot":
         """Return the snapshot that does not show ``xid``.
 

@@ -6,7 +6,7 @@ from typing import Self
 
 from sqlalchemy import Connection, func, select
 
-from datapatterns.change_log.consuming import read_consumer
+from datapatterns.change_log.consuming import read_consumer, require_own_consumer
 from datapatterns.change_log.identity import system_identifier
 from datapatterns.change_log.schema import Xid8
 from datapatterns.change_log.snapshots import Xid
@@ -58,6 +58,7 @@ def has_consumed(conn: Connection, name: str, token: ChangeToken, *, schema: str
 
     Raises:
         ConsumerMissingError: Nobody has registered this name.
+        ForeignSnapshotError: The consumer was last advanced in another database.
         ValueError: The token comes from another cluster.
     """
     if conn.scalar(select(system_identifier)) != token.system_identifier:
@@ -65,4 +66,5 @@ def has_consumed(conn: Connection, name: str, token: ChangeToken, *, schema: str
     consumer = read_consumer(conn, name, schema=schema)
     if consumer is None:
         raise ConsumerMissingError(name)
+    require_own_consumer(conn, name, schema=schema)
     return consumer.populated and consumer.snapshot.shows(token.xid)

@@ -47,6 +47,7 @@ DataPatternsError
 │     views               SnapshotOutdatedError
 ├── UnavailableError      a dependency did not answer; retry with backoff
 │     caches              CacheBusyError
+│     change_log          ConsumerBehindError
 │     embedded            EmbeddedTimeoutError
 │     index_tables        IndexNotReadyError
 │     migrations          MigrationBlockedError
@@ -83,6 +84,7 @@ from datapatterns.errors.caches import (
 from datapatterns.errors.change_log import (
     CapturedTableInUseError,
     CaptureRefusedError,
+    ConsumerBehindError,
     ConsumerMissingError,
     ForeignSnapshotError,
 )
@@ -257,6 +259,7 @@ __all__ = [
     "ConditionConflictError",
     "ConfigurationError",
     "ConflictError",
+    "ConsumerBehindError",
     "ConsumerMissingError",
     "CorruptionError",
     "DataPatternsError",

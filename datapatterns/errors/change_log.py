@@ -1,6 +1,6 @@
 """Captured row changes and those who consume them."""
 
-from datapatterns.errors.families import ConfigurationError
+from datapatterns.errors.families import ConfigurationError, UnavailableError
 
 
 class CaptureRefusedError(ConfigurationError):
@@ -61,3 +61,20 @@ class ForeignSnapshotError(ConfigurationError):
             " then populate its views again"
         )
         self.name = name
+
+
+class ConsumerBehindError(UnavailableError):
+    """A consumer did not consume a write before the deadline.
+
+    Attributes:
+        name: The consumer.
+        timeout_seconds: How long was waited.
+    """
+
+    def __init__(self, name: str, *, timeout_seconds: float) -> None:
+        super().__init__(
+            f"{name!r} had not consumed the write after {timeout_seconds} s; see that whatever"
+            " consumes for it runs, and ask ChangeLog.status() how far behind it is"
+        )
+        self.name = name
+        self.timeout_seconds = timeout_seconds

@@ -1,18 +1,12 @@
 """On a real standby the log is read up to the published mark, and not otherwise."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.embedded import EmbeddedServers, PostgresServer
 from datapatterns.errors import ReadOnlyServerError
 from datapatterns.event_sourcing import (
     ANY,
@@ -27,64 +21,12 @@ from datapatterns.event_sourcing import (
     final_until,
     publish_mark,
 )
-from datapatterns.sql.migrating import upgrade
 from datapatterns.testing import wait_until
 from datapatterns.transactions import transaction
+from tests.fixtures.standbys import Pair, replicated
 
 store = EventStore()
 ENOUGH_SECONDS = 60
-
-
-def copy_data(primary: PostgresServer, standby: PostgresServer, engine: Engine) -> None:
-    """Make a base backup: what pg_basebackup does, which the servers' wheels lack."""
-    source, target = (server._data for server in (primary, standby))  # noqa: SLF001 -- no public way
-    shutil.rmtree(target)
-    # One session begins and ends it.
-    with engine.connect() as conn:
-        conn.execute(text("SELECT pg_backup_start('test', fast => true)"))
-        skipped = shutil.ignore_patterns("postmaster.pid", "pg_wal", "*.opts")
-        shutil.copytree(source, target, ignore=skipped, symlinks=True)
-        (target / "pg_wal" / "archive_status").mkdir(parents=True)
-        label = conn.scalar(text("SELECT labelfile FROM pg_backup_stop(wait_for_archive => false)"))
-        conn.rollback()
-    (target / "backup_label").write_text(label)
-    (target / "standby.signal").touch()
-    owner = source.stat()
-    for path in (target, *Path(target).rglob("*")):
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-    target.chmod(0o700)
-    (target / "pg_wal").chmod(0o700)
-
-
-class Pair(NamedTuple):
-    """A primary and its standby."""
-
-    primary: Engine
-    standby: Engine
-    primary_server: PostgresServer
-
-
-@contextmanager
-def replicated() -> Iterator[Pair]:
-    with EmbeddedServers() as servers:
-        primary = servers.postgres(
-            "primary",
-            settings={"wal_level": "replica", "max_wal_senders": 3, "wal_keep_size": "64MB"},
-        )
-        query = primary.url.query
-        info = (
-            f"host={query.get('host')} port={query.get('port') or primary.url.port} user=postgres"
-        )
-        standby = servers.postgres("standby", settings={"primary_conninfo": info})
-        writing, reading = create_engine(primary.url), create_engine(standby.url)
-        with writing.begin() as conn:
-            upgrade(conn)
-        standby.stop()
-        copy_data(primary, standby, writing)
-        standby.start()
-        yield Pair(writing, reading, primary)
-        writing.dispose()
-        reading.dispose()
 
 
 @pytest.fixture(scope="module")
