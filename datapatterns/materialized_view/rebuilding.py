@@ -5,12 +5,14 @@ that neither a key nor the absence of NULLs is asked for. Readers never wait, an
 costs no write.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    CompoundSelect,
     Select,
+    TableClause,
     Text,
     any_,
     cast,
@@ -29,12 +31,17 @@ from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.relations import stored_of
 
 
+def _all_rows(_: TableClause) -> Sequence[ColumnElement[bool]]:
+    return [true()]
+
+
 def rebuild(
-    fresh: Select[Any],
+    fresh: Select[Any] | CompoundSelect[*tuple[Any, ...]],
     names: ViewNames,
     columns: Sequence[str],
     *,
     compared_as_text: Sequence[str] = (),
+    only: Callable[[TableClause], Sequence[ColumnElement[bool]]] = _all_rows,
 ) -> Select[Any]:
     """Return the statement that makes the stored rows those of ``fresh``.
 
@@ -45,12 +52,17 @@ def rebuild(
         names: The view's.
         columns: All columns of the stored table.
         compared_as_text: Those whose equal values may differ, as 1.0 and 1.00 do.
+        only: Which stored rows ``fresh`` stands for: conditions of which at most one holds for
+            a row. All rows, unless given.
     """
     stored = stored_of(names, columns)
     now = fresh.cte("fresh").prefix_with("MATERIALIZED")
     # Grouping calls NULLs equal and hashes; a join that calls them equal does neither.
     both = union_all(
-        select(*stored.c, literal_column(f"{names.stored}.ctid").label("held")),
+        *(
+            select(*stored.c, literal_column(f"{names.stored}.ctid").label("held")).where(way)
+            for way in only(stored)
+        ),
         select(*now.c, literal_column("NULL::tid")),
     ).subquery("both_sides")
     values = [both.c[name] for name in columns]

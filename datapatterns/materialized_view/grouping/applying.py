@@ -1,0 +1,113 @@
+"""Bring the stored rows of dirty groups up to date, or show them as they would be."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Select,
+    Table,
+    TableClause,
+    exists,
+    false,
+    func,
+    literal_column,
+    not_,
+    select,
+    union_all,
+)
+
+from datapatterns.materialized_view.grouping.dirty_keys import PREFIX, SIGN, dirty_keys
+from datapatterns.materialized_view.grouping.plan import GroupPlan
+from datapatterns.materialized_view.grouping.restricting import fresh_rows, in_dirty, not_in_dirty
+from datapatterns.materialized_view.key_hashes import key_hash
+from datapatterns.materialized_view.names import ViewNames
+from datapatterns.materialized_view.rebuilding import rebuild
+from datapatterns.materialized_view.relations import definition_of, stored_of
+
+
+def apply_groups(
+    plan: GroupPlan,
+    names: ViewNames,
+    pending: Mapping[Table, FromClause],
+    *,
+    compared_as_text: Sequence[str] = (),
+) -> Select[Any]:
+    """Return the statement that applies ``pending`` changes to the stored rows.
+
+    It answers with one row: the snapshot it ran in; how many changes were pending; whether a
+    table was truncated, and then it changed nothing; how many groups it looked at; and how many
+    rows it deleted and inserted.
+
+    Args:
+        plan: The query; its ``stored_columns`` are those of the stored table.
+        names: The view's.
+        pending: The changed rows of each of its tables, see `dirty_keys`.
+        compared_as_text: The stored columns whose equal values may differ, as 1.0 and 1.00 do.
+    """
+    signs = [select(pending[source].c[SIGN]) for source in plan.tables]
+    changed = union_all(*signs).cte(f"{PREFIX}_changed").prefix_with("MATERIALIZED")
+    truncated = exists().select_from(changed).where(changed.c[SIGN] == 0)
+    dirty = dirty_keys(plan, pending)
+
+    def only(stored: TableClause) -> list[ColumnElement[bool]]:
+        keys = [stored.c[name] for name in plan.stored_keys]
+        return [~truncated & way for way in in_dirty(keys, dirty)]
+
+    applied = rebuild(
+        fresh_rows(plan, dirty, ~truncated),
+        names,
+        plan.stored_columns,
+        compared_as_text=compared_as_text,
+        only=only,
+    )
+    return applied.add_columns(
+        select(func.count()).select_from(changed).scalar_subquery().label("pending"),
+        truncated.label("truncated"),
+        select(func.count()).select_from(dirty).scalar_subquery().label("groups"),
+    )
+
+
+def current(
+    plan: GroupPlan,
+    names: ViewNames,
+    pending: Mapping[Table, FromClause],
+    marker: FromClause,
+) -> Select[Any]:
+    """Return what the query gives now, most of it from the stored rows.
+
+    Args:
+        plan: The query.
+        names: The view's.
+        pending: The changed rows of each of its tables, see `dirty_keys`.
+        marker: One row: ``seen``, whether these do not say enough; then it is the query itself.
+    """
+    seen = select(marker.c.seen).scalar_subquery()
+    dirty = dirty_keys(plan, pending)
+    stored = stored_of(names, plan.stored_columns)
+    fresh = fresh_rows(plan, dirty, not_(seen)).subquery(f"{PREFIX}_fresh")
+    keys = [stored.c[name] for name in plan.stored_keys]
+    kept = shown_of(plan, stored).where(not_(seen), not_in_dirty(keys, dirty))
+    anew = select(*definition_of(names, plan.output_names).c).where(seen)
+    return select(*union_all(kept, shown_of(plan, fresh), anew).subquery("current").c)
+
+
+def shown_of(plan: GroupPlan, stored: FromClause) -> Select[Any]:
+    """Return what the query shows, of rows as they are stored."""
+    pairs = zip(plan.shown_columns, plan.output_names, strict=True)
+    return select(*(stored.c[own].label(shown) for own, shown in pairs))
+
+
+def probe(plan: GroupPlan, pending: Mapping[Table, FromClause]) -> Select[Any]:
+    """Return a statement, without a result of interest, that fails if keys cannot be kept.
+
+    The server says when it plans a statement whether it can compare values of a type, but only
+    when it runs one whether it can hash them; NULLs will do for that.
+    """
+    dirty = dirty_keys(plan, pending)
+    fresh = fresh_rows(plan, dirty, false()).subquery(f"{PREFIX}_fresh")
+    keys = [fresh.c[name] for name in plan.stored_keys]
+    one = select(literal_column("1").label("one")).subquery(f"{PREFIX}_one")
+    nulls = one.outerjoin(fresh, not_in_dirty(keys, dirty))
+    return select(key_hash(keys) if len(keys) > 1 else keys[0]).select_from(nulls)

@@ -1,0 +1,145 @@
+"""Stored groups brought up to date, and groups shown as they are now, are what the query gives."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import assume, given, note
+from sqlalchemy import Connection, Engine, Executable, create_engine, delete, update
+from sqlalchemy.dialects.postgresql import insert
+
+from datapatterns.materialized_view.grouping.applying import probe
+from datapatterns.materialized_view.grouping.reading import NotGroupableError
+from tests.fixtures.grouped_queries import (
+    TABLES,
+    WRITERS,
+    Act,
+    AnySelect,
+    Write,
+    beginnings,
+    queries,
+    schedules,
+    tables,
+)
+from tests.fixtures.kept_groups import LOG, KeptGroups
+
+
+@pytest.fixture(scope="module")
+def captured(module_engine: Engine) -> Iterator[Engine]:
+    with module_engine.begin() as conn:
+        tables.create_all(conn)
+    with module_engine.begin() as conn:
+        logs = [LOG.capture(conn, each, [own.name for own in each.columns]) for each in TABLES]
+        LOG.register_consumer(conn, "view:kept", "view", log_names=logs)
+    # What is stored has other columns for each query, which a kept plan would not know.
+    engine = create_engine(module_engine.url, connect_args={"prepare_threshold": None})
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def connections(captured: Engine) -> Iterator[list[Connection]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(captured.connect()) for _ in range(WRITERS)]
+
+
+class World:
+    """Three writers, each in a transaction whenever it has written, and what is stored."""
+
+    def __init__(self, engine: Engine, writers: list[Connection], kept: KeptGroups) -> None:
+        self.engine = engine
+        self.writers = writers
+        self.kept = kept
+
+    def begin(self, beginning: list[Write]) -> None:
+        """Store the groups while one writer has yet to commit."""
+        for write in beginning:
+            self.act(write)
+        for writer in self.writers[1:]:
+            writer.commit()
+        self.kept.create()
+        with self.engine.begin() as conn:
+            conn.execute(probe(self.kept.plan, self.kept.pending()))
+
+    def act(self, act: Write | Act) -> None:
+        match act:
+            case Write():
+                self.writers[act.writer].execute(_statement(act))
+            case Act("commit", writer):
+                self.writers[writer].commit()
+            case Act("roll back", writer):
+                self.writers[writer].rollback()
+            case Act("truncate", number) if not any(w.in_transaction() for w in self.writers):
+                with self.engine.begin() as conn:
+                    name = conn.dialect.identifier_preparer.quote(TABLES[number].name)
+                    conn.exec_driver_sql(f"TRUNCATE {name}")
+            case Act("apply", _):
+                self.apply()
+            case Act("look", whom):
+                self.look(whom)
+            case _:
+                pass  # whoever truncates would wait for the writers
+
+    def apply(self) -> None:
+        with self.engine.begin() as conn:
+            self.kept.apply(conn)
+        with self.engine.begin() as conn:
+            assert self.kept.differences(conn, self.kept.stored()) == []
+
+    def look(self, whom: int) -> None:
+        """Look at the groups as they are now, as a writer or as somebody else."""
+        shown = self.kept.current()
+        if whom < WRITERS:
+            assert self.kept.differences(self.writers[whom], shown) == []
+            return
+        with self.engine.begin() as conn:
+            assert self.kept.differences(conn, shown) == []
+
+
+def _statement(write: Write) -> Executable:
+    target = TABLES[write.table]
+    number = WRITERS * write.id + write.writer
+    values = {column: getattr(write, column) for column in ("near", "far", "name", "weight")}
+    mine = target.c.id % WRITERS == write.writer
+    match write.verb:
+        case "put":
+            put = insert(target).values(id=number, **values)
+            return put.on_conflict_do_update(
+                index_elements=["id"], set_={target.c[key]: value for key, value in values.items()}
+            )
+        case "change":
+            return update(target).where(mine, target.c.id <= number).values(near=write.near)
+        case _:
+            return delete(target).where(mine, target.c.id >= number)
+
+
+@pytest.mark.timeout(3600)  # as for the whole torture: a mark outdoes the command line
+@given(query=queries(), beginning=beginnings, schedule=schedules)
+def test_groups_are_what_their_query_gives(
+    captured: Engine,
+    connections: list[Connection],
+    query: AnySelect,
+    beginning: list[Write],
+    schedule: list[Write | Act],
+) -> None:
+    note(str(query))
+    try:
+        world = World(captured, connections, KeptGroups(captured, query))
+    except NotGroupableError:
+        assume(False)
+        raise
+    with captured.begin() as conn:
+        for each in TABLES:
+            conn.execute(delete(each))
+    try:
+        world.begin(beginning)
+        for act in schedule:
+            world.act(act)
+        world.look(WRITERS)
+        world.apply()
+    finally:
+        for number, writer in enumerate(connections):
+            writer.commit() if number else writer.rollback()
+
+    world.look(WRITERS)
+    world.apply()
