@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Final, TypeAlias
@@ -62,19 +62,6 @@ class Replay:
     left_out: LeftOut | None = None
     sample: Sample | None = None
     kept: KeptPoison | None = None
-
-    def of_segment(self, segment: Segment) -> "Replay":
-        """Return a replay into the same table that goes on from here with some keys only."""
-        return replace(self, segment=segment)
-
-    def pages(self, conn: Connection, *, until: Position) -> None:
-        """Fold all that follows up to ``until`` in the caller's transaction.
-
-        Raises:
-            UnappliableError: An event cannot be applied; `diagnose` says which.
-        """
-        while self.position < until:
-            self.page(conn, until=until)
 
     def page(self, conn: Connection, *, until: Position | None = None) -> ProjectionProgress:
         """Fold the next page in the caller's transaction, up to ``until`` if that is given.
@@ -199,27 +186,24 @@ def advance_replay(
     Raises:
         ProjectionStoppedError: An event cannot be applied.
     """
+    this = f"a replay of projection {replay.projection.name}"
     while True:
         before = replay.position
         try:
-            with resuming(conn, f"a replay of projection {replay.projection.name}"):
+            with resuming(conn, this):
                 done = replay.page(conn, until=until)
                 in_page(conn)
         except UnappliableError:
             replay.position = before
-            if replay.kept is not None:
-                with resuming(conn, f"a replay of projection {replay.projection.name}"):
-                    done = replay.page_in_parts(conn, replay.kept, until=until)
-                    in_page(conn)
-                on_page(done)
-                if done.caught_up:
-                    return done
-                continue
-            with reading(conn):
-                stopped = replay.diagnose(conn)
-            if stopped is None:
-                raise
-            raise stopped from stopped.__cause__
+            if replay.kept is None:
+                with reading(conn):
+                    stopped = replay.diagnose(conn)
+                if stopped is None:
+                    raise
+                raise stopped from stopped.__cause__
+            with resuming(conn, this):
+                done = replay.page_in_parts(conn, replay.kept, until=until)
+                in_page(conn)
         on_page(done)
         if done.caught_up:
             return done

@@ -52,19 +52,6 @@ class SetReplay:
         """Whose statements."""
         return self.reader.projection
 
-    def of_segment(self, segment: Segment) -> "SetReplay":
-        """Return a replay into the same tables that goes on from here with some streams only."""
-        return replace(self, segment=segment)
-
-    def pages(self, conn: Connection, *, until: Position) -> None:
-        """Apply all that follows up to ``until`` in the caller's transaction.
-
-        Raises:
-            UnappliableError: An event cannot be applied; `diagnose` says which.
-        """
-        while self.position < until:
-            self.page(conn, until=until)
-
     def page(self, conn: Connection, *, until: Position | None = None) -> ProjectionProgress:
         """Apply the next range in the caller's transaction, up to ``until`` if that is given.
 

@@ -8,7 +8,7 @@ it; appends that keep a read model inline wait while a snapshot is taken.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, select
@@ -205,7 +205,7 @@ class TableVerifier:
         advance_replay(conn, replay, until=reached, on_page=self.on_page)
         for segment, ahead in sight.segments.items():
             if ahead > reached:
-                advance_replay(conn, replay.of_segment(segment), until=ahead)
+                advance_replay(conn, replace(replay, segment=segment), until=ahead)
         replay.position = max(sight.segments.values())
 
     def _refuse_another(self, now: str | None, status: str) -> None:
