@@ -8,12 +8,18 @@ from datapatterns.change_log.capture_names import CaptureNames
 from datapatterns.change_log.inspecting import IMAGE_PREFIX, SourceColumn, SourceTable
 from datapatterns.change_log.partition_statements import unless_detached
 
+_OWN_XID = sql.SQL("(SELECT pg_current_xact_id())")
+"""Of the writer: asked for once in a statement, not once for each row."""
+
+_ADDED, _REMOVED = sql.SQL("1"), sql.SQL("-1")
+
 EVENTS = ("INSERT", "DELETE", "UPDATE", "TRUNCATE")
 
+# Only the trigger function writes here, so no constraint looks at each row again.
 _CREATE_LOG = sql.SQL("""
 CREATE TABLE {log} (
     change_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    change_sign smallint NOT NULL CHECK (change_sign IN (-1, 0, 1))
+    change_sign smallint NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 CREATE INDEX ON {log} (change_xid);
 COMMENT ON TABLE {log} IS {comment};
@@ -90,14 +96,12 @@ def replace_function(
 
 def function_body(names: CaptureNames, source: SourceTable, columns: Sequence[SourceColumn]) -> str:
     """Return the body of the trigger function that logs ``columns``."""
-    identifiers = [sql.Identifier(column.name) for column in columns]
-    into = _listed([sql.Identifier("change_sign"), *identifiers])
     body = _BODY.format(
         unless_detached=unless_detached(source),
         log=names.log,
-        into=into,
-        added=_listed([sql.SQL("1"), *identifiers]),
-        removed=_listed([sql.SQL("-1"), *identifiers]),
+        into=_into(columns),
+        added=_logged(_ADDED, columns),
+        removed=_logged(_REMOVED, columns),
         update=_update(names, columns) if columns else sql.SQL("NULL;  -- no column matters"),
     )
     return body.as_string(None)
@@ -153,11 +157,20 @@ def _update(names: CaptureNames, columns: Sequence[SourceColumn]) -> sql.Composa
     ]
     return _UPDATE.format(
         log=names.log,
-        into=_listed([sql.Identifier("change_sign"), *identifiers]),
-        added=_listed([sql.SQL("1"), *identifiers]),
-        removed=_listed([sql.SQL("-1"), *identifiers]),
+        into=_into(columns),
+        added=_logged(_ADDED, columns),
+        removed=_logged(_REMOVED, columns),
         compared=_listed([*identifiers, *images]),
     )
+
+
+def _into(columns: Sequence[SourceColumn]) -> sql.Composable:
+    return _listed(map(sql.Identifier, ("change_xid", "change_sign", *(c.name for c in columns))))
+
+
+def _logged(sign: sql.SQL, columns: Sequence[SourceColumn]) -> sql.Composable:
+    names = (sql.Identifier(column.name) for column in columns)
+    return _listed([_OWN_XID, sign, *names])
 
 
 def _guarded(number: int, column: SourceColumn) -> sql.Composable:
