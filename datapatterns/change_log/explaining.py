@@ -55,6 +55,6 @@ def warn_of_obstacles(
         _logger.warning(
             "consumer %s has to read everything anew each time: %s",
             consumer,
-            capture_obstacle(conn, log_name, schema=schema),
+            capture_obstacle(conn, log_name, schema=schema) or "that was put right just now",
             extra={"consumer": consumer, "change_log": log_name},
         )

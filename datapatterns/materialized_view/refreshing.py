@@ -4,9 +4,21 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, select
 
-from datapatterns.change_log import ChangeLog, Consumer, Snapshot, current_snapshot, not_shown_by
+from datapatterns.change_log import (
+    ChangeLog,
+    Consumer,
+    Snapshot,
+    capture_changed,
+    current_snapshot,
+    not_shown_by,
+)
 from datapatterns.clock import Clock
-from datapatterns.errors import ConsumerMissingError, ViewMissingError, ViewNotPopulatedError
+from datapatterns.errors import (
+    ConsumerMissingError,
+    ViewDiffersError,
+    ViewMissingError,
+    ViewNotPopulatedError,
+)
 from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view.creating import (
     columns_compared_as_text,
@@ -90,7 +102,14 @@ def _locked(
 def _follow(
     conn: Connection, view: ViewDefinition, record: ViewRecord, since: Snapshot
 ) -> _Outcome:
-    applied = record.maintenance.apply(conn, find_logs(conn, view, record), since)
+    names = view.names
+    try:
+        applied = record.maintenance.apply(conn, find_logs(conn, view, record), since)
+    except ViewDiffersError:
+        # A partition may have gone since the lock was taken, and its rows with it.
+        if not conn.scalar(select(capture_changed(names.consumer, schema=names.schema))):
+            raise
+        return _rebuild(conn, view, record, 0)
     if not applied.is_done:
         return _rebuild(conn, view, record, applied.pending_rows)
     strategy = record.explanation.strategy

@@ -1,0 +1,211 @@
+"""Partitions come, are captured, and go, beside writers and refreshers: views stay exact."""
+
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+from psycopg.errors import (
+    CheckViolation,
+    DeadlockDetected,
+    LockNotAvailable,
+    SerializationFailure,
+    UndefinedTable,
+    UniqueViolation,
+)
+from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from datapatterns.change_log import ChangeLog
+from datapatterns.materialized_view import MaterializedView
+from tests.fixtures.view_tables import AnySelect, create, differences, refresh, run, verify
+
+WRITERS, TRANSACTIONS = 3, 80
+PACE_SECONDS = 0.05
+LOG = ChangeLog()
+FATAL = (DeadlockDetected, SerializationFailure)  # a row was moved away under an UPDATE
+EXPECTED = (CheckViolation, LockNotAvailable, UndefinedTable, UniqueViolation, *FATAL)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Sale(Base):
+    __tablename__ = "sale"
+    __table_args__ = {"postgresql_partition_by": "RANGE (day)"}  # noqa: RUF012 -- as SQLAlchemy says
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    day: Mapped[int] = mapped_column(primary_key=True)
+    region: Mapped[str]
+    cents: Mapped[int]
+
+
+class Region(Base):
+    __tablename__ = "region"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    manager: Mapped[str]
+
+
+QUERY: AnySelect = (
+    select(Region.manager, func.count().label("n"), func.sum(Sale.cents).label("cents"))
+    .join(Region, Region.name == Sale.region)
+    .group_by(Region.manager)
+)
+LARGEST: AnySelect = select(Sale.region, func.max(Sale.cents).label("cents")).group_by(Sale.region)
+VIEWS = {
+    MaterializedView("managed", QUERY): QUERY,
+    MaterializedView("largest", LARGEST): LARGEST,
+}
+STATEMENTS = [
+    (
+        "INSERT INTO sale SELECT g, :day, :region, :n FROM generate_series(:id, :id + 2) g"
+        " ON CONFLICT (id, day) DO UPDATE SET cents = excluded.cents"
+    ),
+    "UPDATE sale SET cents = cents + 1 WHERE id BETWEEN :id AND :id + 5",
+    "UPDATE sale SET day = :day WHERE id = :id",
+    "DELETE FROM sale WHERE id BETWEEN :id AND :id + 2",
+    "UPDATE sale_1 SET cents = cents + 1, region = :region WHERE id = :id",
+    "UPDATE sale_2 SET cents = cents + 1 WHERE id < :id",  # it comes and goes
+    "INSERT INTO sale_2 VALUES (:id, 15, :region, :n)",
+    (
+        "INSERT INTO region VALUES (:region, 'm' || :n % 3)"
+        " ON CONFLICT (name) DO UPDATE SET manager = excluded.manager"
+    ),
+    "DELETE FROM region WHERE name = :region",
+    (
+        "MERGE INTO sale s USING (SELECT CAST(:id AS int) AS id) v ON s.id = v.id"
+        " WHEN MATCHED THEN UPDATE SET day = :day, cents = s.cents + 10"
+    ),
+]
+
+
+def change(conn: Connection, chance: random.Random) -> None:
+    values = {
+        "id": chance.randint(1, 60),
+        "n": chance.randint(1, 9),
+        "day": chance.choice([1, 5, 12, 25]),
+        "region": chance.choice("abcd"),
+    }
+    if chance.random() < 0.01:
+        conn.execute(text("TRUNCATE sale_1"))
+    try:
+        with conn.begin_nested() as savepoint:
+            version = conn.dialect.server_version_info or (0,)
+            usable = STATEMENTS if version >= (15,) else STATEMENTS[:-1]
+            conn.execute(text(chance.choice(usable)), values)
+            if chance.random() < 0.15:
+                savepoint.rollback()
+    except DBAPIError as error:
+        if not isinstance(error.orig, EXPECTED) or isinstance(error.orig, FATAL):
+            raise
+
+
+def write(engine: Engine, seed: int) -> int:
+    """Run transactions that overlap those of others; return how many were committed."""
+    chance, committed = random.Random(seed), 0  # noqa: S311 -- reproducible, not secret
+    for _ in range(TRANSACTIONS):
+        with engine.connect() as conn:
+            try:
+                for _ in range(chance.randint(1, 4)):
+                    change(conn, chance)
+                conn.commit()
+                committed += 1
+            except DBAPIError as error:
+                if not isinstance(error.orig, EXPECTED):
+                    raise
+                conn.rollback()
+    return committed
+
+
+def come_and_go(engine: Engine) -> None:
+    """Attach a partition that has rows, capture it or not, and detach it."""
+    chance = random.Random()  # noqa: S311 -- not secret
+    with engine.begin() as conn:
+        conn.execute(text("SET LOCAL lock_timeout = '200ms'"))
+        exists = conn.scalar(text("SELECT to_regclass('sale_2') IS NOT NULL"))
+        attached = conn.scalar(
+            text("SELECT count(*) FROM pg_inherits WHERE inhrelid = to_regclass('sale_2')")
+        )
+        if not exists:
+            conn.execute(text("CREATE TABLE sale_2 (LIKE sale INCLUDING ALL)"))
+            conn.execute(
+                text("INSERT INTO sale_2 SELECT g, 15, 'a', g FROM generate_series(70, 75) g")
+            )
+        elif not attached:
+            conn.execute(text("DELETE FROM sale WHERE day BETWEEN 10 AND 19"))
+            conn.execute(text("ALTER TABLE sale DETACH PARTITION sale_rest"))
+            conn.execute(
+                text("ALTER TABLE sale ATTACH PARTITION sale_2 FOR VALUES FROM (10) TO (20)")
+            )
+            conn.execute(text("ALTER TABLE sale ATTACH PARTITION sale_rest DEFAULT"))
+        elif chance.random() < 0.5:
+            LOG.recapture(conn)
+        else:
+            conn.execute(text("ALTER TABLE sale DETACH PARTITION sale_2"))
+            if chance.random() < 0.5:
+                conn.execute(text("DROP TABLE sale_2"))
+
+
+def check(engine: Engine) -> None:
+    for view in VIEWS:
+        assert verify(engine, view) == []
+
+
+def collect(engine: Engine) -> None:
+    with engine.begin() as conn:
+        LOG.collect_garbage(conn)
+
+
+def repeat(engine: Engine, done: threading.Event, step: Callable[[Engine], None]) -> int:
+    """Take the step again and again; return how often it worked."""
+    worked = 0
+    while not done.is_set():
+        try:
+            step(engine)
+            worked += 1
+        except DBAPIError as error:
+            if not isinstance(error.orig, EXPECTED):
+                raise
+        done.wait(PACE_SECONDS)
+    return worked
+
+
+@pytest.mark.chaos
+def test_views_of_a_partitioned_table_are_exact_under_load(engine: Engine) -> None:
+    with engine.begin() as conn:
+        Base.metadata.create_all(conn)
+    run(
+        engine,
+        "CREATE TABLE sale_1 PARTITION OF sale FOR VALUES FROM (0) TO (10)",
+        "CREATE TABLE sale_rest PARTITION OF sale DEFAULT",
+        "INSERT INTO region VALUES ('a', 'm1'), ('b', 'm2')",
+    )
+    create(engine, *VIEWS)
+    done = threading.Event()
+    steps: list[Callable[[Engine], None]] = [
+        *(partial(refresh, view=view) for view in VIEWS),
+        come_and_go,
+        check,
+        collect,
+    ]
+
+    with ThreadPoolExecutor(max_workers=len(steps) + WRITERS) as pool:
+        loops = [pool.submit(repeat, engine, done, step) for step in steps]
+        try:
+            writers = [pool.submit(write, engine, seed) for seed in range(WRITERS)]
+            committed = [writer.result() for writer in writers]
+        finally:
+            done.set()
+        worked = [loop.result() for loop in loops]
+    for view in VIEWS:
+        refresh(engine, view)
+
+    assert all(committed)
+    assert all(worked)
+    for view, query in VIEWS.items():
+        assert differences(engine, view, query) == 0
