@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import pytest
-from sqlalchemy import Connection, Engine, Executable, func, select, text, true
+from sqlalchemy import Connection, Engine, Executable, and_, func, inspect, select, text, true
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import aliased
 
@@ -76,6 +76,44 @@ CHANGES = {
         .group_by(Line.week),
         ["UPDATE line SET week = 5, cents = cents + 1 WHERE product_id = 3"],
         {"2, 5", "5, 31"},
+    ),
+    "a row comes that a full join finds nothing for": Change(
+        select(Line.week, Product.department, count)
+        .join(Product, Product.id == Line.product_id, full=True)
+        .group_by(Line.week, Product.department),
+        ["INSERT INTO line VALUES (30, 5, 99, 1, 1)"],
+        {"5, None, 1"},
+    ),
+    "both tables of a key lose their rows": Change(
+        select(Line.week, Product.department, count)
+        .join(Product, Product.id == Line.product_id)
+        .group_by(Line.week, Product.department),
+        ["DELETE FROM line WHERE product_id = 1", "DELETE FROM product WHERE id = 1"],
+        set(),
+    ),
+    "a condition of an outer join compares rows that it keeps in any case": Change(
+        select(other.product_id, count)
+        .select_from(Line)
+        .join(other, other.week == Line.week)
+        .join(
+            Product,
+            and_(Product.id == Line.product_id, Line.cents == other.cents),
+            isouter=True,
+        )
+        .group_by(other.product_id),
+        ["INSERT INTO line VALUES (30, 1, 1, 99, 1)"],
+        {"1, 6", "2, 3"},
+    ),
+    "a full join has nothing, though one of its conditions finds something": Change(
+        select(Product.department, other.week, count)
+        .join(
+            Line.__table__.join(inspect(other).selectable, Line.week == other.id),
+            and_(Product.id == Line.product_id, Product.id == other.product_id),
+            full=True,
+        )
+        .group_by(Product.department, other.week),
+        ["INSERT INTO line VALUES (30, 4, 3, 1, 1)"],
+        {"None, 2, 1"},
     ),
     "what was joined is gone on both sides": Change(
         largest_lines(),

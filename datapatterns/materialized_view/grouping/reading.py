@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, FromClause, FunctionElement, Join, Label, Select
 from sqlalchemy import select as new_select
 from sqlalchemy.sql.elements import ClauseList, Grouping, _textual_label_reference
+from sqlalchemy.sql.selectable import FromGrouping
 from sqlalchemy.sql.visitors import iterate
 
 from datapatterns.materialized_view.algebra import (
@@ -102,6 +103,8 @@ def _clauses(query: AnySelect) -> _Clauses:
 
 
 def _node(source: Any, sources: list[FromClause]) -> Node:  # noqa: ANN401
+    if isinstance(source, FromGrouping):  # parentheses
+        return _node(plain(source.element), sources)
     if not isinstance(source, Join):
         try:
             table_of(source)
