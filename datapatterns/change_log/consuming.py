@@ -6,20 +6,18 @@ can be seen if and only if its logged rows can be; whenever it commits, it is in
 once. There is no order, no horizon and no wait. Only consumers of one name exclude each other.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Row, Select, func, select, update
 
 from datapatterns.change_log.explaining import warn_of_obstacles
 from datapatterns.change_log.identity import DatabaseIdentity, database_identity, timeline
 from datapatterns.change_log.schema import PgSnapshot, Xid8, change_log_tables
 from datapatterns.change_log.shapes import (
     capture_changed,
-    capture_shape,
     read_shapes,
     store_shapes,
 )
@@ -30,7 +28,6 @@ from datapatterns.errors import (
     IsolationLevelError,
     TransactionInUseError,
 )
-from datapatterns.sql.texts import is_text
 
 current_snapshot = func.pg_current_snapshot(type_=PgSnapshot)
 _own_xid = func.pg_current_xact_id(type_=Xid8)
@@ -75,56 +72,6 @@ class Consumer:
     def must_rebuild(self) -> bool:
         """Return whether what is pending is not enough, and everything has to be read anew."""
         return not self.populated or bool(self.changed_logs)
-
-
-def register_consumer(
-    conn: Connection, name: str, kind: str, *, schema: str, log_names: Iterable[str] = ()
-) -> None:
-    """Let ``name`` consume changes from now on; do nothing if it does already.
-
-    What is logged from here on is kept until it has been consumed. A consumer whose target must
-    first be filled fills it in a *later* transaction: only then has everybody whose changes are
-    not in the filling statement's snapshot written with this registration in place.
-
-    Raises:
-        ValueError: PostgreSQL cannot store the name.
-    """
-    if not is_text(name):
-        raise ValueError(f"{name!r} cannot name a consumer; leave out U+0000 and half surrogates")
-    tables = change_log_tables(schema)
-    identity = database_identity(conn)
-    # Before the snapshot: nobody collects garbage from these logs until the consumer can be seen.
-    wanted = sorted(log_names)
-    captured = tables.captured.c.log_name
-    conn.execute(
-        select(captured).where(captured.in_(wanted)).with_for_update(read=True, key_share=True)
-    )
-    # Also before it: a partition that is attached in between has rows that nobody has logged.
-    shapes = {log: conn.scalar(select(capture_shape(log, schema=schema))) for log in wanted}
-    conn.execute(
-        insert(tables.consumers)
-        .values(
-            name=name,
-            kind=kind,
-            snapshot=snapshot_without_own_changes(conn),
-            system_identifier=identity.system_identifier,
-            database_oid=identity.database_oid,
-            timeline=timeline,
-        )
-        .on_conflict_do_nothing()
-    )
-    for log_name, shape in shapes.items():
-        conn.execute(
-            insert(tables.subscriptions)
-            .values(consumer=name, log_name=log_name, shape=shape)
-            .on_conflict_do_nothing()
-        )
-
-
-def forget_consumer(conn: Connection, name: str, *, schema: str) -> None:
-    """Let ``name`` consume changes no more; do nothing if it does not."""
-    consumers = change_log_tables(schema).consumers
-    conn.execute(delete(consumers).where(consumers.c.name == name))
 
 
 def lock_consumer(

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, Engine, Table
 
-from datapatterns.change_log import bounding, capturing, collecting, consuming, rebasing
+from datapatterns.change_log import (
+    bounding,
+    capturing,
+    collecting,
+    consuming,
+    rebasing,
+    registering,
+)
 from datapatterns.change_log.consuming import Consumer
 from datapatterns.change_log.snapshots import Snapshot
 from datapatterns.change_log.status import ChangeLogStatus, read_status
@@ -52,12 +59,12 @@ class ChangeLog:
     def register_consumer(
         self, conn: Connection, name: str, kind: str, *, log_names: Iterable[str] = ()
     ) -> None:
-        """Let ``name`` consume changes from now on; see `consuming.register_consumer`."""
-        consuming.register_consumer(conn, name, kind, schema=self.schema, log_names=log_names)
+        """Let ``name`` consume changes from now on; see `registering.register_consumer`."""
+        registering.register_consumer(conn, name, kind, schema=self.schema, log_names=log_names)
 
     def forget_consumer(self, conn: Connection, name: str) -> None:
         """Let ``name`` consume changes no more; do nothing if it does not."""
-        consuming.forget_consumer(conn, name, schema=self.schema)
+        registering.forget_consumer(conn, name, schema=self.schema)
 
     def lock_consumer(
         self, conn: Connection, name: str, *, skip_locked: bool = False

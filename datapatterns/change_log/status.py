@@ -12,7 +12,7 @@ from datapatterns.change_log.schema import Xid8, change_log_tables
 from datapatterns.change_log.shapes import capture_changed
 from datapatterns.change_log.snapshots import Xid
 
-# Without pg_read_all_stats a role sees the ids of its own sessions alone.
+# Without pg_read_all_stats a role sees all of its own sessions alone.
 _OLDEST = text("""
 SELECT held.* FROM (
     SELECT pid, NULL AS gid, backend_xid::text::bigint AS writer,
@@ -25,7 +25,7 @@ SELECT held.* FROM (
     SELECT NULL, gid, transaction::text::bigint, age(transaction),
            extract(epoch FROM clock_timestamp() - prepared)
     FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()) AS held
-ORDER BY held.transactions DESC, held.seconds DESC LIMIT 1
+ORDER BY held.transactions DESC, held.seconds DESC NULLS LAST LIMIT 1
 """)
 
 
@@ -84,13 +84,13 @@ class OldestTransaction:
         pid: The session's process, None for a prepared transaction.
         gid: The name of a prepared transaction.
         xid: Its id, None if it only reads.
-        seconds: How long it has been open, or prepared.
+        seconds: How long it has been open, or prepared; None if the role may not see that.
     """
 
     pid: int | None
     gid: str | None
     xid: Xid | None
-    seconds: float
+    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,4 +190,5 @@ def _oldest_transaction(conn: Connection) -> OldestTransaction | None:
         return None
     now = conn.execute(select(current_snapshot)).scalar_one()
     xid = None if row.writer is None else now.full_xid(row.writer)
-    return OldestTransaction(row.pid, row.gid, xid, float(row.seconds))
+    seconds = None if row.seconds is None else float(row.seconds)
+    return OldestTransaction(row.pid, row.gid, xid, seconds)

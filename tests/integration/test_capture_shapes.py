@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Connection, Engine, event, except_all, func, select, text
@@ -88,6 +89,12 @@ def refreshed(engine: Engine, view: MaterializedView) -> RefreshReport:
         report = view.refresh(conn)
     assert report is not None
     return report
+
+
+def attach(engine: Engine) -> None:
+    """Attach the partition as somebody else does, in the midst of an operation of ours."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run, engine, ATTACH).result()
 
 
 def recapture(engine: Engine) -> list[str]:
@@ -244,8 +251,9 @@ def test_a_partition_that_comes_during_a_rebuild_is_read_by_the_next(engine: Eng
         managed.create(conn)
 
     def attach_and_capture() -> None:
-        run(engine, ATTACH)
-        recapture(engine)
+        attach(engine)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(recapture, engine).result()
 
     with armed("view.rows-written", attach_and_capture), engine.begin() as conn:
         managed.populate(conn)  # had this read the shape last, it would be the one with sale_2
@@ -262,7 +270,7 @@ def test_a_partition_that_comes_while_changes_are_counted_makes_the_view_be_rebu
     create(engine, managed)
     run(engine, "INSERT INTO sale VALUES (3, 3, 'n', 300)")
 
-    with armed("view.rows-written", lambda: run(engine, ATTACH)):
+    with armed("view.rows-written", lambda: attach(engine)):
         report = refreshed(engine, managed)
 
     assert report.strategy is Strategy.REBUILD
@@ -277,8 +285,8 @@ def test_rows_of_a_partition_that_came_meanwhile_are_no_sign_of_missed_changes(
     run(engine, "DELETE FROM region")  # takes away one row that was counted, and one that was not
 
     with engine.begin() as conn:
-        attach = once("FROM datapatterns.change_log_sale", lambda: run(engine, ATTACH))
-        event.listen(conn, "before_cursor_execute", attach)
+        at_last = once("FROM datapatterns.change_log_sale", lambda: attach(engine))
+        event.listen(conn, "before_cursor_execute", at_last)
         report = managed.refresh(conn)
 
     assert report is not None
@@ -315,7 +323,7 @@ def test_verifying_in_an_old_snapshot_begins_again_when_a_partition_comes(
 
     with snapshot.connect() as conn:
         conn.execute(text("SELECT FROM sale"))
-        event.listen(conn, "before_cursor_execute", once(moment, lambda: run(engine, ATTACH)))
+        event.listen(conn, "before_cursor_execute", once(moment, lambda: attach(engine)))
         conn.execute(text("SET TRANSACTION READ ONLY"))
         with pytest.raises(SnapshotOutdatedError):
             managed.verify(conn)

@@ -1,0 +1,62 @@
+"""Let somebody consume changes from now on, or no more: with a migration, as the owner."""
+
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.dialects.postgresql import insert
+
+from datapatterns.change_log.consuming import snapshot_without_own_changes
+from datapatterns.change_log.identity import database_identity, timeline
+from datapatterns.change_log.schema import change_log_tables
+from datapatterns.change_log.shapes import capture_shape
+from datapatterns.sql.texts import is_text
+
+
+def register_consumer(
+    conn: Connection, name: str, kind: str, *, schema: str, log_names: Iterable[str] = ()
+) -> None:
+    """Let ``name`` consume changes from now on; do nothing if it does already.
+
+    What is logged from here on is kept until it has been consumed. A consumer whose target must
+    first be filled fills it in a *later* transaction: only then has everybody whose changes are
+    not in the filling statement's snapshot written with this registration in place.
+
+    Raises:
+        ValueError: PostgreSQL cannot store the name.
+    """
+    if not is_text(name):
+        raise ValueError(f"{name!r} cannot name a consumer; leave out U+0000 and half surrogates")
+    tables = change_log_tables(schema)
+    identity = database_identity(conn)
+    # Before the snapshot: nobody collects garbage from these logs until the consumer can be seen.
+    wanted = sorted(log_names)
+    captured = tables.captured.c.log_name
+    conn.execute(
+        select(captured).where(captured.in_(wanted)).with_for_update(read=True, key_share=True)
+    )
+    # Also before it: a partition that is attached in between has rows that nobody has logged.
+    shapes = {log: conn.scalar(select(capture_shape(log, schema=schema))) for log in wanted}
+    conn.execute(
+        insert(tables.consumers)
+        .values(
+            name=name,
+            kind=kind,
+            snapshot=snapshot_without_own_changes(conn),
+            system_identifier=identity.system_identifier,
+            database_oid=identity.database_oid,
+            timeline=timeline,
+        )
+        .on_conflict_do_nothing()
+    )
+    for log_name, shape in shapes.items():
+        conn.execute(
+            insert(tables.subscriptions)
+            .values(consumer=name, log_name=log_name, shape=shape)
+            .on_conflict_do_nothing()
+        )
+
+
+def forget_consumer(conn: Connection, name: str, *, schema: str) -> None:
+    """Let ``name`` consume changes no more; do nothing if it does not."""
+    consumers = change_log_tables(schema).consumers
+    conn.execute(delete(consumers).where(consumers.c.name == name))
