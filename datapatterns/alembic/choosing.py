@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from psycopg.errors import InvalidSchemaName, UndefinedColumn, UndefinedTable
 from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.alembic.table_changes import TableChanges
 from datapatterns.change_log.inspecting import inspect_columns, resolve_name
 from datapatterns.materialized_view.blueprint import Blueprint, Requirement
+from datapatterns.materialized_view.creating import create_definition
 from datapatterns.materialized_view.definition import ViewDefinition, not_incremental
+from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.needs import unmet_need
 
 
@@ -26,16 +30,37 @@ def choose_blueprint(conn: Connection, view: ViewDefinition, changes: TableChang
     objection: str | None = None
     for candidate in view.candidates:
         blueprint = view.blueprint(candidate)
-        found = unmet_need(conn, [*_known(conn, blueprint, changes)])
+        found = _objection(conn, view.names, blueprint, changes)
         if found is None:
             return blueprint if objection is None else replace(blueprint, reason=objection)
         objection = objection or found
     raise not_incremental(view.names.view, str(objection))
 
 
+def _objection(
+    conn: Connection, names: ViewNames, blueprint: Blueprint, changes: TableChanges
+) -> str | None:
+    """Ask about columns that are there, and about the query if all that it names is."""
+    settled = replace(blueprint, requirements=tuple(_known(conn, blueprint, changes)))
+    if settled.requirements != tuple(r for r in blueprint.requirements if r.table):
+        return unmet_need(conn, names, settled)
+    # Under another name: the view may be there, with the query that it had.
+    asked = ViewNames(names.schema, f"{names.view}_asked")
+    try:
+        with conn.begin_nested() as savepoint:
+            create_definition(conn, asked, blueprint)
+            found = unmet_need(conn, asked, blueprint)
+            savepoint.rollback()
+    except ProgrammingError as error:
+        if not isinstance(error.orig, InvalidSchemaName | UndefinedTable | UndefinedColumn):
+            raise
+        return unmet_need(conn, names, settled)
+    return found
+
+
 def _known(conn: Connection, blueprint: Blueprint, changes: TableChanges) -> Iterator[Requirement]:
     for required in blueprint.requirements:
-        if conn.scalar(select(func.to_regclass(required.table))) is None:
+        if not required.table or conn.scalar(select(func.to_regclass(required.table))) is None:
             continue
         place = resolve_name(conn, required.table)
         there = {column.name for column in inspect_columns(conn, required.table)}

@@ -1,146 +1,51 @@
 """Read a select: can it be kept by counting, and if so, what has to be counted?
 
 Counting adds, for each changed row, what it brings or takes away. That is exact for inner joins,
-filters and groups, with counts and with sums of exact numbers; for nothing else. What this module
-does not recognise is not counted, so that a clause it has never heard of costs time, not truth.
+filters, UNION ALL and groups, with counts and with sums of exact numbers; for nothing else. What
+this module does not recognise is not counted, so that a clause it has never heard of costs time,
+not truth.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from datetime import date, datetime
-from enum import StrEnum
+from collections.abc import Iterable
+from functools import partial
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
-    Alias,
     BindParameter,
-    Column,
     ColumnElement,
     CompoundSelect,
-    FromClause,
     FunctionElement,
-    Integer,
-    Join,
-    Label,
     Null,
-    Numeric,
     Select,
-    Table,
-    UnaryExpression,
     select,
 )
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import (
-    BinaryExpression,
-    BooleanClauseList,
-    ExpressionClauseList,
-    False_,
-    Grouping,
-    True_,
+from sqlalchemy.sql.elements import ClauseList, _label_reference
+from sqlalchemy.sql.selectable import SelectStatementGrouping, _CompoundSelectKeyword
+
+from datapatterns.materialized_view.aggregates import AggregateReader, is_aggregate
+from datapatterns.materialized_view.counting_plan import (
+    Branch,
+    CountingPlan,
+    Output,
+    OutputKind,
+    Shape,
 )
-from sqlalchemy.sql.util import _deep_deannotate
-from sqlalchemy.sql.visitors import iterate
+from datapatterns.materialized_view.sources import (
+    Joined,
+    NotCountableError,
+    Rows,
+    are_the_same,
+    join_sources,
+    plain,
+    plain_source,
+    shown,
+    unlabelled,
+    without_value_names,
+)
+from datapatterns.materialized_view.totality import totally
 
 AnySelect: TypeAlias = Select[*tuple[Any, ...]]
 Query: TypeAlias = AnySelect | CompoundSelect[*tuple[Any, ...]]
-
-DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy's own is untyped
-
-
-class NotCountableError(Exception):
-    """A clause that counting cannot follow; its text says which."""
-
-
-class OutputKind(StrEnum):
-    """What a column of the view shows."""
-
-    KEY = "key"
-    ROWS = "rows"
-    COUNT = "count"
-    SUM = "sum"
-    AVG = "avg"
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A column of the view: its kind, and which key or measure it shows."""
-
-    kind: OutputKind
-    index: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class CountingPlan:
-    """What a countable query is made of.
-
-    Attributes:
-        sources: The tables, each as often as it occurs.
-        conditions: What must hold of a row of all of them.
-        keys: What rows are grouped by.
-        measures: What is counted or summed.
-        outputs: What the columns of the view show, in order.
-    """
-
-    sources: tuple[FromClause, ...]
-    conditions: tuple[ColumnElement[Any], ...]
-    keys: tuple[Column[Any], ...]
-    measures: tuple[Column[Any], ...]
-    outputs: tuple[Output, ...]
-
-    def columns_of(self, table: Table) -> list[Column[Any]]:
-        """Return the columns of ``table`` that matter, in the table's order."""
-        named = {
-            column.key
-            for part in (*self.conditions, *self.keys, *self.measures)
-            for column in iterate(part)
-            if isinstance(column, Column) and table_of(column.table) is table
-        }
-        return [column for column in table.columns if column.key in named]
-
-    @property
-    def compares_local_times(self) -> bool:
-        """Whether a condition has a date or time without a zone in it."""
-        bound = (p for c in self.conditions for p in iterate(c) if isinstance(p, BindParameter))
-        values = (v for p in bound for v in (p.value or () if p.expanding else (p.value,)))
-        return any(
-            isinstance(v, date) and (not isinstance(v, datetime) or v.tzinfo is None)
-            for v in values
-        )
-
-    @property
-    def tables(self) -> list[Table]:
-        """Return each table once."""
-        return list(dict.fromkeys(table_of(source) for source in self.sources))
-
-
-_OPERATORS = frozenset({
-    operators.eq, operators.ne, operators.lt, operators.le, operators.gt, operators.ge,
-    operators.is_, operators.is_not, operators.in_op, operators.not_in_op,
-    operators.is_distinct_from, operators.is_not_distinct_from,
-    operators.between_op, operators.not_between_op, operators.and_, operators.or_,
-    operators.comma_op, operators.inv, operators.is_true, operators.is_false,
-})  # fmt: skip
-_TOTAL = (
-    BinaryExpression,
-    BindParameter,
-    BooleanClauseList,
-    ExpressionClauseList,
-    False_,
-    Grouping,
-    Null,
-    True_,
-    UnaryExpression,
-)
-
-
-def table_of(source: Any) -> Table:  # noqa: ANN401 -- whatever a query names
-    """Return the table behind a source; only tables and their aliases get this far."""
-    plain = _plain(source)
-    table = _plain(plain.element) if isinstance(plain, Alias) else plain
-    if not isinstance(table, Table):
-        raise NotCountableError(f"{_shown(source)} is not a table")
-    return table
 
 
 def read_plan(query: Query) -> CountingPlan:
@@ -149,163 +54,157 @@ def read_plan(query: Query) -> CountingPlan:
     Raises:
         NotCountableError: Some clause of it cannot be followed by counting.
     """
-    if not isinstance(query, Select):
-        raise NotCountableError("it combines several SELECTs")
-    sources: list[FromClause] = []
-    conditions: list[ColumnElement[Any]] = []
-    for source in query.get_final_froms():
-        for part in _flattened(source):
-            if isinstance(part, FromClause):
-                sources.append(part)
-            else:
-                conditions.append(part)
-    if query.whereclause is not None:
-        conditions.append(_plain(query.whereclause))
-    groups = [*query._group_by_clauses]  # noqa: SLF001 -- there is no public list of them
-    keys = [_key(group, sources) for group in groups]
-    _require_nothing_else(query, groups)
-    for condition in conditions:
-        _require_total(condition, sources)
-    measures: list[Column[Any]] = []
-    outputs = tuple(_output(c, keys, measures, sources) for c in query.selected_columns)
-    if not keys and not any(output.kind != OutputKind.KEY for output in outputs):
-        raise NotCountableError("it does not group rows")
-    plan = CountingPlan(tuple(sources), tuple(conditions), tuple(keys), tuple(measures), outputs)
+    plan = _read_groups(query) if _is_grouped(query) else _read_plain(query)
     _require_selected_as_stored(plan)
     return plan
 
 
-def own_source(part: Any, sources: Iterable[FromClause]) -> FromClause | None:  # noqa: ANN401
-    """Return the one of ``sources`` whose column ``part`` is, if it is a column of one.
-
-    Taking an expression apart copies the aliases in it; a copy still has the alias's name.
-    """
-    if not isinstance(part, Column):
-        return None
-    return next((source for source in sources if _is_same(source, part.table)), None)
+def _is_grouped(query: Query) -> bool:
+    return isinstance(query, Select) and (
+        bool(query._group_by_clauses)  # noqa: SLF001 -- there is no public list of them
+        or any(is_aggregate(unlabelled(column)) for column in query.selected_columns)
+    )
 
 
-def _own_column(part: Any, sources: Iterable[FromClause]) -> Column[Any] | None:  # noqa: ANN401
-    source = own_source(part, sources)
-    return None if source is None else source.c[part.key]
+def _read_plain(query: Query) -> CountingPlan:
+    is_distinct = _removes_duplicates(query)
+    found = _read_rows(query, is_distinct=is_distinct)
+    branches = tuple(
+        Branch(
+            rows.sources,
+            _all_totally(rows.conditions, rows),
+            _all_totally(rows.columns, rows),
+        )
+        for rows in found
+    )
+    outputs = tuple(Output(OutputKind.KEY, index) for index in range(len(branches[0].keys)))
+    return CountingPlan(Shape.DISTINCT if is_distinct else Shape.ROWS, branches, (), outputs)
 
 
-def _is_same(source: FromClause, other: Any) -> bool:  # noqa: ANN401
-    if isinstance(source, Alias) and isinstance(other, Alias):
-        return source.name == other.name and table_of(source) is table_of(other)
-    return source is other
+def _read_groups(query: Query) -> CountingPlan:
+    assert isinstance(query, Select)
+    clauses = [plain(clause) for clause in query._group_by_clauses]  # noqa: SLF001
+    _require_nothing_else(query, clauses)
+    groups = [_group(clause) for clause in clauses]
+    reader = AggregateReader()
+    outputs = tuple(
+        _output(unlabelled(column), groups, reader) for column in query.selected_columns
+    )
+    branches = []
+    for joined in _joined(query, is_distinct=False):
+        rows, where = joined.rows, _where(query, joined)
+        branches.append(
+            Branch(
+                rows.sources,
+                _all_totally([*rows.conditions, *where], rows),
+                _all_totally(map(joined.meaning, groups), rows),
+                _all_totally((joined.meaning(m.counted) for m in reader.found), rows),
+                _all_totally((joined.meaning(m.value) for m in reader.found), rows),
+            )
+        )
+    measures = tuple(reader.measure(i, branches) for i in range(len(reader.found)))
+    return CountingPlan(Shape.GROUPS, tuple(branches), measures, outputs)
 
 
-def _flattened(source: FromClause) -> Iterator[FromClause | ColumnElement[Any]]:
-    plain = _plain(source)
-    if not isinstance(plain, Join):
-        table_of(plain)
-        yield plain
-        return
-    if plain.isouter or plain.full:
-        raise NotCountableError("an outer join adds and removes rows that no change names")
-    yield from _flattened(plain.left)
-    yield from _flattened(plain.right)
-    if plain.onclause is not None:
-        yield _plain(plain.onclause)
+def _read_rows(query: Any, *, is_distinct: bool) -> list[Rows]:  # noqa: ANN401 -- any subquery
+    """Return the rows of a query that neither groups nor, if it matters, drops duplicates."""
+    if isinstance(query, SelectStatementGrouping):
+        return _read_rows(query.element, is_distinct=is_distinct)
+    if isinstance(query, CompoundSelect):
+        return _read_union(query, is_distinct=is_distinct)
+    if not isinstance(query, Select):
+        raise NotCountableError(f"{shown(query)} is not a SELECT")
+    if _is_grouped(query):
+        raise NotCountableError("a subquery groups rows")
+    if query._distinct and not is_distinct:  # noqa: SLF001 -- as above
+        raise NotCountableError("a subquery drops duplicates, which counts of others depend on")
+    _require_nothing_else(query, [])
+    selected = [*map(unlabelled, query.selected_columns)]
+    return [
+        Rows(
+            joined.rows.sources,
+            (*joined.rows.conditions, *_where(query, joined)),
+            tuple(map(joined.meaning, selected)),
+        )
+        for joined in _joined(query, is_distinct=is_distinct)
+    ]
 
 
-def _key(group: ColumnElement[Any], sources: list[FromClause]) -> Column[Any]:
-    plain = _unlabelled(group)
-    if (key := _own_column(plain, sources)) is None:
-        raise NotCountableError(f"GROUP BY {_shown(plain)} is not a column")
-    return key
+def _read_union(query: CompoundSelect[Any], *, is_distinct: bool) -> list[Rows]:
+    merging = {_CompoundSelectKeyword.UNION_ALL} | (
+        {_CompoundSelectKeyword.UNION} if is_distinct else set()
+    )
+    if query.keyword not in merging:
+        raise NotCountableError(f"{query.keyword.value} of several SELECTs looks at other rows")
+    if _skeleton(CompoundSelect(query.keyword, *query.selects)) != _skeleton(query):
+        raise NotCountableError("it has clauses beyond its SELECTs")
+    return [rows for part in query.selects for rows in _read_rows(part, is_distinct=is_distinct)]
+
+
+def _removes_duplicates(query: Query) -> bool:
+    if isinstance(query, CompoundSelect):
+        return query.keyword is _CompoundSelectKeyword.UNION
+    return bool(query._distinct)  # noqa: SLF001 -- as above
+
+
+def _joined(query: AnySelect, *, is_distinct: bool) -> list[Joined]:
+    read_rows = partial(_read_rows, is_distinct=is_distinct)
+    return join_sources(query.get_final_froms(), read_rows)
+
+
+def _where(query: AnySelect, joined: Joined) -> list[ColumnElement[Any]]:
+    return [] if query.whereclause is None else [joined.meaning(query.whereclause)]
+
+
+def _all_totally(
+    expressions: Iterable[ColumnElement[Any]], rows: Rows
+) -> tuple[ColumnElement[Any], ...]:
+    return tuple(totally(expression, rows.sources) for expression in expressions)
+
+
+def _group(clause: Any) -> ColumnElement[Any]:  # noqa: ANN401 -- whatever was grouped by
+    named = clause.element if isinstance(clause, _label_reference) else clause
+    if isinstance(named, ClauseList) and len(named.clauses) == 1:  # around a function
+        return _group(named.clauses[0])
+    group = unlabelled(named)
+    if not isinstance(group, ColumnElement | FunctionElement) or isinstance(
+        group, BindParameter | Null
+    ):
+        raise NotCountableError(f"GROUP BY {shown(clause)} is neither column nor expression")
+    return group
 
 
 def _output(
-    column: ColumnElement[Any],
-    keys: list[Column[Any]],
-    measures: list[Column[Any]],
-    sources: list[FromClause],
+    column: Any,  # noqa: ANN401 -- whatever was selected
+    groups: list[ColumnElement[Any]],
+    reader: AggregateReader,
 ) -> Output:
-    plain = _unlabelled(column)
-    if isinstance(plain, Column):
-        key = _own_column(plain, sources)
-        if key is None or key not in _Identities(keys):
-            raise NotCountableError(f"{_shown(plain)} is not grouped")
-        return Output(OutputKind.KEY, _Identities(keys).index(key))
-    kind, argument = _aggregate(plain)
-    if argument is None:
-        return Output(kind)
-    if (measure := _own_column(argument, sources)) is None:
-        raise NotCountableError(f"{_shown(plain)} does not aggregate a column")
-    _require_exact(kind, measure)
-    if measure not in _Identities(measures):
-        measures.append(measure)
-    return Output(kind, _Identities(measures).index(measure))
-
-
-def _aggregate(element: ColumnElement[Any]) -> tuple[OutputKind, Any]:
-    if not isinstance(element, FunctionElement) or getattr(element, "packagenames", None):
-        raise NotCountableError(f"{_shown(element)} is neither a column nor a plain aggregate")
-    name, arguments = element.name.lower(), [*element.clauses]
-    named = next((getattr(a, "name", None) for a in arguments if not isinstance(a, Column)), None)
-    if name == "count" and (not arguments or named == "*"):
-        return OutputKind.ROWS, None
-    if name not in {"count", "sum", "avg"} or len(arguments) != 1:
-        raise NotCountableError(f"{_shown(element)} cannot be counted; count, sum and avg can")
-    return OutputKind(name), _plain(arguments[0])
-
-
-def _require_exact(kind: OutputKind, measure: Column[Any]) -> None:
-    exact = {OutputKind.SUM: (Integer, Numeric), OutputKind.AVG: (Integer,)}.get(kind)
-    if exact is not None and not isinstance(measure.type, exact):
-        raise NotCountableError(f"{kind}({_shown(measure)}) is not exact for {measure.type!r}")
-
-
-def _require_total(condition: ColumnElement[Any], sources: list[FromClause]) -> None:
-    """Let only through what no combination of values makes fail.
-
-    Counting evaluates conditions on rows that never were together; a division would raise there
-    while the query itself is fine.
-    """
-    for part in iterate(condition):
-        known = isinstance(part, _TOTAL) or own_source(part, sources) is not None
-        operator = getattr(part, "operator", None)
-        if not known or (operator is not None and operator not in _OPERATORS):
-            raise NotCountableError(f"{_shown(condition)} is more than a comparison of columns")
+    for index, group in enumerate(groups):
+        if are_the_same(column, group):
+            return Output(OutputKind.KEY, index)
+    if not is_aggregate(column):
+        raise NotCountableError(f"{shown(column)} is not grouped, nor an aggregate to count")
+    return reader.read(column)
 
 
 def _require_nothing_else(query: AnySelect, groups: list[ColumnElement[Any]]) -> None:
     # Of plain parts: the ORM adds conditions of its own, as for inheritance in a single table.
-    rebuilt = select(*map(_plain, query.selected_columns))
-    rebuilt = rebuilt.select_from(*map(_plain, query.get_final_froms()))
+    rebuilt = select(*map(plain, query.selected_columns))
+    rebuilt = rebuilt.select_from(*map(plain_source, query.get_final_froms()))
     if query.whereclause is not None:
-        rebuilt = rebuilt.where(_plain(query.whereclause))
-    if _shown(rebuilt.group_by(*map(_plain, groups))) != _shown(query):
+        rebuilt = rebuilt.where(plain(query.whereclause))
+    if query._distinct and not groups:  # noqa: SLF001 -- as above
+        rebuilt = rebuilt.distinct()
+    if query._distinct_on or _skeleton(rebuilt.group_by(*groups)) != _skeleton(query):  # noqa: SLF001
         raise NotCountableError("it has clauses beyond SELECT, FROM, WHERE and GROUP BY")
+
+
+def _skeleton(query: Query) -> str:
+    """Return the query as SQL, without the names of values, which differ from copy to copy."""
+    return without_value_names(shown(query))
 
 
 def _require_selected_as_stored(plan: CountingPlan) -> None:
     for column in (column for table in plan.tables for column in plan.columns_of(table)):
         if column.type.column_expression(column) is not None:
-            raise NotCountableError(f"{_shown(column)} is not selected as it is stored")
-
-
-def _unlabelled(element: Any) -> Any:  # noqa: ANN401
-    plain = _plain(element)
-    return _unlabelled(plain.element) if isinstance(plain, Label) else plain
-
-
-def _plain(element: Any) -> Any:  # noqa: ANN401
-    """Return ``element`` as Core has it, without what the ORM wrote on it."""
-    return _deep_deannotate(element)
-
-
-def _shown(element: Any) -> str:  # noqa: ANN401
-    return str(element.compile(dialect=DIALECT))
-
-
-class _Identities(list[Any]):
-    """A list that looks for the same object; ``==`` of columns is SQL."""
-
-    def __contains__(self, wanted: object) -> bool:
-        return any(element is wanted for element in self)
-
-    def index(self, wanted: object, *_: Any) -> int:  # noqa: ANN401
-        return next(i for i, element in enumerate(self) if element is wanted)
+            raise NotCountableError(f"{shown(column)} is not selected as it is stored")

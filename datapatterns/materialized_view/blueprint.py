@@ -23,10 +23,16 @@ _DIALECT: Final = postgresql.dialect(paramstyle="named")  # type: ignore[no-unty
 
 
 class Need(StrEnum):
-    """What a strategy needs of a column in the database, whatever the models say."""
+    """What a strategy needs to be true in the database, whatever the models say."""
 
-    EXACT = "exact"
-    """Sums of its values do not depend on their order."""
+    TOTAL = "total"
+    """All that the query calls is the server's own and answers for every value."""
+    INTEGER = "integer"
+    """It is of a type of integers."""
+    FIXED_SCALE = "fixed scale"
+    """It is an integer, or a numeric with a declared precision."""
+    IDENTICAL = "identical"
+    """Equal values of it are the same."""
     NO_ZONE = "no zone"
     """It is no time with a zone, which would be compared by the session's settings."""
     DISTINGUISHABLE = "distinguishable"
@@ -40,8 +46,8 @@ class Requirement:
     """A need, and the column that it is about.
 
     Attributes:
-        table: As SQL writes it.
-        column: Its name.
+        table: As SQL writes it; empty for the table of what is stored, by the query for it.
+        column: Its name; empty if the need is about the view's query.
         need: What must hold.
     """
 

@@ -1,4 +1,4 @@
-"""Signed counting: add to each group what the changed rows bring or take away.
+"""Signed counting: add to each key what the changed rows bring or take away.
 
 The result of a join changes by d(A)B + Ad(B) + d(A)d(B). Telescoping writes that as one term for
 each table: the tables before it as they are now, its changes, and the tables after it as they
@@ -23,31 +23,36 @@ from sqlalchemy import (
     Select,
     SmallInteger,
     Table,
-    TableClause,
-    Text,
     and_,
     case,
     cast,
-    exists,
     func,
     literal_column,
-    or_,
     select,
     true,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from datapatterns.change_log import current_snapshot
-from datapatterns.materialized_view.algebra import CountingPlan, own_source, table_of
+from datapatterns.materialized_view.counting_plan import Branch, CountingPlan, Measure
+from datapatterns.materialized_view.identity import images
+from datapatterns.materialized_view.key_hashes import key_hash
+from datapatterns.materialized_view.sources import own_source, table_of
+
+KEY_HASH = "key_hash"
+"""The stored column by which rows are found: keys may be NULL, or longer than an index takes."""
 
 ROWS = "rows"
-_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+
+ODD_NUMBERS = (
+    cast(literal_column("'NaN'"), Numeric),
+    cast(literal_column("'Infinity'"), Numeric),
+    cast(literal_column("'-Infinity'"), Numeric),
+)
 
 
 def key_names(plan: CountingPlan) -> list[str]:
-    """Return the stored columns that tell groups apart.
+    """Return the stored columns that tell rows apart.
 
     Without GROUP BY there is one group, always; a constant stands for its key.
     """
@@ -56,89 +61,139 @@ def key_names(plan: CountingPlan) -> list[str]:
 
 def total_names(plan: CountingPlan) -> list[str]:
     """Return the stored columns that are added to."""
-    measured = (
-        name
-        for number in range(len(plan.measures))
-        for name in (f"measure_{number}_rows", f"measure_{number}_sum")
-    )
-    return [ROWS, *measured]
+    return [ROWS, *(name for number in range(len(plan.measures)) for name in _names(plan, number))]
 
 
 def state(plan: CountingPlan) -> Select[Any]:
     """Return the query for all that is stored, from scratch."""
-    moved = {source: source for source in plan.sources}
-    keys, conditions, measures = _placed(plan, moved)
-    totals: list[ColumnElement[Any]] = [func.count()]
-    for measure, total in zip(measures, _summed(plan, measures), strict=True):
-        totals += [func.count(measure), func.coalesce(func.sum(total), 0)]
-    query = (
-        select(*_labelled(key_names(plan), keys), *_labelled(total_names(plan), totals))
-        .select_from(*plan.sources)
-        .where(true(), *conditions)
-    )
-    return query.group_by(*keys) if plan.keys else query
-
-
-def application(
-    plan: CountingPlan, stored: TableClause, pending: Mapping[Table, CTE]
-) -> Select[Any]:
-    """Return the statement that adds what is pending to ``stored``.
-
-    It answers with one row: the snapshot it ran in; how many changes were pending; whether a
-    table was truncated, and then it changed nothing; how many groups it touched, and how many of
-    these are empty, hold fewer rows than none, or a sum that cannot be subtracted from.
-    """
-    signs = [select(cte.c.change_sign) for cte in pending.values()]
-    changed = union_all(*signs).cte("changed").prefix_with("MATERIALIZED")
-    truncated = exists().where(changed.c.change_sign == 0)
-    applied = _applied(plan, stored, delta(plan, pending), ~truncated)
-    return select(
-        current_snapshot.label("snapshot"),
-        select(func.count()).select_from(changed).scalar_subquery().label("pending"),
-        truncated.label("truncated"),
-        *_findings(plan, applied),
-    )
+    terms = [_state_of(plan, branch) for branch in plan.branches]
+    return _added_up(plan, union_all(*terms).subquery("found"))
 
 
 def delta(plan: CountingPlan, pending: Mapping[Table, FromClause]) -> CTE:
-    """Return what ``pending`` adds to each group or takes away from it.
+    """Return what ``pending`` adds to each key or takes away from it.
 
     Args:
         plan: What is counted.
         pending: The signed changes of each table.
     """
-    terms = union_all(*(_term(plan, pending, place) for place in range(len(plan.sources))))
-    effects = terms.subquery("effects")
+    terms = [
+        _term(plan, number, pending, place)
+        for number, branch in enumerate(plan.branches)
+        for place in range(len(branch.sources))
+    ]
+    added = _added_up(plan, union_all(*terms).subquery("effects"))
+    return added.cte("delta").prefix_with("MATERIALIZED")
+
+
+def add_up(plan: CountingPlan, rows: FromClause) -> Select[Any]:
+    """Return the totals of each key of ``rows``, which have the columns of the stored table."""
+    keys = [rows.c[name] for name in (KEY_HASH, *key_names(plan))]
+    return select(*keys, *_totals(plan, rows)).group_by(*keys, *images(plan, rows, key_names(plan)))
+
+
+def _added_up(plan: CountingPlan, effects: FromClause) -> Select[Any]:
+    # Keys are named below: GROUP BY would take a number among them for that of a column.
     keys = [effects.c[name] for name in key_names(plan)]
-    totals = [func.sum(effects.c[name]).label(name) for name in total_names(plan)]
-    return select(*keys, *totals).group_by(*keys).cte("delta").prefix_with("MATERIALIZED")
+    hashed = key_hash(keys).label(KEY_HASH)
+    grouped = select(hashed, *keys, *_totals(plan, effects))
+    if not plan.keys:
+        # So that an empty table has a row as well.
+        only = literal_column("0", Integer)
+        grouped = select(key_hash([only]).label(KEY_HASH), only.label(key_names(plan)[0]))
+        return grouped.add_columns(*_totals(plan, effects)).select_from(effects)
+    return grouped.group_by(*keys, *images(plan, effects, key_names(plan)))
 
 
-def _term(plan: CountingPlan, pending: Mapping[Table, FromClause], place: int) -> Select[Any]:
+def _totals(plan: CountingPlan, rows: FromClause) -> list[ColumnElement[Any]]:
+    return [
+        (
+            func.coalesce(func.sum(rows.c[name]), 0)
+            if name.endswith("_sum")
+            else cast(func.coalesce(func.sum(rows.c[name]), 0), BigInteger)
+        ).label(name)
+        for name in total_names(plan)
+    ]
+
+
+def _state_of(plan: CountingPlan, branch: Branch) -> Select[Any]:
+    moved = {source: source for source in branch.sources}
+    return _signed(plan, branch, moved, literal_column("1", BigInteger))
+
+
+def _term(
+    plan: CountingPlan, which: int, pending: Mapping[Table, FromClause], place: int
+) -> Select[Any]:
+    branch = plan.branches[which]
     moved: dict[FromClause, FromClause] = {}
     signs: list[ColumnElement[Any]] = []
-    for number, source in enumerate(plan.sources):
+    for number, source in enumerate(branch.sources):
         changes = pending[table_of(source)]
         if number < place:
             moved[source] = source
             continue
         moved[source] = (
-            changes.alias(f"changed_{number}")
+            changes.alias(f"changed_{which}_{number}")
             if number == place
             else _as_it_was(plan, source, changes, number)
         )
         signs.append(moved[source].c.change_sign)
-    sign = _product(signs)
-    keys, conditions, measures = _placed(plan, moved)
-    totals: list[ColumnElement[Any]] = [sign]
-    for measure, total in zip(measures, _summed(plan, measures), strict=True):
-        totals += [case((measure.is_(None), 0), else_=sign), func.coalesce(sign * total, 0)]
     # A truncation's row has no values; with it, nothing of this is applied.
+    return _signed(plan, branch, moved, _product(signs))
+
+
+def _signed(
+    plan: CountingPlan,
+    branch: Branch,
+    moved: Mapping[FromClause, FromClause],
+    sign: ColumnElement[Any],
+) -> Select[Any]:
+    """Return the key of each row of a branch, and what it adds to the totals."""
+    keys = _placed(branch, branch.keys, moved) or [literal_column("0", Integer)]
+    measured = [
+        column
+        for number, value in enumerate(_placed(branch, branch.measures, moved))
+        for column in zip(
+            _names(plan, number), _brought(plan.measures[number], value, sign), strict=True
+        )
+    ]
+    named = [*zip(key_names(plan), keys, strict=True), (ROWS, sign), *measured]
     return (
-        select(*_labelled(key_names(plan), keys), *_labelled(total_names(plan), totals))
+        select(*(element.label(name) for name, element in named))
         .select_from(*moved.values())
-        .where(true(), *conditions)
+        .where(true(), *_placed(branch, branch.conditions, moved))
     )
+
+
+def _names(plan: CountingPlan, number: int) -> list[str]:
+    measure, prefix = plan.measures[number], f"measure_{number}_"
+    names = [f"{prefix}rows"]
+    if measure.is_summed:
+        names.append(f"{prefix}sum")
+        if not measure.is_finite:
+            names += [f"{prefix}nan", f"{prefix}infinite", f"{prefix}minus_infinite"]
+    return names
+
+
+def _brought(
+    measure: Measure, value: ColumnElement[Any], sign: ColumnElement[Any]
+) -> Iterator[ColumnElement[Any]]:
+    """Yield what a row adds to each total of a measure.
+
+    Nothing can be subtracted from NaN or infinity; these are counted beside the sum.
+    """
+    yield case((value.is_not(None), sign), else_=0)
+    if not measure.is_summed:
+        return
+    number = cast(value, Numeric)
+    if measure.is_finite:
+        yield func.coalesce(sign * number, 0)
+        return
+    nan, infinite, minus_infinite = ODD_NUMBERS
+    # NaN counts as more than infinity.
+    yield case((and_(number > minus_infinite, number < infinite), sign * number), else_=0)
+    for odd in (nan, infinite, minus_infinite):
+        yield case((number == odd, sign), else_=0)
 
 
 def _as_it_was(
@@ -153,70 +208,21 @@ def _as_it_was(
     return union_all(now.select_from(base), undone).subquery(f"before_{number}")
 
 
-def _applied(
-    plan: CountingPlan, stored: TableClause, delta: CTE, allowed: ColumnElement[bool]
-) -> CTE:
-    total_columns = total_names(plan)
-    changes_something = or_(*(delta.c[name] != 0 for name in total_columns))
-    upsert = insert(stored).from_select(
-        [*key_names(plan), *total_columns],
-        select(*delta.c).where(allowed, changes_something),
-    )
-    added = {name: stored.c[name] + upsert.excluded[name] for name in total_columns}
-    return (
-        upsert.on_conflict_do_update(index_elements=key_names(plan), set_=added)
-        .returning(*(stored.c[name] for name in total_columns))
-        .cte("applied")
-    )
-
-
-def _findings(plan: CountingPlan, applied: CTE) -> Iterator[ColumnElement[Any]]:
-    rows = applied.c[ROWS]
-    finite = [
-        cast(applied.c[f"measure_{number}_sum"], Text).not_in(_NOT_FINITE)
-        for number in range(len(plan.measures))
-    ]
-    questions = {
-        "touched": true(),
-        "emptied": rows == 0,
-        "negative": rows < 0,
-        "unsubtractable": ~_all(finite),
-    }
-    for label, question in questions.items():
-        counted = select(func.count()).select_from(applied).where(question)
-        yield counted.scalar_subquery().label(label)
-
-
 def _placed(
-    plan: CountingPlan, moved: Mapping[FromClause, FromClause]
-) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return keys, conditions and measures, said of the sources that stand for the plan's."""
+    branch: Branch,
+    expressions: Sequence[ColumnElement[Any]],
+    moved: Mapping[FromClause, FromClause],
+) -> list[Any]:
+    """Return ``expressions``, said of the sources that stand for the branch's."""
 
     def replace(element: Any, **_: Any) -> Any:  # noqa: ANN401
         if isinstance(element, BindParameter):
             # As the plain view has it: 'a' takes the column's type, 'a'::varchar may not.
             return element.render_literal_execute()
-        own = own_source(element, plan.sources)
+        own = own_source(element, branch.sources)
         return None if own is None else moved[own].c[element.key]
 
-    def place(expression: ColumnElement[Any]) -> Any:  # noqa: ANN401
-        return replacement_traverse(expression, {}, replace)
-
-    return (
-        [place(key) for key in plan.keys] or [literal_column("0", Integer)],
-        [place(condition) for condition in plan.conditions],
-        [place(measure) for measure in plan.measures],
-    )
-
-
-def _summed(plan: CountingPlan, measures: list[Any]) -> list[ColumnElement[Any]]:
-    """Return what is added up for each measure; text, say, can be counted but not summed."""
-    return [
-        cast(measure, Numeric)
-        if isinstance(own.type, Integer | Numeric)
-        else literal_column("0", Numeric)
-        for own, measure in zip(plan.measures, measures, strict=True)
-    ]
+    return [replacement_traverse(expression, {}, replace) for expression in expressions]
 
 
 def _product(signs: list[ColumnElement[Any]]) -> ColumnElement[Any]:
@@ -224,11 +230,3 @@ def _product(signs: list[ColumnElement[Any]]) -> ColumnElement[Any]:
     for sign in signs[1:]:
         product = product * sign
     return product
-
-
-def _all(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
-    return and_(true(), *conditions)
-
-
-def _labelled(names: list[str], elements: list[Any]) -> list[Any]:
-    return [element.label(name) for name, element in zip(names, elements, strict=True)]

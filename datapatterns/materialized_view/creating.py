@@ -13,14 +13,13 @@ from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.definition import ViewDefinition, not_incremental
 from datapatterns.materialized_view.determinism import Base, read_bases, require_determinism
-from datapatterns.materialized_view.maintenance import Logs
+from datapatterns.materialized_view.maintenance import Logs, Maintenance
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.needs import has_nulls_not_distinct, unmet_need
 from datapatterns.materialized_view.realtime import create_realtime
 from datapatterns.materialized_view.records import ViewRecord, find_record
 from datapatterns.materialized_view.schema import materialized_views
 from datapatterns.materialized_view.shown_types import as_defined
-from datapatterns.materialized_view.strategy import Strategy
 from datapatterns.sql.composing import execute
 
 
@@ -46,6 +45,16 @@ def create_from_blueprint(conn: Connection, names: ViewNames, blueprint: Bluepri
         ViewDefinitionError: There is such a view, or the server says why this cannot be kept so.
     """
     _create(conn, names, [blueprint])
+
+
+def create_definition(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:
+    """Create the plain view of the query."""
+    create = sql.SQL("CREATE VIEW {} ({}) AS {}").format(
+        sql.Identifier(names.schema, names.definition),
+        _listed(blueprint.columns),
+        _written(blueprint.definition),
+    )
+    execute(conn, create)
 
 
 def drop_view(conn: Connection, names: ViewNames) -> None:
@@ -99,18 +108,19 @@ def require_same_names(conn: Connection, view: ViewDefinition, record: ViewRecor
         raise ViewChangedError(view.names.view)
 
 
-def columns_compared_as_text(conn: Connection, names: ViewNames, strategy: Strategy) -> list[str]:
-    """Return the stored columns whose equal values may differ, as 1.0 and 1.00 do."""
-    if strategy is Strategy.COUNTING:
-        return []
-    columns = inspect_columns(conn, _qualified(names, names.stored))
-    return [column.name for column in columns if not column.equality_is_identity]
+def columns_compared_as_text(
+    conn: Connection, names: ViewNames, maintenance: Maintenance
+) -> list[str]:
+    """Return the stored columns whose equal values may differ, as 1.0 and 1.00 do, and must not."""
+    identified = maintenance.identified
+    columns = inspect_columns(conn, _qualified(names, names.stored)) if identified else []
+    return [c.name for c in columns if c.name in identified and not c.equality_is_identity]
 
 
 def _create(conn: Connection, names: ViewNames, candidates: Iterable[Blueprint]) -> None:
     _require_free_names(conn, names)
     (first, *_) = candidates = list(candidates)
-    _create_definition(conn, names, first)
+    create_definition(conn, names, first)
     definition = _qualified(names, names.definition)
     require_determinism(conn, names.view, definition)
     bases = read_bases(conn, definition)
@@ -146,7 +156,7 @@ def _first_without_objection(
 ) -> Blueprint:
     objection: str | None = None
     for candidate in candidates:
-        found = unmet_need(conn, candidate.requirements)
+        found = unmet_need(conn, names, candidate)
         if found is None:
             return candidate if objection is None else replace(candidate, reason=objection)
         objection = found if objection is None else objection
@@ -167,15 +177,6 @@ def _capture(conn: Connection, names: ViewNames, bases: Iterable[Base]) -> dict[
     """Capture all tables, always in the order of their names, so that two never deadlock."""
     log = ChangeLog(names.schema)
     return {base.full_name: log.capture(conn, base.full_name, base.columns) for base in bases}
-
-
-def _create_definition(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:
-    create = sql.SQL("CREATE VIEW {} ({}) AS {}").format(
-        sql.Identifier(names.schema, names.definition),
-        _listed(blueprint.columns),
-        _written(blueprint.definition),
-    )
-    execute(conn, create)
 
 
 def _create_stored(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:

@@ -7,13 +7,14 @@ from sqlalchemy import ClauseElement
 
 from datapatterns.change_log.inspecting import table_name
 from datapatterns.errors import ViewChangedError, ViewDefinitionError
-from datapatterns.materialized_view.algebra import NotCountableError, Query, read_plan
+from datapatterns.materialized_view.algebra import Query, read_plan
 from datapatterns.materialized_view.blueprint import Blueprint, Source, as_sql
 from datapatterns.materialized_view.counted import Counted
 from datapatterns.materialized_view.maintenance import Maintenance
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.pending_changes import named_pending
 from datapatterns.materialized_view.rebuilt import Rebuilt
+from datapatterns.materialized_view.sources import NotCountableError
 from datapatterns.materialized_view.strategy import (
     Explanation,
     Full,
@@ -91,7 +92,7 @@ class ViewDefinition:
                 Source(table_name(t), tuple(c.name for c in maintenance.columns_of(t)))
                 for t in maintenance.tables
             ),
-            requirements=tuple(maintenance.requirements),
+            requirements=tuple(dict.fromkeys(maintenance.requirements)),
         )
 
 

@@ -62,6 +62,10 @@ class Maintenance(Protocol):
         """Whether there is one stored row for each key."""
 
     @property
+    def identified(self) -> Sequence[str]:
+        """Which stored columns have to be the same as the query's, not only equal to them."""
+
+    @property
     def requirements(self) -> Sequence[Requirement]:
         """What must be true in the database."""
 

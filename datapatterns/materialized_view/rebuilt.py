@@ -54,6 +54,11 @@ class Rebuilt:
         return False
 
     @property
+    def identified(self) -> list[str]:
+        """All columns."""
+        return self.stored
+
+    @property
     def requirements(self) -> list[Requirement]:
         """Whatever the types are, rows are compared."""
         return []

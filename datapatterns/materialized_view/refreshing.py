@@ -121,7 +121,7 @@ def _rebuild(conn: Connection, view: ViewDefinition, record: ViewRecord, pending
         record.maintenance.fresh(),
         view.names,
         record.maintenance.stored,
-        compared_as_text=columns_compared_as_text(conn, view.names, record.explanation.strategy),
+        compared_as_text=columns_compared_as_text(conn, view.names, record.maintenance),
     )
     found = conn.execute(statement).one()
     return _Outcome(Strategy.REBUILD, pending, found.deleted + found.inserted, found.snapshot)

@@ -170,21 +170,39 @@ def test_tables_of_one_name_in_two_schemas_are_told_apart(engine: Engine) -> Non
     [
         (weekly_sales().having(func.count() > 1), "beyond"),
         (weekly_sales().limit(1), "beyond"),
-        (select(Line.week).distinct(), "beyond"),
+        (select(Line.week).group_by(Line.week).distinct(), "beyond"),
+        (select(Line.week).order_by(Line.week), "beyond"),
         (select(func.max(Line.cents).label("m")), "max"),
-        (select(func.count(distinct(Line.week)).label("n")), "does not aggregate a column"),
-        (select(func.count().filter(Line.week > 1).label("n")), "neither a column nor"),
-        (select(func.sum(Line.cents * 2).label("n")), "does not aggregate a column"),
+        (select(func.count(distinct(Line.week)).label("n")), "DISTINCT"),
+        (select(func.sum(Line.cents / 2).label("n")), "/"),
         (select(func.sum(visits.c.score).label("n")), "not exact"),
-        (select(func.avg(Line.weight).label("n")), "not exact"),
-        (select(func.count().label("n")).where(1 / Line.cents > 2), "comparison"),
-        (select(func.count().label("n")).where(func.lower(visits.c.who) == "a"), "comparison"),
-        (select(Line.week).group_by(Line.week / 2, Line.week), "is not a column"),
+        (select(func.sum(visits.c.score * 2).label("n")), "not exact"),
+        (select((visits.c.score * 2).label("n")), "no exact number"),
+        (select(func.avg(func.coalesce(Line.weight, 0)).label("n")), "scale may change"),
+        (select(func.count().label("n")).where(1 / Line.cents > 2), "never fails"),
+        (select(cast(Line.weight, Numeric(4, 2)).label("n")), "never fails"),
+        (select(func.substr(visits.c.who, Line.week).label("n")), "substr"),
+        (select(func.date_trunc(visits.c.who, visits.c.at).label("n")), "date_trunc"),
+        (select(func.public.lower(visits.c.who).label("n")), "lower"),
+        (select(Line.week).group_by(Line.week / 2, Line.week), "/"),
+        (select(Line.cents, func.count().label("n")).group_by(Line.week), "not grouped"),
         (
             select(func.count().label("n")).select_from(
-                select(Line.week).where(Line.week > 1).subquery()
+                select(Line.week).where(Line.week > 1).distinct().subquery()
             ),
-            "not a table",
+            "duplicates",
+        ),
+        (
+            select(func.count().label("n")).select_from(
+                select(Line.week).group_by(Line.week).subquery()
+            ),
+            "groups rows",
+        ),
+        (
+            select(func.count().label("n")).select_from(
+                union_all(select(Line.week), select(Line.weight)).subquery()
+            ),
+            "several types",
         ),
         (
             select(func.count().label("n")).join_from(
@@ -192,7 +210,9 @@ def test_tables_of_one_name_in_two_schemas_are_told_apart(engine: Engine) -> Non
             ),
             "outer join",
         ),
-        (union_all(select(Line.week), select(Line.week)), "several SELECTs"),
+        (select(Line.week).except_(select(Line.product_id)), "EXCEPT"),
+        (union_all(select(Line.week), select(Line.product_id)).limit(3), "beyond"),
+        (union_all(select(Line.week), select(Line.week).distinct()), "duplicates"),
     ],
 )
 def test_what_cannot_be_counted_is_rebuilt_and_says_why(query: AnySelect, reason: str) -> None:
@@ -213,7 +233,7 @@ def test_what_can_be_counted_is_counted() -> None:
 
 
 def test_the_server_knows_types_better_than_the_declaration(engine: Engine, call: Call) -> None:
-    run(engine, "CREATE DOMAIN claim AS numeric", 'ALTER TABLE "Visit %s" ALTER claimed TYPE claim')
+    run(engine, 'ALTER TABLE "Visit %s" ALTER claimed TYPE money')
     query = select(func.sum(visits.c.claimed).label("n"))
     view = MaterializedView("claims", query)
     strict = MaterializedView("strict", query, maintain=Incremental())
@@ -223,9 +243,9 @@ def test_the_server_knows_types_better_than_the_declaration(engine: Engine, call
 
     assert view.explain().strategy is Strategy.COUNTING
     assert call(view.explain).strategy is Strategy.REBUILD
-    assert "exact type" in call(view.explain).reason
+    assert "sum(money)" in call(view.explain).reason
     assert call(view.refresh) is not None
-    with pytest.raises(ViewDefinitionError, match="exact type"):
+    with pytest.raises(ViewDefinitionError, match=r"sum\(money\)"):
         call(strict.create)
 
 

@@ -26,10 +26,10 @@ from sqlalchemy import (
     values,
 )
 
-from datapatterns.materialized_view.algebra import table_of
 from datapatterns.materialized_view.grouping.expressions import columns_in, placed
 from datapatterns.materialized_view.grouping.join_tree import Condition, Step
 from datapatterns.materialized_view.grouping.plan import GroupPlan
+from datapatterns.materialized_view.sources import table_of
 
 PREFIX = "datapatterns"
 """What all names begin with that share a statement with those of the query's tables."""

@@ -43,7 +43,6 @@ from sqlalchemy.sql.elements import (
 from sqlalchemy.sql.util import _deep_deannotate
 from sqlalchemy.sql.visitors import iterate, replacement_traverse
 
-from datapatterns.materialized_view.algebra import DIALECT, own_source
 from datapatterns.materialized_view.grouping.harmlessness import (
     COMPARISONS,
     LIKE_COMPARISONS,
@@ -52,6 +51,7 @@ from datapatterns.materialized_view.grouping.harmlessness import (
     null_if_null,
 )
 from datapatterns.materialized_view.grouping.join_tree import Condition
+from datapatterns.materialized_view.sources import DIALECT, own_source
 
 _READABLE = (
     AggregateOrderBy, BinaryExpression, BindParameter, Case, Cast, ClauseList, CollationClause,

@@ -8,9 +8,9 @@ from sqlalchemy import Column, ColumnElement, FromClause, Select, Table, and_, j
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.sql.visitors import iterate
 
-from datapatterns.materialized_view.algebra import table_of
 from datapatterns.materialized_view.grouping.expressions import columns_in, placed
 from datapatterns.materialized_view.grouping.join_tree import Joined, JoinKind, JoinTree, Node
+from datapatterns.materialized_view.sources import table_of
 
 
 @dataclass(frozen=True, slots=True)

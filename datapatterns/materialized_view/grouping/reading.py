@@ -10,14 +10,7 @@ from sqlalchemy.sql.elements import ClauseList, Grouping, _textual_label_referen
 from sqlalchemy.sql.selectable import FromGrouping
 from sqlalchemy.sql.visitors import iterate
 
-from datapatterns.materialized_view.algebra import (
-    DIALECT,
-    AnySelect,
-    NotCountableError,
-    Query,
-    own_source,
-    table_of,
-)
+from datapatterns.materialized_view.algebra import AnySelect, Query
 from datapatterns.materialized_view.grouping.expressions import (
     condition,
     conjuncts,
@@ -29,6 +22,12 @@ from datapatterns.materialized_view.grouping.expressions import (
 from datapatterns.materialized_view.grouping.harmlessness import is_harmless
 from datapatterns.materialized_view.grouping.join_tree import Joined, JoinKind, JoinTree, Node
 from datapatterns.materialized_view.grouping.plan import GroupPlan, Key
+from datapatterns.materialized_view.sources import (
+    DIALECT,
+    NotCountableError,
+    own_source,
+    table_of,
+)
 
 NULLABLE_KEY_TABLES_MAX = 3
 """Each of them doubles the keys that a change may concern."""
