@@ -1,19 +1,21 @@
-"""Take ten new rows into a stored aggregate, beside PostgreSQL's own REFRESH."""
+"""Take changes into a stored aggregate, and read it as of now, beside what one does by hand."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 
-from sqlalchemy import BigInteger, Engine, Integer, func, insert, select, text
+from sqlalchemy import BigInteger, Engine, Integer, TableClause, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from benchmarks.interleaving import Claim, Contestant
 from datapatterns import DataLayer
 from datapatterns.materialized_view import MaterializedView
 
-ROWS = 300_000
-CHANGES = 10
-REFRESHES = 3
+CASES = ("refresh", "read as of now")
+ROWS = 1_000_000
+GROUPS = 10_000
+CHANGES = 1_000
+READS = 5
 
 
 class Base(DeclarativeBase):
@@ -26,76 +28,118 @@ class Sale(Base):
     __tablename__ = "sale"
 
     sale_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    week: Mapped[int] = mapped_column(Integer)
-    department: Mapped[int] = mapped_column(Integer)
+    product_id: Mapped[int] = mapped_column(Integer)
     cents: Mapped[int] = mapped_column(BigInteger)
 
 
 QUERY = select(
-    Sale.week, Sale.department, func.count().label("lines"), func.sum(Sale.cents).label("cents")
-).group_by(Sale.week, Sale.department)
-WEEKLY = MaterializedView("weekly", QUERY)
-OWN = "SELECT week, department, count(*), sum(cents) FROM sale GROUP BY week, department"
+    Sale.product_id, func.count().label("lines"), func.sum(Sale.cents).label("cents")
+).group_by(Sale.product_id)
+SALES = MaterializedView("sales", QUERY)
+OWN = "SELECT product_id, count(*) AS lines, sum(cents) AS cents FROM sale{} GROUP BY product_id"
 
 
 @contextmanager
-def claim() -> Iterator[Claim]:
-    """300,000 rows in 1,000 groups; each round writes ten rows, then refreshes."""
+def claim(case: str) -> Iterator[Claim]:
+    """10,000 groups of a million rows; each round writes a thousand rows that touch many groups."""
     with DataLayer.embedded() as layer:
         engine = layer.engine
         Base.metadata.create_all(engine)
-        with engine.begin() as conn:
+        sales = Sales(engine)
+        sales.fill()
+        yield sales.refreshing() if case == "refresh" else sales.reading()
+
+
+class Sales:
+    """The table, and the view of it in three ways."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.ids = count(ROWS)
+
+    def fill(self) -> None:
+        with self.engine.begin() as conn:
             conn.execute(
                 text(
-                    "INSERT INTO sale SELECT n, n % 50, n % 20, n % 977"
-                    f" FROM generate_series(1, {ROWS}) n"
+                    f"INSERT INTO sale SELECT n, n % {GROUPS}, n % 977"
+                    f" FROM generate_series(0, {ROWS - 1}) n"
                 )
             )
-            conn.execute(text(f"CREATE MATERIALIZED VIEW own AS {OWN}"))
-            conn.execute(text("CREATE UNIQUE INDEX ON own (week, department)"))
-            WEEKLY.create(conn)
-        with engine.begin() as conn:
-            WEEKLY.populate(conn)
-        with engine.connect() as conn:
+            conn.execute(text(f"CREATE MATERIALIZED VIEW own AS {OWN.format('')}"))
+            conn.execute(text("CREATE UNIQUE INDEX ON own (product_id)"))
+            conn.execute(text(f"CREATE TABLE by_hand AS {OWN.format('')}"))
+            conn.execute(text("CREATE UNIQUE INDEX ON by_hand (product_id)"))
+            SALES.create(conn)
+        with self.engine.begin() as conn:
+            SALES.populate(conn)
+        with self.engine.connect() as conn:
             conn.execution_options(isolation_level="AUTOCOMMIT").execute(text("VACUUM ANALYZE"))
-        numbers = count(ROWS + 1)
-        yield Claim(
-            "ten changes taken into a view of 300,000 rows",
+
+    def refreshing(self) -> Claim:
+        return Claim(
+            f"{CHANGES} changes taken into a view of {ROWS} rows in {GROUPS} groups",
             "refreshes",
             [
-                Contestant("view.refresh", "ours", _ours(engine, numbers)),
-                Contestant("REFRESH", "rival", _own(engine, numbers, "")),
-                Contestant("REFRESH CONCURRENTLY", "rival", _own(engine, numbers, "CONCURRENTLY")),
+                Contestant("view.refresh", "ours", self._ours, self.write),
+                Contestant("an upsert of what was written", "limit", self._by_hand, self.write),
+                Contestant("REFRESH CONCURRENTLY", "rival", self._own, self.write),
             ],
         )
 
+    def reading(self) -> Claim:
+        self.write()
+        return Claim(
+            f"{GROUPS} groups read with {CHANGES} changes pending",
+            "reads",
+            [
+                Contestant("realtime", "ours", self._reading(SALES.realtime)),
+                Contestant("what is stored", "limit", self._reading(SALES.table)),
+            ],
+        )
 
-def _write(engine: Engine, numbers: Iterator[int]) -> None:
-    rows = [
-        {"sale_id": n, "week": n % 50, "department": n % 20, "cents": n % 977}
-        for n in (next(numbers) for _ in range(CHANGES))
-    ]
-    with engine.begin() as conn:
-        conn.execute(insert(Sale), rows)
+    def write(self) -> None:
+        """Write rows of as many groups."""
+        first = next(self.ids)
+        with self.engine.begin() as conn:
+            # So that the view has nothing else to take in.
+            SALES.refresh(conn)
+        with self.engine.begin() as conn:
+            conn.execute(
+                text(
+                    f"INSERT INTO sale SELECT {first} + n, (n * 7) % {GROUPS}, n % 977"
+                    f" FROM generate_series(0, {CHANGES - 1}) n"
+                )
+            )
+        for _ in range(CHANGES - 1):
+            next(self.ids)
+        self.written = first
 
+    def _ours(self) -> int:
+        with self.engine.begin() as conn:
+            SALES.refresh(conn)
+        return 1
 
-def _ours(engine: Engine, numbers: Iterator[int]) -> Callable[[], int]:
-    def run() -> int:
-        for _ in range(REFRESHES):
-            _write(engine, numbers)
-            with engine.begin() as conn:
-                WEEKLY.refresh(conn)
-        return REFRESHES
+    def _by_hand(self) -> int:
+        written = OWN.format(f" WHERE sale_id >= {self.written}")
+        with self.engine.begin() as conn:
+            conn.execute(
+                text(
+                    f"INSERT INTO by_hand AS v {written} ON CONFLICT (product_id) DO UPDATE"
+                    " SET lines = v.lines + excluded.lines, cents = v.cents + excluded.cents"
+                )
+            )
+        return 1
 
-    return run
+    def _own(self) -> int:
+        with self.engine.begin() as conn:
+            conn.execute(text("REFRESH MATERIALIZED VIEW CONCURRENTLY own"))
+        return 1
 
+    def _reading(self, relation: TableClause) -> Callable[[], int]:
+        def run() -> int:
+            for _ in range(READS):
+                with self.engine.connect() as conn:
+                    assert conn.execute(select(relation)).all()
+            return READS
 
-def _own(engine: Engine, numbers: Iterator[int], how: str) -> Callable[[], int]:
-    def run() -> int:
-        for _ in range(REFRESHES):
-            _write(engine, numbers)
-            with engine.begin() as conn:
-                conn.execute(text(f"REFRESH MATERIALIZED VIEW {how} own"))
-        return REFRESHES
-
-    return run
+        return run

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, any_, func, literal, or_, select
+from sqlalchemy import ARRAY, ColumnElement, any_, bindparam, func, literal, or_, select
 
 from datapatterns.change_log.schema import Xid8, change_log_tables
 from datapatterns.change_log.snapshots import XID_MAX, Snapshot, Xid
@@ -16,6 +16,21 @@ def not_shown_by(snapshot: Snapshot, xid: ColumnElement[Xid]) -> ColumnElement[b
     began.
     """
     return _unseen(xid, literal(snapshot.xmax, Xid8), literal([*snapshot.in_progress], ARRAY(Xid8)))
+
+
+def not_shown_by_parameters(xid: ColumnElement[Xid]) -> ColumnElement[bool]:
+    """Return the same of a snapshot that is given when the statement is executed.
+
+    So a long statement is put together once; see `snapshot_parameters`.
+    """
+    return _unseen(
+        xid, bindparam("consumed_xmax", type_=Xid8), bindparam("consumed_xip", type_=ARRAY(Xid8))
+    )
+
+
+def snapshot_parameters(snapshot: Snapshot) -> dict[str, object]:
+    """Return what `not_shown_by_parameters` needs."""
+    return {"consumed_xmax": snapshot.xmax, "consumed_xip": [*snapshot.in_progress]}
 
 
 def pending_for(consumer: str, xid: ColumnElement[Xid], *, schema: str) -> ColumnElement[bool]:

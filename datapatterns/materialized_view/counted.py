@@ -1,7 +1,7 @@
 """A view that is kept by counting: what is stored, shown and applied."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import (
@@ -15,7 +15,8 @@ from sqlalchemy import (
     union_all,
 )
 
-from datapatterns.change_log import Snapshot, not_shown_by
+from datapatterns.change_log import Snapshot
+from datapatterns.change_log.pending import not_shown_by_parameters, snapshot_parameters
 from datapatterns.errors import ViewDiffersError
 from datapatterns.materialized_view import counting
 from datapatterns.materialized_view.applying import application
@@ -50,6 +51,9 @@ class Counted:
     names: ViewNames
     columns: Sequence[str]
     plan: CountingPlan
+    _applications: dict[tuple[str, ...], Select[Any]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def explanation(self) -> Explanation:
@@ -130,11 +134,18 @@ class Counted:
         Raises:
             ViewDiffersError: A key would have fewer rows than none.
         """
-        pending = pending_changes(
-            self, logs.by_table, self.names.schema, lambda xid: not_shown_by(since, xid)
-        )
-        found = conn.execute(application(self.plan, self.names, pending)).one()
+        found = conn.execute(self._application(logs), snapshot_parameters(since)).one()
         if found.negative:
             raise ViewDiffersError(self.names.view)
         # A truncation names no rows.
         return Applied(found.snapshot, found.pending, found.touched, not found.truncated)
+
+    def _application(self, logs: Logs) -> Select[Any]:
+        """Return the statement, which takes longer to put together than to apply a few rows."""
+        named = tuple(logs.by_table[table] for table in self.tables)
+        if named not in self._applications:
+            pending = pending_changes(
+                self, logs.by_table, self.names.schema, not_shown_by_parameters
+            )
+            self._applications[named] = application(self.plan, self.names, pending)
+        return self._applications[named]

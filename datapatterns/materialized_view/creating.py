@@ -181,7 +181,9 @@ def _capture(conn: Connection, names: ViewNames, bases: Iterable[Base]) -> dict[
 
 def _create_stored(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:
     stored = sql.Identifier(names.schema, names.stored)
-    create = sql.SQL("CREATE TABLE {} AS SELECT * FROM ({}) AS fresh LIMIT 0")
+    create = sql.SQL(
+        "CREATE TABLE {} WITH (fillfactor = 80) AS SELECT * FROM ({}) AS fresh LIMIT 0"
+    )
     execute(conn, create.format(stored, _written(blueprint.fresh)))
     for name in blueprint.stored:
         if not has_equality(conn, stored, name):

@@ -26,6 +26,7 @@ TINY: dict[str, dict[str, object]] = {
     "projection_fold": {"EVENTS": 1_020, "PAGE_EVENTS": 400, "RIVAL_EVENTS": 4},
     "projection_set": {"EVENTS": 2_000, "PAGE_EVENTS": 300},
     "verify": {"EVENTS": 1_000, "PAGE_EVENTS": 300, "CASES": ("equal", "one row differs")},
+    "view_refresh": {"ROWS": 2_000, "GROUPS": 20, "CHANGES": 10, "READS": 1},
 }
 
 
