@@ -18,6 +18,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Date,
+    DateTime,
     Extract,
     False_,
     FromClause,
@@ -79,7 +80,7 @@ _FIELDS = frozenset({
     "century", "day", "decade", "dow", "doy", "isodow", "isoyear", "month", "quarter", "week",
     "year",
 })  # fmt: skip
-_CASTS = (BigInteger, Date, Integer, Numeric, SmallInteger, String, Text)
+_WIDER = (SmallInteger, Integer, BigInteger, Numeric)
 
 
 def totally(expression: ColumnElement[Any], sources: Iterable[FromClause]) -> ColumnElement[Any]:
@@ -136,9 +137,16 @@ def _is_known(part: Any, sources: list[FromClause]) -> bool:  # noqa: ANN401
 
 
 def _is_plain_cast(part: Cast[Any]) -> bool:
-    kind = part.type
-    sized = getattr(kind, "precision", None) or getattr(kind, "length", None)
-    return type(kind) in _CASTS and sized is None and getattr(kind, "collation", None) is None
+    """Return whether each value has a place in the type; whether it really has, the server says."""
+    to, given = part.type, part.clause.type
+    if getattr(to, "precision", None) or getattr(to, "length", None):
+        return False
+    if isinstance(to, String):
+        return type(to) in {String, Text} and to.collation is None and isinstance(given, String)
+    if isinstance(to, Date):
+        return isinstance(given, Date | DateTime)
+    widths = [number for number, kind in enumerate(_WIDER) if type(to) is kind]
+    return bool(widths) and type(given) in _WIDER[: widths[0] + 1]
 
 
 def _is_total(function: FunctionElement[Any]) -> bool:

@@ -202,7 +202,7 @@ DRIFT = {
     ),
     "stored rows gone": "DROP TABLE datapatterns.weekly_stored CASCADE",
     "stored column": "ALTER TABLE datapatterns.weekly_stored ADD COLUMN more int",
-    "index gone": "DROP INDEX datapatterns.weekly_stored_key_0_idx",
+    "index gone": "DROP INDEX datapatterns.weekly_stored_key_hash_idx",
     "trigger gone": "DROP TRIGGER datapatterns_capture_delete ON line",
     "trigger disabled": "ALTER TABLE line DISABLE TRIGGER datapatterns_capture_update",
     "trigger ordinary": "ALTER TABLE line ENABLE TRIGGER datapatterns_capture_insert",
