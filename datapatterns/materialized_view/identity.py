@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import (
     Boolean,
+    Column,
     ColumnElement,
     Date,
     DateTime,
@@ -51,8 +52,13 @@ def same_key(
 
 
 def _needs_image(plan: CountingPlan, number: int) -> bool:
-    declared = (branch.keys[number].type for branch in plan.branches)
-    return plan.shape is Shape.ROWS and not all(isinstance(t, _SAME_IF_EQUAL) for t in declared)
+    keys = [branch.keys[number] for branch in plan.branches]
+    return plan.shape is Shape.ROWS and not all(map(_is_same_if_equal, keys))
+
+
+def _is_same_if_equal(key: ColumnElement[Any]) -> bool:
+    # Of columns alone: what extract() gives is called an integer, and is a numeric.
+    return isinstance(key, Column) and isinstance(key.type, _SAME_IF_EQUAL)
 
 
 def _image(key: ColumnElement[Any]) -> ColumnElement[Any]:
