@@ -2,9 +2,10 @@
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy import Connection, Engine, event, select, text
 
 from datapatterns.change_log import ChangeLog, ChangeLogStatus, Consumer, current_snapshot
 from datapatterns.errors import ForeignSnapshotError, IsolationLevelError, ViewNotPopulatedError
@@ -197,6 +198,25 @@ def test_who_is_at_work_is_left_alone(engine: Engine, caplog: pytest.LogCaptureF
 
         assert LOG.restart_laggards(conn, pending_rows_max=10) == {"quick": 11}
     assert "consumer slow has more than 10 changes to take in, and is at work" in caplog.text
+
+
+@pytest.mark.usefixtures("log_name")
+def test_who_catches_up_at_the_last_moment_is_left_alone(engine: Engine) -> None:
+    write(engine, 11)
+    late = ["slow"]
+
+    def catch_up(_conn: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if "SKIP LOCKED" in statement and late:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(consume, engine, late.pop()).result()
+
+    with engine.begin() as conn:
+        consume(engine, "quick")
+        event.listen(conn, "before_cursor_execute", catch_up)
+        assert LOG.restart_laggards(conn, pending_rows_max=10) == {}
+
+    assert late == []
+    assert not status(engine).consumers["slow"].must_rebuild
 
 
 @pytest.mark.usefixtures("log_name")
