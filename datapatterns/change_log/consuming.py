@@ -6,7 +6,7 @@ can be seen if and only if its logged rows can be; whenever it commits, it is in
 once. There is no order, no horizon and no wait. Only consumers of one name exclude each other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -112,13 +112,39 @@ def hold_consumer(
         if conn.scalar(select(consumers.c.name).where(consumers.c.name == name)) is None:
             raise ConsumerMissingError(name)
         return None
-    identity = DatabaseIdentity(row.system_identifier, row.database_oid)
-    require_own_snapshot(conn, name, identity)
-    # A statement of its own: the locking one may have waited while somebody stored other shapes.
-    consumer = _as_consumer(conn, row, schema=schema)
-    unlogged = [log_name for log_name, shape in consumer.shapes.items() if shape is None]
-    warn_of_obstacles(conn, name, unlogged, schema=schema)
-    return consumer
+    return _held(conn, row, schema=schema)
+
+
+def hold_consumers(
+    conn: Connection, names: Iterable[str], *, schema: str, skip_locked: bool = False
+) -> dict[str, Consumer] | None:
+    """Do as `hold_consumer` does for several at once, always in the order of their names.
+
+    Above READ COMMITTED all of them are then consumed up to the transaction's one snapshot.
+
+    Returns:
+        None if ``skip_locked`` and somebody else holds one of the locks.
+
+    Raises:
+        ConsumerMissingError: Nobody has registered one of the names.
+        ForeignSnapshotError: One was last advanced in another database.
+        TransactionInUseError: The transaction has already written something.
+    """
+    wanted = sorted(set(names))
+    require_unwritten(conn, f"consuming changes as {', '.join(wanted)}")
+    consumers = change_log_tables(schema).consumers
+    locked = (
+        _facts(schema)
+        .where(consumers.c.name.in_(wanted))
+        .order_by(consumers.c.name)
+        .with_for_update(skip_locked=skip_locked)
+    )
+    rows = conn.execute(locked).all()
+    held = {row.name: _held(conn, row, schema=schema) for row in rows}
+    for name in wanted:
+        if name not in held and read_consumer(conn, name, schema=schema) is None:
+            raise ConsumerMissingError(name)
+    return held if len(held) == len(wanted) else None
 
 
 def advance_consumer(
@@ -241,6 +267,17 @@ def _facts(schema: str) -> Select[Any]:
         consumers.c.system_identifier,
         consumers.c.database_oid,
     )
+
+
+def _held(conn: Connection, row: Row[Any], *, schema: str) -> Consumer:
+    """Return the consumer that was just locked."""
+    identity = DatabaseIdentity(row.system_identifier, row.database_oid)
+    require_own_snapshot(conn, row.name, identity)
+    # A statement of its own: the locking one may have waited while somebody stored other shapes.
+    consumer = _as_consumer(conn, row, schema=schema)
+    unlogged = [log_name for log_name, shape in consumer.shapes.items() if shape is None]
+    warn_of_obstacles(conn, row.name, unlogged, schema=schema)
+    return consumer
 
 
 def _as_consumer(conn: Connection, row: Row[Any], *, schema: str) -> Consumer:

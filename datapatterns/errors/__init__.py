@@ -36,8 +36,8 @@ DataPatternsError
 │     testing             FaultRefusedError, HistoryError, SearchTooLargeError
 │     transactions        AbortedTransactionError, IsolationLevelError, TransactionInUseError
 │     views               ViewChangedError, ViewCycleError, ViewDefinitionError,
-│                         ViewMigrationError, ViewMissingError, ViewSampleError,
-│                         ViewUndeclaredError
+│                         ViewInUseError, ViewMigrationError, ViewMissingError,
+│                         ViewSampleError, ViewUndeclaredError
 ├── ConflictError         another writer won; reload, decide again
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
@@ -233,6 +233,7 @@ from datapatterns.errors.views import (
     ViewCycleError,
     ViewDefinitionError,
     ViewDiffersError,
+    ViewInUseError,
     ViewMigrationError,
     ViewMissingError,
     ViewNotPopulatedError,
@@ -368,6 +369,7 @@ __all__ = [
     "ViewCycleError",
     "ViewDefinitionError",
     "ViewDiffersError",
+    "ViewInUseError",
     "ViewMigrationError",
     "ViewMissingError",
     "ViewNotPopulatedError",

@@ -54,6 +54,23 @@ class ViewDefinitionError(ConfigurationError):
         self.advice = advice
 
 
+class ViewInUseError(ConfigurationError):
+    """Other views are built upon this one.
+
+    Attributes:
+        view: The view's name.
+        children: Those that read it.
+    """
+
+    def __init__(self, view: str, *, children: list[str]) -> None:
+        super().__init__(
+            f"view {view!r} is read by {', '.join(children)}; drop those first,"
+            " and create them anew after it"
+        )
+        self.view = view
+        self.children = children
+
+
 class ViewMigrationError(ConfigurationError):
     """A migration cannot do with a view what it says.
 

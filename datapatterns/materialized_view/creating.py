@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Table, delete, func, insert, select
 
 from datapatterns.change_log import ChangeLog, change_log_tables
 from datapatterns.change_log.inspecting import has_equality, inspect_columns, resolve_name
-from datapatterns.errors import ViewChangedError, ViewDefinitionError
+from datapatterns.errors import ViewChangedError, ViewDefinitionError, ViewInUseError
 from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.definition import ViewDefinition, not_incremental
@@ -20,6 +20,12 @@ from datapatterns.materialized_view.realtime import create_realtime
 from datapatterns.materialized_view.records import ViewRecord, find_record
 from datapatterns.materialized_view.schema import materialized_views
 from datapatterns.materialized_view.shown_types import as_defined
+from datapatterns.materialized_view.stacking import (
+    find_bases,
+    find_children,
+    find_parents,
+    record_parents,
+)
 from datapatterns.sql.composing import execute
 
 
@@ -58,11 +64,17 @@ def create_definition(conn: Connection, names: ViewNames, blueprint: Blueprint) 
 
 
 def drop_view(conn: Connection, names: ViewNames) -> None:
-    """Drop the view and stop capturing what only it consumed; do nothing if there is none."""
+    """Drop the view and stop capturing what only it consumed; do nothing if there is none.
+
+    Raises:
+        ViewInUseError: Other views are built upon it.
+    """
     views, log = materialized_views(names.schema), ChangeLog(names.schema)
     sources = conn.scalar(select(views.c.sources).where(views.c.name == names.view))
     if sources is None:
         return
+    if children := find_children(conn, names):
+        raise ViewInUseError(names.view, children=children)
     # Two of them are gone if a table was dropped with CASCADE, others if somebody has done that.
     drop = sql.SQL(
         "DROP VIEW IF EXISTS {}; DROP VIEW IF EXISTS {}; DROP TABLE IF EXISTS {};"
@@ -103,7 +115,7 @@ def require_same_names(conn: Connection, view: ViewDefinition, record: ViewRecor
     Raises:
         ViewChangedError: One was renamed, or dropped with CASCADE.
     """
-    bases = read_bases(conn, _qualified(view.names, view.names.definition))
+    bases = find_bases(conn, view.names, _qualified(view.names, view.names.definition))
     if {base.full_name: [*base.columns] for base in bases} != record.columns:
         raise ViewChangedError(view.names.view)
 
@@ -123,12 +135,13 @@ def _create(conn: Connection, names: ViewNames, candidates: Iterable[Blueprint])
     create_definition(conn, names, first)
     definition = _qualified(names, names.definition)
     require_determinism(conn, names.view, definition)
-    bases = read_bases(conn, definition)
+    bases = find_bases(conn, names, definition)
     if not bases:
         raise ViewDefinitionError(
             names.view, clause="reading no table", advice="its rows would never change"
         )
-    blueprint = _first_without_objection(conn, names, candidates)
+    parents = find_parents(conn, names, read_bases(conn, definition))
+    blueprint = _first_without_objection(conn, names, candidates, parents)
     logs = _capture(conn, names, bases)
     failpoint("view.tables-captured")
     _create_stored(conn, names, blueprint)
@@ -149,14 +162,17 @@ def _create(conn: Connection, names: ViewNames, candidates: Iterable[Blueprint])
             blueprint=blueprint.to_json(),
         )
     )
+    record_parents(conn, names, parents)
 
 
 def _first_without_objection(
-    conn: Connection, names: ViewNames, candidates: list[Blueprint]
+    conn: Connection, names: ViewNames, candidates: list[Blueprint], parents: Iterable[str]
 ) -> Blueprint:
-    objection: str | None = None
+    # What a view stores is not what it shows, so its changes say only that there are some.
+    upon = next((f"it is built upon the view {parent}" for parent in parents), None)
+    objection = upon
     for candidate in candidates:
-        found = unmet_need(conn, names, candidate)
+        found = upon if candidate.sources and upon else unmet_need(conn, names, candidate)
         if found is None:
             return candidate if objection is None else replace(candidate, reason=objection)
         objection = found if objection is None else objection

@@ -10,6 +10,7 @@ from datapatterns.materialized_view.definition import ViewDefinition
 from datapatterns.materialized_view.pending_changes import count_pending
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.reports import Freshness
+from datapatterns.materialized_view.stacking import count_pending_below, read_as_of
 
 
 def read_freshness(conn: Connection, view: ViewDefinition, *, limit: int) -> Freshness:
@@ -29,12 +30,11 @@ def read_freshness(conn: Connection, view: ViewDefinition, *, limit: int) -> Fre
         lambda xid: pending_for(names.consumer, xid, schema=names.schema),
         limit=limit,
     )
-    age = func.extract("epoch", func.statement_timestamp() - consumers.c.advanced_at)
     row = conn.execute(
         select(
             consumers.c.populated,
             pending.label("pending"),
-            func.coalesce(age, 0).label("age"),
+            func.statement_timestamp().label("now"),
             consumers.c.advanced_at,
             consumers.c.system_identifier,
             consumers.c.database_oid,
@@ -45,11 +45,16 @@ def read_freshness(conn: Connection, view: ViewDefinition, *, limit: int) -> Fre
         raise ViewMissingError(names.view)
     identity = DatabaseIdentity(row.system_identifier, row.database_oid)
     require_own_snapshot(conn, names.consumer, identity)
+    below = count_pending_below(conn, names, limit=limit)
+    state = read_as_of(conn, names)
+    as_of = row.advanced_at if state is None else state.at
+    age = 0.0 if as_of is None else (row.now - as_of).total_seconds()
     return Freshness(
         populated=row.populated,
-        pending_rows=row.pending,
-        stale_seconds=float(row.age) if row.pending or row.changed else 0.0,
+        pending_rows=row.pending + below,
+        stale_seconds=age if row.pending or below or row.changed else 0.0,
         refreshed_at=row.advanced_at,
+        as_of=as_of,
         last_duration_seconds=record.last_duration_seconds,
         has_to_be_rebuilt=row.changed,
     )

@@ -105,19 +105,22 @@ class RefreshPolicy:
         """Whether no worker refreshes it."""
         return self.max_staleness_seconds is None and self.schedule is None
 
-    def seconds_left(self, refreshed_at: datetime, now: datetime, *, duration: float) -> float:
+    def seconds_left(
+        self, refreshed_at: datetime, now: datetime, *, as_of: datetime, duration: float
+    ) -> float:
         """Return in how many seconds a refresh is due; at most 0 if it is, infinity for never.
 
         Args:
             refreshed_at: When it was refreshed last.
             now: By the same clock.
+            as_of: Since when changes may be missing; earlier, if it is built upon other views.
             duration: How many seconds the last refresh took.
         """
         left = inf
         if self.schedule is not None:
             left = (self.schedule.next_after(refreshed_at) - now).total_seconds()
         if self.max_staleness_seconds is not None:
-            age = (now - refreshed_at).total_seconds()
+            age = (now - as_of).total_seconds()
             left = min(left, _rest_seconds(self.max_staleness_seconds, duration) - age)
         return left
 

@@ -32,10 +32,13 @@ class Freshness:
 
     Attributes:
         populated: Whether it has been filled since it was created or rebased.
-        pending_rows: How many captured changes it lacks, counted up to a limit.
-        stale_seconds: 0 if nothing is pending, else the time since the last refresh: at most so
-            long has the oldest of them been missing. So also if ``has_to_be_rebuilt``.
+        pending_rows: How many captured changes it lacks, counted up to a limit; those that the
+            views lack that it is built upon, too.
+        stale_seconds: 0 if nothing is pending, else the time since ``as_of``: at most so long has
+            the oldest of them been missing. So also if ``has_to_be_rebuilt``.
         refreshed_at: When it was last refreshed.
+        as_of: Since when changes of tables may be missing. That is when it was last refreshed,
+            or, if it is built upon other views, how old the oldest of them was by then.
         last_duration_seconds: How long that took.
         has_to_be_rebuilt: Whether its tables have changed in a way that is not captured, as by a
             new partition. The next refresh rebuilds it.
@@ -45,6 +48,7 @@ class Freshness:
     pending_rows: int
     stale_seconds: float
     refreshed_at: datetime | None
+    as_of: datetime | None
     last_duration_seconds: float | None
     has_to_be_rebuilt: bool = False
 

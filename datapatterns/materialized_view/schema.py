@@ -5,6 +5,7 @@ from sqlalchemy import (
     Column,
     Double,
     ForeignKey,
+    Index,
     Table,
     Text,
     UniqueConstraint,
@@ -12,7 +13,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
-from datapatterns.change_log.schema import change_log_tables
+from datapatterns.change_log.schema import PgSnapshot, change_log_tables
 from datapatterns.sql.metadata import declared_once, library_metadata
 
 
@@ -39,4 +40,21 @@ def materialized_views(schema: str, /) -> Table:
         Column("duration_seconds", Double),
         CheckConstraint("strategy IN ('counting', 'groups', 'rebuild')", "strategy"),
         UniqueConstraint("consumer"),
+    )
+
+
+@declared_once
+def view_parents(schema: str, /) -> Table:
+    """Return the table of which views of ``schema`` are built upon which."""
+    views = materialized_views(schema)
+    return Table(
+        "view_parent",
+        library_metadata(schema),
+        Column("view", Text, ForeignKey(views.c.name, ondelete="CASCADE"), primary_key=True),
+        Column("parent", Text, ForeignKey(views.c.name), primary_key=True),
+        Column("snapshot", PgSnapshot),
+        Column("as_of", TIMESTAMP(timezone=True)),
+        CheckConstraint("view <> parent", "no_circle"),
+        CheckConstraint("(snapshot IS NULL) = (as_of IS NULL)", "whole"),
+        Index(None, "parent"),
     )

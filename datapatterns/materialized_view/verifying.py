@@ -63,24 +63,29 @@ def verify_view(
     found = conn.execute(select(func.current_setting("transaction_isolation"))).scalar_one()
     if found == "read committed":
         return compare(conn, view, names.realtime, part, limit=limit)
-    _hold_sources(conn, [*record.logs])
+    hold_sources(conn, [*record.logs])
     compared = compare(conn, view, names.realtime, part, limit=limit)
     # The comparison is planned for the partitions of then: who attaches one waits for no reader.
-    _require_unchanged(conn, [*record.logs])
+    require_unchanged(conn, [*record.logs])
     return compared
 
 
-def _hold_sources(conn: Connection, sources: Sequence[str]) -> None:
+def hold_sources(conn: Connection, sources: Sequence[str]) -> None:
     """Keep TRUNCATE away: it takes rows from older snapshots, too.
 
     A statement that has a snapshot of its own takes it after it has locked all that it reads.
     """
     for source in sources:
         execute(conn, sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(source)))
-    _require_unchanged(conn, sources)
+    require_unchanged(conn, sources)
 
 
-def _require_unchanged(conn: Connection, sources: Sequence[str]) -> None:
+def require_unchanged(conn: Connection, sources: Sequence[str]) -> None:
+    """Make sure that the snapshot still shows of ``sources`` all that it should.
+
+    Raises:
+        SnapshotOutdatedError: One was truncated, rewritten, or got or lost a partition.
+    """
     rewritten = conn.scalars(_REWRITTEN, {"sources": sources}).first()
     if rewritten is not None:
         raise SnapshotOutdatedError(rewritten)

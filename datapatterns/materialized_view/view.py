@@ -17,6 +17,7 @@ from datapatterns.materialized_view.policy import RefreshPolicy, Schedule
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.refreshing import rebuild_view, refresh_view
 from datapatterns.materialized_view.reports import Difference, Freshness, RefreshReport
+from datapatterns.materialized_view.stacking import noting_parents
 from datapatterns.materialized_view.strategy import AUTO, Explanation, Maintain
 from datapatterns.materialized_view.verifying import verify_view
 from datapatterns.materialized_view.waiting import Awaited, wait_for
@@ -146,14 +147,14 @@ class MaterializedView:
             ViewChangedError: The view was created from another query.
             ViewMissingError: The view was not created.
         """
-        return rebuild_view(conn, self._definition, clock=clock)
+        return self._rebuild(conn, clock)
 
     def rebuild(self, conn: Connection, *, clock: Clock = SYSTEM_CLOCK) -> RefreshReport:
         """Make the view right whatever it holds, writing only the rows that differ.
 
         Raises the same errors as `populate`.
         """
-        return rebuild_view(conn, self._definition, clock=clock)
+        return self._rebuild(conn, clock)
 
     def refresh(
         self, conn: Connection, *, skip_locked: bool = False, clock: Clock = SYSTEM_CLOCK
@@ -171,7 +172,11 @@ class MaterializedView:
             ViewNotPopulatedError: The view has not been filled yet.
             Exception: The errors of `populate` as well.
         """
-        return refresh_view(conn, self._definition, skip_locked=skip_locked, clock=clock)
+
+        def work() -> RefreshReport | None:
+            return refresh_view(conn, self._definition, skip_locked=skip_locked, clock=clock)
+
+        return noting_parents(conn, self._definition.names, work)
 
     def freshness(self, conn: Connection, *, limit: int = PENDING_ROWS_MAX) -> Freshness:
         """Return how far the view is behind what the transaction sees.
@@ -235,5 +240,15 @@ class MaterializedView:
         return [*verify_view(conn, self._definition, part, limit=limit).differences]
 
     def drop(self, conn: Connection) -> None:
-        """Drop the view, and stop capturing what nobody else consumes; do nothing without it."""
+        """Drop the view, and stop capturing what nobody else consumes; do nothing without it.
+
+        Raises:
+            ViewInUseError: Other views are built upon it.
+        """
         drop_view(conn, self._definition.names)
+
+    def _rebuild(self, conn: Connection, clock: Clock) -> RefreshReport:
+        def work() -> RefreshReport:
+            return rebuild_view(conn, self._definition, clock=clock)
+
+        return noting_parents(conn, self._definition.names, work)

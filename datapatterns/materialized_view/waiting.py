@@ -11,6 +11,7 @@ from datapatterns.change_log import ChangeLog, ChangeToken
 from datapatterns.clock import Clock
 from datapatterns.errors import ConsumerMissingError, ViewBehindError, ViewMissingError
 from datapatterns.materialized_view.definition import ViewDefinition
+from datapatterns.materialized_view.stacking import read_as_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -44,9 +45,13 @@ class Awaited:
         """
         names = self.view.names
         try:
-            return ChangeLog(names.schema).has_consumed(conn, names.consumer, self.token)
+            if not ChangeLog(names.schema).has_consumed(conn, names.consumer, self.token):
+                return False
         except ConsumerMissingError as error:
             raise ViewMissingError(names.view) from error
+        # Nor does it if something that it is built upon did not.
+        found = read_as_of(conn, names)
+        return found is not None and found.snapshot.shows(self.token.xid)
 
     def pauses(self) -> Iterator[float]:
         """Return how long to pause, each time longer, until the time is over.

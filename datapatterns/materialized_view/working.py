@@ -14,8 +14,12 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from datapatterns.clock import Clock
-from datapatterns.errors import CommitUnansweredError, ViewMissingError, ViewNotPopulatedError
-from datapatterns.failpoints import failpoint
+from datapatterns.errors import (
+    CommitUnansweredError,
+    SnapshotOutdatedError,
+    ViewMissingError,
+    ViewNotPopulatedError,
+)
 from datapatterns.materialized_view.dependencies import with_ancestors
 from datapatterns.materialized_view.limits import is_busy
 from datapatterns.materialized_view.pacing import BUSY_SECONDS, Rests, pause_seconds
@@ -24,7 +28,7 @@ from datapatterns.materialized_view.standing import ViewStanding, read_standings
 from datapatterns.materialized_view.together import Company
 from datapatterns.materialized_view.view import MaterializedView
 from datapatterns.telemetry import SILENT, Observer
-from datapatterns.transactions import fresh_reads, looking, resuming
+from datapatterns.transactions import looking, resuming
 
 logger = logging.getLogger(__name__)
 
@@ -159,70 +163,81 @@ class ViewWorker:
         """Do what is due; a failure becomes a rest, unless it is the database's."""
         try:
             if all(standings[name].populated for name in company.names):
-                done = self._refresh(engine, company)
+                done, complete = self._refresh(engine, company)
             else:
-                done = self._populate(engine, company)
+                done, complete = self._populate(engine, company)
         except Exception as error:
             if is_lost(error):
                 raise
             self._fail(company, error)
             return {}
         with self._lock:
-            self._refreshes += len(done or ())
+            self._refreshes += len(done)
             for name in company.names:
                 self._troubles.pop(name, None)
                 self._rests.end(name)
-                if done is None:
+                if not complete:
                     self._rests.leave(name, self.clock.monotonic() + BUSY_SECONDS)
-        for name, report in (done or {}).items():
+        for name, report in done.items():
             self.observer.count("datapatterns.view.refreshed", view=name)
             self.observer.duration("datapatterns.view.refresh", report.duration_seconds, view=name)
-        return done or {}
+        return done
 
-    def _refresh(self, engine: Engine, company: Company) -> dict[str, RefreshReport] | None:
-        """Refresh what the views are built upon, then these; None if somebody else is at it."""
+    def _refresh(self, engine: Engine, company: Company) -> tuple[dict[str, RefreshReport], bool]:
+        """Refresh what the views are built upon, then these; tell whether nobody was at it."""
         above = with_ancestors(company.names, self.parents).difference(company.names)
         reports: dict[str, RefreshReport] = {}
+        complete = True
         for parent in self.companies:
             if above.intersection(parent.names):
-                reports |= self._refresh_one(engine, parent) or {}
-        failpoint("view.parents-refreshed")
+                found = self._refresh_one(engine, parent)
+                complete = complete and found is not None
+                reports |= found or {}
         done = self._refresh_one(engine, company)
-        return reports or None if done is None else reports | done
+        # Left incomplete, it is as stale as before, and would be looked at again at once.
+        return reports | (done or {}), complete and done is not None
 
     def _refresh_one(self, engine: Engine, company: Company) -> dict[str, RefreshReport] | None:
         try:
             with self._transaction(engine, company) as conn:
                 return company.refresh_in(conn, skip_locked=True)
+        except SnapshotOutdatedError:
+            return None
         except OperationalError as error:
             if is_busy(error):
                 return None
             raise
 
-    def _populate(self, engine: Engine, company: Company) -> dict[str, RefreshReport] | None:
+    def _populate(self, engine: Engine, company: Company) -> tuple[dict[str, RefreshReport], bool]:
         reports: dict[str, RefreshReport] = {}
         for view in company.views:
-            with self._transaction(engine, company) as conn:
+            with (
+                self._connection(engine) as conn,
+                resuming(conn, f"filling view {view.name}"),
+            ):
                 # Whoever came second would wait, and then fill it once more.
                 key = func.hashtextextended(f"{self.schema}.{view.name} is populated", 0)
                 if not conn.scalar(select(func.pg_try_advisory_xact_lock(key))):
-                    return None
+                    return reports, False
                 now = read_standings(conn, [view.name], schema=self.schema).get(view.name)
                 if now is not None and not now.populated:
                     reports[view.name] = view.populate(conn, clock=self.clock)
-        return reports
+        return reports, True
 
     @contextmanager
     def _transaction(self, engine: Engine, company: Company) -> Iterator[Connection]:
         with (
-            self._connection(engine) as conn,
+            self._connection(engine, company.isolation_level) as conn,
             resuming(conn, f"refreshing view {', '.join(company.names)}"),
         ):
             yield conn
 
     @contextmanager
-    def _connection(self, engine: Engine) -> Iterator[Connection]:
-        with fresh_reads(engine) as conn:
+    def _connection(
+        self, engine: Engine, isolation_level: str = "READ COMMITTED"
+    ) -> Iterator[Connection]:
+        with engine.connect() as conn:
+            conn.execution_options(isolation_level=isolation_level)
             self._at_work.add(conn)
             try:
                 yield conn

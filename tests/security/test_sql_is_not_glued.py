@@ -72,7 +72,7 @@ ALLOWED = {
     "datapatterns/materialized_view/needs.py:has_hash": BY_POSTGRES,
     "datapatterns/materialized_view/realtime.py:create_realtime": COMPILED,
     "datapatterns/materialized_view/shown_types.py:as_defined": BY_POSTGRES,
-    "datapatterns/materialized_view/verifying.py:_hold_sources": BY_POSTGRES,
+    "datapatterns/materialized_view/verifying.py:hold_sources": BY_POSTGRES,
     "datapatterns/outcomes.py:take_trace": OURS,
     "datapatterns/outcomes.py:read_outcome": OURS,
     "datapatterns/sql/composing.py:execute": "takes nothing but what psycopg composed",

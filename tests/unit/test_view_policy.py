@@ -18,7 +18,7 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 
 def left(policy: RefreshPolicy, age: float, duration: float = 0) -> float:
-    return policy.seconds_left(NOON, NOON + timedelta(seconds=age), duration=duration)
+    return policy.seconds_left(NOON, NOON + timedelta(seconds=age), as_of=NOON, duration=duration)
 
 
 def test_a_view_without_a_policy_is_refreshed_on_demand_only() -> None:
@@ -50,6 +50,15 @@ def test_no_change_is_missing_for_longer_than_is_allowed(
     if 2 * duration < 0.9 * allowed:
         assert missing <= allowed * (1 + 1e-9)
     assert rest > 0
+
+
+def test_a_view_is_as_stale_as_what_it_is_built_upon() -> None:
+    earlier = NOON - timedelta(seconds=7)
+    stale = RefreshPolicy(max_staleness_seconds=10)
+    planned = RefreshPolicy(schedule=Every(10))
+
+    assert stale.seconds_left(NOON, NOON, as_of=earlier, duration=0) == 2
+    assert planned.seconds_left(NOON, NOON, as_of=earlier, duration=0) == 10
 
 
 def test_the_sooner_of_two_reasons_counts() -> None:
