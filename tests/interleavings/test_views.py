@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from sqlalchemy import Connection, Engine, select, text
 
-from datapatterns.change_log import ChangeLog, Snapshot, current_snapshot
+from datapatterns.change_log import ChangeLog, Consumer, Snapshot, current_snapshot
 from datapatterns.materialized_view import MaterializedView
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
 from tests.fixtures.view_tables import (
@@ -183,8 +183,16 @@ def test_a_consumer_that_advances_to_a_later_snapshot_loses_changes(
 ) -> None:
     advance = ChangeLog.advance_consumer
 
-    def advance_to_now(self: ChangeLog, conn: Connection, name: str, _read: Snapshot) -> None:
-        advance(self, conn, name, conn.execute(select(current_snapshot)).scalar_one())
+    def advance_to_now(
+        self: ChangeLog,
+        conn: Connection,
+        name: str,
+        _read: Snapshot,
+        *,
+        rebuilt: Consumer | None = None,
+    ) -> bool:
+        now = conn.execute(select(current_snapshot)).scalar_one()
+        return advance(self, conn, name, now, rebuilt=rebuilt)
 
     def meet() -> Tasks:
         begin(plain)
