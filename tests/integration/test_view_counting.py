@@ -25,7 +25,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import CITEXT, DOUBLE_PRECISION, INTERVAL, JSONB
 
-from datapatterns.materialized_view import Incremental, MaterializedView, Strategy, counting
+from datapatterns.materialized_view import (
+    Incremental,
+    MaterializedView,
+    Strategy,
+    counting,
+    identity,
+)
 from tests.fixtures.view_tables import create, differences, differences_now, refresh, run, verify
 
 metadata = MetaData()
@@ -283,3 +289,49 @@ def index_of(conn: Connection, view: MaterializedView) -> list[str]:
         " JOIN pg_attribute a ON a.attrelid = i.indexrelid WHERE i.indrelid = to_regclass(:stored)"
     )
     return [*conn.scalars(found, {"stored": stored})]
+
+
+OTHERS = things.alias("others")
+PAIRS = (
+    select(things.c.number, func.count().label("n"))
+    .join(OTHERS, things.c.number == OTHERS.c.number)
+    .group_by(things.c.number)
+)
+GUARDS: dict[str, tuple[Any, str, Any]] = {
+    "correction": (counting, "_as_it_was", lambda _p, source, *_: _as_it_is(source)),
+    "sign": (counting, "_product", lambda signs: func.abs(signs[0])),
+}
+
+
+def _as_it_is(source: Any) -> Any:  # noqa: ANN401 -- a table or an alias
+    sign: Label[int] = literal_column("1", Integer).label("change_sign")
+    return select(sign, *source.c).subquery("before")
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_without_the_algebra_counts_would_be_wrong(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, guard: str
+) -> None:
+    monkeypatch.setattr(*GUARDS[guard])
+    view = MaterializedView("pairs", PAIRS, maintain=Incremental())
+    create(engine, view)
+    run(engine, "INSERT INTO thing (id, number) VALUES (1, 1), (2, 1)")
+    refresh(engine, view)
+    run(engine, "DELETE FROM thing WHERE id = 2")
+    refresh(engine, view)
+
+    assert differences(engine, view, PAIRS) != 0
+
+
+def test_without_images_a_change_of_looks_would_be_missed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (counting, identity):
+        monkeypatch.setattr(module, "images", lambda *_: [])
+    view = MaterializedView("looks", select(things.c.weight), maintain=Incremental())
+    run(engine, "INSERT INTO thing (id, weight) VALUES (1, 1.0)")
+    create(engine, view)
+    run(engine, "UPDATE thing SET weight = 1.00")
+    refresh(engine, view)
+
+    assert shown(engine, view, "weight") == ["1.0"]
