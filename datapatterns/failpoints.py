@@ -78,6 +78,7 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "shard-map.recorded": "the control database has a map, and no shard does",
     "shard-map.shard-told": "a shard knows what it owns, and the next does not",
     "view.rows-written": "a view's rows are new, and its consumer is where it was",
+    "view.switched": "a view shows its next version, which has another name yet; not committed",
     "view.tables-captured": "changes are captured, and the view is not there yet",
 }
 """Every failpoint there is."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _ADVICE = {
     "unpopulated": "fill it: datapatterns views populate {name}",
+    "replacing": "let readers see it: datapatterns views refresh {name}",
     "missing": "create() it in a migration",
     "changed": "drop() it, create() it anew in a migration, then populate it",
     "foreign": "the database was restored: call ChangeLog().rebase(conn), then populate it",

@@ -24,7 +24,12 @@ from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.building_upon import tables_of
 from datapatterns.materialized_view.dependencies import in_order
 from datapatterns.materialized_view.names import ViewNames
-from datapatterns.materialized_view.records import has_catalogue, read_blueprints, read_columns
+from datapatterns.materialized_view.records import (
+    has_catalogue,
+    read_blueprint,
+    read_blueprints,
+    read_columns,
+)
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +101,11 @@ class _Comparison:
     def _existing(self) -> dict[str, Blueprint]:
         if not has_catalogue(self._conn, self._views.schema):
             return {}
-        return read_blueprints(self._conn, self._views.schema)
+        return declared_blueprints(self._conn, self._views.schema)
 
     def _dependants_first(self, existing: Iterable[str]) -> list[str]:
         schema = self._views.schema
-        read = {name: read_columns(self._conn, ViewNames(schema, name)) for name in existing}
+        read = {name: _read(self._conn, ViewNames(schema, name)) for name in existing}
         tables = {f'"{schema}"."{name}"': name for name in read}
         parents = {
             name: [tables[table] for table in columns if table in tables]
@@ -142,13 +147,39 @@ class _Comparison:
             self.last.append(changed)
 
     def _why_anew(self, names: ViewNames, found: Blueprint) -> str | None:
-        if self._changes.block(read_columns(self._conn, names)):
+        if self._changes.block(_read(self._conn, names)):
             return "a column that it reads is dropped or gets another type"
-        return drift(self._conn, names, found)
+        live = read_blueprint(self._conn, names)
+        assert live is not None
+        if live == found:
+            return drift(self._conn, names, live)
+        upcoming = found.under(names, names.next)
+        return drift(self._conn, names, live) or drift(self._conn, names.next, upcoming)
 
     def _tables(self, view: MaterializedView) -> Iterator[tuple[str, str]]:
         for schema, table in tables_of(view.definition.query):
             yield self._changes.place(schema, table)
+
+
+def declared_blueprints(conn: Connection, schema: str) -> dict[str, Blueprint]:
+    """Return what migrations have made of each view, also where that is not in its place yet."""
+    found = read_blueprints(conn, schema)
+    names = [ViewNames(schema, name) for name in found]
+    live = {each.view: found[each.view] for each in names if each == each.live}
+    upcoming = {
+        each.live.view: found[each.view].under(each, each.live)
+        for each in names
+        if each != each.live
+    }
+    return live | upcoming
+
+
+def _read(conn: Connection, names: ViewNames) -> dict[str, set[str]]:
+    """Return the columns that the view reads of each table, whichever version."""
+    both = read_columns(conn, names), read_columns(conn, names.next)
+    return {
+        table: {*both[0].get(table, ()), *both[1].get(table, ())} for table in both[0] | both[1]
+    }
 
 
 def _essence(blueprint: Blueprint) -> Blueprint:

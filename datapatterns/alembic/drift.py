@@ -4,7 +4,7 @@ What it was created as is made a second time, under other names, and PostgreSQL 
 are; then the second is undone. So nothing is guessed about how PostgreSQL writes SQL down.
 """
 
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import ProgrammingError
@@ -15,8 +15,6 @@ from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.creating import create_from_blueprint
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.records import read_columns
-
-_SUFFIX: Final = "__check"
 
 _KINDS = text("""
 SELECT c.relname AS name, c.relkind AS kind
@@ -70,7 +68,7 @@ def _uncaptured(conn: Connection, names: ViewNames) -> str | None:
 
 
 def _altered(conn: Connection, names: ViewNames, blueprint: Blueprint) -> str | None:
-    again = ViewNames(names.schema, f"{names.view}{_SUFFIX}")
+    again = names.check
     savepoint = conn.begin_nested()
     try:
         create_from_blueprint(conn, again, blueprint.under(names, again))

@@ -4,6 +4,8 @@ Nothing here looks at the application's declarations: a migration does in a year
 today.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +17,7 @@ from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.creating import create_from_blueprint, drop_view
 from datapatterns.materialized_view.names import ViewNames, view_names
 from datapatterns.materialized_view.records import has_catalogue
+from datapatterns.materialized_view.replacing import replace_view
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 
 _OTHER_COLUMNS: Final = (
@@ -131,7 +134,8 @@ class ReplaceMaterializedViewOp(MigrateOperation):
 @Operations.implementation_for(CreateMaterializedViewOp)
 def _create(operations: Operations, operation: CreateMaterializedViewOp) -> None:
     conn, names = _prepared(operations, operation)
-    _create_as_written(conn, names, operation.blueprint)
+    with _explained():
+        create_from_blueprint(conn, names, operation.blueprint)
 
 
 @Operations.implementation_for(DropMaterializedViewOp)
@@ -142,8 +146,8 @@ def _drop(operations: Operations, operation: DropMaterializedViewOp) -> None:
 @Operations.implementation_for(ReplaceMaterializedViewOp)
 def _replace(operations: Operations, operation: ReplaceMaterializedViewOp) -> None:
     conn, names = _prepared(operations, operation)
-    drop_view(conn, names)
-    _create_as_written(conn, names, operation.new)
+    with _explained():
+        replace_view(conn, names, operation.new, at_once=operation.at_once)
 
 
 def _prepared(operations: Operations, operation: Any) -> tuple[Connection, ViewNames]:  # noqa: ANN401
@@ -164,9 +168,10 @@ def _prepared(operations: Operations, operation: Any) -> tuple[Connection, ViewN
     return conn, view_names(schema, name)
 
 
-def _create_as_written(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:
+@contextmanager
+def _explained() -> Iterator[None]:
     try:
-        create_from_blueprint(conn, names, blueprint)
+        yield
     except ViewDefinitionError as error:
         error.add_note(_OTHER_COLUMNS)
         raise

@@ -86,6 +86,12 @@ def add_columns(names: CaptureNames, columns: Iterable[SourceColumn]) -> sql.Com
     return sql.SQL("ALTER TABLE {} ").format(names.log) + sql.SQL(", ").join(added)
 
 
+def drop_columns(names: CaptureNames, columns: Iterable[str]) -> sql.Composable:
+    """Return the statement that lets the log hold fewer columns."""
+    dropped = [sql.SQL("DROP COLUMN {}").format(sql.Identifier(column)) for column in columns]
+    return sql.SQL("ALTER TABLE {} ").format(names.log) + sql.SQL(", ").join(dropped)
+
+
 def replace_function(
     names: CaptureNames, source: SourceTable, columns: Sequence[SourceColumn]
 ) -> sql.Composable:

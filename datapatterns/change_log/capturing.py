@@ -15,6 +15,7 @@ from datapatterns.change_log.capture_names import CaptureNames, capture_names
 from datapatterns.change_log.capture_statements import EVENTS
 from datapatterns.change_log.consuming import require_read_committed
 from datapatterns.change_log.inspecting import (
+    LOG_COLUMNS,
     SourceTable,
     choose_columns,
     inspect_source,
@@ -145,6 +146,29 @@ def is_captured(
     )
     source = inspect_source(conn, table, allow_row_security=bool(allowed))
     return allowed is not None and _is_complete(conn, source, names, frozenset(columns))
+
+
+def narrow(conn: Connection, table: Table | str, columns: Iterable[str], *, schema: str) -> None:
+    """Log changes of ``columns`` only, so that the table can lose others; nobody consumes those.
+
+    If there are no others, nothing is locked. Otherwise this waits for running writers of the
+    table, as `capture` does.
+
+    Raises:
+        CaptureRefusedError: There is no such table.
+    """
+    names = capture_names(schema, *resolve_name(conn, table))
+    surplus = sorted(_logged_columns(conn, names).keys() - {*columns, *LOG_COLUMNS})
+    if not surplus:
+        return
+    source = inspect_source(conn, table, allow_row_security=True)
+    lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(source.identifier)
+    execute(conn, lock)
+    with carrying_shape(conn, names.log_name, schema=schema):
+        kept = [column for column in source.columns if column.name in {*columns}]
+        execute(conn, statements.drop_columns(names, surplus))
+        execute(conn, statements.replace_function(names, source, kept))
+        execute(conn, statements.replace_guard(names, source, kept))
 
 
 def release(conn: Connection, table: Table | str, *, schema: str) -> None:

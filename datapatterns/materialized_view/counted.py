@@ -1,7 +1,7 @@
 """A view that is kept by counting: what is stored, shown and applied."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import (
@@ -95,6 +95,10 @@ class Counted:
     def columns_of(self, table: Table) -> list[Column[Any]]:
         """Return the columns of ``table`` that matter."""
         return self.plan.columns_of(table)
+
+    def under(self, names: ViewNames) -> "Counted":
+        """Return the same for a version of the view with other names."""
+        return replace(self, names=names, _applications={})  # they name the stored table
 
     def fresh(self) -> Select[Any]:
         """Return the query for all keys, from scratch."""

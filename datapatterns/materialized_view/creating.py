@@ -6,18 +6,20 @@ from dataclasses import replace
 from psycopg import sql
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
-from datapatterns.change_log import ChangeLog, change_log_tables
+from datapatterns.change_log import ChangeLog
 from datapatterns.change_log.inspecting import has_equality, inspect_columns, resolve_name
 from datapatterns.errors import ViewChangedError, ViewDefinitionError, ViewInUseError
 from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.definition import ViewDefinition, not_incremental
 from datapatterns.materialized_view.determinism import Base, read_bases, require_determinism
+from datapatterns.materialized_view.locking import hold_versions
 from datapatterns.materialized_view.maintenance import Logs, Maintenance
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.needs import has_nulls_not_distinct, unmet_need
 from datapatterns.materialized_view.realtime import create_realtime
 from datapatterns.materialized_view.records import ViewRecord, find_record
+from datapatterns.materialized_view.releasing import capture_no_more
 from datapatterns.materialized_view.schema import materialized_views
 from datapatterns.materialized_view.shown_types import as_defined
 from datapatterns.materialized_view.stacking import (
@@ -66,9 +68,14 @@ def create_definition(conn: Connection, names: ViewNames, blueprint: Blueprint) 
 def drop_view(conn: Connection, names: ViewNames) -> None:
     """Drop the view and stop capturing what only it consumed; do nothing if there is none.
 
+    What was going to take its place goes, too.
+
     Raises:
         ViewInUseError: Other views are built upon it.
     """
+    if names == names.live:
+        hold_versions(conn, names)
+        drop_view(conn, names.next)
     views, log = materialized_views(names.schema), ChangeLog(names.schema)
     sources = conn.scalar(select(views.c.sources).where(views.c.name == names.view))
     if sources is None:
@@ -84,11 +91,7 @@ def drop_view(conn: Connection, names: ViewNames) -> None:
     execute(conn, drop.format(*(sql.Identifier(names.schema, part) for part in parts)))
     conn.execute(delete(views).where(views.c.name == names.view))
     log.forget_consumer(conn, names.consumer)
-    subscriptions = change_log_tables(names.schema).subscriptions
-    consumed = set(conn.scalars(select(subscriptions.c.log_name)))
-    for source, facts in sources.items():
-        if facts["log"] not in consumed:
-            log.release(conn, source)
+    capture_no_more(conn, names.schema, {name: facts["log"] for name, facts in sources.items()})
 
 
 def find_logs(conn: Connection, view: ViewDefinition, record: ViewRecord) -> Logs:
@@ -129,6 +132,23 @@ def columns_compared_as_text(
     return [c.name for c in columns if c.name in identified and not c.equality_is_identity]
 
 
+def create_shown(
+    conn: Connection,
+    names: ViewNames,
+    blueprint: Blueprint,
+    *,
+    shown_as: ViewNames | None = None,
+) -> None:
+    """Create what readers read, or let that of ``shown_as`` show what this version does."""
+    shown = shown_as or names
+    create = sql.SQL("CREATE OR REPLACE VIEW {} AS SELECT {} FROM ({}) AS shown").format(
+        sql.Identifier(shown.schema, shown.view),
+        as_defined(conn, names, blueprint.columns, "shown"),
+        _written(blueprint.shown),
+    )
+    execute(conn, create)
+
+
 def _create(conn: Connection, names: ViewNames, candidates: Iterable[Blueprint]) -> None:
     _require_free_names(conn, names)
     (first, *_) = candidates = list(candidates)
@@ -145,7 +165,7 @@ def _create(conn: Connection, names: ViewNames, candidates: Iterable[Blueprint])
     logs = _capture(conn, names, bases)
     failpoint("view.tables-captured")
     _create_stored(conn, names, blueprint)
-    _create_shown(conn, names, blueprint)
+    create_shown(conn, names, blueprint)
     create_realtime(conn, names, blueprint, logs)
     ChangeLog(names.schema).register_consumer(conn, names.consumer, "view", log_names=logs.values())
     conn.execute(
@@ -220,15 +240,6 @@ def _create_stored(conn: Connection, names: ViewNames, blueprint: Blueprint) -> 
             ),
         )
         execute(conn, index)
-
-
-def _create_shown(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:
-    create = sql.SQL("CREATE VIEW {} AS SELECT {} FROM ({}) AS shown").format(
-        sql.Identifier(names.schema, names.view),
-        as_defined(conn, names, blueprint.columns, "shown"),
-        _written(blueprint.shown),
-    )
-    execute(conn, create)
 
 
 def _listed(names: Iterable[str]) -> sql.Composable:

@@ -1,7 +1,7 @@
 """A view as an application declares it, checked as far as that goes without a database."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import ClauseElement
 
@@ -59,6 +59,15 @@ class ViewDefinition:
             if candidate.explanation.strategy is strategy:
                 return candidate
         raise ViewChangedError(self.names.view)
+
+    def under(self, names: ViewNames) -> "ViewDefinition":
+        """Return the same for a version of the view with other names."""
+        renamed = {
+            candidate.explanation.strategy: self.blueprint(candidate).under(self.names, names)
+            for candidate in self.candidates
+        }
+        candidates = tuple(candidate.under(names) for candidate in self.candidates)
+        return replace(self, names=names, candidates=candidates, _blueprints=renamed)
 
     def blueprint(self, maintenance: Maintenance) -> Blueprint:
         """Return what the view consists of if ``maintenance`` keeps it.

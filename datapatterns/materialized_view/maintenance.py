@@ -8,6 +8,7 @@ from sqlalchemy import Column, Connection, FromClause, Select, Table
 
 from datapatterns.change_log import Snapshot
 from datapatterns.materialized_view.blueprint import Requirement
+from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.strategy import Explanation
 
 
@@ -75,6 +76,9 @@ class Maintenance(Protocol):
 
     def columns_of(self, table: Table) -> Sequence[Column[Any]]:
         """Return the columns of ``table`` that are read from its changes."""
+
+    def under(self, names: ViewNames) -> "Maintenance":
+        """Return the same for a version of the view with other names."""
 
     def fresh(self) -> Select[Any]:
         """Return the query for all that should be stored, its columns named ``stored``."""

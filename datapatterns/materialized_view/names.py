@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from datapatterns.errors import ViewDefinitionError
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+_NEXT = "__next"
+_CHECK = "__check"
+_ADVICE = f"use 1 to 40 of a-z, 0-9 and _, no digit first, no {_NEXT} or {_CHECK} last"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,21 @@ class ViewNames:
         return (self.view, self.stored, self.definition, self.realtime)
 
     @property
+    def next(self) -> "ViewNames":
+        """Return the names of the version that is going to take the view's place."""
+        return ViewNames(self.schema, f"{self.view}{_NEXT}")
+
+    @property
+    def check(self) -> "ViewNames":
+        """Return the names of what is made to be compared with the view, and undone."""
+        return ViewNames(self.schema, f"{self.view}{_CHECK}")
+
+    @property
+    def live(self) -> "ViewNames":
+        """Return the names of the view itself, whichever version this is."""
+        return ViewNames(self.schema, self.view.removesuffix(_NEXT))
+
+    @property
     def consumer(self) -> str:
         """Return who consumes changes for the view."""
         return f"view:{self.view}"
@@ -47,8 +65,6 @@ def view_names(schema: str, view: str) -> ViewNames:
     Raises:
         ViewDefinitionError: No view can be called so.
     """
-    if not _NAME.fullmatch(view):
-        raise ViewDefinitionError(
-            view, clause="its name", advice="use 1 to 40 of a-z, 0-9 and _, no digit first"
-        )
+    if not _NAME.fullmatch(view) or view.endswith((_NEXT, _CHECK)):
+        raise ViewDefinitionError(view, clause="its name", advice=_ADVICE)
     return ViewNames(schema, view)

@@ -18,7 +18,7 @@ from datapatterns.materialized_view.strategy import Strategy
 from datapatterns.sql.composing import execute
 
 _CREATE = sql.SQL("""
-CREATE VIEW {view} AS
+CREATE OR REPLACE VIEW {view} AS
 WITH datapatterns_consumed AS MATERIALIZED (SELECT {consumed}({consumer}) AS snapshot),
 {pending}{marker} AS MATERIALIZED (SELECT {seen} AS seen)
 SELECT {columns} FROM ({current}) AS now
@@ -37,16 +37,23 @@ _ANY = sql.SQL("EXISTS (SELECT FROM {log} AS log WHERE {is_pending} {which})")
 
 
 def create_realtime(
-    conn: Connection, names: ViewNames, blueprint: Blueprint, logs: Mapping[str, str]
+    conn: Connection,
+    names: ViewNames,
+    blueprint: Blueprint,
+    logs: Mapping[str, str],
+    *,
+    shown_as: ViewNames | None = None,
 ) -> None:
-    """Create the view.
+    """Create the view, or let it show what this version does.
 
     Args:
         conn: A connection in a transaction.
-        names: The view's.
+        names: The view's, or those of the version.
         blueprint: How it is kept.
         logs: The log of each table that the query reads, by the table's name in SQL.
+        shown_as: The names of the view that shows it and of the consumer, if those are others.
     """
+    shown = shown_as or names
     is_pending = _IS_PENDING.format(xid_max=sql.Literal(str(XID_MAX)))
     pending = [
         _pending(conn, names, number, source, logs, is_pending)
@@ -54,7 +61,7 @@ def create_realtime(
     ]
     # A partition came or went, say: the log does not tell of its rows.
     changed = sql.SQL("{}({})").format(
-        sql.Identifier(names.schema, "capture_changed"), sql.Literal(names.consumer)
+        sql.Identifier(names.schema, "capture_changed"), sql.Literal(shown.consumer)
     )
     which = sql.SQL("" if blueprint.strategy is Strategy.REBUILD else "AND log.change_sign = 0")
     seen = [
@@ -62,9 +69,9 @@ def create_realtime(
         for log in logs.values()
     ]
     create = _CREATE.format(
-        view=sql.Identifier(names.schema, names.realtime),
+        view=sql.Identifier(shown.schema, shown.realtime),
         consumed=sql.Identifier(names.schema, "consumed_snapshot"),
-        consumer=sql.Literal(names.consumer),
+        consumer=sql.Literal(shown.consumer),
         pending=sql.SQL("").join(pending),
         marker=sql.Identifier(MARKER),
         seen=sql.SQL(" OR ").join([*seen, changed]),

@@ -1,7 +1,7 @@
 """A view that is kept by rebuilding: its rows are stored as the query gives them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import (
@@ -71,6 +71,10 @@ class Rebuilt:
     def columns_of(self, table: Table) -> list[Column[Any]]:  # noqa: ARG002 -- of none
         """Return nothing."""
         return []
+
+    def under(self, names: ViewNames) -> "Rebuilt":
+        """Return the same for a version of the view with other names."""
+        return replace(self, names=names)
 
     def fresh(self) -> Select[Any]:
         """Return the query's rows.

@@ -87,6 +87,16 @@ def read_blueprints(conn: Connection, schema: str) -> dict[str, Blueprint]:
     return {row.name: Blueprint.from_json(row.blueprint) for row in found}
 
 
+def read_logs(conn: Connection, names: ViewNames) -> dict[str, str]:
+    """Return the log of each table that the view reads; none if it was not created.
+
+    Tables are named with their schema, quoted.
+    """
+    views = materialized_views(names.schema)
+    sources = conn.scalar(select(views.c.sources).where(views.c.name == names.view)) or {}
+    return {table: source["log"] for table, source in sources.items()}
+
+
 def read_columns(conn: Connection, names: ViewNames) -> dict[str, tuple[str, ...]]:
     """Return the columns that the view reads of each table; none if it was not created.
 

@@ -12,6 +12,7 @@ from datapatterns.change_log import (
     current_snapshot,
     not_shown_by,
 )
+from datapatterns.change_log.consuming import read_consumer
 from datapatterns.clock import Clock
 from datapatterns.errors import (
     ConsumerMissingError,
@@ -26,12 +27,14 @@ from datapatterns.materialized_view.creating import (
     require_same_names,
 )
 from datapatterns.materialized_view.definition import ViewDefinition
-from datapatterns.materialized_view.locking import hold_stored
+from datapatterns.materialized_view.locking import hold_stored, hold_versions
 from datapatterns.materialized_view.pending_changes import count_pending
 from datapatterns.materialized_view.rebuilding import rebuild
 from datapatterns.materialized_view.records import ViewRecord, read_record, record_duration
 from datapatterns.materialized_view.reports import RefreshReport
 from datapatterns.materialized_view.strategy import Strategy
+from datapatterns.materialized_view.switching import try_to_switch
+from datapatterns.materialized_view.versions import version_at_hand
 
 
 class _Outcome(NamedTuple):
@@ -44,13 +47,48 @@ class _Outcome(NamedTuple):
 def refresh_view(
     conn: Connection, view: ViewDefinition, *, skip_locked: bool, clock: Clock
 ) -> RefreshReport | None:
-    """Take in what is pending; None if ``skip_locked`` and somebody else is at it."""
+    """Take in what is pending; None if ``skip_locked`` and somebody else is at it.
+
+    The version that is going to take the view's place is populated, and the next time it does.
+    """
+    if version_at_hand(conn, view) is view:
+        return _refresh_version(conn, view, skip_locked=skip_locked, clock=clock)
+    names = view.names
+    if not hold_versions(conn, names, skip_locked=skip_locked):
+        return None
+    # Whoever waited may find that it has taken its place.
+    version = version_at_hand(conn, view)
+    if version is view:
+        return _refresh_version(conn, view, skip_locked=skip_locked, clock=clock)
+    consumer = read_consumer(conn, version.names.consumer, schema=names.schema)
+    if consumer is None or not consumer.populated:
+        return _rebuild_version(conn, version, clock=clock)
+    # Alone, so that nobody makes the view fresher than what is going to take its place.
+    hold_stored(conn, names, alone=True)
+    report = _refresh_version(conn, version, skip_locked=skip_locked, clock=clock)
+    if report is not None:
+        try_to_switch(conn, names)
+    return report
+
+
+def rebuild_view(conn: Connection, view: ViewDefinition, *, clock: Clock) -> RefreshReport:
+    """Make the stored rows what the query gives, whatever they are.
+
+    Of two versions, it is those of the one that is meant.
+    """
+    if version_at_hand(conn, view) is not view:
+        hold_versions(conn, view.names)
+    return _rebuild_version(conn, version_at_hand(conn, view), clock=clock)
+
+
+def _refresh_version(
+    conn: Connection, view: ViewDefinition, *, skip_locked: bool, clock: Clock
+) -> RefreshReport | None:
     consumer = _locked(conn, view, skip_locked=skip_locked)
     return None if consumer is None else bring_up_to_date(conn, view, consumer, clock=clock)
 
 
-def rebuild_view(conn: Connection, view: ViewDefinition, *, clock: Clock) -> RefreshReport:
-    """Make the stored rows what the query gives, whatever they are."""
+def _rebuild_version(conn: Connection, view: ViewDefinition, *, clock: Clock) -> RefreshReport:
     started = clock.monotonic()
     consumer = _locked(conn, view)
     record = read_record(conn, view)

@@ -58,6 +58,7 @@ class ViewState(StrEnum):
 
     FRESH: nothing is missing. STALE: committed changes are, which nobody has to wonder at.
     OVERDUE: they have been for longer than was declared. UNPOPULATED: it is there, but empty.
+    REPLACING: it is filled, and the next refresh lets readers see it in place of another version.
     MISSING: it was not created. CHANGED: it was created from another query. FOREIGN: it was last
     refreshed in another database, from which this one was restored.
     """
@@ -66,6 +67,7 @@ class ViewState(StrEnum):
     STALE = "stale"
     OVERDUE = "overdue"
     UNPOPULATED = "unpopulated"
+    REPLACING = "replacing"
     MISSING = "missing"
     CHANGED = "changed"
     FOREIGN = "foreign"

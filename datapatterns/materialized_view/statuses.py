@@ -5,6 +5,7 @@ from sqlalchemy import Connection
 from datapatterns.errors import ForeignSnapshotError, ViewChangedError, ViewMissingError
 from datapatterns.materialized_view.policy import RefreshPolicy
 from datapatterns.materialized_view.reports import Freshness, ViewState, ViewStatus
+from datapatterns.materialized_view.versions import version_at_hand
 from datapatterns.materialized_view.view import MaterializedView
 
 
@@ -24,6 +25,8 @@ def read_status(
         state = ViewState.FOREIGN
     else:
         state = state_of(freshness, view.policy)
+        if freshness.populated and version_at_hand(conn, view.definition) is not view.definition:
+            state = ViewState.REPLACING
     return ViewStatus(view.name, state, explanation, view.policy, parents, freshness)
 
 

@@ -16,6 +16,7 @@ from datapatterns.materialized_view.definition import ViewDefinition
 from datapatterns.materialized_view.part import Part
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.reports import ViewVerification
+from datapatterns.materialized_view.versions import version_at_hand
 from datapatterns.sql.composing import execute
 
 # What the snapshot shows of the sources and their partitions, and what is: a TRUNCATE gives a table
@@ -52,6 +53,7 @@ def verify_view(
         ViewNotPopulatedError: The view has not been filled yet.
         ViewSampleError: A sample is wanted of a view whose keys have no hash.
     """
+    view = version_at_hand(conn, view)
     names = view.names
     record = read_record(conn, view)
     consumer = read_consumer(conn, names.consumer, schema=names.schema)

@@ -20,6 +20,7 @@ from datapatterns.materialized_view.reports import Difference, Freshness, Refres
 from datapatterns.materialized_view.stacking import noting_parents
 from datapatterns.materialized_view.strategy import AUTO, Explanation, Maintain
 from datapatterns.materialized_view.verifying import verify_view
+from datapatterns.materialized_view.versions import version_at_hand
 from datapatterns.materialized_view.waiting import Awaited, wait_for
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 
@@ -120,7 +121,7 @@ class MaterializedView:
         """
         if conn is None:
             return self._definition.explanation
-        return read_record(conn, self._definition).explanation
+        return read_record(conn, version_at_hand(conn, self._definition)).explanation
 
     def create(self, conn: Connection) -> None:
         """Create the view, empty, and capture changes of its tables from now on.
@@ -190,7 +191,7 @@ class MaterializedView:
             ViewChangedError: The view was created from another query.
             ViewMissingError: The view was not created.
         """
-        return read_freshness(conn, self._definition, limit=limit)
+        return read_freshness(conn, version_at_hand(conn, self._definition), limit=limit)
 
     def wait(
         self,

@@ -17,6 +17,7 @@ from datapatterns.materialized_view.standing import read_standings
 from datapatterns.materialized_view.statuses import read_status
 from datapatterns.materialized_view.together import Company
 from datapatterns.materialized_view.verifying import verify_view
+from datapatterns.materialized_view.versions import version_at_hand
 from datapatterns.materialized_view.view import (
     DIFFERENCES_MAX,
     PENDING_ROWS_MAX,
@@ -139,7 +140,8 @@ class Views:
         names = set(self.with_ancestors(only))
         with engine.connect() as conn:
             standings = read_standings(conn, names, schema=self.schema)
-        filled = {name for name, standing in standings.items() if standing.populated}
+            upcoming = self._upcoming(conn, names)
+        filled = {name for name, standing in standings.items() if standing.populated} - upcoming
         return self._rebuilt(engine, names - filled, on_view)
 
     def rebuild(
@@ -294,6 +296,13 @@ class Views:
             populates=populate,
             observer=observer,
         )
+
+    def _upcoming(self, conn: Connection, names: Iterable[str]) -> set[str]:
+        """Return those of which another version is meant than readers see, and is not filled."""
+        meant = {name: version_at_hand(conn, self._by_name[name].definition) for name in names}
+        others = {v.names.view: name for name, v in meant.items() if v.names.view != name}
+        standings = read_standings(conn, others, schema=self.schema)
+        return {others[name] for name, standing in standings.items() if not standing.populated}
 
     def _wanted(
         self, only: Sequence[str], timeout_seconds: float | None = None

@@ -55,7 +55,8 @@ def shop(**queries: Callable[[Table], AnySelect]) -> MetaData:
     return metadata
 
 
-def declared(metadata: MetaData, name: str = "weekly") -> MaterializedView:
+def declared(metadata: MetaData | list[MetaData], name: str = "weekly") -> MaterializedView:
+    assert isinstance(metadata, MetaData)
     views: Views = metadata.info["datapatterns.views"]["datapatterns"]
     return views.find(name)
 
@@ -346,3 +347,159 @@ def test_a_revision_for_other_columns_says_what_to_do(environment: Environment) 
         environment.upgrade()
 
     assert "generate it anew" in refused.value.__notes__[0]
+
+
+def refresh(environment: Environment) -> None:
+    """Do what a worker with today's code does, until nothing is left to do."""
+    for _ in range(2):
+        with environment.engine.begin() as conn:
+            declared(environment.metadata).refresh(conn)
+
+
+def test_a_changed_query_replaces_the_view_behind_its_readers(environment: Environment) -> None:
+    environment.metadata = shop(weekly=weekly)
+    environment.revise()
+    environment.upgrade()
+    run(environment.engine, "INSERT INTO line VALUES (1, 7, 250), (2, 8, 1)")
+    with environment.engine.begin() as conn:
+        declared(environment.metadata).populate(conn)
+    old = environment.metadata
+    environment.metadata = shop(weekly=lambda line: weekly(line).where(line.c.cents > 99))
+
+    code = environment.revise()
+    environment.upgrade()
+    assert operations(code) == ["replace_materialized_view"]
+    assert shown(environment.engine) == [(7, 250), (8, 1)]
+    assert environment.differences() == []
+    refresh(environment)
+    assert shown(environment.engine) == [(7, 250)]
+    assert environment.differences() == []
+
+    environment.downgrade("r1")
+    environment.metadata = old
+    assert environment.compared() == []
+    refresh(environment)
+    assert shown(environment.engine) == [(7, 250), (8, 1)]
+    assert environment.compared() == []
+
+
+def test_what_reads_a_new_column_comes_after_it_and_goes_before(environment: Environment) -> None:
+    environment.metadata = shop(weekly=weekly)
+    environment.revise()
+    environment.upgrade()
+    run(environment.engine, "INSERT INTO line VALUES (1, 7, 250)")
+    with environment.engine.begin() as conn:
+        declared(environment.metadata).populate(conn)
+    environment.metadata = MetaData()
+    line = lines(environment.metadata, Column("pieces", Integer))
+    query = weekly(line).add_columns(func.sum(line.c.pieces).label("pieces"))
+    register_views(environment.metadata, [MaterializedView("weekly", query)])
+
+    code = environment.revise()
+    environment.upgrade()
+    refresh(environment)
+    assert operations(code) == ["add_column", "replace_materialized_view"]
+    assert (shown(environment.engine), environment.differences()) == ([(7, 250, None)], [])
+    environment.downgrade("r1")
+    environment.metadata = shop(weekly=weekly)
+
+    assert (shown(environment.engine), environment.compared()) == ([], [])
+
+
+def test_what_only_looks_otherwise_keeps_its_rows(environment: Environment) -> None:
+    environment.metadata = shop(weekly=weekly)
+    environment.revise()
+    path = environment.folder / "versions" / "r1_r1.py"
+    path.write_text(
+        path.read_text().replace(
+            " AS cents\n                FROM datapatterns.weekly_stored\n            ",
+            " + 0 AS cents\n                FROM datapatterns.weekly_stored\n            ",
+            1,
+        )
+    )
+    environment.upgrade()
+    run(environment.engine, "INSERT INTO line VALUES (1, 7, 250)")
+    with environment.engine.begin() as conn:
+        declared(environment.metadata).populate(conn)
+
+    code = environment.revise()
+    environment.upgrade()
+
+    assert operations(code) == ["replace_materialized_view"]
+    assert (shown(environment.engine), environment.differences()) == ([(7, 250)], [])
+
+
+def test_all_revisions_of_a_replaced_view_make_an_empty_database(environment: Environment) -> None:
+    environment.metadata = shop(weekly=weekly)
+    environment.revise()
+    environment.upgrade()
+    environment.metadata = shop(
+        weekly=lambda line: select(func.max(line.c.cents).label("most"), line.c.week).group_by(
+            line.c.week
+        )
+    )
+    environment.revise()
+    environment.downgrade("base")
+    environment.upgrade()
+
+    assert environment.differences() == []
+    with environment.engine.begin() as conn:
+        declared(environment.metadata).populate(conn)
+    assert verify(environment.engine, declared(environment.metadata)) == []
+
+
+def without_cents(*views: str) -> MetaData:
+    """Return a shop whose lines cost nothing; its views count them."""
+    metadata = MetaData()
+    line = Table(
+        "line", metadata, Column("id", Integer, primary_key=True), Column("week", Integer)
+    )
+    register_views(metadata, [MaterializedView(name, by_week(line)) for name in views])
+    return metadata
+
+
+def by_week(line: Table) -> AnySelect:
+    return select(line.c.week, func.count().label("lines")).group_by(line.c.week)
+
+
+def test_a_column_goes_that_another_view_never_read(environment: Environment) -> None:
+    environment.metadata = shop(weekly=weekly, other=by_week)
+    environment.revise()
+    environment.upgrade()
+    for view in (declared(environment.metadata), declared(environment.metadata, "other")):
+        with environment.engine.begin() as conn:
+            view.populate(conn)
+    environment.metadata = without_cents("weekly", "other")
+
+    code = environment.revise()
+    environment.upgrade()
+    run(environment.engine, "INSERT INTO line VALUES (1, 7)")
+    other = declared(environment.metadata, "other")
+    with environment.engine.begin() as conn:
+        freshness = other.freshness(conn)
+
+    assert operations(code) == [
+        "drop_materialized_view",
+        "drop_column",
+        "create_materialized_view",
+    ]
+    assert (freshness.pending_rows, freshness.has_to_be_rebuilt) == (1, False)
+    assert verify(environment.engine, other) == []
+
+
+def test_a_column_goes_without_a_gap_in_two_revisions(environment: Environment) -> None:
+    environment.metadata = shop(weekly=weekly)
+    environment.revise()
+    environment.upgrade()
+    with environment.engine.begin() as conn:
+        declared(environment.metadata).populate(conn)
+    environment.metadata = shop(weekly=by_week)
+    environment.revise()
+    environment.upgrade()
+    refresh(environment)
+    environment.metadata = without_cents("weekly")
+    code = environment.revise()
+    environment.upgrade()
+
+    assert operations(code) == ["drop_column"]
+    assert environment.differences() == []
