@@ -106,7 +106,7 @@ class _Comparison:
     def _dependants_first(self, existing: Iterable[str]) -> list[str]:
         schema = self._views.schema
         read = {name: _read(self._conn, ViewNames(schema, name)) for name in existing}
-        tables = {f'"{schema}"."{name}"': name for name in read}
+        tables = {f'"{schema}"."{ViewNames(schema, name).stored}"': name for name in read}
         parents = {
             name: [tables[table] for table in columns if table in tables]
             for name, columns in read.items()

@@ -18,7 +18,7 @@ class ViewChangedError(ConfigurationError):
     def __init__(self, view: str) -> None:
         super().__init__(
             f"the definition of view {view!r} has changed since it was created;"
-            " drop() it, create() it and populate() it in a migration"
+            " replace it in a migration, as alembic revision --autogenerate writes it"
         )
         self.view = view
 

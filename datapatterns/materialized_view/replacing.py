@@ -3,6 +3,7 @@
 from sqlalchemy import Connection, update
 
 from datapatterns.change_log.consuming import read_consumer
+from datapatterns.errors import ViewInUseError
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.creating import (
     create_from_blueprint,
@@ -15,6 +16,7 @@ from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.realtime import create_realtime
 from datapatterns.materialized_view.records import read_blueprint, read_logs
 from datapatterns.materialized_view.schema import materialized_views
+from datapatterns.materialized_view.stacking import find_children
 from datapatterns.materialized_view.switching import keeps_columns, switch_view
 
 
@@ -37,6 +39,7 @@ def replace_view(
     Raises:
         CaptureRefusedError: Changes of one of its tables would be missed.
         ViewDefinitionError: The server says why the query cannot be kept so.
+        ViewInUseError: Other views are built upon what it stores; drop and create them anew.
         ViewMigrationError: Something that stands upon the view needs its old columns.
     """
     hold_versions(conn, names)
@@ -46,6 +49,8 @@ def replace_view(
         create_from_blueprint(conn, names, blueprint)
     elif _stores_the_same(live, blueprint):
         _restate(conn, names, blueprint)
+    elif children := find_children(conn, names):
+        raise ViewInUseError(names.view, children=children)
     else:
         create_from_blueprint(conn, names.next, blueprint.under(names, names.next))
         if not keeps_columns(conn, names):

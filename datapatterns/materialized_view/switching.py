@@ -25,7 +25,7 @@ from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.realtime import create_realtime
 from datapatterns.materialized_view.records import read_blueprint, read_logs
 from datapatterns.materialized_view.releasing import capture_no_more
-from datapatterns.materialized_view.schema import materialized_views
+from datapatterns.materialized_view.schema import materialized_views, view_parents
 from datapatterns.sql.composing import execute
 
 LOCK_MILLISECONDS: Final = 500
@@ -128,6 +128,8 @@ def _record(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:
     _copy(conn, consumers, consumers.c.name == upcoming.consumer, own)
     _copy(conn, subscriptions, subscriptions.c.consumer == upcoming.consumer, consumer)
     _copy(conn, views, views.c.name == upcoming.view, entry | consumer)
+    parents = view_parents(names.schema)
+    _copy(conn, parents, parents.c.view == upcoming.view, {"view": names.view})
     conn.execute(delete(views).where(views.c.name == upcoming.view))
     conn.execute(delete(tables.consumers).where(tables.consumers.c.name == upcoming.consumer))
 

@@ -20,6 +20,7 @@ from datapatterns.event_sourcing import (
     NewEvent,
 )
 from datapatterns.failpoints import FAILPOINTS
+from datapatterns.materialized_view import MaterializedView
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing import wait_until
 from datapatterns.testing.faults import run_until_failpoint
@@ -42,6 +43,7 @@ from tests.fixtures.read_models import (
 )
 from tests.fixtures.shard_model import households
 from tests.fixtures.view_tables import Base as ViewBase
+from tests.fixtures.view_tables import largest_lines
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
@@ -97,6 +99,7 @@ COPYING: list[Death] = [
 BACKFILLING: list[Death] = [("index.chunk-indexed", 1), ("index.chunk-indexed", 2)]
 CREATING_A_VIEW: list[Death] = [("view.tables-captured", 1)]
 REFRESHING: list[Death] = [("view.rows-written", 1)]
+SWITCHING_A_VIEW: list[Death] = [("view.switched", 1)]
 LAYING_OUT_SHARDS: list[Death] = [
     ("shard-map.recorded", 1),
     ("shard-map.shard-told", 1),
@@ -140,6 +143,7 @@ DEATHS = [
     BACKFILLING,
     CREATING_A_VIEW,
     REFRESHING,
+    SWITCHING_A_VIEW,
     LAYING_OUT_SHARDS,
     MIGRATING,
     MIGRATING_BETWEEN,
@@ -536,8 +540,9 @@ def test_a_view_whose_creation_died_is_created(engine: Engine, failpoint: str, v
     with engine.begin() as conn:
         workers.VIEW.populate(conn)
 
-    with engine.begin() as conn:
-        workers.add_lines(conn)
+    for step in (workers.add_lines, workers.VIEW.refresh):
+        with engine.begin() as conn:
+            step(conn)
     assert_view_is_right(engine, cents=70)
 
 
@@ -556,6 +561,25 @@ def test_a_refresh_that_died_has_counted_nothing(
 
     assert report is not None
     assert report.rows_changed == 1
+    assert_view_is_right(engine, cents=70)
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), SWITCHING_A_VIEW)
+def test_a_version_that_died_on_the_way_takes_the_place_later(
+    engine: Engine, failpoint: str, visit: int
+) -> None:
+    ViewBase.metadata.create_all(engine)
+    old = MaterializedView(workers.VIEW.name, largest_lines())
+    for step in (old.create, old.populate, workers.add_lines, old.refresh, workers.replace_view):
+        with engine.begin() as conn:
+            step(conn)
+    workers.refresh_view(written(engine.url))
+    run_until_failpoint(workers.refresh_view, failpoint, written(engine.url), visit=visit)
+    with engine.connect() as conn:
+        assert conn.scalar(text("SELECT max(largest) FROM datapatterns.weekly_sales")) is not None
+
+    workers.refresh_view(written(engine.url))
+
     assert_view_is_right(engine, cents=70)
 
 

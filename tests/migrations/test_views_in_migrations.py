@@ -451,9 +451,7 @@ def test_all_revisions_of_a_replaced_view_make_an_empty_database(environment: En
 def without_cents(*views: str) -> MetaData:
     """Return a shop whose lines cost nothing; its views count them."""
     metadata = MetaData()
-    line = Table(
-        "line", metadata, Column("id", Integer, primary_key=True), Column("week", Integer)
-    )
+    line = Table("line", metadata, Column("id", Integer, primary_key=True), Column("week", Integer))
     register_views(metadata, [MaterializedView(name, by_week(line)) for name in views])
     return metadata
 
