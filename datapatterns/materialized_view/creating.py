@@ -7,14 +7,14 @@ from psycopg import sql
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
 from datapatterns.change_log import ChangeLog
-from datapatterns.change_log.inspecting import has_equality, inspect_columns, resolve_name
+from datapatterns.change_log.inspecting import has_equality, resolve_name
 from datapatterns.errors import ViewChangedError, ViewDefinitionError, ViewInUseError
 from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.definition import ViewDefinition, not_incremental
 from datapatterns.materialized_view.determinism import Base, read_bases, require_determinism
 from datapatterns.materialized_view.locking import hold_versions
-from datapatterns.materialized_view.maintenance import Logs, Maintenance
+from datapatterns.materialized_view.maintenance import Logs
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.needs import has_nulls_not_distinct, unmet_need
 from datapatterns.materialized_view.realtime import create_realtime
@@ -121,15 +121,6 @@ def require_same_names(conn: Connection, view: ViewDefinition, record: ViewRecor
     bases = find_bases(conn, view.names, _qualified(view.names, view.names.definition))
     if {base.full_name: [*base.columns] for base in bases} != record.columns:
         raise ViewChangedError(view.names.view)
-
-
-def columns_compared_as_text(
-    conn: Connection, names: ViewNames, maintenance: Maintenance
-) -> list[str]:
-    """Return the stored columns whose equal values may differ, as 1.0 and 1.00 do, and must not."""
-    identified = maintenance.identified
-    columns = inspect_columns(conn, _qualified(names, names.stored)) if identified else []
-    return [c.name for c in columns if c.name in identified and not c.equality_is_identity]
 
 
 def create_shown(

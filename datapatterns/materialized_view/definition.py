@@ -10,6 +10,8 @@ from datapatterns.errors import ViewChangedError, ViewDefinitionError
 from datapatterns.materialized_view.algebra import Query, read_plan
 from datapatterns.materialized_view.blueprint import Blueprint, Source, as_sql
 from datapatterns.materialized_view.counted import Counted
+from datapatterns.materialized_view.grouped import Grouped
+from datapatterns.materialized_view.grouping.reading import NotGroupableError, read_group_plan
 from datapatterns.materialized_view.maintenance import Maintenance
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.pending_changes import named_pending
@@ -127,13 +129,20 @@ def _candidates(
     if isinstance(maintain, Full):
         yield Rebuilt(names, columns, Explanation(Strategy.REBUILD, "asked for"))
         return
+    counted: Maintenance | None = None
+    reason = "the server has another view of its columns"
     try:
-        yield Counted(names, columns, read_plan(query))
-        reason = "the server has another view of its columns"
+        counted = Counted(names, columns, read_plan(query))
+        yield counted
     except NotCountableError as obstacle:
         reason = str(obstacle)
-        if isinstance(maintain, Incremental):
-            raise not_incremental(names.view, reason) from obstacle
+    try:
+        yield Grouped(names, read_group_plan(query), Explanation(Strategy.GROUPS, reason))
+    except NotGroupableError as obstacle:
+        if counted is None and isinstance(maintain, Incremental):
+            raise not_incremental(names.view, f"{reason}; and {obstacle}") from obstacle
+        if counted is None and str(obstacle) != reason:
+            reason = f"{reason}; and {obstacle}"
     if not isinstance(maintain, Incremental):
         yield Rebuilt(names, columns, Explanation(Strategy.REBUILD, reason))
 

@@ -22,11 +22,11 @@ from datapatterns.errors import (
 )
 from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view.creating import (
-    columns_compared_as_text,
     find_logs,
     require_same_names,
 )
 from datapatterns.materialized_view.definition import ViewDefinition
+from datapatterns.materialized_view.identified import columns_compared_as_text
 from datapatterns.materialized_view.locking import hold_stored, hold_versions
 from datapatterns.materialized_view.pending_changes import count_pending
 from datapatterns.materialized_view.rebuilding import rebuild

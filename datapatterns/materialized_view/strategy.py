@@ -20,12 +20,12 @@ class Strategy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Auto:
-    """Count where counting is exact, rebuild elsewhere."""
+    """Count where that is exact, recompute groups where they can be told, rebuild elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Incremental:
-    """Count; refuse a query for which counting is not exact."""
+    """Count or recompute groups; refuse a query that has to be rebuilt as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

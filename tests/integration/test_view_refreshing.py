@@ -45,6 +45,7 @@ from tests.fixtures.view_tables import (
 
 WEEKLY = MaterializedView("weekly_sales", weekly_sales())
 LARGEST = MaterializedView("largest_lines", largest_lines())
+REBUILT = MaterializedView("weekly_rebuilt", weekly_sales(), maintain=Full())
 TOTALS = select(
     func.count().label("n"), func.sum(Line.cents).label("cents"), func.avg(Line.cents).label("mean")
 )
@@ -148,18 +149,22 @@ def test_both_colours_refresh_alike(call: Call) -> None:
 
 
 def test_a_refresh_reports_what_it_did(engine: Engine) -> None:
-    create(engine, WEEKLY, LARGEST)
+    create(engine, WEEKLY, LARGEST, REBUILT)
     run(engine, "UPDATE line SET cents = cents + 1 WHERE id = 1")
 
     with engine.begin() as conn:
         counted = WEEKLY.refresh(conn)
     with engine.begin() as conn:
-        rebuilt = LARGEST.refresh(conn)
+        by_groups = LARGEST.refresh(conn)
+    with engine.begin() as conn:
+        rebuilt = REBUILT.refresh(conn)
 
     assert counted is not None
     assert (counted.strategy, counted.pending_rows, counted.rows_changed) == ("counting", 2, 1)
+    assert by_groups is not None
+    assert (by_groups.strategy, by_groups.pending_rows, by_groups.rows_changed) == ("groups", 2, 0)
     assert rebuilt is not None
-    assert (rebuilt.strategy, rebuilt.pending_rows, rebuilt.rows_changed) == ("rebuild", 2, 0)
+    assert (rebuilt.strategy, rebuilt.pending_rows, rebuilt.rows_changed) == ("rebuild", 2, 2)
 
 
 def test_a_group_that_empties_leaves_no_row_behind(engine: Engine) -> None:
@@ -259,7 +264,7 @@ def test_a_late_commit_is_taken_in_once(engine: Engine) -> None:
         assert differences(engine, WEEKLY, weekly_sales()) == 0
 
 
-@pytest.mark.parametrize("view", [WEEKLY, LARGEST], ids=["counting", "rebuild"])
+@pytest.mark.parametrize("view", [WEEKLY, LARGEST], ids=["counting", "groups"])
 def test_two_refreshers_apply_a_change_once(engine: Engine, view: MaterializedView) -> None:
     create(engine, view)
     run(engine, "INSERT INTO line VALUES (300, 1, 1, 5000, 5)")
@@ -406,7 +411,7 @@ def test_a_rolled_back_write_is_not_waited_for(engine: Engine) -> None:
     WEEKLY.wait(engine, token, timeout_seconds=0)
 
 
-@pytest.mark.parametrize("view", [WEEKLY, LARGEST], ids=["counting", "rebuild"])
+@pytest.mark.parametrize("view", [WEEKLY, LARGEST], ids=["counting", "groups"])
 def test_verify_shows_what_is_wrong_and_a_rebuild_mends_it(
     engine: Engine, view: MaterializedView
 ) -> None:

@@ -1,0 +1,137 @@
+"""A view that is kept by groups: those that changes may concern are computed anew."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Date,
+    DateTime,
+    Enum,
+    FromClause,
+    Integer,
+    Numeric,
+    Select,
+    String,
+    Table,
+    Uuid,
+    select,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.types import TypeEngine
+
+from datapatterns.change_log import Snapshot, current_snapshot, not_shown_by
+from datapatterns.materialized_view.blueprint import Need, Requirement
+from datapatterns.materialized_view.grouping.applying import apply_groups, current, shown_of
+from datapatterns.materialized_view.grouping.plan import GroupPlan
+from datapatterns.materialized_view.identified import columns_compared_as_text
+from datapatterns.materialized_view.maintenance import Applied, Logs
+from datapatterns.materialized_view.names import ViewNames
+from datapatterns.materialized_view.pending_changes import count_pending, pending_changes
+from datapatterns.materialized_view.relations import stored_of
+from datapatterns.materialized_view.strategy import Explanation
+
+_DATA_EXCEPTION = "22"
+_INDEXED_TEXT_MAX = 500
+"""Characters; PostgreSQL refuses entries of an index beyond some 2,700 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """The rows of the query, found by what it groups by.
+
+    Attributes:
+        names: The view's.
+        plan: The query.
+        explanation: Why counting cannot keep it.
+    """
+
+    names: ViewNames
+    plan: GroupPlan
+    explanation: Explanation
+
+    @property
+    def stored(self) -> list[str]:
+        """The columns of the stored table."""
+        return self.plan.stored_columns
+
+    @property
+    def key(self) -> list[str]:
+        """Those of the keys that fit into an index whatever their values are."""
+        pairs = zip(self.plan.stored_keys, self.plan.keys, strict=True)
+        return [name for name, key in pairs if _is_short(key.expression.type)]
+
+    @property
+    def key_is_unique(self) -> bool:
+        """A query that does not group may show a key several times."""
+        return False
+
+    @property
+    def identified(self) -> list[str]:
+        """All columns."""
+        return self.stored
+
+    @property
+    def requirements(self) -> list[Requirement]:
+        """Keys that have a hash."""
+        return [Requirement("", key, Need.HASHABLE) for key in self.plan.stored_keys]
+
+    @property
+    def tables(self) -> list[Table]:
+        """Each table of the query once."""
+        return self.plan.tables
+
+    def columns_of(self, table: Table) -> list[Column[Any]]:
+        """Return the columns of ``table`` that the query names."""
+        return self.plan.columns_of(table)
+
+    def fresh(self) -> Select[Any]:
+        """Return the query for all that is stored."""
+        return self.plan.all_rows()
+
+    def shown(self) -> Select[Any]:
+        """Return the query of the stored table for what the view shows."""
+        return shown_of(self.plan, stored_of(self.names, self.stored))
+
+    def current(self, pending: Mapping[Table, FromClause], marker: FromClause) -> Select[Any]:
+        """Return the groups that no change concerns as they are stored, the others anew."""
+        return current(self.plan, self.names, pending, marker)
+
+    def apply(self, conn: Connection, logs: Logs, since: Snapshot) -> Applied:
+        """Compute the groups anew that what ``since`` does not show may concern."""
+        pending = pending_changes(
+            self, logs.by_table, self.names.schema, lambda xid: not_shown_by(since, xid)
+        )
+        as_text = columns_compared_as_text(conn, self.names, self)
+        statement = apply_groups(self.plan, self.names, pending, compared_as_text=as_text)
+        try:
+            with conn.begin_nested():
+                found = conn.execute(statement).one()
+        except DBAPIError as error:
+            if not str(getattr(error.orig, "sqlstate", None)).startswith(_DATA_EXCEPTION):
+                raise
+            # Keys were asked of a changed row that the query's own conditions keep away from
+            # them, such as a quotient. If the query itself fails, so will the rebuild.
+            return self._not_done(conn, logs, since)
+        changed = found.deleted + found.inserted
+        return Applied(found.snapshot, found.pending, changed, not found.truncated)
+
+    def _not_done(self, conn: Connection, logs: Logs, since: Snapshot) -> Applied:
+        counted = count_pending(self.names.schema, logs.names, lambda x: not_shown_by(since, x))
+        pending, snapshot = conn.execute(select(counted, current_snapshot)).one()
+        return Applied(snapshot, pending, rows_changed=0, is_done=False)
+
+
+def _is_short(declared: TypeEngine[Any]) -> bool:
+    match declared:
+        case Enum() | Boolean() | Integer() | Date() | DateTime() | Uuid():
+            return True
+        case Numeric(precision=precision):
+            return precision is not None
+        case String(length=length):
+            return length is not None and length <= _INDEXED_TEXT_MAX
+        case _:
+            return False
