@@ -29,6 +29,7 @@ from datapatterns.materialized_view.definition import ViewDefinition
 from datapatterns.materialized_view.identified import columns_compared_as_text
 from datapatterns.materialized_view.locking import hold_stored, hold_versions
 from datapatterns.materialized_view.pending_changes import count_pending
+from datapatterns.materialized_view.pricing import is_dearer_than_rebuild
 from datapatterns.materialized_view.rebuilding import rebuild
 from datapatterns.materialized_view.records import ViewRecord, read_record, record_duration
 from datapatterns.materialized_view.reports import RefreshReport
@@ -140,6 +141,8 @@ def _locked(
 def _follow(
     conn: Connection, view: ViewDefinition, record: ViewRecord, since: Snapshot
 ) -> _Outcome:
+    if is_dearer_than_rebuild(conn, view, record, since):
+        return _rebuild(conn, view, record, _count_pending(conn, view, record, since)[0])
     names = view.names
     try:
         applied = record.maintenance.apply(conn, find_logs(conn, view, record), since)
