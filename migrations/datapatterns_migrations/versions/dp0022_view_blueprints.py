@@ -33,7 +33,7 @@ COMMENT ON COLUMN {schema}.materialized_view.blueprint IS
 -- For plain views of what is stored with what is pending: their readers need no right on
 -- consumers, and get no answer where a snapshot says nothing.
 CREATE FUNCTION {schema}.consumed_snapshot(consumer text) RETURNS pg_snapshot
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found record;
 BEGIN
