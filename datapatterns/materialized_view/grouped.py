@@ -117,7 +117,7 @@ class Grouped:
             # them, such as a quotient. If the query itself fails, so will the rebuild.
             return self._not_done(conn, logs, since)
         changed = found.deleted + found.inserted
-        return Applied(found.snapshot, found.pending, changed, not found.truncated)
+        return Applied(found.snapshot, found.pending, changed, found.done)
 
     def _not_done(self, conn: Connection, logs: Logs, since: Snapshot) -> Applied:
         counted = count_pending(self.names.schema, logs.names, lambda x: not_shown_by(since, x))

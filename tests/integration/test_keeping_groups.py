@@ -218,7 +218,7 @@ def test_what_the_change_tells_is_reported(shop: Engine) -> None:
     with shop.begin() as conn:
         found = kept.apply(conn)
 
-    assert (found.pending, found.truncated) == (4, False)
+    assert (found.pending, found.done) == (4, True)
     assert (found.groups, found.deleted, found.inserted) == (3, 2, 3)
 
 

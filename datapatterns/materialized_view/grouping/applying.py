@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     ColumnElement,
     FromClause,
     Select,
@@ -14,6 +15,7 @@ from sqlalchemy import (
     func,
     literal_column,
     not_,
+    or_,
     select,
     union_all,
 )
@@ -26,6 +28,12 @@ from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.rebuilding import rebuild
 from datapatterns.materialized_view.relations import definition_of, stored_of
 
+_WORTH_IT = 3
+"""Stored rows for each dirty group; measured: a fifth of all groups takes half the time of all."""
+
+_ALWAYS_WORTH_IT = 16
+"""Groups."""
+
 
 def apply_groups(
     plan: GroupPlan,
@@ -36,9 +44,9 @@ def apply_groups(
 ) -> Select[Any]:
     """Return the statement that applies ``pending`` changes to the stored rows.
 
-    It answers with one row: the snapshot it ran in; how many changes were pending; whether a
-    table was truncated, and then it changed nothing; how many groups it looked at; and how many
-    rows it deleted and inserted.
+    It answers with one row: the snapshot it ran in; how many changes were pending; whether it is
+    ``done``, which it is not if a table was truncated or most groups are dirty, and then it
+    changed nothing; how many groups it looked at; and how many rows it deleted and inserted.
 
     Args:
         plan: The query; its ``stored_columns`` are those of the stored table.
@@ -50,13 +58,15 @@ def apply_groups(
     changed = union_all(*signs).cte(f"{PREFIX}_changed").prefix_with("MATERIALIZED")
     truncated = exists().select_from(changed).where(changed.c[SIGN] == 0)
     dirty = dirty_keys(plan, pending)
+    told = select((~truncated & _is_small_part(plan, names, dirty)).label("enough"))
+    enough = select(told.cte(f"{PREFIX}_told").prefix_with("MATERIALIZED").c.enough)
 
     def only(stored: TableClause) -> list[ColumnElement[bool]]:
         keys = [stored.c[name] for name in plan.stored_keys]
-        return [~truncated & way for way in in_dirty(keys, dirty)]
+        return [enough.scalar_subquery() & way for way in in_dirty(keys, dirty)]
 
     applied = rebuild(
-        fresh_rows(plan, dirty, ~truncated),
+        fresh_rows(plan, dirty, enough.scalar_subquery()),
         names,
         plan.stored_columns,
         compared_as_text=compared_as_text,
@@ -64,7 +74,7 @@ def apply_groups(
     )
     return applied.add_columns(
         select(func.count()).select_from(changed).scalar_subquery().label("pending"),
-        truncated.label("truncated"),
+        enough.scalar_subquery().label("done"),
         select(func.count()).select_from(dirty).scalar_subquery().label("groups"),
     )
 
@@ -81,10 +91,13 @@ def current(
         plan: The query.
         names: The view's.
         pending: The changed rows of each of its tables, see `dirty_keys`.
-        marker: One row: ``seen``, whether these do not say enough; then it is the query itself.
+        marker: One row: ``seen``, whether these do not say enough; then it is the query itself, as
+            it is when most groups are dirty.
     """
-    seen = select(marker.c.seen).scalar_subquery()
     dirty = dirty_keys(plan, pending)
+    told = select((marker.c.seen | ~_is_small_part(plan, names, dirty)).label("seen"))
+    told_cte = told.select_from(marker).cte(f"{PREFIX}_told").prefix_with("MATERIALIZED")
+    seen = select(told_cte.c.seen).scalar_subquery()
     stored = stored_of(names, plan.stored_columns)
     fresh = fresh_rows(plan, dirty, not_(seen)).subquery(f"{PREFIX}_fresh")
     keys = [stored.c[name] for name in plan.stored_keys]
@@ -97,6 +110,20 @@ def shown_of(plan: GroupPlan, stored: FromClause) -> Select[Any]:
     """Return what the query shows, of rows as they are stored."""
     pairs = zip(plan.shown_columns, plan.output_names, strict=True)
     return select(*(stored.c[own].label(shown) for own, shown in pairs))
+
+
+def _is_small_part(plan: GroupPlan, names: ViewNames, dirty: CTE) -> ColumnElement[bool]:
+    """Return whether so few groups are dirty that looking for them is worth it.
+
+    Beyond, the whole query is cheaper: it needs no way to the groups. No more stored rows are
+    looked at than it takes to tell.
+    """
+    found = select(func.count()).select_from(dirty).scalar_subquery()
+    stored: Select[Any] = select(literal_column("1").label("one")).select_from(
+        stored_of(names, plan.stored_columns)
+    )
+    others = exists(stored.offset(found * literal_column(str(_WORTH_IT))))
+    return or_(found <= literal_column(str(_ALWAYS_WORTH_IT)), others)
 
 
 def probe(plan: GroupPlan, pending: Mapping[Table, FromClause]) -> Select[Any]:
