@@ -167,30 +167,6 @@ def test_a_refresh_reports_what_it_did(engine: Engine) -> None:
     assert (rebuilt.strategy, rebuilt.pending_rows, rebuilt.rows_changed) == ("rebuild", 2, 2)
 
 
-@pytest.mark.parametrize("view", [WEEKLY, LARGEST], ids=["counting", "groups"])
-def test_beyond_a_share_of_the_rows_a_view_is_rebuilt(
-    engine: Engine, view: MaterializedView
-) -> None:
-    create(engine, view)
-    strategies = []
-    for share, analyze in [("id % 4 > 0", False), ("id % 4 > 0", True), ("id < 100", True)]:
-        run(
-            engine,
-            "TRUNCATE line",
-            "INSERT INTO line SELECT g, g % 9, 1 + g % 4, g, 1 FROM generate_series(1, 4000) g",
-            *(["ANALYZE line", "ANALYZE product"] if analyze else []),
-        )
-        refresh(engine, view)
-        run(engine, f"UPDATE line SET cents = cents + 1 WHERE {share}")  # noqa: S608 -- ours
-        with engine.begin() as conn:
-            report = view.refresh(conn)
-        assert report is not None
-        strategies.append(report.strategy)
-        assert verify(engine, view) == []
-
-    assert strategies == [view.explain().strategy, Strategy.REBUILD, view.explain().strategy]
-
-
 def test_a_group_that_empties_leaves_no_row_behind(engine: Engine) -> None:
     create(engine, WEEKLY)
     run(engine, "DELETE FROM line")
