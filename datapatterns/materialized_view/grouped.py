@@ -1,7 +1,7 @@
 """A view that is kept by groups: those that changes may concern are computed anew."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import (
@@ -87,6 +87,10 @@ class Grouped:
     def columns_of(self, table: Table) -> list[Column[Any]]:
         """Return the columns of ``table`` that the query names."""
         return self.plan.columns_of(table)
+
+    def under(self, names: ViewNames) -> "Grouped":
+        """Return the same for a version of the view with other names."""
+        return replace(self, names=names)
 
     def fresh(self) -> Select[Any]:
         """Return the query for all that is stored."""
