@@ -37,7 +37,7 @@ DataPatternsError
 │     transactions        AbortedTransactionError, IsolationLevelError, TransactionInUseError
 │     views               ViewChangedError, ViewCycleError, ViewDefinitionError,
 │                         ViewInUseError, ViewMigrationError, ViewMissingError,
-│                         ViewSampleError, ViewUndeclaredError
+│                         ViewReadOnlyError, ViewSampleError, ViewUndeclaredError
 ├── ConflictError         another writer won; reload, decide again
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
@@ -237,6 +237,7 @@ from datapatterns.errors.views import (
     ViewMigrationError,
     ViewMissingError,
     ViewNotPopulatedError,
+    ViewReadOnlyError,
     ViewSampleError,
     ViewTimeoutError,
     ViewUndeclaredError,
@@ -373,6 +374,7 @@ __all__ = [
     "ViewMigrationError",
     "ViewMissingError",
     "ViewNotPopulatedError",
+    "ViewReadOnlyError",
     "ViewSampleError",
     "ViewTimeoutError",
     "ViewUndeclaredError",

@@ -112,6 +112,18 @@ class ViewSampleError(ConfigurationError):
         self.view = view
 
 
+class ViewReadOnlyError(ConfigurationError):
+    """An object of a class that is mapped to a view was to be written.
+
+    Attributes:
+        view: The view's name.
+    """
+
+    def __init__(self, view: str) -> None:
+        super().__init__(f"view {view!r} cannot be written; write the tables that it reads")
+        self.view = view
+
+
 class ViewUndeclaredError(ConfigurationError):
     """No view of this name is declared, or two are.
 

@@ -1,5 +1,6 @@
 """Stored query results that follow their tables exactly, refreshed by what has changed."""
 
+from datapatterns.materialized_view.mapping import table_for
 from datapatterns.materialized_view.policy import Daily, Every, RefreshPolicy
 from datapatterns.materialized_view.reports import (
     Difference,
@@ -43,4 +44,5 @@ __all__ = [
     "ViewWorkDone",
     "ViewWorker",
     "Views",
+    "table_for",
 ]
