@@ -14,7 +14,13 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, func, select, update
 
 from datapatterns.change_log.explaining import warn_of_obstacles
-from datapatterns.change_log.identity import DatabaseIdentity, database_identity, timeline
+from datapatterns.change_log.identity import (
+    DatabaseIdentity,
+    database_identity,
+    database_oid,
+    system_identifier,
+    timeline,
+)
 from datapatterns.change_log.schema import PgSnapshot, Xid8, change_log_tables
 from datapatterns.change_log.shapes import (
     capture_changed,
@@ -91,8 +97,8 @@ def lock_consumer(
         IsolationLevelError: The transaction is not READ COMMITTED.
         TransactionInUseError: The transaction has already written something.
     """
-    require_read_committed(conn)
-    return hold_consumer(conn, name, schema=schema, skip_locked=skip_locked)
+    _require_fit(conn, f"consuming changes as {name!r}")
+    return _lock(conn, name, schema=schema, skip_locked=skip_locked)
 
 
 def hold_consumer(
@@ -105,6 +111,10 @@ def hold_consumer(
     tables there has to hold them against it first.
     """
     require_unwritten(conn, f"consuming changes as {name!r}")
+    return _lock(conn, name, schema=schema, skip_locked=skip_locked)
+
+
+def _lock(conn: Connection, name: str, *, schema: str, skip_locked: bool) -> Consumer | None:
     consumers = change_log_tables(schema).consumers
     locked = _facts(schema).where(consumers.c.name == name).with_for_update(skip_locked=skip_locked)
     row = conn.execute(locked).one_or_none()
@@ -210,6 +220,19 @@ def require_unwritten(conn: Connection, operation: str) -> None:
         raise TransactionInUseError(operation)
 
 
+def _require_fit(conn: Connection, operation: str) -> None:
+    """Do as `require_unwritten` and `require_read_committed` do, in one round trip."""
+    level, xid = conn.execute(
+        select(
+            func.current_setting("transaction_isolation"),
+            func.pg_current_xact_id_if_assigned(type_=Xid8),
+        )
+    ).one()
+    _require_level(level)
+    if xid is not None:
+        raise TransactionInUseError(operation)
+
+
 def require_own_snapshot(conn: Connection, name: str, identity: DatabaseIdentity) -> None:
     """Refuse a snapshot that was taken in another database.
 
@@ -244,7 +267,10 @@ def require_read_committed(conn: Connection) -> None:
     Raises:
         IsolationLevelError: The transaction is not READ COMMITTED.
     """
-    found = conn.execute(select(func.current_setting("transaction_isolation"))).scalar_one()
+    _require_level(conn.execute(select(func.current_setting("transaction_isolation"))).scalar_one())
+
+
+def _require_level(found: str) -> None:
     if found != "read committed":
         raise IsolationLevelError(found=found, needed="read committed")
 
@@ -266,13 +292,17 @@ def _facts(schema: str) -> Select[Any]:
         consumers.c.restart_reason,
         consumers.c.system_identifier,
         consumers.c.database_oid,
+        (
+            (consumers.c.system_identifier == system_identifier)
+            & (consumers.c.database_oid == database_oid)
+        ).label("is_own"),
     )
 
 
 def _held(conn: Connection, row: Row[Any], *, schema: str) -> Consumer:
     """Return the consumer that was just locked."""
-    identity = DatabaseIdentity(row.system_identifier, row.database_oid)
-    require_own_snapshot(conn, row.name, identity)
+    if not row.is_own:
+        raise ForeignSnapshotError(row.name)
     # A statement of its own: the locking one may have waited while somebody stored other shapes.
     consumer = _as_consumer(conn, row, schema=schema)
     unlogged = [log_name for log_name, shape in consumer.shapes.items() if shape is None]

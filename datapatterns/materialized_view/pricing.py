@@ -1,7 +1,9 @@
 """When following what has changed costs more than running the query."""
 
+from collections.abc import Iterable
 from typing import Final
 
+from psycopg import sql
 from sqlalchemy import Column, Connection, exists, or_, select, table, text
 
 from datapatterns.change_log import Snapshot, Xid8, not_shown_by
@@ -19,9 +21,14 @@ table, and changes that many spread over so many groups that few are left out.
 _ALWAYS_FOLLOWED: Final = 1_000
 """Changes that cost next to nothing either way."""
 
+_LOGGED_TO_A_PAGE: Final = 204
+"""Rows of a log, at the most: of 40 bytes, with what points to them."""
+
 # Unknown as long as nobody has analysed the tables; partitioned ones have a number of their own.
-_ROWS = text("""
-SELECT CASE WHEN min(c.reltuples) >= 0 THEN sum(c.reltuples) END
+_SIZES = text("""
+SELECT CASE WHEN min(c.reltuples) >= 0 THEN sum(c.reltuples) END,
+       (SELECT max(pg_relation_size(log)) / current_setting('block_size')::int
+        FROM unnest(CAST(:logs AS regclass[])) AS log)
 FROM pg_catalog.pg_class c WHERE c.oid = ANY (CAST(:tables AS regclass[])::oid[])
 """)
 
@@ -36,13 +43,24 @@ def is_dearer_than_rebuild(
     share = REBUILD_BEYOND.get(record.explanation.strategy)
     if share is None:
         return False
-    rows = conn.execute(_ROWS, {"tables": [*record.logs]}).scalar_one()
+    schema, names = view.names.schema, record.logs.values()
+    logs = [sql.Identifier(schema, name).as_string(None) for name in names]
+    rows, pages = conn.execute(_SIZES, {"tables": [*record.logs], "logs": logs}).one()
     if rows is None:
         return False
     followed = max(_ALWAYS_FOLLOWED, int(share * rows))
+    # Logs are short as a rule, and then nobody needs to count.
+    return pages * _LOGGED_TO_A_PAGE > followed and _is_more_pending(
+        conn, schema, names, since, followed
+    )
+
+
+def _is_more_pending(
+    conn: Connection, schema: str, log_names: Iterable[str], since: Snapshot, followed: int
+) -> bool:
     more = []
-    for name in record.logs.values():
-        log = table(name, Column("change_xid", Xid8), schema=view.names.schema)
+    for name in log_names:
+        log = table(name, Column("change_xid", Xid8), schema=schema)
         pending = select(log.c.change_xid).where(not_shown_by(since, log.c.change_xid))
         more.append(exists(pending.offset(followed)))
     return bool(conn.execute(select(or_(*more))).scalar_one())
