@@ -55,6 +55,14 @@ def play(stage: Stage) -> None:
         f"{len(stage.live)} baskets are paid: the view lacks {stale.pending_rows} changes, and has"
         f" done so for at most {stale.stale_seconds:.2f} s"
     )
+    with engine.connect() as conn:
+        now = conn.scalar(select(func.sum(WEEKLY.realtime.c.lines)))
+        stored = conn.scalar(select(func.sum(WEEKLY.c.lines)))
+        lines = conn.scalar(select(func.count()).select_from(LineRow))
+    stage.screen.say(
+        f"stored are {stored:,} of {lines:,} lines; as of now, stored and pending, the view counts"
+        f" {now:,}"
+    )
     with engine.begin() as conn:
         report = WEEKLY.refresh(conn)
     with engine.begin() as conn:
