@@ -15,6 +15,7 @@ from datapatterns.materialized_view.definition import ViewDefinition, not_increm
 from datapatterns.materialized_view.determinism import Base, read_bases, require_determinism
 from datapatterns.materialized_view.locking import hold_versions
 from datapatterns.materialized_view.maintenance import Logs
+from datapatterns.materialized_view.meaning import as_written, note_settings
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.needs import has_nulls_not_distinct, unmet_need
 from datapatterns.materialized_view.realtime import create_realtime
@@ -42,7 +43,8 @@ def create_view(conn: Connection, view: ViewDefinition) -> None:
         ViewDefinitionError: The server says why the query cannot be kept.
     """
     if find_record(conn, view) is None:
-        _create(conn, view.names, [view.blueprint(candidate) for candidate in view.candidates])
+        with as_written(conn):
+            _create(conn, view.names, [view.blueprint(candidate) for candidate in view.candidates])
 
 
 def create_from_blueprint(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:
@@ -52,7 +54,8 @@ def create_from_blueprint(conn: Connection, names: ViewNames, blueprint: Bluepri
         CaptureRefusedError: Changes of one of its tables would be missed.
         ViewDefinitionError: There is such a view, or the server says why this cannot be kept so.
     """
-    _create(conn, names, [blueprint])
+    with as_written(conn):
+        _create(conn, names, [blueprint])
 
 
 def create_definition(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:
@@ -144,6 +147,7 @@ def _create(conn: Connection, names: ViewNames, candidates: Iterable[Blueprint])
     _require_free_names(conn, names)
     (first, *_) = candidates = list(candidates)
     create_definition(conn, names, first)
+    note_settings(conn, names)
     definition = _qualified(names, names.definition)
     require_determinism(conn, names.view, definition)
     bases = find_bases(conn, names, definition)

@@ -14,6 +14,15 @@ from datapatterns.materialized_view.trusted_functions import untrusted_call
 from datapatterns.sql.composing import execute
 
 _NULLS_NOT_DISTINCT_SINCE = 15
+_EQUALITY = sql.SQL("""
+SELECT NOT EXISTS (
+    SELECT FROM pg_catalog.pg_opclass c
+    JOIN pg_catalog.pg_am m ON m.oid = c.opcmethod AND m.amname = 'btree'
+    JOIN pg_catalog.pg_amop a ON a.amopfamily = c.opcfamily AND a.amopstrategy = 3
+     AND a.amoplefttype = c.opcintype AND a.amoprighttype = c.opcintype
+    WHERE c.opcdefault AND c.opcintype = pg_typeof(NULL::{})
+      AND NOT pg_operator_is_visible(a.amopopr))
+""")
 _INTEGERS = ("smallint", "integer", "bigint")
 _FIXED_NUMERIC = "numeric("
 
@@ -122,4 +131,13 @@ def _is_distinguishable(conn: Connection, column: SourceColumn) -> _Answer:
 
 
 def _is_hashable(conn: Connection, column: SourceColumn) -> _Answer:
+    if not _has_own_equality(conn, column.logged_type_sql):
+        # As citext outside: = would be that of texts, while GROUP BY goes by the type.
+        return False, "is a key of a type whose operators are not in search_path"
     return has_hash(conn, column.type_sql), "is a key of a type whose values cannot be hashed"
+
+
+def _has_own_equality(conn: Connection, type_sql: str) -> bool:
+    """Return whether ``=`` between values of a type is what the type is grouped by."""
+    found = execute(conn, _EQUALITY.format(sql.SQL(type_sql))).scalar_one()
+    return bool(found)

@@ -10,6 +10,7 @@ from datapatterns.errors import ViewChangedError, ViewMissingError
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.definition import ViewDefinition
 from datapatterns.materialized_view.maintenance import Maintenance
+from datapatterns.materialized_view.meaning import other_settings, settings_now, settings_of
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.schema import materialized_views
 from datapatterns.materialized_view.strategy import Explanation, Strategy
@@ -25,6 +26,7 @@ class ViewRecord:
         logs: The log of each table that it reads, by the table's name in SQL.
         columns: The columns that it reads of each, in the table's order.
         last_duration_seconds: How long the last refresh took.
+        settings: Those that this session has otherwise than the one that created the view.
     """
 
     explanation: Explanation
@@ -32,6 +34,7 @@ class ViewRecord:
     logs: Mapping[str, str]
     columns: Mapping[str, Sequence[str]]
     last_duration_seconds: float | None
+    settings: Mapping[str, str]
 
 
 def find_record(conn: Connection, view: ViewDefinition) -> ViewRecord | None:
@@ -48,6 +51,8 @@ def find_record(conn: Connection, view: ViewDefinition) -> ViewRecord | None:
             views.c.digest,
             views.c.sources,
             views.c.duration_seconds,
+            settings_of(view.names).label("noted"),
+            settings_now().label("now"),
         ).where(views.c.name == view.names.view)
     ).one_or_none()
     if row is None:
@@ -58,7 +63,8 @@ def find_record(conn: Connection, view: ViewDefinition) -> ViewRecord | None:
         raise ViewChangedError(view.names.view)
     logs = {name: source["log"] for name, source in row.sources.items()}
     columns = {name: source["columns"] for name, source in row.sources.items()}
-    return ViewRecord(explanation, maintenance, logs, columns, row.duration_seconds)
+    settings = other_settings(row.noted, row.now, conn.dialect)
+    return ViewRecord(explanation, maintenance, logs, columns, row.duration_seconds, settings)
 
 
 def read_record(conn: Connection, view: ViewDefinition) -> ViewRecord:

@@ -28,6 +28,7 @@ from datapatterns.materialized_view.creating import (
 from datapatterns.materialized_view.definition import ViewDefinition
 from datapatterns.materialized_view.identified import columns_compared_as_text
 from datapatterns.materialized_view.locking import hold_stored, hold_versions
+from datapatterns.materialized_view.meaning import under
 from datapatterns.materialized_view.pending_changes import count_pending
 from datapatterns.materialized_view.pricing import is_dearer_than_rebuild
 from datapatterns.materialized_view.rebuilding import rebuild
@@ -145,7 +146,9 @@ def _follow(
         return _rebuild(conn, view, record, _count_pending(conn, view, record, since)[0])
     names = view.names
     try:
-        applied = record.maintenance.apply(conn, find_logs(conn, view, record), since)
+        logs = find_logs(conn, view, record)  # by the names as this session has them
+        with under(conn, record.settings):
+            applied = record.maintenance.apply(conn, logs, since)
     except ViewDiffersError:
         # A partition may have gone since the lock was taken, and its rows with it.
         if not conn.scalar(select(capture_changed(names.consumer, schema=names.schema))):
@@ -164,7 +167,8 @@ def _rebuild(conn: Connection, view: ViewDefinition, record: ViewRecord, pending
         record.maintenance.stored,
         compared_as_text=columns_compared_as_text(conn, view.names, record.maintenance),
     )
-    found = conn.execute(statement).one()
+    with under(conn, record.settings):
+        found = conn.execute(statement).one()
     return _Outcome(Strategy.REBUILD, pending, found.deleted + found.inserted, found.snapshot)
 
 

@@ -12,6 +12,7 @@ from datapatterns.materialized_view.creating import (
 )
 from datapatterns.materialized_view.dependants import require_replaceable
 from datapatterns.materialized_view.locking import hold_versions
+from datapatterns.materialized_view.meaning import as_noted
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.realtime import create_realtime
 from datapatterns.materialized_view.records import read_blueprint, read_logs
@@ -71,8 +72,9 @@ def _stores_the_same(live: Blueprint, blueprint: Blueprint) -> bool:
 
 def _restate(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:
     """Write down anew how the same rows are shown."""
-    create_shown(conn, names, blueprint)
-    create_realtime(conn, names, blueprint, read_logs(conn, names))
+    with as_noted(conn, names):
+        create_shown(conn, names, blueprint)
+        create_realtime(conn, names, blueprint, read_logs(conn, names))
     views = materialized_views(names.schema)
     conn.execute(
         update(views)

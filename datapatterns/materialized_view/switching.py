@@ -21,6 +21,7 @@ from datapatterns.materialized_view.dependants import (
     require_replaceable,
     run_all,
 )
+from datapatterns.materialized_view.meaning import as_noted
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.realtime import create_realtime
 from datapatterns.materialized_view.records import read_blueprint, read_logs
@@ -97,9 +98,10 @@ def keeps_columns(conn: Connection, names: ViewNames) -> bool:
 
 
 def _show(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:
-    create_shown(conn, names.next, blueprint, shown_as=names)
     logs = read_logs(conn, names.next)
-    create_realtime(conn, names.next, blueprint, logs, shown_as=names)
+    with as_noted(conn, names.next):
+        create_shown(conn, names.next, blueprint, shown_as=names)
+        create_realtime(conn, names.next, blueprint, logs, shown_as=names)
 
 
 def _rename(conn: Connection, names: ViewNames) -> None:
