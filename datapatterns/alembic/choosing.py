@@ -44,8 +44,8 @@ def _objection(
     settled = replace(blueprint, requirements=tuple(_known(conn, blueprint, changes)))
     if settled.requirements != tuple(r for r in blueprint.requirements if r.table):
         return unmet_need(conn, names, settled)
-    # Under another name: the view may be there, with the query that it had.
-    asked = ViewNames(names.schema, f"{names.view}_asked")
+    # Under a name that no view can have: this one may be there, with the query that it had.
+    asked = names.check
     try:
         with conn.begin_nested() as savepoint:
             create_definition(conn, asked, blueprint)

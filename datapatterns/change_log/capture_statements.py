@@ -13,15 +13,25 @@ _OWN_XID = sql.SQL("(SELECT pg_current_xact_id())")
 
 _ADDED, _REMOVED = sql.SQL("1"), sql.SQL("-1")
 
+# A column of such a name would be ambiguous; others' functions stay as they are.
+_VARIABLES = frozenset({
+    "found", "new", "old", "tg_argv", "tg_level", "tg_name", "tg_nargs", "tg_op", "tg_relid",
+    "tg_relname", "tg_table_name", "tg_table_schema", "tg_when",
+})  # fmt: skip
+"""What PL/pgSQL calls the variables of each trigger function."""
+_USE_COLUMN = sql.SQL("\n#variable_conflict use_column")
+
 EVENTS = ("INSERT", "DELETE", "UPDATE", "TRUNCATE")
 
-# Only the trigger function writes here, so no constraint looks at each row again.
+# Only the trigger function writes here, so no constraint looks at each row again. Where a
+# publication is FOR ALL TABLES, PostgreSQL deletes nothing from a table without an identity.
 _CREATE_LOG = sql.SQL("""
 CREATE TABLE {log} (
     change_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     change_sign smallint NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 CREATE INDEX ON {log} (change_xid);
+ALTER TABLE {log} REPLICA IDENTITY FULL;
 COMMENT ON TABLE {log} IS {comment};
 """)
 
@@ -33,7 +43,7 @@ CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURIT
 SET search_path = pg_catalog, pg_temp AS {body};
 REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;
 """)
-_BODY = sql.SQL("""
+_BODY = sql.SQL("""{use_column}
 BEGIN{unless_detached}
     CASE TG_OP
     WHEN 'INSERT' THEN
@@ -102,7 +112,9 @@ def replace_function(
 
 def function_body(names: CaptureNames, source: SourceTable, columns: Sequence[SourceColumn]) -> str:
     """Return the body of the trigger function that logs ``columns``."""
+    is_ambiguous = not _VARIABLES.isdisjoint(column.name for column in columns)
     body = _BODY.format(
+        use_column=_USE_COLUMN if is_ambiguous else sql.SQL(""),
         unless_detached=unless_detached(source),
         log=names.log,
         into=_into(columns),
@@ -111,6 +123,12 @@ def function_body(names: CaptureNames, source: SourceTable, columns: Sequence[So
         update=_update(names, columns) if columns else sql.SQL("NULL;  -- no column matters"),
     )
     return body.as_string(None)
+
+
+def compare_rows(source: SourceTable, columns: Sequence[SourceColumn]) -> sql.Composable:
+    """Return a statement that compares rows as the trigger function does, and returns none."""
+    rows = sql.SQL("SELECT {} FROM {}").format(_compared(columns), source.identifier)
+    return sql.SQL("{rows} EXCEPT ALL {rows} LIMIT 0").format(rows=rows)
 
 
 def replace_guard(
@@ -155,19 +173,23 @@ def drop_capture(names: CaptureNames) -> sql.Composable:
 
 
 def _update(names: CaptureNames, columns: Sequence[SourceColumn]) -> sql.Composable:
+    return _UPDATE.format(
+        log=names.log,
+        into=_into(columns),
+        added=_logged(_ADDED, columns),
+        removed=_logged(_REMOVED, columns),
+        compared=_compared(columns),
+    )
+
+
+def _compared(columns: Sequence[SourceColumn]) -> sql.Composable:
     identifiers = [sql.Identifier(column.name) for column in columns]
     images = [
         sql.SQL("{}::text AS {}").format(name, sql.Identifier(f"{IMAGE_PREFIX}{number}"))
         for number, (name, column) in enumerate(zip(identifiers, columns, strict=True))
         if not column.equality_is_identity
     ]
-    return _UPDATE.format(
-        log=names.log,
-        into=_into(columns),
-        added=_logged(_ADDED, columns),
-        removed=_logged(_REMOVED, columns),
-        compared=_listed([*identifiers, *images]),
-    )
+    return _listed([*identifiers, *images])
 
 
 def _into(columns: Sequence[SourceColumn]) -> sql.Composable:

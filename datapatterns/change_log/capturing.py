@@ -13,6 +13,7 @@ from sqlalchemy.exc import ProgrammingError
 from datapatterns.change_log import capture_statements as statements
 from datapatterns.change_log.capture_names import CaptureNames, capture_names
 from datapatterns.change_log.capture_statements import EVENTS
+from datapatterns.change_log.comparing import require_comparable
 from datapatterns.change_log.consuming import require_read_committed
 from datapatterns.change_log.inspecting import (
     LOG_COLUMNS,
@@ -271,6 +272,7 @@ def _install(
         execute(conn, statements.add_columns(names, added))
     # A column that was renamed stays in the log for who still reads it, but is not filled.
     captured = [column for column in source.columns if column.name in wanted | logged.keys()]
+    require_comparable(conn, source, captured)
     execute(conn, statements.replace_function(names, source, captured))
     execute(conn, statements.replace_guard(names, source, captured))
     _create_triggers(conn, source, names)

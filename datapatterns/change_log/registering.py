@@ -17,6 +17,9 @@ def register_consumer(
 ) -> None:
     """Let ``name`` consume changes from now on; do nothing if it does already.
 
+    Who consumes already and gets a further log has to read everything anew: neither was that
+    table ever read, nor were its changes kept since the consumer's snapshot.
+
     What is logged from here on is kept until it has been consumed. A consumer whose target must
     first be filled fills it in a *later* transaction: only then has everybody whose changes are
     not in the filling statement's snapshot written with this registration in place.
@@ -36,7 +39,7 @@ def register_consumer(
     )
     # Also before it: a partition that is attached in between has rows that nobody has logged.
     shapes = {log: conn.scalar(select(capture_shape(log, schema=schema))) for log in wanted}
-    conn.execute(
+    added = conn.scalar(
         insert(tables.consumers)
         .values(
             name=name,
@@ -47,11 +50,13 @@ def register_consumer(
             timeline=timeline,
         )
         .on_conflict_do_nothing()
+        .returning(tables.consumers.c.name)
     )
     for log_name, shape in shapes.items():
+        known = None if added is None else shape
         conn.execute(
             insert(tables.subscriptions)
-            .values(consumer=name, log_name=log_name, shape=shape)
+            .values(consumer=name, log_name=log_name, shape=known)
             .on_conflict_do_nothing()
         )
 

@@ -216,6 +216,9 @@ def _create_stored(conn: Connection, names: ViewNames, blueprint: Blueprint) -> 
         "CREATE TABLE {} WITH (fillfactor = 80) AS SELECT * FROM ({}) AS fresh LIMIT 0"
     )
     execute(conn, create.format(stored, _written(blueprint.fresh)))
+    # It has no primary key, and a publication FOR ALL TABLES would keep rows without an identity
+    # from being changed.
+    execute(conn, sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL").format(stored))
     for name in blueprint.stored:
         if not has_equality(conn, stored, name):
             raise ViewDefinitionError(

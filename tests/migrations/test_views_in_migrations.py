@@ -90,6 +90,15 @@ def test_a_view_comes_and_goes_with_its_table(environment: Environment) -> None:
     assert verify(environment.engine, declared(environment.metadata)) == []
 
 
+def test_a_view_may_be_called_as_another_one_with_a_word_more(environment: Environment) -> None:
+    environment.metadata = shop(weekly=weekly, weekly_asked=weekly)
+    environment.revise()
+
+    environment.upgrade()
+
+    assert environment.differences() == []
+
+
 def test_a_revision_needs_none_of_what_the_code_declares(environment: Environment) -> None:
     environment.metadata = shop(weekly=weekly)
     environment.revise()
