@@ -43,14 +43,30 @@ JOIN pg_catalog.pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'
  AND d.objsubid = 0
 WHERE c.oid = :oid
 UNION ALL
+SELECT format('COMMENT ON COLUMN %s.%I IS %L', c.oid::regclass, t.attname, d.description)
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_attribute t ON t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped
+JOIN pg_catalog.pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass
+ AND d.objsubid = t.attnum
+WHERE c.oid = :oid AND (CAST(:columns AS text[]) IS NULL OR t.attname = ANY (:columns))
+UNION ALL
+-- Default privileges give at once what may have been taken away since.
+SELECT format('REVOKE ALL ON %s FROM %s', c.oid::regclass,
+              CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::regrole::text END)
+FROM pg_catalog.pg_class c
+CROSS JOIN (SELECT DISTINCT a.grantee FROM pg_catalog.pg_default_acl d
+            CROSS JOIN LATERAL aclexplode(d.defaclacl) AS a WHERE d.defaclobjtype = 'r') AS g
+WHERE c.oid = :oid AND g.grantee <> c.relowner
+UNION ALL
 SELECT format('GRANT %s ON %s TO %s%s', a.privilege_type, c.oid::regclass,
               CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
               CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_catalog.pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
 WHERE c.oid = :oid AND a.grantee <> c.relowner
 UNION ALL
-SELECT format('GRANT %s (%I) ON %s TO %s', a.privilege_type, t.attname, c.oid::regclass,
-              CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
+SELECT format('GRANT %s (%I) ON %s TO %s%s', a.privilege_type, t.attname, c.oid::regclass,
+              CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
+              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_attribute t ON t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped
 CROSS JOIN LATERAL aclexplode(t.attacl) AS a
@@ -64,6 +80,17 @@ LEFT JOIN pg_catalog.pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oi
 LEFT JOIN pg_catalog.pg_class v ON v.oid = r.ev_class
 WHERE c.relnamespace = to_regnamespace(:schema) AND c.relname = ANY (:names) AND d.deptype = 'n'
   AND v.relkind IS DISTINCT FROM 'v'
+""")
+_LOST = text("""
+SELECT pg_describe_object('pg_trigger'::regclass, t.oid, 0) FROM pg_catalog.pg_trigger t
+WHERE t.tgrelid = ANY (CAST(:relations AS oid[]))
+UNION ALL
+SELECT pg_describe_object('pg_rewrite'::regclass, r.oid, 0) FROM pg_catalog.pg_rewrite r
+WHERE r.ev_class = ANY (CAST(:relations AS oid[])) AND r.rulename <> '_RETURN'
+UNION ALL
+SELECT pg_describe_object('pg_attrdef'::regclass, d.oid, 0) FROM pg_catalog.pg_attrdef d
+WHERE d.adrelid = ANY (CAST(:relations AS oid[]))
+ORDER BY 1
 """)
 _LOSERS = text("""
 SELECT v.oid::regclass::text, a.attname
@@ -105,6 +132,14 @@ def require_replaceable(conn: Connection, names: ViewNames, columns: Iterable[st
         raise ViewMigrationError(
             names.view,
             f"its columns change, and {other} depends on it, which only its owner can make anew;"
+            " drop that before, and create it when the new version is in place",
+        )
+    upon = conn.scalars(_UPON, given).all()
+    lost = conn.scalars(_LOST, {"relations": [*upon]}).first()
+    if lost is not None:
+        raise ViewMigrationError(
+            names.view,
+            f"its columns change, so what stands upon it is made anew, and {lost} would be lost;"
             " drop that before, and create it when the new version is in place",
         )
     loser = conn.execute(_LOSERS, given | {"columns": [*columns]}).first()
