@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 from psycopg.errors import UndefinedFunction
-from sqlalchemy import ARRAY, Connection, Table, Text, func, select, text
+from sqlalchemy import ARRAY, Connection, Table, Text, func, literal, select, text
 from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.change_log.source_tree import Member, read_members
@@ -143,13 +143,19 @@ def table_name(table: Table | str) -> str:
 
 
 def resolve_name(conn: Connection, table: Table | str) -> tuple[str, str]:
-    """Return the table's schema and name, by ``search_path``, even if it does not exist."""
+    """Return the table's schema and name, by ``search_path``, even if it does not exist.
+
+    The schema is empty if it was not given, and there is none in ``search_path``.
+    """
     name = table_name(table)
     facts = conn.execute(_TABLE, {"name": name}).one_or_none()
     if facts is not None:
         return facts.schema, facts.name
     parts, current_schema = conn.execute(
-        select(func.parse_ident(name, type_=ARRAY(Text)), func.current_schema(type_=Text))
+        select(
+            func.parse_ident(name, type_=ARRAY(Text)),
+            func.coalesce(func.current_schema(), literal(""), type_=Text),
+        )
     ).one()
     return (parts[0], parts[1]) if len(parts) > 1 else (current_schema, parts[0])
 

@@ -71,7 +71,7 @@ def _only(kind: DifferenceKind, of: Select[Any], without: Select[Any]) -> Select
 def _hashed(conn: Connection, view: ViewDefinition, part: Part) -> Part:
     """Return the part with that of its key that can be hashed."""
     relation = sql.Identifier(view.names.schema, view.names.definition).as_string(None)
-    types = {found.name: found.type_sql for found in inspect_columns(conn, relation)}
+    types = {found.name: found.logged_type_sql for found in inspect_columns(conn, relation)}
     key = [name for name in part.key if has_hash(conn, types[name])]
     if not key:
         raise ViewSampleError(view.names.view)

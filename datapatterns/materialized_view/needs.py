@@ -53,7 +53,10 @@ def has_nulls_not_distinct(conn: Connection) -> bool:
 
 
 def has_hash(conn: Connection, type_sql: str) -> bool:
-    """Return whether values of a type can be hashed, as the server writes its name."""
+    """Return whether values of a type can be hashed, as the server writes its name.
+
+    It is no domain, which may forbid the NULL that is asked with.
+    """
     # format_type() and regcollation write names quoted where they have to be.
     probe = sql.SQL("SELECT hash_record_extended(ROW(NULL::{}), 0)").format(sql.SQL(type_sql))
     try:
@@ -134,7 +137,9 @@ def _is_hashable(conn: Connection, column: SourceColumn) -> _Answer:
     if not _has_own_equality(conn, column.logged_type_sql):
         # As citext outside: = would be that of texts, while GROUP BY goes by the type.
         return False, "is a key of a type whose operators are not in search_path"
-    return has_hash(conn, column.type_sql), "is a key of a type whose values cannot be hashed"
+    return has_hash(
+        conn, column.logged_type_sql
+    ), "is a key of a type whose values cannot be hashed"
 
 
 def _has_own_equality(conn: Connection, type_sql: str) -> bool:

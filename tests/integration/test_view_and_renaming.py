@@ -73,7 +73,8 @@ def test_a_table_that_was_made_anew_is_refused_until_the_view_is(
     assert differences(engine, view, QUERY) == 0
 
 
-def test_no_other_table_of_the_search_path_is_counted(engine: Engine) -> None:
+@pytest.mark.parametrize("path", ["other", "''"], ids=["another", "none"])
+def test_no_other_table_of_the_search_path_is_counted(engine: Engine, path: str) -> None:
     pair.create(engine)
     run(engine, "INSERT INTO pair VALUES (1, 1, 2)")
     run(engine, "CREATE SCHEMA other", "CREATE TABLE other.pair AS SELECT 1 AS id, 9 AS a, 9 AS b")
@@ -81,6 +82,6 @@ def test_no_other_table_of_the_search_path_is_counted(engine: Engine) -> None:
     create(engine, view)
 
     with engine.connect() as conn:
-        conn.execute(text("SET LOCAL search_path = other"))
+        conn.execute(text(f"SET LOCAL search_path = {path}"))
         with pytest.raises(ViewChangedError):
             view.rebuild(conn, clock=SYSTEM_CLOCK)
