@@ -137,7 +137,7 @@ def test_an_empty_view_can_be_sampled(shop: Engine) -> None:
 
 
 def test_rows_without_groups_are_sampled_one_by_one(shop: Engine) -> None:
-    run(shop, "UPDATE datapatterns.rows_of_lines_stored SET column_1 = 0 WHERE column_0 = 3")
+    run(shop, "UPDATE datapatterns.rows_of_lines_stored SET key_1 = 0 WHERE key_0 = 3")
 
     parts = [VIEWS.verify(shop, ROWS, sample=0.5, seed=seed) for seed in range(10)]
 
