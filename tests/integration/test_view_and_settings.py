@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from sqlalchemy import (
     Column,
+    ColumnElement,
     Connection,
     Date,
     DateTime,
@@ -16,8 +17,10 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    cast,
     create_engine,
     func,
+    literal,
     literal_column,
     select,
     text,
@@ -202,6 +205,19 @@ def test_a_view_that_is_written_down_anew_means_the_same(engine: Engine, home: E
 
     with home.connect() as conn:
         assert {*conn.execute(select(view.realtime)).all()} == {*conn.execute(case.query).all()}
+
+
+@pytest.mark.parametrize("word", ["today", "TOMORROW 10:00", " now "])
+@pytest.mark.parametrize("is_cast", [False, True], ids=["as it is", "cast"])
+def test_a_word_that_is_another_date_each_day_is_read_once(word: str, *, is_cast: bool) -> None:
+    written: ColumnElement[Any] = literal_column(f"'{word}'")
+    if is_cast:
+        written = cast(literal(word, String), Date)
+    query = select(event.c.number, func.max(event.c.day).label("last")).group_by(event.c.number)
+
+    assert MaterializedView("dated", query).explain().strategy is Strategy.GROUPS
+    dated = MaterializedView("dated", query.where(event.c.day < written))
+    assert dated.explain().strategy is Strategy.REBUILD
 
 
 @pytest.mark.parametrize("aggregate", [func.count(), func.max(event.c.id)])

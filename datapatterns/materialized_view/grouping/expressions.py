@@ -48,6 +48,7 @@ from datapatterns.materialized_view.grouping.harmlessness import (
     LIKE_COMPARISONS,
     is_constant,
     is_harmless,
+    is_of_today,
     null_if_null,
 )
 from datapatterns.materialized_view.grouping.join_tree import Condition
@@ -70,7 +71,7 @@ def unreadable_part(expression: Any) -> Any | None:  # noqa: ANN401 -- any part 
     for part in iterate(expression):
         if isinstance(part, Column) or (isinstance(part, ColumnClause) and is_constant(part)):
             continue
-        if not isinstance(part, _READABLE):
+        if not isinstance(part, _READABLE) or (isinstance(part, Cast) and is_of_today(part)):
             return part
     return None
 

@@ -43,6 +43,7 @@ COMPARISONS = frozenset({
 LIKE_COMPARISONS = frozenset({operators.in_op, operators.between_op})
 
 _CONSTANT = re.compile(r"\*|-?\d+(\.\d+)?|'[^'\\]*'|null|true|false", re.IGNORECASE)
+_OF_TODAY = re.compile(r"\b(now|today|tomorrow|yesterday)\b", re.IGNORECASE)
 _HARMLESS = COMPARISONS | LIKE_COMPARISONS | {
     operators.is_, operators.is_not, operators.not_in_op, operators.is_distinct_from,
     operators.is_not_distinct_from, operators.not_between_op, operators.and_, operators.or_,
@@ -79,7 +80,15 @@ def null_if_null(expression: Any) -> list[Any]:  # noqa: ANN401
 
 def is_constant(element: ColumnClause[Any]) -> bool:
     """Return whether text stands for a value, and hides nothing."""
-    return element.is_literal and _CONSTANT.fullmatch(element.name) is not None
+    known = element.is_literal and _CONSTANT.fullmatch(element.name) is not None
+    return known and _OF_TODAY.search(element.name) is None
+
+
+def is_of_today(cast: Cast[Any]) -> bool:
+    """Return whether a word is made a date, as 'today' is: by each refresh another one."""
+    word = getattr(cast.clause, "value", None)
+    to_text = isinstance(cast.type, String)
+    return isinstance(word, str) and not to_text and _OF_TODAY.search(word) is not None
 
 
 def _all_harmless(parts: Iterable[Any]) -> bool:
