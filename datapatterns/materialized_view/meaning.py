@@ -22,7 +22,6 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
-    text,
 )
 from sqlalchemy.exc import DBAPIError
 
@@ -113,7 +112,7 @@ def as_noted(conn: Connection, names: ViewNames) -> Iterator[None]:
 @contextmanager
 def as_written(conn: Connection) -> Iterator[None]:
     """Let the server take backslashes for what they are, as blueprints do."""
-    strings = conn.scalar(text(f"SELECT current_setting('{_STRINGS}')"))
+    strings = conn.scalar(select(func.current_setting(_STRINGS)))
     with under(conn, {} if strings == "on" else {_STRINGS: "on"}):
         yield
 

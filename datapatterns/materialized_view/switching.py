@@ -45,18 +45,16 @@ def try_to_switch(conn: Connection, names: ViewNames) -> bool:
     Raises:
         ViewMigrationError: Something that stands upon the view needs its old columns.
     """
-    savepoint = conn.begin_nested()
-    before = conn.scalar(select(func.current_setting("lock_timeout")))
-    conn.execute(select(func.set_config("lock_timeout", str(LOCK_MILLISECONDS), True)))
     try:
-        switch_view(conn, names)
+        with conn.begin_nested():
+            before = conn.scalar(select(func.current_setting("lock_timeout")))
+            conn.execute(select(func.set_config("lock_timeout", str(LOCK_MILLISECONDS), True)))
+            switch_view(conn, names)
+            conn.execute(select(func.set_config("lock_timeout", before, True)))
     except OperationalError as error:
-        savepoint.rollback()
         if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
             raise
         return False
-    conn.execute(select(func.set_config("lock_timeout", before, True)))
-    savepoint.commit()
     return True
 
 

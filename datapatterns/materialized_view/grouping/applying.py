@@ -13,6 +13,7 @@ from sqlalchemy import (
     exists,
     false,
     func,
+    literal,
     literal_column,
     not_,
     or_,
@@ -122,8 +123,8 @@ def _is_small_part(plan: GroupPlan, names: ViewNames, dirty: CTE) -> ColumnEleme
     stored: Select[Any] = select(literal_column("1").label("one")).select_from(
         stored_of(names, plan.stored_columns)
     )
-    others = exists(stored.offset(found * literal_column(str(_WORTH_IT))))
-    return or_(found <= literal_column(str(_ALWAYS_WORTH_IT)), others)
+    others = exists(stored.offset(found * literal(_WORTH_IT)))
+    return or_(found <= literal(_ALWAYS_WORTH_IT), others)
 
 
 def probe(plan: GroupPlan, pending: Mapping[Table, FromClause]) -> Select[Any]:
