@@ -209,7 +209,8 @@ def test_a_trigger_that_looks_before_it_inserts_is_found_by_two_writers(
     message = found(consistency_machine(TOTALS, FEW_ITEMS, explorer=explorer))
 
     assert "writer2" in message  # one alone does nothing wrong
-    assert "surplus: " in message
+    # Two rows of one group differ from one either way; which is found first is up to chance.
+    assert "surplus: " in message or "missing: " in message
 
 
 def test_a_trigger_that_is_right_passes(explorer: Explorer, url: URL) -> None:
