@@ -77,7 +77,8 @@ def test_tokens_are_all_of_the_statement(parts: list[str]) -> None:
 
 @given(usual)
 def test_a_statement_under_other_names_and_back_is_the_same(parts: list[str]) -> None:
-    old, new = view_names("s", "a"), view_names("s", "a__next")
+    old = view_names("s", "a")
+    new = old.next
     written = blueprint(" ".join(parts))
 
     there = written.under(old, new)
