@@ -136,7 +136,7 @@ def _read_union(query: CompoundSelect[Any], *, is_distinct: bool) -> list[Rows]:
     )
     if query.keyword not in merging:
         raise NotCountableError(f"{query.keyword.value} of several SELECTs looks at other rows")
-    if _skeleton(CompoundSelect(query.keyword, *query.selects)) != _skeleton(query):
+    if skeleton(CompoundSelect(query.keyword, *query.selects)) != skeleton(query):
         raise NotCountableError("it has clauses beyond its SELECTs")
     return [rows for part in query.selects for rows in _read_rows(part, is_distinct=is_distinct)]
 
@@ -195,11 +195,11 @@ def _require_nothing_else(query: AnySelect, groups: list[ColumnElement[Any]]) ->
         rebuilt = rebuilt.where(plain(query.whereclause))
     if query._distinct and not groups:  # noqa: SLF001 -- as above
         rebuilt = rebuilt.distinct()
-    if query._distinct_on or _skeleton(rebuilt.group_by(*groups)) != _skeleton(query):  # noqa: SLF001
+    if query._distinct_on or skeleton(rebuilt.group_by(*groups)) != skeleton(query):  # noqa: SLF001
         raise NotCountableError("it has clauses beyond SELECT, FROM, WHERE and GROUP BY")
 
 
-def _skeleton(query: Query) -> str:
+def skeleton(query: Query) -> str:
     """Return the query as SQL, without the names of values, which differ from copy to copy."""
     return without_value_names(shown(query))
 

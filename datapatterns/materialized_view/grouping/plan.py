@@ -4,11 +4,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, FromClause, Select, Table, and_, join, select, true
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    FromClause,
+    Select,
+    Table,
+    and_,
+    case,
+    join,
+    select,
+    true,
+)
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.sql.visitors import iterate
 
 from datapatterns.materialized_view.grouping.expressions import columns_in, placed
+from datapatterns.materialized_view.grouping.harmlessness import is_harmless
 from datapatterns.materialized_view.grouping.join_tree import Joined, JoinKind, JoinTree, Node
 from datapatterns.materialized_view.sources import table_of
 
@@ -102,8 +114,18 @@ class GroupPlan:
         return [*self.shown_columns, *hidden]
 
     def key_values(self) -> list[Any]:
-        """Return the keys as the query's FROM clause gives them."""
-        return [placed(key.expression, self.sources) for key in self.keys]
+        """Return the keys as the query's FROM clause gives them, for conditions on its rows.
+
+        PostgreSQL looks at the cheapest condition first. What might fail for rows that the query
+        leaves out, such as a quotient, is asked for the others alone; CASE keeps that order.
+        """
+        return [
+            value
+            if is_harmless(key.expression) or not self.tree.where
+            else case((and_(true(), *self._where()), value))
+            for key in self.keys
+            for value in [placed(key.expression, self.sources)]
+        ]
 
     def all_rows(self) -> Select[Any]:
         """Return the query for all that is stored."""
@@ -124,16 +146,18 @@ class GroupPlan:
     def _select(
         self, labelled: Iterable[Any], restrictions: Iterable[ColumnElement[bool]]
     ) -> Select[Any]:
-        where = [placed(condition.expression, self.sources) for condition in self.tree.where]
         query = (
             select(*labelled)
             .select_from(self._from(self.tree.root))
-            .where(true(), *where, *restrictions)
+            .where(true(), *self._where(), *restrictions)
             # Bare, a function would be taken for something to select from.
             .group_by(*(Grouping(placed(group, self.sources)) for group in self.groups))
             .having(*(placed(part, self.sources) for part in self.having))
         )
         return query.distinct() if self.distinct else query
+
+    def _where(self) -> list[Any]:
+        return [placed(condition.expression, self.sources) for condition in self.tree.where]
 
     def _from(self, node: Node) -> FromClause:
         if isinstance(node, int):

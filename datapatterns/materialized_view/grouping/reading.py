@@ -10,7 +10,7 @@ from sqlalchemy.sql.elements import ClauseList, Grouping, _textual_label_referen
 from sqlalchemy.sql.selectable import FromGrouping
 from sqlalchemy.sql.visitors import iterate
 
-from datapatterns.materialized_view.algebra import AnySelect, Query
+from datapatterns.materialized_view.algebra import AnySelect, Query, skeleton
 from datapatterns.materialized_view.grouping.expressions import (
     condition,
     conjuncts,
@@ -218,7 +218,7 @@ def _require_nothing_else(query: AnySelect, clauses: _Clauses) -> None:
     rebuilt = rebuilt.having(*clauses.having)
     rebuilt = rebuilt.distinct() if clauses.distinct else rebuilt
     # The rows of a view have no order.
-    if _shown(rebuilt) != _shown(query.order_by(None)):
+    if skeleton(rebuilt) != skeleton(query.order_by(None)):
         raise NotGroupableError("it has clauses beyond SELECT, FROM, WHERE, GROUP BY and HAVING")
 
 
