@@ -1,5 +1,6 @@
 """Capture the changes of a table: install, widen, release."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from datapatterns.change_log.capture_names import CaptureNames, capture_names
 from datapatterns.change_log.capture_statements import EVENTS
 from datapatterns.change_log.comparing import require_comparable
 from datapatterns.change_log.consuming import require_read_committed
+from datapatterns.change_log.explaining import capture_obstacle, is_gone
 from datapatterns.change_log.inspecting import (
     LOG_COLUMNS,
     SourceTable,
@@ -31,6 +33,8 @@ from datapatterns.errors import (
     MissingRightsError,
 )
 from datapatterns.sql.composing import execute
+
+_logger = logging.getLogger(__name__)
 
 _LOG_COLUMNS = text("""
 SELECT a.attname, format_type(a.atttypid, a.atttypmod)
@@ -104,7 +108,8 @@ def recapture(conn: Connection, *, schema: str, consumer: str | None = None) -> 
     """Install what is missing at captured tables, new partitions above all; return which.
 
     Those that lack nothing are not locked. Whoever consumes their changes reads everything anew
-    once more, and goes by the log from then on.
+    once more, and goes by the log from then on. One that was dropped keeps the others waiting
+    for nothing: the log (`logging`) says that it is to be released.
 
     Args:
         conn: A connection in a transaction. The caller commits.
@@ -126,6 +131,10 @@ def recapture(conn: Connection, *, schema: str, consumer: str | None = None) -> 
     mended = []
     for row in conn.execute(in_order).all():
         name = sql.Identifier(row.table_schema, row.table_name).as_string(None)
+        if is_gone(conn, name):
+            obstacle = capture_obstacle(conn, row.log_name, schema=schema)
+            _logger.warning("%s", obstacle, extra={"change_log": row.log_name})
+            continue
         allowed = row.allows_row_security
         capture(conn, name, [], schema=schema, allow_row_security=allowed)
         mended.append(f"{row.table_schema}.{row.table_name}")

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 
 from psycopg import sql
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, func, select, text
 
 from datapatterns.change_log.capture_names import capture_names
 from datapatterns.change_log.inspecting import inspect_source
@@ -33,6 +33,8 @@ def capture_obstacle(conn: Connection, log_name: str, *, schema: str) -> str | N
     if conn.scalar(select(capture_shape(log_name, schema=schema))) is not None:
         return None
     name = sql.Identifier(row.table_schema, row.table_name).as_string(None)
+    if is_gone(conn, name):
+        return f"{name} is gone; forget its consumers, drop its views, then ChangeLog.release() it"
     try:
         source = inspect_source(conn, name, allow_row_security=row.allows_row_security)
     except CaptureRefusedError as refusal:
@@ -45,6 +47,11 @@ def capture_obstacle(conn: Connection, log_name: str, *, schema: str) -> str | N
         f"triggers of {where or source.full_name} are missing or do not always fire; let the owner"
         " of the table call ChangeLog.recapture()"
     )
+
+
+def is_gone(conn: Connection, table: str) -> bool:
+    """Return whether there is no table of that name, as SQL writes it, any more."""
+    return conn.scalar(select(func.to_regclass(table))) is None
 
 
 def warn_of_obstacles(

@@ -25,7 +25,7 @@ def register_consumer(
     not in the filling statement's snapshot written with this registration in place.
 
     Raises:
-        ValueError: PostgreSQL cannot store the name.
+        ValueError: PostgreSQL cannot store the name, or there is no such log.
     """
     if not is_text(name):
         raise ValueError(f"{name!r} cannot name a consumer; leave out U+0000 and half surrogates")
@@ -34,9 +34,11 @@ def register_consumer(
     # Before the snapshot: nobody collects garbage from these logs until the consumer can be seen.
     wanted = sorted(log_names)
     captured = tables.captured.c.log_name
-    conn.execute(
+    held = conn.scalars(
         select(captured).where(captured.in_(wanted)).with_for_update(read=True, key_share=True)
-    )
+    ).all()
+    if unknown := sorted(set(wanted) - set(held)):
+        raise ValueError(f"{unknown[0]!r} is no log of this schema; capture() returns its name")
     # Also before it: a partition that is attached in between has rows that nobody has logged.
     shapes = {log: conn.scalar(select(capture_shape(log, schema=schema))) for log in wanted}
     added = conn.scalar(

@@ -46,11 +46,19 @@ class AwaitedChange:
         Raises:
             ConsumerBehindError: The time is over.
         """
-        deadline, pause = self.clock.monotonic() + self.timeout_seconds, _FIRST_PAUSE_SECONDS
-        while (left := deadline - self.clock.monotonic()) > 0:
-            yield min(pause, left)
-            pause = min(2 * pause, _PAUSE_SECONDS_MAX)
+        yield from growing_pauses(self.clock, self.timeout_seconds)
         raise ConsumerBehindError(self.consumer, timeout_seconds=self.timeout_seconds)
+
+
+def growing_pauses(clock: Clock, timeout_seconds: float) -> Iterator[float]:
+    """Return how long to pause between looks, each time longer, as long as there is time.
+
+    The last one is cut, so that somebody looks once more when the time is over.
+    """
+    deadline, pause = clock.monotonic() + timeout_seconds, _FIRST_PAUSE_SECONDS
+    while (left := deadline - clock.monotonic()) > 0:
+        yield min(pause, left)
+        pause = min(2 * pause, _PAUSE_SECONDS_MAX)
 
 
 def wait_for(engine: Engine, awaited: AwaitedChange) -> None:

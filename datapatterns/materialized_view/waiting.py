@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Engine
 
 from datapatterns.change_log import ChangeLog, ChangeToken
+from datapatterns.change_log.waiting import growing_pauses
 from datapatterns.clock import Clock
 from datapatterns.errors import ConsumerMissingError, ViewBehindError, ViewMissingError
 from datapatterns.materialized_view.definition import ViewDefinition
@@ -15,9 +16,6 @@ from datapatterns.materialized_view.stacking import read_as_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
-
-_FIRST_PAUSE_SECONDS = 0.005
-_PAUSE_SECONDS_MAX = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +59,10 @@ class Awaited:
         Raises:
             ViewBehindError: The time is over.
         """
-        deadline, pause = self.clock.monotonic() + self.timeout_seconds, 0.0
-        while (left := deadline - self.clock.monotonic()) > 0:
-            yield min(pause, left)
-            pause = min(max(2 * pause, _FIRST_PAUSE_SECONDS), _PAUSE_SECONDS_MAX)
+        deadline = self.clock.monotonic() + self.timeout_seconds
+        if self.timeout_seconds > 0:
+            yield 0.0
+        yield from growing_pauses(self.clock, deadline - self.clock.monotonic())
         raise ViewBehindError(self.view.names.view, timeout_seconds=self.timeout_seconds)
 
 

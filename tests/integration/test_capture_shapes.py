@@ -353,3 +353,23 @@ def test_another_timeline_is_told_once(engine: Engine) -> None:
         assert consumer.has_switched
     with engine.begin() as conn:
         assert not locked(conn).has_switched
+
+
+def test_a_table_that_was_dropped_keeps_no_other_one_from_being_put_right(
+    engine: Engine, log_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(engine, "CREATE TABLE article (id int)")
+    with engine.begin() as conn:
+        gone = LOG.capture(conn, "article", ["id"])
+    run(engine, "DROP TABLE article CASCADE", ATTACH)
+
+    with engine.begin() as conn, caplog.at_level(logging.WARNING):
+        assert LOG.recapture(conn) == ["public.sale"]
+        obstacle = LOG.status(conn).logs[gone].obstacle
+        LOG.release(conn, "article")
+
+    assert "release() it" in caplog.text
+    assert obstacle is not None
+    assert obstacle in caplog.text
+    with engine.begin() as conn:
+        assert [*LOG.status(conn).logs] == [log_name]

@@ -267,3 +267,8 @@ def test_a_snapshot_of_another_database_is_refused(engine: Engine, column: str) 
 
     with engine.connect() as conn, pytest.raises(ForeignSnapshotError):
         consume(conn)
+
+
+def test_a_log_that_is_none_is_named(engine: Engine) -> None:
+    with engine.connect() as conn, pytest.raises(ValueError, match=r"'nope' is no log"):
+        LOG.register_consumer(conn, "late", "test", log_names=["nope"])
