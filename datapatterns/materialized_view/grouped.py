@@ -1,7 +1,7 @@
 """A view that is kept by groups: those that changes may concern are computed anew."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import (
@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 
 from datapatterns.change_log import Snapshot, current_snapshot, not_shown_by
+from datapatterns.change_log.pending import not_shown_by_parameters, snapshot_parameters
 from datapatterns.materialized_view.blueprint import Need, Requirement
 from datapatterns.materialized_view.grouping.applying import apply_groups, current, shown_of
 from datapatterns.materialized_view.grouping.plan import GroupPlan
@@ -52,6 +53,9 @@ class Grouped:
     names: ViewNames
     plan: GroupPlan
     explanation: Explanation
+    _applications: dict[tuple[tuple[str, ...], ...], Select[Any]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def stored(self) -> list[str]:
@@ -90,7 +94,7 @@ class Grouped:
 
     def under(self, names: ViewNames) -> "Grouped":
         """Return the same for a version of the view with other names."""
-        return replace(self, names=names)
+        return replace(self, names=names, _applications={})  # they name the stored table
 
     def fresh(self) -> Select[Any]:
         """Return the query for all that is stored."""
@@ -106,14 +110,10 @@ class Grouped:
 
     def apply(self, conn: Connection, logs: Logs, since: Snapshot) -> Applied:
         """Compute the groups anew that what ``since`` does not show may concern."""
-        pending = pending_changes(
-            self, logs.by_table, self.names.schema, lambda xid: not_shown_by(since, xid)
-        )
-        as_text = columns_compared_as_text(conn, self.names, self)
-        statement = apply_groups(self.plan, self.names, pending, compared_as_text=as_text)
+        statement = self._application(conn, logs)
         try:
             with conn.begin_nested():
-                found = conn.execute(statement).one()
+                found = conn.execute(statement, snapshot_parameters(since)).one()
         except DBAPIError as error:
             if not str(getattr(error.orig, "sqlstate", None)).startswith(_DATA_EXCEPTION):
                 raise
@@ -122,6 +122,19 @@ class Grouped:
             return self._not_done(conn, logs, since)
         changed = found.deleted + found.inserted
         return Applied(found.snapshot, found.pending, changed, found.done)
+
+    def _application(self, conn: Connection, logs: Logs) -> Select[Any]:
+        """Return the statement, which takes longer to put together than to apply a few rows."""
+        as_text = tuple(columns_compared_as_text(conn, self.names, self))
+        named = (tuple(logs.by_table[table] for table in self.tables), as_text)
+        if named not in self._applications:
+            pending = pending_changes(
+                self, logs.by_table, self.names.schema, not_shown_by_parameters
+            )
+            self._applications[named] = apply_groups(
+                self.plan, self.names, pending, compared_as_text=as_text
+            )
+        return self._applications[named]
 
     def _not_done(self, conn: Connection, logs: Logs, since: Snapshot) -> Applied:
         counted = count_pending(self.names.schema, logs.names, lambda x: not_shown_by(since, x))
