@@ -177,6 +177,41 @@ def test_readers_are_told_how_long_ago_it_showed_everything(
     assert again.seconds_behind < 60
 
 
+@pytest.mark.parametrize(
+    ("projection", "failpoint"),
+    [
+        (SalesByProduct, "projection.page-applied"),
+        (Dashboard, "redis-projection.page-read"),
+    ],
+    ids=["table", "redis"],
+)
+def test_a_page_is_as_old_as_the_look_that_began_it(
+    events: Engine,
+    engine: Engine,
+    redis_client: Redis,
+    projection: type[SalesByProduct] | type[Dashboard],
+    failpoint: str,
+) -> None:
+    create_tables(engine)
+    projections = Projections(STORE, redis=redis_client, events_from=events)
+    append_all(events, STORE, scanned(6))
+    projections.catch_up(engine, projection)
+    append_all(events, STORE, scanned(1))
+    followed = projection_tables("datapatterns").followed
+    on_the_way = []
+
+    def look() -> None:
+        with engine.connect() as conn:
+            on_the_way.append(conn.execute(select(func.clock_timestamp())).scalar_one())
+
+    with armed(failpoint, look):
+        projections.catch_up(engine, projection)
+
+    with engine.connect() as conn:
+        noted = conn.execute(select(followed.c.caught_up_at)).scalar_one()
+    assert noted < on_the_way[0]  # whoever wrote since is not in it
+
+
 def test_before_its_first_page_nobody_knows_how_old_it_is(
     events: Engine, engine: Engine, projections: Projections
 ) -> None:

@@ -19,6 +19,7 @@ from datapatterns.cqrs.running.advancing import BarrierError, advance, current_b
 from datapatterns.cqrs.running.bells import ring
 from datapatterns.cqrs.running.events_elsewhere import (
     EventsElsewhere,
+    begun_at,
     events_connection,
     note_followed_log,
     note_idle,
@@ -125,6 +126,7 @@ class RedisRunner:
         """
         after = lease.position
         with resuming(conn, self._resource):
+            asked_at = begun_at(conn, self.store)
             page = read_page(
                 conn,
                 self.store,
@@ -154,7 +156,9 @@ class RedisRunner:
                 return self._begin_anew(conn, lease), ProjectionProgress(0, START, caught_up=False)
         if isinstance(self.store, EventsElsewhere):  # readers cannot ask the log
             with resuming(conn, self._resource):
-                note_followed_log(conn, self._tables, self.store, lease, mark=page.mark)
+                note_followed_log(
+                    conn, self._tables, self.store, lease, mark=page.mark, asked_at=asked_at
+                )
         return lease, done
 
     def remove(self, conn: Connection, lease: Lease) -> None:

@@ -15,7 +15,7 @@ checkpoint still commit together. What differs:
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, Self
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, exists, func, or_, select, update
@@ -132,6 +132,16 @@ def check_followed_log(
         check_witness(own, store.schema, witness, lease.position, followed_by=lease.name)
 
 
+def begun_at(conn: Connection, store: EventStore) -> datetime | None:
+    """Begin the transaction, before the log is asked, and return when; None for a log beside it.
+
+    By the clock of the read models' server, as those who read tell ages by it.
+    """
+    if not isinstance(store, EventsElsewhere):
+        return None
+    return conn.execute(select(func.now())).scalar_one()
+
+
 def begin_to_follow(
     conn: Connection, tables: ProjectionTables, store: EventStore, projection: type[AnyProjection]
 ) -> None:
@@ -171,8 +181,11 @@ def note_followed_log(
     lease: Lease,
     *,
     mark: Position | None,
+    asked_at: datetime | None = None,
 ) -> None:
     """Leave behind, in the transaction of a page, what was seen of the log.
+
+    What was written to it after it was asked is not shown, however late the page commits.
 
     Args:
         conn: A connection in that transaction.
@@ -180,13 +193,16 @@ def note_followed_log(
         store: Where the events are.
         lease: As the page leaves it.
         mark: Up to where the log was final; None if nobody looked.
+        asked_at: Not after the log was asked for that; unless given, this transaction was begun
+            before.
     """
     if not isinstance(store, EventsElsewhere):
         return
     with events_connection(store, conn) as own:
         witness = read_witness(own, store.schema, lease.position)
         log = log_mark(own, store.schema)
-    followed, now = tables.followed, func.clock_timestamp()
+    followed = tables.followed
+    seen_at = func.now() if asked_at is None else asked_at
     noted = insert(followed).values(
         name=lease.name,
         version=lease.version,
@@ -195,8 +211,8 @@ def note_followed_log(
         position=lease.position,
         witness=witness.text,
         mark=max(lease.position, mark or START),
-        seen_at=now,
-        caught_up_at=now if mark is not None and lease.position >= mark else None,
+        seen_at=seen_at,
+        caught_up_at=seen_at if mark is not None and lease.position >= mark else None,
     )
     changed = noted.excluded
     conn.execute(
@@ -215,7 +231,10 @@ def note_followed_log(
 
 
 def note_idle(conn: Connection, tables: ProjectionTables, store: EventStore, lease: Lease) -> None:
-    """Leave behind that there was nothing new, unless that was said a moment ago."""
+    """Leave behind that there was nothing new, unless that was said a moment ago.
+
+    The transaction was begun before the log was asked.
+    """
     if not isinstance(store, EventsElsewhere):
         return
     followed = tables.followed.c
@@ -224,7 +243,7 @@ def note_idle(conn: Connection, tables: ProjectionTables, store: EventStore, lea
     conn.execute(
         update(tables.followed)
         .where(_of(tables, lease), said_long_ago)
-        .values(seen_at=func.clock_timestamp(), caught_up_at=func.clock_timestamp())
+        .values(seen_at=func.now(), caught_up_at=func.now())
     )
 
 
