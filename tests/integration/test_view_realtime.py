@@ -7,6 +7,7 @@ from sqlalchemy.exc import OperationalError
 
 from datapatterns.materialized_view import Full, MaterializedView
 from tests.fixtures.view_tables import (
+    STOCK,
     Line,
     create,
     create_tables,
@@ -40,12 +41,7 @@ AFTERWARDS = "INSERT INTO line SELECT 200 + id, 9, id, 9, 9 FROM product"
 def shop(engine: Engine) -> None:
     with engine.begin() as conn:
         create_tables(conn)
-    run(
-        engine,
-        "INSERT INTO product VALUES (1, 'dairy'), (2, 'Bäckerei 🥐'), (3, NULL), (4, NULL)",
-        "INSERT INTO line SELECT g, 1 + g % 2, 1 + g % 4, 10 * g, g / 4."
-        " FROM generate_series(1, 40) g",
-    )
+    run(engine, *STOCK)
     create(engine, *QUERIES)
 
 

@@ -8,28 +8,22 @@ from sqlalchemy import Engine, func, inspect, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import aliased
 
-from datapatterns.change_log import ChangeLog, change_log_tables, change_token
+from datapatterns.change_log import change_token
 from datapatterns.errors import (
-    ForeignSnapshotError,
     IsolationLevelError,
-    SnapshotOutdatedError,
     TransactionInUseError,
     ViewBehindError,
-    ViewChangedError,
-    ViewDiffersError,
-    ViewMissingError,
     ViewNotPopulatedError,
 )
 from datapatterns.materialized_view import (
-    DifferenceKind,
     Full,
     MaterializedView,
     Strategy,
 )
-from datapatterns.sql.migrating import upgrade
 from tests.fixtures.blocking import until_blocked_by
 from tests.fixtures.colours import Call
 from tests.fixtures.view_tables import (
+    STOCK,
     AnySelect,
     Line,
     create,
@@ -48,12 +42,6 @@ LARGEST = MaterializedView("largest_lines", largest_lines())
 REBUILT = MaterializedView("weekly_rebuilt", weekly_sales(), maintain=Full())
 TOTALS = select(
     func.count().label("n"), func.sum(Line.cents).label("cents"), func.avg(Line.cents).label("mean")
-)
-
-
-STOCK = (
-    "INSERT INTO product VALUES (1, 'dairy'), (2, 'Bäckerei 🥐'), (3, NULL), (4, NULL)",
-    "INSERT INTO line SELECT g, 1 + g % 2, 1 + g % 4, 10 * g, g / 4. FROM generate_series(1, 40) g",
 )
 
 
@@ -409,272 +397,3 @@ def test_a_rolled_back_write_is_not_waited_for(engine: Engine) -> None:
     refresh(engine, WEEKLY)
 
     WEEKLY.wait(engine, token, timeout_seconds=0)
-
-
-@pytest.mark.parametrize("view", [WEEKLY, LARGEST], ids=["counting", "groups"])
-def test_verify_shows_what_is_wrong_and_a_rebuild_mends_it(
-    engine: Engine, view: MaterializedView
-) -> None:
-    create(engine, view)
-    column = "measure_1_sum" if view is WEEKLY else "column_1"
-    run(engine, f"UPDATE datapatterns.{view.name}_stored SET {column} = -1 WHERE ctid = '(0,1)'")  # noqa: S608
-
-    found = verify(engine, view)
-    with engine.begin() as conn:
-        view.rebuild(conn)
-
-    assert {difference.kind for difference in found} == set(DifferenceKind)
-    assert verify(engine, view) == []
-
-
-@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
-def test_verify_is_exact_while_others_write(engine: Engine, level: str) -> None:
-    create(engine, WEEKLY)
-    with engine.connect() as writer:
-        writer.execute(text("UPDATE line SET cents = cents + 1"))
-        with engine.connect().execution_options(isolation_level=level) as conn, conn.begin():
-            conn.execute(text("SELECT 1"))
-            writer.commit()
-
-            assert WEEKLY.verify(conn) == []
-    assert verify(engine, WEEKLY) == []
-
-
-@pytest.mark.parametrize(
-    "rewrite", ["TRUNCATE line", "ALTER TABLE line ADD COLUMN z uuid DEFAULT gen_random_uuid()"]
-)
-def test_verify_notices_that_its_snapshot_lost_rows(engine: Engine, rewrite: str) -> None:
-    create(engine, WEEKLY)
-    with (
-        engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn,
-        conn.begin(),
-    ):
-        conn.execute(text("SELECT count(*) FROM product"))
-        run(engine, rewrite)
-
-        with pytest.raises(SnapshotOutdatedError, match="line"):
-            WEEKLY.verify(conn)
-
-
-def test_verify_waits_for_no_refresh_and_keeps_none_waiting(engine: Engine) -> None:
-    create(engine, WEEKLY)
-    run(engine, "UPDATE line SET cents = cents + 1")
-
-    with engine.connect() as refresher, engine.connect() as conn:
-        WEEKLY.refresh(refresher)
-        conn.execute(text("SET LOCAL lock_timeout = '5s'"))
-        assert WEEKLY.verify(conn) == []
-        refresher.commit()
-        refresher.execute(text("SET LOCAL lock_timeout = '5s'"))
-        WEEKLY.refresh(refresher)
-        refresher.commit()
-
-        assert WEEKLY.verify(conn) == []
-
-
-def test_verify_in_an_old_snapshot_sees_what_was_stored_then(engine: Engine) -> None:
-    create(engine, WEEKLY)
-    with (
-        engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn,
-        conn.begin(),
-    ):
-        conn.execute(text("SELECT count(*) FROM product"))
-        run(engine, "UPDATE line SET cents = cents + 1")
-        refresh(engine, WEEKLY)
-
-        assert WEEKLY.verify(conn) == []
-
-
-def test_verify_contains_what_its_own_transaction_has_written(engine: Engine) -> None:
-    create(engine, WEEKLY)
-    with engine.connect() as conn:
-        conn.execute(text("UPDATE line SET cents = cents + 1"))
-
-        assert WEEKLY.verify(conn) == []
-
-
-def test_a_rebuild_replaces_a_group_that_differs(engine: Engine) -> None:
-    create(engine, WEEKLY)
-    run(engine, "UPDATE datapatterns.weekly_sales_stored SET rows = rows + 1")
-
-    with engine.begin() as conn:
-        report = WEEKLY.rebuild(conn)
-
-    assert report.rows_changed == 2 * 4
-    assert verify(engine, WEEKLY) == []
-
-
-def test_counting_below_none_is_reported(engine: Engine) -> None:
-    create(engine, WEEKLY)
-    run(
-        engine,
-        "UPDATE datapatterns.weekly_sales_stored SET rows = 1",
-        "DELETE FROM line",
-    )
-
-    with engine.connect() as conn, pytest.raises(ViewDiffersError):
-        WEEKLY.refresh(conn)
-    with engine.begin() as conn:
-        WEEKLY.rebuild(conn)
-    assert verify(engine, WEEKLY) == []
-
-
-def test_changes_that_are_missing_from_the_log_are_found(engine: Engine) -> None:
-    create(engine, WEEKLY, LARGEST)
-    run(engine, "UPDATE line SET cents = 100000 WHERE id = 1")
-    with engine.begin() as conn:
-        for log_name in conn.scalars(select(change_log_tables("datapatterns").captured.c.log_name)):
-            conn.execute(text(f"DELETE FROM datapatterns.{log_name}"))  # noqa: S608
-
-    assert verify(engine, WEEKLY)
-    assert verify(engine, LARGEST)
-
-
-def test_changes_that_disabled_triggers_have_missed_are_taken_in_by_a_rebuild(
-    engine: Engine,
-) -> None:
-    create(engine, WEEKLY, LARGEST)
-    run(
-        engine,
-        "ALTER TABLE line DISABLE TRIGGER ALL",
-        "UPDATE line SET cents = 100000 WHERE id = 1",
-        "ALTER TABLE line ENABLE TRIGGER ALL",
-    )
-    for view in (WEEKLY, LARGEST):
-        refresh(engine, view)
-
-    assert differences(engine, WEEKLY, weekly_sales()) == 0
-    assert differences(engine, LARGEST, largest_lines()) == 0
-
-
-def test_a_changed_definition_is_refused(engine: Engine) -> None:
-    create(engine, WEEKLY)
-    changed = MaterializedView("weekly_sales", weekly_sales().where(Line.week > 1))
-
-    with engine.connect() as conn:
-        for operation in (changed.create, changed.freshness, changed.explain):
-            with pytest.raises(ViewChangedError):
-                operation(conn)
-    for locking in (changed.refresh, changed.populate):
-        with engine.connect() as conn, pytest.raises(ViewChangedError):
-            locking(conn)
-
-
-def test_a_missing_view_is_reported(engine: Engine) -> None:
-    for operation in (WEEKLY.refresh, WEEKLY.populate, WEEKLY.freshness, WEEKLY.explain):
-        with engine.connect() as conn, pytest.raises(ViewMissingError):
-            operation(conn)
-    with pytest.raises(ViewMissingError):
-        verify(engine, WEEKLY)
-
-
-def test_creating_twice_changes_nothing(engine: Engine) -> None:
-    create(engine, WEEKLY)
-
-    with engine.begin() as conn:
-        WEEKLY.create(conn)
-
-    assert differences(engine, WEEKLY, weekly_sales()) == 0
-
-
-def test_a_dropped_view_leaves_nothing_but_what_others_use(engine: Engine) -> None:
-    before = inspect(engine).get_table_names(schema="datapatterns")
-    views_before = inspect(engine).get_view_names(schema="datapatterns")
-    create(engine, WEEKLY, LARGEST)
-
-    with engine.begin() as conn:
-        WEEKLY.drop(conn)
-        WEEKLY.drop(conn)
-    run(engine, "UPDATE line SET cents = 0")
-    refresh(engine, LARGEST)
-    assert differences(engine, LARGEST, largest_lines()) == 0
-    with engine.begin() as conn:
-        LARGEST.drop(conn)
-
-    assert inspect(engine).get_table_names(schema="datapatterns") == before
-    assert inspect(engine).get_view_names(schema="datapatterns") == views_before
-
-
-def test_garbage_collection_waits_for_the_slowest_view(engine: Engine) -> None:
-    create(engine, WEEKLY, LARGEST)
-    run(engine, "UPDATE line SET cents = 0")
-    refresh(engine, LARGEST)
-    with engine.begin() as conn:
-        assert ChangeLog().collect_garbage(conn) == 0
-
-    refresh(engine, WEEKLY)
-    with engine.begin() as conn:
-        collected = ChangeLog().collect_garbage(conn)
-
-    assert collected == 80
-    assert differences(engine, WEEKLY, weekly_sales()) == 0
-
-
-def test_garbage_is_kept_for_a_view_that_is_yet_to_be_populated(engine: Engine) -> None:
-    create(engine, LARGEST)
-    with engine.begin() as conn:
-        WEEKLY.create(conn)
-    with engine.connect() as late, engine.connect() as populating:
-        # This one is older than the populating transaction, whose own id holds back nothing of it.
-        late.execute(text("DELETE FROM line WHERE week = 1"))
-        WEEKLY.populate(populating)
-        late.commit()
-        refresh(engine, LARGEST)
-        with engine.begin() as conn:
-            assert ChangeLog().collect_garbage(conn) == 0
-        populating.commit()
-
-    refresh(engine, WEEKLY)
-
-    assert differences(engine, WEEKLY, weekly_sales()) == 0
-
-
-def test_a_restored_database_is_refused_until_it_is_rebased(engine: Engine) -> None:
-    create(engine, WEEKLY)
-    run(engine, "UPDATE datapatterns.change_consumer SET system_identifier = 1")
-    foreign = text(
-        "SELECT format('INSERT INTO datapatterns.%I "
-        " (change_xid, change_sign, week, product_id, cents)"
-        " VALUES (''999999999999'', 1, 1, 1, 9999)', log_name) FROM datapatterns.captured_table"
-        " WHERE table_name = 'line'"
-    )
-    with engine.begin() as conn:
-        conn.execute(text(conn.execute(foreign).scalar_one()))
-
-    for operation in (WEEKLY.refresh, WEEKLY.populate, WEEKLY.freshness):
-        with engine.connect() as conn, pytest.raises(ForeignSnapshotError):
-            operation(conn)
-    with engine.connect() as conn, pytest.raises(ForeignSnapshotError):
-        ChangeLog().collect_garbage(conn)
-    with engine.begin() as conn:
-        assert ChangeLog().rebase(conn) == 1
-    with engine.begin() as conn, pytest.raises(ViewNotPopulatedError):
-        WEEKLY.refresh(conn)
-    with engine.begin() as conn:
-        WEEKLY.populate(conn)
-    run(engine, "UPDATE line SET cents = cents + 1")
-    refresh(engine, WEEKLY)
-
-    assert differences(engine, WEEKLY, weekly_sales()) == 0
-
-
-def test_a_view_lives_in_a_schema_of_another_name(engine: Engine) -> None:
-    with engine.begin() as conn:
-        upgrade(conn, schema="derived")
-    there = MaterializedView("weekly_sales", weekly_sales(), schema="derived")
-    here = MaterializedView("weekly_sales", weekly_sales(), maintain=Full())
-    create(engine, here, there)
-    run(engine, "DELETE FROM line WHERE week = 1", "UPDATE product SET department = 'x'")
-
-    refresh(engine, there)
-
-    assert differences(engine, there, weekly_sales()) == 0
-    assert verify(engine, there) == []
-    with engine.connect() as conn:
-        assert here.freshness(conn).pending_rows > 0
-        assert there.freshness(conn).pending_rows == 0
-    with engine.begin() as conn:
-        assert ChangeLog("derived").collect_garbage(conn) > 0
-        there.drop(conn)
-    refresh(engine, here)
-    assert differences(engine, here, weekly_sales()) == 0
