@@ -24,7 +24,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql.sqltypes import NullType
-from sqlalchemy.sql.util import _deep_deannotate
 from sqlalchemy.sql.visitors import iterate, replacement_traverse
 
 DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy's own is untyped
@@ -156,7 +155,19 @@ def plain_source(source: Any) -> Any:  # noqa: ANN401
 
 def plain(element: Any) -> Any:  # noqa: ANN401
     """Return an expression as Core has it, without what the ORM wrote on it."""
-    return _deep_deannotate(element)
+    found: dict[Any, Any] = {}
+
+    # As SQLAlchemy's own _deep_deannotate, which fails at a SELECT whose columns were chosen anew
+    # after a join: what it remembers of the former ones carries no annotations to take off.
+    def bare(part: Any, **_: Any) -> Any:  # noqa: ANN401
+        if part not in found:
+            if not hasattr(part, "_deannotate"):
+                return part
+            found[part] = part._deannotate(clone=True)  # noqa: SLF001
+            found[part]._copy_internals(clone=bare, _annotations_traversal=True)  # noqa: SLF001
+        return found[part]
+
+    return bare(element)
 
 
 def shown(element: Any) -> str:  # noqa: ANN401

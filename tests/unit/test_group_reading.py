@@ -172,6 +172,9 @@ def test_columns_are_those_that_the_query_names() -> None:
 
 
 some = select(item.c.product_id).where(item.c.quantity > 1)
+# SQLAlchemy remembers what such a SELECT was joined from, in a form of its own.
+chosen_anew = select(product).join(item, item.c.product_id == product.c.id)
+chosen_anew = chosen_anew.with_only_columns(product.c.id)
 latest = lateral(select(func.max(item.c.at).label("at")).where(item.c.product_id == product.c.id))
 many = [product.alias(f"p{number}") for number in range(5)]
 chain = many[0]
@@ -196,6 +199,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "is not a table",
     ),
     "EXISTS": (by_region.where(exists().where(item.c.product_id == product.c.id)), "is more than"),
+    "a subquery of columns chosen after a join": (
+        select(count).select_from(chosen_anew.subquery("some")),
+        "is not a table",
+    ),
+    "IN a subquery of columns chosen after a join": (
+        by_region.where(product.c.id.in_(chosen_anew)),
+        "is more than",
+    ),
     "IN a subquery": (by_region.where(product.c.id.in_(some)), "is more than"),
     "a scalar subquery": (
         select(product.c.region, some.limit(1).scalar_subquery()).group_by(product.c.region),

@@ -40,7 +40,6 @@ from sqlalchemy.sql.elements import (
     Grouping,
     True_,
 )
-from sqlalchemy.sql.util import _deep_deannotate
 from sqlalchemy.sql.visitors import iterate, replacement_traverse
 
 from datapatterns.materialized_view.grouping.harmlessness import (
@@ -59,11 +58,6 @@ _READABLE = (
     Column, ExpressionClauseList, Extract, False_, FunctionElement, FunctionFilter, Grouping, Label,
     Null, True_, Tuple, TypeClause, TypeCoerce, UnaryExpression, WithinGroup, aggregate_order_by,
 )  # fmt: skip
-
-
-def plain(element: Any) -> Any:  # noqa: ANN401 -- whatever a query names
-    """Return ``element`` as Core has it, without what the ORM wrote on it."""
-    return _deep_deannotate(element)
 
 
 def unreadable_part(expression: Any) -> Any | None:  # noqa: ANN401 -- any part of a query

@@ -15,7 +15,6 @@ from datapatterns.materialized_view.grouping.expressions import (
     condition,
     conjuncts,
     occurrences_in,
-    plain,
     same_expression,
     unreadable_part,
 )
@@ -23,9 +22,10 @@ from datapatterns.materialized_view.grouping.harmlessness import is_harmless
 from datapatterns.materialized_view.grouping.join_tree import Joined, JoinKind, JoinTree, Node
 from datapatterns.materialized_view.grouping.plan import GroupPlan, Key
 from datapatterns.materialized_view.sources import (
-    DIALECT,
     NotCountableError,
     own_source,
+    plain,
+    shown,
     table_of,
 )
 
@@ -148,13 +148,13 @@ def _grouped_keys(clauses: _Clauses) -> list[Key]:
         if obstacle := _key_obstacle(group, clauses):
             obstacles.append(obstacle)
             continue
-        shown = (
+        places = (
             number
             for number, output in enumerate(clauses.outputs)
             if same_expression(output, group, clauses.sources)
         )
         (occurrence,) = occurrences_in(group, clauses.sources)
-        keys.append(Key(group, occurrence, next(shown, None)))
+        keys.append(Key(group, occurrence, next(places, None)))
     if not keys:
         raise NotGroupableError(obstacles[0])
     return keys
@@ -166,46 +166,46 @@ def _key_obstacle(group: ColumnElement[Any], clauses: _Clauses) -> str | None:
             raise NotGroupableError(f"GROUP BY {part.name} groups in several ways")
     tables = len(occurrences_in(group, clauses.sources))
     if tables != 1:
-        return f"GROUP BY {_shown(group)} names columns of {tables} tables, not of one"
+        return f"GROUP BY {shown(group)} names columns of {tables} tables, not of one"
     unprotected = isinstance(clauses.tree.root, int) and all(
         condition.evaluable for condition in clauses.tree.where
     )
     if not unprotected and not is_harmless(group):
-        return f"GROUP BY {_shown(group)} might fail for rows that the query leaves out"
+        return f"GROUP BY {shown(group)} might fail for rows that the query leaves out"
     return None
 
 
 def _shown_keys(clauses: _Clauses) -> list[Key]:
     """Return the shown columns by which rows are told apart: a primary key if there is one."""
-    shown: dict[int, dict[str, Key]] = {}
+    keys: dict[int, dict[str, Key]] = {}
     for number, output in enumerate(clauses.outputs):
         source = own_source(output, clauses.sources)
         if source is not None and isinstance(output, Column):
             (occurrence,) = occurrences_in(output, clauses.sources)
             key = Key(output, occurrence, number)
-            shown.setdefault(occurrence, {}).setdefault(str(output.key), key)
-    if not shown:
+            keys.setdefault(occurrence, {}).setdefault(str(output.key), key)
+    if not keys:
         raise NotGroupableError("it neither groups nor shows a column as it is")
     nullable = clauses.tree.nullable()
 
     def preference(occurrence: int) -> tuple[bool, bool, int]:
-        unique = _primary_key(clauses.sources[occurrence], shown[occurrence])
+        unique = _primary_key(clauses.sources[occurrence], keys[occurrence])
         return not unique, occurrence in nullable, occurrence
 
-    best = min(shown, key=preference)
-    unique = _primary_key(clauses.sources[best], shown[best])
-    return unique or list(shown[best].values())
+    best = min(keys, key=preference)
+    unique = _primary_key(clauses.sources[best], keys[best])
+    return unique or list(keys[best].values())
 
 
-def _primary_key(source: FromClause, shown: dict[str, Key]) -> list[Key]:
+def _primary_key(source: FromClause, keys: dict[str, Key]) -> list[Key]:
     names = [column.key for column in table_of(source).primary_key]
-    return [shown[name] for name in names] if all(name in shown for name in names) else []
+    return [keys[name] for name in names] if all(name in keys for name in names) else []
 
 
 def _require_readable(part: Any) -> None:  # noqa: ANN401
     unreadable = unreadable_part(part)
     if unreadable is not None:
-        raise NotGroupableError(f"{_shown(unreadable)} is more than columns and functions of them")
+        raise NotGroupableError(f"{shown(unreadable)} is more than columns and functions of them")
 
 
 def _require_nothing_else(query: AnySelect, clauses: _Clauses) -> None:
@@ -241,7 +241,7 @@ def _require_groups_apart(plan: GroupPlan) -> None:
 def _require_selected_as_stored(plan: GroupPlan) -> None:
     for column in (column for table in plan.tables for column in plan.columns_of(table)):
         if column.type.column_expression(column) is not None:
-            raise NotGroupableError(f"{_shown(column)} is not selected as it is stored")
+            raise NotGroupableError(f"{shown(column)} is not selected as it is stored")
 
 
 def _unlabelled(element: Any) -> Any:  # noqa: ANN401
@@ -252,7 +252,3 @@ def _unlabelled(element: Any) -> Any:  # noqa: ANN401
     if type(bare) is ClauseList and len(bare.clauses) == 1:
         return _unlabelled(bare.clauses[0])
     return bare
-
-
-def _shown(element: Any) -> str:  # noqa: ANN401
-    return str(element.compile(dialect=DIALECT))
