@@ -19,6 +19,7 @@ pytest_plugins = [
     "tests.fixtures.event_units",
     "tests.fixtures.explorers",
     "tests.fixtures.orders",
+    "tests.fixtures.overlapping",
     "tests.fixtures.owners",
     "tests.fixtures.least_rights",
     "tests.fixtures.least_rights_everywhere",

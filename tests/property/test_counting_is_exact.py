@@ -1,7 +1,6 @@
 """Whatever query counting takes on, it gives what the query gives, stored and as of now."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -9,16 +8,22 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from psycopg.errors import SerializationFailure
 from sqlalchemy import Connection, Engine, delete, text
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import OperationalError
 
+from datapatterns.change_log import ChangeLog
 from datapatterns.materialized_view import MaterializedView, Strategy
 from tests.fixtures.counted_queries import Question, items, metadata, questions, tags
+from tests.fixtures.overlapping import (
+    LEVELS,
+    TURNS,
+    Tally,
+    connections_of_each_level,
+    serializable_gives_way,
+    take_turn,
+)
 from tests.fixtures.view_tables import create, refresh, run
 
-LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 VIEWS = 3
 IDS = 4
 
@@ -61,10 +66,11 @@ writes = st.builds(
     values=values,
 )
 acts = st.one_of(
-    st.builds(Act, st.sampled_from(["commit", "commit", "roll back"]), writers),
+    st.builds(Act, st.sampled_from(TURNS), writers),
+    st.builds(Act, st.sampled_from(TURNS), writers),
     st.builds(Act, st.just("refresh"), st.integers(0, VIEWS - 1)),
     st.builds(Act, st.just("look"), writers),
-    st.builds(Act, st.just("truncate"), st.integers(0, 1)),
+    st.builds(Act, st.sampled_from(["truncate", "truncate", "collect garbage"]), st.integers(0, 1)),
 )
 schedules = st.lists(writes | writes | acts, min_size=8, max_size=24)
 some_questions = st.lists(questions(), min_size=VIEWS, max_size=VIEWS)
@@ -73,8 +79,11 @@ some_questions = st.lists(questions(), min_size=VIEWS, max_size=VIEWS)
 class World:
     """Writers of each isolation level, and views of some queries."""
 
-    def __init__(self, engine: Engine, writers: list[Connection], asked: list[Question]) -> None:
+    def __init__(
+        self, engine: Engine, writers: list[Connection], asked: list[Question], tally: Tally
+    ) -> None:
         self.engine = engine
+        self.tally = tally
         self.writers = writers
         self.asked = asked
         self.views = [
@@ -86,30 +95,37 @@ class World:
         match act:
             case Write(writer):
                 self._write(self.writers[writer], act)
-            case Act("commit", writer):
-                self.writers[writer].commit()
-            case Act("roll back", writer):
-                self.writers[writer].rollback()
-            case Act("refresh", view):
-                refresh(self.engine, self.views[view])
+            case Act("refresh", number):
+                self.refresh(self.views[number], self.asked[number])
             case Act("look", writer):
                 self.look(self.writers[writer])
             case Act("truncate", table) if not any(w.in_transaction() for w in self.writers):
                 run(self.engine, f"TRUNCATE {(items, tags)[table].name}")
-            case _:
+            case Act("truncate", _):
                 pass  # whoever truncates would wait for the writers
+            case Act("collect garbage", _):
+                with self.engine.begin() as conn:
+                    ChangeLog().collect_garbage(conn)
+            case Act(turn, writer):
+                take_turn(self.writers[writer], turn)
 
     def look(self, conn: Connection) -> None:
         """Compare what the views give as of now, in the transaction of ``conn``."""
         for view, question in zip(self.views, self.asked, strict=True):
             assert unlike(conn, view, question, f"{view.name}_realtime") == 0
+            self.tally.count()
+
+    def refresh(self, view: MaterializedView, question: Question) -> None:
+        """Compare what is stored, before anybody commits more."""
+        refresh(self.engine, view)
+        with self.engine.connect() as conn:
+            assert unlike(conn, view, question, view.name) == 0
+        self.tally.count()
 
     def settle(self) -> None:
-        """Refresh all views and compare what is stored."""
+        """Refresh all views."""
         for view, question in zip(self.views, self.asked, strict=True):
-            refresh(self.engine, view)
-            with self.engine.connect() as conn:
-                assert unlike(conn, view, question, view.name) == 0
+            self.refresh(view, question)
 
     def drop(self) -> None:
         for view in self.views:
@@ -147,11 +163,8 @@ def shop(module_engine: Engine) -> Engine:
 
 @pytest.fixture(scope="module")
 def connections(shop: Engine) -> Iterator[list[Connection]]:
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(shop.connect().execution_options(isolation_level=level))
-            for level in LEVELS
-        ]
+    with connections_of_each_level(shop) as connections:
+        yield connections
 
 
 @pytest.mark.timeout(3600)  # as for the whole torture: a mark outdoes the command line
@@ -159,24 +172,20 @@ def connections(shop: Engine) -> Iterator[list[Connection]]:
 def test_a_counted_view_is_what_its_query_gives(
     shop: Engine,
     connections: list[Connection],
+    tally: Tally,
     asked: list[Question],
     schedule: list[Write | Act],
 ) -> None:
     run(shop, "DELETE FROM item", "DELETE FROM tag")
-    world = World(shop, connections, asked)
+    world = World(shop, connections, asked, tally)
     try:
         create(shop, *world.views)
         with shop.connect() as conn:
             kept = {str(view.explain(conn)) for view in world.views if not is_counted(conn, view)}
         assert kept == set()
         for act in schedule:
-            try:
+            with serializable_gives_way(connections):
                 world.act(act)
-            except OperationalError as error:
-                if not isinstance(error.orig, SerializationFailure):
-                    raise
-                # What a SERIALIZABLE writer is told when others read what it writes.
-                connections[LEVELS.index("SERIALIZABLE")].rollback()
         for writer in connections:
             world.look(writer)
             writer.commit()

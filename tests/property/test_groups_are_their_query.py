@@ -1,7 +1,6 @@
 """Stored groups brought up to date, and groups shown as they are now, are what the query gives."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from hypothesis import assume, given, note
@@ -22,6 +21,12 @@ from tests.fixtures.grouped_queries import (
     tables,
 )
 from tests.fixtures.kept_groups import LOG, KeptGroups
+from tests.fixtures.overlapping import (
+    Tally,
+    connections_of_each_level,
+    serializable_gives_way,
+    take_turn,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +44,18 @@ def captured(module_engine: Engine) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def connections(captured: Engine) -> Iterator[list[Connection]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(captured.connect()) for _ in range(WRITERS)]
+    with connections_of_each_level(captured) as connections:
+        yield connections
 
 
 class World:
-    """Three writers, each in a transaction whenever it has written, and what is stored."""
+    """A writer of each isolation level, in a transaction whenever it has written or looked."""
 
-    def __init__(self, engine: Engine, writers: list[Connection], kept: KeptGroups) -> None:
+    def __init__(
+        self, engine: Engine, writers: list[Connection], kept: KeptGroups, tally: Tally
+    ) -> None:
         self.engine = engine
+        self.tally = tally
         self.writers = writers
         self.kept = kept
 
@@ -65,10 +73,6 @@ class World:
         match act:
             case Write():
                 self.writers[act.writer].execute(_statement(act))
-            case Act("commit", writer):
-                self.writers[writer].commit()
-            case Act("roll back", writer):
-                self.writers[writer].rollback()
             case Act("truncate", number) if not any(w.in_transaction() for w in self.writers):
                 with self.engine.begin() as conn:
                     name = conn.dialect.identifier_preparer.quote(TABLES[number].name)
@@ -77,18 +81,22 @@ class World:
                 self.apply()
             case Act("look", whom):
                 self.look(whom)
-            case _:
+            case Act("truncate", _):
                 pass  # whoever truncates would wait for the writers
+            case Act(turn, writer):
+                take_turn(self.writers[writer], turn)
 
     def apply(self) -> None:
         with self.engine.begin() as conn:
             self.kept.apply(conn)
         with self.engine.begin() as conn:
             assert self.kept.differences(conn, self.kept.stored()) == []
+        self.tally.count()
 
     def look(self, whom: int) -> None:
         """Look at the groups as they are now, as a writer or as somebody else."""
         shown = self.kept.current()
+        self.tally.count()
         if whom < WRITERS:
             assert self.kept.differences(self.writers[whom], shown) == []
             return
@@ -118,13 +126,14 @@ def _statement(write: Write) -> Executable:
 def test_groups_are_what_their_query_gives(
     captured: Engine,
     connections: list[Connection],
+    tally: Tally,
     query: AnySelect,
     beginning: list[Write],
     schedule: list[Write | Act],
 ) -> None:
     note(str(query))
     try:
-        world = World(captured, connections, KeptGroups(captured, query))
+        world = World(captured, connections, KeptGroups(captured, query), tally)
     except NotGroupableError:
         assume(False)
         raise
@@ -134,7 +143,8 @@ def test_groups_are_what_their_query_gives(
     try:
         world.begin(beginning)
         for act in schedule:
-            world.act(act)
+            with serializable_gives_way(connections):
+                world.act(act)
         world.look(WRITERS)
         world.apply()
     finally:

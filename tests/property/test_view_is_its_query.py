@@ -1,7 +1,6 @@
 """Whatever writers do and however they overlap, a refreshed view is what its query gives."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +11,14 @@ from sqlalchemy.orm import aliased
 
 from datapatterns.change_log import ChangeLog
 from datapatterns.materialized_view import MaterializedView
+from tests.fixtures.overlapping import (
+    LEVELS,
+    TURNS,
+    Tally,
+    connections_of_each_level,
+    serializable_gives_way,
+    take_turn,
+)
 from tests.fixtures.view_tables import (
     AnySelect,
     Line,
@@ -26,7 +33,7 @@ from tests.fixtures.view_tables import (
     weekly_sales,
 )
 
-WRITERS = 3
+WRITERS = len(LEVELS)
 other = aliased(Line)
 QUERIES: dict[str, AnySelect] = {
     "weekly_sales": weekly_sales(),
@@ -95,8 +102,8 @@ writes = st.builds(
 )
 views = st.sampled_from(list(VIEWS))
 acts = st.one_of(
-    st.builds(Act, st.sampled_from(["commit", "commit", "roll back"]), writers),
-    st.builds(Act, st.just("roll back to a savepoint"), writes),
+    st.builds(Act, st.sampled_from(TURNS), writers),
+    st.builds(Act, st.sampled_from(TURNS), writers),
     st.builds(Act, st.sampled_from(["refresh", "refresh", "refresh", "verify", "rebuild"]), views),
     st.builds(Act, st.just("look"), st.tuples(writers, views)),
     st.builds(Act, st.just("truncate"), st.sampled_from(["line", "product"])),
@@ -107,29 +114,31 @@ schedules = st.lists(writes | acts, min_size=15, max_size=50)
 
 
 class World:
-    """Three writers, each in a transaction whenever it has written, and a view of each kind."""
+    """A writer of each isolation level, and a view of each kind."""
 
-    def __init__(self, engine: Engine, connections: list[Connection]) -> None:
+    def __init__(self, engine: Engine, connections: list[Connection], tally: Tally) -> None:
         self.engine = engine
         self.writers = connections
+        self.tally = tally
 
     def act(self, act: Write | Act) -> None:
         match act:
             case Write():
                 self._write(act)
-            case Act("commit", writer):
-                self.writers[writer].commit()
-            case Act("roll back", writer):
-                self.writers[writer].rollback()
-            case Act("roll back to a savepoint", write):
-                with self.writers[write.writer].begin_nested() as savepoint:
-                    self._write(write)
-                    savepoint.rollback()
             case Act("look", (writer, view)):
                 # With whatever this one has written and nobody else sees.
                 assert differences_now(self.writers[writer], VIEWS[view], QUERIES[view]) == 0
+                self.tally.count()
+            case Act(turn, writer) if turn in TURNS:
+                take_turn(self.writers[writer], turn)
             case Act(verb, whom):
                 self._maintain(verb, whom)
+
+    def refresh(self, name: str) -> None:
+        """Compare what is stored, before anybody commits more."""
+        refresh(self.engine, VIEWS[name])
+        assert differences(self.engine, VIEWS[name], QUERIES[name]) == 0
+        self.tally.count()
 
     def _write(self, write: Write) -> None:
         self.writers[write.writer].execute(text(write.statement), write._asdict())
@@ -137,9 +146,10 @@ class World:
     def _maintain(self, verb: str, whom: str) -> None:
         match verb:
             case "refresh":
-                refresh(self.engine, VIEWS[whom])
+                self.refresh(whom)
             case "verify":
                 assert verify(self.engine, VIEWS[whom]) == []
+                self.tally.count()
             case "rebuild":
                 with self.engine.begin() as conn:
                     VIEWS[whom].rebuild(conn)
@@ -162,26 +172,24 @@ def shop(module_engine: Engine) -> Engine:
 
 @pytest.fixture(scope="module")
 def connections(shop: Engine) -> Iterator[list[Connection]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(shop.connect()) for _ in range(WRITERS)]
+    with connections_of_each_level(shop) as connections:
+        yield connections
 
 
 @pytest.mark.timeout(3600)  # as for the whole torture: a mark outdoes the command line
 @given(schedule=schedules)
 def test_a_refreshed_view_is_what_its_query_gives(
-    shop: Engine, connections: list[Connection], schedule: list[Write | Act]
+    shop: Engine, connections: list[Connection], tally: Tally, schedule: list[Write | Act]
 ) -> None:
-    world = World(shop, connections)
+    world = World(shop, connections, tally)
     try:
         run(shop, "DELETE FROM line", "DELETE FROM product")
         for act in schedule:
-            world.act(act)
+            with serializable_gives_way(connections):
+                world.act(act)
     finally:
         for number, writer in enumerate(connections):
             writer.commit() if number else writer.rollback()
 
-    for view in VIEWS.values():
-        refresh(shop, view)
-    assert {n: differences(shop, VIEWS[n], query) for n, query in QUERIES.items()} == dict.fromkeys(
-        QUERIES, 0
-    )
+    for name in VIEWS:
+        world.refresh(name)
