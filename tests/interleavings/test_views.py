@@ -70,6 +70,11 @@ def sell(engine: Engine) -> None:
         conn.execute(text("UPDATE line SET product_id = 2 WHERE id = 1"))
 
 
+def sell_another(engine: Engine) -> None:
+    with engine.begin() as conn:
+        conn.execute(LINE, {"id": 5, "cents": 20})
+
+
 def truncate(engine: Engine) -> None:
     with engine.begin() as conn:
         conn.execute(text("TRUNCATE line"))
@@ -199,6 +204,35 @@ def test_a_consumer_that_advances_to_a_later_snapshot_loses_changes(
         return {"refresher": partial(refresh, gated, WEEKLY), "writer": partial(sell, gated)}
 
     monkeypatch.setattr(ChangeLog, "advance_consumer", advance_to_now)
+    with pytest.raises(InterleavingError, match="weekly_sales and its query differ"):
+        explorer.explore(meet, invariant=equals_its_query(plain, WEEKLY))
+
+
+def test_a_consumer_that_keeps_the_highest_id_and_no_snapshot_loses_late_commits(
+    explorer: Explorer, gated: Engine, plain: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = ChangeLog.advance_consumer
+
+    def advance_to_an_id(
+        self: ChangeLog,
+        conn: Connection,
+        name: str,
+        read: Snapshot,
+        *,
+        rebuilt: Consumer | None = None,
+    ) -> bool:
+        id_only = Snapshot(read.xmax, read.xmax)
+        return advance(self, conn, name, id_only, rebuilt=rebuilt)
+
+    def meet() -> Tasks:
+        begin(plain)
+        return {
+            "writer": partial(sell, gated),
+            "other": partial(sell_another, gated),
+            "refresher": partial(refresh, gated, WEEKLY),
+        }
+
+    monkeypatch.setattr(ChangeLog, "advance_consumer", advance_to_an_id)
     with pytest.raises(InterleavingError, match="weekly_sales and its query differ"):
         explorer.explore(meet, invariant=equals_its_query(plain, WEEKLY))
 

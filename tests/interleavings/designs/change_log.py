@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeAlias
 
 from sqlalchemy import text
 
@@ -9,14 +10,18 @@ from datapatterns.testing.interleaving import Outcome
 from tests.interleavings.designs.design import Design, Stage, Tasks
 
 TABLES = """
-CREATE TABLE change (data text NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id());
-CREATE TABLE consumer (snapshot pg_snapshot NOT NULL);
+CREATE TABLE change (
+    id bigint GENERATED ALWAYS AS IDENTITY, data text NOT NULL,
+    xid xid8 NOT NULL DEFAULT pg_current_xact_id());
+CREATE TABLE consumer (snapshot pg_snapshot NOT NULL, last_id bigint NOT NULL DEFAULT 0);
 CREATE TABLE consumed (data text NOT NULL);
 """
 SET_UP = """
 DELETE FROM change; DELETE FROM consumed; DELETE FROM consumer;
 INSERT INTO consumer VALUES (pg_current_snapshot())
 """
+
+Consume: TypeAlias = Callable[[Stage], None]
 
 CHANGE = text("INSERT INTO change (data) VALUES (:data)")
 HOLD = text("SELECT snapshot::text FROM consumer FOR UPDATE")
@@ -29,6 +34,17 @@ UNSEEN_AND_NOW = text(
     WITH now AS (SELECT pg_current_snapshot()::text AS snapshot)
     SELECT now.snapshot, change.data FROM now LEFT JOIN change
     ON NOT pg_visible_in_snapshot(change.xid, CAST(:since AS pg_snapshot))
+    """
+)
+HOLD_BY_ID = text("SELECT last_id FROM consumer FOR UPDATE")
+BEYOND = text("SELECT id, data FROM change WHERE id > :last_id ORDER BY id")
+ADVANCE_BY_ID = text("UPDATE consumer SET last_id = :last_id")
+HOLD_AND_CONSUME = text(
+    """
+    WITH held AS MATERIALIZED (SELECT FROM consumer FOR UPDATE), applied AS (
+        INSERT INTO consumed SELECT data FROM change WHERE (SELECT count(*) FROM held) = 1
+        AND NOT pg_visible_in_snapshot(xid, (SELECT snapshot FROM consumer)) RETURNING 1)
+    UPDATE consumer SET snapshot = pg_current_snapshot() WHERE (SELECT count(*) FROM applied) >= 0
     """
 )
 CONSUME = text("INSERT INTO consumed VALUES (:data)")
@@ -56,25 +72,37 @@ def consume(stage: Stage, *, statements: int) -> None:
         conn.execute(ADVANCE, {"snapshot": snapshot})
 
 
+def consume_by_id(stage: Stage) -> None:
+    with stage.engine.begin() as conn:
+        last_id = conn.execute(HOLD_BY_ID).scalar_one()
+        for row in conn.execute(BEYOND, {"last_id": last_id}).all():
+            conn.execute(CONSUME, {"data": row.data})
+            last_id = row.id  # one that was drawn before, and commits later, is never looked at
+        conn.execute(ADVANCE_BY_ID, {"last_id": last_id})
+
+
+def consume_with_the_lock(stage: Stage) -> None:
+    with stage.engine.begin() as conn:
+        conn.execute(HOLD_AND_CONSUME)  # whoever waits in it, has its snapshot already
+
+
 def _meeting(
-    *, statements: int = 1, xid_first: bool = False, consumers: int = 1
+    consume: Consume, *, xid_first: bool = False, consumers: int = 1
 ) -> Callable[[Stage], Tasks]:
     def tasks(stage: Stage) -> Tasks:
         writers = {"one": "a", "two": "b"} if consumers == 1 else {"one": "a"}
         return {
             name: partial(change, stage, data, xid_first=xid_first)
             for name, data in writers.items()
-        } | {
-            f"consumer{n}": partial(consume, stage, statements=statements) for n in range(consumers)
-        }
+        } | {f"consumer{n}": partial(consume, stage) for n in range(consumers)}
 
     return tasks
 
 
-def _everything_once(statements: int) -> Callable[[Stage, Outcome], None]:
+def _everything_once(consume: Consume) -> Callable[[Stage, Outcome], None]:
     def check(stage: Stage, _outcome: Outcome) -> None:
         for _ in range(2):
-            consume(stage, statements=statements)
+            consume(stage)
         changes = stage.column("SELECT data FROM change")
         consumed = stage.column("SELECT data FROM consumed")
         assert changes == consumed, f"the changes are {changes}, consumed were {consumed}"
@@ -82,37 +110,55 @@ def _everything_once(statements: int) -> Callable[[Stage, Outcome], None]:
     return check
 
 
+_RIGHTLY = partial(consume, statements=1)
+
 DESIGNS = [
+    Design(
+        "rows beyond the last id",
+        "L1",
+        SET_UP,
+        _meeting(consume_by_id),
+        _everything_once(consume_by_id),
+        wrong=True,
+    ),
+    Design(
+        "locked by the statement that applies, 2 consumers",
+        "L1",
+        SET_UP,
+        _meeting(consume_with_the_lock, consumers=2),
+        _everything_once(consume_with_the_lock),
+        wrong=True,
+    ),
     Design(
         "rows and snapshot of two statements",
         "L1",
         SET_UP,
-        _meeting(statements=2),
-        _everything_once(2),
+        _meeting(partial(consume, statements=2)),
+        _everything_once(partial(consume, statements=2)),
         wrong=True,
     ),
     Design(
         "rows and snapshot of one statement",
         "L1",
         SET_UP,
-        _meeting(),
-        _everything_once(1),
+        _meeting(_RIGHTLY),
+        _everything_once(_RIGHTLY),
         everyday_preemptions=1,
     ),
     Design(
         "one statement, transaction id drawn early",
         "L1",
         SET_UP,
-        _meeting(xid_first=True),
-        _everything_once(1),
+        _meeting(_RIGHTLY, xid_first=True),
+        _everything_once(_RIGHTLY),
         everyday_preemptions=1,
     ),
     Design(
         "one statement, 2 consumers",
         "L1",
         SET_UP,
-        _meeting(xid_first=True, consumers=2),
-        _everything_once(1),
+        _meeting(_RIGHTLY, xid_first=True, consumers=2),
+        _everything_once(_RIGHTLY),
         everyday_preemptions=1,
     ),
 ]

@@ -38,6 +38,8 @@ COUNTS = {
     "projection: position fence": (2524, 0),
     "projection: position drawn before the fence is raised": (2856, 1474),
     "projection: rows read before the mark": (2546, 432),
+    "change_log: rows beyond the last id": (304, 26),
+    "change_log: locked by the statement that applies, 2 consumers": (60, 2),
     "change_log: rows and snapshot of two statements": (432, 88),
     "change_log: rows and snapshot of one statement": (304, 0),
     "change_log: one statement, transaction id drawn early": (892, 0),
