@@ -5,7 +5,6 @@ from decimal import Decimal
 
 import pytest
 from sqlalchemy import Engine, func, inspect, select, text
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import aliased
 
 from datapatterns.change_log import change_token
@@ -273,22 +272,6 @@ def test_a_second_refresher_may_skip(engine: Engine) -> None:
         WEEKLY.refresh(first)
 
         assert WEEKLY.refresh(second, skip_locked=True) is None
-
-
-def test_a_refresher_that_dies_changes_nothing(engine: Engine) -> None:
-    create(engine, WEEKLY)
-    run(engine, "UPDATE line SET cents = cents + 1")
-    with engine.connect() as conn:
-        WEEKLY.refresh(conn)
-        pid = conn.scalar(text("SELECT pg_backend_pid()"))
-        with engine.begin() as killer:
-            killer.execute(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": pid})
-        with pytest.raises(OperationalError):
-            conn.execute(text("SELECT 1"))
-
-    refresh(engine, WEEKLY)
-
-    assert differences(engine, WEEKLY, weekly_sales()) == 0
 
 
 def test_readers_and_writers_do_not_wait_for_a_refresh(engine: Engine) -> None:
