@@ -9,9 +9,11 @@ once. There is no order, no horizon and no wait. Only consumers of one name excl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, func, select, update
+from sqlalchemy import Connection, Row, Select, Text, bindparam, func, select, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from datapatterns.change_log.explaining import warn_of_obstacles
 from datapatterns.change_log.identity import (
@@ -39,6 +41,25 @@ current_snapshot = func.pg_current_snapshot(type_=PgSnapshot)
 _own_xid = func.pg_current_xact_id(type_=Xid8)
 
 
+class TransactionFacts(NamedTuple):
+    """What decides whether a transaction may consume.
+
+    Attributes:
+        isolation_level: In lower case.
+        own_xid: Its id; None as long as it has written nothing.
+    """
+
+    isolation_level: str
+    own_xid: Xid | None
+
+
+transaction_facts = (
+    func.current_setting("transaction_isolation").label("isolation_level"),
+    func.pg_current_xact_id_if_assigned(type_=Xid8).label("own_xid"),
+)
+"""The expressions for `TransactionFacts`, to be asked for with something else."""
+
+
 @dataclass(frozen=True, slots=True)
 class Consumer:
     """Who consumes changes, and how far.
@@ -60,6 +81,8 @@ class Consumer:
             a partition came or went, say.
         shapes: What the catalogue said of each log's table at the lock, None if changes of it go
             unlogged.
+        own_xid: The id of the transaction that locked it; None if it follows no log, or was read
+            without a lock by a transaction that has written nothing.
     """
 
     name: str
@@ -73,6 +96,7 @@ class Consumer:
     restart_reason: str | None
     changed_logs: tuple[str, ...] = ()
     shapes: Mapping[str, str | None] = field(default_factory=dict, repr=False, hash=False)
+    own_xid: Xid | None = field(default=None, repr=False, compare=False)
 
     @property
     def must_rebuild(self) -> bool:
@@ -81,12 +105,24 @@ class Consumer:
 
 
 def lock_consumer(
-    conn: Connection, name: str, *, schema: str, skip_locked: bool = False
+    conn: Connection,
+    name: str,
+    *,
+    schema: str,
+    skip_locked: bool = False,
+    facts: TransactionFacts | None = None,
 ) -> Consumer | None:
     """Lock the consumer until the transaction ends and return how far it is.
 
     Read what is pending in a *later* statement of the same transaction: whoever waited for this
     lock would otherwise read with a snapshot from before the wait, and consume twice.
+
+    Args:
+        conn: A connection in a transaction that has written nothing.
+        name: The consumer.
+        schema: Where the library's tables live.
+        skip_locked: Return None if somebody else holds the lock, instead of waiting.
+        facts: Those of the transaction, if it was asked for them and has done nothing since.
 
     Returns:
         None if ``skip_locked`` and somebody else holds the lock.
@@ -97,7 +133,10 @@ def lock_consumer(
         IsolationLevelError: The transaction is not READ COMMITTED.
         TransactionInUseError: The transaction has already written something.
     """
-    _require_fit(conn, f"consuming changes as {name!r}")
+    facts = facts or TransactionFacts(*conn.execute(select(*transaction_facts)).one())
+    _require_level(facts.isolation_level)
+    if facts.own_xid is not None:
+        raise TransactionInUseError(f"consuming changes as {name!r}")
     return _lock(conn, name, schema=schema, skip_locked=skip_locked)
 
 
@@ -116,8 +155,7 @@ def hold_consumer(
 
 def _lock(conn: Connection, name: str, *, schema: str, skip_locked: bool) -> Consumer | None:
     consumers = change_log_tables(schema).consumers
-    locked = _facts(schema).where(consumers.c.name == name).with_for_update(skip_locked=skip_locked)
-    row = conn.execute(locked).one_or_none()
+    row = conn.execute(_locking(schema, skip_locked=skip_locked), {"wanted": name}).one_or_none()
     if row is None:
         if conn.scalar(select(consumers.c.name).where(consumers.c.name == name)) is None:
             raise ConsumerMissingError(name)
@@ -164,6 +202,7 @@ def advance_consumer(
     *,
     schema: str,
     rebuilt: Consumer | None = None,
+    own_xid: Xid | None = None,
 ) -> bool:
     """Store that ``name``, locked by this transaction, has consumed what ``snapshot`` shows.
 
@@ -173,6 +212,7 @@ def advance_consumer(
         snapshot: That of the statement which read what was pending, never a later one.
         schema: Where the library's tables live.
         rebuilt: The consumer as it was locked, if everything was read anew.
+        own_xid: The transaction's id, if it is known; asked for, unless given.
 
     Returns:
         Whether everything has to be read anew, by now: what was pending is not all then. After a
@@ -181,23 +221,13 @@ def advance_consumer(
     Raises:
         ConsumerMissingError: Nobody has registered this name.
     """
-    consumers = change_log_tables(schema).consumers
     if rebuilt is not None:
         store_shapes(conn, name, rebuilt.shapes, schema=schema)
     # What this transaction logs after it has read what was pending stays pending.
-    consumed = snapshot.without(conn.execute(select(_own_xid)).scalar_one())
-    has_changed: bool | None = conn.scalar(
-        update(consumers)
-        .where(consumers.c.name == name)
-        .values(
-            snapshot=consumed,
-            populated=True,
-            advanced_at=func.statement_timestamp(),
-            timeline=timeline,
-            restart_reason=None,
-        )
-        .returning(capture_changed(name, schema=schema))
-    )
+    own_xid = own_xid or conn.execute(select(_own_xid)).scalar_one()
+    consumed = snapshot.without(own_xid)
+    parameters = {"wanted": name, "consumed": consumed}
+    has_changed = conn.execute(_advancing(schema), parameters).scalar_one_or_none()
     if has_changed is None:
         raise ConsumerMissingError(name)
     return has_changed
@@ -217,19 +247,6 @@ def require_unwritten(conn: Connection, operation: str) -> None:
         TransactionInUseError: The transaction has already written something.
     """
     if conn.scalar(select(func.pg_current_xact_id_if_assigned(type_=Xid8))) is not None:
-        raise TransactionInUseError(operation)
-
-
-def _require_fit(conn: Connection, operation: str) -> None:
-    """Do as `require_unwritten` and `require_read_committed` do, in one round trip."""
-    level, xid = conn.execute(
-        select(
-            func.current_setting("transaction_isolation"),
-            func.pg_current_xact_id_if_assigned(type_=Xid8),
-        )
-    ).one()
-    _require_level(level)
-    if xid is not None:
         raise TransactionInUseError(operation)
 
 
@@ -283,6 +300,32 @@ def snapshot_without_own_changes(conn: Connection) -> Snapshot:
     return snapshot.without(own)
 
 
+# Whoever consumes little and often would spend more time on putting statements together than the
+# server does on running them.
+@lru_cache
+def _locking(schema: str, *, skip_locked: bool) -> Select[Any]:
+    is_wanted = change_log_tables(schema).consumers.c.name == bindparam("wanted", type_=Text)
+    return _facts(schema).where(is_wanted).with_for_update(skip_locked=skip_locked)
+
+
+@lru_cache
+def _advancing(schema: str) -> ReturningUpdate[bool]:
+    consumers = change_log_tables(schema).consumers
+    wanted = bindparam("wanted", type_=Text)
+    return (
+        update(consumers)
+        .where(consumers.c.name == wanted)
+        .values(
+            snapshot=bindparam("consumed", type_=PgSnapshot),
+            populated=True,
+            advanced_at=func.statement_timestamp(),
+            timeline=timeline,
+            restart_reason=None,
+        )
+        .returning(capture_changed(wanted, schema=schema))
+    )
+
+
 def _facts(schema: str) -> Select[Any]:
     consumers = change_log_tables(schema).consumers
     names = ("name", "kind", "snapshot", "populated", "registered_at", "advanced_at", "timeline")
@@ -311,7 +354,7 @@ def _held(conn: Connection, row: Row[Any], *, schema: str) -> Consumer:
 
 
 def _as_consumer(conn: Connection, row: Row[Any], *, schema: str) -> Consumer:
-    changed, shapes = read_shapes(conn, row.name, schema=schema)
+    changed, shapes, own_xid = read_shapes(conn, row.name, schema=schema)
     return Consumer(
         name=row.name,
         kind=row.kind,
@@ -324,4 +367,5 @@ def _as_consumer(conn: Connection, row: Row[Any], *, schema: str) -> Consumer:
         restart_reason=row.restart_reason,
         changed_logs=changed,
         shapes=shapes,
+        own_xid=own_xid,
     )

@@ -2,10 +2,23 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from psycopg import sql
 from psycopg.errors import UndefinedFunction
-from sqlalchemy import ARRAY, Connection, Table, Text, func, literal, select, text
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    ScalarSelect,
+    Table,
+    Text,
+    bindparam,
+    func,
+    literal,
+    select,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.change_log.source_tree import Member, read_members
@@ -86,6 +99,13 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = to_regclass(:name)
 """)
 
+_FOUND = """
+SELECT coalesce(jsonb_object_agg(w.name, jsonb_build_array(n.nspname, c.relname)), '{}')
+FROM unnest(:wanted) AS w (name)
+JOIN pg_catalog.pg_class c ON c.oid = to_regclass(w.name)
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+"""
+
 # Values of a type are identical when equal if its default B-tree operator class says so with
 # support function 4, and its collation does not call different texts equal. varchar borrows
 # the operators of text.
@@ -140,6 +160,16 @@ def table_name(table: Table | str) -> str:
         return table
     names = (table.name,) if table.schema is None else (table.schema, table.name)
     return sql.Identifier(*names).as_string(None)
+
+
+def found_names(tables: Iterable[Table | str]) -> ScalarSelect[Any]:
+    """Return an expression for the schemas and names of ``tables``, by ``search_path``.
+
+    It is an object by `table_name`; those are left out that do not exist.
+    """
+    wanted = [table_name(table) for table in tables]
+    found = text(_FOUND).bindparams(bindparam("wanted", wanted, ARRAY(Text), unique=True))
+    return found.columns(names=JSONB).scalar_subquery()
 
 
 def resolve_name(conn: Connection, table: Table | str) -> tuple[str, str]:

@@ -10,10 +10,23 @@ attached may run in a snapshot from after it, and would store that it has read t
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Connection, Text, select, update
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Connection,
+    Select,
+    Text,
+    bindparam,
+    func,
+    select,
+    update,
+)
 
-from datapatterns.change_log.schema import change_log_tables
+from datapatterns.change_log.schema import Xid8, change_log_tables
+from datapatterns.change_log.snapshots import Xid
 from datapatterns.sql.functions import library_function
 
 
@@ -22,7 +35,7 @@ def capture_shape(log_name: str | ColumnElement[str], *, schema: str) -> ColumnE
     return library_function(schema, "capture_shape", log_name, returns=Text())
 
 
-def capture_changed(consumer: str, *, schema: str) -> ColumnElement[bool]:
+def capture_changed(consumer: str | ColumnElement[str], *, schema: str) -> ColumnElement[bool]:
     """Return an expression for whether ``consumer`` has to read everything anew.
 
     It reads the catalogue in the snapshot of the statement that it is part of, which runs it once
@@ -53,17 +66,30 @@ def carrying_shape(conn: Connection, log_name: str, *, schema: str) -> Iterator[
 
 def read_shapes(
     conn: Connection, consumer: str, *, schema: str
-) -> tuple[tuple[str, ...], dict[str, str | None]]:
-    """Return which logs of ``consumer`` no longer tell all, and the shapes of this moment."""
+) -> tuple[tuple[str, ...], dict[str, str | None], Xid | None]:
+    """Return which logs of ``consumer`` no longer tell all, and the shapes of this moment.
+
+    And the transaction's id, which is asked for in the same round trip; None if it has none.
+    """
+    rows = conn.execute(_reading(schema), {"wanted": consumer}).all()
+    changed = tuple(row[0] for row in rows if row[1] is None or row[1] != row[2])
+    return changed, {row[0]: row[2] for row in rows}, rows[0][3] if rows else None
+
+
+@lru_cache
+def _reading(schema: str) -> Select[Any]:
     subscriptions = change_log_tables(schema).subscriptions
     log_name = subscriptions.c.log_name
-    rows = conn.execute(
-        select(log_name, subscriptions.c.shape, capture_shape(log_name, schema=schema))
-        .where(subscriptions.c.consumer == consumer)
+    return (
+        select(
+            log_name,
+            subscriptions.c.shape,
+            capture_shape(log_name, schema=schema),
+            func.pg_current_xact_id_if_assigned(type_=Xid8),
+        )
+        .where(subscriptions.c.consumer == bindparam("wanted", type_=Text))
         .order_by(log_name)
-    ).all()
-    changed = tuple(row[0] for row in rows if row[1] is None or row[1] != row[2])
-    return changed, {row[0]: row[2] for row in rows}
+    )
 
 
 def store_shapes(

@@ -48,46 +48,45 @@ def application(plan: CountingPlan, names: ViewNames, pending: Mapping[Table, CT
     signs = [select(cte.c.change_sign) for cte in pending.values()]
     changed = union_all(*signs).cte("changed").prefix_with("MATERIALIZED")
     truncated = exists().where(changed.c.change_sign == 0)
-    stored = stored_of(names, [KEY_HASH, *key_names(plan), *total_names(plan), "ctid"])
-    after = _after(plan, stored, delta(plan, pending), ~truncated)
-    held = stored.c.ctid == after.c.held
-    totals = {name: after.c[name] for name in total_names(plan)}
-    columns = [KEY_HASH, *key_names(plan), *total_names(plan)]
-    new = select(*(after.c[name] for name in columns)).where(after.c.held.is_(None))
-    written = [update(stored).values(totals).where(held).cte("updated")]
+    change = _change(plan, delta(plan, pending), ~truncated)
+    stored = stored_of(names, [KEY_HASH, *key_names(plan), *total_names(plan)])
+    found = and_(
+        stored.c[KEY_HASH] == change.c[KEY_HASH], same_key(plan, stored, change, key_names(plan))
+    )
+    after = {name: stored.c[name] + change.c[name] for name in total_names(plan)}
+    # Without GROUP BY there is one group, which shows even if it is empty.
+    stays = or_(change.c[ROWS] >= 0, after[ROWS] != 0) if plan.keys else true()
+    write = update(stored).values(after).where(found, stays)
+    updated = write.returning(change.c.number, stored.c[ROWS]).cte("updated")
+    met = [select(*updated.c)]
     if plan.keys:
-        # Without GROUP BY there is one group, which shows even if it is empty.
-        stays = after.c[ROWS] != 0
-        new = new.where(stays)
-        written = [
-            update(stored).values(totals).where(held, stays).cte("updated"),
-            delete(stored).where(held, ~stays).cte("emptied"),
-        ]
+        clear = delete(stored).where(found, change.c[ROWS] < 0, after[ROWS] == 0)
+        emptied = clear.returning(change.c.number, after[ROWS].label(ROWS)).cte("emptied")
+        met.append(select(*emptied.c))
+    held = union_all(*met).cte("held").prefix_with("MATERIALIZED")
+    columns = [KEY_HASH, *key_names(plan), *total_names(plan)]
+    new = select(*(change.c[name] for name in columns)).where(
+        change.c.number.not_in(select(held.c.number)), *([change.c[ROWS] != 0] if plan.keys else [])
+    )
+    inserted = insert(stored).from_select(columns, new).returning(stored.c[ROWS]).cte("inserted")
+    written = union_all(select(held.c[ROWS]), select(inserted.c[ROWS])).cte("written")
     return select(
         current_snapshot.label("snapshot"),
         select(func.count()).select_from(changed).scalar_subquery().label("pending"),
         truncated.label("truncated"),
-        _counted(after, true()).label("touched"),
-        _counted(after, after.c[ROWS] < 0).label("negative"),
-    ).add_cte(*written, insert(stored).from_select(columns, new).cte("inserted"))
-
-
-def _after(plan: CountingPlan, stored: FromClause, delta: CTE, allowed: ColumnElement[bool]) -> CTE:
-    """Return what the touched keys have afterwards, and where they are held so far."""
-    names = total_names(plan)
-    changes_something = or_(*(delta.c[name] != 0 for name in names))
-    found = and_(
-        stored.c[KEY_HASH] == delta.c[KEY_HASH], same_key(plan, stored, delta, key_names(plan))
+        _counted(written, true()).label("touched"),
+        _counted(written, written.c[ROWS] < 0).label("negative"),
     )
+
+
+def _change(plan: CountingPlan, delta: CTE, allowed: ColumnElement[bool]) -> CTE:
+    """Return what is added to each key, and a number by which to tell which keys were found."""
+    changes_something = or_(*(delta.c[name] != 0 for name in total_names(plan)))
+    number = func.row_number().over().label("number")
     return (
-        select(
-            *(delta.c[name] for name in (KEY_HASH, *key_names(plan))),
-            *((func.coalesce(stored.c[n], 0) + delta.c[n]).label(n) for n in names),
-            stored.c.ctid.label("held"),
-        )
-        .select_from(delta.outerjoin(stored, found))
+        select(number, *delta.c)
         .where(allowed, changes_something)
-        .cte("after")
+        .cte("change")
         .prefix_with("MATERIALIZED")
     )
 

@@ -7,7 +7,7 @@ from psycopg import sql
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
 from datapatterns.change_log import ChangeLog
-from datapatterns.change_log.inspecting import has_equality, resolve_name
+from datapatterns.change_log.inspecting import has_equality, table_name
 from datapatterns.errors import ViewChangedError, ViewDefinitionError, ViewInUseError
 from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view.blueprint import Blueprint
@@ -24,6 +24,7 @@ from datapatterns.materialized_view.releasing import capture_no_more
 from datapatterns.materialized_view.schema import materialized_views
 from datapatterns.materialized_view.shown_types import as_defined
 from datapatterns.materialized_view.stacking import (
+    as_stored,
     find_bases,
     find_children,
     find_parents,
@@ -97,7 +98,7 @@ def drop_view(conn: Connection, names: ViewNames) -> None:
     capture_no_more(conn, names.schema, {name: facts["log"] for name, facts in sources.items()})
 
 
-def find_logs(conn: Connection, view: ViewDefinition, record: ViewRecord) -> Logs:
+def find_logs(view: ViewDefinition, record: ViewRecord) -> Logs:
     """Return the logs of the view's tables.
 
     Raises:
@@ -105,10 +106,11 @@ def find_logs(conn: Connection, view: ViewDefinition, record: ViewRecord) -> Log
     """
     by_table: dict[Table, str] = {}
     for source in record.maintenance.tables:
-        found = sql.Identifier(*resolve_name(conn, source)).as_string(None)
-        if found not in record.logs:
+        found = record.names.get(table_name(source))
+        log = found and record.logs.get(sql.Identifier(*found).as_string(None))
+        if not log:
             raise ViewChangedError(view.names.view)
-        by_table[source] = record.logs[found]
+        by_table[source] = log
     return Logs(by_table, [*record.logs.values()])
 
 
@@ -121,7 +123,7 @@ def require_same_names(conn: Connection, view: ViewDefinition, record: ViewRecor
     Raises:
         ViewChangedError: One was renamed, or dropped with CASCADE.
     """
-    bases = find_bases(conn, view.names, _qualified(view.names, view.names.definition))
+    bases = as_stored(conn, view.names, record.bases)
     if {base.full_name: [*base.columns] for base in bases} != record.columns:
         raise ViewChangedError(view.names.view)
 

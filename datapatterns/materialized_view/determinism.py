@@ -5,12 +5,13 @@ operator, cast and call stands for is in the stored rule. So nothing is guessed 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from psycopg import sql
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, ScalarSelect, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 
 from datapatterns.errors import ViewDefinitionError
 
@@ -36,18 +37,23 @@ SELECT p.oid FROM pg_catalog.pg_type t
 JOIN pg_catalog.pg_proc p ON p.oid = t.typoutput AND t.oid = ANY (CAST(:sources AS oid[]))
                           OR p.oid = t.typinput AND t.oid = ANY (CAST(:targets AS oid[]))
 """)
-_BASES = text("""
-SELECT n.nspname AS schema, c.relname AS name, a.attname AS column, c.oid AS oid
-FROM pg_catalog.pg_rewrite r
-JOIN pg_catalog.pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
- AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class
-JOIN pg_catalog.pg_class c ON c.oid = d.refobjid
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-                                   AND d.refobjsubid > 0
-WHERE r.ev_class = to_regclass(:definition)
-ORDER BY n.nspname, c.relname, a.attnum
-""")
+_BASES = """
+SELECT coalesce(jsonb_agg(jsonb_build_array(schema, name, columns) ORDER BY schema, name), '[]')
+FROM (
+    SELECT n.nspname AS schema, c.relname AS name,
+           coalesce(jsonb_agg(a.attname ORDER BY a.attnum) FILTER (WHERE a.attname IS NOT NULL),
+                    '[]') AS columns
+    FROM pg_catalog.pg_rewrite r
+    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+     AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class
+    JOIN pg_catalog.pg_class c ON c.oid = d.refobjid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+                                       AND d.refobjsubid > 0
+    WHERE r.ev_class = to_regclass(:definition)
+    GROUP BY n.nspname, c.relname
+) AS base
+"""
 
 _ORDER_FREE = frozenset({
     "avg", "bit_and", "bit_or", "bit_xor", "bool_and", "bool_or", "count", "every", "max", "min",
@@ -124,17 +130,22 @@ class Base:
         return sql.Identifier(self.schema, self.name).as_string(None)
 
 
-def read_bases(conn: Connection, definition: str) -> list[Base]:
-    """Return the tables below the plain view ``definition``, in the order of their names.
+def bases_of(definition: str) -> ScalarSelect[Any]:
+    """Return an expression for what `as_bases` reads: the tables below a plain view.
 
-    None if there is no such view, as after DROP TABLE ... CASCADE.
+    None of them if there is no such view, as after DROP TABLE ... CASCADE.
     """
-    columns: dict[tuple[str, str], list[str]] = {}
-    for row in conn.execute(_BASES, {"definition": definition}):
-        named = columns.setdefault((row.schema, row.name), [])
-        if row.column is not None:
-            named.append(row.column)
-    return [Base(*table, tuple(named)) for table, named in columns.items()]
+    return text(_BASES).bindparams(definition=definition).columns(bases=JSONB).scalar_subquery()
+
+
+def as_bases(found: Sequence[tuple[str, str, Sequence[str]]]) -> list[Base]:
+    """Return the tables that `bases_of` has found, in the order of their names."""
+    return [Base(schema, name, tuple(columns)) for schema, name, columns in found]
+
+
+def read_bases(conn: Connection, definition: str) -> list[Base]:
+    """Return the tables below the plain view ``definition``, in the order of their names."""
+    return as_bases(conn.execute(select(bases_of(definition))).scalar_one())
 
 
 def require_determinism(conn: Connection, view: str, definition: str) -> None:

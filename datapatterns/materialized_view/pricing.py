@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from psycopg import sql
-from sqlalchemy import Column, Connection, exists, or_, select, table, text
+from sqlalchemy import Column, Connection, exists, or_, select, table
 
 from datapatterns.change_log import Snapshot, Xid8, not_shown_by
 from datapatterns.materialized_view.definition import ViewDefinition
@@ -24,14 +23,6 @@ _ALWAYS_FOLLOWED: Final = 1_000
 _LOGGED_TO_A_PAGE: Final = 204
 """Rows of a log, at the most: of 40 bytes, with what points to them."""
 
-# Unknown as long as nobody has analysed the tables; partitioned ones have a number of their own.
-_SIZES = text("""
-SELECT CASE WHEN min(c.reltuples) >= 0 THEN sum(c.reltuples) END,
-       (SELECT max(pg_relation_size(log)) / current_setting('block_size')::int
-        FROM unnest(CAST(:logs AS regclass[])) AS log)
-FROM pg_catalog.pg_class c WHERE c.oid = ANY (CAST(:tables AS regclass[])::oid[])
-""")
-
 
 def is_dearer_than_rebuild(
     conn: Connection, view: ViewDefinition, record: ViewRecord, since: Snapshot
@@ -41,17 +32,12 @@ def is_dearer_than_rebuild(
     That is a guess by the planner's statistics; without any, changes are followed.
     """
     share = REBUILD_BEYOND.get(record.explanation.strategy)
-    if share is None:
+    if share is None or record.rows is None:
         return False
-    schema, names = view.names.schema, record.logs.values()
-    logs = [sql.Identifier(schema, name).as_string(None) for name in names]
-    rows, pages = conn.execute(_SIZES, {"tables": [*record.logs], "logs": logs}).one()
-    if rows is None:
-        return False
-    followed = max(_ALWAYS_FOLLOWED, int(share * rows))
+    followed = max(_ALWAYS_FOLLOWED, int(share * record.rows))
     # Logs are short as a rule, and then nobody needs to count.
-    return pages * _LOGGED_TO_A_PAGE > followed and _is_more_pending(
-        conn, schema, names, since, followed
+    return record.log_pages * _LOGGED_TO_A_PAGE > followed and _is_more_pending(
+        conn, view.names.schema, record.logs.values(), since, followed
     )
 
 

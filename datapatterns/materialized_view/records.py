@@ -2,17 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from psycopg import sql
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import (
+    Connection,
+    Double,
+    Select,
+    Text,
+    Update,
+    bindparam,
+    func,
+    select,
+    update,
+)
 
+from datapatterns.change_log.inspecting import found_names, table_name
 from datapatterns.errors import ViewChangedError, ViewMissingError
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.definition import ViewDefinition
+from datapatterns.materialized_view.determinism import Base, as_bases, bases_of
 from datapatterns.materialized_view.maintenance import Maintenance
 from datapatterns.materialized_view.meaning import other_settings, settings_now, settings_of
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.schema import materialized_views
+from datapatterns.materialized_view.sizes import log_pages_of, rows_of
 from datapatterns.materialized_view.strategy import Explanation, Strategy
 
 
@@ -27,6 +42,10 @@ class ViewRecord:
         columns: The columns that it reads of each, in the table's order.
         last_duration_seconds: How long the last refresh took.
         settings: Those that this session has otherwise than the one that created the view.
+        bases: What the plain view of the query reads, by the names of today.
+        names: What the tables of the query are called, with their schema, by the code's names.
+        rows: How many its tables have together, by the planner's statistics; None without any.
+        log_pages: How many the longest of the logs has.
     """
 
     explanation: Explanation
@@ -35,6 +54,10 @@ class ViewRecord:
     columns: Mapping[str, Sequence[str]]
     last_duration_seconds: float | None
     settings: Mapping[str, str]
+    bases: Sequence[Base]
+    names: Mapping[str, tuple[str, str]]
+    rows: float | None
+    log_pages: int
 
 
 def find_record(conn: Connection, view: ViewDefinition) -> ViewRecord | None:
@@ -43,18 +66,8 @@ def find_record(conn: Connection, view: ViewDefinition) -> ViewRecord | None:
     Raises:
         ViewChangedError: It was created from another query.
     """
-    views = materialized_views(view.names.schema)
-    row = conn.execute(
-        select(
-            views.c.strategy,
-            views.c.reason,
-            views.c.digest,
-            views.c.sources,
-            views.c.duration_seconds,
-            settings_of(view.names).label("noted"),
-            settings_now().label("now"),
-        ).where(views.c.name == view.names.view)
-    ).one_or_none()
+    tables = {table_name(table) for kept in view.candidates for table in kept.tables}
+    row = conn.execute(_facts(view.names, tuple(sorted(tables)))).one_or_none()
     if row is None:
         return None
     explanation = Explanation(Strategy(row.strategy), row.reason)
@@ -64,7 +77,38 @@ def find_record(conn: Connection, view: ViewDefinition) -> ViewRecord | None:
     logs = {name: source["log"] for name, source in row.sources.items()}
     columns = {name: source["columns"] for name, source in row.sources.items()}
     settings = other_settings(row.noted, row.now, conn.dialect)
-    return ViewRecord(explanation, maintenance, logs, columns, row.duration_seconds, settings)
+    return ViewRecord(
+        explanation,
+        maintenance,
+        logs,
+        columns,
+        row.duration_seconds,
+        settings,
+        as_bases(row.bases),
+        {name: (schema, table) for name, (schema, table) in row.names.items()},
+        row.rows,
+        row.log_pages or 0,
+    )
+
+
+@lru_cache(maxsize=512)
+def _facts(names: ViewNames, tables: tuple[str, ...]) -> Select[Any]:
+    """Return one statement for all that has to be known, since each costs a round trip."""
+    views = materialized_views(names.schema)
+    definition = sql.Identifier(names.schema, names.definition).as_string(None)
+    return select(
+        views.c.strategy,
+        views.c.reason,
+        views.c.digest,
+        views.c.sources,
+        views.c.duration_seconds,
+        settings_of(names).label("noted"),
+        settings_now().label("now"),
+        bases_of(definition).label("bases"),
+        found_names(tables).label("names"),
+        rows_of(views.c.sources).label("rows"),
+        log_pages_of(views.c.sources, schema=names.schema).label("log_pages"),
+    ).where(views.c.name == names.view)
 
 
 def read_record(conn: Connection, view: ViewDefinition) -> ViewRecord:
@@ -122,5 +166,11 @@ def read_blueprint(conn: Connection, names: ViewNames) -> Blueprint | None:
 
 def record_duration(conn: Connection, names: ViewNames, seconds: float) -> None:
     """Store how long a refresh took."""
-    views = materialized_views(names.schema)
-    conn.execute(update(views).where(views.c.name == names.view).values(duration_seconds=seconds))
+    conn.execute(_recording(names.schema), {"wanted": names.view, "seconds": seconds})
+
+
+@lru_cache
+def _recording(schema: str) -> Update:
+    views = materialized_views(schema)
+    wanted, seconds = bindparam("wanted", type_=Text), bindparam("seconds", type_=Double)
+    return update(views).where(views.c.name == wanted).values(duration_seconds=seconds)

@@ -4,10 +4,20 @@ A view reads what another one has stored, and follows the changes of that. So wh
 old as the oldest of what it is built upon: with each refresh is written down how far that was.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, func, insert, literal, select, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Text,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 
 from datapatterns.change_log import Xid, Xid8, change_log_tables, pending_for
 from datapatterns.errors import ViewNotPopulatedError
@@ -29,7 +39,11 @@ def find_bases(conn: Connection, names: ViewNames, definition: str) -> list[Base
         names: The view's.
         definition: The plain view of its query, as SQL writes its name.
     """
-    bases = read_bases(conn, definition)
+    return as_stored(conn, names, read_bases(conn, definition))
+
+
+def as_stored(conn: Connection, names: ViewNames, bases: Sequence[Base]) -> list[Base]:
+    """Return ``bases``, and instead of other views what they store."""
     below = find_parents(conn, names, bases)
     return [
         Base(base.schema, view_names(base.schema, base.name).stored, below[base.name])
@@ -102,18 +116,32 @@ def read_as_of(conn: Connection, names: ViewNames) -> AsOf | None:
     return states.get(names.view)
 
 
-def noting_parents(conn: Connection, names: ViewNames, work: Callable[[], Report]) -> Report:
+def parents_of(names: ViewNames) -> ColumnElement[Any]:
+    """Return an expression for the array of the views that a view is built upon."""
+    table = view_parents(names.schema)
+    found = select(table.c.parent).where(table.c.view == names.view).order_by(table.c.parent)
+    return func.array(found.scalar_subquery(), type_=ARRAY(Text))
+
+
+def noting_parents(
+    conn: Connection, names: ViewNames, parents: Sequence[str], work: Callable[[], Report]
+) -> Report:
     """Refresh a view, and write down up to where it shows the tables since.
 
     What it is built upon is looked at before: it may be newer by the time it is read, but no
     older.
+
+    Args:
+        conn: A connection in a transaction.
+        names: The view's.
+        parents: What it is built upon, see `parents_of`.
+        work: What refreshes it.
 
     Raises:
         ViewNotPopulatedError: Something that it is built upon is not filled.
     """
     table = view_parents(names.schema)
     own = table.c.view == names.view
-    parents: list[str] = [*conn.scalars(select(table.c.parent).where(own))]
     states = _read_states(conn, names.schema, parents) if parents else {}
     for parent in parents:
         if parent not in states:

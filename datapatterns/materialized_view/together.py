@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from psycopg.errors import SerializationFailure
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import OperationalError
 
 from datapatterns.change_log import Consumer
@@ -23,7 +23,7 @@ from datapatterns.materialized_view.locking import hold_stored
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.refreshing import bring_up_to_date
 from datapatterns.materialized_view.reports import RefreshReport
-from datapatterns.materialized_view.stacking import noting_parents
+from datapatterns.materialized_view.stacking import noting_parents, parents_of
 from datapatterns.materialized_view.verifying import hold_sources, require_unchanged
 from datapatterns.materialized_view.view import MaterializedView
 from datapatterns.transactions import resuming
@@ -151,7 +151,9 @@ class Company:
                 clock=self.clock,
             )
             with self._limited(conn, view, skip_locked=skip_locked):
-                done[view.name] = noting_parents(conn, view.definition.names, work)
+                names = view.definition.names
+                parents = conn.execute(select(parents_of(names))).scalar_one()
+                done[view.name] = noting_parents(conn, names, parents, work)
         # Statements were planned for the partitions of then: who attaches one waits for no reader.
         require_unchanged(conn, self._sources(conn))
         return done

@@ -13,16 +13,18 @@ def version_at_hand(conn: Connection, view: ViewDefinition) -> ViewDefinition:
     means the next version. Whoever could mean either, means the next: it is kept in another way
     that is as right.
     """
-    views, names = materialized_views(view.names.schema), view.names
-    found = conn.execute(
-        select(views.c.strategy, views.c.digest).where(views.c.name == names.next.view)
-    ).one_or_none()
-    if found is None:
-        return view
-    upcoming = view.under(names.next)
+    views = materialized_views(view.names.schema)
+    found = select(views.c.strategy, views.c.digest).where(views.c.name == view.names.next.view)
+    row = conn.execute(found).one_or_none()
+    return view if row is None else version_meant(view, *row)
+
+
+def version_meant(view: ViewDefinition, strategy: str, digest: str) -> ViewDefinition:
+    """Return the view, or the version kept by ``strategy`` from what ``digest`` stands for."""
+    upcoming = view.under(view.names.next)
     is_meant = any(
-        candidate.explanation.strategy == found.strategy
-        and upcoming.blueprint(candidate).digest == found.digest
+        candidate.explanation.strategy == strategy
+        and upcoming.blueprint(candidate).digest == digest
         for candidate in upcoming.candidates
     )
     return upcoming if is_meant else view

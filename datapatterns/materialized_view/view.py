@@ -17,7 +17,6 @@ from datapatterns.materialized_view.policy import RefreshPolicy, Schedule
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.refreshing import rebuild_view, refresh_view
 from datapatterns.materialized_view.reports import Difference, Freshness, RefreshReport
-from datapatterns.materialized_view.stacking import noting_parents
 from datapatterns.materialized_view.strategy import AUTO, Explanation, Maintain
 from datapatterns.materialized_view.verifying import verify_view
 from datapatterns.materialized_view.versions import version_at_hand
@@ -148,14 +147,14 @@ class MaterializedView:
             ViewChangedError: The view was created from another query.
             ViewMissingError: The view was not created.
         """
-        return self._rebuild(conn, clock)
+        return rebuild_view(conn, self._definition, clock=clock)
 
     def rebuild(self, conn: Connection, *, clock: Clock = SYSTEM_CLOCK) -> RefreshReport:
         """Make the view right whatever it holds, writing only the rows that differ.
 
         Raises the same errors as `populate`.
         """
-        return self._rebuild(conn, clock)
+        return rebuild_view(conn, self._definition, clock=clock)
 
     def refresh(
         self, conn: Connection, *, skip_locked: bool = False, clock: Clock = SYSTEM_CLOCK
@@ -173,11 +172,7 @@ class MaterializedView:
             ViewNotPopulatedError: The view has not been filled yet.
             Exception: The errors of `populate` as well.
         """
-
-        def work() -> RefreshReport | None:
-            return refresh_view(conn, self._definition, skip_locked=skip_locked, clock=clock)
-
-        return noting_parents(conn, self._definition.names, work)
+        return refresh_view(conn, self._definition, skip_locked=skip_locked, clock=clock)
 
     def freshness(self, conn: Connection, *, limit: int = PENDING_ROWS_MAX) -> Freshness:
         """Return how far the view is behind what the transaction sees.
@@ -247,9 +242,3 @@ class MaterializedView:
             ViewInUseError: Other views are built upon it.
         """
         drop_view(conn, self._definition.names)
-
-    def _rebuild(self, conn: Connection, clock: Clock) -> RefreshReport:
-        def work() -> RefreshReport:
-            return rebuild_view(conn, self._definition, clock=clock)
-
-        return noting_parents(conn, self._definition.names, work)
