@@ -49,8 +49,10 @@ class Databases:
             pool_pre_ping=True,
         )
         self._sign_of_life = self._admin.connect()
+        self._copying = _cheapest_copying(self._sign_of_life)
         self._drop_leftovers()
         self._template = f"{self.run}_template"
+        self._spare: URL | None = None
 
     def __enter__(self) -> Self:
         self._create(self._template, template="template0")
@@ -70,12 +72,14 @@ class Databases:
 
     def new(self) -> URL:
         """Return the address of a new database, to be dropped by the caller or at the end."""
-        name = f"{self.run}_{secrets.token_hex(4)}"
-        self._create(name, template=self._template)
-        return self.server.set(database=name)
+        url, self._spare = self._spare or self._new(), None
+        return url
 
     def drop(self, url: URL) -> None:
         """Drop a database that ``new`` returned, even if somebody is connected to it."""
+        # The backend of a client that has just left is there for another millisecond or two, and
+        # who drops its database sleeps for 100 when it sees one. Meanwhile, make the next.
+        self._spare = self._spare or self._new()
         self._drop(str(url.database))
 
     @contextmanager
@@ -95,6 +99,11 @@ class Databases:
         self._sign_of_life.close()
         self._admin.dispose()
 
+    def _new(self) -> URL:
+        name = f"{self.run}_{secrets.token_hex(4)}"
+        self._create(name, template=self._template)
+        return self.server.set(database=name)
+
     def _drop_leftovers(self) -> None:
         # Names first, signs of life second: a run gives its sign before it creates anything, so
         # whose database was there and whose sign is not, has ended.
@@ -112,11 +121,23 @@ class Databases:
 
     def _create(self, name: str, *, template: str) -> None:
         with self._admin.connect() as conn:
-            conn.execute(text(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'))
+            conn.execute(text(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {self._copying}'))
 
     def _drop(self, name: str) -> None:
         with self._admin.connect() as conn:
             conn.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+
+
+def _cheapest_copying(conn: Connection) -> str:
+    """Return how CREATE DATABASE is to copy a template on this server.
+
+    Copying files instead of logging each page takes half the CPU time, but waits for checkpoints.
+    Where they wait for no disk that is nothing; elsewhere they flush what all others have written.
+    Before PostgreSQL 15 there is no other way.
+    """
+    newer = conn.scalar(text("SELECT current_setting('server_version_num')::int >= 150000"))
+    unsafe = conn.scalar(text("SHOW fsync")) == "off"
+    return "STRATEGY FILE_COPY" if newer and unsafe else ""
 
 
 @contextmanager
