@@ -1,10 +1,15 @@
 """What users can import. A name that goes, or comes, is a decision: see CHANGELOG.md."""
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
+import pytest
+
+import datapatterns
 from datapatterns import errors
 from datapatterns.event_sourcing.schema import event_tables
 
@@ -31,6 +36,17 @@ PACKAGES = (
     "datapatterns.transactions",
 )
 
+IMPORT_EACH = """
+import sys
+from importlib import import_module
+
+for package in sys.argv[1:]:
+    for name in [name for name in sys.modules if name.startswith("datapatterns")]:
+        del sys.modules[name]
+    import_module(package)
+    print(*sys.modules)
+"""
+
 
 def public_names() -> list[str]:
     """Return every public name: what `__all__` lists, or what a module without one defines."""
@@ -50,6 +66,24 @@ def _names(package: str) -> list[str]:
         for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == package
     ]
+
+
+def test_each_package_can_be_imported_first_and_without_all_the_others() -> None:
+    told = subprocess.run(  # noqa: S603 -- our own program
+        [sys.executable, "-c", IMPORT_EACH, *PACKAGES], check=True, capture_output=True, text=True
+    )
+
+    # `DataLayer` brings them all along, in the order that suits them.
+    loaded = [set(line.split()) for line in told.stdout.splitlines()]
+    assert all(package in names for package, names in zip(PACKAGES, loaded, strict=True))
+    assert not any("datapatterns.layer" in names for names in loaded)
+
+
+def test_what_is_loaded_when_asked_for_is_found_and_nothing_else_is() -> None:
+    assert datapatterns.DataLayer.__module__ == "datapatterns.layer"
+
+    with pytest.raises(AttributeError, match="'datapatterns' has no attribute 'DataLayers'"):
+        import_module("datapatterns").DataLayers  # noqa: B018 -- that it is looked up is enough
 
 
 def test_the_reference_lists_every_public_name_of_the_event_store() -> None:
