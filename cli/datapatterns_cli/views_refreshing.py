@@ -8,6 +8,7 @@ import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.shared_options import Command
+from datapatterns_cli.views_conditions import condition_of
 from datapatterns_cli.views_looking import statuses
 
 if TYPE_CHECKING:
@@ -67,21 +68,40 @@ def refresh(
 
 @click.command(cls=Command)
 @click.argument("names", nargs=-1, metavar="NAME...", required=True)
+@click.option(
+    "--where",
+    "conditions",
+    multiple=True,
+    metavar="CONDITION",
+    help="Only these rows, such as 'week>=7'; several are all meant.",
+)
 @_dry_run
 @pass_invocation
-def rebuild(invocation: Invocation, *, names: tuple[str, ...], dry_run: bool) -> None:
+def rebuild(
+    invocation: Invocation, *, names: tuple[str, ...], conditions: tuple[str, ...], dry_run: bool
+) -> None:
     """Make these views right whatever they hold, writing only the rows that differ.
+
+    With --where, on columns that the query groups by, the query runs for these rows alone; the
+    others are refreshed.
 
     \b
       datapatterns views rebuild weekly_sales --app shop.data:layer
+      datapatterns views rebuild weekly_sales --where 'week>=7' --where 'week<9'
     """  # noqa: D301
+    if conditions and len(names) != 1:
+        raise click.UsageError("--where is about the columns of one view; name it")
+    where = condition_of(conditions)
     layer = _layer(invocation)
     wanted = statuses(layer, names, limit=1)
     if dry_run:
         _would(invocation, wanted)
         return
     with _told(invocation, "rebuilding views", len(wanted)) as on_view:
-        layer.views.rebuild(layer.engine, names, on_view=on_view)
+        try:
+            layer.views.rebuild(layer.engine, names, where=where, on_view=on_view)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
 
 
 def _layer(invocation: Invocation) -> "DataLayer":
@@ -129,10 +149,13 @@ def _told(
                     "pending_rows": report.pending_rows,
                     "rows_changed": report.rows_changed,
                     "seconds": round(report.duration_seconds, 3),
+                    "partitions": report.partitions,
                     "done": True,
                 }
             )
             advance(1)
+            if report.reason is not None:
+                invocation.output.note(f"{name} was rebuilt: {report.reason}")
 
         try:
             yield on_view

@@ -1,6 +1,5 @@
 """`datapatterns views verify`: does each view show what its query gives?"""
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,17 +8,15 @@ import click
 from datapatterns_cli.amounts import Amount
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.shared_options import Command
+from datapatterns_cli.views_conditions import condition_of
 from datapatterns_cli.views_looking import statuses
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement
-
     from datapatterns import DataLayer
     from datapatterns.materialized_view import Difference, ViewVerification
 
 _SEEDS: Final = 2**32
 _ATTEMPTS_MAX: Final = 5
-_CONDITION: Final = re.compile(r"\s*(\w+)\s*(<=|>=|<>|=|<|>)\s*(.*)", re.DOTALL)
 _WHOLE: Final = ("fresh", "stale", "overdue")
 
 
@@ -65,7 +62,7 @@ def verify(
     if conditions and len(names) != 1:
         raise click.UsageError("--where is about the columns of one view; name it")
     layer = invocation.layer()
-    part = {"sample": sample, "seed": seed, "where": _condition(conditions)}
+    part = {"sample": sample, "seed": seed, "where": condition_of(conditions)}
     rows: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []
     wrong: list[str] = []
@@ -100,22 +97,6 @@ def _wanted(invocation: Invocation, layer: "DataLayer", names: Sequence[str]) ->
         if one.state.value not in _WHOLE:
             invocation.output.note(f"{one.name} is left out: {one.state}")
     return [one.name for one in found if one.state.value in _WHOLE]
-
-
-def _condition(conditions: Sequence[str]) -> "ColumnElement[bool] | None":
-    from sqlalchemy import and_, bindparam, column  # noqa: PLC0415 -- help must not wait for it
-    from sqlalchemy.types import NullType  # noqa: PLC0415
-
-    found = []
-    for condition in conditions:
-        if (parts := _CONDITION.fullmatch(condition)) is None:
-            raise click.UsageError(f"{condition!r} is no condition; write column>=value")
-        name, operator, value = parts.groups()
-        # The server reads the value as what it is compared with.
-        found.append(
-            column(name).op(operator, is_comparison=True)(bindparam(None, value, NullType()))
-        )
-    return and_(*found) if found else None
 
 
 def _verified(

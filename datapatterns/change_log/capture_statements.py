@@ -6,7 +6,7 @@ from psycopg import sql
 
 from datapatterns.change_log.capture_names import CaptureNames
 from datapatterns.change_log.inspecting import IMAGE_PREFIX, SourceColumn, SourceTable
-from datapatterns.change_log.partition_statements import unless_detached
+from datapatterns.change_log.partition_statements import truncated, unless_detached
 
 _OWN_XID = sql.SQL("(SELECT pg_current_xact_id())")
 """Of the writer: asked for once in a statement, not once for each row."""
@@ -28,7 +28,8 @@ EVENTS = ("INSERT", "DELETE", "UPDATE", "TRUNCATE")
 _CREATE_LOG = sql.SQL("""
 CREATE TABLE {log} (
     change_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    change_sign smallint NOT NULL
+    change_sign smallint NOT NULL,
+    change_partition jsonb
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 CREATE INDEX ON {log} (change_xid);
 ALTER TABLE {log} REPLICA IDENTITY FULL;
@@ -53,7 +54,7 @@ BEGIN{unless_detached}
     WHEN 'UPDATE' THEN
         {update}
     WHEN 'TRUNCATE' THEN
-        INSERT INTO {log} (change_sign) VALUES (0);
+        INSERT INTO {log} {truncated};
     END CASE;
     RETURN NULL;
 END
@@ -121,6 +122,7 @@ def function_body(names: CaptureNames, source: SourceTable, columns: Sequence[So
         added=_logged(_ADDED, columns),
         removed=_logged(_REMOVED, columns),
         update=_update(names, columns) if columns else sql.SQL("NULL;  -- no column matters"),
+        truncated=truncated(names, source),
     )
     return body.as_string(None)
 

@@ -55,6 +55,17 @@ JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 WHERE t.tgrelid = ANY (CAST(:relations AS oid[])) AND t.tgname = ANY (:names)
 """)
+# The columns that the condition of the trigger names, and where it fires always.
+_MOVE_TRIGGERS = text("""
+SELECT t.tgrelid AS relation, ARRAY (
+    SELECT a.attname::text FROM pg_catalog.pg_depend d
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = t.tgrelid AND a.attnum = d.refobjsubid
+    WHERE d.classid = 'pg_trigger'::regclass AND d.objid = t.oid
+      AND d.refclassid = 'pg_class'::regclass AND d.refobjid = t.tgrelid) AS columns
+FROM pg_catalog.pg_trigger t
+WHERE t.tgrelid = ANY (CAST(:relations AS oid[])) AND t.tgfoid = to_regproc(:function)
+  AND t.tgname = :name AND t.tgenabled = 'A' AND t.tgtype = 19
+""")
 _BODY = text("SELECT prosrc FROM pg_catalog.pg_proc WHERE oid = to_regproc(:function)")
 
 
@@ -299,9 +310,19 @@ def _create_triggers(conn: Connection, source: SourceTable, names: CaptureNames)
             if (member.oid, names.trigger(event)) not in working:
                 execute(conn, statements.create_trigger(names, member.identifier, event))
     if source.is_partitioned:
-        # Always anew: a new partition may be partitioned by further columns.
         execute(conn, replace_move_function(names))
-        execute(conn, create_move_trigger(names, source))
+        # Left alone where it is right: each partition whose trigger is another one is read anew.
+        if not _tells_moves(conn, source, names):
+            execute(conn, create_move_trigger(names, source))
+
+
+def _tells_moves(conn: Connection, source: SourceTable, names: CaptureNames) -> bool:
+    """Return whether rows that move are told of; a new partition may go by further columns."""
+    relations = [member.oid for member in source.members]
+    function = names.move_function.as_string(None)
+    wanted = {"relations": relations, "function": function, "name": names.move_trigger}
+    found = {row.relation: row.columns for row in conn.execute(_MOVE_TRIGGERS, wanted)}
+    return found.keys() == {*relations} and {*found[source.oid]} >= {*source.keys}
 
 
 def _require_free(conn: Connection, source: SourceTable, names: CaptureNames) -> None:

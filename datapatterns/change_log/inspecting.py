@@ -25,7 +25,7 @@ from datapatterns.change_log.source_tree import Member, read_members
 from datapatterns.errors import CaptureRefusedError
 from datapatterns.sql.composing import execute
 
-LOG_COLUMNS = ("change_xid", "change_sign")
+LOG_COLUMNS = ("change_xid", "change_sign", "change_partition")
 """What each row of a log says about itself, beside the captured columns."""
 
 

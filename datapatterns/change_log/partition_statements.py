@@ -17,6 +17,12 @@ _UNLESS_DETACHED = sql.SQL("""
         RETURN NULL;  -- it is no partition any more
     END IF;
 """)
+_TRUNCATED = sql.SQL("(change_sign) VALUES (0)")
+# The bounds of the partition, or NULL for the table itself. They stay as they are until this has
+# been committed: TRUNCATE has locked the partition, and ATTACH of what it is in would lock it.
+_TRUNCATED_PARTITION = sql.SQL(
+    "(change_sign, change_partition)\n        VALUES (0, nullif({bounds}(TG_RELID), '[]'))"
+)
 # A partition's constraint is evaluated with the rights of this function's owner. Operators of
 # keys that are columns come from operator classes, which only superusers create; expressions may
 # call anything, so there every change of a key counts as a move.
@@ -56,6 +62,13 @@ def unless_detached(source: SourceTable) -> sql.Composable:
     if not source.is_partitioned:
         return sql.SQL("")
     return _UNLESS_DETACHED.format(table=sql.Literal(source.identifier.as_string(None)))
+
+
+def truncated(names: CaptureNames, source: SourceTable) -> sql.Composable:
+    """Return what is inserted into the log for a TRUNCATE, from the columns on."""
+    if not source.is_partitioned:
+        return _TRUNCATED
+    return _TRUNCATED_PARTITION.format(bounds=sql.Identifier(names.schema, "partition_bounds"))
 
 
 def replace_move_function(names: CaptureNames) -> sql.Composable:

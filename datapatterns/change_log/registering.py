@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from datapatterns.change_log.consuming import snapshot_without_own_changes
 from datapatterns.change_log.identity import database_identity, timeline
 from datapatterns.change_log.schema import change_log_tables
-from datapatterns.change_log.shapes import capture_shape
+from datapatterns.change_log.shapes import capture_partitions, capture_shape
 from datapatterns.sql.texts import is_text
 
 
@@ -40,7 +40,12 @@ def register_consumer(
     if unknown := sorted(set(wanted) - set(held)):
         raise ValueError(f"{unknown[0]!r} is no log of this schema; capture() returns its name")
     # Also before it: a partition that is attached in between has rows that nobody has logged.
-    shapes = {log: conn.scalar(select(capture_shape(log, schema=schema))) for log in wanted}
+    shapes = {
+        log: conn.execute(
+            select(capture_shape(log, schema=schema), capture_partitions(log, schema=schema))
+        ).one()
+        for log in wanted
+    }
     added = conn.scalar(
         insert(tables.consumers)
         .values(
@@ -54,11 +59,11 @@ def register_consumer(
         .on_conflict_do_nothing()
         .returning(tables.consumers.c.name)
     )
-    for log_name, shape in shapes.items():
-        known = None if added is None else shape
+    for log_name, (shape, partitions) in shapes.items():
+        known = {} if added is None else {"shape": shape, "partitions": partitions}
         conn.execute(
             insert(tables.subscriptions)
-            .values(consumer=name, log_name=log_name, shape=known)
+            .values(consumer=name, log_name=log_name, **known)
             .on_conflict_do_nothing()
         )
 

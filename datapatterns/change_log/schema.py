@@ -16,7 +16,7 @@ from sqlalchemy import (
     false,
     func,
 )
-from sqlalchemy.dialects.postgresql import OID, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSONB, OID, TIMESTAMP
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from datapatterns.change_log.snapshots import Snapshot, Xid
@@ -115,6 +115,7 @@ def change_log_tables(schema: str, /) -> ChangeLogTables:
         ),
         Column("log_name", Text, ForeignKey(captured.c.log_name), primary_key=True),
         Column("shape", Text),
+        Column("partitions", JSONB(none_as_null=True)),
         Index(None, "log_name"),
     )
     return ChangeLogTables(consumers, captured, subscriptions)

@@ -24,6 +24,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from datapatterns.change_log.schema import Xid8, change_log_tables
 from datapatterns.change_log.snapshots import Xid
@@ -45,6 +46,15 @@ def capture_changed(consumer: str | ColumnElement[str], *, schema: str) -> Colum
     return library_function(schema, "capture_changed", consumer, returns=Boolean())
 
 
+def capture_partitions(
+    log_name: str | ColumnElement[str], *, schema: str
+) -> ColumnElement[dict[str, Any] | None]:
+    """Return an expression for the partitions of a captured table; None if they do not tell all."""
+    return library_function(
+        schema, "capture_partitions", log_name, returns=JSONB(none_as_null=True)
+    )
+
+
 @contextmanager
 def carrying_shape(conn: Connection, log_name: str, *, schema: str) -> Iterator[None]:
     """Change capture so that consumers which have missed nothing until now need not begin anew.
@@ -60,7 +70,10 @@ def carrying_shape(conn: Connection, log_name: str, *, schema: str) -> Iterator[
     conn.execute(
         update(subscriptions)
         .where(subscriptions.c.log_name == log_name, subscriptions.c.shape == before)
-        .values(shape=shape.scalar_subquery())
+        .values(
+            shape=shape.scalar_subquery(),
+            partitions=capture_partitions(log_name, schema=schema),
+        )
     )
 
 

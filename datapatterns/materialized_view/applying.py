@@ -1,6 +1,6 @@
 """The statement that applies pending changes to what is stored by counting."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -27,15 +27,26 @@ from datapatterns.materialized_view.counting import (
     ROWS,
     delta,
     key_names,
+    state,
     total_names,
 )
 from datapatterns.materialized_view.counting_plan import CountingPlan
 from datapatterns.materialized_view.identity import same_key
 from datapatterns.materialized_view.names import ViewNames
+from datapatterns.materialized_view.pending_changes import changes_of
+from datapatterns.materialized_view.rebuilding import rebuild
 from datapatterns.materialized_view.relations import stored_of
+from datapatterns.materialized_view.within import Anew, outside
 
 
-def application(plan: CountingPlan, names: ViewNames, pending: Mapping[Table, CTE]) -> Select[Any]:
+def application(
+    plan: CountingPlan,
+    names: ViewNames,
+    pending: Mapping[Table, CTE],
+    *,
+    anew: Anew | None = None,
+    compared_as_text: Sequence[str] = (),
+) -> Select[Any]:
     """Return the statement that adds what is pending to what is stored.
 
     It answers with one row: the snapshot it ran in; how many changes were pending; whether a
@@ -44,11 +55,22 @@ def application(plan: CountingPlan, names: ViewNames, pending: Mapping[Table, CT
 
     It relies on nobody else writing the stored rows: refreshers exclude each other by the
     consumer.
+
+    Args:
+        plan: What is counted.
+        names: The view's.
+        pending: The changed rows of each of its tables.
+        anew: A part of the view that is added up from scratch in the same snapshot; nothing is
+            added to it.
+        compared_as_text: The stored columns whose equal values may differ, and matter.
     """
-    signs = [select(cte.c.change_sign) for cte in pending.values()]
-    changed = union_all(*signs).cte("changed").prefix_with("MATERIALIZED")
-    truncated = exists().where(changed.c.change_sign == 0)
-    change = _change(plan, delta(plan, pending), ~truncated)
+    changed = changes_of(pending, anew).cte("changed").prefix_with("MATERIALIZED")
+    truncated = exists().where(changed.c.says_nothing)
+    added = delta(plan, pending)
+    allowed = ~truncated
+    if anew is not None:
+        allowed &= outside(anew.within, [added.c[name] for name in key_names(plan)])
+    change = _change(plan, added, allowed)
     stored = stored_of(names, [KEY_HASH, *key_names(plan), *total_names(plan)])
     found = and_(
         stored.c[KEY_HASH] == change.c[KEY_HASH], same_key(plan, stored, change, key_names(plan))
@@ -68,15 +90,28 @@ def application(plan: CountingPlan, names: ViewNames, pending: Mapping[Table, CT
     new = select(*(change.c[name] for name in columns)).where(
         change.c.number.not_in(select(held.c.number)), *([change.c[ROWS] != 0] if plan.keys else [])
     )
-    inserted = insert(stored).from_select(columns, new).returning(stored.c[ROWS]).cte("inserted")
+    inserted = insert(stored).from_select(columns, new).returning(stored.c[ROWS]).cte("added")
     written = union_all(select(held.c[ROWS]), select(inserted.c[ROWS])).cte("written")
-    return select(
-        current_snapshot.label("snapshot"),
+    counts = (
         select(func.count()).select_from(changed).scalar_subquery().label("pending"),
         truncated.label("truncated"),
         _counted(written, true()).label("touched"),
         _counted(written, written.c[ROWS] < 0).label("negative"),
     )
+    if anew is None:
+        return select(current_snapshot.label("snapshot"), *counts)
+
+    def part(rows: FromClause) -> ColumnElement[bool]:
+        return ~truncated & anew.within([rows.c[name] for name in key_names(plan)])
+
+    again = rebuild(
+        state(plan, part),
+        names,
+        columns,
+        compared_as_text=compared_as_text,
+        only=lambda rows: [part(rows)],
+    )
+    return again.add_columns(*counts)
 
 
 def _change(plan: CountingPlan, delta: CTE, allowed: ColumnElement[bool]) -> CTE:

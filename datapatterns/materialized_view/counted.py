@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     Column,
     Connection,
     FromClause,
@@ -22,14 +23,17 @@ from datapatterns.materialized_view import counting
 from datapatterns.materialized_view.applying import application
 from datapatterns.materialized_view.blueprint import Requirement
 from datapatterns.materialized_view.counting_needs import needs_of
-from datapatterns.materialized_view.counting_plan import CountingPlan, Shape
+from datapatterns.materialized_view.counting_plan import CountingPlan, OutputKind, Shape
+from datapatterns.materialized_view.identified import columns_compared_as_text
 from datapatterns.materialized_view.identity import imaged
 from datapatterns.materialized_view.maintenance import Applied, Logs
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.pending_changes import pending_changes
 from datapatterns.materialized_view.relations import definition_of, stored_of
 from datapatterns.materialized_view.showing import shown_rows
+from datapatterns.materialized_view.sources import own_source, table_of
 from datapatterns.materialized_view.strategy import Explanation, Strategy
+from datapatterns.materialized_view.within import Anew
 
 _REASONS = {
     Shape.GROUPS: "inner joins, plain conditions, counts and exact sums of each group",
@@ -96,6 +100,26 @@ class Counted:
         """Return the columns of ``table`` that matter."""
         return self.plan.columns_of(table)
 
+    def places(self) -> dict[str, int]:
+        """Return which key each column of the view shows, if it shows one."""
+        pairs = zip(self.columns, self.plan.outputs, strict=True)
+        return {name: shown.index for name, shown in pairs if shown.kind is OutputKind.KEY}
+
+    def places_of(self, table: Table) -> dict[str, int]:
+        """Return which keys are columns of ``table``; none if it is read more than once.
+
+        Nor if rows of several queries are counted together: these may have another type there.
+        """
+        branch = self.plan.branches[0]
+        read = [source for source in branch.sources if table_of(source) is table]
+        if len(self.plan.branches) > 1 or len(read) != 1:
+            return {}
+        return {
+            key.name: number
+            for number, key in enumerate(branch.keys)
+            if isinstance(key, Column) and own_source(key, read) is not None
+        }
+
     def under(self, names: ViewNames) -> "Counted":
         """Return the same for a version of the view with other names."""
         return replace(self, names=names, _applications={})  # they name the stored table
@@ -132,24 +156,35 @@ class Counted:
         )
         return select(*union_all(*parts).subquery("current").c)
 
-    def apply(self, conn: Connection, logs: Logs, since: Snapshot) -> Applied:
+    def apply(
+        self, conn: Connection, logs: Logs, since: Snapshot, anew: Anew | None = None
+    ) -> Applied:
         """Add what ``since`` does not show.
 
         Raises:
             ViewDiffersError: A key would have fewer rows than none.
         """
-        found = conn.execute(self._application(logs), snapshot_parameters(since)).one()
+        if anew is None:
+            statement = self._application(logs)
+        else:
+            as_text = columns_compared_as_text(conn, self.names, self)
+            pending = self._pending(logs)
+            statement = application(
+                self.plan, self.names, pending, anew=anew, compared_as_text=as_text
+            )
+        found = conn.execute(statement, snapshot_parameters(since)).one()
         if found.negative:
             raise ViewDiffersError(self.names.view)
+        changed = found.touched if anew is None else found.touched + found.deleted + found.inserted
         # A truncation names no rows.
-        return Applied(found.snapshot, found.pending, found.touched, not found.truncated)
+        return Applied(found.snapshot, found.pending, changed, not found.truncated)
 
     def _application(self, logs: Logs) -> Select[Any]:
         """Return the statement, which takes longer to put together than to apply a few rows."""
         named = tuple(logs.by_table[table] for table in self.tables)
         if named not in self._applications:
-            pending = pending_changes(
-                self, logs.by_table, self.names.schema, not_shown_by_parameters
-            )
-            self._applications[named] = application(self.plan, self.names, pending)
+            self._applications[named] = application(self.plan, self.names, self._pending(logs))
         return self._applications[named]
+
+    def _pending(self, logs: Logs) -> dict[Table, CTE]:
+        return pending_changes(self, logs.by_table, self.names.schema, not_shown_by_parameters)

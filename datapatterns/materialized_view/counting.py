@@ -9,7 +9,7 @@ Source: the algebra of signed multisets, as in A. Gupta, I. S. Mumick, V. S. Sub
 "Maintaining views incrementally", SIGMOD 1993.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -64,10 +64,19 @@ def total_names(plan: CountingPlan) -> list[str]:
     return [ROWS, *(name for number in range(len(plan.measures)) for name in _names(plan, number))]
 
 
-def state(plan: CountingPlan) -> Select[Any]:
-    """Return the query for all that is stored, from scratch."""
+def state(
+    plan: CountingPlan, where: Callable[[FromClause], ColumnElement[bool]] | None = None
+) -> Select[Any]:
+    """Return the query for all that is stored, from scratch.
+
+    Args:
+        plan: What is counted.
+        where: Which rows, before they are added up, of a relation that has their keys.
+    """
     terms = [_state_of(plan, branch) for branch in plan.branches]
-    return _added_up(plan, union_all(*terms).subquery("found"))
+    found = union_all(*terms).subquery("found")
+    added = _added_up(plan, found)
+    return added if where is None else added.where(where(found))
 
 
 def delta(plan: CountingPlan, pending: Mapping[Table, FromClause]) -> CTE:

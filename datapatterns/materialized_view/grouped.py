@@ -1,6 +1,6 @@
 """A view that is kept by groups: those that changes may concern are computed anew."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,7 +33,9 @@ from datapatterns.materialized_view.maintenance import Applied, Logs
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.pending_changes import count_pending, pending_changes
 from datapatterns.materialized_view.relations import stored_of
+from datapatterns.materialized_view.sources import table_of
 from datapatterns.materialized_view.strategy import Explanation
+from datapatterns.materialized_view.within import Anew
 
 _DATA_EXCEPTION = "22"
 _INDEXED_TEXT_MAX = 500
@@ -92,6 +94,27 @@ class Grouped:
         """Return the columns of ``table`` that the query names."""
         return self.plan.columns_of(table)
 
+    def places(self) -> dict[str, int]:
+        """Return which key each column of the view shows, if it shows one."""
+        names = self.plan.output_names
+        shown = ((key.shown_by, number) for number, key in enumerate(self.plan.keys))
+        return {names[output]: number for output, number in shown if output is not None}
+
+    def places_of(self, table: Table) -> dict[str, int]:
+        """Return which keys are columns of ``table``; none if it is read more than once.
+
+        Nor if an outer join may leave it out: without its rows, others are in other groups.
+        """
+        plan = self.plan
+        read = [n for n, source in enumerate(plan.sources) if table_of(source) is table]
+        if len(read) != 1 or read[0] in plan.tree.nullable():
+            return {}
+        return {
+            key.expression.name: number
+            for number, key in enumerate(plan.keys)
+            if key.occurrence == read[0] and isinstance(key.expression, Column)
+        }
+
     def under(self, names: ViewNames) -> "Grouped":
         """Return the same for a version of the view with other names."""
         return replace(self, names=names, _applications={})  # they name the stored table
@@ -108,9 +131,11 @@ class Grouped:
         """Return the groups that no change concerns as they are stored, the others anew."""
         return current(self.plan, self.names, pending, marker)
 
-    def apply(self, conn: Connection, logs: Logs, since: Snapshot) -> Applied:
+    def apply(
+        self, conn: Connection, logs: Logs, since: Snapshot, anew: Anew | None = None
+    ) -> Applied:
         """Compute the groups anew that what ``since`` does not show may concern."""
-        statement = self._application(conn, logs)
+        statement = self._application(conn, logs, anew)
         try:
             with conn.begin_nested():
                 found = conn.execute(statement, snapshot_parameters(since)).one()
@@ -123,18 +148,19 @@ class Grouped:
         changed = found.deleted + found.inserted
         return Applied(found.snapshot, found.pending, changed, found.done)
 
-    def _application(self, conn: Connection, logs: Logs) -> Select[Any]:
+    def _application(self, conn: Connection, logs: Logs, anew: Anew | None) -> Select[Any]:
         """Return the statement, which takes longer to put together than to apply a few rows."""
         as_text = tuple(columns_compared_as_text(conn, self.names, self))
+        if anew is not None:
+            return self._applying(logs, anew, as_text)
         named = (tuple(logs.by_table[table] for table in self.tables), as_text)
         if named not in self._applications:
-            pending = pending_changes(
-                self, logs.by_table, self.names.schema, not_shown_by_parameters
-            )
-            self._applications[named] = apply_groups(
-                self.plan, self.names, pending, compared_as_text=as_text
-            )
+            self._applications[named] = self._applying(logs, None, as_text)
         return self._applications[named]
+
+    def _applying(self, logs: Logs, anew: Anew | None, as_text: Sequence[str]) -> Select[Any]:
+        pending = pending_changes(self, logs.by_table, self.names.schema, not_shown_by_parameters)
+        return apply_groups(self.plan, self.names, pending, anew=anew, compared_as_text=as_text)
 
     def _not_done(self, conn: Connection, logs: Logs, since: Snapshot) -> Applied:
         counted = count_pending(self.names.schema, logs.names, lambda x: not_shown_by(since, x))

@@ -10,6 +10,7 @@ from datapatterns.change_log import Snapshot
 from datapatterns.materialized_view.blueprint import Requirement
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.strategy import Explanation
+from datapatterns.materialized_view.within import Anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,16 @@ class Maintenance(Protocol):
     def columns_of(self, table: Table) -> Sequence[Column[Any]]:
         """Return the columns of ``table`` that are read from its changes."""
 
+    def places(self) -> Mapping[str, int]:
+        """Return which key each column of the view shows: its number among those of `Within`."""
+
+    def places_of(self, table: Table) -> Mapping[str, int]:
+        """Return which keys are columns of ``table``, by their names.
+
+        The view's rows that a row of the table is in have its values there, all of them. None if
+        that cannot be told, as of a table that is joined twice.
+        """
+
     def under(self, names: ViewNames) -> "Maintenance":
         """Return the same for a version of the view with other names."""
 
@@ -94,13 +105,16 @@ class Maintenance(Protocol):
             marker: One row: ``seen``, whether these do not say enough.
         """
 
-    def apply(self, conn: Connection, logs: Logs, since: Snapshot) -> Applied:
+    def apply(
+        self, conn: Connection, logs: Logs, since: Snapshot, anew: Anew | None = None
+    ) -> Applied:
         """Apply what ``since`` does not show, in one statement, or say that it cannot be done.
 
         Args:
             conn: A connection whose transaction holds the consumer.
             logs: Where changes are.
             since: Up to where changes have been applied.
+            anew: A part of the view that is computed from scratch instead, whatever it holds.
 
         Raises:
             ViewDiffersError: The stored rows cannot have been right.

@@ -5,12 +5,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict, Unpack
 
-from sqlalchemy import BigInteger, ColumnElement, Select, TableClause, and_, func, literal, true
+from psycopg import sql
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    FunctionElement,
+    Select,
+    TableClause,
+    TextClause,
+    and_,
+    func,
+    literal,
+    true,
+)
 from sqlalchemy.sql.elements import ColumnClause, Label
 from sqlalchemy.sql.selectable import SelectBase
 from sqlalchemy.sql.visitors import iterate, replacement_traverse
 
+from datapatterns.change_log.inspecting import inspect_columns
 from datapatterns.materialized_view.algebra import Query
+from datapatterns.materialized_view.definition import ViewDefinition
+from datapatterns.materialized_view.maintenance import Maintenance
+from datapatterns.materialized_view.within import Within
 
 SEEDS: Final = 2**32
 _HASHES: Final = 2**32
@@ -107,6 +124,51 @@ def part_of(query: Query, columns: Sequence[str], **rows: Unpack[WhichRows]) -> 
     return Part(columns, grouped_columns(query, columns), **given)
 
 
+def part_where(
+    conn: Connection, view: ViewDefinition, maintenance: Maintenance, where: ColumnElement[bool]
+) -> Within:
+    """Return the part of a view that ``where`` is about, as its keys tell it.
+
+    What it says of a key has to hold for all rows of that key, stored and computed ones alike: a
+    group that is in the part as it is stored, and not as it should be, would get lost.
+
+    Raises:
+        TypeError: There is a query, a function or SQL as text in the condition.
+        ValueError: It is about no column of the view, or about one that may not tell.
+    """
+    grouped = grouped_columns(view.query, view.columns)
+    places = {c: n for c, n in maintenance.places().items() if c in grouped}
+    Part(view.columns, grouped, where)
+    relation = sql.Identifier(view.names.schema, view.names.definition).as_string(None)
+    exact = {c.name for c in inspect_columns(conn, relation) if c.equality_is_identity}
+    for element in iterate(where):
+        if isinstance(element, FunctionElement | TextClause):
+            raise TypeError("a part of a view is told by values; compute them before")
+        if not isinstance(element, ColumnClause):
+            continue
+        if element.name not in places:
+            raise ValueError(
+                f"{element.name!r} may differ within what is computed at once; a part of this view"
+                f" is told by: {', '.join(places) or 'nothing'}"
+            )
+        if element.name not in exact and _merges_equal_rows(view.query):
+            raise ValueError(
+                f"equal values of {element.name!r} may differ, and one stands for all of them; tell"
+                " the part by another column"
+            )
+
+    def within(keys: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        return replacement_traverse(
+            where,
+            {},
+            lambda element, **_: (
+                keys[places[element.name]] if isinstance(element, ColumnClause) else None
+            ),
+        )
+
+    return within
+
+
 def grouped_columns(query: Query, columns: Sequence[str]) -> list[str]:
     """Return those of ``columns`` that ``query`` groups by; all of them if it does not group."""
     groups = query._group_by_clauses if isinstance(query, Select) else ()  # noqa: SLF001 -- there is no public list of them
@@ -116,6 +178,11 @@ def grouped_columns(query: Query, columns: Sequence[str]) -> list[str]:
         if any(_unlabelled(element).compare(_unlabelled(group)) for group in groups)
     ]
     return found or [*columns]
+
+
+def _merges_equal_rows(query: Query) -> bool:
+    is_plain = isinstance(query, Select) and not query._group_by_clauses and not query._distinct  # noqa: SLF001
+    return not is_plain
 
 
 def _unlabelled(element: Any) -> Any:  # noqa: ANN401 -- any element

@@ -1,25 +1,32 @@
 """The pending changes of a view's tables, as relations of a statement."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sqlalchemy import (
     CTE,
     Column,
     ColumnElement,
+    CompoundSelect,
+    FromClause,
     SmallInteger,
     Table,
     TableClause,
+    Text,
+    cast,
     column,
     func,
     literal,
     select,
     table,
+    union_all,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from datapatterns.change_log import Xid, Xid8
 from datapatterns.materialized_view.blueprint import MARKER, pending_name
 from datapatterns.materialized_view.maintenance import Maintenance
+from datapatterns.materialized_view.within import Anew
 
 IsPending: TypeAlias = Callable[[ColumnElement[Xid]], ColumnElement[bool]]
 
@@ -32,6 +39,23 @@ def pending_changes(
         source: _pending(maintenance, source, number, logs[source], schema, is_pending)
         for number, source in enumerate(maintenance.tables)
     }
+
+
+def changes_of(pending: Mapping[Table, FromClause], anew: Anew | None) -> CompoundSelect[Any]:
+    """Return each pending change: its sign, and whether it ``says_nothing`` of what to do.
+
+    Args:
+        pending: What is pending for each table.
+        anew: What is computed anew anyway.
+    """
+    parts = []
+    for source, changes in pending.items():
+        truncated = changes.c.change_sign == 0
+        if anew is not None and (told := anew.truncated.get(source)):
+            partition = cast(changes.c.change_partition, Text)
+            truncated &= partition.is_(None) | partition.not_in(sorted(told))
+        parts.append(select(changes.c.change_sign, truncated.label("says_nothing")))
+    return union_all(*parts)
 
 
 def named_pending(maintenance: Maintenance) -> tuple[dict[Table, TableClause], TableClause]:
@@ -70,8 +94,9 @@ def _pending(
 ) -> CTE:
     xid = Column("change_xid", Xid8)
     columns = _own_columns(maintenance, source)
-    log = table(log_name, xid, Column("change_sign", SmallInteger), *columns, schema=schema)
-    shown = [log.c.change_sign, *(log.c[own.key] for own in columns)]
+    own_facts = [Column("change_sign", SmallInteger), Column("change_partition", JSONB)]
+    log = table(log_name, xid, *own_facts, *columns, schema=schema)
+    shown = [log.c.change_sign, log.c.change_partition, *(log.c[own.key] for own in columns)]
     query = select(*shown).where(is_pending(log.c.change_xid))
     return query.cte(pending_name(number)).prefix_with("MATERIALIZED")
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from sqlalchemy import (
     Column,
+    ColumnElement,
     Connection,
     FromClause,
     Select,
     Table,
+    and_,
     not_,
     select,
     union_all,
@@ -17,11 +19,14 @@ from sqlalchemy import (
 
 from datapatterns.change_log import Snapshot, current_snapshot, not_shown_by
 from datapatterns.materialized_view.blueprint import Requirement
+from datapatterns.materialized_view.identified import columns_compared_as_text
 from datapatterns.materialized_view.maintenance import Applied, Logs
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.pending_changes import count_pending
+from datapatterns.materialized_view.rebuilding import rebuild
 from datapatterns.materialized_view.relations import definition_of, stored_of
 from datapatterns.materialized_view.strategy import Explanation
+from datapatterns.materialized_view.within import Anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,14 @@ class Rebuilt:
         """Return nothing."""
         return []
 
+    def places(self) -> dict[str, int]:
+        """Return the number of each column of the view: any of them may tell a part of it."""
+        return {name: number for number, name in enumerate(self.columns)}
+
+    def places_of(self, table: Table) -> dict[str, int]:  # noqa: ARG002 -- of none
+        """Return nothing: nobody knows which rows a row of the table is in."""
+        return {}
+
     def under(self, names: ViewNames) -> "Rebuilt":
         """Return the same for a version of the view with other names."""
         return replace(self, names=names)
@@ -81,9 +94,7 @@ class Rebuilt:
 
         By the plain view of it, which follows what is renamed.
         """
-        definition = definition_of(self.names, self.columns)
-        pairs = zip(self.columns, self.stored, strict=True)
-        return select(*(definition.c[shown].label(stored) for shown, stored in pairs))
+        return self._fresh_of(definition_of(self.names, self.columns))
 
     def shown(self) -> Select[Any]:
         """Return what is stored."""
@@ -102,8 +113,32 @@ class Rebuilt:
         both = union_all(self.shown().where(not_(seen)), select(*definition.c).where(seen))
         return select(*both.subquery("current").c)
 
-    def apply(self, conn: Connection, logs: Logs, since: Snapshot) -> Applied:
-        """Find out whether anything is pending; then only a rebuild will do."""
+    def apply(
+        self, conn: Connection, logs: Logs, since: Snapshot, anew: Anew | None = None
+    ) -> Applied:
+        """Find out whether anything is pending; then only a rebuild of all will do."""
         counted = count_pending(self.names.schema, logs.names, lambda x: not_shown_by(since, x))
-        pending, snapshot = conn.execute(select(counted, current_snapshot)).one()
-        return Applied(snapshot, pending, rows_changed=0, is_done=pending == 0)
+        if anew is None:
+            pending, snapshot = conn.execute(select(counted, current_snapshot)).one()
+            return Applied(snapshot, pending, rows_changed=0, is_done=pending == 0)
+        told = select(counted.label("rows")).cte("pending").prefix_with("MATERIALIZED")
+        pending_rows = select(told.c.rows).scalar_subquery()
+        definition = definition_of(self.names, self.columns)
+
+        def part(rows: FromClause) -> ColumnElement[bool]:
+            return and_(pending_rows == 0, anew.within([*rows.c]))
+
+        statement = rebuild(
+            self._fresh_of(definition).where(part(definition)),
+            self.names,
+            self.stored,
+            compared_as_text=columns_compared_as_text(conn, self.names, self),
+            only=lambda stored: [part(stored)],
+        ).add_columns(pending_rows.label("pending"))
+        found = conn.execute(statement).one()
+        changed = found.deleted + found.inserted
+        return Applied(found.snapshot, found.pending, changed, is_done=found.pending == 0)
+
+    def _fresh_of(self, definition: FromClause) -> Select[Any]:
+        pairs = zip(self.columns, self.stored, strict=True)
+        return select(*(definition.c[shown].label(stored) for shown, stored in pairs))

@@ -4,14 +4,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, literal, select
+from sqlalchemy import ColumnElement, Connection, Select, literal, select
 
 from datapatterns.change_log import (
     Consumer,
-    Snapshot,
-    capture_changed,
-    current_snapshot,
-    not_shown_by,
 )
 from datapatterns.change_log.consuming import (
     TransactionFacts,
@@ -20,10 +16,10 @@ from datapatterns.change_log.consuming import (
     read_consumer,
     transaction_facts,
 )
+from datapatterns.change_log.partitions import is_as_noted, note_partitions
 from datapatterns.clock import Clock
 from datapatterns.errors import (
     ConsumerMissingError,
-    ViewDiffersError,
     ViewMissingError,
     ViewNotPopulatedError,
 )
@@ -33,20 +29,24 @@ from datapatterns.materialized_view.creating import (
     require_same_names,
 )
 from datapatterns.materialized_view.definition import ViewDefinition
-from datapatterns.materialized_view.identified import columns_compared_as_text
+from datapatterns.materialized_view.following import (
+    OVERTAKEN,
+    Outcome,
+    count_all_pending,
+    follow,
+    follow_part,
+    run_query,
+)
 from datapatterns.materialized_view.locking import hold_stored, hold_versions
-from datapatterns.materialized_view.meaning import under
 from datapatterns.materialized_view.names import ViewNames
-from datapatterns.materialized_view.pending_changes import count_pending
-from datapatterns.materialized_view.pricing import is_dearer_than_rebuild
-from datapatterns.materialized_view.rebuilding import rebuild
+from datapatterns.materialized_view.part import part_where
 from datapatterns.materialized_view.records import ViewRecord, read_record, record_duration
 from datapatterns.materialized_view.reports import RefreshReport
 from datapatterns.materialized_view.schema import materialized_views
 from datapatterns.materialized_view.stacking import noting_parents, parents_of
-from datapatterns.materialized_view.strategy import Strategy
 from datapatterns.materialized_view.switching import try_to_switch
 from datapatterns.materialized_view.versions import version_at_hand, version_meant
+from datapatterns.materialized_view.within import Within
 
 
 class _Outset(NamedTuple):
@@ -61,13 +61,6 @@ class _Outset(NamedTuple):
     facts: TransactionFacts
     parents: Sequence[str]
     version: ViewDefinition
-
-
-class _Outcome(NamedTuple):
-    strategy: Strategy
-    pending_rows: int
-    rows_changed: int
-    snapshot: Snapshot
 
 
 def refresh_view(
@@ -87,10 +80,22 @@ def refresh_view(
     return noting_parents(conn, view.names, outset.parents, work)
 
 
-def rebuild_view(conn: Connection, view: ViewDefinition, *, clock: Clock) -> RefreshReport:
+def rebuild_view(
+    conn: Connection,
+    view: ViewDefinition,
+    *,
+    clock: Clock,
+    where: ColumnElement[bool] | None = None,
+) -> RefreshReport:
     """Make the stored rows what the query gives, whatever they are.
 
     Of two versions, it is those of the one that is meant.
+
+    Args:
+        conn: A connection in a transaction that has written nothing.
+        view: The view.
+        clock: Measures how long it takes.
+        where: Only those that this holds for; to the others what is pending is applied.
     """
     outset = _read_outset(conn, view)
 
@@ -99,7 +104,9 @@ def rebuild_view(conn: Connection, view: ViewDefinition, *, clock: Clock) -> Ref
         if version is not view:
             hold_versions(conn, view.names)
             version = version_at_hand(conn, view)
-        return _rebuild_version(conn, version, outset.facts, clock=clock)
+        if where is None:
+            return _rebuild_version(conn, version, outset.facts, clock=clock)
+        return _rebuild_part(conn, version, outset.facts, where, clock=clock)
 
     return noting_parents(conn, view.names, outset.parents, work)
 
@@ -169,9 +176,32 @@ def _rebuild_version(
     find_logs(view, record)
     pending = 0
     if consumer.populated:
-        pending = _count_pending(conn, view, record, consumer.snapshot)[0]
-    outcome = _rebuild(conn, view, record, pending)
+        pending = count_all_pending(conn, view, record, consumer.snapshot)
+    if consumer.changed_logs:
+        note_partitions(conn, consumer.name, consumer.changed_logs, schema=view.names.schema)
+    outcome = run_query(conn, view, record, pending)
     _advance(conn, view, consumer, outcome, is_rebuilt=True)
+    return _report(conn, view, outcome, clock.monotonic() - started)
+
+
+def _rebuild_part(
+    conn: Connection,
+    view: ViewDefinition,
+    facts: TransactionFacts,
+    where: ColumnElement[bool],
+    *,
+    clock: Clock,
+) -> RefreshReport:
+    started = clock.monotonic()
+    consumer = _locked(conn, view, facts)
+    if consumer is None:
+        raise AssertionError("this lock is waited for")
+    record = read_record(conn, view)
+    if not consumer.populated:
+        raise ViewNotPopulatedError(view.names.view)
+    require_same_names(conn, view, record)
+    asked = part_where(conn, view, record.maintenance, where)
+    outcome = _recompute(conn, view, record, consumer, asked)
     return _report(conn, view, outcome, clock.monotonic() - started)
 
 
@@ -186,17 +216,35 @@ def bring_up_to_date(
     require_same_names(conn, view, record)
     if consumer.changed_logs:
         # A partition came or went, say: the log does not tell of its rows.
-        pending = _count_pending(conn, view, record, consumer.snapshot)[0]
-        outcome = _rebuild(conn, view, record, pending)
-        _advance(conn, view, consumer, outcome, is_rebuilt=True)
+        outcome = _recompute(conn, view, record, consumer)
     else:
-        outcome = _follow(conn, view, record, consumer.snapshot)
+        outcome = follow(conn, view, record, consumer)
         if _advance(conn, view, consumer, outcome):
             # Since the lock was taken; joins may have met rows that no delta belongs to. The
-            # shapes of then stay stored, so the next refresh rebuilds once more.
-            outcome = _rebuild(conn, view, record, outcome.pending_rows)
+            # shapes of then stay stored, so the next refresh reads the partition once more.
+            outcome = run_query(conn, view, record, outcome.pending_rows, OVERTAKEN)
             _advance(conn, view, consumer, outcome)
     return _report(conn, view, outcome, clock.monotonic() - started)
+
+
+def _recompute(
+    conn: Connection,
+    view: ViewDefinition,
+    record: ViewRecord,
+    consumer: Consumer,
+    asked: Within | None = None,
+) -> Outcome:
+    """Compute anew what logs do not tell of, and what is asked for; apply the rest, and advance."""
+    outcome = follow_part(conn, view, record, consumer, asked)
+    has_changed = _advance(conn, view, consumer, outcome, is_rebuilt=True)
+    if outcome.is_whole or not has_changed:
+        return outcome
+    # A partition that is not captured is to be looked at again, but nothing new.
+    if is_as_noted(conn, consumer.name, consumer.changed_logs, schema=view.names.schema):
+        return outcome
+    outcome = run_query(conn, view, record, outcome.pending_rows, OVERTAKEN)
+    _advance(conn, view, consumer, outcome)
+    return outcome
 
 
 def _locked(
@@ -212,55 +260,11 @@ def _locked(
         raise ViewMissingError(view.names.view) from error
 
 
-def _follow(
-    conn: Connection, view: ViewDefinition, record: ViewRecord, since: Snapshot
-) -> _Outcome:
-    if is_dearer_than_rebuild(conn, view, record, since):
-        return _rebuild(conn, view, record, _count_pending(conn, view, record, since)[0])
-    names = view.names
-    try:
-        logs = find_logs(view, record)
-        with under(conn, record.settings):
-            applied = record.maintenance.apply(conn, logs, since)
-    except ViewDiffersError:
-        # A partition may have gone since the lock was taken, and its rows with it.
-        if not conn.scalar(select(capture_changed(names.consumer, schema=names.schema))):
-            raise
-        return _rebuild(conn, view, record, 0)
-    if not applied.is_done:
-        return _rebuild(conn, view, record, applied.pending_rows)
-    strategy = record.explanation.strategy
-    return _Outcome(strategy, applied.pending_rows, applied.rows_changed, applied.snapshot)
-
-
-def _rebuild(conn: Connection, view: ViewDefinition, record: ViewRecord, pending: int) -> _Outcome:
-    statement = rebuild(
-        record.maintenance.fresh(),
-        view.names,
-        record.maintenance.stored,
-        compared_as_text=columns_compared_as_text(conn, view.names, record.maintenance),
-    )
-    with under(conn, record.settings):
-        found = conn.execute(statement).one()
-    return _Outcome(Strategy.REBUILD, pending, found.deleted + found.inserted, found.snapshot)
-
-
-def _count_pending(
-    conn: Connection, view: ViewDefinition, record: ViewRecord, since: Snapshot
-) -> tuple[int, Snapshot]:
-    """Return how many changes are pending, and in which snapshot."""
-    counted = count_pending(
-        view.names.schema, record.logs.values(), lambda xid: not_shown_by(since, xid)
-    )
-    row = conn.execute(select(counted, current_snapshot)).one()
-    return row[0], row[1]
-
-
 def _advance(
     conn: Connection,
     view: ViewDefinition,
     consumer: Consumer,
-    outcome: _Outcome,
+    outcome: Outcome,
     *,
     is_rebuilt: bool = False,
 ) -> bool:
@@ -277,7 +281,14 @@ def _advance(
 
 
 def _report(
-    conn: Connection, view: ViewDefinition, outcome: _Outcome, seconds: float
+    conn: Connection, view: ViewDefinition, outcome: Outcome, seconds: float
 ) -> RefreshReport:
     record_duration(conn, view.names, seconds)
-    return RefreshReport(outcome.strategy, outcome.pending_rows, outcome.rows_changed, seconds)
+    return RefreshReport(
+        outcome.strategy,
+        outcome.pending_rows,
+        outcome.rows_changed,
+        seconds,
+        partitions=outcome.partitions,
+        reason=outcome.reason,
+    )

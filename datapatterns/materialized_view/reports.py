@@ -14,16 +14,22 @@ class RefreshReport:
     """What a refresh did.
 
     Attributes:
-        strategy: How it was done. A view that is kept by counting is rebuilt after a TRUNCATE.
+        strategy: How it was done. A view that is kept by counting is rebuilt after a TRUNCATE of a
+            whole table, say.
         pending_rows: How many captured changes it took in; an UPDATE is two for each row.
         rows_changed: How many stored rows were written or deleted.
         duration_seconds: How long it took, without the commit.
+        partitions: Of how many partitions the rows were computed anew, since they came, went,
+            were truncated, or are not captured.
+        reason: Why a view was rebuilt that is not kept so; None for other reports.
     """
 
     strategy: Strategy
     pending_rows: int
     rows_changed: int
     duration_seconds: float
+    partitions: int = 0
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from typing import Any, TypedDict, Unpack
 
-from sqlalchemy import Connection, Engine, TableClause, column, table
+from sqlalchemy import ColumnElement, Connection, Engine, TableClause, column, table
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from datapatterns.change_log import ChangeToken
@@ -149,12 +149,30 @@ class MaterializedView:
         """
         return rebuild_view(conn, self._definition, clock=clock)
 
-    def rebuild(self, conn: Connection, *, clock: Clock = SYSTEM_CLOCK) -> RefreshReport:
+    def rebuild(
+        self,
+        conn: Connection,
+        *,
+        where: ColumnElement[bool] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> RefreshReport:
         """Make the view right whatever it holds, writing only the rows that differ.
 
-        Raises the same errors as `populate`.
+        Args:
+            conn: A connection in a transaction that has written nothing. The caller commits.
+            where: Only the rows for which this holds, such as ``view.c.week == 7``; the others
+                are refreshed. It is a condition on columns that the query groups by, or on any if
+                it does not group; and the query runs with it. What is pending may ask for more.
+            clock: Measures how long it takes.
+
+        Raises:
+            TypeError: There is a query or a function in the condition.
+            ValueError: It is about columns that do not tell one part from another.
+            ViewDiffersError: Outside the part, the view counts fewer rows than none.
+            ViewNotPopulatedError: A part is wanted, and the view has not been filled yet.
+            Exception: The errors of `populate` as well.
         """
-        return rebuild_view(conn, self._definition, clock=clock)
+        return rebuild_view(conn, self._definition, clock=clock, where=where)
 
     def refresh(
         self, conn: Connection, *, skip_locked: bool = False, clock: Clock = SYSTEM_CLOCK

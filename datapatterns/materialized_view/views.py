@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, Unpack
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import ColumnElement, Connection, Engine
 
 from datapatterns.change_log import ChangeToken
 from datapatterns.clock import SYSTEM_CLOCK, Clock
@@ -145,13 +145,25 @@ class Views:
         return self._rebuilt(engine, names - filled, on_view)
 
     def rebuild(
-        self, engine: Engine, only: Sequence[str] = (), *, on_view: OnView = _tell_nobody
+        self,
+        engine: Engine,
+        only: Sequence[str] = (),
+        *,
+        where: ColumnElement[bool] | None = None,
+        on_view: OnView = _tell_nobody,
     ) -> Reports:
         """Make them right whatever they hold: all, or those that are named and no others.
 
+        Args:
+            engine: Where they are.
+            only: Names, if not all are meant.
+            where: Only the rows for which this holds, of each; see `MaterializedView.rebuild`.
+            on_view: Called after each, with its name and what was done.
+
         Raises: as `MaterializedView.rebuild`, at the first that cannot be rebuilt.
         """
-        return self._rebuilt(engine, {self.find(n).name for n in only or self._by_name}, on_view)
+        names = {self.find(n).name for n in only or self._by_name}
+        return self._rebuilt(engine, names, on_view, where)
 
     def refresh(
         self,
@@ -315,12 +327,18 @@ class Views:
             if names.intersection(company)
         )
 
-    def _rebuilt(self, engine: Engine, names: Iterable[str], on_view: OnView) -> Reports:
+    def _rebuilt(
+        self,
+        engine: Engine,
+        names: Iterable[str],
+        on_view: OnView,
+        where: ColumnElement[bool] | None = None,
+    ) -> Reports:
         done: Reports = {}
         wanted = set(names)
         for view in self.ordered:
             if view.name in wanted:
                 with fresh_reads(engine) as conn, resuming(conn, f"rebuilding view {view.name}"):
-                    done[view.name] = view.rebuild(conn, clock=self.clock)
+                    done[view.name] = view.rebuild(conn, where=where, clock=self.clock)
                 on_view(view.name, done[view.name])
         return done

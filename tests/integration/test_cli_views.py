@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, Engine, select, text
 
 from datapatterns.materialized_view import MaterializedView, Views
 from datapatterns.testing import wait_until
@@ -149,6 +149,21 @@ def test_views_are_filled_refreshed_and_rebuilt(
         ("weekly_sales", 10, True)
     ]
     assert [differences(shop, view, view.definition.query) for view in VIEWS.declared] == [0, 0]
+
+
+def test_a_part_of_a_view_is_rebuilt(run: Run, shop: Engine, app: tuple[str, str]) -> None:
+    run("views", "populate", *app)
+    execute(shop, "DELETE FROM datapatterns.weekly_sales_stored")
+    part = rows(run("views", "rebuild", "weekly_sales", "--where", "week=1", "--json", *app))
+    missing = run("views", "rebuild", "--where", "week=1", "weekly_sales", "largest_lines", *app)
+    other = run("views", "rebuild", "weekly_sales", "--where", "cents>7", *app)
+
+    assert part[0]["rows_changed"] > 0
+    with shop.connect() as conn:
+        assert set(conn.scalars(select(WEEKLY.c.week))) == {1}
+    assert "name it" in missing.err
+    assert "told by: week, department" in other.err
+    assert (missing.code, other.code) == (2, 2)
 
 
 def test_a_dry_run_tells_what_would_be_done_and_does_nothing(
