@@ -1,5 +1,6 @@
 """Bring stored rows up to date, and the consumer with them, in one transaction."""
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -44,9 +45,11 @@ from datapatterns.materialized_view.records import ViewRecord, read_record, reco
 from datapatterns.materialized_view.reports import RefreshReport
 from datapatterns.materialized_view.schema import materialized_views
 from datapatterns.materialized_view.stacking import noting_parents, parents_of
-from datapatterns.materialized_view.switching import try_to_switch
+from datapatterns.materialized_view.switching import may_switch, try_to_switch
 from datapatterns.materialized_view.versions import version_at_hand, version_meant
 from datapatterns.materialized_view.within import Within
+
+logger = logging.getLogger(__name__)
 
 
 class _Outset(NamedTuple):
@@ -69,6 +72,7 @@ def refresh_view(
     """Take in what is pending; None if ``skip_locked`` and somebody else is at it.
 
     The version that is going to take the view's place is populated, and the next time it does.
+    If the role may not do that, it keeps that version fresh until the view's owner comes.
     """
     outset = _read_outset(conn, view)
 
@@ -144,6 +148,9 @@ def _refresh_upcoming(
     consumer = read_consumer(conn, version.names.consumer, schema=names.schema)
     if consumer is None or not consumer.populated:
         return _rebuild_version(conn, version, facts, clock=clock)
+    if not may_switch(conn, names):
+        logger.info("the owner has to let another version take the place of view %s", names.view)
+        return _refresh_version(conn, version, facts, skip_locked=skip_locked, clock=clock)
     # Alone, so that nobody makes the view fresher than what is going to take its place.
     hold_stored(conn, names, alone=True)
     report = _refresh_version(conn, version, facts, skip_locked=skip_locked, clock=clock)

@@ -8,7 +8,20 @@ from typing import Any, Final
 
 from psycopg import sql
 from psycopg.errors import DeadlockDetected, LockNotAvailable
-from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, literal, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Table,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    table,
+)
+from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.exc import OperationalError
 
 from datapatterns.change_log import change_log_tables
@@ -32,8 +45,16 @@ from datapatterns.sql.composing import execute
 LOCK_MILLISECONDS: Final = 500
 """For so long does a switch wait for readers, and others behind it; then it is tried again."""
 
+_CLASSES = table("pg_class", Column("oid", OID), Column("relowner", OID), schema="pg_catalog")
 _CLEAR = sql.SQL("DROP VIEW {}; DROP VIEW {}; DROP VIEW {}; DROP TABLE {}")
 _RENAME = sql.SQL("ALTER VIEW {} RENAME TO {}; ALTER TABLE {} RENAME TO {}")
+
+
+def may_switch(conn: Connection, names: ViewNames) -> bool:
+    """Return whether the role owns the view, or is a member of who does."""
+    owned = func.pg_has_role(_CLASSES.c.relowner, "USAGE", type_=Boolean)
+    view = func.to_regclass(_qualified(names), type_=OID)
+    return bool(conn.scalar(select(owned).where(_CLASSES.c.oid == view)))
 
 
 def try_to_switch(conn: Connection, names: ViewNames) -> bool:

@@ -49,6 +49,7 @@ from datapatterns.event_sourcing import (
 )
 from datapatterns.index_table import IndexTable
 from datapatterns.materialized_view import MaterializedView
+from datapatterns.materialized_view.replacing import replace_view
 from datapatterns.sharding import EntityGroup, Hash, ShardCluster
 from tests.fixtures import people
 from tests.fixtures.caches import PATIENT
@@ -61,6 +62,7 @@ from tests.fixtures.read_models import (
     ProductSales,
     SalesByProduct,
 )
+from tests.fixtures.view_tables import create as create_view
 from tests.fixtures.view_tables import verify
 
 store = EventStore()
@@ -390,6 +392,39 @@ def test_the_worker_refreshes_views_of_what_the_application_writes(rights: Least
         assert weekly.freshness(conn).pending_rows == 0
     with rights.worker.begin() as conn:
         ChangeLog().collect_garbage(conn)
+
+
+def test_the_worker_keeps_the_next_version_of_a_view_fresh_until_its_owner_comes(
+    rights: LeastRights,
+) -> None:
+    old = MaterializedView("smallest", select(func.min(Line.cents).label("smallest")))
+    new = MaterializedView("smallest", select(func.min(Line.cents + 1).label("smallest")))
+    definition = new.definition
+    create_view(rights.owner, old)
+    with rights.owner.begin() as conn:
+        replace_view(conn, definition.names, definition.blueprint(definition.candidates[0]))
+    rights.grant(4)
+    with rights.app.begin() as conn:
+        conn.execute(insert(Product), [{"id": 9, "department": "rest"}])
+
+    for cents in (70, 60):
+        with rights.app.begin() as conn:
+            conn.execute(insert(Line), [{"id": cents, "product_id": 9, "cents": cents}])
+        with rights.worker.begin() as conn:
+            new.refresh(conn)
+        assert verify(rights.worker, new) == []
+        with rights.reader.begin() as conn:
+            assert conn.scalar(select(old.table)) != cents + 1
+    with rights.owner.begin() as conn:
+        new.refresh(conn)
+    with rights.app.begin() as conn:
+        conn.execute(insert(Line), [{"id": 5, "product_id": 9, "cents": 5}])
+    with rights.worker.begin() as conn:
+        new.refresh(conn)
+
+    with rights.reader.begin() as conn:
+        assert conn.execute(select(new.table)).all() == [(6,)]
+    assert verify(rights.worker, new) == []
 
 
 def test_the_application_writes_and_asks_an_index_table_that_the_owner_builds(
