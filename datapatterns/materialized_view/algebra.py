@@ -55,6 +55,8 @@ def read_plan(query: Query) -> CountingPlan:
         NotCountableError: Some clause of it cannot be followed by counting.
     """
     plan = _read_groups(query) if _is_grouped(query) else _read_plain(query)
+    if not plan.tables:
+        raise NotCountableError("it reads no table")
     _require_selected_as_stored(plan)
     return plan
 

@@ -95,6 +95,13 @@ def test_what_depends_on_more_than_its_tables_is_refused(
         view.create(conn)
 
 
+def test_a_count_of_no_table_is_refused(engine: Engine) -> None:
+    view = MaterializedView("refused", select(func.count().label("n")))
+
+    with engine.begin() as conn, pytest.raises(ViewDefinitionError, match="reading no table"):
+        view.create(conn)
+
+
 @pytest.mark.parametrize(
     "query",
     [
