@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import assume, given, note
-from sqlalchemy import Connection, Engine, Executable, create_engine, delete, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Engine, create_engine, delete
 
 from datapatterns.materialized_view.grouping.applying import probe
 from datapatterns.materialized_view.grouping.reading import NotGroupableError
@@ -18,6 +17,7 @@ from tests.fixtures.grouped_queries import (
     beginnings,
     queries,
     schedules,
+    statement,
     tables,
 )
 from tests.fixtures.kept_groups import LOG, KeptGroups
@@ -72,7 +72,7 @@ class World:
     def act(self, act: Write | Act) -> None:
         match act:
             case Write():
-                self.writers[act.writer].execute(_statement(act))
+                self.writers[act.writer].execute(statement(act))
             case Act("truncate", number) if not any(w.in_transaction() for w in self.writers):
                 with self.engine.begin() as conn:
                     name = conn.dialect.identifier_preparer.quote(TABLES[number].name)
@@ -102,23 +102,6 @@ class World:
             return
         with self.engine.begin() as conn:
             assert self.kept.differences(conn, shown) == []
-
-
-def _statement(write: Write) -> Executable:
-    target = TABLES[write.table]
-    number = WRITERS * write.id + write.writer
-    values = {column: getattr(write, column) for column in ("near", "far", "name", "weight")}
-    mine = target.c.id % WRITERS == write.writer
-    match write.verb:
-        case "put":
-            put = insert(target).values(id=number, **values)
-            return put.on_conflict_do_update(
-                index_elements=["id"], set_={target.c[key]: value for key, value in values.items()}
-            )
-        case "change":
-            return update(target).where(mine, target.c.id <= number).values(near=write.near)
-        case _:
-            return delete(target).where(mine, target.c.id >= number)
 
 
 @pytest.mark.timeout(3600)  # as for the whole torture: a mark outdoes the command line
