@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, select, text
 
-from datapatterns.change_log import ChangeLog, Consumer, Snapshot, current_snapshot
-from datapatterns.materialized_view import MaterializedView
+from datapatterns.change_log import ChangeLog, Snapshot, current_snapshot
+from datapatterns.change_log.consuming import advance_consumer
+from datapatterns.materialized_view import MaterializedView, refreshing
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
 from tests.fixtures.view_tables import (
     create,
@@ -186,24 +188,22 @@ def test_two_refreshers_that_do_not_lock_their_consumer_apply_changes_twice(
 def test_a_consumer_that_advances_to_a_later_snapshot_loses_changes(
     explorer: Explorer, gated: Engine, plain: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = ChangeLog.advance_consumer
-
     def advance_to_now(
-        self: ChangeLog,
         conn: Connection,
         name: str,
         _read: Snapshot,
         *,
-        rebuilt: Consumer | None = None,
+        schema: str,
+        **more: Any,  # noqa: ANN401 -- passed on as it came
     ) -> bool:
         now = conn.execute(select(current_snapshot)).scalar_one()
-        return advance(self, conn, name, now, rebuilt=rebuilt)
+        return advance_consumer(conn, name, now, schema=schema, **more)
 
     def meet() -> Tasks:
         begin(plain)
         return {"refresher": partial(refresh, gated, WEEKLY), "writer": partial(sell, gated)}
 
-    monkeypatch.setattr(ChangeLog, "advance_consumer", advance_to_now)
+    monkeypatch.setattr(refreshing, "advance_consumer", advance_to_now)
     with pytest.raises(InterleavingError, match="weekly_sales and its query differ"):
         explorer.explore(meet, invariant=equals_its_query(plain, WEEKLY))
 
@@ -211,18 +211,16 @@ def test_a_consumer_that_advances_to_a_later_snapshot_loses_changes(
 def test_a_consumer_that_keeps_the_highest_id_and_no_snapshot_loses_late_commits(
     explorer: Explorer, gated: Engine, plain: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = ChangeLog.advance_consumer
-
     def advance_to_an_id(
-        self: ChangeLog,
         conn: Connection,
         name: str,
         read: Snapshot,
         *,
-        rebuilt: Consumer | None = None,
+        schema: str,
+        **more: Any,  # noqa: ANN401 -- passed on as it came
     ) -> bool:
         id_only = Snapshot(read.xmax, read.xmax)
-        return advance(self, conn, name, id_only, rebuilt=rebuilt)
+        return advance_consumer(conn, name, id_only, schema=schema, **more)
 
     def meet() -> Tasks:
         begin(plain)
@@ -232,7 +230,7 @@ def test_a_consumer_that_keeps_the_highest_id_and_no_snapshot_loses_late_commits
             "refresher": partial(refresh, gated, WEEKLY),
         }
 
-    monkeypatch.setattr(ChangeLog, "advance_consumer", advance_to_an_id)
+    monkeypatch.setattr(refreshing, "advance_consumer", advance_to_an_id)
     with pytest.raises(InterleavingError, match="weekly_sales and its query differ"):
         explorer.explore(meet, invariant=equals_its_query(plain, WEEKLY))
 

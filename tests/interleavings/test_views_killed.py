@@ -7,13 +7,15 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, Text, cast, func, select, text
 
-from datapatterns.change_log import ChangeLog, Consumer, Snapshot
+from datapatterns.change_log import ChangeLog, Snapshot
+from datapatterns.change_log.consuming import advance_consumer
 from datapatterns.errors import ViewChangedError, ViewMissingError, ViewNotPopulatedError
-from datapatterns.materialized_view import Full, MaterializedView, Strategy
+from datapatterns.materialized_view import Full, MaterializedView, Strategy, refreshing
 from datapatterns.materialized_view.replacing import replace_view
 from datapatterns.testing import wait_until
 from datapatterns.testing.interleaving import (
@@ -341,19 +343,17 @@ def test_a_refresh_is_of_the_kind_that_it_is_called(
 def test_rows_and_consumer_that_are_committed_apart_are_found(
     explorer: Explorer, gated: Engine, plain: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = ChangeLog.advance_consumer
-
     def commit_and_advance(
-        self: ChangeLog,
         conn: Connection,
         name: str,
-        snapshot: Snapshot,
+        read: Snapshot,
         *,
-        rebuilt: Consumer | None = None,
+        schema: str,
+        **more: Any,  # noqa: ANN401 -- passed on as it came
     ) -> bool:
         conn.exec_driver_sql("COMMIT; BEGIN")
-        return advance(self, conn, name, snapshot, rebuilt=rebuilt)
+        return advance_consumer(conn, name, read, schema=schema, **more)
 
-    monkeypatch.setattr(ChangeLog, "advance_consumer", commit_and_advance)
+    monkeypatch.setattr(refreshing, "advance_consumer", commit_and_advance)
     with pytest.raises(InterleavingError, match="stored and pending"):
         explore(DEEDS["refresh by counting"], explorer, gated, plain)
