@@ -30,6 +30,7 @@ from datapatterns.materialized_view.records import (
     read_blueprints,
     read_columns,
 )
+from datapatterns.materialized_view.replacing import stores_the_same
 
 log = logging.getLogger(__name__)
 
@@ -87,31 +88,45 @@ class _Comparison:
         assert context.connection is not None
         self._conn: Connection = context.connection
         self._context, self._views, self._changes = context, views, changes
-        self.first: list[DropMaterializedViewOp] = []
-        self.last: list[CreateMaterializedViewOp | ReplaceMaterializedViewOp] = []
-        existing = self._existing()
-        for name in self._dependants_first(existing):
+        self._existing = self._read_existing()
+        self._built_upon = self._read_parents()
+        self._wanted: dict[str, Blueprint] = {}
+        self._drops: dict[str, DropMaterializedViewOp] = {}
+        self._made: dict[str, CreateMaterializedViewOp | ReplaceMaterializedViewOp] = {}
+        for name in self._built_upon:
             if not views.declares(name):
-                self._compare_undeclared(name, existing[name])
-        for view in reversed(views.ordered):
-            if self._includes(view, view.name, existing.get(view.name)):
-                self._compare(view, existing.get(view.name))
-        self.last.reverse()
+                self._compare_undeclared(name, self._existing[name])
+        for view in views.ordered:
+            if self._includes(view, view.name, self._existing.get(view.name)):
+                self._compare(view, self._existing.get(view.name))
+        self._make_anew_above()
+        self._replace_below()
 
-    def _existing(self) -> dict[str, Blueprint]:
+    @property
+    def first(self) -> list[DropMaterializedViewOp]:
+        """Return the drops, each before those of what the view is built upon."""
+        dependants_first = reversed(in_order(self._built_upon))
+        return [self._drops[name] for name in dependants_first if name in self._drops]
+
+    @property
+    def last(self) -> list[CreateMaterializedViewOp | ReplaceMaterializedViewOp]:
+        """Return the rest, each after what the view is built upon."""
+        return [self._made[view.name] for view in self._views.ordered if view.name in self._made]
+
+    def _read_existing(self) -> dict[str, Blueprint]:
         if not has_catalogue(self._conn, self._views.schema):
             return {}
         return declared_blueprints(self._conn, self._views.schema)
 
-    def _dependants_first(self, existing: Iterable[str]) -> list[str]:
+    def _read_parents(self) -> dict[str, list[str]]:
+        """Return the views that each view in the database is built upon there."""
         schema = self._views.schema
-        read = {name: _read(self._conn, ViewNames(schema, name)) for name in existing}
+        read = {name: _read(self._conn, ViewNames(schema, name)) for name in self._existing}
         tables = {f'"{schema}"."{ViewNames(schema, name).stored}"': name for name in read}
-        parents = {
+        return {
             name: [tables[table] for table in columns if table in tables]
             for name, columns in read.items()
         }
-        return [*reversed(in_order(parents))]
 
     def _includes(
         self, shown: MaterializedView | ReflectedView, name: str, found: Blueprint | None
@@ -127,24 +142,61 @@ class _Comparison:
         reflected = ReflectedView(name, self._views.schema, found)
         if self._includes(reflected, name, None):
             log.info("Detected removed materialized view %r", name)
-            self.first.append(DropMaterializedViewOp(name, reflected.schema, found))
+            self._drop(name)
 
     def _compare(self, view: MaterializedView, found: Blueprint | None) -> None:
         name, schema, names = view.name, view.schema, view.definition.names
-        wanted = choose_blueprint(self._conn, view.definition, self._changes)
+        parents = self._views.parents(view)
+        wanted = choose_blueprint(self._conn, view.definition, self._changes, parents)
+        self._wanted[name] = wanted
         if found is None:
             log.info("Detected added materialized view %r", name)
-            self.last.append(CreateMaterializedViewOp(name, schema, wanted))
+            self._made[name] = CreateMaterializedViewOp(name, schema, wanted)
         elif reason := self._why_anew(names, found):
-            log.info("Materialized view %r has to be made anew: %s", name, reason)
-            self.first.append(DropMaterializedViewOp(name, schema, found))
-            self.last.append(CreateMaterializedViewOp(name, schema, wanted))
+            self._make_anew(name, reason)
         elif _essence(found) != _essence(wanted):
             log.info("Detected changed materialized view %r", name)
             changed = ReplaceMaterializedViewOp(name, schema, found, wanted)
             # On the way back the tables lose what the view reads: it cannot stay in service.
             changed.back_at_once = self._changes.add_to(self._tables(view))
-            self.last.append(changed)
+            self._made[name] = changed
+
+    def _drop(self, name: str) -> None:
+        found = self._existing[name]
+        self._drops[name] = DropMaterializedViewOp(name, self._views.schema, found)
+
+    def _make_anew(self, name: str, reason: str) -> None:
+        log.info("Materialized view %r has to be made anew: %s", name, reason)
+        self._drop(name)
+        self._made[name] = CreateMaterializedViewOp(name, self._views.schema, self._wanted[name])
+
+    def _make_anew_above(self) -> None:
+        """Let views be made anew that are built upon what is dropped, or gets other rows.
+
+        They follow the changes of what the lower one stores, which cannot be exchanged below them.
+        """
+        for name in in_order(self._built_upon):
+            changing = [parent for parent in self._built_upon[name] if self._is_exchanged(parent)]
+            if changing and name in self._wanted and name not in self._drops:
+                self._make_anew(name, f"it is built upon {changing[0]!r}, which changes")
+
+    def _replace_below(self) -> None:
+        """Let a view be replaced at once that others are going to be built upon, or were."""
+        above = {name for view in self._views.ordered for name in self._views.parents(view)}
+        below = {name for parents in self._built_upon.values() for name in parents}
+        for name, made in self._made.items():
+            if isinstance(made, ReplaceMaterializedViewOp) and self._is_exchanged(name):
+                made.at_once = name in above
+                made.back_at_once |= name in below
+                if made.at_once:
+                    log.info("Materialized view %r will be empty until it is filled", name)
+
+    def _is_exchanged(self, name: str) -> bool:
+        """Return whether what the view stores is dropped, or replaced by something else."""
+        made = self._made.get(name)
+        return name in self._drops or (
+            isinstance(made, ReplaceMaterializedViewOp) and not stores_the_same(made.old, made.new)
+        )
 
     def _why_anew(self, names: ViewNames, found: Blueprint) -> str | None:
         if self._changes.block(_read(self._conn, names)):

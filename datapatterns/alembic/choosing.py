@@ -1,6 +1,6 @@
 """Which of its candidates a declared view is going to be kept by."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from psycopg.errors import InvalidSchemaName, UndefinedColumn, UndefinedTable
@@ -10,27 +10,37 @@ from sqlalchemy.exc import ProgrammingError
 from datapatterns.alembic.table_changes import TableChanges
 from datapatterns.change_log.inspecting import inspect_columns, resolve_name
 from datapatterns.materialized_view.blueprint import Blueprint, Requirement
-from datapatterns.materialized_view.creating import create_definition
+from datapatterns.materialized_view.creating import built_upon, create_definition
 from datapatterns.materialized_view.definition import ViewDefinition, not_incremental
 from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.needs import unmet_need
 
 
-def choose_blueprint(conn: Connection, view: ViewDefinition, changes: TableChanges) -> Blueprint:
+def choose_blueprint(
+    conn: Connection, view: ViewDefinition, changes: TableChanges, parents: Sequence[str] = ()
+) -> Blueprint:
     """Return the first candidate that the database has no objection to.
 
     It is asked about columns that are there and stay as they are. Of those that the same
     migration makes it knows nothing; there the models are believed, and the migration fails if
     they are wrong.
 
+    Args:
+        conn: A connection in a transaction.
+        view: The view.
+        changes: What the same migration does to tables.
+        parents: The views that it is built upon, whether they are there or not.
+
     Raises:
         CaptureRefusedError: Changes of one of its tables would be missed.
         ViewDefinitionError: There is an objection to each.
     """
-    objection: str | None = None
+    upon = built_upon(parents)
+    objection = upon
     for candidate in view.candidates:
         blueprint = view.blueprint(candidate)
-        found = _objection(conn, view.names, blueprint, changes)
+        found = upon if blueprint.sources else None
+        found = found or _objection(conn, view.names, blueprint, changes)
         if found is None:
             return blueprint if objection is None else replace(blueprint, reason=objection)
         objection = objection or found

@@ -16,10 +16,10 @@ from datapatterns.materialized_view.determinism import Base, read_bases, require
 from datapatterns.materialized_view.locking import hold_versions
 from datapatterns.materialized_view.maintenance import Logs
 from datapatterns.materialized_view.meaning import as_written, note_settings
-from datapatterns.materialized_view.names import ViewNames
+from datapatterns.materialized_view.names import ViewNames, view_names
 from datapatterns.materialized_view.needs import has_nulls_not_distinct, unmet_need
 from datapatterns.materialized_view.realtime import create_realtime
-from datapatterns.materialized_view.records import ViewRecord, find_record
+from datapatterns.materialized_view.records import ViewRecord, find_record, read_blueprint
 from datapatterns.materialized_view.releasing import capture_no_more
 from datapatterns.materialized_view.schema import materialized_views
 from datapatterns.materialized_view.shown_types import as_defined
@@ -98,6 +98,14 @@ def drop_view(conn: Connection, names: ViewNames) -> None:
     capture_no_more(conn, names.schema, {name: facts["log"] for name, facts in sources.items()})
 
 
+def built_upon(parents: Iterable[str]) -> str | None:
+    """Return what keeps changes of ``parents`` from being applied one by one; None without any.
+
+    What a view stores is not what it shows, so its changes say only that there are some.
+    """
+    return next((f"it is built upon the view {parent}" for parent in sorted(parents)), None)
+
+
 def find_logs(view: ViewDefinition, record: ViewRecord) -> Logs:
     """Return the logs of the view's tables.
 
@@ -158,6 +166,7 @@ def _create(conn: Connection, names: ViewNames, candidates: Iterable[Blueprint])
             names.view, clause="reading no table", advice="its rows would never change"
         )
     parents = find_parents(conn, names, read_bases(conn, definition))
+    _require_settled(conn, names, parents)
     blueprint = _first_without_objection(conn, names, candidates, parents)
     logs = _capture(conn, names, bases)
     failpoint("view.tables-captured")
@@ -185,8 +194,7 @@ def _create(conn: Connection, names: ViewNames, candidates: Iterable[Blueprint])
 def _first_without_objection(
     conn: Connection, names: ViewNames, candidates: list[Blueprint], parents: Iterable[str]
 ) -> Blueprint:
-    # What a view stores is not what it shows, so its changes say only that there are some.
-    upon = next((f"it is built upon the view {parent}" for parent in parents), None)
+    upon = built_upon(parents)
     objection = upon
     for candidate in candidates:
         found = upon if candidate.sources and upon else unmet_need(conn, names, candidate)
@@ -194,6 +202,17 @@ def _first_without_objection(
             return candidate if objection is None else replace(candidate, reason=objection)
         objection = found if objection is None else objection
     raise not_incremental(names.view, str(objection))
+
+
+def _require_settled(conn: Connection, names: ViewNames, parents: Iterable[str]) -> None:
+    """Refuse to build upon what another version is about to take the place of."""
+    for parent in parents:
+        if read_blueprint(conn, view_names(names.schema, parent).next) is not None:
+            raise ViewDefinitionError(
+                names.view,
+                clause=f"reading {parent}, which another version is going to replace",
+                advice="refresh that one until its new version is in its place",
+            )
 
 
 def _require_free_names(conn: Connection, names: ViewNames) -> None:

@@ -48,7 +48,7 @@ def replace_view(
     live = read_blueprint(conn, names)
     if live is None:
         create_from_blueprint(conn, names, blueprint)
-    elif _stores_the_same(live, blueprint):
+    elif stores_the_same(live, blueprint):
         _restate(conn, names, blueprint)
     elif children := find_children(conn, names):
         raise ViewInUseError(names.view, children=children)
@@ -61,7 +61,8 @@ def replace_view(
             switch_view(conn, names)
 
 
-def _stores_the_same(live: Blueprint, blueprint: Blueprint) -> bool:
+def stores_the_same(live: Blueprint, blueprint: Blueprint) -> bool:
+    """Return whether stored rows of one are those of the other, so that they can stay."""
     return (live.digest, live.strategy, live.key, live.key_is_unique) == (
         blueprint.digest,
         blueprint.strategy,
