@@ -1,7 +1,7 @@
 """What a cache stands on, whichever colour it has: connections, gate, relay, outbox, counters."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from time import time
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from datapatterns.cache_aside.breaker import Breaker
 from datapatterns.cache_aside.codec import Codec, Stored, is_fresh
 from datapatterns.cache_aside.counting import Counters
-from datapatterns.cache_aside.flow import CacheSilence, Loaded, Outcome
+from datapatterns.cache_aside.flow import CacheSilence, Fetched, Load, Loaded, Outcome
 from datapatterns.cache_aside.gate import Gate
 from datapatterns.cache_aside.invalidating import Invalidation, record_invalidation
 from datapatterns.cache_aside.keys import Key, checked_name, checked_target, entry_of
@@ -20,6 +20,7 @@ from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_commands import invalidations_of
 from datapatterns.cache_aside.relaying import Relay, RelayReport
+from datapatterns.cache_aside.tags import checked_tag
 from datapatterns.cache_aside.writers import Home, checked_writer, refuse_autocommit
 from datapatterns.cache_aside.writing import after_commit
 from datapatterns.clock import SYSTEM_CLOCK
@@ -41,7 +42,8 @@ class Backing:
         schema: Where the library's tables live.
         target: The name of this Redis.
         observer: Where counts and durations go.
-        detach: Called with an entry whose load under way must not be joined any more.
+        detach: Called with entries and tags; loads under way of these, and of values that depend
+            on one of the tags, must not be joined any more.
     """
 
     def __init__(  # noqa: PLR0913 -- a composition root of its own
@@ -54,7 +56,7 @@ class Backing:
         schema: str,
         target: str,
         observer: Observer,
-        detach: Callable[[str], object],
+        detach: Callable[[Sequence[str], Sequence[str]], object],
     ) -> None:
         self.name = checked_name(name)
         self.engine = engine
@@ -86,16 +88,21 @@ class Backing:
         """Serve no hits until a relay round has ended."""
         self.gate.close()
 
-    def invalidate_in(self, writer: Connection | Session, keys: tuple[Key, ...]) -> None:
-        """Record ``keys`` with the writer's transaction, and deliver after its commit."""
-        if not keys:
-            return
+    def invalidate_in(
+        self, writer: Connection | Session, keys: Iterable[Key], tags: Iterable[str] = ()
+    ) -> None:
+        """Record ``keys`` and ``tags`` with the writer's transaction; deliver after its commit."""
         entries = [entry_of(self.name, key) for key in keys]
+        tags = [checked_tag(tag) for tag in tags]
+        if not entries and not tags:
+            return
         writer = checked_writer(writer)
         conn = writer if isinstance(writer, Connection) else writer.connection()
         refuse_autocommit(conn)
         self._home.refuse_strangers(conn)
-        invalidation = record_invalidation(conn, entries, schema=self._schema, target=self._target)
+        invalidation = record_invalidation(
+            conn, entries, tags, schema=self._schema, target=self._target
+        )
         after_commit(writer, conn, lambda: self._deliver(invalidation))
 
     def relay(self) -> RelayReport:
@@ -126,13 +133,31 @@ class Backing:
             self.counters.add("filled")
 
     def packed(
-        self, codec: Codec[T], loaded: T, *, seconds: float, leased: bool, is_standby: bool
-    ) -> Loaded[T]:
-        """Return a loaded value with its bytes, if it may be stored."""
-        self.counters.loaded(seconds)
+        self, codec: Codec[T], values: Sequence[T], step: Load, *, seconds: float, is_standby: bool
+    ) -> list[Loaded[T]]:
+        """Return loaded values with the bytes of those that may be stored.
+
+        Args:
+            codec: What makes bytes of them.
+            values: As they were loaded.
+            step: What was asked for.
+            seconds: How long it took for all of them.
+            is_standby: Whether they were read from a standby.
+        """
+        self.counters.loaded(len(values), seconds)
+        each = seconds / len(values)
+        return [
+            self._packed(codec, value, None if is_standby else stamps, seconds=each, step=step)
+            for value, stamps in zip(values, step.stamps, strict=True)
+        ]
+
+    def _packed(
+        self, codec: Codec[T], loaded: T, stamps: tuple[bytes, ...] | None, *, seconds: float,
+        step: Load,
+    ) -> Loaded[T]:  # fmt: skip
         value, payload = codec.canonical(loaded)
         packed = None
-        if leased and not is_standby:
+        if step.leased and stamps is not None:
             packed = codec.pack(
                 value,
                 payload,
@@ -140,21 +165,26 @@ class Backing:
                 now_ms=time() * 1000,
                 policy=self.policy,
                 jitter=random.uniform(-1, 1),  # noqa: S311 -- spreads expiry
+                stamps=stamps,
             )
         if packed is not None:
             return Loaded(value, packed.raw, packed.ttl_ms)
-        if leased:
+        if step.leased:
             self.counters.add("unstored")
         return Loaded(value, None, 0)
 
-    def fresh(self, codec: Codec[T], raw: bytes | None) -> Stored[T] | None:
-        """Return what ``raw`` holds if no second thought is needed, and count the hit."""
-        stored = codec.parse(raw) if raw else None
-        if stored is None or not is_fresh(
-            stored.soft_expiry_ms,
-            stored.took_ms,
-            now_ms=time() * 1000,
-            early_refresh=self.policy.early_refresh,
+    def fresh(self, codec: Codec[T], found: Fetched) -> Stored[T] | None:
+        """Return what was found if no second thought is needed, and count the hit."""
+        stored = codec.parse(found.raw) if found.raw else None
+        if (
+            stored is None
+            or stored.stamps != found.stamps
+            or not is_fresh(
+                stored.soft_expiry_ms,
+                stored.took_ms,
+                now_ms=time() * 1000,
+                early_refresh=self.policy.early_refresh,
+            )
         ):
             return None
         self.counters.hit()
@@ -168,17 +198,17 @@ class Backing:
                 self.links.call_all(
                     invalidations_of(
                         invalidation.entries,
+                        invalidation.tags,
                         prefix=str(prefix),
                         xids=[str(invalidation.xid)],
                         policy=self.policy,
                     )
                 )
-            self.counters.add("invalidated", len(invalidation.entries))
+            self.counters.add("invalidated", invalidation.count)
         except (CacheSilence, SettingsError):
             # The write has committed; the relay will deliver. Until it has, this process serves
             # no hits: it must see its own writes.
             self.close_gate()
-            self.counters.add("undelivered", len(invalidation.entries))
-        for entry in invalidation.entries:
-            # Only now: a load that began before the delete must not be joined after it.
-            self._detach(entry)
+            self.counters.add("undelivered", invalidation.count)
+        # Only now: a load that began before the delete must not be joined after it.
+        self._detach(invalidation.entries, invalidation.tags)

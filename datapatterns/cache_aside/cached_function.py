@@ -2,14 +2,16 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_type_hints
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
+from datapatterns.cache_aside.flow import Wanted
 from datapatterns.cache_aside.keys import Key, entry_of
+from datapatterns.cache_aside.tags import checked_tags
 from datapatterns.errors import SettingsError
 
 P = ParamSpec("P")
@@ -18,11 +20,6 @@ T = TypeVar("T")
 
 class Forgetful(Protocol):
     """The part of a cache that forgets."""
-
-    @property
-    def name(self) -> str:
-        """What the cache holds."""
-        ...
 
     def invalidate(self, *keys: Key) -> None:
         """Forget ``keys`` now."""
@@ -33,11 +30,55 @@ class Forgetful(Protocol):
         ...
 
 
+class Calls:
+    """What the calls of one function are kept under.
+
+    A call's key is its arguments: one argument is the key itself, several are a tuple, in the
+    order of the parameters and with defaults filled in.
+
+    Args:
+        load: The function; its first parameter is the connection.
+        cache: The name of the cache.
+        tags: Called with the arguments; what the result depends on besides.
+
+    Raises:
+        SettingsError: The function takes any keywords.
+    """
+
+    def __init__(
+        self, load: Callable[..., Any], cache: str, tags: Callable[..., Iterable[str]] | None
+    ) -> None:
+        self.key = key_of_calls(load)
+        self._cache = cache
+        self._tags = tags
+        parameters = [*inspect.signature(load).parameters.values()][1:]
+        self._count = len(parameters) if all(map(_is_plain, parameters)) else None
+
+    def wanted(self, *args: Any, **kwargs: Any) -> Wanted:  # noqa: ANN401 -- whatever it takes
+        """Return the entry of a call, and its tags."""
+        entry = entry_of(self._cache, self.key(*args, **kwargs))
+        if self._tags is None:
+            return Wanted(entry)
+        return Wanted(entry, checked_tags(self._tags(*args, **kwargs)))
+
+    def arguments(self, key: Key) -> tuple[Any, ...]:
+        """Return the arguments of the call with this key.
+
+        Raises:
+            SettingsError: Keys of the function do not tell its arguments.
+        """
+        if self._count is None:
+            raise SettingsError("get_many", "its function has parameters without a fixed place")
+        arguments = (key,) if self._count == 1 else key
+        if not isinstance(arguments, tuple) or len(arguments) != self._count:
+            raise SettingsError("get_many", f"each key is to be a tuple of {self._count} arguments")
+        return arguments
+
+
 class CachedFunction(Generic[P, T]):
     """A function that reads through a cache; call it without ``conn``.
 
-    Its key is its arguments: one argument is the key itself, several are a tuple, in the order of
-    the parameters and with defaults filled in.
+    Its key is its arguments, see `Calls`.
 
     Attributes:
         load: The function itself: what it reads with a connection of yours is not cached, and
@@ -48,33 +89,71 @@ class CachedFunction(Generic[P, T]):
         self,
         load: Callable[Concatenate[Connection, P], T],
         *,
+        calls: Calls,
         cache: Forgetful,
-        read: Callable[[str, Callable[[Connection], T]], T],
+        read: Callable[..., T],
+        read_many: Callable[..., dict[Any, T]],
     ) -> None:
         functools.update_wrapper(self, load)
         self.load = load
-        self._key = key_of_calls(load)
+        self._calls = calls
         self._cache = cache
         self._read = read
+        self._read_many = read_many
+        self._load_many: Callable[[Connection, list[Any]], Mapping[Any, T]] = self._load_each
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function returns, from the cache if it can."""
-        entry = entry_of(self._cache.name, self._key(*args, **kwargs))
-        return self._read(entry, lambda conn: self.load(conn, *args, **kwargs))
+        wanted = self._calls.wanted(*args, **kwargs)
+        return self._read(wanted, lambda conn: self.load(conn, *args, **kwargs))
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
         """Return the key of a call."""
-        return self._key(*args, **kwargs)
+        return self._calls.key(*args, **kwargs)
+
+    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Load the result anew and keep it, however fresh the one is that is there.
+
+        Others are served the old one meanwhile. If somebody else has begun to load it, theirs is
+        waited for.
+        """
+        wanted = self._calls.wanted(*args, **kwargs)
+        return self._read(wanted, lambda conn: self.load(conn, *args, **kwargs), anew=True)
+
+    def many(
+        self, load: Callable[[Connection, list[Any]], Mapping[Any, T]]
+    ) -> Callable[[Connection, list[Any]], Mapping[Any, T]]:
+        """Let ``load`` find the results of several calls at once, for `get_many`.
+
+        It is given a connection and keys, and returns results by key; None is remembered for those
+        that it leaves out.
+        """
+        self._load_many = load
+        return load
+
+    def get_many(self, keys: Iterable[Any]) -> dict[Any, T]:
+        """Return the results of several calls by their keys; see `Cache.get_many`.
+
+        What is missing is loaded by the function that `many` named, or else one by one.
+
+        Raises:
+            SettingsError: A key does not tell the arguments of a call.
+        """
+        return self._read_many(keys, self._load_many)
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Forget the result of this call now."""
-        self._cache.invalidate(self._key(*args, **kwargs))
+        self._cache.invalidate(self._calls.key(*args, **kwargs))
 
     def invalidate_in(
         self, writer: Connection | Session, *args: P.args, **kwargs: P.kwargs
     ) -> None:
         """Forget the result of this call if and when the transaction of ``writer`` commits."""
-        self._cache.invalidate_in(writer, self._key(*args, **kwargs))
+        self._cache.invalidate_in(writer, self._calls.key(*args, **kwargs))
+
+    def _load_each(self, conn: Connection, keys: list[Any]) -> dict[Any, T]:
+        load: Callable[..., T] = self.load
+        return {key: load(conn, *self._calls.arguments(key)) for key in keys}
 
 
 def value_type_of(load: Callable[..., Any]) -> object:

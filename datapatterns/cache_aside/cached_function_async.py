@@ -1,27 +1,23 @@
 """Coroutine functions whose results are kept; needs the ``async`` extra."""
 
 import functools
-from collections.abc import Awaitable, Callable
-from typing import Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Session
 
-from datapatterns.cache_aside.cached_function import key_of_calls
-from datapatterns.cache_aside.keys import Key, entry_of
+from datapatterns.cache_aside.cached_function import Calls
+from datapatterns.cache_aside.keys import Key
 
 P = ParamSpec("P")
 T = TypeVar("T")
+ManyResults: TypeAlias = Callable[[AsyncConnection, list[Any]], Awaitable[Mapping[Any, T]]]
 
 
 class ForgetfulAsync(Protocol):
     """The part of a cache for asyncio that forgets."""
-
-    @property
-    def name(self) -> str:
-        """What the cache holds."""
-        ...
 
     async def invalidate(self, *keys: Key) -> None:
         """Forget ``keys`` now."""
@@ -43,27 +39,45 @@ class AsyncCachedFunction(Generic[P, T]):
         self,
         load: Callable[Concatenate[AsyncConnection, P], Awaitable[T]],
         *,
+        calls: Calls,
         cache: ForgetfulAsync,
-        read: Callable[[str, Callable[[AsyncConnection], Awaitable[T]]], Awaitable[T]],
+        read: Callable[..., Awaitable[T]],
+        read_many: Callable[..., Awaitable[dict[Any, T]]],
     ) -> None:
         functools.update_wrapper(self, load)
         self.load = load
-        self._key = key_of_calls(load)
+        self._calls = calls
         self._cache = cache
         self._read = read
+        self._read_many = read_many
+        self._load_many: ManyResults[T] = self._load_each
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function returns, from the cache if it can."""
-        entry = entry_of(self._cache.name, self._key(*args, **kwargs))
-        return await self._read(entry, lambda conn: self.load(conn, *args, **kwargs))
+        wanted = self._calls.wanted(*args, **kwargs)
+        return await self._read(wanted, lambda conn: self.load(conn, *args, **kwargs))
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
         """Return the key of a call."""
-        return self._key(*args, **kwargs)
+        return self._calls.key(*args, **kwargs)
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Load the result anew and keep it, as `CachedFunction.refresh`."""
+        wanted = self._calls.wanted(*args, **kwargs)
+        return await self._read(wanted, lambda conn: self.load(conn, *args, **kwargs), anew=True)
+
+    def many(self, load: ManyResults[T]) -> ManyResults[T]:
+        """Let ``load`` find the results of several calls at once, as `CachedFunction.many`."""
+        self._load_many = load
+        return load
+
+    async def get_many(self, keys: Iterable[Any]) -> dict[Any, T]:
+        """Return the results of several calls by their keys, as `CachedFunction.get_many`."""
+        return await self._read_many(keys, self._load_many)
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Forget the result of this call now."""
-        await self._cache.invalidate(self._key(*args, **kwargs))
+        await self._cache.invalidate(self._calls.key(*args, **kwargs))
 
     def invalidate_in(
         self, writer: Connection | Session, *args: P.args, **kwargs: P.kwargs
@@ -72,4 +86,8 @@ class AsyncCachedFunction(Generic[P, T]):
 
         For ``run_sync`` of an async connection or session.
         """
-        self._cache.invalidate_in(writer, self._key(*args, **kwargs))
+        self._cache.invalidate_in(writer, self._calls.key(*args, **kwargs))
+
+    async def _load_each(self, conn: AsyncConnection, keys: list[Any]) -> dict[Any, T]:
+        load: Callable[..., Awaitable[T]] = self.load
+        return {key: await load(conn, *self._calls.arguments(key)) for key in keys}

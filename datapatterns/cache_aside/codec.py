@@ -21,7 +21,10 @@ T = TypeVar("T")
 _HEADER = struct.Struct("<BBHqI")
 HEADER_BYTES = _HEADER.size
 _FORMAT = 1
-_VALUE, _NEGATIVE = 0, 1
+_NEGATIVE, _TAGGED = 1, 2
+STAMP_BYTES = 8
+TAGS_MAX = 255
+_NO_STAMPS: tuple[bytes, ...] = ()
 _TOOK_MS_MAX = 65_535
 # exp(-20) of all draws are smaller than this many compute times: not worth a logarithm.
 _EARLY_AT_MOST = 20
@@ -33,6 +36,7 @@ class Stored(NamedTuple, Generic[T]):
     value: T
     soft_expiry_ms: int
     took_ms: int
+    stamps: tuple[bytes, ...] = ()
 
 
 class Packed(NamedTuple):
@@ -64,15 +68,18 @@ class Codec(Generic[T]):
         form, flags, took_ms, soft_expiry_ms, fingerprint = _HEADER.unpack_from(raw)
         if form != _FORMAT or fingerprint != self._fingerprint:
             return None
-        if flags == _NEGATIVE:
-            return Stored(cast("T", None), soft_expiry_ms, took_ms)
-        if flags != _VALUE:
-            return None  # a later version's tags or compression
+        begin, stamps = HEADER_BYTES, _NO_STAMPS
+        if flags & _TAGGED:
+            begin, stamps = _stamps_in(raw)
+        if flags & ~(_NEGATIVE | _TAGGED) or begin > len(raw):
+            return None  # a later version's, or cut off
+        if flags & _NEGATIVE:
+            return Stored(cast("T", None), soft_expiry_ms, took_ms, stamps)
         try:
-            value = self._decode(memoryview(raw)[HEADER_BYTES:])
+            value = self._decode(memoryview(raw)[begin:])
         except (msgspec.MsgspecError, RecursionError, MemoryError, UnicodeDecodeError):
             return None
-        return Stored(cast("T", value), soft_expiry_ms, took_ms)
+        return Stored(cast("T", value), soft_expiry_ms, took_ms, stamps)
 
     def canonical(self, value: T) -> tuple[T, bytes]:
         """Return ``value`` as a later hit will return it, and its bytes.
@@ -101,9 +108,9 @@ class Codec(Generic[T]):
             raise UncacheableValueError(type(value).__name__, "it would come back as plain data")
         return canonical, payload
 
-    def pack(
+    def pack(  # noqa: PLR0913 -- what was loaded, and each thing that is impure
         self, value: T, payload: bytes, *, took_ms: float, now_ms: float, policy: CachePolicy,
-        jitter: float,
+        jitter: float, stamps: tuple[bytes, ...] = (),
     ) -> Packed | None:  # fmt: skip
         """Return the bytes to store, or None if they are too many or not to be kept.
 
@@ -114,21 +121,31 @@ class Codec(Generic[T]):
             now_ms: Milliseconds since 1970.
             policy: The times to live by.
             jitter: A draw between -1 and 1.
+            stamps: Those that the value's tags had before it was loaded.
         """
         absent = value is None
         fresh = policy.negative_seconds if absent else policy.ttl_seconds
-        if fresh == 0 or HEADER_BYTES + len(payload) > policy.value_bytes_max:
+        body = bytes([len(stamps)]) + b"".join(stamps) + payload if stamps else payload
+        if fresh == 0 or HEADER_BYTES + len(body) > policy.value_bytes_max:
             return None
         factor = 1000 * (1 + policy.jitter * jitter)
         stale = 0 if absent else policy.stale_seconds
         header = _HEADER.pack(
             _FORMAT,
-            _NEGATIVE if absent else _VALUE,
+            (_NEGATIVE if absent else 0) | (_TAGGED if stamps else 0),
             min(round(took_ms), _TOOK_MS_MAX),
             round(now_ms + fresh * factor),
             self._fingerprint,
         )
-        return Packed(header + payload, max(1, round((fresh + stale) * factor)))
+        return Packed(header + body, max(1, round((fresh + stale) * factor)))
+
+
+def _stamps_in(raw: bytes) -> tuple[int, tuple[bytes, ...]]:
+    """Return where the payload of a tagged value begins, and its stamps."""
+    begin = HEADER_BYTES + 1
+    end = begin + STAMP_BYTES * raw[HEADER_BYTES] if len(raw) > HEADER_BYTES else begin
+    places = range(begin, end, STAMP_BYTES)
+    return end, tuple(raw[place : place + STAMP_BYTES] for place in places)
 
 
 def is_fresh(soft_expiry_ms: int, took_ms: int, *, now_ms: float, early_refresh: float) -> bool:

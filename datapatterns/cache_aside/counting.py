@@ -14,10 +14,10 @@ class CacheStats:
         hits: Values served from Redis, the stale ones included.
         stale: Values served past their time while another caller loaded anew.
         joined: Values that another caller of this process was about to have.
-        loads: Loads from the database.
-        filled: Loads that were stored.
-        refused: Loads that were not stored because somebody had invalidated, or was about to.
-        unstored: Loads that were not stored for other reasons: too large, absent and not to be
+        loads: Values loaded from the database.
+        filled: Of these, stored ones.
+        refused: Those that were not stored because somebody had invalidated, or was about to.
+        unstored: Those that were not stored for other reasons: too large, absent and not to be
             remembered, or read from a standby.
         bypassed: Reads that did not ask Redis, because it was silent or not up to date.
         foreign: Stored bytes that no value could be read from.
@@ -72,9 +72,9 @@ class Counters:
             self._stats.hits += 1
         self._observer.count("datapatterns.cache.hits", 1, cache=self._cache)
 
-    def loaded(self, seconds: float) -> None:
-        """Count a load and how long it took."""
-        self.add("loads")
+    def loaded(self, values: int, seconds: float) -> None:
+        """Count values that were loaded together, and how long it took."""
+        self.add("loads", values)
         self._observer.duration("datapatterns.cache.load", seconds, cache=self._cache)
 
     def stats(self) -> CacheStats:

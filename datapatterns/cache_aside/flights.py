@@ -1,6 +1,6 @@
 """One load for all callers of this process that ask for the same entry at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import Any, Generic, TypeVar
@@ -33,11 +33,13 @@ class Flight(Generic[T]):
 
     Attributes:
         kind: What the value is decoded by; others want another value.
+        tags: On which the value depends.
         turns: How far it has come.
         landed: Set when there is an outcome.
     """
 
     kind: object
+    tags: Sequence[str] = ()
     turns: Turns = field(default_factory=Turns)
     landed: Event = field(default_factory=Event)
     outcome: Outcome[T] | None = None
@@ -58,6 +60,7 @@ class Flights:
         *,
         wait_seconds: float,
         kind: object = None,
+        tags: Sequence[str] = (),
     ) -> Outcome[T] | None:
         """Return what ``go`` returns here or for another caller, or None if that takes too long.
 
@@ -65,7 +68,7 @@ class Flights:
         found after this caller had asked, so that no invalidation had come, or its load began
         then. Errors of the loader reach everybody who waited for it.
         """
-        flight, turn, leads = self._lead_or_join(entry, kind)
+        flight, turn, leads = self._lead_or_join(entry, kind, tags)
         if leads:
             return self._fly(entry, flight, go)
         if not flight.landed.wait(wait_seconds):
@@ -74,22 +77,35 @@ class Flights:
         if outcome is not None and outcome.may_be_shared and turn < flight.turns.count:
             return outcome
         # Whoever leads now began after this caller asked.
-        flight, _, leads = self._lead_or_join(entry, kind)
+        flight, _, leads = self._lead_or_join(entry, kind, tags)
         if leads:
             return self._fly(entry, flight, go)
         return _outcome_of(flight) if flight.landed.wait(wait_seconds) else None
 
-    def detach(self, entry: str) -> None:
-        """Let nobody join the load of ``entry`` that is under way: it may be older than a write."""
-        with self._lock:
-            self._flights.pop(entry, None)
+    def detach(self, entries: Iterable[str], tags: Iterable[str] = ()) -> None:
+        """Let nobody join these loads that are under way: they may be older than a write.
 
-    def _lead_or_join(self, entry: str, kind: object) -> tuple[Flight[Any], int, bool]:
+        Args:
+            entries: What is loaded.
+            tags: On which what is loaded depends.
+        """
+        changed = frozenset(tags)
+        with self._lock:
+            for entry in entries:
+                self._flights.pop(entry, None)
+            if changed:
+                for entry, flight in [*self._flights.items()]:
+                    if not changed.isdisjoint(flight.tags):
+                        del self._flights[entry]
+
+    def _lead_or_join(
+        self, entry: str, kind: object, tags: Sequence[str]
+    ) -> tuple[Flight[Any], int, bool]:
         with self._lock:
             flight = self._flights.get(entry)
-            if flight is not None and flight.kind is kind:
+            if flight is not None and flight.kind == kind:
                 return flight, flight.turns.count, False
-            flight = self._flights[entry] = Flight(kind)
+            flight = self._flights[entry] = Flight(kind, tags)
             return flight, 0, True
 
     def _fly(self, entry: str, flight: Flight[T], go: Callable[[Turns], Outcome[T]]) -> Outcome[T]:

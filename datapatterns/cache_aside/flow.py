@@ -2,13 +2,14 @@
 
 A flow yields steps; a driver carries each out and sends its answer back, or throws `CacheSilence`
 if Redis did not answer. There is a driver for threads, one for asyncio and, in the tests, one
-that plays any interleaving.
+that plays any interleaving. One flow reads any number of entries: each step is one round trip for
+all of them.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from datapatterns.cache_aside.codec import HEADER_BYTES, Codec, Stored, is_due
 from datapatterns.cache_aside.policy import CachePolicy
@@ -23,6 +24,25 @@ class CacheSilence(Exception):  # noqa: N818 -- an answer within the protocol; n
     """Redis did not answer, or not with what the protocol knows."""
 
 
+class Wanted(NamedTuple):
+    """An entry to read, and the tags that its value depends on."""
+
+    entry: str
+    tags: tuple[str, ...] = ()
+
+
+class Fetched(NamedTuple):
+    """What is stored for an entry, and the stamps that its tags carry now.
+
+    Attributes:
+        raw: The bytes; None for nothing.
+        stamps: One for each tag, in order; None for a tag without one.
+    """
+
+    raw: bytes | None
+    stamps: tuple[bytes | None, ...] = ()
+
+
 class Step(Generic[T]):
     """Something that a driver does for a flow and answers with a ``T``."""
 
@@ -30,10 +50,10 @@ class Step(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch(Step[bytes | None]):
-    """Read the stored bytes, if there are any."""
+class Fetch(Step[Sequence[Fetched]]):
+    """Read what is stored, and the stamps of the tags."""
 
-    entry: str
+    wanted: tuple[Wanted, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +85,42 @@ class Fenced:
     """A writer is about to commit; nothing may be stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Acquire(Step[Found | Granted | Taken | Fenced]):
-    """Become the one caller that may store a value, unless another is.
+Answer: TypeAlias = Found | Granted | Taken | Fenced
+
+
+class Ask(NamedTuple):
+    """An entry whose lease is asked for.
 
     Attributes:
         entry: The entry.
-        token: A name for this call that no other call has.
         seen: The beginning of the value that is there and shall be replaced; empty for none.
     """
 
     entry: str
+    seen: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire(Step[Sequence[Answer]]):
+    """Become the one caller that may store a value for each entry, unless another is.
+
+    Attributes:
+        asks: The entries.
+        token: A name for this call that no other call has.
+    """
+
+    asks: tuple[Ask, ...]
     token: str
-    seen: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp(Step[Sequence[bytes | None]]):
+    """Read the stamp of each tag before loading, and draw one for a tag that has none.
+
+    The answer has None for a tag that a writer who is about to commit has fenced.
+    """
+
+    tags: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,31 +139,41 @@ class Loaded(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Load(Step[Loaded[Any]]):
-    """Compute the value from the truth, by statements that begin now.
+class Load(Step[Sequence[Loaded[Any]]]):
+    """Compute values from the truth, by statements that begin now.
 
     Attributes:
+        places: Which of the wanted entries, by their numbers.
+        stamps: Those of each one's tags, to be stored with it; None if it is not to be stored.
         leased: Whether the caller is the only one; others share a limited number of places.
     """
 
+    places: tuple[int, ...]
+    stamps: tuple[tuple[bytes, ...] | None, ...]
     leased: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Fill(Step[bool]):
-    """Store the value and give the lease back, if ``token`` still holds it."""
+class Filling(NamedTuple):
+    """A value to store under an entry."""
 
     entry: str
-    token: str
     raw: bytes
     ttl_ms: int
 
 
 @dataclass(frozen=True, slots=True)
-class Release(Step[int]):
-    """Give the lease back without storing anything."""
+class Fill(Step[Sequence[bool]]):
+    """Store each value and give its lease back, if ``token`` still holds that."""
 
-    entry: str
+    fillings: tuple[Filling, ...]
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Step[int]):
+    """Give leases back without storing anything."""
+
+    entries: tuple[str, ...]
     token: str
 
 
@@ -136,9 +189,10 @@ class Note(Step[None]):
     """Count that something happened."""
 
     what: str
+    amount: int = 1
 
 
-AnyStep: TypeAlias = Fetch | Look | Acquire | Load | Fill | Release | Pause | Note
+AnyStep: TypeAlias = Fetch | Look | Acquire | Stamp | Load | Fill | Release | Pause | Note
 Flow: TypeAlias = Generator[AnyStep, Any, T]
 
 
@@ -162,98 +216,193 @@ class Outcome(Generic[T]):
 
 
 def read_through(
-    entry: str, *, codec: Codec[T], policy: CachePolicy, token: str
-) -> Flow[Outcome[T]]:
-    """Return the stored value, or load it and store it for others.
+    wanted: Sequence[Wanted],
+    *,
+    codec: Codec[T],
+    policy: CachePolicy,
+    token: str,
+    anew: bool = False,
+) -> Flow[list[Outcome[T]]]:
+    """Return the stored values, or load and store for others what is missing.
 
     A value that was loaded before an invalidation is never stored after it: invalidating takes
     the lease away, and only its holder can store. The price: while one caller loads, the others
-    wait, at most ``policy.wait_seconds``.
+    wait, at most ``policy.wait_seconds``. A value with tags is stored with their stamps of before
+    the load, and served only as long as they are the same: invalidating a tag removes its stamp.
 
     Source: Nishtala et al., "Scaling Memcache at Facebook" (2013), section 3.2.1.
 
     Args:
-        entry: The entry.
+        wanted: The entries, each once.
         codec: What tells a value from what others left there.
         policy: The times to live by.
         token: A name for this call that no other call has.
+        anew: Whether a value that is there is replaced, however fresh it is.
     """
-    granted = False
+    reading = _Reading(wanted, codec, policy, token, anew)
     with suppress(CacheSilence):
-        found = yield from _value_or_lease(entry, codec=codec, policy=policy, token=token)
-        if isinstance(found, Outcome):
-            return found
-        granted = found
-    if granted:
-        return (yield from _load_and_fill(entry, token=token))
-    # Redis is silent, fenced, or whoever holds the lease is slow or dead. Each may cost the
-    # caller time, but never the answer; what is loaded without a lease is not stored.
-    loaded = yield from _ask(Load(leased=False))
-    return Outcome(loaded.value, "loaded")
+        yield from reading.ask_the_cache()
+    # Redis is silent, fenced, or whoever holds a lease is slow or dead. Each may cost the caller
+    # time, but never the answer; what is loaded without a lease is not stored.
+    if missing := reading.missing():
+        loaded = yield from _ask(Load(missing, (None,) * len(missing), leased=False))
+        for place, one in zip(missing, loaded, strict=True):
+            reading.outcomes[place] = Outcome(one.value, "loaded")
+    return [reading.outcomes[place] for place in range(len(wanted))]
 
 
-def _value_or_lease(
-    entry: str, *, codec: Codec[T], policy: CachePolicy, token: str
-) -> Flow[Outcome[T] | bool]:
-    """Return a value, True for the lease, or False for neither."""
-    waited_ms, pause_ms = 0.0, _PAUSE_MS_FIRST
-    raw = yield from _ask(Fetch(entry))
-    for _ in range(_ACQUIRE_AT_MOST):
-        stored = codec.parse(raw) if raw else None
-        if stored is not None and not (yield from _is_due(stored, policy)):
-            return Outcome(stored.value, "hit")
-        if raw and stored is None:
-            yield from _ask(Note("foreign"))
-        answer = yield from _ask(Acquire(entry, token, (raw or b"")[:HEADER_BYTES]))
-        match answer:
-            case Found(raw):
-                continue
-            case Granted():
-                return True
-            case Taken() if stored is not None:
-                return Outcome(stored.value, "stale")
-            case Taken(left_ms) if waited_ms < policy.wait_seconds * 1000:
-                pause_ms = max(1.0, min(left_ms, pause_ms))
-                yield from _ask(Note("waits"))
-                yield from _ask(Pause(pause_ms / 1000))
-                waited_ms += pause_ms
-                pause_ms = min(pause_ms * 2, _PAUSE_MS_MAX)
-                raw = yield from _ask(Fetch(entry))
-            case _:
-                return False
-    return False
+@dataclass(slots=True)
+class _Reading(Generic[T]):
+    """One call's way through the protocol."""
 
+    wanted: Sequence[Wanted]
+    codec: Codec[T]
+    policy: CachePolicy
+    token: str
+    anew: bool
+    outcomes: dict[int, Outcome[T]] = field(default_factory=dict)
+    waited_ms: float = 0.0
+    pause_ms: float = _PAUSE_MS_FIRST
+    replaced: dict[int, bytes | None] = field(default_factory=dict)
 
-def _is_due(stored: Stored[Any], policy: CachePolicy) -> Flow[bool]:
-    now_ms, uniform = yield from _ask(Look())
-    return is_due(
-        stored.soft_expiry_ms,
-        stored.took_ms,
-        now_ms=now_ms,
-        early_refresh=policy.early_refresh,
-        uniform=uniform,
-    )
+    def missing(self) -> tuple[int, ...]:
+        """Return which of the wanted entries have no value yet."""
+        return tuple(place for place in range(len(self.wanted)) if place not in self.outcomes)
 
+    def ask_the_cache(self) -> Flow[None]:
+        """Find values, or load those whose lease is granted, until nothing more can be done."""
+        places = self.missing()
+        found = yield from self._fetch(places)
+        if self.anew:
+            self.replaced = {place: fetched.raw for place, fetched in found.items()}
+        for _ in range(_ACQUIRE_AT_MOST):
+            usable = yield from self._serve(places, found)
+            places = tuple(place for place in places if place not in self.outcomes)
+            if not places:
+                return
+            asks = tuple(
+                Ask(self.wanted[place].entry, (found[place].raw or b"")[:HEADER_BYTES])
+                for place in places
+            )
+            answers = yield from _ask(Acquire(asks, self.token))
+            by_place = dict(zip(places, answers, strict=True))
+            found = yield from self._answered(by_place, usable, found)
+            places = tuple(found)
+            if not places:
+                return
 
-def _load_and_fill(entry: str, *, token: str) -> Flow[Outcome[Any]]:
-    try:
-        loaded = yield from _ask(Load(leased=True))
-    except GeneratorExit:
-        raise
-    except BaseException:
-        # Whoever waits for the lease need not wait it out.
-        with suppress(CacheSilence):
-            yield from _ask(Release(entry, token))
-        raise
-    filled = False
-    with suppress(CacheSilence):  # stored or not, it is right for this caller
-        if loaded.raw is None:
-            yield from _ask(Release(entry, token))
-        else:
-            filled = yield from _ask(Fill(entry, token, loaded.raw, loaded.ttl_ms))
-            if not filled:
-                yield from _ask(Note("refused"))
-    return Outcome(loaded.value, "filled" if filled else "loaded")
+    def _fetch(self, places: Sequence[int]) -> Flow[dict[int, Fetched]]:
+        found = yield from _ask(Fetch(tuple(self.wanted[place] for place in places)))
+        return dict(zip(places, found, strict=True))
+
+    def _serve(
+        self, places: Iterable[int], found: dict[int, Fetched]
+    ) -> Flow[dict[int, Stored[T]]]:
+        """Take what is good, and return what could still be served past its time."""
+        usable: dict[int, Stored[T]] = {}
+        foreign = 0
+        for place in places:
+            raw, stamps = found[place]
+            stored = self.codec.parse(raw) if raw else None
+            if stored is None:
+                foreign += bool(raw)
+            elif stored.stamps == stamps and raw != self.replaced.get(place):
+                usable[place] = stored
+        if foreign:
+            yield from _ask(Note("foreign", foreign))
+        if usable:
+            now_ms, uniform = yield from _ask(Look())
+            for place, stored in [*usable.items()]:
+                if not is_due(
+                    stored.soft_expiry_ms,
+                    stored.took_ms,
+                    now_ms=now_ms,
+                    early_refresh=self.policy.early_refresh,
+                    uniform=uniform,
+                ):
+                    self.outcomes[place] = Outcome(stored.value, "hit")
+        return usable
+
+    def _answered(
+        self, answers: dict[int, Answer], usable: dict[int, Stored[T]], found: dict[int, Fetched]
+    ) -> Flow[dict[int, Fetched]]:
+        """Load what is granted, and return what is there by then of the others."""
+        granted = [place for place, answer in answers.items() if isinstance(answer, Granted)]
+        again = {
+            place: Fetched(answer.raw, found[place].stamps)
+            for place, answer in answers.items()
+            if isinstance(answer, Found)
+        }
+        left_ms: dict[int, float] = {}
+        for place, answer in answers.items():
+            if isinstance(answer, Taken):
+                if place in usable:
+                    self.outcomes[place] = Outcome(usable[place].value, "stale")
+                else:
+                    left_ms[place] = answer.left_ms
+        if granted:
+            yield from self._load_and_fill(granted)
+        elif left_ms and not again:
+            if self.waited_ms >= self.policy.wait_seconds * 1000:
+                return {}
+            yield from self._wait(max(left_ms.values()), len(left_ms))
+        # What was stored meanwhile may have stamps that are newer than those that were read.
+        anew = [*left_ms, *(place for place in again if self.wanted[place].tags)]
+        return again | ((yield from self._fetch(anew)) if anew else {})
+
+    def _wait(self, left_ms: float, entries: int) -> Flow[None]:
+        self.pause_ms = max(1.0, min(left_ms, self.pause_ms))
+        yield from _ask(Note("waits", entries))
+        yield from _ask(Pause(self.pause_ms / 1000))
+        self.waited_ms += self.pause_ms
+        self.pause_ms = min(self.pause_ms * 2, _PAUSE_MS_MAX)
+
+    def _load_and_fill(self, granted: Sequence[int]) -> Flow[None]:
+        entries = tuple(self.wanted[place].entry for place in granted)
+        try:
+            stamps = yield from self._stamps(granted)
+            loaded = yield from _ask(Load(tuple(granted), stamps, leased=True))
+        except GeneratorExit:
+            raise
+        except BaseException:
+            # Whoever waits for the lease need not wait it out.
+            with suppress(CacheSilence):
+                yield from _ask(Release(entries, self.token))
+            raise
+        for place, one in zip(granted, loaded, strict=True):
+            self.outcomes[place] = Outcome(one.value, "loaded")
+        with suppress(CacheSilence):  # stored or not, they are right for this caller
+            yield from self._fill(granted, loaded)
+
+    def _stamps(self, granted: Sequence[int]) -> Flow[tuple[tuple[bytes, ...] | None, ...]]:
+        """Return the stamps to store with each entry; None if one of its tags is fenced."""
+        tags = tuple(dict.fromkeys(tag for place in granted for tag in self.wanted[place].tags))
+        known: dict[str, bytes | None] = {}
+        if tags:
+            known = dict(zip(tags, (yield from _ask(Stamp(tags))), strict=True))
+        found = [[known[tag] for tag in self.wanted[place].tags] for place in granted]
+        return tuple(
+            None if None in stamps else tuple(stamp for stamp in stamps if stamp is not None)
+            for stamps in found
+        )
+
+    def _fill(self, granted: Sequence[int], loaded: Sequence[Loaded[T]]) -> Flow[None]:
+        pairs = [*zip(granted, loaded, strict=True)]
+        kept = [(place, one) for place, one in pairs if one.raw is not None]
+        left = tuple(self.wanted[place].entry for place, one in pairs if one.raw is None)
+        if left:
+            yield from _ask(Release(left, self.token))
+        if not kept:
+            return
+        fillings = tuple(
+            Filling(self.wanted[place].entry, one.raw or b"", one.ttl_ms) for place, one in kept
+        )
+        filled = yield from _ask(Fill(fillings, self.token))
+        for (place, one), is_filled in zip(kept, filled, strict=True):
+            if is_filled:
+                self.outcomes[place] = Outcome(one.value, "filled")
+        if refused := len(filled) - sum(filled):
+            yield from _ask(Note("refused", refused))
 
 
 def _ask(step: Step[T]) -> Generator[Any, Any, T]:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, insert, select
 from datapatterns.cache_aside.schema import cache_tables
 from datapatterns.change_log.snapshots import Xid
 
-_ENTRY = "e:"
+_ENTRY, _TAG = "e:", "t:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,35 +17,47 @@ class Invalidation:
 
     Attributes:
         entries: The names of the entries.
+        tags: On which other values depend.
         xid: The transaction.
         prefix: What the keys in Redis begin with; None if nothing has been cached yet.
     """
 
     entries: tuple[str, ...]
+    tags: tuple[str, ...]
     xid: Xid
     prefix: str | None
 
+    @property
+    def count(self) -> int:
+        """How many entries and tags these are."""
+        return len(self.entries) + len(self.tags)
+
 
 def record_invalidation(
-    conn: Connection, entries: Iterable[str], *, schema: str, target: str
+    conn: Connection, entries: Iterable[str], tags: Iterable[str], *, schema: str, target: str
 ) -> Invalidation:
-    """Record ``entries`` in the caller's transaction; the relay acts on it after the commit."""
-    names = tuple(sorted(set(entries)))
+    """Record both in the caller's transaction; the relay acts on them after the commit."""
+    entries, tags = tuple(sorted(set(entries))), tuple(sorted(set(tags)))
+    names = [*(f"{_ENTRY}{name}" for name in entries), *(f"{_TAG}{name}" for name in tags)]
     tables = cache_tables(schema)
     generation = (
         select(tables.target.c.generation).where(tables.target.c.name == target).scalar_subquery()
     )
     xid, drawn = conn.execute(
-        insert(tables.outbox)
-        .values(cache_keys=[f"{_ENTRY}{name}" for name in names])
-        .returning(tables.outbox.c.xid, generation)
+        insert(tables.outbox).values(cache_keys=names).returning(tables.outbox.c.xid, generation)
     ).one()
-    return Invalidation(names, xid, None if drawn is None else prefix_of(target, drawn.hex))
+    prefix = None if drawn is None else prefix_of(target, drawn.hex)
+    return Invalidation(entries, tags, xid, prefix)
 
 
 def entries_in(cache_keys: Iterable[str]) -> list[str]:
     """Return the entries that a row of the outbox names."""
-    return [key.removeprefix(_ENTRY) for key in cache_keys]
+    return [key.removeprefix(_ENTRY) for key in cache_keys if key.startswith(_ENTRY)]
+
+
+def tags_in(cache_keys: Iterable[str]) -> list[str]:
+    """Return the tags that a row of the outbox names."""
+    return [key.removeprefix(_TAG) for key in cache_keys if key.startswith(_TAG)]
 
 
 def prefix_of(target: str, generation: str) -> str:

@@ -67,6 +67,15 @@ def entry_of(name: str, key: Key) -> str:
     return f"{name}:#{blake2b(entry.encode(), digest_size=16).hexdigest()}"
 
 
+def escaped(text: str) -> str:
+    """Return ``text`` in letters that mean nothing in a key; different texts stay different.
+
+    Raises:
+        CacheKeyError: It is not valid Unicode.
+    """
+    return _UNSAFE.sub(_escaped, text)
+
+
 def _encoded(part: object) -> str:
     match part:
         case bool():  # before int, of which it is a subclass
@@ -75,7 +84,7 @@ def _encoded(part: object) -> str:
             encoded = f"i{int(part)}"
         case str():
             # An enum's own str() may be its name; it is equal to its value.
-            encoded = f"s{_UNSAFE.sub(_escaped, str.__str__(part))}"
+            encoded = f"s{escaped(str.__str__(part))}"
         case None:
             encoded = "N"
         case UUID():

@@ -156,27 +156,27 @@ class Links:
         self._on_silence = on_silence
         _instances.add(self)
 
-    def fetch(self, key: str, *, identity: str) -> object:
-        """Return the reply to GET, by the shortest way there is.
+    def fetch(self, command: Command, *, identity: str) -> object:
+        """Return the reply to a command that reads, by the shortest way there is.
 
         Raises:
             CacheSilence: There was no answer, an error, or it is another server.
         """
         if not self._idle or self._breaker.is_open:
-            return self.call(("GET", key), identity=identity)
+            return self.call(command, identity=identity)
         try:
             link = self._idle.pop()
         except IndexError:  # another thread was quicker
-            return self.call(("GET", key), identity=identity)
+            return self.call(command, identity=identity)
         if link.identity != identity:
             link.close()
-            return self.call(("GET", key), identity=identity)
+            return self.call(command, identity=identity)
         try:
-            link.send(link.pack("GET", key), False)
+            link.send(link.pack(*command), False)
             reply: object = link.receive(disable_decoding=True)
         except RedisConnectionError:
             link.close()
-            return self.call(("GET", key), identity=identity)
+            return self.call(command, identity=identity)
         except BaseException as error:
             link.close()
             if isinstance(error, UNREACHABLE):

@@ -2,11 +2,11 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from time import perf_counter, time
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
-from uuid import uuid4
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from datapatterns.aio import transaction
 from datapatterns.cache_aside.backing import Backing
-from datapatterns.cache_aside.cached_function import refuse_a_second, value_type_of
+from datapatterns.cache_aside.cached_function import Calls, refuse_a_second, value_type_of
 from datapatterns.cache_aside.cached_function_async import AsyncCachedFunction
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.counting import CacheStats
@@ -24,6 +24,7 @@ from datapatterns.cache_aside.flow import (
     AnyStep,
     CacheSilence,
     Fetch,
+    Fetched,
     Fill,
     Flow,
     Load,
@@ -32,14 +33,22 @@ from datapatterns.cache_aside.flow import (
     Note,
     Outcome,
     Pause,
-    read_through,
+    Wanted,
 )
 from datapatterns.cache_aside.keys import Key, entry_of
 from datapatterns.cache_aside.links_async import AsyncLinks
 from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
-from datapatterns.cache_aside.redis_commands import answer_to, command_for, value_key
+from datapatterns.cache_aside.reading import Reading, values_of
+from datapatterns.cache_aside.redis_commands import (
+    ENTRIES_PER_CALL,
+    answer_to,
+    command_for,
+    glance_at,
+    glimpse_of,
+)
 from datapatterns.cache_aside.relaying import RelayReport, Standing
 from datapatterns.cache_aside.standby import is_standby
+from datapatterns.cache_aside.tags import checked_tags, no_tags
 from datapatterns.cache_aside.writing import AfterCommit, act_on, collecting
 from datapatterns.errors import CacheBusyError
 from datapatterns.failpoints import failpoint
@@ -49,12 +58,18 @@ from datapatterns.telemetry import SILENT, Observer
 
 P = ParamSpec("P")
 T = TypeVar("T")
-AsyncLoader = Callable[[AsyncConnection], Awaitable[T]]
+K = TypeVar("K", bound=Key)
+AsyncLoader: TypeAlias = Callable[[AsyncConnection], Awaitable[T]]
+AsyncManyLoader: TypeAlias = Callable[[AsyncConnection, list[K]], Awaitable[Mapping[K, T]]]
+AsyncReading: TypeAlias = Reading[
+    T, Callable[[AsyncConnection, Sequence[int]], Awaitable[Sequence[T]]]
+]
 
 
 class _Flight(NamedTuple):
     task: asyncio.Task[Outcome[Any]]
-    codec: Codec[Any]
+    kind: object
+    tags: Sequence[str]
     turns: Turns
 
 
@@ -94,7 +109,7 @@ class AsyncCache:
             schema=schema,
             target=target,
             observer=observer,
-            detach=lambda entry: self._flights.pop(entry, None),
+            detach=self._detach,
         )
         self._links = AsyncLinks(
             redis,
@@ -115,39 +130,88 @@ class AsyncCache:
         """The times to live by."""
         return self._backing.policy
 
-    async def get_or_load(self, key: Key, load: AsyncLoader[T], *, value_type: object = Any) -> T:
+    async def get_or_load(
+        self, key: Key, load: AsyncLoader[T], *, value_type: object = Any, tags: Iterable[str] = ()
+    ) -> T:
         """Return the value under ``key``; if there is none, ``load`` it and keep it.
 
         As `Cache.get_or_load`. A cancelled caller does not cancel the load that others wait for.
         """
         codec: Codec[T] = self._backing.codec(value_type)
-        return await self._read(entry_of(self.name, key), codec, load)
+        return await self._read(codec, Wanted(entry_of(self.name, key), checked_tags(tags)), load)
 
+    async def get_many(
+        self,
+        keys: Iterable[K],
+        load: AsyncManyLoader[K, T],
+        *,
+        value_type: object = Any,
+        tags: Callable[[K], Iterable[str]] = no_tags,
+    ) -> dict[K, T | None]:
+        """Return the values under ``keys``; those that are missing are loaded together and kept.
+
+        As `Cache.get_many`.
+        """
+        codec: Codec[T] = self._backing.codec(value_type)
+
+        def wanted(key: K) -> Wanted:
+            return Wanted(entry_of(self.name, key), checked_tags(tags(key)))
+
+        return await self._read_many(codec, wanted, keys, load)
+
+    @overload
     def cached(
         self, load: Callable[Concatenate[AsyncConnection, P], Awaitable[T]]
-    ) -> AsyncCachedFunction[P, T]:
+    ) -> AsyncCachedFunction[P, T]: ...
+
+    @overload
+    def cached(
+        self, *, tags: Callable[P, Iterable[str]]
+    ) -> Callable[
+        [Callable[Concatenate[AsyncConnection, P], Awaitable[T]]], AsyncCachedFunction[P, T]
+    ]: ...
+
+    def cached(self, load: Any = None, *, tags: Any = None) -> Any:  # as the overloads say
         """Make a coroutine function that takes ``conn`` first into one that reads through.
+
+        Args:
+            load: The function.
+            tags: What the result depends on besides the arguments, which this is called with.
 
         Raises:
             SettingsError: The cache holds another function's results already.
         """
+        if load is None:
+            return partial(self.cached, tags=tags)
         refuse_a_second(self.name, self._cached, load)
-        codec: Codec[T] = self._backing.codec(value_type_of(load))
-        cached = AsyncCachedFunction(load, cache=self, read=lambda e, go: self._read(e, codec, go))
-        self._cached = cached
-        return cached
+        codec: Codec[Any] = self._backing.codec(value_type_of(load))
+        calls = Calls(load, self.name, tags)
 
-    def invalidate_in(self, writer: Connection | Session, *keys: Key) -> None:
+        def wanted(key: Key) -> Wanted:
+            return calls.wanted(*calls.arguments(key))
+
+        self._cached = AsyncCachedFunction(
+            load,
+            calls=calls,
+            cache=self,
+            read=partial(self._read, codec),
+            read_many=partial(self._read_many, codec, wanted),
+        )
+        return self._cached
+
+    def invalidate_in(
+        self, writer: Connection | Session, *keys: Key, tags: Iterable[str] = ()
+    ) -> None:
         """Forget ``keys`` if and when the transaction commits, as `Cache.invalidate_in`.
 
         An operation like others: ``await conn.run_sync(cache.invalidate_in, 5)``.
         """
-        self._backing.invalidate_in(writer, keys)
+        self._backing.invalidate_in(writer, keys, tags)
 
-    async def invalidate(self, *keys: Key) -> None:
-        """Forget ``keys`` now; it happens in the end even if Redis is away."""
+    async def invalidate(self, *keys: Key, tags: Iterable[str] = ()) -> None:
+        """Forget ``keys`` now, and what depends on ``tags``; in the end even if Redis is away."""
         async with self.writes() as conn:
-            await conn.run_sync(self._backing.invalidate_in, keys)
+            await conn.run_sync(self._backing.invalidate_in, keys, tags)
 
     @asynccontextmanager
     async def writes(self, engine: AsyncEngine | None = None) -> AsyncIterator[AsyncConnection]:
@@ -199,28 +263,53 @@ class AsyncCache:
             self._backing.gate.standing
         )
 
-    async def _read(self, entry: str, codec: Codec[T], load: AsyncLoader[T]) -> T:
-        standing = await self._standing()
+    async def _read(
+        self, codec: Codec[T], wanted: Wanted, load: AsyncLoader[T], *, anew: bool = False
+    ) -> T:
+        standing = None if anew else await self._standing()
         if standing is not None:
-            raw = await self._glance(entry, standing)
-            if (stored := self._backing.fresh(codec, raw)) is not None:
+            found = await self._glance(wanted, standing)
+            if (stored := self._backing.fresh(codec, found)) is not None:
                 return stored.value
-        return await self._join(entry, codec, load)
 
-    async def _glance(self, entry: str, standing: Standing) -> bytes | None:
-        command = ("GET", value_key(standing.prefix, entry))
+        async def load_it(conn: AsyncConnection, _: Sequence[int]) -> Sequence[T]:
+            return [await load(conn)]
+
+        return await self._join(Reading((wanted,), codec, load_it, anew))
+
+    async def _glance(self, wanted: Wanted, standing: Standing) -> Fetched:
+        command = glance_at(wanted, prefix=standing.prefix)
         try:
-            raw = await self._links.call(command, identity=standing.server)
+            reply = await self._links.call(command, identity=standing.server)
         except CacheSilence:
-            return None
-        return raw if isinstance(raw, bytes) else None
+            return Fetched(None)
+        return glimpse_of(reply)
 
-    async def _join(self, entry: str, codec: Codec[T], load: AsyncLoader[T]) -> T:
+    async def _read_many(
+        self,
+        codec: Codec[T],
+        wanted: Callable[[K], Wanted],
+        keys: Iterable[K],
+        load: AsyncManyLoader[K, T],
+    ) -> dict[K, Any]:
+        found: dict[K, Any] = {}
+        distinct = [*dict.fromkeys(keys)]
+        for start in range(0, len(distinct), ENTRIES_PER_CALL):
+            some = distinct[start : start + ENTRIES_PER_CALL]
+            reading: AsyncReading[T] = Reading([*map(wanted, some)], codec, _of_missing(some, load))
+            # Loads are not shared within the process: by their leases they are, with everybody.
+            for key, outcome in zip(some, await self._fly(reading, Turns()), strict=True):
+                self._backing.count(outcome, has_joined=False)
+                found[key] = outcome.value
+        return found
+
+    async def _join(self, reading: AsyncReading[T]) -> T:
+        [(entry, _)] = reading.wanted
         for has_waited in (False, True):
             flight = self._flights.get(entry)
-            leads = flight is None or flight.codec is not codec
+            leads = flight is None or flight.kind != reading.kind
             if flight is None or leads:
-                flight = self._take_off(entry, codec, load)
+                flight = self._take_off(entry, reading)
             turn = flight.turns.count
             outcome: Outcome[T] | None = await self._outcome_of(flight.task, waits=not leads)
             if outcome is None:
@@ -230,14 +319,29 @@ class AsyncCache:
             if leads or has_waited or is_younger:
                 self._backing.count(outcome, has_joined=not leads)
                 return outcome.value
-        return (await self._load(codec, load, leased=False)).value
+        [loaded] = await self._load(reading, reading.unleased())
+        return loaded.value
 
-    def _take_off(self, entry: str, codec: Codec[T], load: AsyncLoader[T]) -> "_Flight":
+    def _take_off(self, entry: str, reading: AsyncReading[T]) -> "_Flight":
         turns = Turns()
-        task = asyncio.create_task(self._fly(entry, codec, load, turns))
+
+        async def fly() -> Outcome[T]:
+            [outcome] = await self._fly(reading, turns)
+            return outcome
+
+        task = asyncio.create_task(fly())
         task.add_done_callback(lambda done: self._landed(entry, done))
-        flight = self._flights[entry] = _Flight(task, codec, turns)
+        [(_, tags)] = reading.wanted
+        flight = self._flights[entry] = _Flight(task, reading.kind, tags, turns)
         return flight
+
+    def _detach(self, entries: Sequence[str], tags: Sequence[str]) -> None:
+        """Let nobody join these loads that are under way, as `Flights.detach`."""
+        for entry in entries:
+            self._flights.pop(entry, None)
+        for entry, flight in [*self._flights.items()] if tags else []:
+            if not set(tags).isdisjoint(flight.tags):
+                self._flights.pop(entry, None)
 
     async def _outcome_of(
         self, task: asyncio.Task[Outcome[T]], *, waits: bool
@@ -256,37 +360,34 @@ class AsyncCache:
         if not task.cancelled():
             task.exception()  # if every caller was cancelled, nobody else asks for it
 
-    async def _fly(
-        self, entry: str, codec: Codec[T], load: AsyncLoader[T], turns: Turns
-    ) -> Outcome[T]:
+    async def _fly(self, reading: AsyncReading[T], turns: Turns) -> list[Outcome[T]]:
         standing = await self._standing()
         if standing is None:
-            self._backing.counters.add("bypassed")
-            return Outcome((await self._load(codec, load, leased=False)).value, "loaded")
-        flow = read_through(entry, codec=codec, policy=self.policy, token=uuid4().hex)
+            self._backing.counters.add("bypassed", len(reading.wanted))
+            loaded = await self._load(reading, reading.unleased())
+            return [Outcome(one.value, "loaded") for one in loaded]
+        flow = reading.flow(self.policy)
 
         async def perform(step: AnyStep) -> object:
             if isinstance(step, Fetch | Fill):
                 turns.begin()
-            return await self._perform(step, standing, codec, load)
+            return await self._perform(step, standing, reading)
 
         return await _drive(flow, perform)
 
-    async def _perform(
-        self, step: AnyStep, standing: Standing, codec: Codec[T], load: AsyncLoader[T]
-    ) -> object:
+    async def _perform(self, step: AnyStep, standing: Standing, reading: AsyncReading[T]) -> object:
         match step:
-            case Load(leased):
-                if leased:
+            case Load():
+                if step.leased:
                     failpoint("cache.lease-granted")
-                return await self._load(codec, load, leased=leased)
+                return await self._load(reading, step)
             case Look():
                 return time() * 1000, 1 - random.random()  # noqa: S311 -- spreads refreshes
             case Pause(seconds):
                 await asyncio.sleep(seconds)
                 return None
-            case Note(what):
-                self._backing.counters.add(what)
+            case Note(what, amount):
+                self._backing.counters.add(what, amount)
                 return None
             case _:
                 if isinstance(step, Fill):
@@ -294,9 +395,9 @@ class AsyncCache:
                 command = command_for(step, prefix=standing.prefix, policy=self.policy)
                 return answer_to(step, await self._links.call(command, identity=standing.server))
 
-    async def _load(self, codec: Codec[T], load: AsyncLoader[T], *, leased: bool) -> Loaded[T]:
-        if leased:
-            return await self._load_now(codec, load, leased=True)
+    async def _load(self, reading: AsyncReading[T], step: Load) -> list[Loaded[T]]:
+        if step.leased:
+            return await self._load_now(reading, step)
         # What protects the database while Redis does not.
         try:
             async with asyncio.timeout(self.policy.wait_seconds):
@@ -304,21 +405,31 @@ class AsyncCache:
         except TimeoutError:
             raise CacheBusyError(waited_seconds=self.policy.wait_seconds) from None
         try:
-            return await self._load_now(codec, load, leased=False)
+            return await self._load_now(reading, step)
         finally:
             self._bulkhead.release()
 
-    async def _load_now(self, codec: Codec[T], load: AsyncLoader[T], *, leased: bool) -> Loaded[T]:
+    async def _load_now(self, reading: AsyncReading[T], step: Load) -> list[Loaded[T]]:
         began = perf_counter()
         # In autocommit mode each statement sees what had committed when it began: nothing that
         # is older than the lease, whatever the isolation level of the application.
         async with self._engine.connect() as conn:
             _ = await conn.execution_options(isolation_level="AUTOCOMMIT")
             from_standby = await conn.run_sync(is_standby)
-            loaded = await load(conn)
+            values = await reading.load(conn, step.places)
         return self._backing.packed(
-            codec, loaded, seconds=perf_counter() - began, leased=leased, is_standby=from_standby
+            reading.codec, values, step, seconds=perf_counter() - began, is_standby=from_standby
         )
+
+
+def _of_missing(
+    keys: Sequence[K], load: AsyncManyLoader[K, T]
+) -> Callable[[AsyncConnection, Sequence[int]], Awaitable[Sequence[T]]]:
+    async def load_places(conn: AsyncConnection, places: Sequence[int]) -> Sequence[T]:
+        missing = [keys[place] for place in places]
+        return values_of(missing, await load(conn, missing))
+
+    return load_places
 
 
 async def _drive(flow: Flow[T], perform: Callable[[AnyStep], Awaitable[object]]) -> T:

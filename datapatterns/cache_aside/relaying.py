@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, Row, delete, func, literal, or_, sele
 from sqlalchemy.dialects.postgresql import insert
 
 from datapatterns.cache_aside.flow import CacheSilence
-from datapatterns.cache_aside.invalidating import entries_in, prefix_of
+from datapatterns.cache_aside.invalidating import entries_in, prefix_of, tags_in
 from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_commands import invalidations_of, milliseconds, server_key
@@ -37,7 +37,7 @@ class RelayReport:
     Attributes:
         is_leading: False if another process was at it; then this round did nothing.
         transactions: How many transactions' invalidations were sent.
-        entries: How many entries these named.
+        entries: How many entries and tags these named.
         has_new_generation: Whether everything was forgotten, because the server is not the one
             that has been told of all earlier invalidations.
     """
@@ -218,16 +218,22 @@ class Relay:
     def _send(
         self, rows: Iterable[Row[Xid, list[str]]], *, prefix: str, server: str
     ) -> tuple[int, int]:
-        transactions = entries = 0
+        transactions = count = 0
         for xid, of_one in groupby(rows, key=lambda row: row.xid):
-            names = {name for row in of_one for name in entries_in(row.cache_keys)}
+            keys = {key for row in of_one for key in row.cache_keys}
             self.links.call_all(
-                invalidations_of(names, prefix=prefix, xids=[str(xid)], policy=self.policy),
+                invalidations_of(
+                    entries_in(keys),
+                    tags_in(keys),
+                    prefix=prefix,
+                    xids=[str(xid)],
+                    policy=self.policy,
+                ),
                 identity=server,
             )
             transactions += 1
-            entries += len(names)
-        return transactions, entries
+            count += len(keys)
+        return transactions, count
 
     def _collect(self, conn: Connection) -> None:
         """Delete what every target has been told, a bounded number of rows."""

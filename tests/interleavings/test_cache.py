@@ -389,12 +389,11 @@ def test_nothing_is_stored_from_a_callers_snapshot_or_from_what_is_rolled_back(
 def test_a_load_on_the_callers_connection_would_store_its_snapshot(
     explorer: Explorer, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_now(self: Cache, codec: Any, load: Any, *, leased: bool) -> Any:  # noqa: ANN401 -- as there
+    def load_now(self: Cache, reading: Any, step: Any) -> Any:  # noqa: ANN401 -- as there
         if self is processes.observer:
-            return original(self, codec, load, leased=leased)
-        return self._backing.packed(
-            codec, load(processes.callers), seconds=0, leased=leased, is_standby=False
-        )
+            return original(self, reading, step)
+        values = reading.load(processes.callers, step.places)
+        return self._backing.packed(reading.codec, values, step, seconds=0, is_standby=False)
 
     original = Cache._load_now  # noqa: SLF001 -- the guard
     monkeypatch.setattr(Cache, "_load_now", load_now)

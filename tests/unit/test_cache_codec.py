@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from datapatterns.cache_aside.codec import HEADER_BYTES, Codec, is_due, is_fresh
+from datapatterns.cache_aside.codec import HEADER_BYTES, Codec, Stored, is_due, is_fresh
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.errors import SettingsError, UncacheableValueError
 
@@ -36,7 +36,7 @@ def test_a_value_comes_back_as_its_type() -> None:
     raw = packed(codec, PAGE)
 
     assert raw is not None
-    assert codec.parse(raw) == (PAGE, 1_100_000, 7)
+    assert codec.parse(raw) == Stored(PAGE, 1_100_000, 7)
 
 
 def test_absence_comes_back_and_lives_its_own_time() -> None:
@@ -45,7 +45,7 @@ def test_absence_comes_back_and_lives_its_own_time() -> None:
 
     assert found is not None
     assert found.ttl_ms == 11_000
-    assert codec.parse(found.raw) == (None, 11_000, 1)
+    assert codec.parse(found.raw) == Stored(None, 11_000, 1)
 
 
 def test_a_value_lives_for_its_fresh_and_its_stale_time() -> None:

@@ -89,7 +89,7 @@ def test_nobody_joins_a_load_that_was_detached() -> None:
     flights = Flights()
 
     def lead(_: Turns) -> Outcome[str]:
-        flights.detach("price")
+        flights.detach(["price"])
         inner = flights.join("price", lambda _: Outcome("new", "filled"), wait_seconds=1)
         assert inner == Outcome("new", "filled")
         return Outcome("old", "loaded")

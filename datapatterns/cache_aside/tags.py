@@ -1,0 +1,175 @@
+"""Name what values depend on besides their key: tables, rows, and columns of one value.
+
+A value under a tag dies with the tag's stamp, whoever changes what the tag stands for. So readers
+and writers have to call it by the same name: a value goes through its column's type first, and
+types whose equal values are not identical name nothing but their table.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from sqlalchemy import (
+    CHAR,
+    JSON,
+    Column,
+    ColumnElement,
+    DateTime,
+    Float,
+    Numeric,
+    String,
+    Table,
+    inspect,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import Mapper
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, BindParameter
+
+from datapatterns.cache_aside.codec import TAGS_MAX
+from datapatterns.cache_aside.keys import KeyPart, entry_of, escaped
+from datapatterns.errors import CacheKeyError
+
+Tagged: TypeAlias = "type | Table | ColumnElement[Any]"
+
+_TAG = re.compile(r"[A-Za-z0-9_.@ :%=#?-]{1,250}")
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's
+_PLAIN_COLLATIONS = {None, "C", "POSIX", "ucs_basic", "default"}
+_EQUAL_NOT_IDENTICAL = (
+    CHAR, DateTime, Float, JSON, Numeric, postgresql.CITEXT, postgresql.HSTORE, postgresql.INTERVAL,
+)  # fmt: skip
+
+
+def tag(what: Tagged, *key: KeyPart) -> str:
+    """Return the tag of a table, of a row or of a column's value.
+
+    >>> from sqlalchemy import Column, Integer, MetaData, Table
+    >>> product = Table("product", MetaData(), Column("id", Integer, primary_key=True))
+    >>> tag(product), tag(product, 5), tag(product.c.id == 5)
+    ('product', 'product:i5', 'product.id=i5')
+
+    Args:
+        what: A mapped class or a table; or ``column == value``, for what depends on the rows that
+            have this value.
+        key: The primary key, for what depends on this row alone.
+
+    Raises:
+        CacheKeyError: A value is not of its column's type, or of a type whose equal values are
+            not identical.
+    """
+    if isinstance(what, BinaryExpression):
+        return _tag_of_value(what)
+    table = table_of(what)
+    if not key:
+        return table_tag(table)
+    columns = [*table.primary_key]
+    if len(columns) != len(key):
+        raise CacheKeyError(key, f"the primary key of {table.name} has {len(columns)} columns")
+    return row_tag(table, key)
+
+
+def table_of(what: object) -> Table:
+    """Return the table of a mapped class, or the table itself.
+
+    Raises:
+        CacheKeyError: It is neither.
+    """
+    if isinstance(what, Table):
+        return what
+    mapper: object = inspect(what, raiseerr=False) if isinstance(what, type) else None
+    if isinstance(mapper, Mapper):
+        table: object = mapper.local_table
+        if isinstance(table, Table):
+            return table
+    raise CacheKeyError(what, "name a mapped class, a table or column == value")
+
+
+def table_tag(table: Table) -> str:
+    """Return the tag of all rows of ``table``."""
+    return escaped(table.fullname)
+
+
+def unknown_rows_tag(table: Table) -> str:
+    """Return the tag that a write of rows nobody knows changes: all that knows its rows has it."""
+    return f"{table_tag(table)}:?"
+
+
+def row_tag(table: Table, key: tuple[Any, ...]) -> str:
+    """Return the tag of the row with this primary key."""
+    values = tuple(map(canonical, table.primary_key, key))
+    return entry_of(table_tag(table), values)
+
+
+def value_tag(column: Column[Any], value: object) -> str:
+    """Return the tag of the rows with ``value`` in ``column``."""
+    name = f"{table_tag(column.table)}.{escaped(column.name)}"
+    # As an entry is named, so that no two values share a name.
+    return entry_of(name, canonical(column, value)).replace(":", "=", 1)
+
+
+def canonical(column: Column[Any], value: object) -> KeyPart:
+    """Return ``value`` as it is stored in ``column``, whichever way it is written.
+
+    Raises:
+        CacheKeyError: The type's equal values are not identical, or it is no value of this type.
+    """
+    if not names_values(column):
+        raise CacheKeyError(value, f"equal values of {column} may differ; use the table's tag")
+    implementation = column.type.dialect_impl(_DIALECT)
+    process = implementation.bind_processor(_DIALECT)
+    stored: Any = process(value) if process is not None and value is not None else value
+    try:
+        wanted = column.type.python_type
+    except NotImplementedError:
+        wanted = object
+    # Python calls True an int, and equal to 1.
+    is_odd = not isinstance(value, wanted) or isinstance(stored, bool) != (wanted is bool)
+    if stored is not None and is_odd:
+        raise CacheKeyError(value, f"{column} holds {wanted.__name__}")
+    return stored  # type: ignore[no-any-return]  # checked by who encodes it
+
+
+def names_values(column: Column[Any]) -> bool:
+    """Return whether equal values of ``column`` are identical, so that each has one name."""
+    implementation = column.type.dialect_impl(_DIALECT)
+    collation = implementation.collation if isinstance(implementation, String) else None
+    return not isinstance(implementation, _EQUAL_NOT_IDENTICAL) and collation in _PLAIN_COLLATIONS
+
+
+def no_tags(_: object, /) -> tuple[str, ...]:
+    """Return no tags, for what depends on its key alone."""
+    return ()
+
+
+def checked_tags(names: Iterable[str]) -> tuple[str, ...]:
+    """Return ``names``, each once, if each can be a tag.
+
+    Raises:
+        CacheKeyError: One cannot, or they are too many.
+    """
+    tags = tuple(dict.fromkeys(map(checked_tag, names)))
+    if len(tags) > TAGS_MAX:
+        raise CacheKeyError(tags[0], f"a value has at most {TAGS_MAX} tags; use those of tables")
+    return tags
+
+
+def checked_tag(name: str) -> str:
+    """Return ``name`` if it can be a tag.
+
+    Raises:
+        CacheKeyError: It is not 1 to 250 of letters, digits and some signs.
+    """
+    if not _TAG.fullmatch(name):
+        raise CacheKeyError(name, "make tags with tag(), or of letters, digits and _.@ :%=#?-")
+    return name
+
+
+def _tag_of_value(condition: BinaryExpression[Any]) -> str:
+    column: Any = condition.left
+    value: Any = condition.right
+    if isinstance(column, ColumnElement):
+        column = column._deannotate()  # noqa: SLF001 -- as the table has it, not the ORM
+    is_equality = condition.operator is operators.eq and isinstance(value, BindParameter)
+    if not is_equality or not isinstance(column, Column) or not isinstance(column.table, Table):
+        raise CacheKeyError(str(condition), "a tag is a column of a table == a value")
+    return value_tag(column, value.value)
