@@ -7,11 +7,21 @@ from datapatterns.cache_aside.counting import CacheStats
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_cache import Cache
 from datapatterns.cache_aside.relaying import RelayReport
+from datapatterns.cache_aside.tags import TAGGED, tag
 
 if TYPE_CHECKING:
     from datapatterns.cache_aside.redis_cache_async import AsyncCache
 
-__all__ = ["AsyncCache", "Cache", "CachePolicy", "CacheStats", "CachedFunction", "RelayReport"]
+__all__ = [
+    "TAGGED",
+    "AsyncCache",
+    "Cache",
+    "CachePolicy",
+    "CacheStats",
+    "CachedFunction",
+    "RelayReport",
+    "tag",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from datapatterns.cache_aside.breaker import Breaker
 from datapatterns.cache_aside.codec import Codec, Stored, is_fresh
 from datapatterns.cache_aside.counting import Counters
-from datapatterns.cache_aside.flow import CacheSilence, Fetched, Load, Loaded, Outcome
 from datapatterns.cache_aside.gate import Gate
 from datapatterns.cache_aside.invalidating import Invalidation, record_invalidation
 from datapatterns.cache_aside.keys import Key, checked_name, checked_target, entry_of
@@ -20,6 +19,7 @@ from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_commands import invalidations_of
 from datapatterns.cache_aside.relaying import Relay, RelayReport
+from datapatterns.cache_aside.steps import CacheSilence, Fetched, Load, Loaded, Outcome
 from datapatterns.cache_aside.tags import checked_tag
 from datapatterns.cache_aside.writers import Home, checked_writer, refuse_autocommit
 from datapatterns.cache_aside.writing import after_commit

@@ -9,8 +9,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from datapatterns.cache_aside.flow import Wanted
 from datapatterns.cache_aside.keys import Key, entry_of
+from datapatterns.cache_aside.steps import Wanted
 from datapatterns.cache_aside.tags import checked_tags
 from datapatterns.errors import SettingsError
 
@@ -57,9 +57,8 @@ class Calls:
     def wanted(self, *args: Any, **kwargs: Any) -> Wanted:  # noqa: ANN401 -- whatever it takes
         """Return the entry of a call, and its tags."""
         entry = entry_of(self._cache, self.key(*args, **kwargs))
-        if self._tags is None:
-            return Wanted(entry)
-        return Wanted(entry, checked_tags(self._tags(*args, **kwargs)))
+        tags = () if self._tags is None else checked_tags(self._tags(*args, **kwargs))
+        return Wanted(entry, tags)
 
     def arguments(self, key: Key) -> tuple[Any, ...]:
         """Return the arguments of the call with this key.

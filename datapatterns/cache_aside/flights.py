@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import Any, Generic, TypeVar
 
-from datapatterns.cache_aside.flow import Outcome
+from datapatterns.cache_aside.steps import Outcome
 
 T = TypeVar("T")
 

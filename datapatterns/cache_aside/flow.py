@@ -1,218 +1,45 @@
 """The cache-aside protocol without I/O: what to do next, given the answers so far.
 
-A flow yields steps; a driver carries each out and sends its answer back, or throws `CacheSilence`
-if Redis did not answer. There is a driver for threads, one for asyncio and, in the tests, one
-that plays any interleaving. One flow reads any number of entries: each step is one round trip for
-all of them.
+There is a driver for threads, one for asyncio and, in the tests, one that plays any interleaving.
+One flow reads any number of entries: each step is one round trip for all of them.
 """
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 from datapatterns.cache_aside.codec import HEADER_BYTES, Codec, Stored, is_due
 from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.steps import (
+    Acquire,
+    Answer,
+    Ask,
+    CacheSilence,
+    Fetch,
+    Fetched,
+    Fill,
+    Filling,
+    Flow,
+    Found,
+    Granted,
+    Load,
+    Loaded,
+    Look,
+    Note,
+    Outcome,
+    Pause,
+    Release,
+    Stamp,
+    Taken,
+    Wanted,
+    ask,
+)
 
 T = TypeVar("T")
 
 _PAUSE_MS_FIRST, _PAUSE_MS_MAX = 5.0, 50.0
 _ACQUIRE_AT_MOST = 1_000
-
-
-class CacheSilence(Exception):  # noqa: N818 -- an answer within the protocol; no caller sees it
-    """Redis did not answer, or not with what the protocol knows."""
-
-
-class Wanted(NamedTuple):
-    """An entry to read, and the tags that its value depends on."""
-
-    entry: str
-    tags: tuple[str, ...] = ()
-
-
-class Fetched(NamedTuple):
-    """What is stored for an entry, and the stamps that its tags carry now.
-
-    Attributes:
-        raw: The bytes; None for nothing.
-        stamps: One for each tag, in order; None for a tag without one.
-    """
-
-    raw: bytes | None
-    stamps: tuple[bytes | None, ...] = ()
-
-
-class Step(Generic[T]):
-    """Something that a driver does for a flow and answers with a ``T``."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch(Step[Sequence[Fetched]]):
-    """Read what is stored, and the stamps of the tags."""
-
-    wanted: tuple[Wanted, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Look(Step[tuple[float, float]]):
-    """Tell the time in milliseconds since 1970, and draw a number above 0, at most 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Somebody has stored a value in the meantime."""
-
-    raw: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """The lease is ours: what we load may be stored, unless somebody invalidates before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """Somebody else holds the lease for at most this long."""
-
-    left_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Fenced:
-    """A writer is about to commit; nothing may be stored."""
-
-
-Answer: TypeAlias = Found | Granted | Taken | Fenced
-
-
-class Ask(NamedTuple):
-    """An entry whose lease is asked for.
-
-    Attributes:
-        entry: The entry.
-        seen: The beginning of the value that is there and shall be replaced; empty for none.
-    """
-
-    entry: str
-    seen: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Acquire(Step[Sequence[Answer]]):
-    """Become the one caller that may store a value for each entry, unless another is.
-
-    Attributes:
-        asks: The entries.
-        token: A name for this call that no other call has.
-    """
-
-    asks: tuple[Ask, ...]
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp(Step[Sequence[bytes | None]]):
-    """Read the stamp of each tag before loading, and draw one for a tag that has none.
-
-    The answer has None for a tag that a writer who is about to commit has fenced.
-    """
-
-    tags: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded(Generic[T]):
-    """What the truth says, and how to store it.
-
-    Attributes:
-        value: What was loaded.
-        raw: Its bytes, or None if it is not to be stored.
-        ttl_ms: How long to keep them.
-    """
-
-    value: T
-    raw: bytes | None
-    ttl_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Load(Step[Sequence[Loaded[Any]]]):
-    """Compute values from the truth, by statements that begin now.
-
-    Attributes:
-        places: Which of the wanted entries, by their numbers.
-        stamps: Those of each one's tags, to be stored with it; None if it is not to be stored.
-        leased: Whether the caller is the only one; others share a limited number of places.
-    """
-
-    places: tuple[int, ...]
-    stamps: tuple[tuple[bytes, ...] | None, ...]
-    leased: bool
-
-
-class Filling(NamedTuple):
-    """A value to store under an entry."""
-
-    entry: str
-    raw: bytes
-    ttl_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fill(Step[Sequence[bool]]):
-    """Store each value and give its lease back, if ``token`` still holds that."""
-
-    fillings: tuple[Filling, ...]
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Release(Step[int]):
-    """Give leases back without storing anything."""
-
-    entries: tuple[str, ...]
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pause(Step[None]):
-    """Let some time pass."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Note(Step[None]):
-    """Count that something happened."""
-
-    what: str
-    amount: int = 1
-
-
-AnyStep: TypeAlias = Fetch | Look | Acquire | Stamp | Load | Fill | Release | Pause | Note
-Flow: TypeAlias = Generator[AnyStep, Any, T]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[T]):
-    """The value, and how it was come by.
-
-    Attributes:
-        value: The value.
-        source: ``hit``, ``stale`` (served while another loads anew), ``filled`` (loaded and
-            stored) or ``loaded`` (not stored: it may be older than a write by now).
-    """
-
-    value: T
-    source: str
-
-    @property
-    def may_be_shared(self) -> bool:
-        """Whether callers may have it that asked while it was being loaded."""
-        return self.source != "loaded"
 
 
 def read_through(
@@ -245,7 +72,7 @@ def read_through(
     # Redis is silent, fenced, or whoever holds a lease is slow or dead. Each may cost the caller
     # time, but never the answer; what is loaded without a lease is not stored.
     if missing := reading.missing():
-        loaded = yield from _ask(Load(missing, (None,) * len(missing), leased=False))
+        loaded = yield from ask(Load(missing, (None,) * len(missing), leased=False))
         for place, one in zip(missing, loaded, strict=True):
             reading.outcomes[place] = Outcome(one.value, "loaded")
     return [reading.outcomes[place] for place in range(len(wanted))]
@@ -284,7 +111,7 @@ class _Reading(Generic[T]):
                 Ask(self.wanted[place].entry, (found[place].raw or b"")[:HEADER_BYTES])
                 for place in places
             )
-            answers = yield from _ask(Acquire(asks, self.token))
+            answers = yield from ask(Acquire(asks, self.token))
             by_place = dict(zip(places, answers, strict=True))
             found = yield from self._answered(by_place, usable, found)
             places = tuple(found)
@@ -292,7 +119,7 @@ class _Reading(Generic[T]):
                 return
 
     def _fetch(self, places: Sequence[int]) -> Flow[dict[int, Fetched]]:
-        found = yield from _ask(Fetch(tuple(self.wanted[place] for place in places)))
+        found = yield from ask(Fetch(tuple(self.wanted[place] for place in places)))
         return dict(zip(places, found, strict=True))
 
     def _serve(
@@ -309,9 +136,9 @@ class _Reading(Generic[T]):
             elif stored.stamps == stamps and raw != self.replaced.get(place):
                 usable[place] = stored
         if foreign:
-            yield from _ask(Note("foreign", foreign))
+            yield from ask(Note("foreign", foreign))
         if usable:
-            now_ms, uniform = yield from _ask(Look())
+            now_ms, uniform = yield from ask(Look())
             for place, stored in [*usable.items()]:
                 if not is_due(
                     stored.soft_expiry_ms,
@@ -352,8 +179,8 @@ class _Reading(Generic[T]):
 
     def _wait(self, left_ms: float, entries: int) -> Flow[None]:
         self.pause_ms = max(1.0, min(left_ms, self.pause_ms))
-        yield from _ask(Note("waits", entries))
-        yield from _ask(Pause(self.pause_ms / 1000))
+        yield from ask(Note("waits", entries))
+        yield from ask(Pause(self.pause_ms / 1000))
         self.waited_ms += self.pause_ms
         self.pause_ms = min(self.pause_ms * 2, _PAUSE_MS_MAX)
 
@@ -361,13 +188,13 @@ class _Reading(Generic[T]):
         entries = tuple(self.wanted[place].entry for place in granted)
         try:
             stamps = yield from self._stamps(granted)
-            loaded = yield from _ask(Load(tuple(granted), stamps, leased=True))
+            loaded = yield from ask(Load(tuple(granted), stamps, leased=True))
         except GeneratorExit:
             raise
         except BaseException:
             # Whoever waits for the lease need not wait it out.
             with suppress(CacheSilence):
-                yield from _ask(Release(entries, self.token))
+                yield from ask(Release(entries, self.token))
             raise
         for place, one in zip(granted, loaded, strict=True):
             self.outcomes[place] = Outcome(one.value, "loaded")
@@ -379,7 +206,7 @@ class _Reading(Generic[T]):
         tags = tuple(dict.fromkeys(tag for place in granted for tag in self.wanted[place].tags))
         known: dict[str, bytes | None] = {}
         if tags:
-            known = dict(zip(tags, (yield from _ask(Stamp(tags))), strict=True))
+            known = dict(zip(tags, (yield from ask(Stamp(tags))), strict=True))
         found = [[known[tag] for tag in self.wanted[place].tags] for place in granted]
         return tuple(
             None if None in stamps else tuple(stamp for stamp in stamps if stamp is not None)
@@ -391,21 +218,15 @@ class _Reading(Generic[T]):
         kept = [(place, one) for place, one in pairs if one.raw is not None]
         left = tuple(self.wanted[place].entry for place, one in pairs if one.raw is None)
         if left:
-            yield from _ask(Release(left, self.token))
+            yield from ask(Release(left, self.token))
         if not kept:
             return
         fillings = tuple(
             Filling(self.wanted[place].entry, one.raw or b"", one.ttl_ms) for place, one in kept
         )
-        filled = yield from _ask(Fill(fillings, self.token))
+        filled = yield from ask(Fill(fillings, self.token))
         for (place, one), is_filled in zip(kept, filled, strict=True):
             if is_filled:
                 self.outcomes[place] = Outcome(one.value, "filled")
         if refused := len(filled) - sum(filled):
-            yield from _ask(Note("refused", refused))
-
-
-def _ask(step: Step[T]) -> Generator[Any, Any, T]:
-    # Ties the answer's type to the step's: mypy cannot know what a driver sends.
-    answer: T = yield step
-    return answer
+            yield from ask(Note("refused", refused))

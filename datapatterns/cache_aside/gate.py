@@ -6,8 +6,8 @@ from threading import Lock
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from datapatterns.cache_aside.flow import CacheSilence
 from datapatterns.cache_aside.relaying import Relay, Standing
+from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.clock import Clock
 
 logger = logging.getLogger(__name__)

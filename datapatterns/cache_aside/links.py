@@ -20,8 +20,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from datapatterns.cache_aside.breaker import Breaker
-from datapatterns.cache_aside.flow import CacheSilence
 from datapatterns.cache_aside.redis_commands import SCRIPTS, Command
+from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.errors import SettingsError
 from datapatterns.urls import checked_redis_url
 
@@ -156,7 +156,7 @@ class Links:
         self._on_silence = on_silence
         _instances.add(self)
 
-    def fetch(self, command: Command, *, identity: str) -> object:
+    def fetch(self, command: Command, identity: str) -> object:
         """Return the reply to a command that reads, by the shortest way there is.
 
         Raises:

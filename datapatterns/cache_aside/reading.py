@@ -6,9 +6,10 @@ from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
 from datapatterns.cache_aside.codec import Codec
-from datapatterns.cache_aside.flow import Flow, Load, Outcome, Wanted, read_through
+from datapatterns.cache_aside.flow import read_through
 from datapatterns.cache_aside.keys import Key
 from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.steps import Flow, Load, Outcome, Wanted
 from datapatterns.errors import SettingsError
 
 T = TypeVar("T")

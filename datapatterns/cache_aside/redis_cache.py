@@ -1,12 +1,9 @@
 """Cache-aside for threads: read through Redis, write to PostgreSQL, forget after the commit."""
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from threading import BoundedSemaphore
-from time import perf_counter, sleep, time
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from redis import Redis
 from sqlalchemy import Connection, Engine
@@ -21,38 +18,16 @@ from datapatterns.cache_aside.cached_function import (
 )
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.counting import CacheStats
-from datapatterns.cache_aside.flights import Flights, Turns
-from datapatterns.cache_aside.flow import (
-    AnyStep,
-    CacheSilence,
-    Fetch,
-    Fetched,
-    Fill,
-    Flow,
-    Load,
-    Loaded,
-    Look,
-    Note,
-    Outcome,
-    Pause,
-    Wanted,
-)
+from datapatterns.cache_aside.driver import Driver, Loader, ManyLoader
+from datapatterns.cache_aside.flights import Flights
 from datapatterns.cache_aside.keys import Key, entry_of
 from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
-from datapatterns.cache_aside.reading import Reading, values_of
-from datapatterns.cache_aside.redis_commands import (
-    ENTRIES_PER_CALL,
-    answer_to,
-    command_for,
-    glance_at,
-    glimpse_of,
-)
-from datapatterns.cache_aside.relaying import RelayReport, Standing
-from datapatterns.cache_aside.standby import is_standby
+from datapatterns.cache_aside.relaying import RelayReport
+from datapatterns.cache_aside.steps import Wanted
 from datapatterns.cache_aside.tags import checked_tags, no_tags
 from datapatterns.cache_aside.watching import watch_models
+from datapatterns.cache_aside.watching_tags import watch_tags
 from datapatterns.cache_aside.writing import AfterCommit, act_on, collecting
-from datapatterns.errors import CacheBusyError
 from datapatterns.failpoints import failpoint
 from datapatterns.outcomes import find_unknown_outcome
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -62,9 +37,6 @@ from datapatterns.transactions import committing
 P = ParamSpec("P")
 T = TypeVar("T")
 K = TypeVar("K", bound=Key)
-Loader: TypeAlias = Callable[[Connection], T]
-ManyLoader: TypeAlias = Callable[[Connection, list[K]], Mapping[K, T]]
-SyncReading: TypeAlias = Reading[T, Callable[[Connection, Sequence[int]], Sequence[T]]]
 
 
 class Cache:
@@ -95,7 +67,7 @@ class Cache:
         target: str = "datapatterns",
         observer: Observer = SILENT,
     ) -> None:
-        self._flights = Flights()
+        flights = Flights()
         self._backing = Backing(
             redis,
             engine,
@@ -104,9 +76,9 @@ class Cache:
             schema=schema,
             target=target,
             observer=observer,
-            detach=self._flights.detach,
+            detach=flights.detach,
         )
-        self._bulkhead = BoundedSemaphore(policy.loads_at_once)
+        self._driver = Driver(self._backing, flights)
         self._cached: CachedFunction[..., Any] | None = None
 
     @property
@@ -142,7 +114,7 @@ class Cache:
                 free in time.
         """
         codec: Codec[T] = self._backing.codec(value_type)
-        return self._read(codec, Wanted(entry_of(self.name, key), checked_tags(tags)), load)
+        return self._driver.read(codec, Wanted(entry_of(self.name, key), checked_tags(tags)), load)
 
     def get_many(
         self,
@@ -172,7 +144,7 @@ class Cache:
         def wanted(key: K) -> Wanted:
             return Wanted(entry_of(self.name, key), checked_tags(tags(key)))
 
-        return self._read_many(codec, wanted, keys, load)
+        return self._driver.read_many(codec, wanted, keys, load)
 
     @overload
     def cached(self, load: Callable[Concatenate[Connection, P], T]) -> CachedFunction[P, T]: ...
@@ -207,8 +179,8 @@ class Cache:
             load,
             calls=calls,
             cache=self,
-            read=partial(self._read, codec),
-            read_many=partial(self._read_many, codec, wanted),
+            read=partial(self._driver.read, codec),
+            read_many=partial(self._driver.read_many, codec, wanted),
         )
         return self._cached
 
@@ -280,6 +252,19 @@ class Cache:
         """
         watch_models(sessions, models, self.invalidate_in)
 
+    def watch_tags(self, sessions: type[Session] | sessionmaker[Any], *models: type) -> None:
+        """Forget what depends on a table, row or value whenever a session writes it.
+
+        By the tags that `tag` gives: of the table, of each row, and of each `TAGGED` column's
+        value before and after. A statement that does not say which rows it writes makes everything
+        obsolete that depends on rows of its table. What SQL text writes is not seen.
+        """
+
+        def forget(session: Session, tags: Iterable[str]) -> None:
+            self._backing.invalidate_in(session, (), tags)
+
+        watch_tags(sessions, models, forget)
+
     def relay(self) -> RelayReport:
         """Send every invalidation that has committed and was not sent yet; one round.
 
@@ -303,140 +288,3 @@ class Cache:
         if isinstance(bind, Connection):
             return nullcontext(bind)
         return (bind or self._backing.engine).connect()
-
-    def _read(self, codec: Codec[T], wanted: Wanted, load: Loader[T], *, anew: bool = False) -> T:
-        # The hot path: nothing is made that a hit does not need.
-        standing = None if anew else self._backing.gate.standing()
-        if standing is not None:
-            found = self._glance(wanted, standing)
-            if (stored := self._backing.fresh(codec, found)) is not None:
-                return stored.value
-        return self._join(Reading((wanted,), codec, lambda conn, _: [load(conn)], anew))
-
-    def _glance(self, wanted: Wanted, standing: Standing) -> Fetched:
-        command = glance_at(wanted, prefix=standing.prefix)
-        try:
-            reply = self._backing.links.fetch(command, identity=standing.server)
-        except CacheSilence:
-            return Fetched(None)
-        return glimpse_of(reply)
-
-    def _read_many(
-        self,
-        codec: Codec[T],
-        wanted: Callable[[K], Wanted],
-        keys: Iterable[K],
-        load: ManyLoader[K, T],
-    ) -> dict[K, Any]:
-        found: dict[K, Any] = {}
-        distinct = [*dict.fromkeys(keys)]
-        for start in range(0, len(distinct), ENTRIES_PER_CALL):
-            some = distinct[start : start + ENTRIES_PER_CALL]
-            reading: SyncReading[T] = Reading([*map(wanted, some)], codec, _of_missing(some, load))
-            # Loads are not shared within the process: by their leases they are, with everybody.
-            for key, outcome in zip(some, self._fly(reading, Turns()), strict=True):
-                self._backing.count(outcome, has_joined=False)
-                found[key] = outcome.value
-        return found
-
-    def _join(self, reading: SyncReading[T]) -> T:
-        has_flown = False
-        [(entry, tags)] = reading.wanted
-
-        def fly(turns: Turns) -> Outcome[T]:
-            nonlocal has_flown
-            has_flown = True
-            [outcome] = self._fly(reading, turns)
-            return outcome
-
-        outcome = self._flights.join(
-            entry, fly, wait_seconds=self.policy.wait_seconds, kind=reading.kind, tags=tags
-        )
-        if outcome is None:  # whoever loads is slow; its fate is not ours
-            [loaded] = self._load(reading, reading.unleased())
-            return loaded.value
-        self._backing.count(outcome, has_joined=not has_flown)
-        return outcome.value
-
-    def _fly(self, reading: SyncReading[T], turns: Turns) -> list[Outcome[T]]:
-        standing = self._backing.gate.standing()
-        if standing is None:
-            self._backing.counters.add("bypassed", len(reading.wanted))
-            loaded = self._load(reading, reading.unleased())
-            return [Outcome(one.value, "loaded") for one in loaded]
-        flow = reading.flow(self.policy)
-
-        def perform(step: AnyStep) -> object:
-            if isinstance(step, Fetch | Fill):
-                turns.begin()
-            return self._perform(step, standing, reading)
-
-        return _drive(flow, perform)
-
-    def _perform(self, step: AnyStep, standing: Standing, reading: SyncReading[T]) -> object:
-        match step:
-            case Load():
-                if step.leased:
-                    failpoint("cache.lease-granted")
-                return self._load(reading, step)
-            case Look():
-                return time() * 1000, 1 - random.random()  # noqa: S311 -- spreads refreshes
-            case Pause(seconds):
-                sleep(seconds)
-                return None
-            case Note(what, amount):
-                self._backing.counters.add(what, amount)
-                return None
-            case _:
-                if isinstance(step, Fill):
-                    failpoint("cache.value-loaded")
-                command = command_for(step, prefix=standing.prefix, policy=self.policy)
-                return answer_to(step, self._backing.links.call(command, identity=standing.server))
-
-    def _load(self, reading: SyncReading[T], step: Load) -> list[Loaded[T]]:
-        if step.leased:
-            return self._load_now(reading, step)
-        # What protects the database while Redis does not.
-        if not self._bulkhead.acquire(timeout=self.policy.wait_seconds):
-            raise CacheBusyError(waited_seconds=self.policy.wait_seconds)
-        try:
-            return self._load_now(reading, step)
-        finally:
-            self._bulkhead.release()
-
-    def _load_now(self, reading: SyncReading[T], step: Load) -> list[Loaded[T]]:
-        began = perf_counter()
-        # In autocommit mode each statement sees what had committed when it began: nothing that
-        # is older than the lease, whatever the isolation level of the application.
-        with self._backing.engine.connect() as conn:
-            conn.execution_options(isolation_level="AUTOCOMMIT")
-            from_standby = is_standby(conn)
-            values = reading.load(conn, step.places)
-        return self._backing.packed(
-            reading.codec, values, step, seconds=perf_counter() - began, is_standby=from_standby
-        )
-
-
-def _of_missing(
-    keys: Sequence[K], load: ManyLoader[K, T]
-) -> Callable[[Connection, Sequence[int]], Sequence[T]]:
-    def load_places(conn: Connection, places: Sequence[int]) -> list[T]:
-        missing = [keys[place] for place in places]
-        return values_of(missing, load(conn, missing))
-
-    return load_places
-
-
-def _drive(flow: Flow[T], perform: Callable[[AnyStep], object]) -> T:
-    resume: Callable[[Any], AnyStep] = flow.send
-    answer: object = None
-    while True:
-        try:
-            step = resume(answer)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        try:
-            resume, answer = flow.send, perform(step)
-        except BaseException as error:  # noqa: BLE001 -- the flow decides, and raises it again
-            resume, answer = flow.throw, error

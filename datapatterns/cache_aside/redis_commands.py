@@ -11,7 +11,8 @@ from secrets import token_bytes
 from typing import TypeAlias
 
 from datapatterns.cache_aside.codec import STAMP_BYTES
-from datapatterns.cache_aside.flow import (
+from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.steps import (
     Acquire,
     Answer,
     CacheSilence,
@@ -26,7 +27,6 @@ from datapatterns.cache_aside.flow import (
     Taken,
     Wanted,
 )
-from datapatterns.cache_aside.policy import CachePolicy
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
 RedisStep: TypeAlias = Fetch | Acquire | Stamp | Fill | Release
@@ -195,19 +195,19 @@ def command_for(step: RedisStep, *, prefix: str, policy: CachePolicy) -> Command
             return RELEASE.by_hash(_keys(prefix, entries, "lease"), (token,))
 
 
-def glance_at(wanted: Wanted, *, prefix: str) -> Command:
+def glance_at(wanted: Wanted, prefix: str) -> Command:
     """Return the shortest command that reads one entry; see `glimpse_of`."""
-    key = value_key(prefix, wanted.entry)
-    if not wanted.tags:
-        return "GET", key
-    return "MGET", key, *(stamp_key(prefix, tag) for tag in wanted.tags)
+    entry, tags = wanted
+    if not tags:  # the shortest of all ways: nothing is called that need not be
+        return "GET", f"{prefix}value:{{{entry}}}"
+    return "MGET", value_key(prefix, entry), *(stamp_key(prefix, tag) for tag in tags)
 
 
 def glimpse_of(reply: object) -> Fetched:
     """Return what is there, by the reply to `glance_at`."""
+    if isinstance(reply, bytes):
+        return Fetched(reply)
     match reply:
-        case bytes():
-            return Fetched(reply)
         case [bytes(raw), *stamps]:
             return Fetched(raw, tuple(s if isinstance(s, bytes) else None for s in stamps))
         case _:

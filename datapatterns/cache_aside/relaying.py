@@ -13,13 +13,13 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, Engine, Row, delete, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from datapatterns.cache_aside.flow import CacheSilence
 from datapatterns.cache_aside.invalidating import entries_in, prefix_of, tags_in
 from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_commands import invalidations_of, milliseconds, server_key
 from datapatterns.cache_aside.schema import cache_tables
 from datapatterns.cache_aside.standby import refuse_standby
+from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.change_log.identity import database_identity
 from datapatterns.change_log.schema import PgSnapshot
 from datapatterns.change_log.snapshots import Snapshot, Xid

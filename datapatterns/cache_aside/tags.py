@@ -7,7 +7,7 @@ types whose equal values are not identical name nothing but their table.
 
 import re
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     CHAR,
@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Float,
+    Null,
     Numeric,
     String,
     Table,
@@ -32,6 +33,11 @@ from datapatterns.errors import CacheKeyError
 
 Tagged: TypeAlias = "type | Table | ColumnElement[Any]"
 
+_TAGGED = "datapatterns.cache_tag"
+TAGGED: Final = {_TAGGED: True}
+"""The ``info`` of a column whose values are tags: those who write it name the value before and
+after, so that ``tag(column == value)`` can be depended on."""
+
 _TAG = re.compile(r"[A-Za-z0-9_.@ :%=#?-]{1,250}")
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's
 _PLAIN_COLLATIONS = {None, "C", "POSIX", "ucs_basic", "default"}
@@ -44,13 +50,14 @@ def tag(what: Tagged, *key: KeyPart) -> str:
     """Return the tag of a table, of a row or of a column's value.
 
     >>> from sqlalchemy import Column, Integer, MetaData, Table
-    >>> product = Table("product", MetaData(), Column("id", Integer, primary_key=True))
-    >>> tag(product), tag(product, 5), tag(product.c.id == 5)
-    ('product', 'product:i5', 'product.id=i5')
+    >>> product = Table("product", MetaData(), Column("id", Integer, primary_key=True),
+    ...                 Column("department", Integer, info=TAGGED))
+    >>> tag(product), tag(product, 5), tag(product.c.department == 7)
+    ('product', 'product:i5', 'product.department=i7')
 
     Args:
         what: A mapped class or a table; or ``column == value``, for what depends on the rows that
-            have this value.
+            have this value in a column declared as `TAGGED`.
         key: The primary key, for what depends on this row alone.
 
     Raises:
@@ -100,8 +107,19 @@ def row_tag(table: Table, key: tuple[Any, ...]) -> str:
     return entry_of(table_tag(table), values)
 
 
+def is_tagged(column: Column[Any]) -> bool:
+    """Return whether ``column`` is declared as `TAGGED`."""
+    return bool(column.info.get(_TAGGED))
+
+
 def value_tag(column: Column[Any], value: object) -> str:
-    """Return the tag of the rows with ``value`` in ``column``."""
+    """Return the tag of the rows with ``value`` in ``column``.
+
+    Raises:
+        CacheKeyError: The column is not declared as `TAGGED`.
+    """
+    if not is_tagged(column):
+        raise CacheKeyError(str(column), "declare it with info=TAGGED, so that writers name it")
     name = f"{table_tag(column.table)}.{escaped(column.name)}"
     # As an entry is named, so that no two values share a name.
     return entry_of(name, canonical(column, value)).replace(":", "=", 1)
@@ -142,12 +160,14 @@ def no_tags(_: object, /) -> tuple[str, ...]:
 
 
 def checked_tags(names: Iterable[str]) -> tuple[str, ...]:
-    """Return ``names``, each once, if each can be a tag.
+    """Return what a reader depends on: ``names``, each once, if each can be a tag.
+
+    Whoever depends on some rows of a table depends on writes of unknown rows, too.
 
     Raises:
         CacheKeyError: One cannot, or they are too many.
     """
-    tags = tuple(dict.fromkeys(map(checked_tag, names)))
+    tags = tuple(dict.fromkeys(each for name in names for each in _with_unknown_rows(name)))
     if len(tags) > TAGS_MAX:
         raise CacheKeyError(tags[0], f"a value has at most {TAGS_MAX} tags; use those of tables")
     return tags
@@ -164,12 +184,22 @@ def checked_tag(name: str) -> str:
     return name
 
 
+def _with_unknown_rows(name: str) -> tuple[str, ...]:
+    table, row, _ = checked_tag(name).partition(":")
+    column, value, _ = name.partition("=")
+    if value:
+        return name, f"{column.rpartition('.')[0]}:?"
+    return (name, f"{table}:?") if row else (name,)
+
+
 def _tag_of_value(condition: BinaryExpression[Any]) -> str:
     column: Any = condition.left
     value: Any = condition.right
     if isinstance(column, ColumnElement):
         column = column._deannotate()  # noqa: SLF001 -- as the table has it, not the ORM
-    is_equality = condition.operator is operators.eq and isinstance(value, BindParameter)
-    if not is_equality or not isinstance(column, Column) or not isinstance(column.table, Table):
-        raise CacheKeyError(str(condition), "a tag is a column of a table == a value")
-    return value_tag(column, value.value)
+    if isinstance(column, Column) and isinstance(column.table, Table):
+        if condition.operator is operators.eq and isinstance(value, BindParameter):
+            return value_tag(column, value.value)
+        if condition.operator is operators.is_ and isinstance(value, Null):
+            return value_tag(column, None)
+    raise CacheKeyError(str(condition), "a tag is a column of a table == a value")

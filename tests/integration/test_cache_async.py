@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from datapatterns.cache_aside import AsyncCache, CachePolicy
-from datapatterns.cache_aside.redis_cache_async import AsyncLoader
+from datapatterns.cache_aside.driver_async import AsyncLoader
 from tests.fixtures.caches import (
     ENOUGH_SECONDS,
     PATIENT,
@@ -126,7 +126,7 @@ def test_who_comes_after_the_fill_was_sent_looks_for_himself(
                 await until(lambda: redis_client.info("clients")["blocked_clients"] == 1)
                 late = asyncio.create_task(get(lambda conn: load(conn, 1)))
                 # What a caller that waits does can only be seen from inside.
-                [flight] = cache._flights.values()  # noqa: SLF001
+                [flight] = cache._driver._flights.values()  # noqa: SLF001
                 await until(lambda: len(flight.task._callbacks) == 3)  # noqa: SLF001 -- CPython's
             finally:
                 redis_client.client_unpause()

@@ -336,7 +336,7 @@ def test_who_comes_after_the_fill_was_sent_looks_for_himself(
                 gate.wait_until_reached()
             second = pool.submit(cache.get_or_load, 1, never)
             # What a caller that waits does can only be seen from inside.
-            [flight] = cache._flights._flights.values()  # noqa: SLF001
+            [flight] = cache._driver._flights._flights.values()  # noqa: SLF001
             until(lambda: bool(flight.landed._cond._waiters))  # type: ignore[attr-defined]  # noqa: SLF001 -- CPython's
         finally:
             redis_client.client_unpause()

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from datapatterns.cache_aside import Cache, CachePolicy, gate, redis_cache, redis_commands
+from datapatterns.cache_aside.driver import Driver
 from datapatterns.cache_aside.redis_commands import SCRIPTS, Script
 from datapatterns.cache_aside.redis_commands import _script as script
 from datapatterns.cache_aside.relaying import Relay
@@ -389,14 +390,14 @@ def test_nothing_is_stored_from_a_callers_snapshot_or_from_what_is_rolled_back(
 def test_a_load_on_the_callers_connection_would_store_its_snapshot(
     explorer: Explorer, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_now(self: Cache, reading: Any, step: Any) -> Any:  # noqa: ANN401 -- as there
-        if self is processes.observer:
+    def load_now(self: Driver, reading: Any, step: Any) -> Any:  # noqa: ANN401 -- as there
+        if self is processes.observer._driver:  # noqa: SLF001 -- whose load is whose
             return original(self, reading, step)
         values = reading.load(processes.callers, step.places)
         return self._backing.packed(reading.codec, values, step, seconds=0, is_standby=False)
 
-    original = Cache._load_now  # noqa: SLF001 -- the guard
-    monkeypatch.setattr(Cache, "_load_now", load_now)
+    original = Driver._load_now  # noqa: SLF001 -- the guard
+    monkeypatch.setattr(Driver, "_load_now", load_now)
     with pytest.raises(InterleavingError, match="cached is"):
         explorer.explore(
             partial(reading_in_a_transaction, processes),

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datapatterns.cache_aside.codec import Codec
-from datapatterns.cache_aside.flow import (
+from datapatterns.cache_aside.flow import read_through
+from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.steps import (
     Acquire,
     Answer,
     AnyStep,
@@ -28,9 +30,7 @@ from datapatterns.cache_aside.flow import (
     Stamp,
     Taken,
     Wanted,
-    read_through,
 )
-from datapatterns.cache_aside.policy import CachePolicy
 
 READERS = 4
 CODEC: Codec[list[int]] = Codec(list[int])

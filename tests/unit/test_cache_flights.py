@@ -5,7 +5,7 @@ from time import monotonic
 import pytest
 
 from datapatterns.cache_aside.flights import Flights, Turns
-from datapatterns.cache_aside.flow import Outcome
+from datapatterns.cache_aside.steps import Outcome
 
 ENOUGH_SECONDS = 30
 

@@ -1,7 +1,9 @@
 import pytest
 
 from datapatterns.cache_aside.codec import Codec
-from datapatterns.cache_aside.flow import (
+from datapatterns.cache_aside.flow import read_through
+from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.steps import (
     Acquire,
     AnyStep,
     Ask,
@@ -23,9 +25,7 @@ from datapatterns.cache_aside.flow import (
     Release,
     Taken,
     Wanted,
-    read_through,
 )
-from datapatterns.cache_aside.policy import CachePolicy
 
 CODEC: Codec[str] = Codec(str)
 POLICY = CachePolicy(ttl_seconds=60, stale_seconds=60, wait_seconds=0.02, early_refresh=0)

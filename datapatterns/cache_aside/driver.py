@@ -1,0 +1,197 @@
+"""Carry out the cache-aside protocol in threads."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from threading import BoundedSemaphore
+from time import perf_counter, sleep, time
+from typing import Any, TypeAlias, TypeVar
+
+from sqlalchemy import Connection
+
+from datapatterns.cache_aside.backing import Backing
+from datapatterns.cache_aside.codec import Codec
+from datapatterns.cache_aside.flights import Flights, Turns
+from datapatterns.cache_aside.keys import Key
+from datapatterns.cache_aside.reading import Reading, values_of
+from datapatterns.cache_aside.redis_commands import (
+    ENTRIES_PER_CALL,
+    answer_to,
+    command_for,
+    glance_at,
+    glimpse_of,
+)
+from datapatterns.cache_aside.relaying import Standing
+from datapatterns.cache_aside.standby import is_standby
+from datapatterns.cache_aside.steps import (
+    AnyStep,
+    CacheSilence,
+    Fetch,
+    Fetched,
+    Fill,
+    Flow,
+    Load,
+    Loaded,
+    Look,
+    Note,
+    Outcome,
+    Pause,
+    Wanted,
+)
+from datapatterns.errors import CacheBusyError
+from datapatterns.failpoints import failpoint
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Key)
+Loader: TypeAlias = Callable[[Connection], T]
+ManyLoader: TypeAlias = Callable[[Connection, list[K]], Mapping[K, T]]
+SyncReading: TypeAlias = Reading[T, Callable[[Connection, Sequence[int]], Sequence[T]]]
+
+
+class Driver:
+    """Reads through one cache.
+
+    Args:
+        backing: What the cache stands on.
+        flights: The loads under way in this process.
+    """
+
+    def __init__(self, backing: Backing, flights: Flights) -> None:
+        self._backing = backing
+        self._policy = backing.policy
+        self._flights = flights
+        self._bulkhead = BoundedSemaphore(backing.policy.loads_at_once)
+
+    def read(self, codec: Codec[T], wanted: Wanted, load: Loader[T], *, anew: bool = False) -> T:
+        """Return one value; others of this process share its load."""
+        # The hot path: nothing is made that a hit does not need.
+        standing = None if anew else self._backing.gate.standing()
+        if standing is not None:
+            command = glance_at(wanted, standing.prefix)
+            try:
+                found = glimpse_of(self._backing.links.fetch(command, standing.server))
+            except CacheSilence:
+                found = Fetched(None)
+            if (stored := self._backing.fresh(codec, found)) is not None:
+                return stored.value
+        return self._join(Reading((wanted,), codec, lambda conn, _: [load(conn)], anew))
+
+    def read_many(
+        self,
+        codec: Codec[T],
+        wanted: Callable[[K], Wanted],
+        keys: Iterable[K],
+        load: ManyLoader[K, T],
+    ) -> dict[K, Any]:
+        """Return the values under ``keys``, each once, by at most so many at a time."""
+        found: dict[K, Any] = {}
+        distinct = [*dict.fromkeys(keys)]
+        for start in range(0, len(distinct), ENTRIES_PER_CALL):
+            some = distinct[start : start + ENTRIES_PER_CALL]
+            reading: SyncReading[T] = Reading([*map(wanted, some)], codec, _of_missing(some, load))
+            # Loads are not shared within the process: by their leases they are, with everybody.
+            for key, outcome in zip(some, self._fly(reading, Turns()), strict=True):
+                self._backing.count(outcome, has_joined=False)
+                found[key] = outcome.value
+        return found
+
+    def _join(self, reading: SyncReading[T]) -> T:
+        has_flown = False
+        [(entry, tags)] = reading.wanted
+
+        def fly(turns: Turns) -> Outcome[T]:
+            nonlocal has_flown
+            has_flown = True
+            [outcome] = self._fly(reading, turns)
+            return outcome
+
+        outcome = self._flights.join(
+            entry, fly, wait_seconds=self._policy.wait_seconds, kind=reading.kind, tags=tags
+        )
+        if outcome is None:  # whoever loads is slow; its fate is not ours
+            [loaded] = self._load(reading, reading.unleased())
+            return loaded.value
+        self._backing.count(outcome, has_joined=not has_flown)
+        return outcome.value
+
+    def _fly(self, reading: SyncReading[T], turns: Turns) -> list[Outcome[T]]:
+        standing = self._backing.gate.standing()
+        if standing is None:
+            self._backing.counters.add("bypassed", len(reading.wanted))
+            loaded = self._load(reading, reading.unleased())
+            return [Outcome(one.value, "loaded") for one in loaded]
+        flow = reading.flow(self._policy)
+
+        def perform(step: AnyStep) -> object:
+            if isinstance(step, Fetch | Fill):
+                turns.begin()
+            return self._perform(step, standing, reading)
+
+        return _drive(flow, perform)
+
+    def _perform(self, step: AnyStep, standing: Standing, reading: SyncReading[T]) -> object:
+        match step:
+            case Load():
+                if step.leased:
+                    failpoint("cache.lease-granted")
+                return self._load(reading, step)
+            case Look():
+                return time() * 1000, 1 - random.random()  # noqa: S311 -- spreads refreshes
+            case Pause(seconds):
+                sleep(seconds)
+                return None
+            case Note(what, amount):
+                self._backing.counters.add(what, amount)
+                return None
+            case _:
+                if isinstance(step, Fill):
+                    failpoint("cache.value-loaded")
+                command = command_for(step, prefix=standing.prefix, policy=self._policy)
+                return answer_to(step, self._backing.links.call(command, identity=standing.server))
+
+    def _load(self, reading: SyncReading[T], step: Load) -> list[Loaded[T]]:
+        if step.leased:
+            return self._load_now(reading, step)
+        # What protects the database while Redis does not.
+        if not self._bulkhead.acquire(timeout=self._policy.wait_seconds):
+            raise CacheBusyError(waited_seconds=self._policy.wait_seconds)
+        try:
+            return self._load_now(reading, step)
+        finally:
+            self._bulkhead.release()
+
+    def _load_now(self, reading: SyncReading[T], step: Load) -> list[Loaded[T]]:
+        began = perf_counter()
+        # In autocommit mode each statement sees what had committed when it began: nothing that
+        # is older than the lease, whatever the isolation level of the application.
+        with self._backing.engine.connect() as conn:
+            conn.execution_options(isolation_level="AUTOCOMMIT")
+            from_standby = is_standby(conn)
+            values = reading.load(conn, step.places)
+        return self._backing.packed(
+            reading.codec, values, step, seconds=perf_counter() - began, is_standby=from_standby
+        )
+
+
+def _of_missing(
+    keys: Sequence[K], load: ManyLoader[K, T]
+) -> Callable[[Connection, Sequence[int]], Sequence[T]]:
+    def load_places(conn: Connection, places: Sequence[int]) -> list[T]:
+        missing = [keys[place] for place in places]
+        return values_of(missing, load(conn, missing))
+
+    return load_places
+
+
+def _drive(flow: Flow[T], perform: Callable[[AnyStep], object]) -> T:
+    resume: Callable[[Any], AnyStep] = flow.send
+    answer: object = None
+    while True:
+        try:
+            step = resume(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        try:
+            resume, answer = flow.send, perform(step)
+        except BaseException as error:  # noqa: BLE001 -- the flow decides, and raises it again
+            resume, answer = flow.throw, error

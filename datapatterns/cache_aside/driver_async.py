@@ -1,0 +1,273 @@
+"""Carry out the cache-aside protocol in tasks of one event loop."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from time import perf_counter, time
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from datapatterns.cache_aside.backing import Backing
+from datapatterns.cache_aside.codec import Codec
+from datapatterns.cache_aside.flights import Turns
+from datapatterns.cache_aside.keys import Key
+from datapatterns.cache_aside.links_async import AsyncLinks
+from datapatterns.cache_aside.reading import Reading, values_of
+from datapatterns.cache_aside.redis_commands import (
+    ENTRIES_PER_CALL,
+    answer_to,
+    command_for,
+    glance_at,
+    glimpse_of,
+)
+from datapatterns.cache_aside.relaying import Standing
+from datapatterns.cache_aside.standby import is_standby
+from datapatterns.cache_aside.steps import (
+    AnyStep,
+    CacheSilence,
+    Fetch,
+    Fetched,
+    Fill,
+    Flow,
+    Load,
+    Loaded,
+    Look,
+    Note,
+    Outcome,
+    Pause,
+    Wanted,
+)
+from datapatterns.errors import CacheBusyError
+from datapatterns.failpoints import failpoint
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Key)
+AsyncLoader: TypeAlias = Callable[[AsyncConnection], Awaitable[T]]
+AsyncManyLoader: TypeAlias = Callable[[AsyncConnection, list[K]], Awaitable[Mapping[K, T]]]
+AsyncReading: TypeAlias = Reading[
+    T, Callable[[AsyncConnection, Sequence[int]], Awaitable[Sequence[T]]]
+]
+
+
+class _Flight(NamedTuple):
+    task: asyncio.Task[Outcome[Any]]
+    kind: object
+    tags: Sequence[str]
+    turns: Turns
+
+
+class AsyncFlights(dict[str, _Flight]):
+    """The loads under way in this event loop, by entry."""
+
+    def detach(self, entries: Sequence[str], tags: Sequence[str]) -> None:
+        """Let nobody join these loads that are under way, as `Flights.detach`."""
+        for entry in entries:
+            self.pop(entry, None)
+        for entry, flight in [*self.items()] if tags else []:
+            if not set(tags).isdisjoint(flight.tags):
+                self.pop(entry, None)
+
+
+class AsyncDriver:
+    """Reads through one cache.
+
+    Args:
+        engine: Where values are loaded from.
+        backing: What the cache stands on.
+        links: The way to Redis.
+        flights: The loads under way.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, backing: Backing, links: AsyncLinks, flights: AsyncFlights
+    ) -> None:
+        self._engine = engine
+        self._backing = backing
+        self._links = links
+        self._policy = backing.policy
+        self._flights = flights
+        self._bulkhead = asyncio.Semaphore(backing.policy.loads_at_once)
+
+    async def _standing(self) -> Standing | None:
+        # The check blocks on sockets; while it stands, there is nothing to check.
+        return self._backing.gate.unchecked() or await asyncio.to_thread(
+            self._backing.gate.standing
+        )
+
+    async def read(
+        self, codec: Codec[T], wanted: Wanted, load: AsyncLoader[T], *, anew: bool = False
+    ) -> T:
+        """Return one value; other tasks share its load."""
+        standing = None if anew else await self._standing()
+        if standing is not None:
+            found = await self._glance(wanted, standing)
+            if (stored := self._backing.fresh(codec, found)) is not None:
+                return stored.value
+
+        async def load_it(conn: AsyncConnection, _: Sequence[int]) -> Sequence[T]:
+            return [await load(conn)]
+
+        return await self._join(Reading((wanted,), codec, load_it, anew))
+
+    async def _glance(self, wanted: Wanted, standing: Standing) -> Fetched:
+        command = glance_at(wanted, standing.prefix)
+        try:
+            reply = await self._links.call(command, identity=standing.server)
+        except CacheSilence:
+            return Fetched(None)
+        return glimpse_of(reply)
+
+    async def read_many(
+        self,
+        codec: Codec[T],
+        wanted: Callable[[K], Wanted],
+        keys: Iterable[K],
+        load: AsyncManyLoader[K, T],
+    ) -> dict[K, Any]:
+        """Return the values under ``keys``, each once, by at most so many at a time."""
+        found: dict[K, Any] = {}
+        distinct = [*dict.fromkeys(keys)]
+        for start in range(0, len(distinct), ENTRIES_PER_CALL):
+            some = distinct[start : start + ENTRIES_PER_CALL]
+            reading: AsyncReading[T] = Reading([*map(wanted, some)], codec, _of_missing(some, load))
+            # Loads are not shared within the process: by their leases they are, with everybody.
+            for key, outcome in zip(some, await self._fly(reading, Turns()), strict=True):
+                self._backing.count(outcome, has_joined=False)
+                found[key] = outcome.value
+        return found
+
+    async def _join(self, reading: AsyncReading[T]) -> T:
+        [(entry, _)] = reading.wanted
+        for has_waited in (False, True):
+            flight = self._flights.get(entry)
+            leads = flight is None or flight.kind != reading.kind
+            if flight is None or leads:
+                flight = self._take_off(entry, reading)
+            turn = flight.turns.count
+            outcome: Outcome[T] | None = await self._outcome_of(flight.task, waits=not leads)
+            if outcome is None:
+                break  # whoever loads is slow; its fate is not ours
+            # Another's outcome must not be older than this call, as in `Flights.join`.
+            is_younger = outcome.may_be_shared and turn < flight.turns.count
+            if leads or has_waited or is_younger:
+                self._backing.count(outcome, has_joined=not leads)
+                return outcome.value
+        [loaded] = await self._load(reading, reading.unleased())
+        return loaded.value
+
+    def _take_off(self, entry: str, reading: AsyncReading[T]) -> "_Flight":
+        turns = Turns()
+
+        async def fly() -> Outcome[T]:
+            [outcome] = await self._fly(reading, turns)
+            return outcome
+
+        task = asyncio.create_task(fly())
+        task.add_done_callback(lambda done: self._landed(entry, done))
+        [(_, tags)] = reading.wanted
+        flight = self._flights[entry] = _Flight(task, reading.kind, tags, turns)
+        return flight
+
+    async def _outcome_of(
+        self, task: asyncio.Task[Outcome[T]], *, waits: bool
+    ) -> Outcome[T] | None:
+        # The load is a task of its own: a cancelled caller leaves it to the others.
+        shielded = asyncio.shield(task)
+        if not waits:
+            return await shielded
+        done, _ = await asyncio.wait({shielded}, timeout=self._policy.wait_seconds)
+        return shielded.result() if done else None
+
+    def _landed(self, entry: str, task: asyncio.Task[Outcome[Any]]) -> None:
+        flight = self._flights.get(entry)
+        if flight is not None and flight.task is task:
+            del self._flights[entry]
+        if not task.cancelled():
+            task.exception()  # if every caller was cancelled, nobody else asks for it
+
+    async def _fly(self, reading: AsyncReading[T], turns: Turns) -> list[Outcome[T]]:
+        standing = await self._standing()
+        if standing is None:
+            self._backing.counters.add("bypassed", len(reading.wanted))
+            loaded = await self._load(reading, reading.unleased())
+            return [Outcome(one.value, "loaded") for one in loaded]
+        flow = reading.flow(self._policy)
+
+        async def perform(step: AnyStep) -> object:
+            if isinstance(step, Fetch | Fill):
+                turns.begin()
+            return await self._perform(step, standing, reading)
+
+        return await _drive(flow, perform)
+
+    async def _perform(self, step: AnyStep, standing: Standing, reading: AsyncReading[T]) -> object:
+        match step:
+            case Load():
+                if step.leased:
+                    failpoint("cache.lease-granted")
+                return await self._load(reading, step)
+            case Look():
+                return time() * 1000, 1 - random.random()  # noqa: S311 -- spreads refreshes
+            case Pause(seconds):
+                await asyncio.sleep(seconds)
+                return None
+            case Note(what, amount):
+                self._backing.counters.add(what, amount)
+                return None
+            case _:
+                if isinstance(step, Fill):
+                    failpoint("cache.value-loaded")
+                command = command_for(step, prefix=standing.prefix, policy=self._policy)
+                return answer_to(step, await self._links.call(command, identity=standing.server))
+
+    async def _load(self, reading: AsyncReading[T], step: Load) -> list[Loaded[T]]:
+        if step.leased:
+            return await self._load_now(reading, step)
+        # What protects the database while Redis does not.
+        try:
+            async with asyncio.timeout(self._policy.wait_seconds):
+                await self._bulkhead.acquire()
+        except TimeoutError:
+            raise CacheBusyError(waited_seconds=self._policy.wait_seconds) from None
+        try:
+            return await self._load_now(reading, step)
+        finally:
+            self._bulkhead.release()
+
+    async def _load_now(self, reading: AsyncReading[T], step: Load) -> list[Loaded[T]]:
+        began = perf_counter()
+        # In autocommit mode each statement sees what had committed when it began: nothing that
+        # is older than the lease, whatever the isolation level of the application.
+        async with self._engine.connect() as conn:
+            _ = await conn.execution_options(isolation_level="AUTOCOMMIT")
+            from_standby = await conn.run_sync(is_standby)
+            values = await reading.load(conn, step.places)
+        return self._backing.packed(
+            reading.codec, values, step, seconds=perf_counter() - began, is_standby=from_standby
+        )
+
+
+def _of_missing(
+    keys: Sequence[K], load: AsyncManyLoader[K, T]
+) -> Callable[[AsyncConnection, Sequence[int]], Awaitable[Sequence[T]]]:
+    async def load_places(conn: AsyncConnection, places: Sequence[int]) -> Sequence[T]:
+        missing = [keys[place] for place in places]
+        return values_of(missing, await load(conn, missing))
+
+    return load_places
+
+
+async def _drive(flow: Flow[T], perform: Callable[[AnyStep], Awaitable[object]]) -> T:
+    resume: Callable[[Any], AnyStep] = flow.send
+    answer: object = None
+    while True:
+        try:
+            step = resume(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        try:
+            resume, answer = flow.send, await perform(step)
+        except BaseException as error:  # noqa: BLE001 -- the flow decides, and raises it again
+            resume, answer = flow.throw, error
