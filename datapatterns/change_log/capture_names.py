@@ -20,13 +20,23 @@ class CaptureNames:
 
     @property
     def log_name(self) -> str:
-        """Return the log's name without its schema."""
+        """Return the log's name without its schema: of the view that everybody reads."""
         return f"change_log_{self.suffix}"
 
     @property
     def log(self) -> sql.Identifier:
         """Return the log's name."""
         return sql.Identifier(self.schema, self.log_name)
+
+    @property
+    def rows(self) -> sql.Identifier:
+        """Return the name of the table with a row for each change."""
+        return sql.Identifier(self.schema, rows_name(self.log_name))
+
+    @property
+    def batches(self) -> sql.Identifier:
+        """Return the name of the table with a row for many changes of one statement."""
+        return sql.Identifier(self.schema, batches_name(self.log_name))
 
     @property
     def function(self) -> sql.Identifier:
@@ -62,3 +72,17 @@ def capture_names(schema: str, table_schema: str, table_name: str) -> CaptureNam
     readable = re.sub(r"[^a-z0-9_]", "_", table_name.lower())[:38]
     digest = hashlib.sha256(f"{table_schema}\0{table_name}".encode()).hexdigest()[:8]
     return CaptureNames(schema, f"{readable}_{digest}")
+
+
+def rows_name(log_name: str) -> str:
+    """Return what the table with a row for each change is called.
+
+    >>> rows_name("change_log_line_item_b99d74ec")
+    'change_rows_line_item_b99d74ec'
+    """
+    return log_name.replace("change_log_", "change_rows_", 1)
+
+
+def batches_name(log_name: str) -> str:
+    """Return what the table with a row for many changes of one statement is called."""
+    return log_name.replace("change_log_", "change_batches_", 1)

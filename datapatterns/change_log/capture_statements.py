@@ -1,72 +1,96 @@
 """The statements that install capture; nothing here talks to a server."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from psycopg import sql
 
+from datapatterns.change_log.batch_statements import (
+    SINGLE_ROWS,
+    as_written,
+    can_be_batched,
+    has_long_values,
+    insert_batches,
+)
 from datapatterns.change_log.capture_names import CaptureNames
 from datapatterns.change_log.inspecting import IMAGE_PREFIX, SourceColumn, SourceTable
 from datapatterns.change_log.partition_statements import truncated, unless_detached
-
-_OWN_XID = sql.SQL("(SELECT pg_current_xact_id())")
-"""Of the writer: asked for once in a statement, not once for each row."""
 
 _ADDED, _REMOVED = sql.SQL("1"), sql.SQL("-1")
 
 # A column of such a name would be ambiguous; others' functions stay as they are.
 _VARIABLES = frozenset({
-    "found", "new", "old", "tg_argv", "tg_level", "tg_name", "tg_nargs", "tg_op", "tg_relid",
-    "tg_relname", "tg_table_name", "tg_table_schema", "tg_when",
+    "found", "logged", "new", "old", "tg_argv", "tg_level", "tg_name", "tg_nargs", "tg_op",
+    "tg_relid", "tg_relname", "tg_table_name", "tg_table_schema", "tg_when",
 })  # fmt: skip
-"""What PL/pgSQL calls the variables of each trigger function."""
+"""What PL/pgSQL and the function itself call its variables."""
 _USE_COLUMN = sql.SQL("\n#variable_conflict use_column")
 
 EVENTS = ("INSERT", "DELETE", "UPDATE", "TRUNCATE")
 
 # Only the trigger function writes here, so no constraint looks at each row again. Where a
 # publication is FOR ALL TABLES, PostgreSQL deletes nothing from a table without an identity.
-_CREATE_LOG = sql.SQL("""
-CREATE TABLE {log} (
+_CREATE_ROWS = sql.SQL("""
+CREATE TABLE {rows} (
     change_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     change_sign smallint NOT NULL,
     change_partition jsonb
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
-CREATE INDEX ON {log} (change_xid);
-ALTER TABLE {log} REPLICA IDENTITY FULL;
-COMMENT ON TABLE {log} IS {comment};
+CREATE INDEX ON {rows} (change_xid);
+ALTER TABLE {rows} REPLICA IDENTITY FULL;
+COMMENT ON TABLE {rows} IS 'Changes, each a row; read the view of the log';
 """)
+_COMMENT = sql.SQL("COMMENT ON VIEW {log} IS {comment}")
 
 # Writers need no right on the log: the function runs as its owner. That is also why nobody else
 # may put it on a table of theirs. An UPDATE logs what it took away and what it added; the rest
-# of the rows, and those changed only in columns that nobody consumes, cancel out.
+# of the rows, and those changed only in columns that nobody consumes, cancel out. The writer's id
+# is the log's default: to ask for it in the statement costs a single row more.
 _CREATE_FUNCTION = sql.SQL("""
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS {body};
 REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;
 """)
 _BODY = sql.SQL("""{use_column}
+DECLARE
+    logged bigint;
 BEGIN{unless_detached}
     CASE TG_OP
     WHEN 'INSERT' THEN
-        INSERT INTO {log} ({into}) SELECT {added} FROM new_rows;
+        {insert}
     WHEN 'DELETE' THEN
-        INSERT INTO {log} ({into}) SELECT {removed} FROM old_rows;
+        {delete}
     WHEN 'UPDATE' THEN
         {update}
     WHEN 'TRUNCATE' THEN
-        INSERT INTO {log} {truncated};
+        INSERT INTO {rows} {truncated};
     END CASE;
     RETURN NULL;
 END
 """)
-_UPDATE = sql.SQL("""
-        INSERT INTO {log} ({into})
+_ROWS = sql.SQL("INSERT INTO {rows} ({into}) SELECT {logged} FROM {relation};")
+# Transition tables are read in one order always.
+_ROWS_AND_BATCHES = sql.SQL("""{first}
+        GET DIAGNOSTICS logged = ROW_COUNT;
+        IF logged = {single_rows} THEN
+            {rest}
+        END IF;""")
+_UNLESS_LONG = sql.SQL("""IF {has_long_values} THEN
+                {rows}
+            ELSE
+                {batches}
+            END IF;""")
+_DIFFERENCE = sql.SQL("""
         SELECT {removed} FROM (
             SELECT {compared} FROM old_rows EXCEPT ALL SELECT {compared} FROM new_rows) AS q
         UNION ALL
         SELECT {added} FROM (
-            SELECT {compared} FROM new_rows EXCEPT ALL SELECT {compared} FROM old_rows) AS q;
-""")
+            SELECT {compared} FROM new_rows EXCEPT ALL SELECT {compared} FROM old_rows) AS q""")
+_UPDATE = sql.SQL("INSERT INTO {rows} ({into}){difference};")
+_UPDATE_MANY = sql.SQL("""IF {is_long} THEN
+            {batches}
+        ELSE
+            {rows}
+        END IF;""")
 _CREATE_TRIGGER = sql.SQL("""
 CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {table} {transition}
 FOR EACH STATEMENT EXECUTE FUNCTION {function}();
@@ -80,27 +104,30 @@ _TRANSITIONS = {
 }
 
 
-def create_log(names: CaptureNames, source: SourceTable) -> sql.Composable:
-    """Return the statements that create the log."""
+def create_rows(names: CaptureNames) -> sql.Composable:
+    """Return the statements that create the log's table of rows."""
+    return _CREATE_ROWS.format(rows=names.rows)
+
+
+def comment_on_log(names: CaptureNames, source: SourceTable) -> sql.Composable:
+    """Return the statement that says what the log's view shows."""
     comment = sql.Literal(f"Changed rows of {source.full_name}; 1 added, -1 removed, 0 truncated")
-    return _CREATE_LOG.format(log=names.log, comment=comment)
+    return _COMMENT.format(log=names.log, comment=comment)
 
 
-def add_columns(names: CaptureNames, columns: Iterable[SourceColumn]) -> sql.Composable:
-    """Return the statement that lets the log hold more columns."""
+def add_columns(names: CaptureNames, columns: Mapping[str, str]) -> sql.Composable:
+    """Return the statement that lets rows of the log hold more columns, of these types."""
     added = [
-        # format_type() and regcollation write names quoted where they have to be.
-        sql.SQL("ADD COLUMN {} ").format(sql.Identifier(column.name))
-        + _as_written(column.logged_type_sql)
-        for column in columns
+        sql.SQL("ADD COLUMN {} ").format(sql.Identifier(name)) + as_written(type_sql)
+        for name, type_sql in columns.items()
     ]
-    return sql.SQL("ALTER TABLE {} ").format(names.log) + sql.SQL(", ").join(added)
+    return sql.SQL("ALTER TABLE {} ").format(names.rows) + sql.SQL(", ").join(added)
 
 
-def drop_columns(names: CaptureNames, columns: Iterable[str]) -> sql.Composable:
-    """Return the statement that lets the log hold fewer columns."""
+def drop_columns(table: sql.Identifier, columns: Iterable[str]) -> sql.Composable:
+    """Return the statement that lets a table of the log hold fewer columns."""
     dropped = [sql.SQL("DROP COLUMN {}").format(sql.Identifier(column)) for column in columns]
-    return sql.SQL("ALTER TABLE {} ").format(names.log) + sql.SQL(", ").join(dropped)
+    return sql.SQL("ALTER TABLE {} ").format(table) + sql.SQL(", ").join(dropped)
 
 
 def replace_function(
@@ -117,10 +144,9 @@ def function_body(names: CaptureNames, source: SourceTable, columns: Sequence[So
     body = _BODY.format(
         use_column=_USE_COLUMN if is_ambiguous else sql.SQL(""),
         unless_detached=unless_detached(source),
-        log=names.log,
-        into=_into(columns),
-        added=_logged(_ADDED, columns),
-        removed=_logged(_REMOVED, columns),
+        rows=names.rows,
+        insert=_whole(names, columns, _ADDED, "new_rows"),
+        delete=_whole(names, columns, _REMOVED, "old_rows"),
         update=_update(names, columns) if columns else sql.SQL("NULL;  -- no column matters"),
         truncated=truncated(names, source),
     )
@@ -165,22 +191,60 @@ def drop_capture(names: CaptureNames) -> sql.Composable:
     """Return the statements that remove triggers, function, guard and log."""
     return sql.SQL(
         "DROP FUNCTION IF EXISTS {function}, {move_function} CASCADE;"
-        " DROP VIEW IF EXISTS {guard}; DROP TABLE IF EXISTS {log};"
+        " DROP VIEW IF EXISTS {guard}, {log}; DROP TABLE IF EXISTS {rows}, {batches};"
     ).format(
         function=names.function,
         move_function=names.move_function,
         guard=names.guard,
         log=names.log,
+        rows=names.rows,
+        batches=names.batches,
     )
 
 
+def _whole(
+    names: CaptureNames, columns: Sequence[SourceColumn], sign: sql.SQL, relation: str
+) -> sql.Composable:
+    """Return what logs all rows of a transition table."""
+    whole = sql.Identifier(relation)
+
+    def insert(rows: sql.Composable) -> sql.Composable:
+        logged = _logged(sign, columns)
+        return _ROWS.format(rows=names.rows, into=_into(columns), logged=logged, relation=rows)
+
+    if not can_be_batched(columns):
+        return insert(whole)
+    first = sql.SQL("{} LIMIT {}").format(whole, SINGLE_ROWS)
+    beyond = sql.SQL("{} OFFSET {}").format(whole, SINGLE_ROWS)
+    rest = insert_batches(names, columns, beyond, sign)
+    has_long = has_long_values(columns, relation)
+    if has_long is not None:
+        rest = _UNLESS_LONG.format(has_long_values=has_long, rows=insert(beyond), batches=rest)
+    return _ROWS_AND_BATCHES.format(first=insert(first), single_rows=SINGLE_ROWS, rest=rest)
+
+
 def _update(names: CaptureNames, columns: Sequence[SourceColumn]) -> sql.Composable:
-    return _UPDATE.format(
-        log=names.log,
-        into=_into(columns),
+    difference = _DIFFERENCE.format(
         added=_logged(_ADDED, columns),
         removed=_logged(_REMOVED, columns),
         compared=_compared(columns),
+    )
+    rows = _UPDATE.format(rows=names.rows, into=_into(columns), difference=difference)
+    if not can_be_batched(columns):
+        return rows
+    conditions = [sql.SQL("EXISTS (SELECT FROM new_rows OFFSET {})").format(SINGLE_ROWS)]
+    conditions += [
+        sql.SQL("NOT ") + has_long
+        for relation in ("old_rows", "new_rows")
+        if (has_long := has_long_values(columns, relation)) is not None
+    ]
+    signed = sql.SQL("({}) AS u (change_sign, {})").format(
+        difference, _listed(sql.Identifier(column.name) for column in columns)
+    )
+    return _UPDATE_MANY.format(
+        is_long=sql.SQL(" AND ").join(conditions),
+        batches=insert_batches(names, columns, signed, None),
+        rows=rows,
     )
 
 
@@ -195,12 +259,12 @@ def _compared(columns: Sequence[SourceColumn]) -> sql.Composable:
 
 
 def _into(columns: Sequence[SourceColumn]) -> sql.Composable:
-    return _listed(map(sql.Identifier, ("change_xid", "change_sign", *(c.name for c in columns))))
+    return _listed(map(sql.Identifier, ("change_sign", *(column.name for column in columns))))
 
 
 def _logged(sign: sql.SQL, columns: Sequence[SourceColumn]) -> sql.Composable:
     names = (sql.Identifier(column.name) for column in columns)
-    return _listed([_OWN_XID, sign, *names])
+    return _listed([sign, *names])
 
 
 def _guarded(number: int, column: SourceColumn) -> sql.Composable:
@@ -210,7 +274,3 @@ def _guarded(number: int, column: SourceColumn) -> sql.Composable:
 
 def _listed(parts: Iterable[sql.Composable]) -> sql.Composable:
     return sql.SQL(", ").join(parts)
-
-
-def _as_written(fragment: str) -> sql.Composable:
-    return sql.SQL(fragment)  # PostgreSQL wrote it, quoted

@@ -24,6 +24,7 @@ from datapatterns.change_log.inspecting import (
     inspect_source,
     resolve_name,
 )
+from datapatterns.change_log.log_tables import columns_of, fit_log, is_fit, reduce_log
 from datapatterns.change_log.partition_statements import create_move_trigger, replace_move_function
 from datapatterns.change_log.schema import change_log_tables
 from datapatterns.change_log.shapes import capture_shape, carrying_shape
@@ -36,14 +37,6 @@ from datapatterns.sql.composing import execute
 
 _logger = logging.getLogger(__name__)
 
-_LOG_COLUMNS = text("""
-SELECT a.attname, format_type(a.atttypid, a.atttypmod)
-       || CASE WHEN a.attcollation <> t.typcollation
-               THEN ' COLLATE ' || a.attcollation::regcollation::text ELSE '' END
-FROM pg_catalog.pg_attribute a
-JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-WHERE a.attrelid = to_regclass(:log) AND a.attnum > 0 AND NOT a.attisdropped
-""")
 _TRIGGERS = text("""
 SELECT t.tgrelid AS relation, t.tgname, p.proname AS function, n.nspname AS schema,
        t.tgenabled = 'A' AS fires_always,
@@ -177,9 +170,10 @@ def narrow(conn: Connection, table: Table | str, columns: Iterable[str], *, sche
 
     Raises:
         CaptureRefusedError: There is no such table.
+        CapturedTableInUseError: A view of somebody's reads another column of the log.
     """
     names = capture_names(schema, *resolve_name(conn, table))
-    surplus = sorted(_logged_columns(conn, names).keys() - {*columns, *LOG_COLUMNS})
+    surplus = sorted(columns_of(conn, names.rows).keys() - {*columns, *LOG_COLUMNS})
     if not surplus:
         return
     source = inspect_source(conn, table, allow_row_security=True)
@@ -187,7 +181,7 @@ def narrow(conn: Connection, table: Table | str, columns: Iterable[str], *, sche
     execute(conn, lock)
     with carrying_shape(conn, names.log_name, schema=schema):
         kept = [column for column in source.columns if column.name in {*columns}]
-        execute(conn, statements.drop_columns(names, surplus))
+        reduce_log(conn, names, source, surplus, kept)
         execute(conn, statements.replace_function(names, source, kept))
         execute(conn, statements.replace_guard(names, source, kept))
 
@@ -259,7 +253,7 @@ def _explaining_rights() -> Iterator[None]:
 def _is_complete(
     conn: Connection, source: SourceTable, names: CaptureNames, wanted: frozenset[str]
 ) -> bool:
-    logged = _logged_columns(conn, names)
+    logged = columns_of(conn, names.rows)
     if not wanted <= logged.keys():
         return False
     captured = [column for column in source.columns if column.name in logged]
@@ -268,6 +262,7 @@ def _is_complete(
     function = names.function.as_string(None)
     return (
         fit
+        and is_fit(conn, names, captured)
         and conn.scalar(_BODY, {"function": function}) == body
         and conn.scalar(select(capture_shape(names.log_name, schema=names.schema))) is not None
     )
@@ -276,10 +271,8 @@ def _is_complete(
 def _install(
     conn: Connection, source: SourceTable, names: CaptureNames, wanted: frozenset[str]
 ) -> None:
-    chosen = choose_columns(conn, source, wanted)
-    logged = _logged_columns(conn, names)
-    if not logged:
-        execute(conn, statements.create_log(names, source))
+    choose_columns(conn, source, wanted)
+    logged = columns_of(conn, names.rows)
     for column in source.columns:
         if column.name in logged and logged[column.name] != column.logged_type_sql:
             raise CaptureRefusedError(
@@ -288,11 +281,10 @@ def _install(
                 f" name which is {logged[column.name]}; drop what consumes it, release the table,"
                 " and capture it again",
             )
-    if added := [column for column in chosen if column.name not in logged]:
-        execute(conn, statements.add_columns(names, added))
     # A column that was renamed stays in the log for who still reads it, but is not filled.
     captured = [column for column in source.columns if column.name in wanted | logged.keys()]
     require_comparable(conn, source, captured)
+    fit_log(conn, names, source, captured)
     execute(conn, statements.replace_function(names, source, captured))
     execute(conn, statements.replace_guard(names, source, captured))
     _create_triggers(conn, source, names)
@@ -352,12 +344,6 @@ def _require_free(conn: Connection, source: SourceTable, names: CaptureNames) ->
                 " that it had then; drop what consumes it, drop that function with CASCADE, and"
                 " capture it again",
             )
-
-
-def _logged_columns(conn: Connection, names: CaptureNames) -> dict[str, str]:
-    """Return the log's columns and their types; none if there is no log, some if there is one."""
-    log = names.log.as_string(None)
-    return {row[0]: row[1] for row in conn.execute(_LOG_COLUMNS, {"log": log})}
 
 
 def _triggers(conn: Connection, source: SourceTable, names: CaptureNames) -> Sequence[Row[Any]]:

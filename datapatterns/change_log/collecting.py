@@ -7,6 +7,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Integer,
     Select,
     all_,
     any_,
@@ -17,12 +18,14 @@ from sqlalchemy import (
     table,
 )
 
+from datapatterns.change_log.capture_names import batches_name, rows_name
 from datapatterns.change_log.consuming import (
     current_snapshot,
     require_own_snapshot,
     require_read_committed,
 )
 from datapatterns.change_log.identity import DatabaseIdentity
+from datapatterns.change_log.inspecting import BATCHED_ROWS
 from datapatterns.change_log.schema import Xid8, change_log_tables
 
 
@@ -35,7 +38,8 @@ def collect_garbage(conn: Connection, *, schema: str, limit: int = 10_000) -> in
     Args:
         conn: A connection in a transaction. The caller commits.
         schema: Where the library's tables live.
-        limit: How many rows to delete at most from each log; call again while it is reached.
+        limit: How many rows to delete at most from each log, but for the rest of a batch; call
+            again while it is reached.
 
     Raises:
         ForeignSnapshotError: A consumer was last advanced in another database.
@@ -49,13 +53,35 @@ def collect_garbage(conn: Connection, *, schema: str, limit: int = 10_000) -> in
     require_own_snapshots(conn, schema)
     deleted = 0
     for log_name in log_names:
-        log = table(log_name, Column("change_xid", Xid8), column("ctid"), schema=schema)
-        garbage = (
-            select(log.c.ctid).where(is_consumed(log.c.change_xid, log_name, schema)).limit(limit)
-        )
-        rows = func.array(garbage.scalar_subquery())
-        deleted += conn.execute(delete(log).where(log.c.ctid == any_(rows))).rowcount
+        rows = _collect_rows(conn, log_name, schema=schema, limit=limit)
+        batched = _collect_batches(conn, log_name, schema=schema, limit=limit - rows)
+        deleted += rows + batched
     return deleted
+
+
+def _collect_rows(conn: Connection, log_name: str, *, schema: str, limit: int) -> int:
+    log = table(rows_name(log_name), Column("change_xid", Xid8), column("ctid"), schema=schema)
+    garbage = select(log.c.ctid).where(is_consumed(log.c.change_xid, log_name, schema)).limit(limit)
+    rows = func.array(garbage.scalar_subquery())
+    return conn.execute(delete(log).where(log.c.ctid == any_(rows))).rowcount
+
+
+def _collect_batches(conn: Connection, log_name: str, *, schema: str, limit: int) -> int:
+    """Delete batches until these were ``limit`` changes; return how many there were in them."""
+    xid, number = Column("change_xid", Xid8), Column(BATCHED_ROWS, Integer)
+    log = table(batches_name(log_name), xid, number, column("ctid"), schema=schema)
+    before = func.sum(number).over(order_by=(xid, log.c.ctid), rows=(None, -1))
+    garbage = (
+        select(log.c.ctid, before.label("before"))
+        .where(is_consumed(xid, log_name, schema))
+        .order_by(xid, log.c.ctid)
+        .limit(limit)
+        .subquery()
+    )
+    first = select(garbage.c.ctid).where(func.coalesce(garbage.c.before, 0) < limit)
+    batches = func.array(first.scalar_subquery())
+    gone = delete(log).where(log.c.ctid == any_(batches)).returning(number)
+    return sum(conn.scalars(gone))
 
 
 def is_consumed(xid: ColumnElement[Any], log_name: str, schema: str) -> ColumnElement[bool]:

@@ -29,6 +29,9 @@ LOG_COLUMNS = ("change_xid", "change_sign", "change_partition")
 """What each row of a log says about itself, beside the captured columns."""
 
 
+BATCHED_ROWS = "image of rows"
+"""The column of a batch that says how many changes it holds."""
+
 IMAGE_PREFIX = "image of "
 """What the trigger function calls the text of columns whose equal values may differ."""
 
@@ -44,6 +47,9 @@ class SourceColumn:
         is_nullable: Whether it may be NULL.
         equality_is_identity: Whether equal values are the same value. 1.0 and 1.00 are equal
             numerics; comparing only their values would miss the change from one to the other.
+        array_type_sql: An array of the logged type, without its length or precision. None if
+            nobody can tell how much memory a thousand values may take before they are read.
+        may_be_long: Whether values have to be measured first.
     """
 
     name: str
@@ -51,6 +57,8 @@ class SourceColumn:
     logged_type_sql: str
     is_nullable: bool
     equality_is_identity: bool
+    array_type_sql: str | None
+    may_be_long: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +135,14 @@ SELECT a.attname AS name,
                                      THEN 'text'::regtype ELSE t.oid END))
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_collation l
                        WHERE l.oid = a.attcollation AND NOT l.collisdeterministic)
-           AS equality_is_identity
+           AS equality_is_identity,
+       -- Of these octet_length() tells without reading what is stored apart. A numeric is 66 kB
+       -- at the most; jsonb and arrays, say, may be any size when they are decompressed.
+       t.oid IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
+           AS may_be_long,
+       CASE WHEN t.typlen > 0 OR t.oid IN ('numeric'::regtype, 'text'::regtype,
+                 'varchar'::regtype, 'bpchar'::regtype, 'bytea'::regtype)
+            THEN format_type(nullif(t.typarray, 0), -1) END AS array_type_sql
 FROM pg_catalog.pg_attribute a
 CROSS JOIN LATERAL (
     WITH RECURSIVE domain (oid, typmod) AS (
@@ -225,6 +240,8 @@ def inspect_columns(conn: Connection, relation: int | str) -> list[SourceColumn]
             row.logged_type_sql + row.collated,
             row.is_nullable,
             row.equality_is_identity,
+            row.array_type_sql and row.array_type_sql + row.collated,
+            row.may_be_long,
         )
         for row in conn.execute(_COLUMNS, {"relation": str(relation)})
         if not row.is_virtual

@@ -43,7 +43,7 @@ BEGIN
            INTO stays USING NEW;
     END IF;
     IF stays IS FALSE THEN
-        INSERT INTO {log} (change_sign) VALUES (0);
+        INSERT INTO {rows} (change_sign) VALUES (0);
     END IF;
     RETURN NEW;
 END
@@ -73,7 +73,7 @@ def truncated(names: CaptureNames, source: SourceTable) -> sql.Composable:
 
 def replace_move_function(names: CaptureNames) -> sql.Composable:
     """Return the statements that create the function which logs that a row moves."""
-    body = sql.Literal(_MOVE_BODY.format(log=names.log).as_string(None))
+    body = sql.Literal(_MOVE_BODY.format(rows=names.rows).as_string(None))
     return _CREATE_MOVE_FUNCTION.format(function=names.move_function, body=body)
 
 

@@ -5,6 +5,7 @@ from typing import Final
 from psycopg import sql
 from sqlalchemy import Connection, delete, func, select, table, update
 
+from datapatterns.change_log.capture_names import batches_name, rows_name
 from datapatterns.change_log.consuming import (
     require_read_committed,
     require_unwritten,
@@ -46,7 +47,8 @@ def rebase(conn: Connection, *, schema: str) -> int:
     captured = conn.scalars(select(tables.captured.c.log_name).with_for_update()).all()
     for log_name in captured:
         # DELETE, for TRUNCATE would take the rows away from older snapshots, too.
-        conn.execute(delete(table(log_name, schema=schema)))
+        for name in (rows_name(log_name), batches_name(log_name)):
+            conn.execute(delete(table(name, schema=schema)))
     conn.execute(update(tables.subscriptions).values(shape=None))
     identity = database_identity(conn)
     return conn.execute(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Column, Connection, func, select, table, text
 
+from datapatterns.change_log.capture_names import batches_name, rows_name
 from datapatterns.change_log.consuming import current_snapshot
 from datapatterns.change_log.explaining import capture_obstacle
 from datapatterns.change_log.identity import database_identity, timeline
@@ -63,7 +64,7 @@ class LogStatus:
         log_name: Its name in the library's schema.
         table: The captured table.
         rows: How many changes it holds, counted up to a limit.
-        size_bytes: What it takes on disk, with its index. Collected rows leave room for others.
+        size_bytes: What it takes on disk, with its indexes. Collected rows leave room for others.
         held_back_by: Who has the most of these still to take in; None if all is garbage.
         obstacle: Which changes of the table go unlogged, and what to do; None if none do.
     """
@@ -167,8 +168,9 @@ def _count_rows(conn: Connection, log_name: str, *, schema: str, limit: int) -> 
 
 
 def _size_bytes(conn: Connection, log_name: str, *, schema: str) -> int:
-    relation = func.to_regclass(f"{schema}.{log_name}")
-    return int(conn.execute(select(func.pg_total_relation_size(relation))).scalar_one())
+    tables = [func.to_regclass(f"{schema}.{part(log_name)}") for part in (rows_name, batches_name)]
+    sizes = [func.pg_total_relation_size(table) for table in tables]
+    return int(conn.execute(select(sizes[0] + sizes[1])).scalar_one())
 
 
 def _held_back_by(conn: Connection, log_name: str, *, schema: str, limit: int) -> str | None:

@@ -8,8 +8,8 @@ from datapatterns.errors import CaptureRefusedError
 
 LOG = ChangeLog()
 VARIABLES = (
-    "found", "new", "old", "tg_argv", "tg_level", "tg_name", "tg_nargs", "tg_op", "tg_relid",
-    "tg_relname", "tg_table_name", "tg_table_schema", "tg_when",
+    "found", "logged", "new", "old", "tg_argv", "tg_level", "tg_name", "tg_nargs", "tg_op",
+    "tg_relid", "tg_relname", "tg_table_name", "tg_table_schema", "tg_when",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, select, text
 from sqlalchemy.exc import OperationalError
 
 from datapatterns.change_log import ChangeLog, Consumer, change_token, current_snapshot
+from datapatterns.change_log.capture_names import batches_name, rows_name
 from datapatterns.errors import ForeignSnapshotError, IsolationLevelError, TransactionInUseError
 from tests.fixtures.blocking import until_blocked_by
 from tests.fixtures.view_tables import run
@@ -25,7 +26,10 @@ def log_name(engine: Engine) -> str:
     run(
         engine,
         "UPDATE datapatterns.change_consumer SET system_identifier = 1",
-        f"INSERT INTO datapatterns.{log_name} VALUES ('999999999999', 1, 7)",  # noqa: S608
+        f"INSERT INTO datapatterns.{rows_name(log_name)}"  # noqa: S608
+        " (change_xid, change_sign, id) VALUES ('999999999999', 1, 7)",
+        f"INSERT INTO datapatterns.{batches_name(log_name)}"  # noqa: S608
+        " VALUES ('999999999999', 1, 2, ARRAY[8, 9])",
     )
     return log_name
 
@@ -37,7 +41,8 @@ def copy(engine: Engine, server_url: URL, log_name: str) -> Iterator[Engine]:
         engine,
         "UPDATE datapatterns.change_consumer SET system_identifier ="
         " (SELECT system_identifier FROM pg_control_system())",
-        f"DELETE FROM datapatterns.{log_name}",  # noqa: S608
+        f"DELETE FROM datapatterns.{rows_name(log_name)}",  # noqa: S608
+        f"DELETE FROM datapatterns.{batches_name(log_name)}",  # noqa: S608
     )
     engine.dispose()
     name = f"{engine.url.database}_copy"
@@ -127,7 +132,7 @@ def test_rebasing_that_waits_too_long_changes_nothing_and_is_done_again(
                 LOG.rebase(conn)
         writer.rollback()
 
-    assert logged(engine, log_name) == [7]
+    assert logged(engine, log_name) == [7, 8, 9]
     with engine.connect() as conn, pytest.raises(ForeignSnapshotError):
         locked(conn)
     assert rebase(engine) == 1

@@ -131,7 +131,8 @@ def test_a_restored_database_is_refused_until_it_is_rebased(engine: Engine) -> N
     foreign = text(
         "SELECT format('INSERT INTO datapatterns.%I "
         " (change_xid, change_sign, week, product_id, cents)"
-        " VALUES (''999999999999'', 1, 1, 1, 9999)', log_name) FROM datapatterns.captured_table"
+        " VALUES (''999999999999'', 1, 1, 1, 9999)', replace(log_name, 'log', 'rows'))"
+        " FROM datapatterns.captured_table"
         " WHERE table_name = 'line'"
     )
     with engine.begin() as conn:

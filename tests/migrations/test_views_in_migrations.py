@@ -217,8 +217,16 @@ DRIFT = {
     "trigger disabled": "ALTER TABLE line DISABLE TRIGGER datapatterns_capture_update",
     "trigger ordinary": "ALTER TABLE line ENABLE TRIGGER datapatterns_capture_insert",
     "log gone": (
-        "DO $$BEGIN EXECUTE (SELECT format('DROP TABLE datapatterns.%I CASCADE', log_name)"
+        "DO $$BEGIN EXECUTE (SELECT format('DROP VIEW datapatterns.%I CASCADE', log_name)"
         " FROM datapatterns.captured_table); END$$"
+    ),
+    "rows of the log gone": (
+        "DO $$BEGIN EXECUTE (SELECT format('DROP TABLE datapatterns.%I CASCADE',"
+        " replace(log_name, 'log', 'rows')) FROM datapatterns.captured_table); END$$"
+    ),
+    "batches of the log gone": (
+        "DO $$BEGIN EXECUTE (SELECT format('DROP TABLE datapatterns.%I CASCADE',"
+        " replace(log_name, 'log', 'batches')) FROM datapatterns.captured_table); END$$"
     ),
     "function replaced": (
         "DO $$BEGIN EXECUTE (SELECT format('CREATE OR REPLACE FUNCTION %s RETURNS trigger"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, delete, text
 from sqlalchemy.dialects.postgresql import insert
 
-from datapatterns.change_log import ChangeLog
+from datapatterns.change_log import ChangeLog, capture_statements
 from datapatterns.materialized_view import MaterializedView, Strategy
 from tests.fixtures.counted_queries import Question, items, metadata, questions, tags
 from tests.fixtures.overlapping import (
@@ -156,7 +156,15 @@ def unlike(conn: Connection, view: MaterializedView, question: Question, relatio
 
 
 @pytest.fixture(scope="module")
-def shop(module_engine: Engine) -> Engine:
+def many_are_two() -> Iterator[None]:
+    """So that statements of few rows are logged in batches, from their second row on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture_statements, "SINGLE_ROWS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def shop(module_engine: Engine, many_are_two: None) -> Engine:  # noqa: ARG001
     metadata.create_all(module_engine)
     return module_engine
 

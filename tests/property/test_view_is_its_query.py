@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.orm import aliased
 
-from datapatterns.change_log import ChangeLog
+from datapatterns.change_log import ChangeLog, capture_statements
 from datapatterns.materialized_view import MaterializedView
 from tests.fixtures.overlapping import (
     LEVELS,
@@ -163,7 +163,15 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def shop(module_engine: Engine) -> Engine:
+def many_are_two() -> Iterator[None]:
+    """So that statements of few rows are logged in batches, from their second row on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture_statements, "SINGLE_ROWS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def shop(module_engine: Engine, many_are_two: None) -> Engine:  # noqa: ARG001
     with module_engine.begin() as conn:
         create_tables(conn)
     create(module_engine, *VIEWS.values())

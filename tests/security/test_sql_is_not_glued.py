@@ -39,7 +39,7 @@ ALLOWED = {
     "cli/datapatterns_cli/migrate.py:sql": PRINTED,
     "cli/datapatterns_cli/migrate.py:_show_plan": PRINTED,
     "datapatterns/change_log/capture_statements.py:create_trigger": OURS,
-    "datapatterns/change_log/capture_statements.py:_as_written": BY_POSTGRES,
+    "datapatterns/change_log/batch_statements.py:as_written": BY_POSTGRES,
     "datapatterns/cqrs/running/advancing.py:advance": COMPILED,
     "datapatterns/cqrs/building/copying.py:copy_rows": "takes nothing but what psycopg composed",
     "datapatterns/cqrs/building/further_indexes.py:add_further_indexes": OURS,
