@@ -13,13 +13,14 @@ from datapatterns.cache_aside.breaker import Breaker
 from datapatterns.cache_aside.codec import Codec, Stored, is_fresh
 from datapatterns.cache_aside.counting import Counters
 from datapatterns.cache_aside.gate import Gate
-from datapatterns.cache_aside.invalidating import Invalidation, record_invalidation
+from datapatterns.cache_aside.invalidating import Invalidation, keys_of, record_invalidation
 from datapatterns.cache_aside.keys import Key, checked_name, checked_target, entry_of
 from datapatterns.cache_aside.links import Links
+from datapatterns.cache_aside.own_writes import has_written, keeps_its_snapshot, note_write
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_commands import invalidations_of
 from datapatterns.cache_aside.relaying import Relay, RelayReport
-from datapatterns.cache_aside.steps import CacheSilence, Fetched, Load, Loaded, Outcome
+from datapatterns.cache_aside.steps import CacheSilence, Fetched, Load, Loaded, Outcome, Wanted
 from datapatterns.cache_aside.tags import checked_tag
 from datapatterns.cache_aside.writers import Home, checked_writer, refuse_autocommit
 from datapatterns.cache_aside.writing import after_commit
@@ -103,7 +104,31 @@ class Backing:
         invalidation = record_invalidation(
             conn, entries, tags, schema=self._schema, target=self._target
         )
+        note_write(writer, conn, self._names(entries, tags))
         after_commit(writer, conn, lambda: self._deliver(invalidation))
+
+    def connection_for(self, within: Connection | Session, wanted: Wanted) -> Connection | None:
+        """Return the connection to load on without the cache, None if the cache is right.
+
+        It is not, for a transaction that has written what is wanted, or that sees one moment only.
+
+        Raises:
+            SettingsError: ``within`` is an async one, or neither connection nor session.
+        """
+        within = checked_writer(within)
+        if isinstance(within, Session) and within.autoflush:
+            within.flush()  # as a query would: what is not flushed is not known
+        conn = within if isinstance(within, Connection) else within.connection()
+        if not keeps_its_snapshot(conn) and not has_written(
+            within, conn, self._names([wanted.entry], wanted.tags)
+        ):
+            return None
+        self.counters.add("bypassed")
+        return conn
+
+    def _names(self, entries: Iterable[str], tags: Iterable[str]) -> list[str]:
+        """Return what tells entries and tags apart from those of other caches."""
+        return [f"{self._target} {key}" for key in keys_of(entries, tags)]
 
     def relay(self) -> RelayReport:
         """Run one relay round.

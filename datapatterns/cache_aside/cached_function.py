@@ -91,6 +91,7 @@ class CachedFunction(Generic[P, T]):
         calls: Calls,
         cache: Forgetful,
         read: Callable[..., T],
+        read_within: Callable[..., T],
         read_many: Callable[..., dict[Any, T]],
     ) -> None:
         functools.update_wrapper(self, load)
@@ -98,6 +99,7 @@ class CachedFunction(Generic[P, T]):
         self._calls = calls
         self._cache = cache
         self._read = read
+        self._read_within = read_within
         self._read_many = read_many
         self._load_many: Callable[[Connection, list[Any]], Mapping[Any, T]] = self._load_each
 
@@ -105,6 +107,16 @@ class CachedFunction(Generic[P, T]):
         """Return what the function returns, from the cache if it can."""
         wanted = self._calls.wanted(*args, **kwargs)
         return self._read(wanted, lambda conn: self.load(conn, *args, **kwargs))
+
+    def within(self, transaction: Connection | Session, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what the function returns in a transaction that may have written itself.
+
+        What it has written, as its invalidations tell, is loaded on its own connection and not
+        kept; so is everything if it sees one moment only, above READ COMMITTED. The rest comes
+        from the cache.
+        """
+        wanted = self._calls.wanted(*args, **kwargs)
+        return self._read_within(wanted, lambda conn: self.load(conn, *args, **kwargs), transaction)
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
         """Return the key of a call."""

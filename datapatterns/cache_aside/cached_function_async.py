@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from datapatterns.cache_aside.cached_function import Calls
@@ -42,6 +42,7 @@ class AsyncCachedFunction(Generic[P, T]):
         calls: Calls,
         cache: ForgetfulAsync,
         read: Callable[..., Awaitable[T]],
+        read_within: Callable[..., Awaitable[T]],
         read_many: Callable[..., Awaitable[dict[Any, T]]],
     ) -> None:
         functools.update_wrapper(self, load)
@@ -49,6 +50,7 @@ class AsyncCachedFunction(Generic[P, T]):
         self._calls = calls
         self._cache = cache
         self._read = read
+        self._read_within = read_within
         self._read_many = read_many
         self._load_many: ManyResults[T] = self._load_each
 
@@ -56,6 +58,15 @@ class AsyncCachedFunction(Generic[P, T]):
         """Return what the function returns, from the cache if it can."""
         wanted = self._calls.wanted(*args, **kwargs)
         return await self._read(wanted, lambda conn: self.load(conn, *args, **kwargs))
+
+    async def within(
+        self, transaction: AsyncConnection | AsyncSession, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Return what the function returns in a transaction, as `CachedFunction.within`."""
+        wanted = self._calls.wanted(*args, **kwargs)
+        return await self._read_within(
+            wanted, lambda conn: self.load(conn, *args, **kwargs), transaction
+        )
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
         """Return the key of a call."""

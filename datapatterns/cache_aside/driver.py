@@ -7,6 +7,7 @@ from time import perf_counter, sleep, time
 from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.orm import Session
 
 from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.codec import Codec
@@ -74,6 +75,17 @@ class Driver:
             if (stored := self._backing.fresh(codec, found)) is not None:
                 return stored.value
         return self._join(Reading((wanted,), codec, lambda conn, _: [load(conn)], anew))
+
+    def read_within(
+        self, codec: Codec[T], wanted: Wanted, load: Loader[T], within: Connection | Session
+    ) -> T:
+        """Return one value as the transaction of ``within`` has to see it."""
+        conn = self._backing.connection_for(within, wanted)
+        if conn is None:
+            return self.read(codec, wanted, load)
+        # Neither shared nor stored: nobody else may see it.
+        value, _ = codec.canonical(load(conn))
+        return value
 
     def read_many(
         self,

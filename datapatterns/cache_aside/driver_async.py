@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import perf_counter, time
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.codec import Codec
@@ -117,6 +117,22 @@ class AsyncDriver:
         except CacheSilence:
             return Fetched(None)
         return glimpse_of(reply)
+
+    async def read_within(
+        self,
+        codec: Codec[T],
+        wanted: Wanted,
+        load: AsyncLoader[T],
+        within: AsyncConnection | AsyncSession,
+    ) -> T:
+        """Return one value as the transaction of ``within`` has to see it."""
+        sync_conn = await within.run_sync(self._backing.connection_for, wanted)
+        if sync_conn is None:
+            return await self.read(codec, wanted, load)
+        conn = within if isinstance(within, AsyncConnection) else await within.connection()
+        # Neither shared nor stored: nobody else may see it.
+        value, _ = codec.canonical(await load(conn))
+        return value
 
     async def read_many(
         self,

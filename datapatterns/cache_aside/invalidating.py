@@ -38,16 +38,22 @@ def record_invalidation(
 ) -> Invalidation:
     """Record both in the caller's transaction; the relay acts on them after the commit."""
     entries, tags = tuple(sorted(set(entries))), tuple(sorted(set(tags)))
-    names = [*(f"{_ENTRY}{name}" for name in entries), *(f"{_TAG}{name}" for name in tags)]
     tables = cache_tables(schema)
     generation = (
         select(tables.target.c.generation).where(tables.target.c.name == target).scalar_subquery()
     )
     xid, drawn = conn.execute(
-        insert(tables.outbox).values(cache_keys=names).returning(tables.outbox.c.xid, generation)
+        insert(tables.outbox)
+        .values(cache_keys=keys_of(entries, tags))
+        .returning(tables.outbox.c.xid, generation)
     ).one()
     prefix = None if drawn is None else prefix_of(target, drawn.hex)
     return Invalidation(entries, tags, xid, prefix)
+
+
+def keys_of(entries: Iterable[str], tags: Iterable[str]) -> list[str]:
+    """Return what a row of the outbox calls them."""
+    return [*(f"{_ENTRY}{name}" for name in entries), *(f"{_TAG}{name}" for name in tags)]
 
 
 def entries_in(cache_keys: Iterable[str]) -> list[str]:

@@ -92,7 +92,13 @@ class Cache:
         return self._backing.policy
 
     def get_or_load(
-        self, key: Key, load: Loader[T], *, value_type: object = Any, tags: Iterable[str] = ()
+        self,
+        key: Key,
+        load: Loader[T],
+        *,
+        value_type: object = Any,
+        tags: Iterable[str] = (),
+        within: Connection | Session | None = None,
     ) -> T:
         """Return the value under ``key``; if there is none, ``load`` it and keep it.
 
@@ -106,6 +112,9 @@ class Cache:
                 composition of them. By default plain data.
             tags: What else the value depends on, see `tag`; it is forgotten with any of them.
                 Always the same for one key.
+            within: A transaction that may have written what is wanted, and then sees its own
+                writes: ``load`` is called with its connection, and nothing is kept. So it is in a
+                transaction above READ COMMITTED, which sees one moment only.
 
         Raises:
             CacheKeyError: The key has a part that is equal to others without being identical.
@@ -114,7 +123,10 @@ class Cache:
                 free in time.
         """
         codec: Codec[T] = self._backing.codec(value_type)
-        return self._driver.read(codec, Wanted(entry_of(self.name, key), checked_tags(tags)), load)
+        wanted = Wanted(entry_of(self.name, key), checked_tags(tags))
+        if within is not None:
+            return self._driver.read_within(codec, wanted, load, within)
+        return self._driver.read(codec, wanted, load)
 
     def get_many(
         self,
@@ -180,6 +192,7 @@ class Cache:
             calls=calls,
             cache=self,
             read=partial(self._driver.read, codec),
+            read_within=partial(self._driver.read_within, codec),
             read_many=partial(self._driver.read_many, codec, wanted),
         )
         return self._cached

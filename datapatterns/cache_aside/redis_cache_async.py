@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from sqlalchemy import Connection, create_engine
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
@@ -100,16 +100,23 @@ class AsyncCache:
         return self._backing.policy
 
     async def get_or_load(
-        self, key: Key, load: AsyncLoader[T], *, value_type: object = Any, tags: Iterable[str] = ()
+        self,
+        key: Key,
+        load: AsyncLoader[T],
+        *,
+        value_type: object = Any,
+        tags: Iterable[str] = (),
+        within: AsyncConnection | AsyncSession | None = None,
     ) -> T:
         """Return the value under ``key``; if there is none, ``load`` it and keep it.
 
         As `Cache.get_or_load`. A cancelled caller does not cancel the load that others wait for.
         """
         codec: Codec[T] = self._backing.codec(value_type)
-        return await self._driver.read(
-            codec, Wanted(entry_of(self.name, key), checked_tags(tags)), load
-        )
+        wanted = Wanted(entry_of(self.name, key), checked_tags(tags))
+        if within is not None:
+            return await self._driver.read_within(codec, wanted, load, within)
+        return await self._driver.read(codec, wanted, load)
 
     async def get_many(
         self,
@@ -166,6 +173,7 @@ class AsyncCache:
             calls=calls,
             cache=self,
             read=partial(self._driver.read, codec),
+            read_within=partial(self._driver.read_within, codec),
             read_many=partial(self._driver.read_many, codec, wanted),
         )
         return self._cached

@@ -1,0 +1,68 @@
+"""Know what a transaction has invalidated and not committed: it shall see its own writes.
+
+What a cache holds is right for everybody else. To know too much does no harm, so what a savepoint
+rolled back stays known until the transaction ends.
+"""
+
+from collections.abc import Iterable
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+from psycopg import BaseConnection, IsolationLevel
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction
+
+Writer: TypeAlias = Connection | Session
+
+_ENDS_OF_CONNECTION = ("commit", "rollback", "commit_twophase", "rollback_twophase")
+_written: WeakKeyDictionary[Writer, set[str]] = WeakKeyDictionary()
+
+
+def note_write(writer: Writer, conn: Connection, names: Iterable[str]) -> None:
+    """Remember what a transaction invalidates, until it ends.
+
+    Args:
+        writer: Who writes.
+        conn: The connection that it writes on.
+        names: What tells entries and tags of all caches apart.
+    """
+    for who in (writer, conn):
+        if who not in _written:
+            _written[who] = set()
+            _forget_at_the_end(who)
+        _written[who].update(names)
+
+
+def has_written(writer: Writer, conn: Connection, names: Iterable[str]) -> bool:
+    """Return whether the transaction of ``writer`` has invalidated one of ``names``."""
+    known = _written.get(writer, set()) | _written.get(conn, set())
+    return not known.isdisjoint(names)
+
+
+def keeps_its_snapshot(conn: Connection) -> bool:
+    """Return whether the transaction sees one moment only, which a cache knows nothing of.
+
+    As the driver was told; what SQL text sets for one transaction is not known.
+    """
+    driver = conn.connection.driver_connection
+    level = driver.isolation_level if isinstance(driver, BaseConnection) else None
+    if level is None:
+        return conn.default_isolation_level in {"REPEATABLE READ", "SERIALIZABLE"}
+    return level in {IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE}
+
+
+def _forget_at_the_end(who: Writer) -> None:
+    if isinstance(who, Session):
+        event.listen(who, "after_transaction_end", _forget_session)
+        return
+    for end in _ENDS_OF_CONNECTION:
+        event.listen(who, end, _forget_connection)
+
+
+def _forget_session(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        _written[session] = set()
+
+
+def _forget_connection(conn: Connection, *_: object) -> None:
+    _written[conn] = set()
