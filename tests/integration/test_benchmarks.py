@@ -1,11 +1,16 @@
 """Each benchmark runs, at a tiny size; how fast is nobody's business here."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 import pytest
 
 from benchmarks.delays import delays_as_json, measure_delays
 from benchmarks.interleaving import Claim, as_json, measure, ratios
+from datapatterns import DataLayer
+from datapatterns.embedded import EmbeddedServers
+from datapatterns.testing import Databases
 
 pytest.importorskip("eventsourcing")
 
@@ -29,9 +34,33 @@ TINY: dict[str, dict[str, object]] = {
     "view_refresh": {"ROWS": 2_000, "GROUPS": 20, "CHANGES": 10, "READS": 1},
 }
 
+MAKE_DATABASES = {"fence", "growth"}  # under names of their own: they need a server each
+
+
+@pytest.fixture(scope="module")
+def on_one_server() -> Iterator[Databases]:
+    with EmbeddedServers(durable=False) as servers, Databases(servers.postgres().url) as databases:
+        yield databases
+
+
+@pytest.fixture
+def one_server(on_one_server: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each benchmark a database where it would start servers, which takes far longer."""
+
+    @contextmanager
+    def embedded() -> Iterator[DataLayer]:
+        with on_one_server.lend() as url, DataLayer(url) as layer:
+            yield layer
+
+    monkeypatch.setattr(DataLayer, "embedded", embedded)
+
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if name not in MAKE_DATABASES:
+        request.getfixturevalue("one_server")
     module = import_module(f"benchmarks.bench_{name}")
     for constant, tiny in TINY[name].items():
         monkeypatch.setattr(module, constant, tiny)
@@ -46,6 +75,7 @@ def test_a_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert as_json(claim, measured)["title"] == claim.title
 
 
+@pytest.mark.usefixtures("one_server")
 def test_a_benchmark_of_delays_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module("benchmarks.bench_projection_latency")
     monkeypatch.setattr(module, "WRITES", 5)
@@ -58,6 +88,7 @@ def test_a_benchmark_of_delays_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert delays_as_json(claim, delayed)["title"] == claim.title
 
 
+@pytest.mark.usefixtures("one_server")
 def test_the_benchmark_of_who_waits_for_verify_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module("benchmarks.bench_verify")
     monkeypatch.setattr(module, "EVENTS", 500)
