@@ -22,11 +22,13 @@ from datapatterns.event_sourcing import (
 from datapatterns.failpoints import FAILPOINTS
 from datapatterns.materialized_view import MaterializedView
 from datapatterns.sharding import ShardCluster
-from datapatterns.testing import wait_until
-from datapatterns.testing.faults import run_until_failpoint
+from datapatterns.testing import FailpointNotReachedError, wait_until
+from datapatterns.testing.faults import run_until_failpoint as run_anew_until_failpoint
 from tests.fixtures import doomed_workers as workers
 from tests.fixtures.caches import create_products, load_product, open_cache, rename
+from tests.fixtures.doomed_servers import start_servers
 from tests.fixtures.empty_database import CreateDatabase
+from tests.fixtures.forked_workers import run_until_failpoint
 from tests.fixtures.index_tables import assert_agrees, tables
 from tests.fixtures.orders import Place, Receipt, Shop, create_receipts, receipts
 from tests.fixtures.owners import StartOwner, owner_environment
@@ -169,6 +171,13 @@ def shop(engine: Engine) -> Engine:
     create_tables(engine)
     append_all(engine, workers.STORE, SCANNED)
     return engine
+
+
+def test_a_worker_that_did_not_die_where_it_should_fails_the_test() -> None:
+    with pytest.raises(FailpointNotReachedError, match=r"'relay.sent'.*the worker ended with 0"):
+        run_until_failpoint(workers.migrations_of, "relay.sent")
+    with pytest.raises(FailpointNotReachedError, match="there is no database to migrate"):
+        run_until_failpoint(workers.migrate, "relay.sent")
 
 
 @pytest.mark.parametrize(("failpoint", "visit"), PROJECTING)
@@ -646,7 +655,7 @@ def test_servers_whose_start_died_are_swept_away_by_the_next_start(
     environment = owner_environment(playground)
     if failpoint == "embedded.cache-begun":
         environment["DATAPATTERNS_CACHE_DIR"] = str(playground / "cache")
-    run_until_failpoint(workers.start_servers, failpoint, visit=visit, environment=environment)
+    run_anew_until_failpoint(start_servers, failpoint, visit=visit, environment=environment)
     left = set(servers_in(playground))
     # A child that a server has just forked looks like it until it has a title of its own.
     parents = {process.pid: process.parent for process in process_table()}
@@ -669,9 +678,7 @@ def test_a_folder_whose_first_start_died_is_taken_over(
 ) -> None:
     kept = str(playground / "kept")
     environment = owner_environment(playground)
-    run_until_failpoint(
-        workers.start_servers, failpoint, kept, visit=visit, environment=environment
-    )
+    run_anew_until_failpoint(start_servers, failpoint, kept, visit=visit, environment=environment)
 
     owner = start_owner(data_dir=kept, environment=environment)
 

@@ -5,8 +5,8 @@ from sqlalchemy import URL, Engine
 
 from datapatterns.cqrs import RedisChanges, RedisProjection, on
 from datapatterns.event_sourcing import RecordedEvent
-from datapatterns.testing.faults import run_until_failpoint
 from tests.fixtures import doomed_workers as workers
+from tests.fixtures.forked_workers import run_until_failpoint
 from tests.fixtures.read_models import (
     Dashboard,
     DoubledSales,
