@@ -8,7 +8,7 @@ from sqlalchemy import Engine, event, func, select, text
 
 from datapatterns.change_log.partitions import UNBOUNDED, UNKNOWN, WHOLE
 from datapatterns.failpoints import armed
-from datapatterns.materialized_view import MaterializedView, Strategy
+from datapatterns.materialized_view import MaterializedView, Strategy, Views
 from datapatterns.materialized_view.following import OVERTAKEN
 from datapatterns.materialized_view.recomputing import TRUNCATED, UNPLACED
 from tests.fixtures.sales_in_partitions import (
@@ -269,6 +269,28 @@ def test_a_partition_that_is_truncated_after_the_look_makes_the_view_be_rebuilt(
     assert report is not None
     assert (report.strategy, report.partitions) == (Strategy.REBUILD, 0)
     assert differences(engine, daily, DAILY) == 0
+
+
+@pytest.mark.parametrize("statement", [DETACH, "TRUNCATE sale_0", "DROP TABLE sale_2"])
+def test_views_that_are_refreshed_in_one_snapshot_compute_the_partition_anew(
+    engine: Engine, statement: str
+) -> None:
+    lay_out(engine)
+    both = select(daily.c.day, largest.c.cents).join_from(
+        daily.table, largest.table, daily.c.day == largest.c.day
+    )
+    views = Views([daily, largest, MaterializedView("both", both)])
+    with engine.begin() as conn:
+        views.create(conn)
+    views.populate(engine)
+    run(engine, statement, "INSERT INTO sale VALUES (1, 3, 'b', 1), (1, 8, 'b', 1)")
+
+    done = views.refresh(engine)
+
+    assert [done[name].partitions for name in ("daily", "largest")] == [1, 1]
+    for view, query in {daily: DAILY, largest: BY_DAY[largest]}.items():
+        assert differences(engine, view, query) == 0
+    assert views.verify(engine, views.find("both")).matches
 
 
 @pytest.mark.parametrize(

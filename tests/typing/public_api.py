@@ -448,6 +448,8 @@ def views_and_indexes_report(conn: Connection) -> None:
         "weekly", select(Line.week, func.count().label("lines")).group_by(Line.week)
     )
     assert_type(view.refresh(conn), RefreshReport | None)
+    part = view.rebuild(conn, where=view.c.week == 7)
+    assert_type((part.partitions, part.reason), tuple[int, str | None])
     declared = Views([view])
     assert_type(declared.refresh(layer.engine), dict[str, RefreshReport])
     assert_type(declared.status(conn), list[ViewStatus])
