@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 
+from benchmarks.bench_view_growth import Case
 from benchmarks.delays import delays_as_json, measure_delays
 from benchmarks.interleaving import Claim, as_json, measure, ratios
 from datapatterns import DataLayer
@@ -31,6 +32,7 @@ TINY: dict[str, dict[str, object]] = {
     "projection_fold": {"EVENTS": 1_020, "PAGE_EVENTS": 400, "RIVAL_EVENTS": 4},
     "projection_set": {"EVENTS": 2_000, "PAGE_EVENTS": 300},
     "verify": {"EVENTS": 1_000, "PAGE_EVENTS": 300, "CASES": ("equal", "one row differs")},
+    "view_growth": {"ROWS": 400, "PRODUCTS": 40, "CASES": (Case(10, 5, 3), Case(10, 5, 1, "max"))},
     "view_refresh": {"ROWS": 2_000, "GROUPS": 20, "CHANGES": 10, "READS": 1},
 }
 
