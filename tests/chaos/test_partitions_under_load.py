@@ -83,7 +83,6 @@ STATEMENTS = [
         " ON CONFLICT (id, day) DO UPDATE SET cents = excluded.cents"
     ),
     "UPDATE sale SET cents = cents + 1 WHERE id BETWEEN :id AND :id + 5",
-    "UPDATE sale SET day = :day WHERE id = :id",
     "DELETE FROM sale WHERE id BETWEEN :id AND :id + 2",
     "UPDATE sale_1 SET cents = cents + 1, region = :region WHERE id = :id",
     "UPDATE sale_2 SET cents = cents + 1 WHERE id < :id",  # it comes and goes
@@ -94,13 +93,14 @@ STATEMENTS = [
     ),
     "DELETE FROM region WHERE name = :region",
 ]
+MOVES = ["UPDATE sale SET day = :day WHERE id = :id"]
 MERGE = (
     "MERGE INTO sale s USING generate_series(:id, :id + 9) v (id) ON s.id = v.id"
     " WHEN MATCHED THEN UPDATE SET day = :day, cents = s.cents + 10"
 )
 
 
-def change(conn: Connection, chance: random.Random) -> None:
+def change(conn: Connection, chance: random.Random, *, moves: bool) -> None:
     values = {
         "id": chance.randint(1, 60),
         "n": chance.randint(1, 9),
@@ -112,7 +112,8 @@ def change(conn: Connection, chance: random.Random) -> None:
     try:
         with conn.begin_nested() as savepoint:
             version = conn.dialect.server_version_info or (0,)
-            usable = [*STATEMENTS, *[MERGE] * 3] if version >= (15,) else STATEMENTS
+            usable = [*STATEMENTS, *MOVES] if moves else STATEMENTS
+            usable = [*usable, *[MERGE] * 3] if moves and version >= (15,) else usable
             conn.execute(text(chance.choice(usable)), values)
             if chance.random() < 0.15:
                 savepoint.rollback()
@@ -121,14 +122,14 @@ def change(conn: Connection, chance: random.Random) -> None:
             raise
 
 
-def write(engine: Engine, seed: int) -> int:
+def write(engine: Engine, seed: int, *, moves: bool) -> int:
     """Run transactions that overlap those of others; return how many were committed."""
     chance, committed = random.Random(seed), 0  # noqa: S311 -- reproducible, not secret
     for _ in range(TRANSACTIONS):
         with engine.connect() as conn:
             try:
                 for _ in range(chance.randint(1, 4)):
-                    change(conn, chance)
+                    change(conn, chance, moves=moves)
                 conn.commit()
                 committed += 1
             except DBAPIError as error:
@@ -207,7 +208,8 @@ def repeat(
 
 
 @pytest.mark.chaos
-def test_views_of_a_partitioned_table_are_exact_under_load(engine: Engine) -> None:
+@pytest.mark.parametrize("moves", [True, False])
+def test_views_of_a_partitioned_table_are_exact_under_load(engine: Engine, *, moves: bool) -> None:
     with engine.begin() as conn:
         Base.metadata.create_all(conn)
     run(
@@ -230,7 +232,7 @@ def test_views_of_a_partitioned_table_are_exact_under_load(engine: Engine) -> No
     with ThreadPoolExecutor(max_workers=len(steps) + WRITERS) as pool:
         loops = [pool.submit(repeat, engine, done, *step) for step in steps]
         try:
-            writers = [pool.submit(write, engine, seed) for seed in range(WRITERS)]
+            writers = [pool.submit(write, engine, seed, moves=moves) for seed in range(WRITERS)]
             committed = [writer.result() for writer in writers]
         finally:
             done.set()
@@ -240,6 +242,7 @@ def test_views_of_a_partitioned_table_are_exact_under_load(engine: Engine) -> No
 
     assert all(committed)
     assert all(worked)
-    assert partitions.keys() == {"daily", "largest_of_day"}
+    # Whoever finds that a row has moved computes all of it anew, whatever else is pending.
+    assert moves or partitions.keys() == {"daily", "largest_of_day"}
     for view, query in VIEWS.items():
         assert differences(engine, view, query) == 0
