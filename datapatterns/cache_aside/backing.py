@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.cache_aside.capturing import Tabled, follow, unfollow
 from datapatterns.cache_aside.codec import Codec, Stored, is_fresh
 from datapatterns.cache_aside.counting import Counters
 from datapatterns.cache_aside.gate import Gate
@@ -129,6 +130,17 @@ class Backing:
     def _names(self, entries: Iterable[str], tags: Iterable[str]) -> list[str]:
         """Return what tells entries and tags apart from those of other caches."""
         return [f"{self._target} {key}" for key in keys_of(entries, tags)]
+
+    def capture(self, conn: Connection, models: Iterable[Tabled], *, by_key: bool) -> None:
+        """Let the relay follow tables whose changes are captured; see `Cache.capture`."""
+        cache = self.name if by_key else None
+        for model in models:
+            follow(conn, model, cache=cache, schema=self._schema, target=self._target)
+
+    def release(self, conn: Connection, models: Iterable[Tabled]) -> None:
+        """Let the relay follow tables no more."""
+        for model in models:
+            unfollow(conn, model, schema=self._schema, target=self._target)
 
     def relay(self) -> RelayReport:
         """Run one relay round.

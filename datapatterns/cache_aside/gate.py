@@ -9,11 +9,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from datapatterns.cache_aside.relaying import Relay, Standing
 from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.clock import Clock
+from datapatterns.errors import ForeignSnapshotError, MissingRightsError
 
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
 _TURN_SECONDS = 0.01
+_UNTOLD = (ForeignSnapshotError, MissingRightsError)
+_UNREACHABLE = (OperationalError, InterfaceError, PoolTimeoutError)
 
 
 class Gate:
@@ -91,12 +94,10 @@ class Gate:
                 self._retry_at = 0.0
         except CacheSilence:
             return None
-        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-            # The caller is about to load from the same database and will learn it there.
-            logger.warning(
-                "the cache relay cannot reach the database; hits are not served",
-                extra={"error": type(error).__name__},
-            )
+        except (*_UNTOLD, *_UNREACHABLE) as error:
+            # Who cannot reach the database is about to load from it, and will learn it there. In
+            # a copy of it nobody knows what has changed since, nor does who may not look.
+            logger.warning("hits are not served: %s", _reason(error), extra=_kind(error))
             return None
         else:
             return standing
@@ -125,3 +126,13 @@ class Gate:
                 return None
             # Another process is at it; its round may have begun before this gate closed.
             self._clock.sleep(_TURN_SECONDS)
+
+
+def _reason(error: Exception) -> str:
+    # What a driver says may hold values.
+    is_own = isinstance(error, _UNTOLD)
+    return str(error) if is_own else "the cache relay cannot reach the database"
+
+
+def _kind(error: Exception) -> dict[str, str]:
+    return {"error": type(error).__name__}

@@ -16,6 +16,7 @@ from datapatterns.cache_aside.cached_function import (
     refuse_a_second,
     value_type_of,
 )
+from datapatterns.cache_aside.capturing import Tabled
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.counting import CacheStats
 from datapatterns.cache_aside.driver import Driver, Loader, ManyLoader
@@ -277,6 +278,30 @@ class Cache:
             self._backing.invalidate_in(session, (), tags)
 
         watch_tags(sessions, models, forget)
+
+    def capture(self, conn: Connection, *models: Tabled, by_key: bool = True) -> None:
+        """Let the relay forget what depends on ``models``, whoever writes their rows.
+
+        By triggers, which see what no session does: SQL text, bulk statements, cascades, other
+        programs. As `watch` and `watch_tags` do, but by the relay: at most ``vouched_seconds``
+        after the commit. Do it once, in a migration, as the owner of the tables; a rename or a
+        new column needs it again. What was cached before is forgotten.
+
+        Args:
+            conn: A connection in a transaction. The caller commits.
+            models: Mapped classes or tables.
+            by_key: Whether the entries of this cache are named by the primary key.
+
+        Raises:
+            CacheKeyError: Equal values of a primary key may differ.
+            CaptureRefusedError: Some changes of a table would be missed.
+            MissingRightsError: The role does not own a table.
+        """
+        self._backing.capture(conn, models, by_key=by_key)
+
+    def release(self, conn: Connection, *models: Tabled) -> None:
+        """Let the relay follow ``models`` no more, for none of this target's caches."""
+        self._backing.release(conn, models)
 
     def relay(self) -> RelayReport:
         """Send every invalidation that has committed and was not sent yet; one round.

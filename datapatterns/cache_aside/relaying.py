@@ -4,15 +4,16 @@ What is new is the difference between two snapshots, not what lies behind a coun
 when a row is written and show when it commits.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, Engine, Row, delete, func, literal, or_, select, update
+from sqlalchemy import Connection, Engine, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from datapatterns.cache_aside.captured_changes import CapturedChanges, Obsolete
 from datapatterns.cache_aside.invalidating import entries_in, prefix_of, tags_in
 from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.policy import CachePolicy
@@ -21,8 +22,9 @@ from datapatterns.cache_aside.schema import cache_tables
 from datapatterns.cache_aside.standby import refuse_standby
 from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.change_log.identity import database_identity
+from datapatterns.change_log.pending import shown_by
 from datapatterns.change_log.schema import PgSnapshot
-from datapatterns.change_log.snapshots import Snapshot, Xid
+from datapatterns.change_log.snapshots import Snapshot
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import resuming
 
@@ -106,16 +108,21 @@ class Relay:
             refuse_standby(conn)
             # Databases of one server share its identity, not its entries.
             identity = f"{server}/{self.links.database}/{_database_identity(conn)}"
-            held = self._lock(conn, identity)
-            if held is None:
+            captured = CapturedChanges.hold(conn, schema=self.schema, target=self.target)
+            held = None if captured is None else self._lock(conn, identity)
+            if captured is None or held is None:
                 return RelayReport(is_leading=False), None
-            if held.identity != identity:
+            report = RelayReport(is_leading=True)
+            now = conn.scalars(select(func.pg_current_snapshot(type_=PgSnapshot))).one()
+            forgets_all = held.identity != identity or captured.says_too_little
+            if not forgets_all:
+                report, forgets_all = self._send_difference(conn, held, captured, now, server)
+            # Not before all has been read: what is not logged is seen by it.
+            if captured.advance(conn, now) or forgets_all:
                 self.links.call(("UNLINK", server_key(self._prefix(held))), identity=server)
                 failpoint("relay.mark-removed")
                 held = self._renew(conn, identity)
                 report = RelayReport(is_leading=True, has_new_generation=True)
-            else:
-                report = self._send_difference(conn, held, server)
             self._collect(conn)
         failpoint("relay.committed")
         standing = Standing(self._prefix(held), server)
@@ -190,50 +197,52 @@ class Relay:
         ).one()
         return _Held(*row)
 
-    def _send_difference(self, conn: Connection, held: _Held, server: str) -> RelayReport:
+    def _send_difference(
+        self, conn: Connection, held: _Held, captured: CapturedChanges, now: Snapshot, server: str
+    ) -> tuple[RelayReport, bool]:
+        """Send what was recorded and what was captured; return whether that is not enough."""
         tables = cache_tables(self.schema)
         outbox, target = tables.outbox, tables.target
         before = held.snapshot
-        now = conn.scalars(select(func.pg_current_snapshot(type_=PgSnapshot))).one()
-        # The statement's own snapshot is later than ``now``; what committed in between waits for
-        # the next round, which begins where this one says it ended.
+        # A statement's own snapshot is later than ``now``; what committed in between waits for the
+        # next round, which begins where this one says it ended.
         unsent = (
             select(outbox.c.xid, outbox.c.cache_keys)
             .where(
                 or_(outbox.c.xid >= before.xmax, outbox.c.xid.in_(before.in_progress)),
-                func.pg_visible_in_snapshot(outbox.c.xid, literal(now, PgSnapshot)),
+                shown_by(now, outbox.c.xid),
             )
             .order_by(outbox.c.xid)
         )
         rows = conn.execute(unsent.execution_options(yield_per=_ROWS_PER_FETCH))
-        transactions, entries = self._send(rows, prefix=self._prefix(held), server=server)
+        recorded = (
+            Obsolete(xid, frozenset(key for row in of_one for key in row.cache_keys))
+            for xid, of_one in groupby(rows, key=lambda row: row.xid)
+        )
+        transactions = entries = 0
+        forgets_all = False
+        for obsolete in chain(recorded, captured.since_last(conn, now)):
+            self.links.call_all(
+                invalidations_of(
+                    entries_in(obsolete.keys),
+                    tags_in(obsolete.keys),
+                    prefix=self._prefix(held),
+                    xids=[str(obsolete.xid)],
+                    policy=self.policy,
+                ),
+                identity=server,
+            )
+            transactions += 1
+            entries += len(obsolete.keys)
+            forgets_all = forgets_all or obsolete.and_more
         failpoint("relay.sent")
         conn.execute(
             update(target)
             .where(target.c.name == self.target)
             .values(snapshot=now, relayed_at=func.clock_timestamp())
         )
-        return RelayReport(is_leading=True, transactions=transactions, entries=entries)
-
-    def _send(
-        self, rows: Iterable[Row[Xid, list[str]]], *, prefix: str, server: str
-    ) -> tuple[int, int]:
-        transactions = count = 0
-        for xid, of_one in groupby(rows, key=lambda row: row.xid):
-            keys = {key for row in of_one for key in row.cache_keys}
-            self.links.call_all(
-                invalidations_of(
-                    entries_in(keys),
-                    tags_in(keys),
-                    prefix=prefix,
-                    xids=[str(xid)],
-                    policy=self.policy,
-                ),
-                identity=server,
-            )
-            transactions += 1
-            count += len(keys)
-        return transactions, count
+        report = RelayReport(is_leading=True, transactions=transactions, entries=entries)
+        return report, forgets_all
 
     def _collect(self, conn: Connection) -> None:
         """Delete what every target has been told, a bounded number of rows."""

@@ -7,7 +7,9 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    ForeignKey,
     Identity,
+    Index,
     Table,
     Text,
     Uuid,
@@ -15,7 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from datapatterns.change_log.schema import PgSnapshot, Xid8
+from datapatterns.change_log.schema import PgSnapshot, Xid8, change_log_tables
 from datapatterns.sql.metadata import declared_once, library_metadata
 
 
@@ -26,10 +28,12 @@ class CacheTables:
     Attributes:
         outbox: Which entries a transaction made obsolete; it commits with the writes.
         target: One row for each Redis: up to where it has been told, and what its keys begin with.
+        capture: Which captured tables a relay follows, and what it forgets when they change.
     """
 
     outbox: Table
     target: Table
+    capture: Table
 
 
 @declared_once
@@ -72,4 +76,18 @@ def cache_tables(schema: str, /) -> CacheTables:
             server_default=text("clock_timestamp()"),
         ),
     )
-    return CacheTables(outbox, target)
+    log = change_log_tables(schema)
+    capture = Table(
+        "cache_capture",
+        metadata,
+        Column(
+            "consumer", Text, ForeignKey(log.consumers.c.name, ondelete="CASCADE"), primary_key=True
+        ),
+        Column("log_name", Text, ForeignKey(log.captured.c.log_name), primary_key=True),
+        Column("table_tag", Text, primary_key=True),
+        Column("key_columns", ARRAY(Text), nullable=False),
+        Column("tag_columns", ARRAY(Text), nullable=False),
+        Column("caches", ARRAY(Text), nullable=False),
+        Index(None, "log_name"),
+    )
+    return CacheTables(outbox, target, capture)

@@ -96,15 +96,22 @@ def table_tag(table: Table) -> str:
     return escaped(table.fullname)
 
 
-def unknown_rows_tag(table: Table) -> str:
-    """Return the tag that a write of rows nobody knows changes: all that knows its rows has it."""
-    return f"{table_tag(table)}:?"
+def of_unknown_rows(table_tag: str) -> set[str]:
+    """Return the tags that a write changes of which nobody knows the rows.
+
+    Whatever depends on some rows of a table depends on the second of them.
+    """
+    return {table_tag, f"{table_tag}:?"}
 
 
 def row_tag(table: Table, key: tuple[Any, ...]) -> str:
     """Return the tag of the row with this primary key."""
-    values = tuple(map(canonical, table.primary_key, key))
-    return entry_of(table_tag(table), values)
+    return stored_row_tag(table_tag(table), tuple(map(canonical, table.primary_key, key)))
+
+
+def stored_row_tag(table_tag: str, key: tuple[KeyPart, ...]) -> str:
+    """Return the tag of the row with this primary key, as it is stored."""
+    return entry_of(table_tag, key)
 
 
 def is_tagged(column: Column[Any]) -> bool:
@@ -120,9 +127,13 @@ def value_tag(column: Column[Any], value: object) -> str:
     """
     if not is_tagged(column):
         raise CacheKeyError(str(column), "declare it with info=TAGGED, so that writers name it")
-    name = f"{table_tag(column.table)}.{escaped(column.name)}"
+    return stored_value_tag(table_tag(column.table), column.name, canonical(column, value))
+
+
+def stored_value_tag(table_tag: str, column: str, value: KeyPart) -> str:
+    """Return the tag of the rows with ``value``, as it is stored, in a column."""
     # As an entry is named, so that no two values share a name.
-    return entry_of(name, canonical(column, value)).replace(":", "=", 1)
+    return entry_of(f"{table_tag}.{escaped(column)}", value).replace(":", "=", 1)
 
 
 def canonical(column: Column[Any], value: object) -> KeyPart:

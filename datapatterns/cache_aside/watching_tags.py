@@ -16,10 +16,10 @@ from sqlalchemy.orm import (
 
 from datapatterns.cache_aside.tags import (
     is_tagged,
+    of_unknown_rows,
     row_tag,
     table_of,
     table_tag,
-    unknown_rows_tag,
     value_tag,
 )
 
@@ -63,16 +63,11 @@ def watch_tags(
         # By name: the ORM has a table of its own for each statement.
         tables = {table.fullname: table for each in families for table in _tables_of(each)}
         if written in tables:
-            forget(state.session, of_unknown_rows(tables[written]))
+            forget(state.session, of_unknown_rows(table_tag(tables[written])))
 
     event.listen(sessions, "before_flush", before_flush)
     event.listen(sessions, "after_flush", after_flush)
     event.listen(sessions, "do_orm_execute", do_orm_execute)
-
-
-def of_unknown_rows(table: Table) -> set[str]:
-    """Return the tags that a write changes of which nobody knows the rows."""
-    return {table_tag(table), unknown_rows_tag(table)}
 
 
 def _of_row(row: object) -> Iterator[str]:
@@ -87,12 +82,15 @@ def _of_row(row: object) -> Iterator[str]:
         for column in filter(is_tagged, table.columns):
             # An expression that the server computes is known by its row only.
             value = state.dict.get(mapper.get_property_by_column(column).key, _UNKNOWN)
-            yield unknown_rows_tag(table) if value is _UNKNOWN else value_tag(column, value)
+            if value is _UNKNOWN:
+                yield from of_unknown_rows(table_tag(table))
+            else:
+                yield value_tag(column, value)
     for relationship in mapper.relationships:
         linked = relationship.secondary
         changes = state.attrs[relationship.key].load_history if linked is not None else None
         if isinstance(linked, Table) and changes is not None and changes().has_changes():
-            yield from of_unknown_rows(linked)
+            yield from of_unknown_rows(table_tag(linked))
 
 
 def _of_stored_values(session: Session, rows: Iterable[object]) -> Iterator[str]:

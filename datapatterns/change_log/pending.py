@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, any_, bindparam, func, literal, or_, select
+from sqlalchemy import ARRAY, Boolean, ColumnElement, any_, bindparam, func, literal, or_, select
 
-from datapatterns.change_log.schema import Xid8, change_log_tables
+from datapatterns.change_log.schema import PgSnapshot, Xid8, change_log_tables
 from datapatterns.change_log.snapshots import XID_MAX, Snapshot, Xid
 
 
@@ -16,6 +16,14 @@ def not_shown_by(snapshot: Snapshot, xid: ColumnElement[Xid]) -> ColumnElement[b
     began.
     """
     return _unseen(xid, literal(snapshot.xmax, Xid8), literal([*snapshot.in_progress], ARRAY(Xid8)))
+
+
+def shown_by(snapshot: Snapshot, xid: ColumnElement[Xid]) -> ColumnElement[bool]:
+    """Return whether ``snapshot`` shows what the transaction ``xid`` committed.
+
+    For who reads several logs by a statement each, up to one moment.
+    """
+    return func.pg_visible_in_snapshot(xid, literal(snapshot, PgSnapshot), type_=Boolean())
 
 
 def not_shown_by_parameters(xid: ColumnElement[Xid]) -> ColumnElement[bool]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from psycopg import sql
 from sqlalchemy import ColumnElement, Table, and_, false, literal_column, or_, true, type_coerce
 from sqlalchemy.types import NullType
 
@@ -83,5 +84,4 @@ def _written(value: str) -> ColumnElement[Any]:
 
     No parameter: the planner leaves out partitions by it.
     """
-    escaped = value.replace("\\", "\\\\").replace("'", "''")
-    return literal_column(f"E'{escaped}'")
+    return literal_column(sql.Literal(value).as_string(None))

@@ -41,6 +41,7 @@ ALLOWED = {
     "datapatterns/change_log/capture_statements.py:create_trigger": OURS,
     "datapatterns/change_log/batch_statements.py:as_written": BY_POSTGRES,
     "datapatterns/cqrs/running/advancing.py:advance": COMPILED,
+    "datapatterns/materialized_view/within.py:_written": QUOTED,
     "datapatterns/cqrs/building/copying.py:copy_rows": "takes nothing but what psycopg composed",
     "datapatterns/cqrs/building/further_indexes.py:add_further_indexes": OURS,
     "datapatterns/cqrs/building/further_indexes.py:set_replica_identity": OURS,

@@ -1,0 +1,183 @@
+"""Follow tables whose changes are captured, whoever writes them: install, describe, name.
+
+Triggers see what no session does: SQL text, bulk statements, cascades, other programs. The relay
+names what each changed row makes obsolete by what is written down here, so that any process can
+run it, whichever models it knows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sqlalchemy import Column, Connection, Row, Select, SmallInteger, Table, delete, func, select
+from sqlalchemy import table as relation
+from sqlalchemy.dialects.postgresql import insert
+
+from datapatterns.cache_aside.invalidating import keys_of
+from datapatterns.cache_aside.keys import entry_of
+from datapatterns.cache_aside.schema import cache_tables
+from datapatterns.cache_aside.tags import (
+    is_tagged,
+    names_values,
+    of_unknown_rows,
+    stored_row_tag,
+    stored_value_tag,
+    table_of,
+    table_tag,
+)
+from datapatterns.change_log import ChangeLog, Snapshot, Xid8, change_log_tables, not_shown_by
+from datapatterns.change_log.pending import shown_by
+from datapatterns.errors import CacheKeyError
+
+Tabled: TypeAlias = type | Table
+"""A mapped class or a table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A captured table, and what changes of its rows make obsolete.
+
+    Attributes:
+        log_name: Where its changes are logged.
+        table_tag: What depends on the table carries it.
+        key_columns: Its primary key; empty if its values have no certain names.
+        tag_columns: Those whose values are tags.
+        caches: Caches whose entries are named by the primary key.
+    """
+
+    log_name: str
+    table_tag: str
+    key_columns: tuple[str, ...]
+    tag_columns: tuple[str, ...]
+    caches: tuple[str, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read from its changes."""
+        return [*dict.fromkeys((*self.key_columns, *self.tag_columns))]
+
+    def pending(self, since: Snapshot, now: Snapshot, *, schema: str) -> Select[Any]:
+        """Return the query for changes that ``now`` shows and ``since`` does not, by xid."""
+        log = relation(
+            self.log_name,
+            Column("change_xid", Xid8),
+            Column("change_sign", SmallInteger),
+            *(Column(name) for name in self.columns),
+            schema=schema,
+        )
+        xid = log.c.change_xid
+        shown = [log.c[name].label(_named(self.columns, name)) for name in self.columns]
+        return (
+            select(xid, log.c.change_sign, *shown)
+            .where(not_shown_by(since, xid), shown_by(now, xid))
+            .order_by(xid)
+        )
+
+    def keys_of(self, row: Row[Any]) -> list[str]:
+        """Return what a changed row makes obsolete, as the outbox calls it.
+
+        Of a truncation, what depends on any row; `forgets_all` says whether that is enough.
+        """
+        if row.change_sign == 0:
+            return keys_of((), of_unknown_rows(self.table_tag))
+        key = tuple(getattr(row, _named(self.columns, name)) for name in self.key_columns)
+        tags = [self.table_tag]
+        if key:
+            tags.append(stored_row_tag(self.table_tag, key))
+        for name in self.tag_columns:
+            value = getattr(row, _named(self.columns, name))
+            tags.append(stored_value_tag(self.table_tag, name, value))
+        return keys_of([entry_of(cache, key) for cache in self.caches], tags)
+
+    def forgets_all(self, row: Row[Any]) -> bool:
+        """Return whether a change makes entries obsolete that nobody can name."""
+        return row.change_sign == 0 and bool(self.caches)
+
+
+def _named(columns: Sequence[str], name: str) -> str:
+    """Return what a column is called in a row; its own name may be one of Python's."""
+    return f"column_{columns.index(name)}"
+
+
+def consumer_of(target: str) -> str:
+    """Return the name under which the relay of ``target`` consumes changes."""
+    return f"cache_relay:{target}"
+
+
+def follow(conn: Connection, model: Tabled, *, cache: str | None, schema: str, target: str) -> None:
+    """Capture the changes of a table, and let the relay of ``target`` follow them.
+
+    Args:
+        conn: A connection in a transaction, such as a migration's. The caller commits.
+        model: A mapped class or a table.
+        cache: A cache whose entries are named by the table's primary key; None for tags alone.
+        schema: Where the library's tables live.
+        target: Whose relay.
+
+    Raises:
+        CacheKeyError: Values of the primary key have no certain names.
+        CaptureRefusedError: Some changes of this table would be missed.
+        MissingRightsError: The role does not own the table.
+    """
+    table = table_of(model)
+    key = [*table.primary_key] if all(map(names_values, table.primary_key)) else []
+    if cache is not None and not key:
+        raise CacheKeyError(table.name, "equal values of its primary key may differ; use tags")
+    log, consumer = ChangeLog(schema), consumer_of(target)
+    # All of them: a change of a column that is not captured would not be logged.
+    log_name = log.capture(conn, table, [column.name for column in table.columns])
+    log.register_consumer(conn, consumer, "cache_relay", log_names=[log_name])
+    capture = cache_tables(schema).capture
+    caches = [] if cache is None else [cache]
+    found = {
+        "key_columns": [column.name for column in key],
+        "tag_columns": [column.name for column in filter(is_tagged, table.columns)],
+    }
+    added = insert(capture).values(
+        consumer=consumer, log_name=log_name, table_tag=table_tag(table), caches=caches, **found
+    )
+    known = func.array_remove(capture.c.caches, cache)
+    conn.execute(
+        added.on_conflict_do_update(
+            index_elements=[*capture.primary_key],
+            set_=found | {"caches": func.array_cat(known, added.excluded.caches)},
+        )
+    )
+
+
+def unfollow(conn: Connection, model: Tabled, *, schema: str, target: str) -> None:
+    """Let the relay of ``target`` follow a table no more; do nothing if it does not."""
+    tag, consumer = table_tag(table_of(model)), consumer_of(target)
+    capture, log = cache_tables(schema).capture, change_log_tables(schema)
+    own = capture.c.consumer == consumer
+    gone = conn.scalars(
+        delete(capture).where(own, capture.c.table_tag == tag).returning(capture.c.log_name)
+    ).all()
+    left = set(conn.scalars(select(capture.c.log_name).where(own)))
+    subscriptions = log.subscriptions
+    conn.execute(
+        delete(subscriptions).where(
+            subscriptions.c.consumer == consumer, subscriptions.c.log_name.in_(set(gone) - left)
+        )
+    )
+    if not left:
+        ChangeLog(schema).forget_consumer(conn, consumer)
+
+
+def read_followed(conn: Connection, *, schema: str, target: str) -> Sequence[Followed]:
+    """Return which tables the relay of ``target`` follows."""
+    capture = cache_tables(schema).capture
+    found = (
+        select(
+            capture.c.log_name,
+            capture.c.table_tag,
+            capture.c.key_columns,
+            capture.c.tag_columns,
+            capture.c.caches,
+        )
+        .where(capture.c.consumer == consumer_of(target))
+        .order_by(capture.c.log_name, capture.c.table_tag)
+    )
+    return [
+        Followed(row.log_name, row.table_tag, *map(tuple, row[2:])) for row in conn.execute(found)
+    ]
