@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from psycopg import sql
 from sqlalchemy import ColumnElement, Table, and_, false, literal_column, or_, true, type_coerce
+from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import NullType
 
 from datapatterns.change_log.partition_bounds import Between, Bound, Bounds
@@ -62,7 +63,8 @@ def either(parts: Sequence[Within]) -> Within:
 
 def outside(within: Within, keys: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
     """Return whether keys are not in the part, whatever is NULL."""
-    return within(keys).is_not(true())
+    # In parentheses: NOT a IS NOT TRUE, as SQLAlchemy writes it, is NOT (a IS NOT TRUE).
+    return Grouping(within(keys)).is_not(true())
 
 
 def _holds(key: ColumnElement[Any], bound: Bound) -> ColumnElement[bool]:

@@ -1,15 +1,31 @@
 """A part of a view is put right by itself, and the rest of it is refreshed in the same snapshot."""
 
 import pytest
-from sqlalchemy import Engine, cast, column, func, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    cast,
+    column,
+    func,
+    literal_column,
+    not_,
+    select,
+)
 from sqlalchemy.types import Text
 
 from datapatterns.errors import ViewDiffersError, ViewNotPopulatedError
 from datapatterns.materialized_view import Full, MaterializedView, RefreshReport, Strategy
+from datapatterns.materialized_view.grouping import restricting
 from tests.fixtures.view_tables import (
     STOCK,
     AnySelect,
     Line,
+    Product,
     create,
     create_tables,
     differences,
@@ -25,6 +41,7 @@ GROUPED = MaterializedView("grouped", LARGEST)
 FULL = MaterializedView("full", LARGEST, maintain=Full())
 PLAIN: AnySelect = select(Line.week, Line.weight, Line.cents)
 LISTED = MaterializedView("listed", PLAIN)
+metered = Table("metered", MetaData(), Column("paid", Boolean), Column("cents", Integer))
 QUERIES = {WEEKLY: weekly_sales(), GROUPED: LARGEST, FULL: LARGEST, LISTED: PLAIN}
 SPOILED = {
     WEEKLY: "UPDATE datapatterns.weekly_stored SET measure_1_sum = -1, rows = rows + 1",
@@ -90,6 +107,42 @@ def test_the_rest_is_refreshed(engine: Engine, view: MaterializedView) -> None:
     refresh(engine, view)
     assert differences(engine, view, QUERIES[view]) == 0
     assert verify(engine, view) == []
+
+
+@pytest.mark.parametrize("value", [func.count(), func.max(metered.c.cents)], ids=["count", "max"])
+def test_rows_for_which_a_condition_is_unknown_are_outside_of_the_part(
+    engine: Engine, value: ColumnElement[int]
+) -> None:
+    query: AnySelect = select(metered.c.paid, value.label("n")).group_by(metered.c.paid)
+    view = MaterializedView("by_payment", query)
+    with engine.begin() as conn:
+        metered.create(conn)
+    run(engine, "INSERT INTO metered VALUES (true, 1), (false, 2), (NULL, 3)")
+    create(engine, view)
+    for where in (not_(view.c.paid), not_(cast(view.c.paid, Boolean)), view.c.paid):
+        run(engine, "INSERT INTO metered SELECT paid, cents + 1 FROM metered")
+
+        mend(engine, view, where)
+
+        assert differences(engine, view, query) == 0
+
+
+def test_keys_that_share_a_hash_are_on_one_side_each(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restricting, "key_hash", lambda _: literal_column("7"))
+    query: AnySelect = select(
+        Line.week, Product.department, func.max(Line.cents).label("largest")
+    ).join(Product, Product.id == Line.product_id)
+    query = query.group_by(Line.week, Product.department)
+    view = MaterializedView("by_department", query)
+    create(engine, view)
+    run(engine, "UPDATE line SET cents = cents + 1 WHERE week = 2 AND product_id = 4")
+
+    report = mend(engine, view, view.c.week == 1)
+
+    assert (report.strategy, report.reason) == (Strategy.GROUPS, None)
+    assert differences(engine, view, query) == 0
 
 
 def test_a_part_is_told_by_what_the_query_groups_by(engine: Engine) -> None:
