@@ -63,6 +63,7 @@ def fit_log(
     if is_fit(conn, names, captured):
         return
     logged = columns_of(conn, names.rows)
+    _keep_readers_out(conn, names)
     if not logged:
         execute(conn, statements.create_rows(names))
     if not columns_of(conn, names.batches):
@@ -90,6 +91,7 @@ def reduce_log(
     readers = conn.scalars(_READERS, {"log": log, "columns": [*dropped]}).all()
     if readers:
         raise CapturedTableInUseError(source.full_name, [*readers])
+    _keep_readers_out(conn, names)
     for number, name in enumerate(columns_of(conn, names.log)):
         if name in dropped:
             execute(conn, rename_shown(names, name, number))
@@ -98,6 +100,16 @@ def reduce_log(
     for table in (names.rows, names.batches):
         if gone := [name for name in columns_of(conn, table) if name in dropped]:
             execute(conn, statements.drop_columns(table, gone))
+
+
+def _keep_readers_out(conn: Connection, names: CaptureNames) -> None:
+    """Lock the log's view and then its tables, as readers do.
+
+    One who had the view, and came for a table that was being changed, would wait for us while we
+    wait for the view.
+    """
+    if columns_of(conn, names.log):
+        execute(conn, sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(names.log))
 
 
 def _fit_batches(conn: Connection, names: CaptureNames, captured: Sequence[SourceColumn]) -> None:

@@ -1,5 +1,6 @@
 """What many rows of one statement are logged as, and that they are read as rows are."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from datapatterns.change_log import ChangeLog
 from datapatterns.change_log.capture_names import batches_name, rows_name
 from datapatterns.change_log.capturing import narrow
 from datapatterns.errors import CapturedTableInUseError
+from tests.fixtures.blocking import until_blocked_by, until_waiting
 from tests.fixtures.view_tables import run
 
 LOG = ChangeLog()
@@ -197,6 +199,32 @@ def test_batches_hold_a_column_that_came_later_or_went(engine: Engine, log_name:
         ]
         # While jsonb was captured, each row was single.
         assert stored(conn, log_name) == (16 * 4 + 40, [24] * 4)
+
+
+def test_who_reads_a_log_that_gets_wider_waits_and_goes_on(engine: Engine, log_name: str) -> None:
+    def capture_more() -> None:
+        with engine.begin() as conn:
+            LOG.capture(conn, "item", ["more"])
+
+    def read() -> int:
+        with engine.connect() as conn:
+            return conn.execute(
+                text(f"SELECT count(*) FROM datapatterns.{log_name}")  # noqa: S608
+            ).scalar_one()
+
+    run(engine, "ALTER TABLE item ADD COLUMN more int", "INSERT INTO item VALUES (1, 'x', 1)")
+    with engine.connect() as gate, ThreadPoolExecutor() as pool:
+        batches = f"datapatterns.{batches_name(log_name)}"
+        gate.execute(text(f"LOCK TABLE {batches} IN ACCESS SHARE MODE"))
+        capturing = pool.submit(capture_more)
+        until_blocked_by(engine, gate)
+        # Whoever had the view and waited for its tables would be waited for.
+        reading = pool.submit(read)
+        until_waiting(engine, 2)
+        gate.commit()
+
+        assert reading.result() == 1
+        capturing.result()
 
 
 def test_a_column_that_a_view_of_the_log_reads_stays(engine: Engine, log_name: str) -> None:

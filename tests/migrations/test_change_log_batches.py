@@ -1,5 +1,7 @@
 """Logs that were installed before there were batches become views of both, and nothing is lost."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from datapatterns.change_log import ChangeLog
 from datapatterns.change_log.capture_names import CaptureNames, batches_name, capture_names
 from datapatterns.change_log.capturing import is_captured
 from datapatterns.sql.migrating import downgrade, upgrade
+from tests.fixtures.blocking import until_blocked_by, until_waiting
 
 pytestmark = pytest.mark.postgres
 
@@ -196,6 +199,35 @@ def test_what_reads_a_log_reads_its_batches_too(before: Engine) -> None:
             run(conn, f"DELETE FROM {part.as_string(None)}")  # noqa: S608
         assert logged(conn, "item") == []
         conn.rollback()
+
+
+def test_who_reads_a_view_of_the_log_is_waited_for(before: Engine) -> None:
+    log = names_of("item").log.as_string(None)
+    with before.begin() as conn:
+        run(
+            conn,
+            f"CREATE VIEW notes AS SELECT change_sign FROM {log}",  # noqa: S608
+            "CREATE TABLE gate ()",
+            "CREATE VIEW upon AS SELECT FROM notes CROSS JOIN gate",
+        )
+    with before.connect() as gate, ThreadPoolExecutor() as pool:
+        run(gate, "LOCK TABLE gate")
+        reading = pool.submit(_in_transaction, before, lambda c: run(c, "SELECT FROM upon"))
+        # It has locked both views by now, and comes for the log later.
+        until_blocked_by(before, gate)
+        migrating = pool.submit(_in_transaction, before, upgrade)
+        until_waiting(before, 2)
+        gate.commit()
+
+        reading.result()
+        migrating.result()
+    with before.connect() as conn:
+        assert logged(conn, "item") == [(1, 3)]
+
+
+def _in_transaction(engine: Engine, work: Callable[[Connection], object]) -> None:
+    with engine.begin() as conn:
+        work(conn)
 
 
 def test_what_cannot_be_told_anew_is_named(before: Engine) -> None:

@@ -114,6 +114,14 @@ BEGIN
 END $$;
 """
 
+TOLD = r"""
+CREATE FUNCTION {schema}.dp0026_told(relation oid) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT format('CREATE OR REPLACE VIEW %s%s AS %s', v.oid::regclass,
+                  ' WITH (' || array_to_string(v.reloptions, ', ') || ')', pg_get_viewdef(v.oid))
+      FROM pg_catalog.pg_class AS v WHERE v.oid = relation
+$$;
+"""
+
 VIEW = r"""
 CREATE FUNCTION {schema}.dp0026_view(log_name text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -148,7 +156,9 @@ $$;
 
 # What a log was becomes its table of rows, and the view gets its name. What stands upon the log is
 # told anew, as it was written, or it would read the rows alone. Writers are kept out from the
-# start: one whose function is about to log something would find a view where the table was.
+# start: one whose function is about to log something would find a view where the table was. Even
+# before that the views are told once as they are: who reads one has it locked when he comes for the
+# log, and would wait for us while we wait for the view.
 UPGRADE = r"""
 DO $$
 DECLARE
@@ -169,6 +179,18 @@ DECLARE
     function record;
 BEGIN
     PERFORM set_config('search_path', '', true);  -- so that names are written with their schemas
+    FOR reader IN
+        SELECT {schema}.dp0026_told(v.oid) FROM pg_class AS v
+         WHERE v.relkind = 'v' AND v.oid IN (
+               SELECT r.ev_class FROM {schema}.captured_table AS t
+                 JOIN pg_depend AS d
+                   ON d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
+                  AND d.refobjid = to_regclass(format('{schema}.%I', t.log_name))
+                 JOIN pg_rewrite AS r ON r.oid = d.objid)
+         ORDER BY v.oid
+    LOOP
+        EXECUTE reader;
+    END LOOP;
     FOR captured IN
         SELECT t.log_name, format('%I.%I', t.table_schema, t.table_name) AS source
           FROM {schema}.captured_table AS t ORDER BY t.table_schema, t.table_name
@@ -192,9 +214,7 @@ BEGIN
                 USING HINT = 'Drop it, and create it anew after this migration.';
         END IF;
         readers := ARRAY (
-            SELECT format('CREATE OR REPLACE VIEW %s%s AS %s', v.oid::regclass,
-                          ' WITH (' || array_to_string(v.reloptions, ', ') || ')',
-                          pg_get_viewdef(v.oid))
+            SELECT {schema}.dp0026_told(v.oid)
               FROM pg_class AS v
              WHERE v.oid IN (SELECT r.ev_class FROM pg_depend AS d
                                JOIN pg_rewrite AS r ON r.oid = d.objid
@@ -295,13 +315,14 @@ BEGIN
     PERFORM set_config('search_path', path, true);
 END $$;
 DROP FUNCTION {schema}.dp0026_body(text, text, name[], boolean, text, boolean),
-              {schema}.dp0026_view(text);
+              {schema}.dp0026_view(text), {schema}.dp0026_told(oid);
 """
 
 
 def upgrade() -> None:
     run(BODY)
     run(VIEW)
+    run(TOLD)
     run(UPGRADE)
 
 
