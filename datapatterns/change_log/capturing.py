@@ -202,8 +202,9 @@ def release(conn: Connection, table: Table | str, *, schema: str) -> None:
     ).all()
     if consumers:
         raise CapturedTableInUseError(f"{table_schema}.{name}", list(consumers))
-    execute(conn, statements.drop_capture(names))
+    # First, as who collects has it, and then the log.
     conn.execute(delete(tables.captured).where(tables.captured.c.log_name == names.log_name))
+    execute(conn, statements.drop_capture(names))
 
 
 def _capture(
@@ -224,7 +225,7 @@ def _capture(
     source = inspect_source(conn, table, allow_row_security=allow_row_security)
     _require_free(conn, source, names)
     with carrying_shape(conn, names.log_name, schema=schema):
-        _install(conn, source, names, wanted)
+        # First, as who collects has it: then nobody has the log while he waits for this row.
         conn.execute(
             insert(captured)
             .values(
@@ -238,6 +239,7 @@ def _capture(
                 set_={"allows_row_security": captured.c.allows_row_security | allow_row_security},
             )
         )
+        _install(conn, source, names, wanted)
 
 
 @contextmanager

@@ -48,8 +48,10 @@ def collect_garbage(conn: Connection, *, schema: str, limit: int = 10_000) -> in
     require_read_committed(conn)
     tables = change_log_tables(schema)
     # Who registers holds these rows; once they are ours, a later statement sees all consumers.
-    free = select(tables.captured.c.log_name).with_for_update(skip_locked=True)
-    log_names = conn.scalars(free).all()
+    # By the tables' names, as who captures several.
+    captured = tables.captured.c
+    free = select(captured.log_name).order_by(captured.table_schema, captured.table_name)
+    log_names = conn.scalars(free.with_for_update(skip_locked=True)).all()
     require_own_snapshots(conn, schema)
     deleted = 0
     for log_name in log_names:

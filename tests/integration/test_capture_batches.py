@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, text
 
 from datapatterns.change_log import ChangeLog
 from datapatterns.change_log.capture_names import batches_name, rows_name
-from datapatterns.change_log.capturing import narrow
+from datapatterns.change_log.capturing import is_captured, narrow
 from datapatterns.errors import CapturedTableInUseError
 from tests.fixtures.blocking import until_blocked_by, until_waiting
 from tests.fixtures.view_tables import run
@@ -206,11 +206,9 @@ def test_who_reads_a_log_that_gets_wider_waits_and_goes_on(engine: Engine, log_n
         with engine.begin() as conn:
             LOG.capture(conn, "item", ["more"])
 
-    def read() -> int:
+    def read() -> object:
         with engine.connect() as conn:
-            return conn.execute(
-                text(f"SELECT count(*) FROM datapatterns.{log_name}")  # noqa: S608
-            ).scalar_one()
+            return conn.scalar(text(f"SELECT count(*) FROM datapatterns.{log_name}"))  # noqa: S608
 
     run(engine, "ALTER TABLE item ADD COLUMN more int", "INSERT INTO item VALUES (1, 'x', 1)")
     with engine.connect() as gate, ThreadPoolExecutor() as pool:
@@ -225,6 +223,54 @@ def test_who_reads_a_log_that_gets_wider_waits_and_goes_on(engine: Engine, log_n
 
         assert reading.result() == 1
         capturing.result()
+
+
+@pytest.mark.usefixtures("log_name")
+@pytest.mark.parametrize("how", ["capture", "release"])
+def test_who_captures_waits_for_who_collects_before_he_has_the_log(
+    engine: Engine, how: str
+) -> None:
+    def change() -> None:
+        with engine.begin() as conn:
+            if how == "capture":
+                LOG.capture(conn, "item", ["more"])
+            else:
+                LOG.release(conn, "item")
+
+    run(engine, "ALTER TABLE item ADD COLUMN more int", "INSERT INTO item VALUES (1, 'x', 1)")
+    with engine.connect() as collecting, ThreadPoolExecutor() as pool:
+        # What it begins with; its DELETE comes for the log later.
+        collecting.execute(text("SELECT FROM datapatterns.captured_table FOR UPDATE"))
+        changing = pool.submit(change)
+        until_blocked_by(engine, collecting)
+        assert LOG.collect_garbage(collecting) == 1
+        collecting.commit()
+        changing.result()
+
+    with engine.connect() as conn:
+        wanted = ["id", "note", "more"]
+        assert is_captured(conn, "item", wanted, schema=LOG.schema) == (how == "capture")
+
+
+def test_garbage_is_collected_in_the_order_in_which_logs_are_locked(
+    engine: Engine, log_name: str
+) -> None:
+    with engine.begin() as conn:
+        conn.execute(text("CREATE TABLE goods (id int)"))
+        first = LOG.capture(conn, "goods", ["id"])
+
+    def collect() -> None:
+        with engine.begin() as conn:
+            LOG.collect_garbage(conn)
+
+    lock = "LOCK TABLE datapatterns.{} IN ACCESS EXCLUSIVE MODE"
+    with engine.connect() as changing, ThreadPoolExecutor() as pool:
+        changing.execute(text(lock.format(first)))
+        collecting = pool.submit(collect)
+        until_blocked_by(engine, changing)
+        changing.execute(text(lock.format(log_name)))
+        changing.commit()
+        collecting.result()
 
 
 def test_a_column_that_a_view_of_the_log_reads_stays(engine: Engine, log_name: str) -> None:
