@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from datapatterns.cache_aside.auditing import CacheAudit, CacheViolation
 from datapatterns.cache_aside.cached_function import CachedFunction
 from datapatterns.cache_aside.counting import CacheStats
 from datapatterns.cache_aside.policy import CachePolicy
@@ -16,8 +17,10 @@ __all__ = [
     "TAGGED",
     "AsyncCache",
     "Cache",
+    "CacheAudit",
     "CachePolicy",
     "CacheStats",
+    "CacheViolation",
     "CachedFunction",
     "RelayReport",
     "tag",

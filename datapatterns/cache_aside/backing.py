@@ -210,6 +210,13 @@ class Backing:
             self.counters.add("unstored")
         return Loaded(value, None, 0)
 
+    def served(self, codec: Codec[T], found: Fetched) -> Stored[T] | None:
+        """Return what was found if it would be served, and is not past its time."""
+        stored = codec.parse(found.raw) if found.raw else None
+        if stored is None or stored.stamps != found.stamps:
+            return None
+        return stored if stored.soft_expiry_ms > time() * 1000 else None
+
     def fresh(self, codec: Codec[T], found: Fetched) -> Stored[T] | None:
         """Return what was found if no second thought is needed, and count the hit."""
         stored = codec.parse(found.raw) if found.raw else None

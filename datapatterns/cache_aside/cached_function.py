@@ -9,6 +9,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
+from datapatterns.cache_aside.auditing import CacheAudit
 from datapatterns.cache_aside.keys import Key, entry_of
 from datapatterns.cache_aside.steps import Wanted
 from datapatterns.cache_aside.tags import checked_tags
@@ -84,7 +85,7 @@ class CachedFunction(Generic[P, T]):
             shows your own uncommitted writes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what a cache does for it, each by itself
         self,
         load: Callable[Concatenate[Connection, P], T],
         *,
@@ -93,6 +94,7 @@ class CachedFunction(Generic[P, T]):
         read: Callable[..., T],
         read_within: Callable[..., T],
         read_many: Callable[..., dict[Any, T]],
+        audit: Callable[..., CacheAudit[T]],
     ) -> None:
         functools.update_wrapper(self, load)
         self.load = load
@@ -101,6 +103,7 @@ class CachedFunction(Generic[P, T]):
         self._read = read
         self._read_within = read_within
         self._read_many = read_many
+        self._audit = audit
         self._load_many: Callable[[Connection, list[Any]], Mapping[Any, T]] = self._load_each
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -152,6 +155,29 @@ class CachedFunction(Generic[P, T]):
         """
         return self._read_many(keys, self._load_many)
 
+    def audit(self, *, limit: int = 1_000, repair: bool = False) -> CacheAudit[T]:
+        """Compare entries with the database; what is called wrong is certain.
+
+        Whatever had been committed before it was loaded has been sent to Redis by then. A TTL, a
+        lost server or values past their time are no violation.
+
+        Args:
+            limit: How many entries to look at, in no certain order.
+            repair: Forget those that are wrong.
+
+        Raises:
+            ServerUnavailableError: Redis did not answer.
+            SettingsError: Keys of the function do not tell its arguments.
+        """
+        found = self._audit(self._load_one, limit)
+        if repair and found.violations:
+            self._cache.invalidate(*(each.key for each in found.violations))
+        return found
+
+    def _load_one(self, conn: Connection, key: Key) -> T:
+        load: Callable[..., T] = self.load
+        return load(conn, *self._calls.arguments(key))
+
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Forget the result of this call now."""
         self._cache.invalidate(self._calls.key(*args, **kwargs))
@@ -163,8 +189,7 @@ class CachedFunction(Generic[P, T]):
         self._cache.invalidate_in(writer, self._calls.key(*args, **kwargs))
 
     def _load_each(self, conn: Connection, keys: list[Any]) -> dict[Any, T]:
-        load: Callable[..., T] = self.load
-        return {key: load(conn, *self._calls.arguments(key)) for key in keys}
+        return {key: self._load_one(conn, key) for key in keys}
 
 
 def value_type_of(load: Callable[..., Any]) -> object:

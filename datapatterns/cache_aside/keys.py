@@ -1,9 +1,11 @@
 """Name cache entries so that no two keys share one."""
 
 import re
+from collections.abc import Callable
 from datetime import date, datetime
 from hashlib import blake2b
 from typing import TypeAlias
+from urllib.parse import unquote
 from uuid import UUID
 
 from datapatterns.errors import CacheKeyError, SettingsError
@@ -65,6 +67,33 @@ def entry_of(name: str, key: Key) -> str:
     if len(entry) <= _ENTRY_BYTES_MAX:
         return entry
     return f"{name}:#{blake2b(entry.encode(), digest_size=16).hexdigest()}"
+
+
+def parts_in(entry: str) -> tuple[KeyPart, ...] | None:
+    """Return the parts of an entry's key, None if only a hash of it is left.
+
+    >>> parts_in(entry_of("price", ("a:b", 5))), parts_in(entry_of("price", None))
+    (('a:b', 5), (None,))
+    >>> parts_in(entry_of("price", "x" * 300))
+    """
+    _, *parts = entry.split(":")
+    if any(part.startswith("#") for part in parts):
+        return None
+    return tuple(map(_decoded, parts))
+
+
+def _decoded(part: str) -> KeyPart:
+    kind, rest = part[:1], part[1:]
+    decode: dict[str, Callable[[str], KeyPart]] = {
+        "i": int,
+        "s": unquote,
+        "u": UUID,
+        "b": bytes.fromhex,
+        "d": date.fromisoformat,
+    }
+    if kind in decode:
+        return decode[kind](rest)
+    return {"T": True, "F": False}.get(kind)
 
 
 def escaped(text: str) -> str:

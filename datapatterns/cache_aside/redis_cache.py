@@ -9,6 +9,7 @@ from redis import Redis
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from datapatterns.cache_aside.auditing import Auditor
 from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.cached_function import (
     CachedFunction,
@@ -29,6 +30,7 @@ from datapatterns.cache_aside.tags import checked_tags, no_tags
 from datapatterns.cache_aside.watching import watch_models
 from datapatterns.cache_aside.watching_tags import watch_tags
 from datapatterns.cache_aside.writing import AfterCommit, act_on, collecting
+from datapatterns.clock import SYSTEM_CLOCK
 from datapatterns.failpoints import failpoint
 from datapatterns.outcomes import find_unknown_outcome
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -195,6 +197,9 @@ class Cache:
             read=partial(self._driver.read, codec),
             read_within=partial(self._driver.read_within, codec),
             read_many=partial(self._driver.read_many, codec, wanted),
+            audit=lambda load, limit: Auditor(
+                self._backing, codec, wanted, load, SYSTEM_CLOCK
+            ).audit(limit),
         )
         return self._cached
 
