@@ -137,7 +137,7 @@ def test_keys_that_share_a_hash_are_on_one_side_each(
     query = query.group_by(Line.week, Product.department)
     view = MaterializedView("by_department", query)
     create(engine, view)
-    run(engine, "UPDATE line SET cents = cents + 1 WHERE week = 2 AND product_id = 4")
+    run(engine, "UPDATE line SET cents = cents + 1 WHERE product_id IN (3, 4)")
 
     report = mend(engine, view, view.c.week == 1)
 
