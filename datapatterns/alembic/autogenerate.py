@@ -101,6 +101,7 @@ class _Comparison:
                 self._compare(view, self._existing.get(view.name))
         self._make_anew_above()
         self._replace_below()
+        self._go_back_from_above()
 
     @property
     def first(self) -> list[DropMaterializedViewOp]:
@@ -190,6 +191,18 @@ class _Comparison:
                 made.back_at_once |= name in below
                 if made.at_once:
                     log.info("Materialized view %r will be empty until it is filled", name)
+
+    def _go_back_from_above(self) -> None:
+        """Let the way back leave nothing upon a view that it drops, or gives other rows."""
+        for view in self._views.ordered:
+            made, upon = self._made.get(view.name), self._views.parents(view)
+            if isinstance(made, ReplaceMaterializedViewOp) and any(map(self._goes_back, upon)):
+                made.back_at_once = True
+
+    def _goes_back(self, name: str) -> bool:
+        return self._is_exchanged(name) or isinstance(
+            self._made.get(name), CreateMaterializedViewOp
+        )
 
     def _is_exchanged(self, name: str) -> bool:
         """Return whether what the view stores is dropped, or replaced by something else."""

@@ -125,6 +125,64 @@ def test_one_comes_upon_another_that_is_there(environment: Environment) -> None:
     assert environment.compared() == []
 
 
+@pytest.mark.parametrize("is_filled", [True, False])
+def test_one_moves_upon_another_that_comes_and_back(
+    environment: Environment, *, is_filled: bool
+) -> None:
+    metadata = MetaData()
+    line = lines(metadata)
+    register_views(metadata, [MaterializedView("best", weekly(line))])
+    environment.metadata = metadata
+    environment.revise()
+    environment.upgrade()
+    run(environment.engine, "INSERT INTO line VALUES (1, 7, 250)")
+    filled(environment)
+    environment.metadata = shop(best=best)
+
+    code = environment.revise()
+    environment.upgrade()
+    if is_filled:
+        filled(environment)
+        assert shown_best(environment) == [250]
+    environment.downgrade("r1")
+
+    assert steps(code) == [("create", "weekly"), ("replace", "best")]
+    environment.metadata = metadata
+    assert environment.compared() == []
+    filled(environment)
+    assert shown(environment.engine, "best") == [(7, 250)]
+
+
+def test_one_moves_upon_another_that_changes_and_back(environment: Environment) -> None:
+    def declared(lower: AnySelect, upper: Callable[[MaterializedView], AnySelect]) -> MetaData:
+        below = MaterializedView("weekly", lower)
+        metadata = line.metadata
+        metadata.info.clear()
+        register_views(metadata, [below, MaterializedView("best", upper(below))])
+        return metadata
+
+    line = lines(MetaData())
+    largest = select(line.c.week, func.max(line.c.cents).label("cents")).group_by(line.c.week)
+    environment.metadata = declared(weekly(line), lambda _: weekly(line))
+    environment.revise()
+    environment.upgrade()
+    run(environment.engine, "INSERT INTO line VALUES (1, 7, 250), (2, 7, 1)")
+    filled(environment)
+    environment.metadata = declared(largest, best)
+
+    code = environment.revise()
+    environment.upgrade()
+    filled(environment)
+    assert shown_best(environment) == [250]
+    environment.downgrade("r1")
+
+    assert steps(code) == [("replace at once", "weekly"), ("replace", "best")]
+    environment.metadata = declared(weekly(line), lambda _: weekly(line))
+    assert environment.compared() == []
+    filled(environment)
+    assert shown(environment.engine, "best") == [(7, 251)]
+
+
 def test_the_uppermost_is_replaced_behind_its_readers(stacked: Environment) -> None:
     stacked.metadata = shop(
         monthly=monthly, best=lambda view: select(func.min(view.c.cents).label("cents"))
