@@ -50,7 +50,8 @@ def collect_garbage(conn: Connection, *, schema: str, limit: int = 10_000) -> in
     # Who registers holds these rows; once they are ours, a later statement sees all consumers.
     # By the tables' names, as who captures several.
     captured = tables.captured.c
-    free = select(captured.log_name).order_by(captured.table_schema, captured.table_name)
+    names = (captured.table_schema.collate("C"), captured.table_name.collate("C"))
+    free = select(captured.log_name).order_by(*names)
     log_names = conn.scalars(free.with_for_update(skip_locked=True)).all()
     require_own_snapshots(conn, schema)
     deleted = 0

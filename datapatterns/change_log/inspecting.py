@@ -177,6 +177,18 @@ def table_name(table: Table | str) -> str:
     return sql.Identifier(*names).as_string(None)
 
 
+def locking_order(name: str) -> list[str]:
+    """Return what tables are sorted by wherever somebody locks several, or their logs.
+
+    Args:
+        name: As SQL writes it, quoted and with its schema.
+
+    >>> sorted(['"a"."line item"', '"a"."line"'], key=locking_order)
+    ['"a"."line"', '"a"."line item"']
+    """
+    return name[1:-1].split('"."')
+
+
 def found_names(tables: Iterable[Table | str]) -> ScalarSelect[Any]:
     """Return an expression for the schemas and names of ``tables``, by ``search_path``.
 

@@ -119,7 +119,8 @@ def find_logs(view: ViewDefinition, record: ViewRecord) -> Logs:
         if not log:
             raise ViewChangedError(view.names.view)
         by_table[source] = log
-    return Logs(by_table, [*record.logs.values()])
+    names = [*record.logs.values()]
+    return Logs(dict(sorted(by_table.items(), key=lambda item: names.index(item[1]))), names)
 
 
 def require_same_names(conn: Connection, view: ViewDefinition, record: ViewRecord) -> None:

@@ -34,10 +34,14 @@ IsPending: TypeAlias = Callable[[ColumnElement[Xid]], ColumnElement[bool]]
 def pending_changes(
     maintenance: Maintenance, logs: Mapping[Table, str], schema: str, is_pending: IsPending
 ) -> dict[Table, CTE]:
-    """Return what is pending for each table: ``change_sign`` and its columns that matter."""
+    """Return what is pending for each table: ``change_sign`` and its columns that matter.
+
+    They are in the order of ``logs``, in which the statement then comes for these.
+    """
+    numbers = {source: number for number, source in enumerate(maintenance.tables)}
     return {
-        source: _pending(maintenance, source, number, logs[source], schema, is_pending)
-        for number, source in enumerate(maintenance.tables)
+        source: _pending(maintenance, source, numbers[source], log, schema, is_pending)
+        for source, log in logs.items()
     }
 
 

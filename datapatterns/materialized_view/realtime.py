@@ -5,11 +5,12 @@ in every transaction, whatever that one has written itself, and waits for nobody
 """
 
 from collections.abc import Mapping
+from operator import itemgetter
 
 from psycopg import sql
 from sqlalchemy import Connection
 
-from datapatterns.change_log.inspecting import resolve_name
+from datapatterns.change_log.inspecting import locking_order, resolve_name
 from datapatterns.change_log.snapshots import XID_MAX
 from datapatterns.materialized_view.blueprint import MARKER, Blueprint, Source, pending_name
 from datapatterns.materialized_view.names import ViewNames
@@ -55,9 +56,14 @@ def create_realtime(
     """
     shown = shown_as or names
     is_pending = _IS_PENDING.format(xid_max=sql.Literal(str(XID_MAX)))
+    # Whoever reads the view locks the logs in this order, as who captures several tables.
+    sources = [
+        (locking_order(_table_of(conn, source)), number, source)
+        for number, source in enumerate(blueprint.sources)
+    ]
     pending = [
         _pending(conn, names, number, source, logs, is_pending)
-        for number, source in enumerate(blueprint.sources)
+        for _, number, source in sorted(sources, key=itemgetter(0))
     ]
     # A partition came or went, say: the log does not tell of its rows.
     changed = sql.SQL("{}({})").format(
@@ -66,7 +72,7 @@ def create_realtime(
     which = sql.SQL("" if blueprint.strategy is Strategy.REBUILD else "AND log.change_sign = 0")
     seen = [
         _ANY.format(log=sql.Identifier(names.schema, log), is_pending=is_pending, which=which)
-        for log in logs.values()
+        for log in (logs[table] for table in sorted(logs, key=locking_order))
     ]
     create = _CREATE.format(
         view=sql.Identifier(shown.schema, shown.realtime),
@@ -89,7 +95,7 @@ def _pending(
     logs: Mapping[str, str],
     is_pending: sql.Composable,
 ) -> sql.Composable:
-    table = sql.Identifier(*resolve_name(conn, source.table)).as_string(None)
+    table = _table_of(conn, source)
     columns = [sql.Identifier("log", name) for name in ("change_sign", *source.columns)]
     return _PENDING.format(
         name=sql.Identifier(pending_name(number)),
@@ -97,3 +103,7 @@ def _pending(
         log=sql.Identifier(names.schema, logs[table]),
         is_pending=is_pending,
     )
+
+
+def _table_of(conn: Connection, source: Source) -> str:
+    return sql.Identifier(*resolve_name(conn, source.table)).as_string(None)

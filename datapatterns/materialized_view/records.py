@@ -18,7 +18,7 @@ from sqlalchemy import (
     update,
 )
 
-from datapatterns.change_log.inspecting import found_names, table_name
+from datapatterns.change_log.inspecting import found_names, locking_order, table_name
 from datapatterns.errors import ViewChangedError, ViewMissingError
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.definition import ViewDefinition
@@ -74,7 +74,7 @@ def find_record(conn: Connection, view: ViewDefinition) -> ViewRecord | None:
     maintenance = view.kept_by(explanation.strategy)
     if row.digest != view.blueprint(maintenance).digest:
         raise ViewChangedError(view.names.view)
-    logs = {name: source["log"] for name, source in row.sources.items()}
+    logs = _logs_of(row.sources)
     columns = {name: source["columns"] for name, source in row.sources.items()}
     settings = other_settings(row.noted, row.now, conn.dialect)
     return ViewRecord(
@@ -144,7 +144,12 @@ def read_logs(conn: Connection, names: ViewNames) -> dict[str, str]:
     """
     views = materialized_views(names.schema)
     sources = conn.scalar(select(views.c.sources).where(views.c.name == names.view)) or {}
-    return {table: source["log"] for table, source in sources.items()}
+    return _logs_of(sources)
+
+
+def _logs_of(sources: Mapping[str, Any]) -> dict[str, str]:
+    # Views and who captures come for them in one order, so that they never wait for each other.
+    return {table: sources[table]["log"] for table in sorted(sources, key=locking_order)}
 
 
 def read_columns(conn: Connection, names: ViewNames) -> dict[str, tuple[str, ...]]:

@@ -59,7 +59,7 @@ def apply_groups(
         anew: A part of the view that is looked at whatever has changed.
         compared_as_text: The stored columns whose equal values may differ, as 1.0 and 1.00 do.
     """
-    changed = changes_of({t: pending[t] for t in plan.tables}, anew)
+    changed = changes_of({t: pending[t] for t in pending if t in plan.tables}, anew)
     changed_cte = changed.cte(f"{PREFIX}_changed").prefix_with("MATERIALIZED")
     truncated = exists().select_from(changed_cte).where(changed_cte.c.says_nothing)
     dirty = dirty_keys(plan, pending)
