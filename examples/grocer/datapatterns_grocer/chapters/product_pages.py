@@ -66,6 +66,7 @@ def play(stage: Stage) -> None:
         _write(stage, cache, page, sellers[0])
         _stampede(stage, cache, page, sellers[0])
         _take_redis_away(stage, cache, page, sellers)
+        _audit(stage, page, sellers)
     finally:
         cache.close()
 
@@ -193,6 +194,17 @@ def _take_redis_away(
     stage.screen.say(
         f"Redis is back: {forgotten} forgotten before the first hit; on_offer is"
         f" {after and after.on_offer}"
+    )
+
+
+def _audit(
+    stage: Stage, page: CachedFunction[[int], ProductPage | None], sellers: list[int]
+) -> None:
+    for product_id in sellers:
+        page(product_id)
+    audit = page.audit()
+    stage.screen.say(
+        f"an audit compared {audit.checked} pages with the database: {len(audit.violations)} stale"
     )
 
 
