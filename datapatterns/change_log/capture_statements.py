@@ -173,6 +173,11 @@ def replace_guard(
     )
 
 
+def give_guard(names: CaptureNames, owner: str) -> sql.Composable:
+    """Return the statement that makes ``owner`` the owner of that view."""
+    return sql.SQL("ALTER VIEW {} OWNER TO {}").format(names.guard, sql.Identifier(owner))
+
+
 def create_trigger(names: CaptureNames, table: sql.Identifier, event: str) -> sql.Composable:
     """Return the statements that create the trigger for ``event`` on a table or partition.
 

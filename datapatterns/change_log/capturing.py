@@ -1,7 +1,7 @@
 """Capture the changes of a table: install, widen, release."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from datapatterns.change_log.consuming import require_read_committed
 from datapatterns.change_log.explaining import capture_obstacle, is_gone
 from datapatterns.change_log.inspecting import (
     LOG_COLUMNS,
+    SourceColumn,
     SourceTable,
     choose_columns,
     inspect_source,
@@ -58,6 +59,11 @@ SELECT t.tgrelid AS relation, ARRAY (
 FROM pg_catalog.pg_trigger t
 WHERE t.tgrelid = ANY (CAST(:relations AS oid[])) AND t.tgfoid = to_regproc(:function)
   AND t.tgname = :name AND t.tgenabled = 'A' AND t.tgtype = 19
+""")
+_OTHER_OWNER = text("""
+SELECT pg_get_userbyid(relowner) FROM pg_catalog.pg_class
+WHERE oid = to_regclass(:log) AND pg_get_userbyid(relowner) <> current_user
+  AND current_setting('is_superuser')::boolean
 """)
 _BODY = text("SELECT prosrc FROM pg_catalog.pg_proc WHERE oid = to_regproc(:function)")
 
@@ -171,6 +177,7 @@ def narrow(conn: Connection, table: Table | str, columns: Iterable[str], *, sche
     Raises:
         CaptureRefusedError: There is no such table.
         CapturedTableInUseError: A view of somebody's reads another column of the log.
+        MissingRightsError: There are others, and the role does not own the table and its log.
     """
     names = capture_names(schema, *resolve_name(conn, table))
     surplus = sorted(columns_of(conn, names.rows).keys() - {*columns, *LOG_COLUMNS})
@@ -178,12 +185,9 @@ def narrow(conn: Connection, table: Table | str, columns: Iterable[str], *, sche
         return
     source = inspect_source(conn, table, allow_row_security=True)
     lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(source.identifier)
-    execute(conn, lock)
-    with carrying_shape(conn, names.log_name, schema=schema):
-        kept = [column for column in source.columns if column.name in {*columns}]
-        reduce_log(conn, names, source, surplus, kept)
-        execute(conn, statements.replace_function(names, source, kept))
-        execute(conn, statements.replace_guard(names, source, kept))
+    with _explaining_rights():
+        execute(conn, lock)
+        _narrow(conn, source, names, surplus, {*columns})
 
 
 def release(conn: Connection, table: Table | str, *, schema: str) -> None:
@@ -191,6 +195,7 @@ def release(conn: Connection, table: Table | str, *, schema: str) -> None:
 
     Raises:
         CapturedTableInUseError: Somebody consumes them.
+        MissingRightsError: The role does not own the log.
     """
     tables = change_log_tables(schema)
     table_schema, name = resolve_name(conn, table)
@@ -202,9 +207,10 @@ def release(conn: Connection, table: Table | str, *, schema: str) -> None:
     ).all()
     if consumers:
         raise CapturedTableInUseError(f"{table_schema}.{name}", list(consumers))
-    # First, as who collects has it, and then the log.
-    conn.execute(delete(tables.captured).where(tables.captured.c.log_name == names.log_name))
-    execute(conn, statements.drop_capture(names))
+    with _explaining_rights():
+        # First, as who collects has it, and then the log.
+        conn.execute(delete(tables.captured).where(tables.captured.c.log_name == names.log_name))
+        execute(conn, statements.drop_capture(names))
 
 
 def _capture(
@@ -288,8 +294,32 @@ def _install(
     require_comparable(conn, source, captured)
     fit_log(conn, names, source, captured)
     execute(conn, statements.replace_function(names, source, captured))
-    execute(conn, statements.replace_guard(names, source, captured))
+    _replace_guard(conn, names, source, captured)
     _create_triggers(conn, source, names)
+
+
+def _narrow(
+    conn: Connection,
+    source: SourceTable,
+    names: CaptureNames,
+    surplus: Sequence[str],
+    wanted: Container[str],
+) -> None:
+    with carrying_shape(conn, names.log_name, schema=names.schema):
+        kept = [column for column in source.columns if column.name in wanted]
+        reduce_log(conn, names, source, surplus, kept)
+        execute(conn, statements.replace_function(names, source, kept))
+        _replace_guard(conn, names, source, kept)
+
+
+def _replace_guard(
+    conn: Connection, names: CaptureNames, source: SourceTable, columns: Sequence[SourceColumn]
+) -> None:
+    execute(conn, statements.replace_guard(names, source, columns))
+    # It is the one part that is made anew; after a superuser's visit the owner has to go on.
+    owner = conn.scalar(_OTHER_OWNER, {"log": names.log.as_string(None)})
+    if owner is not None:
+        execute(conn, statements.give_guard(names, owner))
 
 
 def _create_triggers(conn: Connection, source: SourceTable, names: CaptureNames) -> None:
