@@ -29,6 +29,9 @@ _LONG_BYTES: Final = 1_000
 _COLUMNS_MAX: Final = 100
 """Arrays that are stored apart leave 18 bytes each in the row, which has to fit into a page."""
 
+_NUMERICS_MAX: Final = 12
+"""Those without a precision have up to 74 kB a value; PostgreSQL makes no row beyond 1 GB."""
+
 _OWN = ("change_xid", "change_sign")
 """What each batch says about itself: which partition was truncated, none does."""
 
@@ -82,7 +85,12 @@ def add_arrays(names: CaptureNames, columns: Mapping[str, str]) -> sql.Composabl
 
 def can_be_batched(columns: Sequence[SourceColumn]) -> bool:
     """Return whether arrays of all ``columns`` fit into a row, and their making into memory."""
-    return len(columns) <= _COLUMNS_MAX and all(column.array_type_sql for column in columns)
+    numerics = [column for column in columns if column.logged_type_sql == "numeric"]
+    return (
+        len(columns) <= _COLUMNS_MAX
+        and len(numerics) <= _NUMERICS_MAX
+        and all(column.array_type_sql for column in columns)
+    )
 
 
 def insert_batches(

@@ -301,6 +301,25 @@ def test_more_columns_than_a_row_of_arrays_can_hold_are_logged_row_by_row(engine
         assert stored(conn, log_name) == (1016, [984])
 
 
+def test_more_numbers_of_any_length_than_a_row_can_hold_are_logged_row_by_row(
+    engine: Engine,
+) -> None:
+    names = [f"c{number}" for number in range(13)]
+    with engine.begin() as conn:
+        conn.execute(
+            text(f"CREATE TABLE item (p numeric(9, 2), {' numeric, '.join(names)} numeric)")
+        )
+        log_name = LOG.capture(conn, "item", ["p", *names[1:]])
+        run_rows = text(
+            f"INSERT INTO item SELECT {', '.join(['g'] * 14)} FROM generate_series(1, 1000) g"  # noqa: S608
+        )
+        conn.execute(run_rows)
+        assert stored(conn, log_name) == (16, [984])
+        LOG.capture(conn, "item", names)
+        conn.execute(run_rows)
+        assert stored(conn, log_name) == (1016, [984])
+
+
 def test_garbage_in_batches_goes_by_the_limit(engine: Engine, log_name: str) -> None:
     run(engine, *["INSERT INTO item SELECT generate_series(1, 116)"] * 4)
 

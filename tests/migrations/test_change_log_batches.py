@@ -22,6 +22,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "counted": {},
     "odd": {'we"ird ; name': 'text COLLATE "C"', "logged": "integer", "found": "double precision"},
     "doc": {"id": "integer", "body": "jsonb"},
+    "vast": {f"n{number}": "numeric" for number in range(13)},
 }
 IMAGES = {"price": '"price"::text AS "image of 2"', "found": '"found"::text AS "image of 2"'}
 IMAGES["body"] = '"body"::text AS "image of 1"'
@@ -100,6 +101,8 @@ def capture_as_before(conn: Connection, table: str) -> None:
     names, columns = names_of(table), COLUMNS[table]
     listed = "".join(f", {quoted(name)}" for name in columns)
     images = [IMAGES[name] for name in columns if name in IMAGES]
+    if table == "vast":
+        images = [f'"n{number}"::text AS "image of {number}"' for number in range(13)]
     parts = {
         "table": table,
         "log_name": names.log_name,

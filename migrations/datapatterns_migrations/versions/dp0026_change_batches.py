@@ -174,6 +174,7 @@ DECLARE
     columns name[];
     arrays text[];
     long_values text;
+    unbounded integer;
     can_be_batched boolean;
     made text;
     function record;
@@ -223,14 +224,16 @@ BEGIN
 
         SELECT array_agg(a.attname ORDER BY a.attnum), array_agg(l.arrays ORDER BY a.attnum),
                string_agg(format('octet_length("%s") > 1000', replace(a.attname, '"', '""')),
-                          ' OR ' ORDER BY a.attnum) FILTER (WHERE l.may_be_long)
-          INTO columns, arrays, long_values
+                          ' OR ' ORDER BY a.attnum) FILTER (WHERE l.may_be_long),
+               count(*) FILTER (WHERE l.is_unbounded)
+          INTO columns, arrays, long_values, unbounded
           FROM (SELECT l.attname, t.oid IN (17, 25, 1042, 1043) AS may_be_long,
                        CASE WHEN t.typlen > 0 OR t.oid IN (17, 25, 1042, 1043, 1700)
                             THEN format_type(nullif(t.typarray, 0), -1)
                                  || CASE WHEN l.attcollation <> t.typcollation
                                          THEN ' COLLATE ' || l.attcollation::regcollation::text
-                                         ELSE '' END END AS arrays
+                                         ELSE '' END END AS arrays,
+                       t.oid = 1700 AND l.atttypmod = -1 AS is_unbounded
                   FROM pg_attribute AS l JOIN pg_type AS t ON t.oid = l.atttypid
                  WHERE l.attrelid = log AND l.attnum > 2 AND NOT l.attisdropped
                    AND l.attname <> 'change_partition') AS l
@@ -239,7 +242,8 @@ BEGIN
            AND a.attnum > 0 AND a.attgenerated <> 'v';
         columns := coalesce(columns, '{}');
         arrays := coalesce(arrays, '{}');
-        can_be_batched := cardinality(columns) <= 100 AND array_position(arrays, NULL) IS NULL;
+        can_be_batched := cardinality(columns) <= 100 AND unbounded <= 12
+            AND array_position(arrays, NULL) IS NULL;
 
         EXECUTE format('ALTER TABLE %s RENAME TO %I', log, 'change_rows_' || suffix);
         EXECUTE format($sql$
