@@ -26,6 +26,7 @@ from datapatterns.change_log.identity import (
 from datapatterns.change_log.schema import PgSnapshot, Xid8, change_log_tables
 from datapatterns.change_log.shapes import (
     capture_changed,
+    forget_overtaken,
     read_shapes,
     store_shapes,
 )
@@ -230,6 +231,8 @@ def advance_consumer(
     has_changed = conn.execute(_advancing(schema), parameters).scalar_one_or_none()
     if has_changed is None:
         raise ConsumerMissingError(name)
+    if has_changed:
+        forget_overtaken(conn, name, schema=schema)
     return has_changed
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Select,
     Text,
     bindparam,
+    case,
     func,
     select,
     update,
@@ -120,3 +121,23 @@ def store_shapes(
             )
             .values(shape=shape)
         )
+
+
+def forget_overtaken(conn: Connection, consumer: str, *, schema: str) -> None:
+    """Forget what the catalogue said of tables where it says something else by now.
+
+    What was read anew may have met either. A partition that came in between and goes again would
+    leave the catalogue as it was before, and its rows with the consumer.
+    """
+    subscriptions = change_log_tables(schema).subscriptions
+    shape = capture_shape(subscriptions.c.log_name, schema=schema)
+    partitions = capture_partitions(subscriptions.c.log_name, schema=schema)
+    is_known = subscriptions.c.partitions.is_not_distinct_from(partitions)
+    conn.execute(
+        update(subscriptions)
+        .where(
+            subscriptions.c.consumer == consumer,
+            subscriptions.c.shape.is_distinct_from(shape) | ~is_known,
+        )
+        .values(shape=None, partitions=case((is_known, subscriptions.c.partitions), else_=None))
+    )

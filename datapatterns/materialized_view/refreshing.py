@@ -227,10 +227,8 @@ def bring_up_to_date(
     else:
         outcome = follow(conn, view, record, consumer)
         if _advance(conn, view, consumer, outcome):
-            # Since the lock was taken; joins may have met rows that no delta belongs to. The
-            # shapes of then stay stored, so the next refresh reads the partition once more.
-            outcome = run_query(conn, view, record, outcome.pending_rows, OVERTAKEN)
-            _advance(conn, view, consumer, outcome)
+            # Since the lock was taken; joins may have met rows that no delta belongs to.
+            outcome = _run_overtaken(conn, view, record, consumer, outcome.pending_rows)
     return _report(conn, view, outcome, clock.monotonic() - started)
 
 
@@ -249,7 +247,15 @@ def _recompute(
     # A partition that is not captured is to be looked at again, but nothing new.
     if is_as_noted(conn, consumer.name, consumer.changed_logs, schema=view.names.schema):
         return outcome
-    outcome = run_query(conn, view, record, outcome.pending_rows, OVERTAKEN)
+    return _run_overtaken(conn, view, record, consumer, outcome.pending_rows)
+
+
+def _run_overtaken(
+    conn: Connection, view: ViewDefinition, record: ViewRecord, consumer: Consumer, pending: int
+) -> Outcome:
+    """Run the query after all; the next refresh looks at what changed meanwhile once more."""
+    note_partitions(conn, consumer.name, consumer.shapes, schema=view.names.schema)
+    outcome = run_query(conn, view, record, pending, OVERTAKEN)
     _advance(conn, view, consumer, outcome)
     return outcome
 

@@ -249,6 +249,33 @@ def test_a_partition_that_comes_while_another_is_computed_makes_the_view_be_rebu
     assert differences(engine, daily, DAILY) == 0
 
 
+@pytest.mark.parametrize("before", [["SELECT 1"], ["TRUNCATE sale_2"], ["DROP TABLE sale_2"]])
+def test_a_partition_that_comes_while_the_view_is_refreshed_and_goes_again_leaves_nothing(
+    engine: Engine, before: list[str]
+) -> None:
+    lay_out(engine)
+    run(engine, DETACH)
+    create(engine, daily)
+    run(engine, *before, "INSERT INTO sale VALUES (1, 12, 'a', 1)")
+    left = [elsewhere(engine, ATTACH)]
+
+    def come(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        if "MATERIALIZED" in statement and left:
+            left.pop()()
+
+    with engine.begin() as conn:
+        event.listen(conn, "before_cursor_execute", come)
+        daily.refresh(conn)
+    assert differences(engine, daily, DAILY) == 0
+    run(engine, DETACH)
+
+    with engine.connect() as conn:
+        assert differences_now(conn, daily, DAILY) == 0
+    refreshed(engine, daily)
+    assert left == []
+    assert differences(engine, daily, DAILY) == 0
+
+
 def test_a_partition_that_is_truncated_after_the_look_makes_the_view_be_rebuilt(
     engine: Engine,
 ) -> None:
