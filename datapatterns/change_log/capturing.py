@@ -7,7 +7,7 @@ from typing import Any
 
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
-from sqlalchemy import Connection, Row, Table, delete, select, text
+from sqlalchemy import Connection, Row, Table, delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import ProgrammingError
 
@@ -193,24 +193,40 @@ def narrow(conn: Connection, table: Table | str, columns: Iterable[str], *, sche
 def release(conn: Connection, table: Table | str, *, schema: str) -> None:
     """Capture the changes of ``table`` no more; do nothing if they are not captured.
 
+    This waits for whoever uses the table and keeps others out until the transaction ends.
+
     Raises:
         CapturedTableInUseError: Somebody consumes them.
         MissingRightsError: The role does not own the log.
     """
-    tables = change_log_tables(schema)
+    captured = change_log_tables(schema).captured
     table_schema, name = resolve_name(conn, table)
     names = capture_names(schema, table_schema, name)
+    is_it = captured.c.log_name == names.log_name
+    _require_unconsumed(conn, names, f"{table_schema}.{name}")
+    if conn.scalar(select(captured.c.log_name).where(is_it)) is None:
+        return
+    with _explaining_rights():
+        # First the table, as who captures it; then the row, as who collects; the log last.
+        found = sql.Identifier(table_schema, name)
+        if conn.scalar(select(func.to_regclass(found.as_string(None)))) is not None:
+            execute(conn, sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(found))
+        conn.execute(select(captured.c.log_name).where(is_it).with_for_update())
+        # Who registered meanwhile held that row.
+        _require_unconsumed(conn, names, f"{table_schema}.{name}")
+        conn.execute(delete(captured).where(is_it))
+        execute(conn, statements.drop_capture(names))
+
+
+def _require_unconsumed(conn: Connection, names: CaptureNames, table: str) -> None:
+    subscriptions = change_log_tables(names.schema).subscriptions.c
     consumers = conn.scalars(
-        select(tables.subscriptions.c.consumer)
-        .where(tables.subscriptions.c.log_name == names.log_name)
-        .order_by(tables.subscriptions.c.consumer)
+        select(subscriptions.consumer)
+        .where(subscriptions.log_name == names.log_name)
+        .order_by(subscriptions.consumer)
     ).all()
     if consumers:
-        raise CapturedTableInUseError(f"{table_schema}.{name}", list(consumers))
-    with _explaining_rights():
-        # First, as who collects has it, and then the log.
-        conn.execute(delete(tables.captured).where(tables.captured.c.log_name == names.log_name))
-        execute(conn, statements.drop_capture(names))
+        raise CapturedTableInUseError(table, list(consumers))
 
 
 def _capture(

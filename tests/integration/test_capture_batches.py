@@ -252,6 +252,25 @@ def test_who_captures_waits_for_who_collects_before_he_has_the_log(
         assert is_captured(conn, "item", wanted, schema=LOG.schema) == (how == "capture")
 
 
+@pytest.mark.usefixtures("log_name")
+def test_who_releases_waits_for_who_captures_before_he_has_more_than_the_table(
+    engine: Engine,
+) -> None:
+    def release() -> None:
+        with engine.begin() as conn:
+            LOG.release(conn, "item")
+
+    run(engine, "ALTER TABLE item ADD COLUMN more int")
+    with engine.connect() as capturing, ThreadPoolExecutor() as pool:
+        # What it begins with.
+        capturing.execute(text("LOCK TABLE item IN SHARE ROW EXCLUSIVE MODE"))
+        releasing = pool.submit(release)
+        until_blocked_by(engine, capturing)
+        LOG.capture(capturing, "item", ["more"])
+        capturing.commit()
+        releasing.result()
+
+
 def test_garbage_is_collected_in_the_order_in_which_logs_are_locked(
     engine: Engine, log_name: str
 ) -> None:
