@@ -13,7 +13,7 @@ from datapatterns.change_log.batch_statements import (
 )
 from datapatterns.change_log.capture_names import CaptureNames
 from datapatterns.change_log.inspecting import IMAGE_PREFIX, SourceColumn, SourceTable
-from datapatterns.change_log.partition_statements import truncated, unless_detached
+from datapatterns.change_log.partition_statements import newcomers, truncated, unless_detached
 
 _ADDED, _REMOVED = sql.SQL("1"), sql.SQL("-1")
 
@@ -53,7 +53,7 @@ REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;
 _BODY = sql.SQL("""{use_column}
 DECLARE
     logged bigint;
-BEGIN{unless_detached}
+BEGIN{unless_detached}{newcomers}
     CASE TG_OP
     WHEN 'INSERT' THEN
         {insert}
@@ -144,6 +144,7 @@ def function_body(names: CaptureNames, source: SourceTable, columns: Sequence[So
     body = _BODY.format(
         use_column=_USE_COLUMN if is_ambiguous else sql.SQL(""),
         unless_detached=unless_detached(source),
+        newcomers=newcomers(names, source),
         rows=names.rows,
         insert=_whole(names, columns, _ADDED, "new_rows"),
         delete=_whole(names, columns, _REMOVED, "old_rows"),

@@ -4,6 +4,10 @@ A MERGE whose UPDATE moves a row to another partition shows that row in no trans
 UPDATE. So a row trigger, which fires before, logs that everything may have changed.
 """
 
+from collections.abc import Sequence
+from functools import reduce
+from operator import xor
+
 from psycopg import sql
 
 from datapatterns.change_log.capture_names import CaptureNames
@@ -15,6 +19,34 @@ _UNLESS_DETACHED = sql.SQL("""
     IF to_regclass({table}) IS NOT NULL AND TG_RELID <> to_regclass({table})
        AND pg_partition_root(TG_RELID) IS DISTINCT FROM to_regclass({table}) THEN
         RETURN NULL;  -- it is no partition any more
+    END IF;
+""")
+# A partition may come, be written to through the table and go again before any consumer looks: then
+# the catalogue is as it was, and the log tells of rows that are gone. So each statement looks
+# whether a partition is there that was not when this function was made, or was elsewhere, and says
+# that all that it holds may have changed. (One that is back where it was, the catalogue tells of.)
+# A transaction that sees one moment only sees no later partition, but writes into it; what it sees
+# through pg_partition_tree() is there, at the price of a lock on each.
+_NEWCOMERS = sql.SQL("""
+    IF {all_of_them} IS DISTINCT FROM (
+        SELECT bit_xor(hash_record_extended(ROW(i.inhrelid, i.inhparent, i.xmin), 0))
+          FROM pg_inherits AS i WHERE i.inhparent = ANY ({parents}))
+    THEN
+        INSERT INTO {rows} (change_sign, change_partition)
+        SELECT 0, nullif({bounds}(i.inhrelid), '[]')
+          FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+         WHERE i.inhparent = ANY ({parents})
+           AND hash_record_extended(ROW(i.inhrelid, i.inhparent, i.xmin), 0)
+               <> ALL ({attachments})
+           AND hash_record_extended(
+                   ROW(i.inhrelid, i.inhparent, pg_get_expr(c.relpartbound, c.oid)), 0)
+               <> ALL ({places});
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        INSERT INTO {rows} (change_sign)
+        SELECT 0 WHERE EXISTS (
+            SELECT FROM pg_partition_tree(to_regclass({table})) AS t (relation)
+             WHERE t.relation <> ALL ({members}));
     END IF;
 """)
 _TRUNCATED = sql.SQL("(change_sign) VALUES (0)")
@@ -62,6 +94,29 @@ def unless_detached(source: SourceTable) -> sql.Composable:
     if not source.is_partitioned:
         return sql.SQL("")
     return _UNLESS_DETACHED.format(table=sql.Literal(source.identifier.as_string(None)))
+
+
+def newcomers(names: CaptureNames, source: SourceTable) -> sql.Composable:
+    """Return what tells of partitions that the trigger function does not know yet."""
+    if not source.is_partitioned:
+        return sql.SQL("")
+    members = sorted(source.members, key=lambda member: member.oid)
+    attachments = [m.attachment for m in members if m.attachment is not None]
+    return _NEWCOMERS.format(
+        all_of_them=sql.Literal(reduce(xor, attachments) if attachments else None),
+        parents=_array([m.oid for m in members if m.is_partitioned], "oid"),
+        members=_array([m.oid for m in members], "oid"),
+        attachments=_array(attachments, "bigint"),
+        places=_array([m.place for m in members if m.place is not None], "bigint"),
+        rows=names.rows,
+        bounds=sql.Identifier(names.schema, "partition_bounds"),
+        table=sql.Literal(source.identifier.as_string(None)),
+    )
+
+
+def _array(values: Sequence[int], of: str) -> sql.Composable:
+    listed = sql.SQL(", ").join(map(sql.Literal, values))
+    return sql.SQL("ARRAY[{}]::{}[]").format(listed, sql.SQL(of))
 
 
 def truncated(names: CaptureNames, source: SourceTable) -> sql.Composable:

@@ -22,6 +22,11 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind, tree.de
        tree.is_detaching, c.relpersistence AS persistence, c.relrowsecurity AS secured,
        (SELECT i.inhparent::regclass::text FROM pg_catalog.pg_inherits i
         WHERE i.inhrelid = c.oid LIMIT 1) AS parent,
+       (SELECT hash_record_extended(ROW(i.inhrelid, i.inhparent, i.xmin), 0)
+        FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid LIMIT 1) AS attachment,
+       (SELECT hash_record_extended(
+            ROW(i.inhrelid, i.inhparent, pg_get_expr(c.relpartbound, c.oid)), 0)
+        FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid LIMIT 1) AS place,
        EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
        EXISTS (SELECT FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = c.oid) AS subscribes,
        -- Row triggers fire by name; ours, which looks at what the others made of a row, is ~last.
@@ -58,6 +63,9 @@ class Member:
         is_partitioned: Whether it has partitions of its own, or may get some.
         keys: The columns that decide which of its partitions a row belongs to; none if it has no
             partitions.
+        attachment: A hash of how the catalogue has it below its parent; another one if it went
+            and came back. None for the table itself.
+        place: A hash of its parent and its bounds; the same if it comes back to them.
     """
 
     oid: int
@@ -65,6 +73,8 @@ class Member:
     name: str
     is_partitioned: bool
     keys: tuple[str, ...]
+    attachment: int | None
+    place: int | None
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -88,7 +98,18 @@ def read_members(conn: Connection, oid: int, *, allow_row_security: bool) -> lis
             )
         if reason:
             raise CaptureRefusedError(_called(rows[0]), _located(row, reason))
-    return [Member(row.oid, row.schema, row.name, row.kind == "p", tuple(row.keys)) for row in rows]
+    return [
+        Member(
+            row.oid,
+            row.schema,
+            row.name,
+            row.kind == "p",
+            tuple(row.keys),
+            row.attachment,
+            row.place,
+        )
+        for row in rows
+    ]
 
 
 def _obstacle(row: Row[Any], *, allow_row_security: bool) -> str | None:
