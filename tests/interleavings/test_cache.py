@@ -11,11 +11,11 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
-from datapatterns.cache_aside import Cache, CachePolicy, gate, redis_cache, redis_commands
+from datapatterns.cache_aside import Cache, CachePolicy, driver, gate, redis_commands
+from datapatterns.cache_aside import relaying as rounds
 from datapatterns.cache_aside.driver import Driver
 from datapatterns.cache_aside.redis_commands import SCRIPTS, Script
 from datapatterns.cache_aside.redis_commands import _script as script
-from datapatterns.cache_aside.relaying import Relay
 from datapatterns.errors import ServerUnavailableError
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
 from tests.fixtures.caches import create_products, name_of, rename
@@ -202,8 +202,8 @@ def test_a_fill_without_a_lease_stores_what_was_read_before_the_write(
     redis_client: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    guard = "redis.call('GET', KEYS[2]) ~= ARGV[1]"
-    without(monkeypatch, redis_client, "FILL", guard, instead="false")
+    guard = "redis.call('GET', KEYS[i + 1]) == ARGV[1]"
+    without(monkeypatch, redis_client, "FILL", guard, instead="true")
 
     with pytest.raises(InterleavingError, match="cached is 'old', the row says 'new'"):
         explorer.explore(partial(meeting, processes), invariant=processes.is_absent_or_equal)
@@ -246,7 +246,7 @@ def test_a_writer_may_die_anywhere_and_the_relay_tells_redis(
 def test_without_a_relay_a_writer_that_dies_leaves_its_old_value(
     explorer: Explorer, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Relay, "_send", lambda *_args, **_names: (0, 0))
+    monkeypatch.setattr(rounds, "invalidations_of", lambda *_args, **_names: [])
 
     with pytest.raises(InterleavingError, match="cached is 'old', the row says 'new'"):
         explorer.explore(
@@ -316,7 +316,7 @@ def patient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Processes]:
     """Caches that wait for each other, by a clock that nobody has to wait for."""
-    monkeypatch.setattr(redis_cache, "sleep", explorer.clock.sleep)
+    monkeypatch.setattr(driver, "sleep", explorer.clock.sleep)
     policy = replace(POLICY, wait_seconds=600)
     with closing(Processes(gated, plain, gated_redis, redis_url, policy)) as processes:
         yield processes
