@@ -49,6 +49,7 @@ _NEWCOMERS = sql.SQL("""
              WHERE t.relation <> ALL ({members}));
     END IF;
 """)
+_OID, _BIGINT = sql.SQL("oid"), sql.SQL("bigint")
 _TRUNCATED = sql.SQL("(change_sign) VALUES (0)")
 # The bounds of the partition, or NULL for the table itself. They stay as they are until this has
 # been committed: TRUNCATE has locked the partition, and ATTACH of what it is in would lock it.
@@ -104,19 +105,19 @@ def newcomers(names: CaptureNames, source: SourceTable) -> sql.Composable:
     attachments = [m.attachment for m in members if m.attachment is not None]
     return _NEWCOMERS.format(
         all_of_them=sql.Literal(reduce(xor, attachments) if attachments else None),
-        parents=_array([m.oid for m in members if m.is_partitioned], "oid"),
-        members=_array([m.oid for m in members], "oid"),
-        attachments=_array(attachments, "bigint"),
-        places=_array([m.place for m in members if m.place is not None], "bigint"),
+        parents=_array([m.oid for m in members if m.is_partitioned], _OID),
+        members=_array([m.oid for m in members], _OID),
+        attachments=_array(attachments, _BIGINT),
+        places=_array([m.place for m in members if m.place is not None], _BIGINT),
         rows=names.rows,
         bounds=sql.Identifier(names.schema, "partition_bounds"),
         table=sql.Literal(source.identifier.as_string(None)),
     )
 
 
-def _array(values: Sequence[int], of: str) -> sql.Composable:
+def _array(values: Sequence[int], of: sql.SQL) -> sql.Composable:
     listed = sql.SQL(", ").join(map(sql.Literal, values))
-    return sql.SQL("ARRAY[{}]::{}[]").format(listed, sql.SQL(of))
+    return sql.SQL("ARRAY[{}]::{}[]").format(listed, of)
 
 
 def truncated(names: CaptureNames, source: SourceTable) -> sql.Composable:
