@@ -61,6 +61,14 @@ class Calls:
         tags = () if self._tags is None else checked_tags(self._tags(*args, **kwargs))
         return Wanted(entry, tags)
 
+    def wanted_of(self, key: Key) -> Wanted:
+        """Return the entry of the call with this key, and its tags.
+
+        Raises:
+            SettingsError: Keys of the function do not tell its arguments.
+        """
+        return self.wanted(*self.arguments(key))
+
     def arguments(self, key: Key) -> tuple[Any, ...]:
         """Return the arguments of the call with this key.
 

@@ -1,5 +1,6 @@
 """What captured changes make obsolete, for one round of a relay."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,6 +13,8 @@ from datapatterns.cache_aside.capturing import Followed, consumer_of, read_follo
 from datapatterns.change_log import Consumer, Snapshot, Xid
 from datapatterns.change_log.consuming import advance_consumer, lock_consumer
 from datapatterns.errors import MissingRightsError
+
+_logger = logging.getLogger(__name__)
 
 _ROWS_PER_FETCH = 500
 
@@ -72,9 +75,17 @@ class CapturedChanges:
     @property
     def says_too_little(self) -> bool:
         """Return whether rows have changed of which no log tells, so that all has to go."""
-        return self.consumer is not None and (
-            self.consumer.must_rebuild or self.consumer.has_switched
-        )
+        if self.consumer is None:
+            return False
+        missed = [each for each in self.followed if each.further_columns]
+        for each in missed:
+            _logger.warning(
+                "everything is forgotten each time: changes of %s, columns of %s, are not logged;"
+                " let the owner call Cache.capture() again",
+                ", ".join(each.further_columns),
+                each.table_tag,
+            )
+        return bool(missed) or self.consumer.must_rebuild or self.consumer.has_switched
 
     def since_last(self, conn: Connection, now: Snapshot) -> Iterator[Obsolete]:
         """Return what has become obsolete since the last round and shows in ``now``."""

@@ -9,9 +9,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Column, Connection, Row, Select, SmallInteger, Table, delete, func, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    SmallInteger,
+    Table,
+    Text,
+    cast,
+    column,
+    delete,
+    exists,
+    func,
+    select,
+)
 from sqlalchemy import table as relation
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS, insert
 
 from datapatterns.cache_aside.invalidating import keys_of
 from datapatterns.cache_aside.keys import entry_of
@@ -26,9 +42,19 @@ from datapatterns.cache_aside.tags import (
     table_tag,
 )
 from datapatterns.change_log import ChangeLog, Snapshot, Xid8, change_log_tables, not_shown_by
+from datapatterns.change_log.inspecting import inspect_columns, inspect_source
 from datapatterns.change_log.pending import shown_by
 from datapatterns.errors import CacheKeyError
 
+_attributes = relation(
+    "pg_attribute",
+    column("attrelid"),
+    column("attname"),
+    column("attnum", SmallInteger),
+    column("attisdropped", Boolean),
+    column("attgenerated"),
+    schema="pg_catalog",
+)
 Tabled: TypeAlias = type | Table
 """A mapped class or a table."""
 
@@ -43,6 +69,7 @@ class Followed:
         key_columns: Its primary key; empty if its values have no certain names.
         tag_columns: Those whose values are tags.
         caches: Caches whose entries are named by the primary key.
+        further_columns: Those that the table has and the log has not: changes of them are missed.
     """
 
     log_name: str
@@ -50,6 +77,7 @@ class Followed:
     key_columns: tuple[str, ...]
     tag_columns: tuple[str, ...]
     caches: tuple[str, ...]
+    further_columns: tuple[str, ...] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -124,8 +152,9 @@ def follow(conn: Connection, model: Tabled, *, cache: str | None, schema: str, t
     if cache is not None and not key:
         raise CacheKeyError(table.name, "equal values of its primary key may differ; use tags")
     log, consumer = ChangeLog(schema), consumer_of(target)
-    # All of them: a change of a column that is not captured would not be logged.
-    log_name = log.capture(conn, table, [column.name for column in table.columns])
+    # All that the table has, mapped or not: a change of another column would not be logged.
+    columns = inspect_columns(conn, inspect_source(conn, table).oid)
+    log_name = log.capture(conn, table, [column.name for column in columns])
     log.register_consumer(conn, consumer, "cache_relay", log_names=[log_name])
     capture = cache_tables(schema).capture
     caches = [] if cache is None else [cache]
@@ -166,7 +195,7 @@ def unfollow(conn: Connection, model: Tabled, *, schema: str, target: str) -> No
 
 def read_followed(conn: Connection, *, schema: str, target: str) -> Sequence[Followed]:
     """Return which tables the relay of ``target`` follows."""
-    capture = cache_tables(schema).capture
+    capture, captured = cache_tables(schema).capture, change_log_tables(schema).captured
     found = (
         select(
             capture.c.log_name,
@@ -174,10 +203,37 @@ def read_followed(conn: Connection, *, schema: str, target: str) -> Sequence[Fol
             capture.c.key_columns,
             capture.c.tag_columns,
             capture.c.caches,
+            _further_columns(captured, schema=schema),
         )
+        .join(captured, captured.c.log_name == capture.c.log_name)
         .where(capture.c.consumer == consumer_of(target))
         .order_by(capture.c.log_name, capture.c.table_tag)
     )
     return [
         Followed(row.log_name, row.table_tag, *map(tuple, row[2:])) for row in conn.execute(found)
     ]
+
+
+def _further_columns(captured: Table, *, schema: str) -> ColumnElement[Any]:
+    """Return an expression for the columns of a captured table that its log has not."""
+    own, logged = (_attributes.alias(name) for name in ("own", "logged"))
+    quoted = (func.quote_ident(captured.c[name]) for name in ("table_schema", "table_name"))
+    relation_name = func.concat_ws(".", *quoted)
+    log_name = func.concat_ws(".", func.quote_ident(schema), func.quote_ident(captured.c.log_name))
+    is_logged = exists().where(
+        logged.c.attrelid == func.to_regclass(log_name, type_=REGCLASS),
+        logged.c.attname == own.c.attname,
+        ~logged.c.attisdropped,
+    )
+    return func.array(
+        select(cast(own.c.attname, Text))
+        .where(
+            own.c.attrelid == func.to_regclass(relation_name, type_=REGCLASS),
+            own.c.attnum > 0,
+            ~own.c.attisdropped,
+            own.c.attgenerated != "v",  # it changes with what it is computed from
+            ~is_logged,
+        )
+        .scalar_subquery(),
+        type_=ARRAY(Text),
+    )

@@ -187,18 +187,15 @@ class Cache:
         codec: Codec[Any] = self._backing.codec(value_type_of(load))
         calls = Calls(load, self.name, tags)
 
-        def wanted(key: Key) -> Wanted:
-            return calls.wanted(*calls.arguments(key))
-
         self._cached = CachedFunction(
             load,
             calls=calls,
             cache=self,
             read=partial(self._driver.read, codec),
             read_within=partial(self._driver.read_within, codec),
-            read_many=partial(self._driver.read_many, codec, wanted),
+            read_many=partial(self._driver.read_many, codec, calls.wanted_of),
             audit=lambda load, limit: Auditor(
-                self._backing, codec, wanted, load, SYSTEM_CLOCK
+                self._backing, codec, calls.wanted_of, load, SYSTEM_CLOCK
             ).audit(limit),
         )
         return self._cached

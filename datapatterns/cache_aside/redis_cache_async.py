@@ -165,16 +165,13 @@ class AsyncCache:
         codec: Codec[Any] = self._backing.codec(value_type_of(load))
         calls = Calls(load, self.name, tags)
 
-        def wanted(key: Key) -> Wanted:
-            return calls.wanted(*calls.arguments(key))
-
         self._cached = AsyncCachedFunction(
             load,
             calls=calls,
             cache=self,
             read=partial(self._driver.read, codec),
             read_within=partial(self._driver.read_within, codec),
-            read_many=partial(self._driver.read_many, codec, wanted),
+            read_many=partial(self._driver.read_many, codec, calls.wanted_of),
         )
         return self._cached
 

@@ -24,7 +24,7 @@ from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.change_log.identity import database_identity
 from datapatterns.change_log.pending import shown_by
 from datapatterns.change_log.schema import PgSnapshot
-from datapatterns.change_log.snapshots import Snapshot
+from datapatterns.change_log.snapshots import Snapshot, Xid
 from datapatterns.failpoints import failpoint
 from datapatterns.transactions import resuming
 
@@ -219,8 +219,8 @@ class Relay:
             Obsolete(xid, frozenset(key for row in of_one for key in row.cache_keys))
             for xid, of_one in groupby(rows, key=lambda row: row.xid)
         )
-        transactions = entries = 0
-        forgets_all = False
+        transactions: set[Xid] = set()
+        entries, forgets_all = 0, False
         for obsolete in chain(recorded, captured.since_last(conn, now)):
             self.links.call_all(
                 invalidations_of(
@@ -232,7 +232,7 @@ class Relay:
                 ),
                 identity=server,
             )
-            transactions += 1
+            transactions.add(obsolete.xid)
             entries += len(obsolete.keys)
             forgets_all = forgets_all or obsolete.and_more
         failpoint("relay.sent")
@@ -241,7 +241,7 @@ class Relay:
             .where(target.c.name == self.target)
             .values(snapshot=now, relayed_at=func.clock_timestamp())
         )
-        report = RelayReport(is_leading=True, transactions=transactions, entries=entries)
+        report = RelayReport(is_leading=True, transactions=len(transactions), entries=entries)
         return report, forgets_all
 
     def _collect(self, conn: Connection) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Column, Table, event, inspect, select, tuple_
+from sqlalchemy import ClauseElement, Column, Table, event, inspect, select, tuple_
 from sqlalchemy.orm import (
     InstanceState,
     Mapper,
@@ -13,9 +13,11 @@ from sqlalchemy.orm import (
     UOWTransaction,
     sessionmaker,
 )
+from sqlalchemy.orm.exc import UnmappedColumnError
 
 from datapatterns.cache_aside.tags import (
     is_tagged,
+    names_values,
     of_unknown_rows,
     row_tag,
     table_of,
@@ -45,11 +47,13 @@ def watch_tags(
         return [row for row in rows if isinstance(row, tuple(models))]
 
     def before_flush(session: Session, *_: object) -> None:
-        rows = watched((*session.dirty, *session.deleted))
+        changed = (row for row in session.dirty if _has_changed(session, row))
+        rows = watched((*changed, *session.deleted))
         before[session] = set(_of_stored_values(session, rows))
 
     def after_flush(session: Session, _: UOWTransaction) -> None:
-        touched = watched((*session.new, *session.dirty, *session.deleted))
+        changed = (row for row in session.dirty if _has_changed(session, row))
+        touched = watched((*session.new, *changed, *session.deleted))
         tags = before.pop(session, set()).union(*map(_of_row, touched))
         if tags:
             forget(session, tags)
@@ -70,6 +74,15 @@ def watch_tags(
     event.listen(sessions, "do_orm_execute", do_orm_execute)
 
 
+def _has_changed(session: Session, row: object) -> bool:
+    """Return whether a row is written, which ``session.dirty`` does not tell for certain.
+
+    What the server has computed in the flush is expired by now, and no change any more.
+    """
+    state: InstanceState[Any] = inspect(row, raiseerr=True)
+    return session.is_modified(row) or bool(state.expired_attributes)
+
+
 def _of_row(row: object) -> Iterator[str]:
     """Return the tags of a row as it is written now, and under the key that it had."""
     state: InstanceState[Any] = inspect(row, raiseerr=True)
@@ -77,11 +90,11 @@ def _of_row(row: object) -> Iterator[str]:
     keys = {tuple(mapper.primary_key_from_instance(row)), tuple(state.identity or ())} - {()}
     for table in _tables_of(mapper):
         yield table_tag(table)
-        for key in keys:
+        # A row whose key has no certain name is nobody's tag.
+        for key in keys if all(map(names_values, table.primary_key)) else ():
             yield row_tag(table, key)
         for column in filter(is_tagged, table.columns):
-            # An expression that the server computes is known by its row only.
-            value = state.dict.get(mapper.get_property_by_column(column).key, _UNKNOWN)
+            value = _value_in(state, column)
             if value is _UNKNOWN:
                 yield from of_unknown_rows(table_tag(table))
             else:
@@ -91,6 +104,16 @@ def _of_row(row: object) -> Iterator[str]:
         changes = state.attrs[relationship.key].load_history if linked is not None else None
         if isinstance(linked, Table) and changes is not None and changes().has_changes():
             yield from of_unknown_rows(table_tag(linked))
+
+
+def _value_in(state: InstanceState[Any], column: Column[Any]) -> object:
+    """Return what the object holds; unknown if the server computes it, or it is not mapped."""
+    try:
+        attribute = state.mapper.get_property_by_column(column).key
+    except UnmappedColumnError:
+        return _UNKNOWN
+    value = state.dict.get(attribute, _UNKNOWN)
+    return _UNKNOWN if isinstance(value, ClauseElement) else value
 
 
 def _of_stored_values(session: Session, rows: Iterable[object]) -> Iterator[str]:

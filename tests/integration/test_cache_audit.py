@@ -107,6 +107,28 @@ def test_a_write_while_it_looks_is_no_violation(cache: Cache, engine: Engine) ->
     assert name.audit().violations == ()
 
 
+def test_what_is_unequal_to_itself_is_no_violation(cache: Cache) -> None:
+    @cache.cached
+    def odd(_: Connection, number: int) -> list[float]:
+        return [float("nan"), number]
+
+    odd(1)
+    assert odd.audit() == CacheAudit(1, 0, ())
+
+
+def test_what_has_all_been_forgotten_meanwhile_is_no_violation(
+    product: Read, engine: Engine
+) -> None:
+    """The round that makes sure draws a new generation; the old entries lie where nobody reads."""
+    product(1)
+    with engine.begin() as conn:
+        rename(conn, 1, "second")
+        conn.execute(text("UPDATE datapatterns.cache_target SET identity = 'another'"))
+
+    assert product.audit() == CacheAudit(1, 0, ())
+    assert product(1) == Product(1, "second")
+
+
 def test_what_would_not_be_served_is_skipped(product: Read, redis_client: Redis) -> None:
     product(1)
     key: bytes = redis_client.keys("*:value:*")[0]  # type: ignore[assignment]  # as this client answers

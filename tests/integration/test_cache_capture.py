@@ -383,6 +383,46 @@ def test_a_copy_of_the_database_serves_no_hits(cache: Cache, shop: Engine) -> No
     assert cache.stats().bypassed == 2
 
 
+def test_columns_that_no_model_maps_are_seen(cache: Cache, shop: Engine) -> None:
+    run(shop, "ALTER TABLE item ADD COLUMN colour text")
+    with shop.begin() as conn:
+        cache.capture(conn, Item)
+    cache.relay()
+    colour = text("SELECT colour FROM item WHERE id = 1")
+
+    def load(conn: Connection) -> str | None:
+        found: str | None = conn.scalar(colour)
+        return found
+
+    def read() -> str | None:
+        return cache.get_or_load(1, load)
+
+    assert read() is None
+    run(shop, "UPDATE item SET colour = 'red' WHERE id = 1")
+    cache.relay()
+
+    assert read() == "red"
+
+
+def test_a_column_that_came_later_forgets_all_until_it_is_captured(
+    cache: Cache, shop: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(shop, "ALTER TABLE item ADD COLUMN colour text")
+
+    assert [cache.relay().has_new_generation for _ in range(2)] == [True, True]
+    assert "changes of colour, columns of item, are not logged" in caplog.text
+    with shop.begin() as conn:
+        cache.capture(conn, Item)
+    cache.relay()
+    assert not cache.relay().has_new_generation
+
+
+def test_a_transaction_of_many_rows_counts_once(cache: Cache, shop: Engine) -> None:
+    run(shop, "INSERT INTO item SELECT n, 5, 'first' FROM generate_series(100, 3000) n")
+
+    assert cache.relay().transactions == 1
+
+
 @pytest.mark.usefixtures("cache")
 def test_a_role_that_may_not_relay_reads_from_the_database(
     shop: Engine, redis_client: Redis

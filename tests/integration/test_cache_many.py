@@ -21,6 +21,7 @@ from tests.fixtures.caches import (
     name_of,
     open_cache,
     rename,
+    until,
 )
 
 NAMES = text("SELECT id, name FROM product WHERE id = ANY (:ids)")
@@ -251,8 +252,7 @@ def test_two_processes_share_the_loads_of_many(
         found: list[dict[int, str | None]] = []
         second = Thread(target=lambda: found.append(other.get_many([2, 3], quick)))
         second.start()
-        while not other.stats().waits:
-            pass
+        until(lambda: other.stats().waits > 0)
         gate.open()
         first.join()
         second.join()

@@ -1,10 +1,9 @@
 """Reading through a cache, on real servers."""
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from time import monotonic
 
 import pytest
 from redis import Redis
@@ -23,6 +22,7 @@ from tests.fixtures.caches import (
     name_of,
     open_cache,
     rename,
+    until,
 )
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
@@ -343,12 +343,6 @@ def test_who_comes_after_the_fill_was_sent_looks_for_himself(
             gate.open()
         assert first.result(ENOUGH_SECONDS) == second.result(ENOUGH_SECONDS) == "first"
     assert cache.stats().joined == (0 if is_late else 1)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = monotonic() + ENOUGH_SECONDS
-    while not condition():
-        assert monotonic() < deadline
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from decimal import Decimal
 from threading import Thread
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Engine,
     ForeignKey,
     Integer,
+    Numeric,
     Table,
     Text,
     func,
@@ -32,7 +34,7 @@ from sqlalchemy.orm import (
 
 from datapatterns.cache_aside import TAGGED, AsyncCache, Cache, tag
 from datapatterns.errors import CacheKeyError
-from tests.fixtures.caches import PATIENT, Gate, open_cache
+from tests.fixtures.caches import PATIENT, Gate, open_cache, until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 
@@ -64,7 +66,10 @@ class Item(Base):
     shops: Mapped[list[Shop]] = relationship(secondary=stocked)
 
 
-Reader = Callable[[int], int]
+class Weighed(Base):
+    __tablename__ = "weighed"
+
+    grams: Mapped[Decimal] = mapped_column(Numeric, primary_key=True)
 
 
 @pytest.fixture
@@ -187,8 +192,7 @@ def test_whoever_wrote_joins_no_load_under_way_of_what_he_changed(cache: Cache) 
     writer = Thread(target=lambda: found.append(cache.get_or_load("all", slow, tags=[tag(Item)])))
     writer.start()
     # It waits for the lease, in vain or not, but not for the other's outcome.
-    while not cache.stats().waits:
-        pass
+    until(lambda: cache.stats().waits > 0)
     gate.open()
     reading.join()
     writer.join()
@@ -290,6 +294,47 @@ def test_a_write_of_unknown_rows_forgets_what_depends_on_any(
         session.execute(update(Item).values(name="renamed"))
 
     assert (row(), in_department(1)) == ("renamed", ["renamed"] * 3)
+
+
+def test_a_value_that_the_server_computes_forgets_what_depends_on_any(
+    sessions: sessionmaker[Session], in_department: Callable[[int | None], list[str]]
+) -> None:
+    assert in_department(7) == []
+    with sessions.begin() as session:
+        session.get_one(Item, 2).department = Item.department + 7
+
+    assert in_department(7) == ["first"]
+
+
+def test_a_row_whose_key_has_no_certain_name_is_still_written(cache: Cache, shop: Engine) -> None:
+    made = sessionmaker(shop)
+    cache.watch_tags(made, Weighed)
+    count = select(func.count()).select_from(Weighed)
+
+    def weighed() -> int:
+        return cache.get_or_load(
+            "weighed", lambda conn: conn.execute(count).scalar_one(), tags=[tag(Weighed)]
+        )
+
+    assert weighed() == 0
+    with made.begin() as session:
+        session.add(Weighed(grams=Decimal("1.00")))
+    assert weighed() == 1
+
+
+def test_an_object_that_did_not_change_forgets_nothing(
+    sessions: sessionmaker[Session],
+    in_department: Callable[[int | None], list[str]],
+    cache: Cache,
+) -> None:
+    in_department(0)
+    with sessions.begin() as session:
+        item = session.get_one(Item, 2)
+        item.name = item.name
+        session.get_one(Item, 1).name = "renamed"
+
+    in_department(0)
+    assert cache.stats().loads == 1
 
 
 def test_links_between_rows_are_a_table_of_their_own(
