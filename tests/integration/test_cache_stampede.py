@@ -73,30 +73,6 @@ def test_two_hundred_callers_cost_one_load(cache: Cache) -> None:
     assert load.count == cache.stats().loads == 1
 
 
-PROGRAM = """
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from sqlalchemy import create_engine, text
-from datapatterns.cache_aside import Cache, CachePolicy
-
-policy = CachePolicy(redis_timeout_seconds=5, vouched_seconds=60, lease_seconds=30, wait_seconds=30)
-engine = create_engine(sys.argv[1])
-cache = Cache(sys.argv[2], engine, name="product", policy=policy)
-
-def load(conn):
-    conn.execute(text("INSERT INTO loads VALUES (pg_backend_pid())"))
-    conn.execute(text("SELECT pg_sleep(0.3)"))  # the work
-    return conn.scalar(text("SELECT name FROM product WHERE id = 1"))
-
-cache.get_or_load("warm", lambda conn: 1)
-print("ready", flush=True)
-sys.stdin.readline()
-with ThreadPoolExecutor(50) as pool:
-    values = set(pool.map(lambda _: cache.get_or_load(1, load), range(50)))
-print(*values, cache.stats().loads, flush=True)
-"""
-
-
 def start_process(engine: Engine, redis_url: str, program: str) -> subprocess.Popen[str]:
     url = engine.url.render_as_string(hide_password=False)
     return subprocess.Popen(  # noqa: S603 -- our own program
@@ -105,58 +81,6 @@ def start_process(engine: Engine, redis_url: str, program: str) -> subprocess.Po
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-def test_three_processes_of_fifty_threads_cost_one_load(
-    cache: Cache, engine: Engine, redis_url: str
-) -> None:
-    assert cache.relay().is_leading
-    with engine.begin() as conn:
-        conn.execute(text("CREATE TABLE loads (pid int)"))
-    processes = [start_process(engine, redis_url, PROGRAM) for _ in range(3)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    printed = [process.communicate(timeout=60)[0] for process in processes]
-
-    with engine.connect() as conn:
-        assert conn.scalar(text("SELECT count(*) FROM loads")) == 1
-    assert [line.split()[0] for line in printed] == ["first"] * 3
-
-
-def test_a_caller_that_dies_while_loading_costs_the_others_its_lease(
-    cache: Cache, engine: Engine, redis_url: str
-) -> None:
-    program = """
-import sys
-from sqlalchemy import create_engine
-from datapatterns.cache_aside import Cache, CachePolicy
-
-policy = CachePolicy(redis_timeout_seconds=5, vouched_seconds=60, lease_seconds=1)
-cache = Cache(sys.argv[2], create_engine(sys.argv[1]), name="product", policy=policy)
-
-def load(conn):
-    print("loading", flush=True)
-    sys.stdin.readline()
-
-cache.get_or_load(1, load)
-"""
-    process = start_process(engine, redis_url, program)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "loading\n"
-    process.kill()
-    process.communicate()
-
-    values = all_at_once(20, lambda: cache.get_or_load(1, lambda conn: name_of(conn, 1)))
-
-    assert set(values) == {"first"}
-    assert cache.stats().loads == 1
-    assert cache.stats().filled == 1
 
 
 def test_a_loader_that_hangs_holds_nobody_for_ever(engine: Engine, redis_client: Redis) -> None:
