@@ -11,6 +11,7 @@ from datapatterns.cache_aside.relaying import RelayReport
 from datapatterns.cache_aside.tags import TAGGED, tag
 
 if TYPE_CHECKING:
+    from datapatterns.cache_aside.dogpile_backend import DogpileBackend
     from datapatterns.cache_aside.redis_cache_async import AsyncCache
 
 __all__ = [
@@ -22,15 +23,29 @@ __all__ = [
     "CacheStats",
     "CacheViolation",
     "CachedFunction",
+    "DogpileBackend",
     "RelayReport",
     "tag",
 ]
 
 
 def __getattr__(name: str) -> object:
-    # Only those who use it need the async extra.
+    # Only those who use it need the async extra, or the one for dogpile.cache.
     if name == "AsyncCache":
         from datapatterns.cache_aside.redis_cache_async import AsyncCache  # noqa: PLC0415
 
         return AsyncCache
+    if name == "DogpileBackend":
+        return _dogpile_backend()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _dogpile_backend() -> object:
+    try:
+        from datapatterns.cache_aside.dogpile_backend import DogpileBackend  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "dogpile.cache is missing; install the extra: pip install 'datapatterns[dogpile]'",
+            name=error.name,
+        ) from error
+    return DogpileBackend

