@@ -30,9 +30,10 @@ DataPatternsError
 │                         ServerTooOldError, SettingsError
 │     shard_statements    MergeLimitError, MultiShardWriteError, ScatterRefusedError,
 │                         UnmergeableQueryError, UnroutableStatementError
-│     shards              BucketCountError, GroupMismatchError, ShardKeyChangedError,
-│                         ShardKeyError, ShardMapExistsError, ShardMapMissingError,
-│                         ShardedTableError, WrongShardError
+│     shards              BucketCountError, GroupMismatchError, RangeBoundError,
+│                         ShardKeyChangedError, ShardKeyError, ShardMapExistsError,
+│                         ShardMapMissingError, ShardedTableError, UnroutableKeyError,
+│                         WrongShardError
 │     testing             FaultRefusedError, HistoryError, SearchTooLargeError
 │     transactions        AbortedTransactionError, IsolationLevelError, TransactionInUseError
 │     views               ViewChangedError, ViewCycleError, ViewDefinitionError,
@@ -208,6 +209,7 @@ from datapatterns.errors.shard_statements import (
 from datapatterns.errors.shards import (
     BucketCountError,
     GroupMismatchError,
+    RangeBoundError,
     ShardedTableError,
     ShardKeyChangedError,
     ShardKeyError,
@@ -216,6 +218,7 @@ from datapatterns.errors.shards import (
     ShardMapMissingError,
     ShardUnavailableError,
     StaleShardMapError,
+    UnroutableKeyError,
     WrongShardError,
 )
 from datapatterns.errors.testing import FaultRefusedError, HistoryError, SearchTooLargeError
@@ -321,6 +324,7 @@ __all__ = [
     "PromotionRefusedError",
     "PromotionTimeoutError",
     "PurgeRefusedError",
+    "RangeBoundError",
     "ReadModelBehindError",
     "ReadModelBuildingError",
     "ReadModelDamagedError",
@@ -363,6 +367,7 @@ __all__ = [
     "UnknownRevisionError",
     "UnknownRowsError",
     "UnmergeableQueryError",
+    "UnroutableKeyError",
     "UnroutableStatementError",
     "VersionConflictError",
     "ViewBehindError",

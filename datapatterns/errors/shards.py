@@ -15,8 +15,10 @@ class BucketCountError(ConfigurationError):
         buckets: The number that was asked for.
     """
 
-    def __init__(self, buckets: int) -> None:
-        super().__init__(f"{buckets} buckets cannot be addressed by bits; use a power of two")
+    def __init__(
+        self, buckets: int, needed: str = "they are addressed by bits; use a power of two"
+    ) -> None:
+        super().__init__(f"keys cannot be spread over {buckets} buckets: {needed}")
         self.buckets = buckets
 
 
@@ -37,6 +39,19 @@ class GroupMismatchError(ConfigurationError):
         self.group = group
         self.declared = declared
         self.stored = stored
+
+
+class RangeBoundError(ConfigurationError):
+    """Keys cannot be cut into ranges at this place.
+
+    Attributes:
+        bound: The key at which a range would begin or end.
+    """
+
+    def __init__(self, bound: object, advice: str) -> None:
+        super().__init__(f"bound {bound!r}: {advice}")
+        self.bound = bound
+        self.advice = advice
 
 
 class ShardKeyChangedError(ConfigurationError):
@@ -107,6 +122,19 @@ class ShardedTableError(ConfigurationError):
     def __init__(self, table: str, advice: str) -> None:
         super().__init__(f"table {table!r}: {advice}")
         self.table = table
+        self.advice = advice
+
+
+class UnroutableKeyError(ConfigurationError):
+    """No bucket holds such a key.
+
+    Attributes:
+        key: The key.
+    """
+
+    def __init__(self, key: object, advice: str) -> None:
+        super().__init__(f"no bucket holds key {key!r}: {advice}")
+        self.key = key
         self.advice = advice
 
 

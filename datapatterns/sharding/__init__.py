@@ -3,18 +3,39 @@
 from datapatterns.sharding.cluster import ShardCluster
 from datapatterns.sharding.counting import ShardStats, TableCount
 from datapatterns.sharding.definition import EntityGroup, ShardKey
-from datapatterns.sharding.hash_buckets import Hash
 from datapatterns.sharding.pinned_session import PinnedSession
 from datapatterns.sharding.router import Router
 from datapatterns.sharding.shard_map import ShardMap
 from datapatterns.sharding.shard_session import ShardSession
-from datapatterns.sharding.strategy import Key, ShardingStrategy
+from datapatterns.sharding.strategies import (
+    Composite,
+    CompositeKey,
+    Directory,
+    Hash,
+    Jump,
+    Ketama,
+    Key,
+    ListMap,
+    Modulo,
+    Range,
+    Rendezvous,
+    ShardingStrategy,
+)
 
 __all__ = [
+    "Composite",
+    "CompositeKey",
+    "Directory",
     "EntityGroup",
     "Hash",
+    "Jump",
+    "Ketama",
     "Key",
+    "ListMap",
+    "Modulo",
     "PinnedSession",
+    "Range",
+    "Rendezvous",
     "Router",
     "ShardCluster",
     "ShardKey",

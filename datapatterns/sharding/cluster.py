@@ -36,7 +36,7 @@ from datapatterns.sharding.scattering import ask_each
 from datapatterns.sharding.schema import UNUSED
 from datapatterns.sharding.shard_map import ShardMap
 from datapatterns.sharding.shard_session import ShardSession
-from datapatterns.sharding.strategy import Key
+from datapatterns.sharding.strategies.strategy import Key
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 from datapatterns.transactions import resuming, transaction
 

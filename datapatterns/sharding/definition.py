@@ -30,9 +30,15 @@ from sqlalchemy.types import BIGINT, INTEGER, SMALLINT, TEXT, VARCHAR, TypeEngin
 from sqlalchemy.types import UUID as SQL_UUID
 
 from datapatterns.errors import ShardedTableError, ShardKeyError
-from datapatterns.sharding.hash_buckets import Hash
-from datapatterns.sharding.strategy import Key
-from datapatterns.sql.functions import library_function
+from datapatterns.sharding.strategies import (
+    Directory,
+    Hash,
+    Key,
+    ListMap,
+    Modulo,
+    Range,
+    ShardingStrategy,
+)
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 KeyTypeName: TypeAlias = Literal["bigint", "text", "uuid"]
@@ -71,7 +77,7 @@ class EntityGroup:
     """
 
     name: str
-    strategy: Hash = field(default_factory=Hash)
+    strategy: ShardingStrategy = field(default_factory=Hash)
     key: type[BigInteger | Text | Uuid[UUID]] = BigInteger
     _keys: "list[ShardKey]" = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -80,6 +86,21 @@ class EntityGroup:
             raise ValueError(f"{self.name!r} cannot name a group; use a-z, 0-9 and _")
         if self.key not in (BigInteger, Text, Uuid):
             raise ValueError("a shard key is BigInteger, Text or Uuid")
+        self._check_strategy()
+
+    def _check_strategy(self) -> None:
+        name = type(self.strategy).__name__
+        if not isinstance(self.strategy, Hash | Modulo | Range | ListMap | Directory):
+            raise ValueError(  # noqa: TRY004 -- as the other refusals
+                f"rows of one key column cannot be placed by {name}; use Hash, Range, ListMap,"
+                " Directory or Modulo"
+            )
+        placed = self.strategy.key_type
+        if placed is not None and placed is not _PYTHON_TYPES[self.key_type]:
+            raise ValueError(
+                f"{name} places keys of {placed.__name__}, group {self.name!r} has {self.key_type}"
+                " keys; let both agree"
+            )
 
     @property
     def key_type(self) -> KeyTypeName:
@@ -89,9 +110,10 @@ class EntityGroup:
     @property
     def fingerprint(self) -> str:
         """Return what must stay the same for as long as there is data."""
-        return sha256(
-            f"hash/{self.key_type}/{self.strategy.buckets}/postgresql".encode()
-        ).hexdigest()
+        declared = repr(self.strategy)
+        if isinstance(self.strategy, Hash):
+            declared = f"{self.strategy.buckets}/postgresql"
+        return sha256(f"{self.strategy.kind}/{self.key_type}/{declared}".encode()).hexdigest()
 
     def by(self, column: str, *, scatter: bool = False) -> "ShardKey":
         """Return what a mapped class says as ``__shard__``: this column holds the key.
@@ -153,15 +175,13 @@ class EntityGroup:
         self, column: ColumnElement[Any], bucket: int, *, schema: str = DEFAULT_SCHEMA
     ) -> ColumnElement[bool]:
         """Return the SQL condition that a row with this shard key lies in ``bucket``."""
-        return self.bucket_of(column, schema=schema) == bucket
+        return self.strategy.predicate(column, bucket, schema=schema)
 
     def bucket_of(
         self, column: ColumnElement[Any], *, schema: str = DEFAULT_SCHEMA
     ) -> ColumnElement[int]:
         """Return the SQL expression for the bucket of a row with this shard key."""
-        return library_function(
-            schema, "hash_bucket", column, self.strategy.buckets, returns=Integer()
-        )
+        return self.strategy.bucket_of(column, schema=schema)
 
     def tables(self) -> "dict[Table, ShardKey]":
         """Return the tables of all classes mapped so far, with their shard keys.

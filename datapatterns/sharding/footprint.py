@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import cast
+from typing import TypeVar, cast
 
 from sqlalchemy import Alias, ColumnClause, FromClause, Join, Select, Table, TextClause, UpdateBase
 from sqlalchemy.dialects.postgresql import dialect
@@ -30,7 +30,9 @@ from datapatterns.sharding.key_conditions import (
     key_tie,
 )
 from datapatterns.sharding.placements import Placements
-from datapatterns.sharding.strategy import Key
+from datapatterns.sharding.strategies.strategy import Key, ShardingStrategy
+
+Item = TypeVar("Item", Key, int)
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 # What func.count() and EXISTS put into a statement by themselves.
@@ -58,13 +60,25 @@ class Block:
     def keys(self, parameters: Parameters) -> frozenset[Key] | None:
         """Return the keys of all rows that this SELECT can use; None if that may be any."""
         if self.tied and self.conditions:
-            return _intersection([c.keys(parameters) for c in self.conditions])
+            return _listed(self.conditions, parameters)
         # Untied tables are confined if each is: a condition in WHERE also drops the rows that an
         # outer join has filled with NULLs.
         conditions = (*self.conditions, *self.outer_conditions)
         return _union(
             [
-                _intersection([c.keys(parameters) for c in conditions if c.leaf is leaf])
+                _listed([each for each in conditions if each.leaf is leaf], parameters)
+                for leaf in self.leaves
+            ]
+        )
+
+    def buckets(self, parameters: Parameters, strategy: ShardingStrategy) -> frozenset[int] | None:
+        """Return the buckets of all rows that this SELECT can use; None if that may be any."""
+        if self.tied and self.conditions:
+            return _confined(self.conditions, parameters, strategy)
+        conditions = (*self.conditions, *self.outer_conditions)
+        return _union(
+            [
+                _confined([each for each in conditions if each.leaf is leaf], parameters, strategy)
                 for leaf in self.leaves
             ]
         )
@@ -93,10 +107,9 @@ class Footprint:
         """Return the keys of all rows that the statement can use; None if that may be any."""
         return _union([block.keys(parameters) for block in self.blocks])
 
-    def buckets(self, parameters: Parameters) -> frozenset[int] | None:
+    def buckets(self, parameters: Parameters, strategy: ShardingStrategy) -> frozenset[int] | None:
         """Return the buckets that the statement can read from; None if that may be all."""
-        keys = self.keys(parameters)
-        return None if keys is None else self.group.strategy.buckets_for("in", list(keys))
+        return _union([block.buckets(parameters, strategy) for block in self.blocks])
 
 
 def footprint_of(
@@ -307,10 +320,30 @@ def refuse_text(part: ClauseElement) -> None:
         )
 
 
-def _intersection(sets: Sequence[frozenset[Key]]) -> frozenset[Key] | None:
-    return reduce(frozenset.intersection, sets) if sets else None
+def _listed(conditions: Sequence[KeyCondition], parameters: Parameters) -> frozenset[Key] | None:
+    """Return the keys that satisfy all conditions that list some; None if none does."""
+    return _intersection([condition.keys(parameters) for condition in conditions])
 
 
-def _union(sets: Sequence[frozenset[Key] | None]) -> frozenset[Key] | None:
-    known = [keys for keys in sets if keys is not None]
-    return frozenset().union(*known) if len(known) == len(sets) else None
+def _confined(
+    conditions: Sequence[KeyCondition], parameters: Parameters, strategy: ShardingStrategy
+) -> frozenset[int] | None:
+    """Return the buckets of keys that satisfy all conditions; None if that may be any."""
+    keys = _listed(conditions, parameters)
+    others = [each for each in conditions if each.keys(parameters) is None]
+    return _intersection(
+        [
+            None if keys is None else strategy.buckets_for("in", [*keys]),
+            *(condition.buckets(parameters, strategy) for condition in others),
+        ]
+    )
+
+
+def _intersection(sets: Sequence[frozenset[Item] | None]) -> frozenset[Item] | None:
+    known = [each for each in sets if each is not None]
+    return reduce(frozenset.intersection, known) if known else None
+
+
+def _union(sets: Sequence[frozenset[Item] | None]) -> frozenset[Item] | None:
+    known = [each for each in sets if each is not None]
+    return frozenset[Item]().union(*known) if len(known) == len(sets) else None

@@ -9,6 +9,7 @@ from datapatterns.errors import ShardMapExistsError, WrongShardError
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.schema import UNUSED, sharding_tables
 from datapatterns.sharding.shard_map import ShardMap, spread_evenly
+from datapatterns.sharding.strategies import Hash
 from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
@@ -46,10 +47,10 @@ def record_map(
             insert(stored)
             .values(
                 name=group.name,
-                strategy="hash",
+                strategy=group.strategy.kind,
                 key_type=group.key_type,
                 buckets=group.strategy.buckets,
-                hash_function="postgresql",
+                hash_function="postgresql" if isinstance(group.strategy, Hash) else None,
                 fingerprint=group.fingerprint,
                 epoch=UNUSED,
             )

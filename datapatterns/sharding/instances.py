@@ -8,7 +8,7 @@ from sqlalchemy.orm import InstanceState, Mapper
 from datapatterns.errors import ShardKeyChangedError, UnroutableStatementError
 from datapatterns.sharding.definition import ShardKey
 from datapatterns.sharding.placements import Placements
-from datapatterns.sharding.strategy import Key
+from datapatterns.sharding.strategies.strategy import Key
 from datapatterns.sharding.write_keys import refuse_subqueries
 
 

@@ -21,9 +21,18 @@ from sqlalchemy.sql.elements import (
 )
 
 from datapatterns.sharding.definition import ShardKey, is_plain_key_type
-from datapatterns.sharding.strategy import Key
+from datapatterns.sharding.strategies.strategy import Key, KeyOperator, ShardingStrategy
 
 Parameters: TypeAlias = Mapping[str, Any]
+
+_ORDERS: Mapping[Any, KeyOperator] = {
+    operators.lt: "<",
+    operators.le: "<=",
+    operators.gt: ">",
+    operators.ge: ">=",
+}
+_TURNED: Mapping[KeyOperator, KeyOperator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_BY_CODE_POINT = frozenset(("C", "ucs_basic"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +62,44 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class KeyCondition:
-    """Every row of the answer has a key among some values.
+    """Every row of the answer has a key that compares so with some values.
 
     Attributes:
         leaf: Whose key.
+        operator: How it compares.
         binds: The parameters that hold the values.
         position: Where the key stands in each value, if the values are tuples.
     """
 
     leaf: Leaf
+    operator: KeyOperator
     binds: tuple[BindParameter[Any], ...]
     position: int | None = None
 
-    def keys(self, parameters: Parameters) -> frozenset[Key]:
-        """Return the keys that such a row can have.
+    def keys(self, parameters: Parameters) -> frozenset[Key] | None:
+        """Return the keys that such a row can have; None if they are not listed.
 
         Raises:
             ShardKeyError: A value is of another type than the key.
         """
+        return self._listed(parameters) if self.operator in {"=", "in"} else None
+
+    def buckets(self, parameters: Parameters, strategy: ShardingStrategy) -> frozenset[int] | None:
+        """Return the buckets that such a row can be in; None if that may be any.
+
+        Raises:
+            ShardKeyError: A value is of another type than the key.
+        """
+        group = self.leaf.shard_key.group
+        if self.operator in {"=", "in"}:
+            return strategy.buckets_for("in", [*self._listed(parameters)])
+        values = [value for bind in self.binds for value in _values(bind, parameters)]
+        if None in values:  # nothing compares with NULL
+            return frozenset()
+        keys = [group.checked_key(value) for value in values]
+        return strategy.buckets_for(self.operator, keys if self.operator == "between" else keys[0])
+
+    def _listed(self, parameters: Parameters) -> frozenset[Key]:
         group = self.leaf.shard_key.group
         values = [value for bind in self.binds for value in _values(bind, parameters)]
         if self.position is not None:
@@ -98,10 +127,12 @@ def key_condition(clause: ClauseElement, leaves: list[Leaf]) -> KeyCondition | N
         for column, value in ((clause.left, clause.right), (clause.right, clause.left)):
             leaf = _leaf_of(column, leaves)
             if leaf is not None and _is_plain_bind(value):
-                return KeyCondition(leaf, (value,))
+                return KeyCondition(leaf, "=", (value,))
     if clause.operator is operators.in_op:
         return _in_condition(clause, leaves)
-    return None
+    if clause.operator is operators.between_op:
+        return _between_condition(clause, leaves)
+    return _order_condition(clause, leaves)
 
 
 def key_tie(clause: ClauseElement, leaves: list[Leaf]) -> tuple[Leaf, Leaf] | None:
@@ -126,10 +157,49 @@ def _in_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondi
             return None
         for position, column in enumerate(left.clauses):
             if (leaf := _leaf_of(column, leaves)) is not None:
-                return KeyCondition(leaf, binds, position)
+                return KeyCondition(leaf, "in", binds, position)
         return None
     leaf = _leaf_of(left, leaves)
-    return None if leaf is None else KeyCondition(leaf, binds)
+    return None if leaf is None else KeyCondition(leaf, "in", binds)
+
+
+def _order_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondition | None:
+    if (operator := _ORDERS.get(clause.operator)) is None:
+        return None
+    for column, value, meant in (
+        (clause.left, clause.right, operator),
+        (clause.right, clause.left, _TURNED[operator]),
+    ):
+        leaf = _ordered_leaf_of(column, leaves)
+        if leaf is not None and _is_plain_bind(value):
+            return KeyCondition(leaf, meant, (value,))
+    return None
+
+
+def _between_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondition | None:
+    leaf = _ordered_leaf_of(clause.left, leaves)
+    binds = _listed_binds(clause.right)
+    # SYMMETRIC would take the bounds in either order.
+    if leaf is None or binds is None or clause.modifiers.get("symmetric"):
+        return None
+    return KeyCondition(leaf, "between", binds)
+
+
+def _ordered_leaf_of(clause: object, leaves: list[Leaf]) -> Leaf | None:
+    """Return whose key ``clause`` is, if it is ordered as strategies order keys.
+
+    Text is ordered by its collation: under most of them B lies between a and c.
+    """
+    if isinstance(clause, Grouping):
+        clause = clause.element
+    if isinstance(clause, BinaryExpression) and clause.operator is operators.collate:
+        by_code_point = getattr(clause.right, "collation", None) in _BY_CODE_POINT
+        return _leaf_of(clause.left, leaves) if by_code_point else None
+    leaf = _leaf_of(clause, leaves)
+    if leaf is None or leaf.shard_key.group.key_type != "text":
+        return leaf
+    type_ = leaf.table.columns[leaf.shard_key.column].type
+    return leaf if getattr(type_, "collation", None) in _BY_CODE_POINT else None
 
 
 def _listed_binds(right: object) -> tuple[BindParameter[Any], ...] | None:

@@ -1,6 +1,7 @@
 """Read the shard map from the control database."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, select
 
@@ -48,6 +49,7 @@ def load_maps(
             stored.c.group_id,
             stored.c.epoch,
             stored.c.fingerprint,
+            stored.c.strategy,
             stored.c.key_type,
             stored.c.buckets,
             placed.c.bucket,
@@ -62,7 +64,7 @@ def load_maps(
         mine = [row for row in rows if row.name == group.name]
         if not mine or (mine[0].epoch == UNUSED and not unused):
             raise ShardMapMissingError(group.name)
-        _check_declaration(group, mine[0].fingerprint, mine[0].key_type, mine[0].buckets)
+        _check_declaration(group, mine[0])
         owners = {row.bucket: row.shard_id for row in mine}
         maps[group.name] = ShardMap(
             mine[0].group_id, mine[0].epoch, group.strategy, _checked_owners(group, owners, shards)
@@ -76,12 +78,14 @@ def load_epochs(conn: Connection, *, schema: str = DEFAULT_SCHEMA) -> dict[str, 
     return {row.name: row.epoch for row in conn.execute(select(stored.c.name, stored.c.epoch))}
 
 
-def _check_declaration(group: EntityGroup, fingerprint: str, key_type: str, buckets: int) -> None:
-    if fingerprint != group.fingerprint:
+def _check_declaration(group: EntityGroup, stored: Any) -> None:  # noqa: ANN401 -- a row
+    if stored.fingerprint != group.fingerprint:
+        placed = f"{stored.strategy} of {stored.key_type} keys in {stored.buckets} buckets"
         raise GroupMismatchError(
             group.name,
-            declared=f"{group.key_type} in {group.strategy.buckets} buckets",
-            stored=f"{key_type} in {buckets} buckets",
+            declared=f"{group.strategy} of {group.key_type} keys",
+            # The same words may stand for other bounds or lists.
+            stored=placed if stored.strategy == "hash" else f"another {placed}",
         )
 
 

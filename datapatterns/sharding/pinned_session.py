@@ -27,7 +27,7 @@ from datapatterns.sharding.footprint import Footprint, footprint_of, leaf_of
 from datapatterns.sharding.instances import declared_key, key_of
 from datapatterns.sharding.key_conditions import Parameters
 from datapatterns.sharding.ownership import claim_buckets
-from datapatterns.sharding.strategy import Key
+from datapatterns.sharding.strategies.strategy import Key
 from datapatterns.sharding.write_keys import changed_rows, insert_keys, updates_by_primary_key
 
 

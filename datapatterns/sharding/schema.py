@@ -59,13 +59,18 @@ def sharding_tables(schema: str, /) -> ShardingTables:
         Column("strategy", Text, nullable=False),
         Column("key_type", Text, nullable=False),
         Column("buckets", Integer, nullable=False),
-        Column("hash_function", Text, nullable=False),
+        Column("hash_function", Text),
         Column("fingerprint", Text, nullable=False),
         Column("epoch", BigInteger, nullable=False, server_default="1"),
         UniqueConstraint("name"),
-        CheckConstraint("strategy = 'hash'", name="strategy"),
+        CheckConstraint(
+            "strategy IN ('hash', 'modulo', 'range', 'list', 'directory')", name="strategy"
+        ),
         CheckConstraint("key_type IN ('bigint', 'text', 'uuid')", name="key_type"),
-        CheckConstraint("buckets > 0 AND buckets & (buckets - 1) = 0", name="buckets"),
+        CheckConstraint(
+            "buckets > 0 AND (strategy <> 'hash' OR buckets & (buckets - 1) = 0)", name="buckets"
+        ),
+        CheckConstraint("(strategy = 'hash') = (hash_function IS NOT NULL)", name="hash_function"),
     )
     bucket_map = Table(
         "bucket_map",

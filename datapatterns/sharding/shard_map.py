@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeVar
 
-from datapatterns.sharding.hash_buckets import Hash
-from datapatterns.sharding.strategy import Key
+from datapatterns.sharding.strategies.strategy import Key, ShardingStrategy
 
 Row = TypeVar("Row")
 
@@ -24,12 +23,25 @@ class ShardMap:
 
     group_id: int
     epoch: int
-    strategy: Hash
+    strategy: ShardingStrategy
     owners: tuple[str, ...]
 
     def shard_of(self, key: Key) -> str:
         """Return the shard that holds the rows of ``key``."""
         return self.owners[self.strategy.bucket(key)]
+
+    def buckets_of(self, keys: Iterable[Key]) -> frozenset[int]:
+        """Return the buckets that hold the rows of any of ``keys``.
+
+        Raises:
+            UnroutableKeyError: No bucket holds one of them.
+        """
+        return frozenset(map(self.strategy.bucket, keys))
+
+    def buckets_with(self, keys: Iterable[Key]) -> frozenset[int]:
+        """Return the buckets that can hold rows of any of ``keys``; some keys may have none."""
+        found = self.strategy.buckets_for("in", [*keys])
+        return frozenset(range(len(self.owners))) if found is None else found
 
     def shards_of(self, buckets: Iterable[int]) -> frozenset[str]:
         """Return the shards that hold any of ``buckets``."""

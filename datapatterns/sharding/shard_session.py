@@ -118,7 +118,7 @@ class ShardSession(Session):
         parameters = _one_set(state)
         footprint, values = self._access.footprints.of(statement, parameters)
         shard_map = self._access.router.map_of(footprint.group)
-        buckets = footprint.buckets(values)
+        buckets = footprint.buckets(values, shard_map.strategy)
         if buckets is not None:
             shards = shard_map.shards_of(buckets)
             if len(shards) <= 1:
@@ -195,21 +195,25 @@ class ShardSession(Session):
         group = leaf.shard_key.group
         keys = insert_keys(statement, _all_sets(state), leaf, state.bind_mapper)
         shard_map = self._access.router.map_of(group)
-        buckets = group.strategy.buckets_for("in", keys)
-        return self._write(state, shard_map, buckets)
+        return self._write(state, shard_map, shard_map.buckets_of(keys))
 
     def _change(self, state: ORMExecuteState, statement: Update | Delete) -> Result[Any]:
+        sets = _all_sets(state)
         footprint, keys = changed_rows(
             statement,
-            _all_sets(state),
+            sets,
             self._access.placements,
             state.bind_mapper,
             by_primary_key=updates_by_primary_key(state),
         )
-        if keys is None:
-            raise ScatterRefusedError(footprint.tables)
         shard_map = self._access.router.map_of(footprint.group)
-        return self._write(state, shard_map, shard_map.strategy.buckets_for("in", list(keys)))
+        if keys is not None:
+            return self._write(state, shard_map, shard_map.buckets_with(keys))
+        each = [footprint.buckets(row, shard_map.strategy) for row in sets or ({},)]
+        known = [buckets for buckets in each if buckets is not None]
+        if len(known) < len(each):
+            raise ScatterRefusedError(footprint.tables)
+        return self._write(state, shard_map, frozenset().union(*known))
 
     def _write(
         self, state: ORMExecuteState, shard_map: ShardMap, buckets: frozenset[int]

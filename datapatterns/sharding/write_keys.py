@@ -32,7 +32,7 @@ from datapatterns.sharding.footprint import (
 )
 from datapatterns.sharding.key_conditions import Leaf, Parameters, conjuncts, key_condition
 from datapatterns.sharding.placements import Placements
-from datapatterns.sharding.strategy import Key
+from datapatterns.sharding.strategies.strategy import Key
 
 Write: TypeAlias = Insert | Update | Delete
 

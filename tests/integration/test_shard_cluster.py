@@ -32,7 +32,7 @@ from datapatterns.errors import (
     StaleShardMapError,
     WrongShardError,
 )
-from datapatterns.sharding import EntityGroup, Hash, Key, ShardCluster
+from datapatterns.sharding import EntityGroup, Hash, Key, Range, ShardCluster
 from datapatterns.sql.migrating import upgrade
 from datapatterns.testing import Databases
 from tests.fixtures.shard_model import Basket, create_tables, households, named, sharded_shop
@@ -139,6 +139,7 @@ def test_two_names_for_one_server_are_refused(shard_urls: list[URL]) -> None:
     [
         EntityGroup("household", strategy=Hash(buckets=128)),
         EntityGroup("household", strategy=Hash(buckets=64), key=Text),
+        EntityGroup("household", strategy=Range([7])),
     ],
 )
 def test_a_group_that_is_declared_otherwise_is_refused(
@@ -165,7 +166,8 @@ def test_a_map_with_a_hole_is_refused(shard_urls: list[URL]) -> None:
         "INSERT INTO datapatterns.bucket_map VALUES (7, 1, 'unknown')",
         "INSERT INTO datapatterns.bucket_map VALUES (8, 1, 's1')",
         "UPDATE datapatterns.shard_group SET buckets = 3",
-        "UPDATE datapatterns.shard_group SET strategy = 'range'",
+        "UPDATE datapatterns.shard_group SET strategy = 'guess'",
+        "UPDATE datapatterns.shard_group SET hash_function = NULL",
         "UPDATE datapatterns.shard_group SET key_type = 'json'",
         "INSERT INTO datapatterns.this_shard VALUES (true, 's2')",
         "INSERT INTO datapatterns.this_shard VALUES (false, 's1')",

@@ -3,11 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, ClassVar
 from uuid import UUID
 
+from sqlalchemy import ColumnElement, Integer
+
 from datapatterns.errors import BucketCountError
-from datapatterns.sharding.postgres_hash import partition_hash_of_bytes, partition_hash_of_int
-from datapatterns.sharding.strategy import Key, KeyOperator
+from datapatterns.sharding.strategies.comparisons import listed_keys
+from datapatterns.sharding.strategies.postgres_hash import (
+    partition_hash_of_bytes,
+    partition_hash_of_int,
+)
+from datapatterns.sharding.strategies.strategy import Key, KeyOperator
+from datapatterns.sql.functions import library_function
+from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,9 @@ class Hash:
     Attributes:
         buckets: A power of two, about a hundred for each shard that may ever be needed.
     """
+
+    kind: ClassVar[str] = "hash"
+    key_type: ClassVar[None] = None
 
     buckets: int = 1024
 
@@ -46,13 +58,24 @@ class Hash:
             case UUID():
                 return _of_bytes(key.bytes) & (self.buckets - 1)
 
-    def buckets_for(self, operator: KeyOperator, value: Key | Sequence[Key]) -> frozenset[int]:
-        """Return the buckets that can hold a key ``= value``, or ``in`` those values."""
-        if operator == "=" and isinstance(value, int | str | UUID):
-            return frozenset((self.bucket(value),))
-        if operator == "in" and not isinstance(value, int | str | UUID):
-            return frozenset(map(self.bucket, value))
-        raise TypeError(f"{operator!r} does not go with {type(value).__name__}")
+    def buckets_for(
+        self, operator: KeyOperator, value: Key | Sequence[Key]
+    ) -> frozenset[int] | None:
+        """Return the buckets that can hold a key that satisfies the comparison; None if any."""
+        keys = listed_keys(operator, value)
+        return None if keys is None else frozenset(map(self.bucket, keys))
+
+    def bucket_of(
+        self, column: ColumnElement[Any], *, schema: str = DEFAULT_SCHEMA
+    ) -> ColumnElement[int]:
+        """Return the SQL expression for the bucket of a row with this shard key."""
+        return library_function(schema, "hash_bucket", column, self.buckets, returns=Integer())
+
+    def predicate(
+        self, column: ColumnElement[Any], bucket: int, *, schema: str = DEFAULT_SCHEMA
+    ) -> ColumnElement[bool]:
+        """Return the SQL condition that a row with this shard key lies in ``bucket``."""
+        return self.bucket_of(column, schema=schema) == bucket
 
 
 # Traffic repeats its keys, and a look-up costs a thirtieth of the hash.
