@@ -16,7 +16,7 @@ from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.keys import Key, KeyPart, parts_in
 from datapatterns.cache_aside.redis_commands import ENTRIES_PER_CALL, answer_to, command_for
-from datapatterns.cache_aside.relaying import Standing
+from datapatterns.cache_aside.standing import Standing
 from datapatterns.cache_aside.steps import CacheSilence, Fetch, Fetched, Wanted
 from datapatterns.clock import Clock
 from datapatterns.errors import ServerUnavailableError

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from time import time
 from typing import Any, TypeVar
 
@@ -11,18 +12,32 @@ from sqlalchemy.orm import Session
 
 from datapatterns.cache_aside.breaker import Breaker
 from datapatterns.cache_aside.capturing import Tabled, follow, unfollow
-from datapatterns.cache_aside.codec import Codec, Stored, is_fresh
-from datapatterns.cache_aside.counting import Counters
+from datapatterns.cache_aside.codec import Codec, Stored, fresh_until_ms
+from datapatterns.cache_aside.counting import CacheStats, Counters
 from datapatterns.cache_aside.gate import Gate
 from datapatterns.cache_aside.invalidating import Invalidation, keys_of, record_invalidation
 from datapatterns.cache_aside.keys import Key, checked_name, checked_target, entry_of
 from datapatterns.cache_aside.links import Links
+from datapatterns.cache_aside.local_tier import LocalTier, Slot, forget_in_process
 from datapatterns.cache_aside.own_writes import has_written, keeps_its_snapshot, note_write
 from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.reading import Reading
 from datapatterns.cache_aside.redis_commands import invalidations_of
 from datapatterns.cache_aside.relaying import Relay, RelayReport
-from datapatterns.cache_aside.steps import CacheSilence, Fetched, Load, Loaded, Outcome, Wanted
+from datapatterns.cache_aside.standing import Standing
+from datapatterns.cache_aside.steps import (
+    AnyStep,
+    CacheSilence,
+    Fetch,
+    Fetched,
+    Fill,
+    Load,
+    Loaded,
+    Outcome,
+    Wanted,
+)
 from datapatterns.cache_aside.tags import checked_tag
+from datapatterns.cache_aside.tracking import TrackedTier
 from datapatterns.cache_aside.writers import Home, checked_writer, refuse_autocommit
 from datapatterns.cache_aside.writing import after_commit
 from datapatterns.clock import SYSTEM_CLOCK
@@ -31,6 +46,7 @@ from datapatterns.sql.metadata import checked_schema
 from datapatterns.telemetry import Observer
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Key)
 
 
 class Backing:
@@ -46,6 +62,9 @@ class Backing:
         observer: Where counts and durations go.
         detach: Called with entries and tags; loads under way of these, and of values that depend
             on one of the tags, must not be joined any more.
+
+    Attributes:
+        local: What this process keeps beside Redis, if it does.
     """
 
     def __init__(  # noqa: PLR0913 -- a composition root of its own
@@ -75,7 +94,12 @@ class Backing:
         self._target = checked_target(target)
         self._home = Home(engine)
         self._relay = Relay(engine, self.links, policy, self._schema, self._target)
-        self.gate = Gate(self._relay, SYSTEM_CLOCK)
+        self.local: LocalTier | None = None
+        self._tracked: TrackedTier | None = None
+        if policy.local_bytes:
+            self.local = LocalTier(name, policy, partial(self.counters.add, "local_hits"))
+            self._tracked = TrackedTier(self.local, self.links)
+        self.gate = Gate(self._relay, SYSTEM_CLOCK, self._tracked)
         self._detach = detach
         self._codecs: dict[object, Codec[Any]] = {}
 
@@ -85,6 +109,18 @@ class Backing:
         if codec is None:
             codec = self._codecs[value_type] = Codec(value_type)
         return codec
+
+    def stats(self) -> CacheStats:
+        """Return what this process has done with the cache."""
+        if self.local is not None:
+            self.local.tell_hits()
+        return self.counters.stats()
+
+    def close(self) -> None:
+        """Close idle connections, and that on which Redis tells of changes; blocks for a moment."""
+        if self._tracked is not None:
+            self._tracked.close()
+        self.links.close()
 
     def close_gate(self) -> None:
         """Serve no hits until a relay round has ended."""
@@ -217,22 +253,81 @@ class Backing:
             return None
         return stored if stored.soft_expiry_ms > time() * 1000 else None
 
-    def fresh(self, codec: Codec[T], found: Fetched) -> Stored[T] | None:
-        """Return what was found if no second thought is needed, and count the hit."""
+    def fresh(self, codec: Codec[T], found: Fetched, mark: Slot | None = None) -> Stored[T] | None:
+        """Return what was found if no second thought is needed, and count the hit.
+
+        Args:
+            codec: What makes a value of it.
+            found: What there was.
+            mark: Put in the local tier before it was fetched; there it is kept.
+        """
         stored = codec.parse(found.raw) if found.raw else None
-        if (
-            stored is None
-            or stored.stamps != found.stamps
-            or not is_fresh(
-                stored.soft_expiry_ms,
-                stored.took_ms,
-                now_ms=time() * 1000,
-                early_refresh=self.policy.early_refresh,
-            )
-        ):
-            return None
-        self.counters.hit()
+        if stored is not None and not self._is_fresh(stored, found):
+            stored = None
+        if mark is not None:
+            self._settle(mark, codec, stored, found)
+        if stored is not None:
+            self.counters.hit()
         return stored
+
+    def _is_fresh(self, stored: Stored[Any], found: Fetched) -> bool:
+        if stored.stamps != found.stamps:
+            return False
+        early_refresh = self.policy.early_refresh
+        until_ms = fresh_until_ms(stored.soft_expiry_ms, stored.took_ms, early_refresh)
+        return until_ms > time() * 1000
+
+    def left_after(
+        self,
+        codec: Codec[Any],
+        wanted: Callable[[K], Wanted],
+        keys: Sequence[K],
+        found: dict[K, Any],
+    ) -> Sequence[K]:
+        """Add to ``found`` what this process keeps, and return the other keys."""
+        if self.local is None:
+            return keys
+        left = []
+        for key in keys:
+            slot = self.local.find(codec, wanted(key))
+            if slot is None:
+                left.append(key)
+            else:
+                found[key] = slot.served()
+        return left
+
+    def expected(
+        self, step: AnyStep, reading: Reading[Any, Any], standing: Standing
+    ) -> Sequence[Slot | None]:
+        """Put marks in the local tier for what ``step`` is about to fetch, to be settled then."""
+        if self.local is None or reading.anew or not isinstance(step, Fetch):
+            return ()
+        return [self.local.expect(wanted, standing) for wanted in step.wanted]
+
+    def settle(
+        self,
+        step: AnyStep,
+        codec: Codec[Any],
+        marks: Sequence[Slot | None],
+        answer: Any,  # noqa: ANN401
+    ) -> None:
+        """Keep in this process what was fetched; take away what has been stored anew."""
+        if isinstance(step, Fill):
+            forget_in_process([filling.entry for filling in step.fillings], ())
+        for mark, found in zip(marks, answer if marks else (), strict=True):
+            if mark is not None:
+                stored = codec.parse(found.raw) if found.raw else None
+                is_fresh = stored is not None and self._is_fresh(stored, found)
+                self._settle(mark, codec, stored if is_fresh else None, found)
+
+    def _settle(
+        self, mark: Slot, codec: Codec[Any], stored: Stored[Any] | None, found: Fetched
+    ) -> None:
+        assert self.local is not None
+        if stored is None or found.raw is None:
+            self.local.give_up(mark)
+        else:
+            self.local.keep(mark, codec, stored, found.raw)
 
     def _deliver(self, invalidation: Invalidation) -> None:
         current = self.gate.last_standing
@@ -254,5 +349,7 @@ class Backing:
             # no hits: it must see its own writes.
             self.close_gate()
             self.counters.add("undelivered", invalidation.count)
-        # Only now: a load that began before the delete must not be joined after it.
+        # Only now: a load that began before the delete must not be joined after it, and what was
+        # read before it must not be kept here.
         self._detach(invalidation.entries, invalidation.tags)
+        forget_in_process(invalidation.entries, invalidation.tags)

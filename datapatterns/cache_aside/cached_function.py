@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from datapatterns.cache_aside.auditing import CacheAudit
 from datapatterns.cache_aside.keys import Key, entry_of
+from datapatterns.cache_aside.local_tier import NOT_KEPT, LocalTier
 from datapatterns.cache_aside.steps import Wanted
 from datapatterns.cache_aside.tags import checked_tags
 from datapatterns.errors import SettingsError
@@ -103,11 +104,13 @@ class CachedFunction(Generic[P, T]):
         read_within: Callable[..., T],
         read_many: Callable[..., dict[Any, T]],
         audit: Callable[..., CacheAudit[T]],
+        local: LocalTier | None,
     ) -> None:
         functools.update_wrapper(self, load)
         self.load = load
         self._calls = calls
         self._cache = cache
+        self._local = local
         self._read = read
         self._read_within = read_within
         self._read_many = read_many
@@ -116,8 +119,20 @@ class CachedFunction(Generic[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function returns, from the cache if it can."""
+        if (local := self._local) is not None and not kwargs:
+            value = local.served(args)
+            if value is not NOT_KEPT:
+                kept: T = value
+                return kept
+        return self._read_through(args, kwargs)
+
+    def _read_through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         wanted = self._calls.wanted(*args, **kwargs)
-        return self._read(wanted, lambda conn: self.load(conn, *args, **kwargs))
+        load: Callable[..., T] = self.load
+        value = self._read(wanted, lambda conn: load(conn, *args, **kwargs))
+        if self._local is not None and not kwargs:
+            self._local.name_call(args, wanted.entry)
+        return value
 
     def within(self, transaction: Connection | Session, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function returns in a transaction that may have written itself.

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from datapatterns.cache_aside.cached_function import Calls
 from datapatterns.cache_aside.keys import Key
+from datapatterns.cache_aside.local_tier import NOT_KEPT, LocalTier
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class AsyncCachedFunction(Generic[P, T]):
         load: The function itself, as in `CachedFunction`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- as for threads
         self,
         load: Callable[Concatenate[AsyncConnection, P], Awaitable[T]],
         *,
@@ -44,11 +45,13 @@ class AsyncCachedFunction(Generic[P, T]):
         read: Callable[..., Awaitable[T]],
         read_within: Callable[..., Awaitable[T]],
         read_many: Callable[..., Awaitable[dict[Any, T]]],
+        local: LocalTier | None,
     ) -> None:
         functools.update_wrapper(self, load)
         self.load = load
         self._calls = calls
         self._cache = cache
+        self._local = local
         self._read = read
         self._read_within = read_within
         self._read_many = read_many
@@ -56,8 +59,20 @@ class AsyncCachedFunction(Generic[P, T]):
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function returns, from the cache if it can."""
+        if (local := self._local) is not None and not kwargs:
+            value = local.served(args)
+            if value is not NOT_KEPT:
+                kept: T = value
+                return kept
+        return await self._read_through(args, kwargs)
+
+    async def _read_through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         wanted = self._calls.wanted(*args, **kwargs)
-        return await self._read(wanted, lambda conn: self.load(conn, *args, **kwargs))
+        load: Callable[..., Awaitable[T]] = self.load
+        value = await self._read(wanted, lambda conn: load(conn, *args, **kwargs))
+        if self._local is not None and not kwargs:
+            self._local.name_call(args, wanted.entry)
+        return value
 
     async def within(
         self, transaction: AsyncConnection | AsyncSession, *args: P.args, **kwargs: P.kwargs

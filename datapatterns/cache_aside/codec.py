@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import msgspec
 
 from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.shared_values import is_atom, is_immutable
 from datapatterns.errors import UncacheableValueError
 
 T = TypeVar("T")
@@ -51,15 +52,19 @@ class Codec(Generic[T]):
 
     A value of another type, or of an older version of this one, has another fingerprint and is
     not read: two releases of an application can share a cache.
+
+    Attributes:
+        decode: Makes a value of the bytes that `payload_in` returns.
     """
 
-    __slots__ = ("_decode", "_encode", "_fingerprint", "_is_plain")
+    __slots__ = ("_encode", "_fingerprint", "_is_immutable", "_is_plain", "decode")
 
     def __init__(self, value_type: object) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(value_type).decode
+        self.decode = msgspec.msgpack.Decoder(value_type).decode
         self._fingerprint = fingerprint_of(value_type)
         self._is_plain = value_type is Any
+        self._is_immutable = is_immutable(value_type)
 
     def parse(self, raw: bytes) -> Stored[T] | None:
         """Return what ``raw`` holds, or None if it was not written by this codec."""
@@ -76,10 +81,20 @@ class Codec(Generic[T]):
         if flags & _NEGATIVE:
             return Stored(cast("T", None), soft_expiry_ms, took_ms, stamps)
         try:
-            value = self._decode(memoryview(raw)[begin:])
+            value = self.decode(memoryview(raw)[begin:])
         except (msgspec.MsgspecError, RecursionError, MemoryError, UnicodeDecodeError):
             return None
         return Stored(cast("T", value), soft_expiry_ms, took_ms, stamps)
+
+    def payload_in(self, raw: bytes) -> bytes:
+        """Return the bytes of the value in what `parse` can read."""
+        _, flags, *_ = _HEADER.unpack_from(raw)
+        begin = _stamps_in(raw)[0] if flags & _TAGGED else HEADER_BYTES
+        return raw[begin:]
+
+    def can_be_shared(self, value: T) -> bool:
+        """Return whether no caller can change what others are given, too."""
+        return self._is_immutable or is_atom(value)
 
     def canonical(self, value: T) -> tuple[T, bytes]:
         """Return ``value`` as a later hit will return it, and its bytes.
@@ -94,7 +109,7 @@ class Codec(Generic[T]):
             return value, b""
         try:
             payload = self._encode(value)
-            canonical = cast("T", self._decode(payload))
+            canonical = cast("T", self.decode(payload))
         except (
             msgspec.MsgspecError,
             TypeError,
@@ -148,9 +163,9 @@ def _stamps_in(raw: bytes) -> tuple[int, tuple[bytes, ...]]:
     return end, tuple(raw[place : place + STAMP_BYTES] for place in places)
 
 
-def is_fresh(soft_expiry_ms: int, took_ms: int, *, now_ms: float, early_refresh: float) -> bool:
-    """Return whether a value needs no second thought, whatever is drawn."""
-    return soft_expiry_ms > now_ms + took_ms * early_refresh * _EARLY_AT_MOST
+def fresh_until_ms(soft_expiry_ms: int, took_ms: int, early_refresh: float) -> float:
+    """Return until when a value needs no second thought, whatever is drawn."""
+    return soft_expiry_ms - took_ms * early_refresh * _EARLY_AT_MOST
 
 
 def is_due(

@@ -12,6 +12,7 @@ class CacheStats:
 
     Attributes:
         hits: Values served from Redis, the stale ones included.
+        local_hits: Values served from this process's own memory.
         stale: Values served past their time while another caller loaded anew.
         joined: Values that another caller of this process was about to have.
         loads: Values loaded from the database.
@@ -27,6 +28,7 @@ class CacheStats:
     """
 
     hits: int = 0
+    local_hits: int = 0
     stale: int = 0
     joined: int = 0
     loads: int = 0
@@ -42,7 +44,7 @@ class CacheStats:
     @property
     def hit_ratio(self) -> float:
         """The share of reads that needed no load of their own; 0 if there were none."""
-        served = self.hits + self.joined
+        served = self.hits + self.local_hits + self.joined
         return served / (served + self.loads) if served + self.loads else 0.0
 
 

@@ -21,8 +21,8 @@ from datapatterns.cache_aside.redis_commands import (
     glance_at,
     glimpse_of,
 )
-from datapatterns.cache_aside.relaying import Standing
 from datapatterns.cache_aside.standby import is_standby
+from datapatterns.cache_aside.standing import Standing
 from datapatterns.cache_aside.steps import (
     AnyStep,
     CacheSilence,
@@ -59,6 +59,7 @@ class Driver:
     def __init__(self, backing: Backing, flights: Flights) -> None:
         self._backing = backing
         self._policy = backing.policy
+        self._local = backing.local
         self._flights = flights
         self._bulkhead = BoundedSemaphore(backing.policy.loads_at_once)
 
@@ -67,12 +68,18 @@ class Driver:
         # The hot path: nothing is made that a hit does not need.
         standing = None if anew else self._backing.gate.standing()
         if standing is not None:
+            mark = None
+            if (local := self._local) is not None:
+                if (slot := local.find(codec, wanted)) is not None:
+                    kept: T = slot.served()
+                    return kept
+                mark = local.expect(wanted, standing)
             command = glance_at(wanted, standing.prefix)
             try:
                 found = glimpse_of(self._backing.links.fetch(command, standing.server))
             except CacheSilence:
                 found = Fetched(None)
-            if (stored := self._backing.fresh(codec, found)) is not None:
+            if (stored := self._backing.fresh(codec, found, mark)) is not None:
                 return stored.value
         return self._join(Reading((wanted,), codec, lambda conn, _: [load(conn)], anew))
 
@@ -98,7 +105,11 @@ class Driver:
         found: dict[K, Any] = {}
         distinct = [*dict.fromkeys(keys)]
         for start in range(0, len(distinct), ENTRIES_PER_CALL):
-            some = distinct[start : start + ENTRIES_PER_CALL]
+            some = self._backing.left_after(
+                codec, wanted, distinct[start : start + ENTRIES_PER_CALL], found
+            )
+            if not some:
+                continue
             reading: SyncReading[T] = Reading([*map(wanted, some)], codec, _of_missing(some, load))
             # Loads are not shared within the process: by their leases they are, with everybody.
             for key, outcome in zip(some, self._fly(reading, Turns()), strict=True):
@@ -157,8 +168,12 @@ class Driver:
             case _:
                 if isinstance(step, Fill):
                     failpoint("cache.value-loaded")
+                marks = self._backing.expected(step, reading, standing)
                 command = command_for(step, prefix=standing.prefix, policy=self._policy)
-                return answer_to(step, self._backing.links.call(command, identity=standing.server))
+                reply = self._backing.links.call(command, identity=standing.server)
+                answer = answer_to(step, reply)
+                self._backing.settle(step, reading.codec, marks, answer)
+                return answer
 
     def _load(self, reading: SyncReading[T], step: Load) -> list[Loaded[T]]:
         if step.leased:

@@ -21,8 +21,8 @@ from datapatterns.cache_aside.redis_commands import (
     glance_at,
     glimpse_of,
 )
-from datapatterns.cache_aside.relaying import Standing
 from datapatterns.cache_aside.standby import is_standby
+from datapatterns.cache_aside.standing import Standing
 from datapatterns.cache_aside.steps import (
     AnyStep,
     CacheSilence,
@@ -86,6 +86,7 @@ class AsyncDriver:
         self._backing = backing
         self._links = links
         self._policy = backing.policy
+        self._local = backing.local
         self._flights = flights
         self._bulkhead = asyncio.Semaphore(backing.policy.loads_at_once)
 
@@ -101,8 +102,14 @@ class AsyncDriver:
         """Return one value; other tasks share its load."""
         standing = None if anew else await self._standing()
         if standing is not None:
+            mark = None
+            if (local := self._local) is not None:
+                if (slot := local.find(codec, wanted)) is not None:
+                    kept: T = slot.served()
+                    return kept
+                mark = local.expect(wanted, standing)
             found = await self._glance(wanted, standing)
-            if (stored := self._backing.fresh(codec, found)) is not None:
+            if (stored := self._backing.fresh(codec, found, mark)) is not None:
                 return stored.value
 
         async def load_it(conn: AsyncConnection, _: Sequence[int]) -> Sequence[T]:
@@ -145,7 +152,11 @@ class AsyncDriver:
         found: dict[K, Any] = {}
         distinct = [*dict.fromkeys(keys)]
         for start in range(0, len(distinct), ENTRIES_PER_CALL):
-            some = distinct[start : start + ENTRIES_PER_CALL]
+            some = self._backing.left_after(
+                codec, wanted, distinct[start : start + ENTRIES_PER_CALL], found
+            )
+            if not some:
+                continue
             reading: AsyncReading[T] = Reading([*map(wanted, some)], codec, _of_missing(some, load))
             # Loads are not shared within the process: by their leases they are, with everybody.
             for key, outcome in zip(some, await self._fly(reading, Turns()), strict=True):
@@ -234,8 +245,12 @@ class AsyncDriver:
             case _:
                 if isinstance(step, Fill):
                     failpoint("cache.value-loaded")
+                marks = self._backing.expected(step, reading, standing)
                 command = command_for(step, prefix=standing.prefix, policy=self._policy)
-                return answer_to(step, await self._links.call(command, identity=standing.server))
+                reply = await self._links.call(command, identity=standing.server)
+                answer = answer_to(step, reply)
+                self._backing.settle(step, reading.codec, marks, answer)
+                return answer
 
     async def _load(self, reading: AsyncReading[T], step: Load) -> list[Loaded[T]]:
         if step.leased:

@@ -2,11 +2,13 @@
 
 import logging
 from threading import Lock
+from typing import Protocol
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from datapatterns.cache_aside.relaying import Relay, Standing
+from datapatterns.cache_aside.relaying import Relay
+from datapatterns.cache_aside.standing import Standing
 from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.clock import Clock
 from datapatterns.errors import ForeignSnapshotError, MissingRightsError
@@ -17,6 +19,18 @@ CHECK_SECONDS = 1.0
 _TURN_SECONDS = 0.01
 _UNTOLD = (ForeignSnapshotError, MissingRightsError)
 _UNREACHABLE = (OperationalError, InterfaceError, PoolTimeoutError)
+
+
+class Doorkeeper(Protocol):
+    """Is told of a gate, in order, by whoever opens or closes it."""
+
+    def opened(self, standing: Standing, until: float) -> None:
+        """Take note that hits may come from ``standing`` until then, as `monotonic` counts."""
+        ...
+
+    def closed(self) -> None:
+        """Take note that no hits may be served."""
+        ...
 
 
 class Gate:
@@ -30,11 +44,13 @@ class Gate:
     Args:
         relay: What opens the gate.
         clock: The time.
+        doorkeeper: Whoever serves hits without asking.
     """
 
-    def __init__(self, relay: Relay, clock: Clock) -> None:
+    def __init__(self, relay: Relay, clock: Clock, doorkeeper: Doorkeeper | None = None) -> None:
         self._relay = relay
         self._clock = clock
+        self._doorkeeper = doorkeeper
         self._checking = Lock()
         self._state = Lock()
         self._standing: Standing | None = None
@@ -60,6 +76,8 @@ class Gate:
         with self._state:
             self._closings += 1
             self._standing = None
+            if self._doorkeeper is not None:
+                self._doorkeeper.closed()
 
     def opened_by(self, standing: Standing, *, closings: int) -> None:
         """Open, unless the gate was closed again since ``closings`` was read."""
@@ -68,6 +86,8 @@ class Gate:
                 self._standing = self._last_standing = standing
                 self._checked_until = self._clock.monotonic() + CHECK_SECONDS
                 self._closings_mended = closings
+                if self._doorkeeper is not None:
+                    self._doorkeeper.opened(standing, self._checked_until)
 
     @property
     def last_standing(self) -> Standing | None:

@@ -14,6 +14,7 @@ KeyPart: TypeAlias = int | str | bytes | bool | UUID | date | None
 Key: TypeAlias = KeyPart | tuple[KeyPart, ...]
 
 _ENTRY_BYTES_MAX = 200
+_IDENTICAL = frozenset({int, str, bytes, bool, UUID, date, type(None)})
 _CACHE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 # Braces would move the entry to another slot of a Redis cluster, colons separate parts.
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.@ -]")
@@ -67,6 +68,11 @@ def entry_of(name: str, key: Key) -> str:
     if len(entry) <= _ENTRY_BYTES_MAX:
         return entry
     return f"{name}:#{blake2b(entry.encode(), digest_size=16).hexdigest()}"
+
+
+def is_identical(part: object) -> bool:
+    """Return whether what is of the same type and equal to ``part`` has the same name."""
+    return type(part) in _IDENTICAL
 
 
 def parts_in(entry: str) -> tuple[KeyPart, ...] | None:

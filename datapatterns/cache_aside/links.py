@@ -7,8 +7,8 @@ a link is redis-py's own connection, used directly, by one caller at a time.
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from redis import Redis
@@ -221,6 +221,32 @@ class Links:
             CacheSilence: There was no answer.
         """
         return self._with_link(Link.current_identity)
+
+    @property
+    def where(self) -> Hashable:
+        """Return what is equal for all links to one server, as far as their settings tell."""
+        settings = self._pool.connection_kwargs
+        names = ("path",) if settings.get("path") else ("host", "port")
+        if not settings.get(names[0]):
+            return id(self)
+        return self._pool.connection_class, *(
+            settings.get(name) for name in (*names, "username", "password")
+        )
+
+    def opener_for_pushes(self) -> Callable[[], Any]:
+        """Return what opens a connection on which the server may speak unasked.
+
+        It raises what redis-py does. It knows nothing of these links, nor of who uses them.
+        """
+        pool, source = self._pool, self._source
+
+        def connect() -> Any:  # noqa: ANN401 -- a connection of redis-py, which is untyped
+            assert source is not None  # kept for the settings that refer to it
+            connection = pool.connection_class(**pool.connection_kwargs | {"protocol": 3})
+            connection.connect()
+            return connection
+
+        return connect
 
     def close(self) -> None:
         """Close the links that nobody uses."""

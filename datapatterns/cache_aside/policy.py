@@ -28,6 +28,8 @@ class CachePolicy:
         vouched_seconds: How long hits are served after the last relay round. It bounds how long
             a value outlives a write whose process died before it could invalidate.
         writers_seconds: How long it is remembered who invalidated an entry.
+        local_bytes: How much memory each process may use to keep values beside Redis, told by it
+            of every change; 0 keeps none.
     """
 
     ttl_seconds: float = 300
@@ -42,6 +44,7 @@ class CachePolicy:
     value_bytes_max: int = 1_048_576
     vouched_seconds: float = 10
     writers_seconds: float = 60
+    local_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse times that make no sense, where they are written.
@@ -49,7 +52,9 @@ class CachePolicy:
         Raises:
             SettingsError: A value is negative, or zero where nothing would work, or endless.
         """
-        may_be_zero = {"stale_seconds", "negative_seconds", "jitter", "early_refresh"}
+        may_be_zero = {
+            "stale_seconds", "negative_seconds", "jitter", "early_refresh", "local_bytes",
+        }  # fmt: skip
         for field in fields(self):
             value = getattr(self, field.name)
             if not value >= 0 or (value == 0 and field.name not in may_be_zero):

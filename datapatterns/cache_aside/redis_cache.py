@@ -185,7 +185,7 @@ class Cache:
             return partial(self.cached, tags=tags)
         refuse_a_second(self.name, self._cached, load)
         codec: Codec[Any] = self._backing.codec(value_type_of(load))
-        calls = Calls(load, self.name, tags)
+        calls, local = Calls(load, self.name, tags), self._backing.local
 
         self._cached = CachedFunction(
             load,
@@ -194,6 +194,7 @@ class Cache:
             read=partial(self._driver.read, codec),
             read_within=partial(self._driver.read_within, codec),
             read_many=partial(self._driver.read_many, codec, calls.wanted_of),
+            local=local and local.take_calls(codec),
             audit=lambda load, limit: Auditor(
                 self._backing, codec, calls.wanted_of, load, SYSTEM_CLOCK
             ).audit(limit),
@@ -318,11 +319,11 @@ class Cache:
 
     def stats(self) -> CacheStats:
         """Return what this process has done with the cache."""
-        return self._backing.counters.stats()
+        return self._backing.stats()
 
     def close(self) -> None:
-        """Close idle connections to Redis; the cache can still be used."""
-        self._backing.links.close()
+        """Close idle connections to Redis, and the tracking one; the cache can still be used."""
+        self._backing.close()
 
     def _connection(self, bind: Engine | Connection | None) -> AbstractContextManager[Connection]:
         if isinstance(bind, Connection):

@@ -163,7 +163,7 @@ class AsyncCache:
             return partial(self.cached, tags=tags)
         refuse_a_second(self.name, self._cached, load)
         codec: Codec[Any] = self._backing.codec(value_type_of(load))
-        calls = Calls(load, self.name, tags)
+        calls, local = Calls(load, self.name, tags), self._backing.local
 
         self._cached = AsyncCachedFunction(
             load,
@@ -172,6 +172,7 @@ class AsyncCache:
             read=partial(self._driver.read, codec),
             read_within=partial(self._driver.read_within, codec),
             read_many=partial(self._driver.read_many, codec, calls.wanted_of),
+            local=local and local.take_calls(codec),
         )
         return self._cached
 
@@ -226,9 +227,9 @@ class AsyncCache:
 
     def stats(self) -> CacheStats:
         """Return what this process has done with the cache."""
-        return self._backing.counters.stats()
+        return self._backing.stats()
 
     async def close(self) -> None:
         """Close idle connections to Redis."""
         await self._links.close()
-        self._backing.links.close()
+        await asyncio.to_thread(self._backing.close)

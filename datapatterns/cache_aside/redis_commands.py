@@ -101,8 +101,9 @@ end
 return n
 """)
 
-# KEYS stamp, fences per tag. ARGV life of a stamp in ms, longer than that of any value, then a
-# fresh stamp per tag. A random stamp that was evicted never comes back, as a counter's value does.
+# KEYS stamp, fences per tag. ARGV life of a stamp in ms, twice that of any value, then a fresh
+# stamp per tag. A random stamp that was evicted never comes back, as a counter's value does. It is
+# seldom prolonged: whoever watches it is told, and takes away what depends on the tag.
 STAMP = _script("""
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -114,7 +115,7 @@ for i = 1, #KEYS, 2 do
   elseif redis.call('SET', KEYS[i], ARGV[2 + (i - 1) / 2], 'PX', ARGV[1], 'NX') then
     out[#out + 1] = ARGV[2 + (i - 1) / 2]
   else
-    if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[1]) then
+    if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[1]) / 2 then
       redis.call('PEXPIRE', KEYS[i], ARGV[1])
     end
     out[#out + 1] = redis.call('GET', KEYS[i])
@@ -167,6 +168,23 @@ def stamp_key(prefix: str, tag: str) -> str:
     return f"{prefix}stamp:{{tag:{tag}}}"
 
 
+def values_beginning(prefix: str, cache: str) -> str:
+    """Return what the keys of all values of one cache begin with."""
+    return f"{prefix}value:{{{cache}:"
+
+
+def stamps_beginning(prefix: str) -> str:
+    """Return what the keys of all stamps begin with."""
+    return f"{prefix}stamp:{{tag:"
+
+
+def name_in(key: str) -> tuple[str, str]:
+    """Return the entry of a value's key, or the tag of a stamp's; the other is empty."""
+    _, _, role, name = key.split(":", 3)
+    name = name[1:-1]
+    return (name, "") if role == "value" else ("", name.removeprefix("tag:"))
+
+
 def server_key(prefix: str) -> str:
     """Return the key by which the relay vouches for a server."""
     return f"{prefix}server"
@@ -184,7 +202,7 @@ def command_for(step: RedisStep, *, prefix: str, policy: CachePolicy) -> Command
             return ACQUIRE.by_hash(keys, (token, lease_ms, *(ask.seen for ask in asks)))
         case Stamp(tags):
             keys = _keys(prefix, map(_of_tag, tags), "stamp", "fences")
-            life_ms = milliseconds(2 * (policy.ttl_seconds + policy.stale_seconds))
+            life_ms = milliseconds(4 * (policy.ttl_seconds + policy.stale_seconds))
             return STAMP.by_hash(keys, (life_ms, *(token_bytes(STAMP_BYTES) for _ in tags)))
         case Fill(fillings, token):
             keys = _keys(prefix, (each.entry for each in fillings), "value", "lease", "fences")

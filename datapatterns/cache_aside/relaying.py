@@ -16,10 +16,12 @@ from sqlalchemy.dialects.postgresql import insert
 from datapatterns.cache_aside.captured_changes import CapturedChanges, Obsolete
 from datapatterns.cache_aside.invalidating import entries_in, prefix_of, tags_in
 from datapatterns.cache_aside.links import Links
+from datapatterns.cache_aside.local_tier import forget_in_process
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_commands import invalidations_of, milliseconds, server_key
 from datapatterns.cache_aside.schema import cache_tables
 from datapatterns.cache_aside.standby import refuse_standby
+from datapatterns.cache_aside.standing import Standing
 from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.change_log.identity import database_identity
 from datapatterns.change_log.pending import shown_by
@@ -48,19 +50,6 @@ class RelayReport:
     transactions: int = 0
     entries: int = 0
     has_new_generation: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A server that has been told everything.
-
-    Attributes:
-        prefix: What the keys there begin with.
-        server: Which run of which server it is.
-    """
-
-    prefix: str
-    server: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,20 +209,22 @@ class Relay:
             for xid, of_one in groupby(rows, key=lambda row: row.xid)
         )
         transactions: set[Xid] = set()
-        entries, forgets_all = 0, False
+        named, forgets_all = 0, False
         for obsolete in chain(recorded, captured.since_last(conn, now)):
+            entries, tags = entries_in(obsolete.keys), tags_in(obsolete.keys)
             self.links.call_all(
                 invalidations_of(
-                    entries_in(obsolete.keys),
-                    tags_in(obsolete.keys),
+                    entries,
+                    tags,
                     prefix=self._prefix(held),
                     xids=[str(obsolete.xid)],
                     policy=self.policy,
                 ),
                 identity=server,
             )
+            forget_in_process(entries, tags)
             transactions.add(obsolete.xid)
-            entries += len(obsolete.keys)
+            named += len(obsolete.keys)
             forgets_all = forgets_all or obsolete.and_more
         failpoint("relay.sent")
         conn.execute(
@@ -241,7 +232,7 @@ class Relay:
             .where(target.c.name == self.target)
             .values(snapshot=now, relayed_at=func.clock_timestamp())
         )
-        report = RelayReport(is_leading=True, transactions=len(transactions), entries=entries)
+        report = RelayReport(is_leading=True, transactions=len(transactions), entries=named)
         return report, forgets_all
 
     def _collect(self, conn: Connection) -> None:

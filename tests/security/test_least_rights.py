@@ -55,6 +55,7 @@ from tests.fixtures import people
 from tests.fixtures.caches import PATIENT
 from tests.fixtures.index_tables import backfill
 from tests.fixtures.least_rights import LeastRights, least_rights_on, redis_user, run, sql_blocks
+from tests.fixtures.local_tiers import LOCAL, until_kept
 from tests.fixtures.read_models import Base as ReadModels
 from tests.fixtures.read_models import (
     Dashboard,
@@ -473,6 +474,18 @@ def test_the_application_caches_and_the_worker_relays(
         ) as of_worker:
             assert of_worker.relay().transactions == 2
         assert department(5) == "cake"
+
+
+def test_the_application_keeps_values_in_its_process(
+    rights: LeastRights, redis_of_app: Redis
+) -> None:
+    run(rights.owner, "INSERT INTO product VALUES (6, 'bread')")
+    with closing(Cache(redis_of_app, rights.app, name="product", policy=LOCAL)) as cache:
+
+        def department(conn: Connection) -> str | None:
+            return conn.scalar(select(Product.department).filter_by(id=6))
+
+        until_kept(cache, lambda: cache.get_or_load(6, department))
 
 
 def test_shards_work_for_an_application_that_owns_nothing(server_url: URL) -> None:

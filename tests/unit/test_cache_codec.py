@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from datapatterns.cache_aside.codec import HEADER_BYTES, Codec, Stored, is_due, is_fresh
+from datapatterns.cache_aside.codec import HEADER_BYTES, Codec, Stored, fresh_until_ms, is_due
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.errors import SettingsError, UncacheableValueError
 
@@ -148,9 +148,8 @@ def test_the_share_that_refreshes_early_is_that_of_the_source() -> None:
 
 
 def test_what_is_fresh_is_due_for_nobody() -> None:
-    assert is_fresh(4_001, 100, now_ms=2_000, early_refresh=1)
+    assert fresh_until_ms(4_001, 100, early_refresh=1) == 2_001
     assert not is_due(4_001, 100, now_ms=2_000, early_refresh=1, uniform=1e-8)
-    assert not is_fresh(4_000, 100, now_ms=2_000, early_refresh=1)
 
 
 @pytest.mark.parametrize(
