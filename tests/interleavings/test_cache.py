@@ -19,8 +19,8 @@ from datapatterns.cache_aside.redis_commands import _script as script
 from datapatterns.errors import ServerUnavailableError
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
 from tests.fixtures.caches import create_products, name_of, rename
+from tests.fixtures.effort import THOROUGH, at_most
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH, at_most
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 
