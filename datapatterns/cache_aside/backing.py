@@ -19,7 +19,8 @@ from datapatterns.cache_aside.invalidating import Invalidation, keys_of, record_
 from datapatterns.cache_aside.keys import Key, checked_name, checked_target, entry_of
 from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.local_tier import LocalTier, Slot, forget_in_process
-from datapatterns.cache_aside.own_writes import has_written, keeps_its_snapshot, note_write
+from datapatterns.cache_aside.older_snapshots import seen_by_all_of
+from datapatterns.cache_aside.own_writes import Within, has_written, keeps_its_snapshot, note_write
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.reading import Reading
 from datapatterns.cache_aside.redis_commands import invalidations_of
@@ -40,6 +41,7 @@ from datapatterns.cache_aside.tags import checked_tag
 from datapatterns.cache_aside.tracking import TrackedTier
 from datapatterns.cache_aside.writers import Home, checked_writer, refuse_autocommit
 from datapatterns.cache_aside.writing import after_commit
+from datapatterns.change_log.snapshots import Snapshot
 from datapatterns.clock import SYSTEM_CLOCK
 from datapatterns.errors import ServerUnavailableError, SettingsError
 from datapatterns.sql.metadata import checked_schema
@@ -144,8 +146,8 @@ class Backing:
         note_write(writer, conn, self._names(entries, tags))
         after_commit(writer, conn, lambda: self._deliver(invalidation))
 
-    def connection_for(self, within: Connection | Session, wanted: Wanted) -> Connection | None:
-        """Return the connection to load on without the cache, None if the cache is right.
+    def view_of(self, within: Connection | Session, wanted: Wanted) -> Within | None:
+        """Return the transaction if it has to see for itself, None if the cache is right for it.
 
         It is not, for a transaction that has written what is wanted, or that sees one moment only.
 
@@ -156,12 +158,13 @@ class Backing:
         if isinstance(within, Session) and within.autoflush:
             within.flush()  # as a query would: what is not flushed is not known
         conn = within if isinstance(within, Connection) else within.connection()
-        if not keeps_its_snapshot(conn) and not has_written(
-            within, conn, self._names([wanted.entry], wanted.tags)
-        ):
-            return None
-        self.counters.add("bypassed")
-        return conn
+        if has_written(within, conn, self._names([wanted.entry], wanted.tags)):
+            return Within(conn, has_written=True)
+        return Within(conn, has_written=False) if keeps_its_snapshot(conn) else None
+
+    def seen_by(self, conn: Connection) -> Snapshot | None:
+        """Return what a transaction of a caller's has seen, None if others must not have it."""
+        return seen_by_all_of(conn) if self._home.has(conn) else None
 
     def _names(self, entries: Iterable[str], tags: Iterable[str]) -> list[str]:
         """Return what tells entries and tags apart from those of other caches."""
@@ -206,7 +209,7 @@ class Backing:
             self.counters.add("filled")
 
     def packed(
-        self, codec: Codec[T], values: Sequence[T], step: Load, *, seconds: float, is_standby: bool
+        self, codec: Codec[T], values: Sequence[T], step: Load, *, seconds: float, is_current: bool
     ) -> list[Loaded[T]]:
         """Return loaded values with the bytes of those that may be stored.
 
@@ -215,12 +218,12 @@ class Backing:
             values: As they were loaded.
             step: What was asked for.
             seconds: How long it took for all of them.
-            is_standby: Whether they were read from a standby.
+            is_current: Whether they show whatever had been invalidated before the lease.
         """
         self.counters.loaded(len(values), seconds)
         each = seconds / len(values)
         return [
-            self._packed(codec, value, None if is_standby else stamps, seconds=each, step=step)
+            self._packed(codec, value, stamps if is_current else None, seconds=each, step=step)
             for value, stamps in zip(values, step.stamps, strict=True)
         ]
 
@@ -339,8 +342,7 @@ class Backing:
                         invalidation.entries,
                         invalidation.tags,
                         prefix=str(prefix),
-                        xids=[str(invalidation.xid)],
-                        policy=self.policy,
+                        xid=invalidation.xid,
                     )
                 )
             self.counters.add("invalidated", invalidation.count)

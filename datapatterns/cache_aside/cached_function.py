@@ -138,8 +138,9 @@ class CachedFunction(Generic[P, T]):
         """Return what the function returns in a transaction that may have written itself.
 
         What it has written, as its invalidations tell, is loaded on its own connection and not
-        kept; so is everything if it sees one moment only, above READ COMMITTED. The rest comes
-        from the cache.
+        kept. If it sees one moment only, above READ COMMITTED, everything is loaded there, and
+        kept for others only if it cannot be older than an invalidation. The rest comes from the
+        cache.
         """
         wanted = self._calls.wanted(*args, **kwargs)
         return self._read_within(wanted, lambda conn: self.load(conn, *args, **kwargs), transaction)

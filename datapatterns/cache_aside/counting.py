@@ -19,7 +19,7 @@ class CacheStats:
         filled: Of these, stored ones.
         refused: Those that were not stored because somebody had invalidated, or was about to.
         unstored: Those that were not stored for other reasons: too large, absent and not to be
-            remembered, or read from a standby.
+            remembered, or read where it may have been older than an invalidation.
         bypassed: Reads that did not ask Redis, because it was silent or not up to date.
         foreign: Stored bytes that no value could be read from.
         waits: Pauses while another process loaded.

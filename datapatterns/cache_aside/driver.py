@@ -20,6 +20,8 @@ from datapatterns.cache_aside.redis_commands import (
     command_for,
     glance_at,
     glimpse_of,
+    survey_in,
+    survey_of,
 )
 from datapatterns.cache_aside.standby import is_standby
 from datapatterns.cache_aside.standing import Standing
@@ -38,6 +40,7 @@ from datapatterns.cache_aside.steps import (
     Pause,
     Wanted,
 )
+from datapatterns.change_log.snapshots import Snapshot
 from datapatterns.errors import CacheBusyError
 from datapatterns.failpoints import failpoint
 
@@ -84,15 +87,58 @@ class Driver:
         return self._join(Reading((wanted,), codec, lambda conn, _: [load(conn)], anew))
 
     def read_within(
-        self, codec: Codec[T], wanted: Wanted, load: Loader[T], within: Connection | Session
+        self,
+        codec: Codec[T],
+        wanted: Wanted,
+        load: Loader[T],
+        within: Connection | Session,
+        *,
+        allow_nonrepeatable: bool = False,
     ) -> T:
         """Return one value as the transaction of ``within`` has to see it."""
-        conn = self._backing.connection_for(within, wanted)
-        if conn is None:
+        view = self._backing.view_of(within, wanted)
+        if view is None:
             return self.read(codec, wanted, load)
-        # Neither shared nor stored: nobody else may see it.
-        value, _ = codec.canonical(load(conn))
-        return value
+        # Shared with nobody: it is right for this transaction.
+        reading: SyncReading[T] = Reading((wanted,), codec, lambda conn, _: [load(conn)])
+        standing = None if view.has_written else self._backing.gate.standing()
+        if standing is None:
+            self._backing.counters.add("bypassed")
+            [loaded] = self._load_on(view.conn, reading, reading.unleased(), None)
+            return loaded.value
+
+        def perform(step: AnyStep) -> object:
+            if isinstance(step, Load):
+                return self._load_on(view.conn, reading, step, standing)
+            return self._perform(step, standing, reading)
+
+        flow = reading.flow_in_snapshot(self._policy, may_hit=allow_nonrepeatable)
+        [outcome] = _drive(flow, perform)
+        self._backing.count(outcome, has_joined=False)
+        return outcome.value
+
+    def _load_on(
+        self, conn: Connection, reading: SyncReading[T], step: Load, standing: Standing | None
+    ) -> list[Loaded[T]]:
+        """Load in a transaction of a caller's, to be stored only if that is not too old."""
+        began = perf_counter()
+        values = reading.load(conn, step.places)
+        seconds = perf_counter() - began
+        is_current = False
+        if step.leased and standing is not None:
+            seen = self._backing.seen_by(conn)
+            is_current = seen is not None and self._admits(seen, step, standing)
+        return self._backing.packed(
+            reading.codec, values, step, seconds=seconds, is_current=is_current
+        )
+
+    def _admits(self, seen: Snapshot, step: Load, standing: Standing) -> bool:
+        """Return whether a snapshot shows all that was invalidated before the lease."""
+        try:
+            reply = self._backing.links.call(survey_of(standing.prefix), identity=standing.server)
+            return survey_in(reply).admits(seen, step.writers)
+        except CacheSilence:
+            return False
 
     def read_many(
         self,
@@ -192,10 +238,10 @@ class Driver:
         # is older than the lease, whatever the isolation level of the application.
         with self._backing.engine.connect() as conn:
             conn.execution_options(isolation_level="AUTOCOMMIT")
-            from_standby = is_standby(conn)
+            is_current = not is_standby(conn)
             values = reading.load(conn, step.places)
         return self._backing.packed(
-            reading.codec, values, step, seconds=perf_counter() - began, is_standby=from_standby
+            reading.codec, values, step, seconds=perf_counter() - began, is_current=is_current
         )
 
 

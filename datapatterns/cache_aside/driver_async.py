@@ -20,6 +20,8 @@ from datapatterns.cache_aside.redis_commands import (
     command_for,
     glance_at,
     glimpse_of,
+    survey_in,
+    survey_of,
 )
 from datapatterns.cache_aside.standby import is_standby
 from datapatterns.cache_aside.standing import Standing
@@ -38,6 +40,7 @@ from datapatterns.cache_aside.steps import (
     Pause,
     Wanted,
 )
+from datapatterns.change_log.snapshots import Snapshot
 from datapatterns.errors import CacheBusyError
 from datapatterns.failpoints import failpoint
 
@@ -131,15 +134,57 @@ class AsyncDriver:
         wanted: Wanted,
         load: AsyncLoader[T],
         within: AsyncConnection | AsyncSession,
+        *,
+        allow_nonrepeatable: bool = False,
     ) -> T:
         """Return one value as the transaction of ``within`` has to see it."""
-        sync_conn = await within.run_sync(self._backing.connection_for, wanted)
-        if sync_conn is None:
+        view = await within.run_sync(self._backing.view_of, wanted)
+        if view is None:
             return await self.read(codec, wanted, load)
         conn = within if isinstance(within, AsyncConnection) else await within.connection()
-        # Neither shared nor stored: nobody else may see it.
-        value, _ = codec.canonical(await load(conn))
-        return value
+
+        async def load_it(conn: AsyncConnection, _: Sequence[int]) -> Sequence[T]:
+            return [await load(conn)]
+
+        # Shared with nobody: it is right for this transaction.
+        reading: AsyncReading[T] = Reading((wanted,), codec, load_it)
+        standing = None if view.has_written else await self._standing()
+        if standing is None:
+            self._backing.counters.add("bypassed")
+            [loaded] = await self._load_on(conn, reading, reading.unleased(), None)
+            return loaded.value
+
+        async def perform(step: AnyStep) -> object:
+            if isinstance(step, Load):
+                return await self._load_on(conn, reading, step, standing)
+            return await self._perform(step, standing, reading)
+
+        flow = reading.flow_in_snapshot(self._policy, may_hit=allow_nonrepeatable)
+        [outcome] = await _drive(flow, perform)
+        self._backing.count(outcome, has_joined=False)
+        return outcome.value
+
+    async def _load_on(
+        self, conn: AsyncConnection, reading: AsyncReading[T], step: Load, standing: Standing | None
+    ) -> list[Loaded[T]]:
+        """Load in a transaction of a caller's, as `Driver._load_on`."""
+        began = perf_counter()
+        values = await reading.load(conn, step.places)
+        seconds = perf_counter() - began
+        is_current = False
+        if step.leased and standing is not None:
+            seen = await conn.run_sync(self._backing.seen_by)
+            is_current = seen is not None and await self._admits(seen, step, standing)
+        return self._backing.packed(
+            reading.codec, values, step, seconds=seconds, is_current=is_current
+        )
+
+    async def _admits(self, seen: Snapshot, step: Load, standing: Standing) -> bool:
+        try:
+            reply = await self._links.call(survey_of(standing.prefix), identity=standing.server)
+            return survey_in(reply).admits(seen, step.writers)
+        except CacheSilence:
+            return False
 
     async def read_many(
         self,
@@ -272,10 +317,10 @@ class AsyncDriver:
         # is older than the lease, whatever the isolation level of the application.
         async with self._engine.connect() as conn:
             _ = await conn.execution_options(isolation_level="AUTOCOMMIT")
-            from_standby = await conn.run_sync(is_standby)
+            is_current = not await conn.run_sync(is_standby)
             values = await reading.load(conn, step.places)
         return self._backing.packed(
-            reading.codec, values, step, seconds=perf_counter() - began, is_standby=from_standby
+            reading.codec, values, step, seconds=perf_counter() - began, is_current=is_current
         )
 
 

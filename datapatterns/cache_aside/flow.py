@@ -4,7 +4,7 @@ There is a driver for threads, one for asyncio and, in the tests, one that plays
 One flow reads any number of entries: each step is one round trip for all of them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -31,10 +31,13 @@ from datapatterns.cache_aside.steps import (
     Pause,
     Release,
     Stamp,
+    Stamped,
     Taken,
     Wanted,
+    Writers,
     ask,
 )
+from datapatterns.change_log.snapshots import Xid
 
 T = TypeVar("T")
 
@@ -71,11 +74,27 @@ def read_through(
         yield from reading.ask_the_cache()
     # Redis is silent, fenced, or whoever holds a lease is slow or dead. Each may cost the caller
     # time, but never the answer; what is loaded without a lease is not stored.
-    if missing := reading.missing():
-        loaded = yield from ask(Load(missing, (None,) * len(missing), leased=False))
-        for place, one in zip(missing, loaded, strict=True):
-            reading.outcomes[place] = Outcome(one.value, "loaded")
-    return [reading.outcomes[place] for place in range(len(wanted))]
+    return (yield from reading.load_the_rest())
+
+
+def read_in_snapshot(
+    wanted: Wanted, *, codec: Codec[T], policy: CachePolicy, token: str, may_hit: bool
+) -> Flow[list[Outcome[T]]]:
+    """Load for a transaction that sees one moment, and store for others what is not too old.
+
+    Nobody is waited for: the transaction is open, and may hold locks.
+
+    Args:
+        wanted: The entry.
+        codec: What tells a value from what others left there.
+        policy: The times to live by.
+        token: A name for this call that no other call has.
+        may_hit: Whether a stored value will do, though it may be newer than the moment.
+    """
+    reading = _Reading((wanted,), codec, policy, token, with_writers=True)
+    with suppress(CacheSilence):
+        yield from reading.load_for_others(may_hit=may_hit)
+    return (yield from reading.load_the_rest())
 
 
 @dataclass(slots=True)
@@ -86,7 +105,8 @@ class _Reading(Generic[T]):
     codec: Codec[T]
     policy: CachePolicy
     token: str
-    anew: bool
+    anew: bool = False
+    with_writers: bool = False
     outcomes: dict[int, Outcome[T]] = field(default_factory=dict)
     waited_ms: float = 0.0
     pause_ms: float = _PAUSE_MS_FIRST
@@ -111,12 +131,32 @@ class _Reading(Generic[T]):
                 Ask(self.wanted[place].entry, (found[place].raw or b"")[:HEADER_BYTES])
                 for place in places
             )
-            answers = yield from ask(Acquire(asks, self.token))
+            answers = yield from ask(Acquire(asks, self.token, self.with_writers))
             by_place = dict(zip(places, answers, strict=True))
             found = yield from self._answered(by_place, usable, found)
             places = tuple(found)
             if not places:
                 return
+
+    def load_for_others(self, *, may_hit: bool) -> Flow[None]:
+        """Load the one entry if its lease is granted at once."""
+        found = {0: Fetched(None)}
+        if may_hit:
+            found = yield from self._fetch((0,))
+            yield from self._serve((0,), found)
+        if not self.outcomes:
+            asked = Ask(self.wanted[0].entry, (found[0].raw or b"")[:HEADER_BYTES])
+            [answer] = yield from ask(Acquire((asked,), self.token, with_writers=True))
+            if isinstance(answer, Granted):
+                yield from self._load_and_fill({0: answer})
+
+    def load_the_rest(self) -> Flow[list[Outcome[T]]]:
+        """Load what is missing without storing it, and return all."""
+        if missing := self.missing():
+            loaded = yield from ask(Load(missing, (None,) * len(missing), leased=False))
+            for place, one in zip(missing, loaded, strict=True):
+                self.outcomes[place] = Outcome(one.value, "loaded")
+        return [self.outcomes[place] for place in range(len(self.wanted))]
 
     def _fetch(self, places: Sequence[int]) -> Flow[dict[int, Fetched]]:
         found = yield from ask(Fetch(tuple(self.wanted[place] for place in places)))
@@ -154,7 +194,9 @@ class _Reading(Generic[T]):
         self, answers: dict[int, Answer], usable: dict[int, Stored[T]], found: dict[int, Fetched]
     ) -> Flow[dict[int, Fetched]]:
         """Load what is granted, and return what is there by then of the others."""
-        granted = [place for place, answer in answers.items() if isinstance(answer, Granted)]
+        granted = {
+            place: answer for place, answer in answers.items() if isinstance(answer, Granted)
+        }
         again = {
             place: Fetched(answer.raw, found[place].stamps)
             for place, answer in answers.items()
@@ -184,11 +226,13 @@ class _Reading(Generic[T]):
         self.waited_ms += self.pause_ms
         self.pause_ms = min(self.pause_ms * 2, _PAUSE_MS_MAX)
 
-    def _load_and_fill(self, granted: Sequence[int]) -> Flow[None]:
+    def _load_and_fill(self, granted: Mapping[int, Granted]) -> Flow[None]:
         entries = tuple(self.wanted[place].entry for place in granted)
         try:
-            stamps = yield from self._stamps(granted)
-            loaded = yield from ask(Load(tuple(granted), stamps, leased=True))
+            known = yield from self._stamped(granted)
+            stamps = tuple(self._stamps_of(place, known) for place in granted)
+            writers = _union((*granted.values(), *filter(None, known.values())))
+            loaded = yield from ask(Load(tuple(granted), stamps, leased=True, writers=writers))
         except GeneratorExit:
             raise
         except BaseException:
@@ -201,19 +245,21 @@ class _Reading(Generic[T]):
         with suppress(CacheSilence):  # stored or not, they are right for this caller
             yield from self._fill(granted, loaded)
 
-    def _stamps(self, granted: Sequence[int]) -> Flow[tuple[tuple[bytes, ...] | None, ...]]:
-        """Return the stamps to store with each entry; None if one of its tags is fenced."""
+    def _stamped(self, granted: Iterable[int]) -> Flow[dict[str, Stamped | None]]:
         tags = tuple(dict.fromkeys(tag for place in granted for tag in self.wanted[place].tags))
-        known: dict[str, bytes | None] = {}
-        if tags:
-            known = dict(zip(tags, (yield from ask(Stamp(tags))), strict=True))
-        found = [[known[tag] for tag in self.wanted[place].tags] for place in granted]
-        return tuple(
-            None if None in stamps else tuple(stamp for stamp in stamps if stamp is not None)
-            for stamps in found
-        )
+        if not tags:
+            return {}
+        stamps = yield from ask(Stamp(tags, self.with_writers))
+        return dict(zip(tags, stamps, strict=True))
 
-    def _fill(self, granted: Sequence[int], loaded: Sequence[Loaded[T]]) -> Flow[None]:
+    def _stamps_of(
+        self, place: int, known: Mapping[str, Stamped | None]
+    ) -> tuple[bytes, ...] | None:
+        """Return the stamps to store with an entry; None if one of its tags is fenced."""
+        found = [known[tag] for tag in self.wanted[place].tags]
+        return None if None in found else tuple(each.stamp for each in found if each is not None)
+
+    def _fill(self, granted: Iterable[int], loaded: Sequence[Loaded[T]]) -> Flow[None]:
         pairs = [*zip(granted, loaded, strict=True)]
         kept = [(place, one) for place, one in pairs if one.raw is not None]
         left = tuple(self.wanted[place].entry for place, one in pairs if one.raw is None)
@@ -230,3 +276,12 @@ class _Reading(Generic[T]):
                 self.outcomes[place] = Outcome(one.value, "filled")
         if refused := len(filled) - sum(filled):
             yield from ask(Note("refused", refused))
+
+
+def _union(of: Iterable[Granted | Stamped]) -> Writers:
+    known: set[Xid] = set()
+    for each in of:
+        if each.writers is None:
+            return None
+        known |= each.writers
+    return frozenset(known)

@@ -12,7 +12,7 @@ from uuid import uuid4
 from dogpile.cache.api import CacheMutex
 
 from datapatterns.cache_aside.links import Links
-from datapatterns.cache_aside.redis_commands import RELEASE
+from datapatterns.cache_aside.lua_scripts import RELEASE
 from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.clock import Clock
 

@@ -20,7 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from datapatterns.cache_aside.breaker import Breaker
-from datapatterns.cache_aside.redis_commands import SCRIPTS, Command
+from datapatterns.cache_aside.lua_scripts import SCRIPTS, Command
 from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.errors import SettingsError
 from datapatterns.urls import checked_redis_url

@@ -11,7 +11,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from datapatterns.cache_aside.breaker import Breaker
 from datapatterns.cache_aside.links import UNREACHABLE, WHO_ARE_YOU, Links, identity_in
-from datapatterns.cache_aside.redis_commands import SCRIPTS, Command
+from datapatterns.cache_aside.lua_scripts import SCRIPTS, Command
 from datapatterns.cache_aside.steps import CacheSilence
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ rolled back stays known until the transaction ends.
 """
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from psycopg import BaseConnection, IsolationLevel
@@ -13,6 +13,19 @@ from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
 
 Writer: TypeAlias = Connection | Session
+
+
+class Within(NamedTuple):
+    """A transaction that has to see for itself.
+
+    Attributes:
+        conn: Its connection.
+        has_written: Whether it has invalidated what it reads. Else it sees one moment only.
+    """
+
+    conn: Connection
+    has_written: bool
+
 
 _ENDS_OF_CONNECTION = ("commit", "rollback", "commit_twophase", "rollback_twophase")
 _written: WeakKeyDictionary[Writer, set[str]] = WeakKeyDictionary()

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
 from datapatterns.cache_aside.codec import Codec
-from datapatterns.cache_aside.flow import read_through
+from datapatterns.cache_aside.flow import read_in_snapshot, read_through
 from datapatterns.cache_aside.keys import Key
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.steps import Flow, Load, Outcome, Wanted
@@ -42,6 +42,13 @@ class Reading(Generic[T, L]):
         """Return the way through the protocol."""
         return read_through(
             self.wanted, codec=self.codec, policy=policy, token=uuid4().hex, anew=self.anew
+        )
+
+    def flow_in_snapshot(self, policy: CachePolicy, *, may_hit: bool) -> Flow[list[Outcome[T]]]:
+        """Return the way for a transaction that sees one moment."""
+        [wanted] = self.wanted
+        return read_in_snapshot(
+            wanted, codec=self.codec, policy=policy, token=uuid4().hex, may_hit=may_hit
         )
 
     def unleased(self) -> Load:

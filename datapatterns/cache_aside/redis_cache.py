@@ -102,6 +102,7 @@ class Cache:
         value_type: object = Any,
         tags: Iterable[str] = (),
         within: Connection | Session | None = None,
+        allow_nonrepeatable: bool = False,
     ) -> T:
         """Return the value under ``key``; if there is none, ``load`` it and keep it.
 
@@ -116,8 +117,12 @@ class Cache:
             tags: What else the value depends on, see `tag`; it is forgotten with any of them.
                 Always the same for one key.
             within: A transaction that may have written what is wanted, and then sees its own
-                writes: ``load`` is called with its connection, and nothing is kept. So it is in a
-                transaction above READ COMMITTED, which sees one moment only.
+                writes: ``load`` is called with its connection, and nothing is kept. In a
+                transaction above READ COMMITTED, which sees one moment only, ``load`` is called
+                with its connection, too; others are given what it finds if that cannot be older
+                than an invalidation.
+            allow_nonrepeatable: Whether such a transaction may be given what is cached, which may
+                be newer than its moment, and takes no part in its serializability.
 
         Raises:
             CacheKeyError: The key has a part that is equal to others without being identical.
@@ -128,7 +133,9 @@ class Cache:
         codec: Codec[T] = self._backing.codec(value_type)
         wanted = Wanted(entry_of(self.name, key), checked_tags(tags))
         if within is not None:
-            return self._driver.read_within(codec, wanted, load, within)
+            return self._driver.read_within(
+                codec, wanted, load, within, allow_nonrepeatable=allow_nonrepeatable
+            )
         return self._driver.read(codec, wanted, load)
 
     def get_many(
@@ -166,10 +173,17 @@ class Cache:
 
     @overload
     def cached(
-        self, *, tags: Callable[P, Iterable[str]]
+        self, *, tags: Callable[P, Iterable[str]], allow_nonrepeatable: bool = False
     ) -> Callable[[Callable[Concatenate[Connection, P], T]], CachedFunction[P, T]]: ...
 
-    def cached(self, load: Any = None, *, tags: Any = None) -> Any:
+    @overload
+    def cached(
+        self, *, allow_nonrepeatable: bool
+    ) -> Callable[[Callable[Concatenate[Connection, P], T]], CachedFunction[P, T]]: ...
+
+    def cached(
+        self, load: Any = None, *, tags: Any = None, allow_nonrepeatable: bool = False
+    ) -> Any:
         """Make a function that takes ``conn`` first into one that reads through this cache.
 
         The return annotation says what comes back. A cache holds the results of one function.
@@ -177,12 +191,13 @@ class Cache:
         Args:
             load: The function.
             tags: What the result depends on besides the arguments, which this is called with.
+            allow_nonrepeatable: As for `get_or_load`, of all calls of `CachedFunction.within`.
 
         Raises:
             SettingsError: The cache holds another function's results already.
         """
         if load is None:
-            return partial(self.cached, tags=tags)
+            return partial(self.cached, tags=tags, allow_nonrepeatable=allow_nonrepeatable)
         refuse_a_second(self.name, self._cached, load)
         codec: Codec[Any] = self._backing.codec(value_type_of(load))
         calls, local = Calls(load, self.name, tags), self._backing.local
@@ -192,7 +207,9 @@ class Cache:
             calls=calls,
             cache=self,
             read=partial(self._driver.read, codec),
-            read_within=partial(self._driver.read_within, codec),
+            read_within=partial(
+                self._driver.read_within, codec, allow_nonrepeatable=allow_nonrepeatable
+            ),
             read_many=partial(self._driver.read_many, codec, calls.wanted_of),
             local=local and local.take_calls(codec),
             audit=lambda load, limit: Auditor(

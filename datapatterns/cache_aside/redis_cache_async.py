@@ -107,6 +107,7 @@ class AsyncCache:
         value_type: object = Any,
         tags: Iterable[str] = (),
         within: AsyncConnection | AsyncSession | None = None,
+        allow_nonrepeatable: bool = False,
     ) -> T:
         """Return the value under ``key``; if there is none, ``load`` it and keep it.
 
@@ -115,7 +116,9 @@ class AsyncCache:
         codec: Codec[T] = self._backing.codec(value_type)
         wanted = Wanted(entry_of(self.name, key), checked_tags(tags))
         if within is not None:
-            return await self._driver.read_within(codec, wanted, load, within)
+            return await self._driver.read_within(
+                codec, wanted, load, within, allow_nonrepeatable=allow_nonrepeatable
+            )
         return await self._driver.read(codec, wanted, load)
 
     async def get_many(
@@ -144,23 +147,34 @@ class AsyncCache:
 
     @overload
     def cached(
-        self, *, tags: Callable[P, Iterable[str]]
+        self, *, tags: Callable[P, Iterable[str]], allow_nonrepeatable: bool = False
     ) -> Callable[
         [Callable[Concatenate[AsyncConnection, P], Awaitable[T]]], AsyncCachedFunction[P, T]
     ]: ...
 
-    def cached(self, load: Any = None, *, tags: Any = None) -> Any:  # as the overloads say
+    @overload
+    def cached(
+        self, *, allow_nonrepeatable: bool
+    ) -> Callable[
+        [Callable[Concatenate[AsyncConnection, P], Awaitable[T]]], AsyncCachedFunction[P, T]
+    ]: ...
+
+    def cached(  # as the overloads say
+        self, load: Any = None, *, tags: Any = None, allow_nonrepeatable: bool = False
+    ) -> Any:
         """Make a coroutine function that takes ``conn`` first into one that reads through.
 
         Args:
             load: The function.
             tags: What the result depends on besides the arguments, which this is called with.
+            allow_nonrepeatable: As for `Cache.get_or_load`, of all calls of
+                `AsyncCachedFunction.within`.
 
         Raises:
             SettingsError: The cache holds another function's results already.
         """
         if load is None:
-            return partial(self.cached, tags=tags)
+            return partial(self.cached, tags=tags, allow_nonrepeatable=allow_nonrepeatable)
         refuse_a_second(self.name, self._cached, load)
         codec: Codec[Any] = self._backing.codec(value_type_of(load))
         calls, local = Calls(load, self.name, tags), self._backing.local
@@ -170,7 +184,9 @@ class AsyncCache:
             calls=calls,
             cache=self,
             read=partial(self._driver.read, codec),
-            read_within=partial(self._driver.read_within, codec),
+            read_within=partial(
+                self._driver.read_within, codec, allow_nonrepeatable=allow_nonrepeatable
+            ),
             read_many=partial(self._driver.read_many, codec, calls.wanted_of),
             local=local and local.take_calls(codec),
         )

@@ -1,16 +1,23 @@
-"""What the sync and the async driver say to Redis or Valkey, said once.
-
-The keys of one entry differ in what comes first, so that a client can watch the values alone; the
-braces keep them in one slot of a cluster. Every script may be repeated after a lost reply.
-"""
+"""What the sync and the async driver say to Redis or Valkey, said once."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from hashlib import sha1
-from secrets import token_bytes
+from secrets import token_bytes, token_hex
 from typing import TypeAlias
 
 from datapatterns.cache_aside.codec import STAMP_BYTES
+from datapatterns.cache_aside.lua_scripts import (
+    ACQUIRE,
+    FILL,
+    INVALIDATE,
+    INVALIDATE_TAGS,
+    KEEP_MILESTONES,
+    RELEASE,
+    STAMP,
+    SURVEY,
+    WRITERS_MAX,
+    Command,
+)
+from datapatterns.cache_aside.milestones import WRITERS_MS, Milestone, Survey
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.steps import (
     Acquire,
@@ -24,136 +31,15 @@ from datapatterns.cache_aside.steps import (
     Granted,
     Release,
     Stamp,
+    Stamped,
     Taken,
     Wanted,
+    Writers,
 )
+from datapatterns.change_log.snapshots import Snapshot, Xid
 
-Command: TypeAlias = tuple[str | bytes | int, ...]
 RedisStep: TypeAlias = Fetch | Acquire | Stamp | Fill | Release
 
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A Lua script, sent by its hash first and in full if the server does not know it."""
-
-    source: str
-    sha: str
-
-    def by_hash(self, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Command:
-        """Return the call that any server which has seen the script understands."""
-        return ("EVALSHA", self.sha, len(keys), *keys, *arguments)
-
-
-def _script(source: str) -> Script:
-    # Redis names scripts by SHA-1; nothing is protected by it.
-    return Script(source, sha1(source.encode(), usedforsecurity=False).hexdigest())
-
-
-# KEYS value, lease, fences per entry. ARGV token, lease in ms, then per entry the beginning of the
-# value to replace. An empty value is nobody's: to report it as found would make the caller ask for
-# ever.
-ACQUIRE = _script("""
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local out = {}
-for i = 1, #KEYS, 3 do
-  local seen, value = ARGV[3 + (i - 1) / 3], redis.call('GET', KEYS[i])
-  if value and value ~= '' and (seen == '' or string.sub(value, 1, #seen) ~= seen) then
-    out[#out + 1] = {1, value}
-  else
-    redis.call('ZREMRANGEBYSCORE', KEYS[i + 2], '-inf', now)
-    if redis.call('ZCARD', KEYS[i + 2]) > 0 then
-      out[#out + 1] = {4}
-    elseif redis.call('SET', KEYS[i + 1], ARGV[1], 'PX', ARGV[2], 'NX')
-           or redis.call('GET', KEYS[i + 1]) == ARGV[1] then
-      out[#out + 1] = {2}
-    else
-      out[#out + 1] = {3, redis.call('PTTL', KEYS[i + 1])}
-    end
-  end
-end
-return out
-""")
-
-# KEYS value, lease, fences per entry. ARGV token, then value and its life in ms per entry. A lease
-# that was lost loses its entry, not the others.
-FILL = _script("""
-local out, j = {}, 2
-for i = 1, #KEYS, 3 do
-  if redis.call('GET', KEYS[i + 1]) == ARGV[1] and redis.call('ZCARD', KEYS[i + 2]) == 0 then
-    redis.call('SET', KEYS[i], ARGV[j], 'PX', ARGV[j + 1])
-    redis.call('DEL', KEYS[i + 1])
-    out[#out + 1] = 1
-  else
-    out[#out + 1] = 0
-  end
-  j = j + 2
-end
-return out
-""")
-
-# KEYS lease per entry. ARGV token.
-RELEASE = _script("""
-local n = 0
-for i = 1, #KEYS do
-  if redis.call('GET', KEYS[i]) == ARGV[1] then n = n + redis.call('DEL', KEYS[i]) end
-end
-return n
-""")
-
-# KEYS stamp, fences per tag. ARGV life of a stamp in ms, twice that of any value, then a fresh
-# stamp per tag. A random stamp that was evicted never comes back, as a counter's value does. It is
-# seldom prolonged: whoever watches it is told, and takes away what depends on the tag.
-STAMP = _script("""
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local out = {}
-for i = 1, #KEYS, 2 do
-  redis.call('ZREMRANGEBYSCORE', KEYS[i + 1], '-inf', now)
-  if redis.call('ZCARD', KEYS[i + 1]) > 0 then
-    out[#out + 1] = false
-  elseif redis.call('SET', KEYS[i], ARGV[2 + (i - 1) / 2], 'PX', ARGV[1], 'NX') then
-    out[#out + 1] = ARGV[2 + (i - 1) / 2]
-  else
-    if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[1]) / 2 then
-      redis.call('PEXPIRE', KEYS[i], ARGV[1])
-    end
-    out[#out + 1] = redis.call('GET', KEYS[i])
-  end
-end
-return out
-""")
-
-# KEYS value, lease, writers per entry. ARGV life of a writer's trace in ms, then transaction ids.
-# The traces are for loaders with older snapshots: they must not store what these did not write.
-INVALIDATE = _script("""
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-for i = 1, #KEYS, 3 do
-  redis.call('UNLINK', KEYS[i], KEYS[i + 1])
-  for j = 2, #ARGV do redis.call('ZADD', KEYS[i + 2], now, ARGV[j]) end
-  redis.call('ZREMRANGEBYSCORE', KEYS[i + 2], '-inf', '(' .. (now - ARGV[1]))
-  redis.call('PEXPIRE', KEYS[i + 2], ARGV[1])
-end
-return #KEYS / 3
-""")
-
-# KEYS stamp, writers per tag. ARGV as above. Every value under the old stamp is dead at once.
-INVALIDATE_TAGS = _script("""
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-for i = 1, #KEYS, 2 do
-  redis.call('UNLINK', KEYS[i])
-  for j = 2, #ARGV do redis.call('ZADD', KEYS[i + 1], now, ARGV[j]) end
-  redis.call('ZREMRANGEBYSCORE', KEYS[i + 1], '-inf', '(' .. (now - ARGV[1]))
-  redis.call('PEXPIRE', KEYS[i + 1], ARGV[1])
-end
-return #KEYS / 2
-""")
-
-SCRIPTS = {
-    script.sha: script for script in (ACQUIRE, FILL, RELEASE, STAMP, INVALIDATE, INVALIDATE_TAGS)
-}
 ENTRIES_PER_CALL = 500
 """More than that would keep other clients of the server waiting."""
 
@@ -196,14 +82,16 @@ def command_for(step: RedisStep, *, prefix: str, policy: CachePolicy) -> Command
         case Fetch(wanted):
             values = [value_key(prefix, each.entry) for each in wanted]
             return "MGET", *values, *(stamp_key(prefix, tag) for tag in _tags_of(step))
-        case Acquire(asks, token):
-            keys = _keys(prefix, (ask.entry for ask in asks), "value", "lease", "fences")
-            lease_ms = milliseconds(policy.lease_seconds)
-            return ACQUIRE.by_hash(keys, (token, lease_ms, *(ask.seen for ask in asks)))
-        case Stamp(tags):
-            keys = _keys(prefix, map(_of_tag, tags), "stamp", "fences")
+        case Acquire(asks, token, with_writers):
+            entries = (ask.entry for ask in asks)
+            keys = _keys(prefix, entries, "value", "lease", "writers", "fences")
+            arguments = (token, milliseconds(policy.lease_seconds), WRITERS_MAX * with_writers)
+            return ACQUIRE.by_hash(keys, (*arguments, *(ask.seen for ask in asks)))
+        case Stamp(tags, with_writers):
+            keys = _keys(prefix, map(_of_tag, tags), "stamp", "writers", "fences")
             life_ms = milliseconds(4 * (policy.ttl_seconds + policy.stale_seconds))
-            return STAMP.by_hash(keys, (life_ms, *(token_bytes(STAMP_BYTES) for _ in tags)))
+            stamps = (token_bytes(STAMP_BYTES) for _ in tags)
+            return STAMP.by_hash(keys, (life_ms, WRITERS_MAX * with_writers, *stamps))
         case Fill(fillings, token):
             keys = _keys(prefix, (each.entry for each in fillings), "value", "lease", "fences")
             return FILL.by_hash(
@@ -248,9 +136,9 @@ def answer_to(step: RedisStep, reply: object) -> object:
                 for each, raw in zip(wanted, reply, strict=False)
             ]
         case Acquire(asks), list() if len(reply) == len(asks):
-            return [_granted(each) for each in reply]
+            return [_granted(each, step.with_writers) for each in reply]
         case Stamp(tags), list() if len(reply) == len(tags):
-            return reply
+            return [each and _stamped(each, step.with_writers) for each in reply]
         case Fill(fillings), list() if len(reply) == len(fillings):
             return [each == 1 for each in reply]
     raise CacheSilence(f"an unexpected reply to {type(step).__name__}")
@@ -261,14 +149,13 @@ def invalidations_of(
     tags: Iterable[str],
     *,
     prefix: str,
-    xids: Sequence[str],
-    policy: CachePolicy,
+    xid: Xid,
 ) -> list[Command]:
     """Return the commands that forget ``entries`` and void every load of them under way.
 
     The same for each value that depends on one of ``tags``.
     """
-    arguments: tuple[str | int, ...] = (milliseconds(policy.writers_seconds), *xids)
+    arguments = (WRITERS_MS, str(xid))
     return [
         *(
             INVALIDATE.by_hash(_keys(prefix, names, "value", "lease", "writers"), arguments)
@@ -283,23 +170,81 @@ def invalidations_of(
     ]
 
 
+def survey_of(prefix: str, *, begins: bool = False) -> Command:
+    """Return the command that asks what Redis may have lost; see `survey_in`.
+
+    Args:
+        prefix: What the keys begin with.
+        begins: Whether to begin a list of milestones if there is none.
+    """
+    beginning = token_hex(8) if begins else ""
+    return SURVEY.by_hash([f"{prefix}milestones"], (beginning, WRITERS_MS))
+
+
+def survey_in(reply: object) -> Survey:
+    """Return what the reply to `survey_of` says.
+
+    Raises:
+        CacheSilence: It is none that the command can have.
+    """
+    match reply:
+        case [int(server_ms), bytes(losses), bytes(kept)]:
+            beginning, *lines = kept.decode(errors="replace").split("\n")
+        case [int(server_ms), bytes(losses), None]:
+            # Nobody knows since when; so this is equal to no other survey.
+            beginning, lines = "", []
+        case _:
+            raise CacheSilence("an unexpected reply to a survey")
+    try:
+        milestones = tuple(map(Milestone.parse, lines))
+    except ValueError as error:
+        raise CacheSilence("milestones that nobody of us has written") from error
+    return Survey(server_ms, f"{losses.decode(errors='replace')}:{beginning}", milestones)
+
+
+def milestone_at(prefix: str, survey: Survey, snapshot: Snapshot) -> Command:
+    """Return the command that keeps a milestone: ``snapshot`` was taken after ``survey``."""
+    beginning = survey.losses.rpartition(":")[2]
+    lines = [beginning, *map(str, survey.with_milestone(snapshot))]
+    return KEEP_MILESTONES.by_hash(
+        [f"{prefix}milestones"], (beginning, "\n".join(lines), WRITERS_MS)
+    )
+
+
 def milliseconds(seconds: float) -> int:
     """Return ``seconds`` in milliseconds, at least one: Redis refuses to keep a key for none."""
     return max(1, round(seconds * 1000))
 
 
-def _granted(reply: object) -> Answer:
+def _granted(reply: object, with_writers: bool) -> Answer:  # noqa: FBT001 -- as it was asked
     match reply:
         case [1, bytes(raw)]:
             return Found(raw)
-        case [2]:
-            return Granted()
+        case [2, list(writers)]:
+            return Granted(_writers_in(writers) if with_writers else None)
         case [3, int(left_ms)]:
             return Taken(left_ms)
         case [4]:
             return Fenced()
         case _:
             raise CacheSilence("an unexpected reply to Acquire")
+
+
+def _stamped(reply: object, with_writers: bool) -> Stamped:  # noqa: FBT001 -- as it was asked
+    match reply:
+        case [bytes(stamp), list(writers)]:
+            return Stamped(stamp, _writers_in(writers) if with_writers else None)
+        case _:
+            raise CacheSilence("an unexpected reply to Stamp")
+
+
+def _writers_in(members: Sequence[object]) -> Writers:
+    if len(members) > WRITERS_MAX:
+        return None
+    try:
+        return frozenset(Xid(int(member)) for member in members if isinstance(member, bytes))
+    except ValueError as error:
+        raise CacheSilence("a writer that nobody of us has named") from error
 
 
 def _tags_of(step: Fetch) -> list[str]:

@@ -18,7 +18,14 @@ from datapatterns.cache_aside.invalidating import entries_in, prefix_of, tags_in
 from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.local_tier import forget_in_process
 from datapatterns.cache_aside.policy import CachePolicy
-from datapatterns.cache_aside.redis_commands import invalidations_of, milliseconds, server_key
+from datapatterns.cache_aside.redis_commands import (
+    invalidations_of,
+    milestone_at,
+    milliseconds,
+    server_key,
+    survey_in,
+    survey_of,
+)
 from datapatterns.cache_aside.schema import cache_tables
 from datapatterns.cache_aside.standby import refuse_standby
 from datapatterns.cache_aside.standing import Standing
@@ -102,6 +109,9 @@ class Relay:
             if captured is None or held is None:
                 return RelayReport(is_leading=False), None
             report = RelayReport(is_leading=True)
+            prefix = self._prefix(held)
+            # Before the snapshot: what Redis loses from now on was not lost before it.
+            survey = survey_in(self.links.call(survey_of(prefix, begins=True), identity=server))
             now = conn.scalars(select(func.pg_current_snapshot(type_=PgSnapshot))).one()
             forgets_all = held.identity != identity or captured.says_too_little
             if not forgets_all:
@@ -116,6 +126,8 @@ class Relay:
         failpoint("relay.committed")
         standing = Standing(self._prefix(held), server)
         self._vouch(standing, began_ms)
+        if standing.prefix == prefix:
+            self.links.call(milestone_at(prefix, survey, now), identity=server)
         return report, standing
 
     def vouches_for(self, standing: Standing) -> bool:
@@ -217,8 +229,7 @@ class Relay:
                     entries,
                     tags,
                     prefix=self._prefix(held),
-                    xids=[str(obsolete.xid)],
-                    policy=self.policy,
+                    xid=obsolete.xid,
                 ),
                 identity=server,
             )

@@ -8,6 +8,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from datapatterns.change_log.snapshots import Xid
+
 T = TypeVar("T")
 
 
@@ -59,9 +61,19 @@ class Found:
     raw: bytes
 
 
+Writers: TypeAlias = frozenset[Xid] | None
+"""Transactions that have invalidated lately; None if they are too many, or were not asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The lease is ours: what we load may be stored, unless somebody invalidates before."""
+    """The lease is ours: what we load may be stored, unless somebody invalidates before.
+
+    Attributes:
+        writers: Whose writes an older snapshot must show.
+    """
+
+    writers: Writers = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +110,30 @@ class Acquire(Step[Sequence[Answer]]):
     Attributes:
         asks: The entries.
         token: A name for this call that no other call has.
+        with_writers: Whether to say who has invalidated them lately.
     """
 
     asks: tuple[Ask, ...]
     token: str
+    with_writers: bool = False
+
+
+class Stamped(NamedTuple):
+    """A tag's stamp, and whose writes an older snapshot must show."""
+
+    stamp: bytes
+    writers: Writers = None
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp(Step[Sequence[bytes | None]]):
+class Stamp(Step[Sequence[Stamped | None]]):
     """Read the stamp of each tag before loading, and draw one for a tag that has none.
 
     The answer has None for a tag that a writer who is about to commit has fenced.
     """
 
     tags: tuple[str, ...]
+    with_writers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +159,13 @@ class Load(Step[Sequence[Loaded[Any]]]):
         places: Which of the wanted entries, by their numbers.
         stamps: Those of each one's tags, to be stored with it; None if it is not to be stored.
         leased: Whether the caller is the only one; others share a limited number of places.
+        writers: Whose writes must show in what is loaded from an older snapshot and stored.
     """
 
     places: tuple[int, ...]
     stamps: tuple[tuple[bytes, ...] | None, ...]
     leased: bool
+    writers: Writers = None
 
 
 class Filling(NamedTuple):

@@ -56,16 +56,22 @@ class Home:
         Raises:
             SettingsError: It leads to another database.
         """
-        pool = conn.engine.pool
-        if pool is self._engine.pool or pool in self._pools:
-            return
-        if database_identity(conn) != self._identity:
+        if not self.has(conn):
             raise SettingsError(
                 "invalidate_in",
                 "it writes to another database than the cache's engine; give that one a cache of"
                 " its own, with another target",
             )
+
+    def has(self, conn: Connection) -> bool:
+        """Return whether a connection leads to this database, or to a standby of it."""
+        pool = conn.engine.pool
+        if pool is self._engine.pool or pool in self._pools:
+            return True
+        if database_identity(conn) != self._identity:
+            return False
         self._pools.add(pool)
+        return True
 
     @cached_property
     def _identity(self) -> DatabaseIdentity:

@@ -42,6 +42,16 @@ class Snapshot:
         """Return whether what ``xid`` committed can be seen."""
         return xid < self.xmax and xid not in self.in_progress
 
+    def shows_all_of(self, other: "Snapshot") -> bool:
+        """Return whether whatever ``other`` shows can be seen: it is not the younger of the two.
+
+        >>> Snapshot.parse("10:20:10,14").shows_all_of(Snapshot.parse("10:18:10,14"))
+        True
+        >>> Snapshot.parse("10:20:10,14").shows_all_of(Snapshot.parse("10:18:10"))
+        False
+        """
+        return self.xmax >= other.xmax and not any(map(other.shows, self.in_progress))
+
     def full_xid(self, xid: int) -> Xid:
         """Return the id whose last 32 bits are ``xid``, as some of PostgreSQL's views show it.
 

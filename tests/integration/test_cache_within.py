@@ -154,10 +154,11 @@ def test_a_server_whose_transactions_see_one_moment_is_asked(
             text(f"ALTER DATABASE {quoted} SET default_transaction_isolation = serializable")
         )
     own = create_engine(engine.url)
+    loads = cache.stats().loads
     with own.connect() as conn:
         assert product.within(conn, 1) == Product(1, "first")
     own.dispose()
-    assert cache.stats().bypassed == 1
+    assert cache.stats().loads == loads + 1
 
 
 def test_what_depends_on_a_tag_that_was_written_is_loaded(cache: Cache, engine: Engine) -> None:
@@ -219,7 +220,7 @@ def test_tasks_see_what_they_have_written(engine: Engine, redis_url: str) -> Non
             assert await name(1) == "second"
             async with own.begin() as conn:
                 assert await name.within(conn, 1) == "second"
-            assert (cache.stats().bypassed, cache.stats().loads) == (1, 3)
+            assert (cache.stats().bypassed, cache.stats().loads) == (1, 4)
         finally:
             await cache.close()
             await own.dispose()

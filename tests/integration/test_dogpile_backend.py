@@ -26,7 +26,7 @@ from redis import Redis
 
 from datapatterns.cache_aside import DogpileBackend, lease_mutex
 from datapatterns.cache_aside.links import Links
-from datapatterns.cache_aside.redis_commands import Command
+from datapatterns.cache_aside.lua_scripts import Command
 from datapatterns.errors import (
     CacheKeyError,
     ServerUnavailableError,
@@ -35,7 +35,7 @@ from datapatterns.errors import (
 )
 from tests.fixtures.caches import Gate
 from tests.fixtures.dogpile_regions import NAME, with_dogpile_backend
-from tests.fixtures.effort import THOROUGH
+from tests.interleavings.effort import THOROUGH
 
 pytestmark = pytest.mark.redis
 

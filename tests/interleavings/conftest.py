@@ -1,6 +1,8 @@
 """The stage on which designs and our own patterns meet."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from typing import Any
 
 import psycopg
 import pytest
@@ -8,10 +10,13 @@ from redis import Redis
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from datapatterns.cache_aside import gate
 from datapatterns.testing import Databases
 from datapatterns.testing.interleaving import Explorer
+from tests.fixtures.caches import create_products
 from tests.interleavings.designs import TABLES
 from tests.interleavings.designs.design import Stage
+from tests.interleavings.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,44 @@ def gated(explorer: Explorer) -> Engine:
 def gated_async(explorer: Explorer) -> AsyncEngine:
     """For asynchronous tasks."""
     return explorer.async_engine()
+
+
+@pytest.fixture(scope="module")
+def gated_redis(explorer: Explorer) -> Redis:
+    """For tasks."""
+    return explorer.redis()
+
+
+@pytest.fixture(scope="module")
+def products(plain: Engine) -> Engine:
+    """For set-up and checks; its database has a product."""
+    create_products(plain, count=1)
+    return plain
+
+
+@pytest.fixture
+def start(
+    gated: Engine,
+    products: Engine,
+    gated_redis: Redis,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[..., Processes]]:
+    """Start processes with caches, none of which looks again because a second has passed."""
+    monkeypatch.setattr(gate, "CHECK_SECONDS", 3_600.0)
+    with ExitStack() as open_until_then:
+
+        def start(**options: Any) -> Processes:  # noqa: ANN401 -- as Processes takes them
+            processes = Processes(gated, products, gated_redis, redis_url, **options)
+            return open_until_then.enter_context(closing(processes))
+
+        yield start
+
+
+@pytest.fixture
+def processes(start: Callable[..., Processes]) -> Processes:
+    """Processes that live by the usual policy."""
+    return start()
 
 
 @pytest.fixture(scope="module")

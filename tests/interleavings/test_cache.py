@@ -1,172 +1,31 @@
 """Readers that fill a cache beside writers that invalidate it, and Redis that forgets."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 from redis import Redis
-from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
-from datapatterns.cache_aside import Cache, CachePolicy, driver, gate, redis_commands
+from datapatterns.cache_aside import driver
 from datapatterns.cache_aside import relaying as rounds
 from datapatterns.cache_aside.driver import Driver
-from datapatterns.cache_aside.redis_commands import SCRIPTS, Script
-from datapatterns.cache_aside.redis_commands import _script as script
 from datapatterns.errors import ServerUnavailableError
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
-from tests.fixtures.caches import create_products, name_of, rename
-from tests.fixtures.effort import THOROUGH, at_most
+from tests.fixtures.caches import name_of, rename
 from tests.interleavings.designs.design import Tasks
+from tests.interleavings.effort import THOROUGH, at_most
+from tests.interleavings.processes import (
+    POLICY,
+    PREEMPTIONS,
+    Processes,
+    closes_nothing,
+    without,
+)
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
-
-PREEMPTIONS = 3 if THOROUGH else 2
-# Nothing depends on the time that a busy machine takes: who waits, looks twice and goes on.
-POLICY = CachePolicy(
-    jitter=0,
-    early_refresh=0,
-    redis_timeout_seconds=10,
-    wait_seconds=0.004,
-    lease_seconds=600,
-    vouched_seconds=3_600,
-    writers_seconds=600,
-)
-
-closes_nothing = pytest.mark.filterwarnings(
-    "ignore:.*ServerCursor.*was deleted while still open:ResourceWarning"
-)
-"""A process that dies in the middle of a result leaves it open."""
-
-EVICT = """
-local keys = redis.call('KEYS', ARGV[1])
-for _, key in ipairs(keys) do redis.call('DEL', key) end
-return #keys
-"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _products(plain: Engine) -> None:
-    create_products(plain, count=1)
-
-
-@pytest.fixture(autouse=True)
-def _vouched_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody look once more in the middle of a schedule, because a second has passed."""
-    monkeypatch.setattr(gate, "CHECK_SECONDS", 3_600.0)
-
-
-@pytest.fixture(scope="module")
-def gated_redis(explorer: Explorer) -> Redis:
-    return explorer.redis()
-
-
-class Processes:
-    """Caches, one for each task: tasks are processes of their own."""
-
-    def __init__(
-        self,
-        gated: Engine,
-        plain: Engine,
-        gated_redis: Redis,
-        redis_url: str,
-        policy: CachePolicy = POLICY,
-    ) -> None:
-        self._policy, self.loads = policy, 0
-        self._gated, self.plain, self._gated_redis = gated, plain, gated_redis
-        self._redis = Redis.from_url(redis_url)
-        for known in SCRIPTS.values():
-            self._redis.script_load(known.source)
-        self._open = ExitStack()
-        self._caches: list[Cache] = []
-        self.observer = self._started(self._redis, plain)
-        self.callers: Connection | None = None
-
-    def close(self) -> None:
-        self._open.close()
-        self._redis.close()
-
-    def begin(self) -> tuple[Cache, Cache]:
-        """Begin a schedule with nothing cached; return the caches of two processes."""
-        self._redis.eval(EVICT, 0, "*:{*")
-        with self.plain.begin() as conn:
-            conn.execute(text("UPDATE product SET name = 'old'"))
-            conn.execute(text("DELETE FROM datapatterns.cache_outbox"))
-        while len(self._caches) < 2:
-            self._caches.append(self._started(self._gated_redis, self._gated))
-        self.loads = 0
-        first, second = self._caches
-        return first, second
-
-    def _started(self, redis: Redis, engine: Engine) -> Cache:
-        """Return the cache of a process which knows that Redis is up to date."""
-        cache = Cache(redis, engine, name="product", policy=self._policy)
-        self._open.enter_context(closing(cache))
-        cache.get_or_load("something else", lambda _: "")
-        return cache
-
-    def read(self, cache: Cache) -> str | None:
-        return cache.get_or_load(1, self._load)
-
-    def _load(self, conn: Connection) -> str | None:
-        self.loads += 1
-        return name_of(conn, 1)
-
-    def write(self, cache: Cache, name: str = "new") -> None:
-        with cache.writes() as conn:
-            rename(conn, 1, name)
-            cache.invalidate_in(conn, 1)
-
-    def write_and_leave_the_rest_to_the_relay(self, cache: Cache) -> None:
-        with self._gated.begin() as conn:
-            rename(conn, 1, "new")
-            cache.invalidate_in(conn, 1)
-
-    @contextmanager
-    def snapshot(self) -> Iterator[Connection]:
-        """Begin a transaction of a caller's that sees what it saw at first."""
-        with self._gated.connect() as conn:
-            self.callers = conn.execution_options(isolation_level="REPEATABLE READ")
-            yield conn
-
-    def evict(self, what: str) -> None:
-        """Do what Redis may do at any moment, to every key that is called so."""
-        self._gated_redis.eval(EVICT, 0, f"*:{what}:*")
-
-    def is_absent_or_equal(self, outcome: Outcome) -> None:
-        if outcome.faults:  # the processes that it befell are not used again
-            self._caches.clear()
-        cached = self.read(self.observer)
-        with self.plain.begin() as conn:
-            stored = name_of(conn, 1)
-        assert cached == stored, f"cached is {cached!r}, the row says {stored!r}"
-
-    def is_absent_or_equal_once_relayed(self, outcome: Outcome) -> None:
-        self.observer.relay()
-        self.is_absent_or_equal(outcome)
-
-
-@pytest.fixture
-def processes(
-    gated: Engine, plain: Engine, gated_redis: Redis, redis_url: str
-) -> Iterator[Processes]:
-    with closing(Processes(gated, plain, gated_redis, redis_url)) as processes:
-        yield processes
-
-
-def without(
-    monkeypatch: pytest.MonkeyPatch, redis_client: Redis, name: str, guard: str, *, instead: str
-) -> None:
-    """Take a guard out of a script."""
-    original: Script = getattr(redis_commands, name)
-    assert original.source.count(guard) == 1
-    changed = script(original.source.replace(guard, instead))
-    monkeypatch.setattr(redis_commands, name, changed)
-    monkeypatch.setitem(SCRIPTS, changed.sha, changed)
-    redis_client.script_load(changed.source)
 
 
 # -- C1, C3: a fill that began before a write ------------------------------------------------------
@@ -308,18 +167,11 @@ def test_redis_may_leave_a_relay_anywhere_and_the_next_one_tells_it(
 
 @pytest.fixture
 def patient(
-    explorer: Explorer,
-    gated: Engine,
-    plain: Engine,
-    gated_redis: Redis,
-    redis_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Processes]:
+    explorer: Explorer, start: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
+) -> Processes:
     """Caches that wait for each other, by a clock that nobody has to wait for."""
     monkeypatch.setattr(driver, "sleep", explorer.clock.sleep)
-    policy = replace(POLICY, wait_seconds=600)
-    with closing(Processes(gated, plain, gated_redis, redis_url, policy)) as processes:
-        yield processes
+    return start(policy=replace(POLICY, wait_seconds=600))
 
 
 def missing(processes: Processes) -> Tasks:
@@ -394,7 +246,7 @@ def test_a_load_on_the_callers_connection_would_store_its_snapshot(
         if self is processes.observer._driver:  # noqa: SLF001 -- whose load is whose
             return original(self, reading, step)
         values = reading.load(processes.callers, step.places)
-        return self._backing.packed(reading.codec, values, step, seconds=0, is_standby=False)
+        return self._backing.packed(reading.codec, values, step, seconds=0, is_current=True)
 
     original = Driver._load_now  # noqa: SLF001 -- the guard
     monkeypatch.setattr(Driver, "_load_now", load_now)
