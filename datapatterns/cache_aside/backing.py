@@ -22,6 +22,7 @@ from datapatterns.cache_aside.local_tier import LocalTier, Slot, forget_in_proce
 from datapatterns.cache_aside.older_snapshots import seen_by_all_of
 from datapatterns.cache_aside.own_writes import Within, has_written, keeps_its_snapshot, note_write
 from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.query_plans import Queries
 from datapatterns.cache_aside.reading import Reading
 from datapatterns.cache_aside.redis_commands import invalidations_of
 from datapatterns.cache_aside.relaying import Relay, RelayReport
@@ -123,6 +124,16 @@ class Backing:
         if self._tracked is not None:
             self._tracked.close()
         self.links.close()
+
+    def queries(self) -> Queries:
+        """Return what knows on what the results of queries depend."""
+        return Queries(
+            self.name,
+            self.engine,
+            schema=self._schema,
+            target=self._target,
+            codec=self.codec,
+        )
 
     def close_gate(self) -> None:
         """Serve no hits until a relay round has ended."""

@@ -195,9 +195,18 @@ def unfollow(conn: Connection, model: Tabled, *, schema: str, target: str) -> No
 
 def read_followed(conn: Connection, *, schema: str, target: str) -> Sequence[Followed]:
     """Return which tables the relay of ``target`` follows."""
+    return [followed for _, followed in read_followed_by_name(conn, schema=schema, target=target)]
+
+
+def read_followed_by_name(
+    conn: Connection, *, schema: str, target: str
+) -> Sequence[tuple[tuple[str, str], Followed]]:
+    """Return which tables the relay of ``target`` follows, each with its schema and name."""
     capture, captured = cache_tables(schema).capture, change_log_tables(schema).captured
     found = (
         select(
+            captured.c.table_schema,
+            captured.c.table_name,
             capture.c.log_name,
             capture.c.table_tag,
             capture.c.key_columns,
@@ -210,7 +219,8 @@ def read_followed(conn: Connection, *, schema: str, target: str) -> Sequence[Fol
         .order_by(capture.c.log_name, capture.c.table_tag)
     )
     return [
-        Followed(row.log_name, row.table_tag, *map(tuple, row[2:])) for row in conn.execute(found)
+        ((table_schema, name), Followed(log_name, tag, *map(tuple, lists)))
+        for table_schema, name, log_name, tag, *lists in conn.execute(found)
     ]
 
 

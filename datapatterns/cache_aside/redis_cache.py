@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from redis import Redis
-from sqlalchemy import Connection, Engine
+from sqlalchemy import CompoundSelect, Connection, Engine, Select
 from sqlalchemy.orm import Session, sessionmaker
 
 from datapatterns.cache_aside.auditing import Auditor
@@ -24,6 +24,8 @@ from datapatterns.cache_aside.driver import Driver, Loader, ManyLoader
 from datapatterns.cache_aside.flights import Flights
 from datapatterns.cache_aside.keys import Key, entry_of
 from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
+from datapatterns.cache_aside.query_plans import AnyQuery
+from datapatterns.cache_aside.querying import read_query
 from datapatterns.cache_aside.relaying import RelayReport
 from datapatterns.cache_aside.steps import Wanted
 from datapatterns.cache_aside.tags import checked_tags, no_tags
@@ -39,6 +41,7 @@ from datapatterns.transactions import committing
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 K = TypeVar("K", bound=Key)
 
 
@@ -82,6 +85,7 @@ class Cache:
             detach=flights.detach,
         )
         self._driver = Driver(self._backing, flights)
+        self._queries = self._backing.queries()
         self._cached: CachedFunction[..., Any] | None = None
 
     @property
@@ -167,6 +171,53 @@ class Cache:
             return Wanted(entry_of(self.name, key), checked_tags(tags(key)))
 
         return self._driver.read_many(codec, wanted, keys, load)
+
+    @overload
+    def query(
+        self,
+        statement: Select[*Ts] | CompoundSelect[*Ts],
+        *,
+        tags: Iterable[str] | None = None,
+        within: Connection | Session | None = None,
+    ) -> list[tuple[*Ts]]: ...
+
+    @overload
+    def query(
+        self,
+        statement: AnyQuery,
+        *,
+        value_type: type[T],
+        tags: Iterable[str] | None = None,
+        within: Connection | Session | None = None,
+    ) -> list[T]: ...
+
+    def query(
+        self,
+        statement: AnyQuery,
+        *,
+        value_type: Any = None,
+        tags: Iterable[str] | None = None,
+        within: Connection | Session | None = None,
+    ) -> Any:  # as the overloads say
+        """Return the rows of a query, from the cache if it can.
+
+        What it depends on is derived: of each table in it, the rows that its conditions demand by
+        primary key or by `TAGGED` columns, else all. Writes have to be told: by `capture`, or by
+        `watch_tags` of this cache.
+
+        Args:
+            statement: A ``select()``, a UNION and the like. The first of its kind asks the server
+                what it reads, by a temporary view that is rolled back.
+            value_type: What is made of each row, by the names of columns; else tuples.
+            tags: What the result depends on, if you know better; see `tag`.
+            within: As for `get_or_load`.
+
+        Raises:
+            MissingRightsError: The role may not ask the server what the query reads.
+            UncacheableQueryError: Nobody can tell what the result depends on.
+            UncacheableValueError: The rows do not come back as what they are.
+        """
+        return read_query(self._queries, self._driver, statement, value_type, tags, within)
 
     @overload
     def cached(self, load: Callable[Concatenate[Connection, P], T]) -> CachedFunction[P, T]: ...
@@ -297,6 +348,7 @@ class Cache:
         def forget(session: Session, tags: Iterable[str]) -> None:
             self._backing.invalidate_in(session, (), tags)
 
+        self._queries.watch(models)
         watch_tags(sessions, models, forget)
 
     def capture(self, conn: Connection, *models: Tabled, by_key: bool = True) -> None:

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple, overload
 
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import CompoundSelect, Connection, Select, create_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -26,6 +26,8 @@ from datapatterns.cache_aside.driver_async import (
 from datapatterns.cache_aside.keys import Key, entry_of
 from datapatterns.cache_aside.links_async import AsyncLinks
 from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
+from datapatterns.cache_aside.query_plans import AnyQuery
+from datapatterns.cache_aside.querying_async import read_query
 from datapatterns.cache_aside.relaying import RelayReport
 from datapatterns.cache_aside.steps import (
     Wanted,
@@ -39,6 +41,7 @@ from datapatterns.telemetry import SILENT, Observer
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 K = TypeVar("K", bound=Key)
 
 
@@ -87,6 +90,7 @@ class AsyncCache:
             reports_to=self._backing.links,
         )
         self._driver = AsyncDriver(engine, self._backing, self._links, flights)
+        self._queries = self._backing.queries()
         self._cached: AsyncCachedFunction[..., Any] | None = None
 
     @property
@@ -139,6 +143,39 @@ class AsyncCache:
             return Wanted(entry_of(self.name, key), checked_tags(tags(key)))
 
         return await self._driver.read_many(codec, wanted, keys, load)
+
+    @overload
+    async def query(
+        self,
+        statement: Select[*Ts] | CompoundSelect[*Ts],
+        *,
+        tags: Iterable[str] | None = None,
+        within: AsyncConnection | AsyncSession | None = None,
+    ) -> list[tuple[*Ts]]: ...
+
+    @overload
+    async def query(
+        self,
+        statement: AnyQuery,
+        *,
+        value_type: type[T],
+        tags: Iterable[str] | None = None,
+        within: AsyncConnection | AsyncSession | None = None,
+    ) -> list[T]: ...
+
+    async def query(
+        self,
+        statement: AnyQuery,
+        *,
+        value_type: Any = None,
+        tags: Iterable[str] | None = None,
+        within: AsyncConnection | AsyncSession | None = None,
+    ) -> Any:  # as the overloads say
+        """Return the rows of a query, from the cache if it can, as `Cache.query`.
+
+        The tables in it have to be captured: no sessions of asyncio tell of their writes.
+        """
+        return await read_query(self._queries, self._driver, statement, value_type, tags, within)
 
     @overload
     def cached(

@@ -2,7 +2,8 @@
 
 DataPatternsError
 ├── ConfigurationError    fix the code or the settings; retrying cannot help
-│     caches              CacheKeyError, UncacheableValueError, UnknownRowsError
+│     caches              CacheKeyError, UncacheableQueryError, UncacheableValueError,
+│                         UnknownRowsError
 │     change_log          CaptureRefusedError, CapturedTableInUseError, ConsumerMissingError,
 │                         ForeignSnapshotError
 │     commands            CommandHandlerError, CommandInvalidError, CommandResultError,
@@ -79,6 +80,7 @@ Operations that find out by themselves what they have done raise `CommitUnanswer
 from datapatterns.errors.caches import (
     CacheBusyError,
     CacheKeyError,
+    UncacheableQueryError,
     UncacheableValueError,
     UnknownRowsError,
 )
@@ -363,6 +365,7 @@ __all__ = [
     "TokenError",
     "TransactionInUseError",
     "UnavailableError",
+    "UncacheableQueryError",
     "UncacheableValueError",
     "UnknownRevisionError",
     "UnknownRowsError",

@@ -60,3 +60,16 @@ class CacheBusyError(UnavailableError):
             f"no load could begin within {waited_seconds:g} s; retry later, or raise loads_at_once"
         )
         self.waited_seconds = waited_seconds
+
+
+class UncacheableQueryError(ConfigurationError):
+    """What the result of a query depends on cannot be derived from it.
+
+    Attributes:
+        clause: What stands in the way.
+    """
+
+    def __init__(self, clause: str, advice: str) -> None:
+        super().__init__(f"nobody can tell when this result becomes wrong: {clause}; {advice}")
+        self.clause = clause
+        self.advice = advice

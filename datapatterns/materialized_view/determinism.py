@@ -1,8 +1,4 @@
-"""Ask the server what a query depends on besides its tables.
-
-The server has analysed the query by the time a plain view of it exists: which function each
-operator, cast and call stands for is in the stored rule. So nothing is guessed from names.
-"""
+"""Ask the server what a query depends on besides its tables, by the rule of its plain view."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,29 +10,8 @@ from sqlalchemy import Connection, Row, ScalarSelect, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from datapatterns.errors import ViewDefinitionError
+from datapatterns.sql.stored_rules import functions_in, stored_rule
 
-_RULE = text("""
-SELECT r.ev_action::text FROM pg_catalog.pg_rewrite r
-WHERE r.ev_class = CAST(CAST(:definition AS regclass) AS oid)
-""")
-_FUNCTIONS = text("""
-SELECT p.proname AS name, p.provolatile AS volatility, p.prokind = 'a' AS is_aggregate,
-       n.nspname = 'pg_catalog' AS is_builtin,
-       p.proargtypes::oid[] && ARRAY['float4'::regtype, 'float8'::regtype]::oid[] AS takes_floats
-FROM pg_catalog.pg_proc p
-JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-WHERE p.oid = ANY (CAST(:oids AS oid[]))
-ORDER BY p.proname
-""")
-_OPERATOR_FUNCTIONS = text("""
-SELECT o.oprcode::oid FROM pg_catalog.pg_operator o WHERE o.oid = ANY (CAST(:operators AS oid[]))
-""")
-# What a cast by way of text calls: the output function of one type, the input function of another.
-_TYPE_FUNCTIONS = text("""
-SELECT p.oid FROM pg_catalog.pg_type t
-JOIN pg_catalog.pg_proc p ON p.oid = t.typoutput AND t.oid = ANY (CAST(:sources AS oid[]))
-                          OR p.oid = t.typinput AND t.oid = ANY (CAST(:targets AS oid[]))
-""")
 _BASES = """
 SELECT coalesce(jsonb_agg(jsonb_build_array(schema, name, columns) ORDER BY schema, name), '[]')
 FROM (
@@ -110,10 +85,6 @@ _CLAUSES = [
         "it may change while no value does; leave it to the reader",
     ),
 ]
-_FUNCTION_ID = re.compile(r":(?:funcid|opfuncid|aggfnoid|winfnoid|elemfuncid) (\d+)")
-_TEXT_CAST = re.compile(r"\{COERCEVIAIO :arg .*?:\w*type (\d+)")
-_ROW_COMPARISON = re.compile(r"\{ROWCOMPARE\w* :\w+ \d+ :opnos \(o ([\d ]+)\)")
-_RESULT_TYPE = re.compile(r":resulttype (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,17 +130,11 @@ def require_determinism(conn: Connection, view: str, definition: str) -> None:
     Raises:
         ViewDefinitionError: A clause depends on something else; it is named.
     """
-    rule = conn.execute(_RULE, {"definition": definition}).scalar_one()
+    rule = stored_rule(conn, definition)
     for pattern, clause, advice in _CLAUSES:
         if pattern.search(rule):
             raise ViewDefinitionError(view, clause=clause, advice=advice)
-    oids = {int(oid) for oid in _FUNCTION_ID.findall(rule)}
-    if sources := [int(oid) for oid in _TEXT_CAST.findall(rule)]:
-        targets = [int(oid) for oid in _RESULT_TYPE.findall(rule)]
-        oids.update(conn.scalars(_TYPE_FUNCTIONS, {"sources": sources, "targets": targets}))
-    if operators := [int(oid) for row in _ROW_COMPARISON.findall(rule) for oid in row.split()]:
-        oids.update(conn.scalars(_OPERATOR_FUNCTIONS, {"operators": operators}))
-    for function in conn.execute(_FUNCTIONS, {"oids": sorted(oids)}).all():
+    for function in functions_in(conn, rule):
         for objection, way_out in _objections(function):
             raise ViewDefinitionError(view, clause=objection, advice=way_out)
 

@@ -11,11 +11,8 @@ from psycopg import sql
 from sqlalchemy import Connection, text
 
 from datapatterns.materialized_view.names import ViewNames
+from datapatterns.sql.stored_rules import stored_rule
 
-_RULE = text("""
-SELECT r.ev_action::text FROM pg_catalog.pg_rewrite r
-WHERE r.ev_class = CAST(CAST(:definition AS regclass) AS oid)
-""")
 # Operators of a B-tree class compare any two values, or else the index would fail. Only
 # superusers make such classes, so extensions' comparisons are let through as well.
 _OTHERS = text("""
@@ -76,7 +73,7 @@ def untrusted_call(conn: Connection, names: ViewNames) -> str | None:
     The plain view of the query is there already.
     """
     definition = sql.Identifier(names.schema, names.definition).as_string(None)
-    rule = conn.execute(_RULE, {"definition": definition}).scalar_one()
+    rule = stored_rule(conn, definition)
     if _BY_WAY_OF_TEXT in rule or _CHECKED in rule:
         return "a cast that some values may not survive"
     oids = sorted({int(oid) for oid in _FUNCTION_ID.findall(rule)})
