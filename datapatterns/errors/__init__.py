@@ -57,7 +57,7 @@ DataPatternsError
 │                         WritersInTheWayError
 │     promotions          PromotionTimeoutError, StandbyBehindError
 │     servers             ServerUnavailableError
-│     shards              ShardUnavailableError
+│     shards              IdWorkersTakenError, ShardUnavailableError
 │     transactions        CommitUnansweredError
 │     views               ViewBehindError, ViewNotPopulatedError, ViewTimeoutError
 ├── CorruptionError       stored data breaks an invariant; stop and look
@@ -211,6 +211,7 @@ from datapatterns.errors.shard_statements import (
 from datapatterns.errors.shards import (
     BucketCountError,
     GroupMismatchError,
+    IdWorkersTakenError,
     RangeBoundError,
     ShardedTableError,
     ShardKeyChangedError,
@@ -290,6 +291,7 @@ __all__ = [
     "ForeignTokenError",
     "GroupMismatchError",
     "HistoryError",
+    "IdWorkersTakenError",
     "IdempotencyKeyReusedError",
     "ImportChunkError",
     "ImportVersionError",

@@ -171,6 +171,21 @@ class StaleShardMapError(ConflictError):
         self.shard = shard
 
 
+class IdWorkersTakenError(UnavailableError):
+    """So many processes make ids that no number is left for another one.
+
+    Attributes:
+        workers: How many there are.
+    """
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(
+            f"{workers} processes hold all numbers for making ids; close() generators that are not"
+            " needed, or wait: the number of a process that died is free after two minutes"
+        )
+        self.workers = workers
+
+
 class ShardUnavailableError(UnavailableError):
     """A shard does not answer.
 

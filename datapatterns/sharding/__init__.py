@@ -3,6 +3,7 @@
 from datapatterns.sharding.cluster import ShardCluster
 from datapatterns.sharding.counting import ShardStats, TableCount
 from datapatterns.sharding.definition import EntityGroup, ShardKey
+from datapatterns.sharding.ids import IdGenerator, IdParts, parts_of_id
 from datapatterns.sharding.pinned_session import PinnedSession
 from datapatterns.sharding.router import Router
 from datapatterns.sharding.shard_map import ShardMap
@@ -28,6 +29,8 @@ __all__ = [
     "Directory",
     "EntityGroup",
     "Hash",
+    "IdGenerator",
+    "IdParts",
     "Jump",
     "Ketama",
     "Key",
@@ -44,4 +47,5 @@ __all__ = [
     "ShardStats",
     "ShardingStrategy",
     "TableCount",
+    "parts_of_id",
 ]

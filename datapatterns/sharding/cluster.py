@@ -18,6 +18,7 @@ from datapatterns.sharding.counting import ShardStats, count_rows
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
 from datapatterns.sharding.footprints import Footprints
+from datapatterns.sharding.ids import IdGenerator
 from datapatterns.sharding.initialising import (
     check_empty,
     check_ownership,
@@ -248,6 +249,24 @@ class ShardCluster:
             ShardKeyError: A key is of another type than the group's.
         """
         return self.router.map_of(group).placed(rows, lambda row: group.checked_key(key(row)))
+
+    def ids(self, group: EntityGroup, *, span_seconds: float = 10.0) -> IdGenerator:
+        """Return what makes ids for rows of ``group`` that carry their bucket; make one a process.
+
+        Args:
+            group: Whose buckets.
+            span_seconds: For how long ids can be made while the control database is away.
+
+        Raises:
+            BucketCountError: The group has more buckets than an id has place for.
+        """
+        return IdGenerator(
+            self._control,
+            self.router.map_of(group).strategy,
+            span_seconds=span_seconds,
+            clock=self._clock,
+            schema=self._schema,
+        )
 
     def stats(self) -> list[ShardStats]:
         """Return how many rows of each mapped table lie on each shard. Reads them all.

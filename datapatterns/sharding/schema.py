@@ -7,12 +7,14 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    DateTime,
     ForeignKey,
     Identity,
     Integer,
     Table,
     Text,
     UniqueConstraint,
+    Uuid,
 )
 
 from datapatterns.sql.metadata import declared_once, library_metadata
@@ -23,12 +25,13 @@ UNUSED = 0
 
 @dataclass(frozen=True, slots=True)
 class ShardingTables:
-    """The tables of one schema; the first three matter in the control database only.
+    """The tables of one schema; the first four matter in the control database only.
 
     Attributes:
         shard: The shards that exist.
         shard_group: The entity groups, with what they were declared as.
         bucket_map: Which shard owns which bucket; what routers load.
+        id_worker: Who makes ids with which number, and up to which millisecond.
         this_shard: On a shard: who it is.
         bucket: On a shard: what it owns. The truth, should the map disagree.
     """
@@ -36,6 +39,7 @@ class ShardingTables:
     shard: Table
     shard_group: Table
     bucket_map: Table
+    id_worker: Table
     this_shard: Table
     bucket: Table
 
@@ -81,7 +85,23 @@ def sharding_tables(schema: str, /) -> ShardingTables:
         Column("epoch", BigInteger, nullable=False, server_default="1"),
         CheckConstraint("bucket >= 0", name="bucket"),
     )
-    return ShardingTables(shard, shard_group, bucket_map, _this_shard(schema), _bucket(schema))
+    return ShardingTables(
+        shard, shard_group, bucket_map, _id_worker(schema), _this_shard(schema), _bucket(schema)
+    )
+
+
+def _id_worker(schema: str) -> Table:
+    return Table(
+        "id_worker",
+        library_metadata(schema),
+        Column("worker", Integer, primary_key=True, autoincrement=False),
+        Column("holder", Uuid),
+        Column("lease_until", DateTime(timezone=True)),
+        Column("ms_ceiling", BigInteger, nullable=False, server_default="0"),
+        CheckConstraint("worker BETWEEN 0 AND 63", name="worker"),
+        CheckConstraint("(holder IS NULL) = (lease_until IS NULL)", name="lease_until"),
+        CheckConstraint("ms_ceiling >= 0", name="ms_ceiling"),
+    )
 
 
 def _this_shard(schema: str) -> Table:
