@@ -43,6 +43,7 @@ from datapatterns.cache_aside.tags import (
 )
 from datapatterns.change_log import ChangeLog, Snapshot, Xid8, change_log_tables, not_shown_by
 from datapatterns.change_log.inspecting import inspect_columns, inspect_source
+from datapatterns.change_log.locking import take_turn
 from datapatterns.change_log.pending import shown_by
 from datapatterns.errors import CacheKeyError
 
@@ -176,6 +177,7 @@ def follow(conn: Connection, model: Tabled, *, cache: str | None, schema: str, t
 
 def unfollow(conn: Connection, model: Tabled, *, schema: str, target: str) -> None:
     """Let the relay of ``target`` follow a table no more; do nothing if it does not."""
+    take_turn(conn, schema=schema)
     tag, consumer = table_tag(table_of(model)), consumer_of(target)
     capture, log = cache_tables(schema).capture, change_log_tables(schema)
     own = capture.c.consumer == consumer

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, select, update
 from datapatterns.change_log.collecting import require_own_snapshots
 from datapatterns.change_log.consuming import require_read_committed, snapshot_without_own_changes
 from datapatterns.change_log.lagging import count_pending, followed_logs
+from datapatterns.change_log.locking import hold_logs
 from datapatterns.change_log.schema import change_log_tables
 
 _logger = logging.getLogger(__name__)
@@ -35,49 +36,62 @@ def restart_laggards(conn: Connection, *, schema: str, pending_rows_max: int) ->
         raise ValueError("pending_rows_max has to be 1 or more")
     require_read_committed(conn)
     require_own_snapshots(conn, schema)
-    restarted: dict[str, int] = {}
+    hold_logs(conn, schema=schema)
+    held: dict[str, int | None] = {}
     for name, log_names in followed_logs(conn, schema=schema).items():
         pending = count_pending(conn, name, log_names, schema=schema, limit=pending_rows_max + 1)
-        if 2 * pending <= pending_rows_max:
-            continue
         known = {"consumer": name, "pending_rows_max": pending_rows_max}
-        if pending <= pending_rows_max:
+        if pending > pending_rows_max:
+            held[name] = _hold(conn, name, log_names, schema=schema)
+        elif 2 * pending > pending_rows_max:
             _logger.warning(
                 "consumer %s has %d changes to take in; beyond %d it has to begin anew",
                 name, pending, pending_rows_max, extra=known,
             )  # fmt: skip
-            continue
-        counted = _restart(conn, name, log_names, schema=schema, pending_rows_max=pending_rows_max)
+    restarted: dict[str, int] = {}
+    for name, counted in held.items():
+        known = {"consumer": name, "pending_rows_max": pending_rows_max}
         if counted is None:
             _logger.warning(
                 "consumer %s has more than %d changes to take in, and is at work on them",
                 name, pending_rows_max, extra=known,
             )  # fmt: skip
-            continue
-        restarted[name] = counted
-        _logger.warning(
-            "consumer %s had more than %d changes to take in and begins anew; fill its target"
-            " again",
-            name, pending_rows_max, extra=known,
-        )  # fmt: skip
+        elif counted > pending_rows_max:
+            _restart(conn, name, counted, schema=schema, pending_rows_max=pending_rows_max)
+            restarted[name] = counted
+            _logger.warning(
+                "consumer %s had more than %d changes to take in and begins anew; fill its target"
+                " again",
+                name, pending_rows_max, extra=known,
+            )  # fmt: skip
     return restarted
 
 
-def _restart(
-    conn: Connection, name: str, log_names: list[str], *, schema: str, pending_rows_max: int
-) -> int | None:
+def _hold(conn: Connection, name: str, log_names: list[str], *, schema: str) -> int | None:
+    """Lock a consumer and return how much is pending; None if somebody else has it.
+
+    Nobody is waited for with what this has locked.
+    """
     tables = change_log_tables(schema)
-    is_it = tables.consumers.c.name == name
-    lock = select(tables.consumers.c.name).where(is_it).with_for_update(skip_locked=True)
-    if conn.scalar(lock) is None:
+    consumers, subscriptions = tables.consumers.c, tables.subscriptions.c
+    lock = select(consumers.name).where(consumers.name == name)
+    if conn.scalar(lock.with_for_update(skip_locked=True)) is None:
+        return None
+    # Who changes what is captured has some of these, and may come for others that are ours.
+    own = select(subscriptions.log_name).where(subscriptions.consumer == name)
+    if len(conn.scalars(own.with_for_update(skip_locked=True)).all()) < len(log_names):
         return None
     # It may have been advanced until it was ours; a later statement sees that.
-    pending = count_pending(conn, name, log_names, schema=schema)
-    if pending <= pending_rows_max:
-        return None
+    return count_pending(conn, name, log_names, schema=schema)
+
+
+def _restart(
+    conn: Connection, name: str, pending: int, *, schema: str, pending_rows_max: int
+) -> None:
+    tables = change_log_tables(schema)
     conn.execute(
         update(tables.consumers)
-        .where(is_it)
+        .where(tables.consumers.c.name == name)
         .values(
             snapshot=snapshot_without_own_changes(conn),
             populated=False,
@@ -89,4 +103,3 @@ def _restart(
         .where(tables.subscriptions.c.consumer == name)
         .values(shape=None)
     )
-    return pending

@@ -1,39 +1,33 @@
-"""Capture the changes of a table: install, widen, release."""
+"""Capture the changes of tables: install what that takes, and widen it."""
 
 import logging
-from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from psycopg import sql
-from psycopg.errors import InsufficientPrivilege
-from sqlalchemy import Connection, Row, Table, delete, func, select, text
+from sqlalchemy import Connection, Row, Table, select, text
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.change_log import capture_statements as statements
 from datapatterns.change_log.capture_names import CaptureNames, capture_names
 from datapatterns.change_log.capture_statements import EVENTS
 from datapatterns.change_log.comparing import require_comparable
 from datapatterns.change_log.consuming import require_read_committed
-from datapatterns.change_log.explaining import capture_obstacle, is_gone
+from datapatterns.change_log.explaining import capture_obstacle, explaining_rights, is_gone
+from datapatterns.change_log.guarding import guard
 from datapatterns.change_log.inspecting import (
-    LOG_COLUMNS,
-    SourceColumn,
     SourceTable,
     choose_columns,
     inspect_source,
+    locking_order,
     resolve_name,
 )
-from datapatterns.change_log.log_tables import columns_of, fit_log, is_fit, reduce_log
+from datapatterns.change_log.locking import TableLock, by_table, hold_tables, take_turn
+from datapatterns.change_log.log_tables import columns_of, fit_log, is_fit
 from datapatterns.change_log.partition_statements import create_move_trigger, replace_move_function
 from datapatterns.change_log.schema import change_log_tables
 from datapatterns.change_log.shapes import capture_shape, carrying_shape
-from datapatterns.errors import (
-    CapturedTableInUseError,
-    CaptureRefusedError,
-    MissingRightsError,
-)
+from datapatterns.errors import CaptureRefusedError
 from datapatterns.sql.composing import execute
 
 _logger = logging.getLogger(__name__)
@@ -60,11 +54,6 @@ FROM pg_catalog.pg_trigger t
 WHERE t.tgrelid = ANY (CAST(:relations AS oid[])) AND t.tgfoid = to_regproc(:function)
   AND t.tgname = :name AND t.tgenabled = 'A' AND t.tgtype = 19
 """)
-_OTHER_OWNER = text("""
-SELECT pg_get_userbyid(relowner) FROM pg_catalog.pg_class
-WHERE oid = to_regclass(:log) AND pg_get_userbyid(relowner) <> current_user
-  AND current_setting('is_superuser')::boolean
-""")
 _BODY = text("SELECT prosrc FROM pg_catalog.pg_proc WHERE oid = to_regproc(:function)")
 
 
@@ -78,10 +67,11 @@ def capture(
 ) -> str:
     """Log changes of ``columns`` from now on, beside those that are logged already.
 
-    If all is in place, nothing is locked. Otherwise this waits for running writers of the table
-    and its partitions and keeps new ones out until the transaction ends; set ``lock_timeout``
-    where that matters. Call it again after a partition was created or attached: until then its
-    consumers have to read everything anew each time.
+    If all is in place, the table is not locked. Otherwise this waits for running writers of the
+    table and its partitions and keeps new ones out until the transaction ends; set
+    ``lock_timeout`` where that matters. Transactions that change what is captured take turns.
+    Call it again after a partition was created or attached: until then its consumers have to
+    read everything anew each time.
 
     Args:
         conn: A connection in a transaction, such as a migration's. The caller commits.
@@ -102,16 +92,46 @@ def capture(
     wanted = frozenset(columns)
     source = inspect_source(conn, table, allow_row_security=allow_row_security)
     names = capture_names(schema, source.schema, source.name)
-    captured = change_log_tables(schema).captured
-    allowed = conn.scalar(
-        select(captured.c.allows_row_security).where(captured.c.log_name == names.log_name)
-    )
-    if allowed in {True, allow_row_security} and _is_complete(conn, source, names, wanted):
+    captured = change_log_tables(schema).captured.c
+    allowed = select(captured.allows_row_security).where(captured.log_name == names.log_name)
+
+    def is_complete() -> bool:
+        found = conn.scalar(allowed)
+        return found in {True, allow_row_security} and _is_complete(conn, source, names, wanted)
+
+    # Only in our turn does it stay so.
+    if is_complete() and take_turn(conn, schema=schema) and is_complete():
         return names.log_name
     require_read_committed(conn)
-    with _explaining_rights():
+    with explaining_rights():
         _capture(conn, table, wanted, schema=schema, allow_row_security=allow_row_security)
     return names.log_name
+
+
+def capture_tables(
+    conn: Connection, wanted: Mapping[str, Iterable[str]], *, schema: str
+) -> dict[str, str]:
+    """Do as `capture` does with several tables, all of which are locked before any of their logs.
+
+    Args:
+        conn: A connection in a transaction, such as a migration's. The caller commits.
+        wanted: The columns of each table, by its name as SQL writes it, with its schema.
+        schema: Where the library's tables live.
+
+    Returns:
+        The log of each.
+    """
+    if len(wanted) > 1:
+        lacking = [
+            table
+            for table, columns in wanted.items()
+            if not is_captured(conn, table, columns, schema=schema)
+        ]
+        _hold(conn, lacking, schema)
+    return {
+        table: capture(conn, table, wanted[table], schema=schema)
+        for table in sorted(wanted, key=locking_order)
+    }
 
 
 def recapture(conn: Connection, *, schema: str, consumer: str | None = None) -> list[str]:
@@ -132,23 +152,22 @@ def recapture(conn: Connection, *, schema: str, consumer: str | None = None) -> 
     """
     tables = change_log_tables(schema)
     captured, subscriptions = tables.captured, tables.subscriptions
-    shape = capture_shape(captured.c.log_name, schema=schema)
-    wanted = select(captured).where(shape.is_(None))
+    wanted = select(captured).order_by(*by_table(schema))
     if consumer is not None:
         consumed = select(subscriptions.c.log_name).where(subscriptions.c.consumer == consumer)
         wanted = wanted.where(captured.c.log_name.in_(consumed))
-    in_order = wanted.order_by(captured.c.table_schema, captured.c.table_name)
-    mended = []
-    for row in conn.execute(in_order).all():
+    lacking: dict[str, Row[Any]] = {}
+    for row in conn.execute(wanted).all():
         name = sql.Identifier(row.table_schema, row.table_name).as_string(None)
         if is_gone(conn, name):
             obstacle = capture_obstacle(conn, row.log_name, schema=schema)
             _logger.warning("%s", obstacle, extra={"change_log": row.log_name})
-            continue
-        allowed = row.allows_row_security
-        capture(conn, name, [], schema=schema, allow_row_security=allowed)
-        mended.append(f"{row.table_schema}.{row.table_name}")
-    return mended
+        elif not is_captured(conn, name, [], schema=schema):
+            lacking[name] = row
+    _hold(conn, lacking, schema)
+    for name, row in lacking.items():
+        capture(conn, name, [], schema=schema, allow_row_security=row.allows_row_security)
+    return [f"{row.table_schema}.{row.table_name}" for row in lacking.values()]
 
 
 def is_captured(
@@ -168,65 +187,11 @@ def is_captured(
     return allowed is not None and _is_complete(conn, source, names, frozenset(columns))
 
 
-def narrow(conn: Connection, table: Table | str, columns: Iterable[str], *, schema: str) -> None:
-    """Log changes of ``columns`` only, so that the table can lose others; nobody consumes those.
-
-    If there are no others, nothing is locked. Otherwise this waits for running writers of the
-    table, as `capture` does.
-
-    Raises:
-        CaptureRefusedError: There is no such table.
-        CapturedTableInUseError: A view of somebody's reads another column of the log.
-        MissingRightsError: There are others, and the role does not own the table and its log.
-    """
-    names = capture_names(schema, *resolve_name(conn, table))
-    surplus = sorted(columns_of(conn, names.rows).keys() - {*columns, *LOG_COLUMNS})
-    if not surplus:
-        return
-    source = inspect_source(conn, table, allow_row_security=True)
-    lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(source.identifier)
-    with _explaining_rights():
-        execute(conn, lock)
-        _narrow(conn, source, names, surplus, {*columns})
-
-
-def release(conn: Connection, table: Table | str, *, schema: str) -> None:
-    """Capture the changes of ``table`` no more; do nothing if they are not captured.
-
-    This waits for whoever uses the table and keeps others out until the transaction ends.
-
-    Raises:
-        CapturedTableInUseError: Somebody consumes them.
-        MissingRightsError: The role does not own the log.
-    """
-    captured = change_log_tables(schema).captured
-    table_schema, name = resolve_name(conn, table)
-    names = capture_names(schema, table_schema, name)
-    is_it = captured.c.log_name == names.log_name
-    _require_unconsumed(conn, names, f"{table_schema}.{name}")
-    if conn.scalar(select(captured.c.log_name).where(is_it)) is None:
-        return
-    with _explaining_rights():
-        # First the table, as who captures it; then the row, as who collects; the log last.
-        found = sql.Identifier(table_schema, name)
-        if conn.scalar(select(func.to_regclass(found.as_string(None)))) is not None:
-            execute(conn, sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(found))
-        conn.execute(select(captured.c.log_name).where(is_it).with_for_update())
-        # Who registered meanwhile held that row.
-        _require_unconsumed(conn, names, f"{table_schema}.{name}")
-        conn.execute(delete(captured).where(is_it))
-        execute(conn, statements.drop_capture(names))
-
-
-def _require_unconsumed(conn: Connection, names: CaptureNames, table: str) -> None:
-    subscriptions = change_log_tables(names.schema).subscriptions.c
-    consumers = conn.scalars(
-        select(subscriptions.consumer)
-        .where(subscriptions.log_name == names.log_name)
-        .order_by(subscriptions.consumer)
-    ).all()
-    if consumers:
-        raise CapturedTableInUseError(table, list(consumers))
+def _hold(conn: Connection, tables: Collection[str], schema: str) -> None:
+    if tables:
+        require_read_committed(conn)
+    with explaining_rights():
+        hold_tables(conn, dict.fromkeys(tables, TableLock.WRITERS), schema=schema)
 
 
 def _capture(
@@ -240,9 +205,7 @@ def _capture(
     source = inspect_source(conn, table, allow_row_security=allow_row_security)
     names = capture_names(schema, source.schema, source.name)
     captured = change_log_tables(schema).captured
-    # Of a partitioned table this locks all partitions, too.
-    lock = sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(source.identifier)
-    execute(conn, lock)
+    hold_tables(conn, {source.identifier.as_string(None): TableLock.WRITERS}, schema=schema)
     # Who waited for the lock may find that somebody else has changed what it saw.
     source = inspect_source(conn, table, allow_row_security=allow_row_security)
     _require_free(conn, source, names)
@@ -262,16 +225,6 @@ def _capture(
             )
         )
         _install(conn, source, names, wanted)
-
-
-@contextmanager
-def _explaining_rights() -> Iterator[None]:
-    try:
-        yield
-    except ProgrammingError as error:
-        if isinstance(error.orig, InsufficientPrivilege):
-            raise MissingRightsError(str(error.orig.diag.message_primary)) from error
-        raise
 
 
 def _is_complete(
@@ -310,32 +263,8 @@ def _install(
     require_comparable(conn, source, captured)
     fit_log(conn, names, source, captured)
     execute(conn, statements.replace_function(names, source, captured))
-    _replace_guard(conn, names, source, captured)
+    guard(conn, names, source, captured)
     _create_triggers(conn, source, names)
-
-
-def _narrow(
-    conn: Connection,
-    source: SourceTable,
-    names: CaptureNames,
-    surplus: Sequence[str],
-    wanted: Container[str],
-) -> None:
-    with carrying_shape(conn, names.log_name, schema=names.schema):
-        kept = [column for column in source.columns if column.name in wanted]
-        reduce_log(conn, names, source, surplus, kept)
-        execute(conn, statements.replace_function(names, source, kept))
-        _replace_guard(conn, names, source, kept)
-
-
-def _replace_guard(
-    conn: Connection, names: CaptureNames, source: SourceTable, columns: Sequence[SourceColumn]
-) -> None:
-    execute(conn, statements.replace_guard(names, source, columns))
-    # It is the one part that is made anew; after a superuser's visit the owner has to go on.
-    owner = conn.scalar(_OTHER_OWNER, {"log": names.log.as_string(None)})
-    if owner is not None:
-        execute(conn, statements.give_guard(names, owner))
 
 
 def _create_triggers(conn: Connection, source: SourceTable, names: CaptureNames) -> None:

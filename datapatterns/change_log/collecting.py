@@ -26,6 +26,7 @@ from datapatterns.change_log.consuming import (
 )
 from datapatterns.change_log.identity import DatabaseIdentity
 from datapatterns.change_log.inspecting import BATCHED_ROWS
+from datapatterns.change_log.locking import by_table
 from datapatterns.change_log.schema import Xid8, change_log_tables
 
 
@@ -49,9 +50,7 @@ def collect_garbage(conn: Connection, *, schema: str, limit: int = 10_000) -> in
     tables = change_log_tables(schema)
     # Who registers holds these rows; once they are ours, a later statement sees all consumers.
     # By the tables' names, as who captures several.
-    captured = tables.captured.c
-    names = (captured.table_schema.collate("C"), captured.table_name.collate("C"))
-    free = select(captured.log_name).order_by(*names)
+    free = select(tables.captured.c.log_name).order_by(*by_table(schema))
     log_names = conn.scalars(free.with_for_update(skip_locked=True)).all()
     require_own_snapshots(conn, schema)
     deleted = 0

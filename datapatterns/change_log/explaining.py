@@ -1,16 +1,19 @@
 """Why a captured table is not captured wholly, in words that say what to do."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from psycopg import sql
+from psycopg.errors import InsufficientPrivilege
 from sqlalchemy import Connection, func, select, text
+from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.change_log.capture_names import capture_names
 from datapatterns.change_log.inspecting import inspect_source
 from datapatterns.change_log.schema import change_log_tables
 from datapatterns.change_log.shapes import capture_shape
-from datapatterns.errors import CaptureRefusedError
+from datapatterns.errors import CaptureRefusedError, MissingRightsError
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +55,21 @@ def capture_obstacle(conn: Connection, log_name: str, *, schema: str) -> str | N
 def is_gone(conn: Connection, table: str) -> bool:
     """Return whether there is no table of that name, as SQL writes it, any more."""
     return conn.scalar(select(func.to_regclass(table))) is None
+
+
+@contextmanager
+def explaining_rights() -> Iterator[None]:
+    """Say what it means that the role may not do what is done here.
+
+    Raises:
+        MissingRightsError: It may not.
+    """
+    try:
+        yield
+    except ProgrammingError as error:
+        if isinstance(error.orig, InsufficientPrivilege):
+            raise MissingRightsError(str(error.orig.diag.message_primary)) from error
+        raise
 
 
 def warn_of_obstacles(

@@ -13,6 +13,7 @@ from datapatterns.change_log import (
     consuming,
     rebasing,
     registering,
+    releasing,
 )
 from datapatterns.change_log.consuming import Consumer
 from datapatterns.change_log.snapshots import Snapshot
@@ -54,7 +55,7 @@ class ChangeLog:
 
     def release(self, conn: Connection, table: Table | str) -> None:
         """Capture the changes of ``table`` no more; refuse while somebody consumes them."""
-        capturing.release(conn, table, schema=self.schema)
+        releasing.release(conn, table, schema=self.schema)
 
     def register_consumer(
         self, conn: Connection, name: str, kind: str, *, log_names: Iterable[str] = ()

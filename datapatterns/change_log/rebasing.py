@@ -3,7 +3,7 @@
 from typing import Final
 
 from psycopg import sql
-from sqlalchemy import Connection, delete, func, select, table, update
+from sqlalchemy import Connection, delete, select, table, update
 
 from datapatterns.change_log.capture_names import batches_name, rows_name
 from datapatterns.change_log.consuming import (
@@ -12,8 +12,8 @@ from datapatterns.change_log.consuming import (
     snapshot_without_own_changes,
 )
 from datapatterns.change_log.identity import database_identity, timeline
+from datapatterns.change_log.locking import TableLock, by_table, hold_tables
 from datapatterns.change_log.schema import change_log_tables
-from datapatterns.sql.composing import execute
 
 RESTORED: Final = "the database was restored or copied"
 
@@ -34,18 +34,17 @@ def rebase(conn: Connection, *, schema: str) -> int:
     require_read_committed(conn)
     require_unwritten(conn, "rebasing the change log")
     tables = change_log_tables(schema)
-    # First tables, by their names, then the rows that say what is captured: as who captures does.
-    in_order = select(tables.captured).order_by(
-        tables.captured.c.table_schema, tables.captured.c.table_name
-    )
-    for row in conn.execute(in_order).all():
-        source = sql.Identifier(row.table_schema, row.table_name)
-        if conn.scalar(select(func.to_regclass(source.as_string(None)))) is not None:
-            execute(conn, sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(source))
-    # Who is registering has a snapshot already, and needs what was logged since: it comes first,
-    # and begins anew as well.
-    captured = conn.scalars(select(tables.captured.c.log_name).with_for_update()).all()
-    for log_name in captured:
+    captured = tables.captured.c
+    listed = select(captured.table_schema, captured.table_name)
+    for _ in ("until it is our turn", "what came until then"):
+        sources = (sql.Identifier(*row).as_string(None) for row in conn.execute(listed))
+        hold_tables(conn, dict.fromkeys(sources, TableLock.WRITERS), schema=schema)
+    locked = select(captured.log_name).order_by(*by_table(schema)).with_for_update()
+    log_names = conn.scalars(locked).all()
+    # Consumers before subscriptions, as who refreshes has them.
+    consumers = tables.consumers.c.name
+    conn.execute(select(consumers).order_by(consumers).with_for_update())
+    for log_name in log_names:
         # DELETE, for TRUNCATE would take the rows away from older snapshots, too.
         for name in (rows_name(log_name), batches_name(log_name)):
             conn.execute(delete(table(name, schema=schema)))

@@ -7,6 +7,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from datapatterns.change_log.consuming import snapshot_without_own_changes
 from datapatterns.change_log.identity import database_identity, timeline
+from datapatterns.change_log.locking import by_table, take_turn
 from datapatterns.change_log.schema import change_log_tables
 from datapatterns.change_log.shapes import capture_partitions, capture_shape
 from datapatterns.sql.texts import is_text
@@ -29,13 +30,17 @@ def register_consumer(
     """
     if not is_text(name):
         raise ValueError(f"{name!r} cannot name a consumer; leave out U+0000 and half surrogates")
+    take_turn(conn, schema=schema)
     tables = change_log_tables(schema)
     identity = database_identity(conn)
     # Before the snapshot: nobody collects garbage from these logs until the consumer can be seen.
     wanted = sorted(log_names)
     captured = tables.captured.c.log_name
     held = conn.scalars(
-        select(captured).where(captured.in_(wanted)).with_for_update(read=True, key_share=True)
+        select(captured)
+        .where(captured.in_(wanted))
+        .order_by(*by_table(schema))
+        .with_for_update(read=True, key_share=True)
     ).all()
     if unknown := sorted(set(wanted) - set(held)):
         raise ValueError(f"{unknown[0]!r} is no log of this schema; capture() returns its name")
@@ -70,5 +75,6 @@ def register_consumer(
 
 def forget_consumer(conn: Connection, name: str, *, schema: str) -> None:
     """Let ``name`` consume changes no more; do nothing if it does not."""
+    take_turn(conn, schema=schema)
     consumers = change_log_tables(schema).consumers
     conn.execute(delete(consumers).where(consumers.c.name == name))

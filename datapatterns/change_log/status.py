@@ -9,6 +9,7 @@ from datapatterns.change_log.consuming import current_snapshot
 from datapatterns.change_log.explaining import capture_obstacle
 from datapatterns.change_log.identity import database_identity, timeline
 from datapatterns.change_log.lagging import count_pending, followed_logs
+from datapatterns.change_log.locking import hold_logs
 from datapatterns.change_log.schema import Xid8, change_log_tables
 from datapatterns.change_log.shapes import capture_changed
 from datapatterns.change_log.snapshots import Xid
@@ -110,7 +111,13 @@ class ChangeLogStatus:
 
 
 def read_status(conn: Connection, *, schema: str, limit: int) -> ChangeLogStatus:
-    """Return how the logs stand; rows are counted up to ``limit`` for each log and consumer."""
+    """Return how the logs stand; rows are counted up to ``limit`` for each log and consumer.
+
+    Raises:
+        SnapshotOutdatedError: A table was released after the transaction's snapshot, above READ
+            COMMITTED; begin again.
+    """
+    hold_logs(conn, schema=schema)
     consumers = {
         name: _consumer_status(conn, name, log_names, schema=schema, limit=limit)
         for name, log_names in followed_logs(conn, schema=schema).items()

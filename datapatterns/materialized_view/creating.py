@@ -7,7 +7,9 @@ from psycopg import sql
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
 from datapatterns.change_log import ChangeLog
+from datapatterns.change_log.capturing import capture_tables
 from datapatterns.change_log.inspecting import has_equality, table_name
+from datapatterns.change_log.locking import take_turn
 from datapatterns.errors import ViewChangedError, ViewDefinitionError, ViewInUseError
 from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view.blueprint import Blueprint
@@ -43,6 +45,10 @@ def create_view(conn: Connection, view: ViewDefinition) -> None:
         ViewChangedError: It exists already, with another query.
         ViewDefinitionError: The server says why the query cannot be kept.
     """
+    if find_record(conn, view) is not None:
+        return
+    take_turn(conn, schema=view.names.schema)
+    # Whoever waited may find that somebody else has created it.
     if find_record(conn, view) is None:
         with as_written(conn):
             _create(conn, view.names, [view.blueprint(candidate) for candidate in view.candidates])
@@ -77,6 +83,7 @@ def drop_view(conn: Connection, names: ViewNames) -> None:
     Raises:
         ViewInUseError: Other views are built upon it.
     """
+    take_turn(conn, schema=names.schema)
     if names == names.live:
         hold_versions(conn, names)
         drop_view(conn, names.next)
@@ -155,6 +162,8 @@ def create_shown(
 
 
 def _create(conn: Connection, names: ViewNames, candidates: Iterable[Blueprint]) -> None:
+    # Before the query's tables are locked, as that does which reads them.
+    take_turn(conn, schema=names.schema)
     _require_free_names(conn, names)
     (first, *_) = candidates = list(candidates)
     create_definition(conn, names, first)
@@ -227,9 +236,8 @@ def _require_free_names(conn: Connection, names: ViewNames) -> None:
 
 
 def _capture(conn: Connection, names: ViewNames, bases: Iterable[Base]) -> dict[str, str]:
-    """Capture all tables, always in the order of their names, so that two never deadlock."""
-    log = ChangeLog(names.schema)
-    return {base.full_name: log.capture(conn, base.full_name, base.columns) for base in bases}
+    wanted = {base.full_name: base.columns for base in bases}
+    return capture_tables(conn, wanted, schema=names.schema)
 
 
 def _create_stored(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:

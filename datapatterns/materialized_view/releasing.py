@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Final
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
-from datapatterns.change_log import ChangeLog, change_log_tables
-from datapatterns.change_log.capturing import narrow
+from datapatterns.change_log import change_log_tables
+from datapatterns.change_log.explaining import explaining_rights, is_gone
+from datapatterns.change_log.inspecting import locking_order
+from datapatterns.change_log.locking import TableLock, hold_tables
+from datapatterns.change_log.releasing import is_narrow, narrow, release
 from datapatterns.materialized_view.schema import materialized_views
 
 CONSUMER_KIND: Final = "view"
@@ -15,6 +18,8 @@ CONSUMER_KIND: Final = "view"
 
 def capture_no_more(conn: Connection, schema: str, logs: Mapping[str, str]) -> None:
     """Release tables whose changes nobody consumes, and columns that no view reads.
+
+    In the turn of this transaction, so nobody begins to consume them meanwhile.
 
     A column that is captured cannot be dropped. What others than views read of a table is not
     written down; then its columns stay.
@@ -26,6 +31,8 @@ def capture_no_more(conn: Connection, schema: str, logs: Mapping[str, str]) -> N
     """
     tables = change_log_tables(schema)
     consumers, subscriptions = tables.consumers, tables.subscriptions
+    kept: dict[str, set[str]] = {}
+    locks: dict[str, TableLock] = {}
     for table, log in logs.items():
         kinds = conn.scalars(
             select(consumers.c.kind)
@@ -33,9 +40,18 @@ def capture_no_more(conn: Connection, schema: str, logs: Mapping[str, str]) -> N
             .where(subscriptions.c.log_name == log)
         ).all()
         if not kinds:
-            ChangeLog(schema).release(conn, table)
-        elif {*kinds} == {CONSUMER_KIND} and conn.scalar(select(func.to_regclass(table))):
-            narrow(conn, table, _read_columns(conn, schema, table), schema=schema)
+            locks[table] = TableLock.EVERYBODY
+        elif {*kinds} == {CONSUMER_KIND} and not is_gone(conn, table):
+            kept[table] = _read_columns(conn, schema, table)
+            if not is_narrow(conn, table, kept[table], schema=schema):
+                locks[table] = TableLock.WRITERS
+    with explaining_rights():
+        hold_tables(conn, locks, schema=schema)
+    for table in sorted(locks, key=locking_order):
+        if table in kept:
+            narrow(conn, table, kept[table], schema=schema)
+        else:
+            release(conn, table, schema=schema)
 
 
 def _read_columns(conn: Connection, schema: str, table: str) -> set[str]:

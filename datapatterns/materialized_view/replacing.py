@@ -3,6 +3,7 @@
 from sqlalchemy import Connection, update
 
 from datapatterns.change_log.consuming import read_consumer
+from datapatterns.change_log.locking import take_turn
 from datapatterns.errors import ViewInUseError
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.creating import (
@@ -43,6 +44,7 @@ def replace_view(
         ViewInUseError: Other views are built upon what it stores; drop and create them anew.
         ViewMigrationError: Something that stands upon the view needs its old columns.
     """
+    take_turn(conn, schema=names.schema)
     hold_versions(conn, names)
     drop_view(conn, names.next)
     live = read_blueprint(conn, names)

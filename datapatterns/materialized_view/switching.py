@@ -26,6 +26,7 @@ from sqlalchemy.exc import OperationalError
 
 from datapatterns.change_log import change_log_tables
 from datapatterns.change_log.inspecting import inspect_columns
+from datapatterns.change_log.locking import take_turn
 from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.creating import create_shown
@@ -61,7 +62,7 @@ def try_to_switch(conn: Connection, names: ViewNames) -> bool:
     """Let the next version take the view's place, unless readers hold it for long.
 
     Returns:
-        False if nothing was changed because of them.
+        False if nothing was changed, because of them or of a migration that has not ended.
 
     Raises:
         ViewMigrationError: Something that stands upon the view needs its old columns.
@@ -70,13 +71,15 @@ def try_to_switch(conn: Connection, names: ViewNames) -> bool:
         with conn.begin_nested():
             before = conn.scalar(select(func.current_setting("lock_timeout")))
             conn.execute(select(func.set_config("lock_timeout", str(LOCK_MILLISECONDS), True)))
-            switch_view(conn, names)
+            is_its_turn = take_turn(conn, schema=names.schema, skip_locked=True)
+            if is_its_turn:
+                switch_view(conn, names)
             conn.execute(select(func.set_config("lock_timeout", before, True)))
     except OperationalError as error:
         if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
             raise
         return False
-    return True
+    return is_its_turn
 
 
 def switch_view(conn: Connection, names: ViewNames) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from datapatterns.change_log import Consumer
 from datapatterns.change_log.consuming import hold_consumers
+from datapatterns.change_log.inspecting import locking_order
 from datapatterns.clock import Clock
 from datapatterns.errors import (
     ConsumerMissingError,
@@ -172,7 +173,8 @@ class Company:
             raise ViewMissingError(names[error.name]) from error
 
     def _sources(self, conn: Connection) -> list[str]:
-        return sorted({t for view in self.views for t in read_record(conn, view.definition).logs})
+        read = {t for view in self.views for t in read_record(conn, view.definition).logs}
+        return sorted(read, key=locking_order)
 
     def _limited(
         self, conn: Connection, view: MaterializedView, *, skip_locked: bool

@@ -8,7 +8,8 @@ from sqlalchemy import Connection, Engine, text
 
 from datapatterns.change_log import ChangeLog
 from datapatterns.change_log.capture_names import batches_name, rows_name
-from datapatterns.change_log.capturing import is_captured, narrow
+from datapatterns.change_log.capturing import is_captured
+from datapatterns.change_log.releasing import narrow
 from datapatterns.errors import CapturedTableInUseError
 from tests.fixtures.blocking import until_blocked_by, until_waiting
 from tests.fixtures.view_tables import run

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Connection
 
 from datapatterns.change_log import ChangeLog
-from datapatterns.change_log.capturing import narrow
+from datapatterns.change_log.releasing import narrow
 from datapatterns.errors import MissingRightsError
 
 pytestmark = pytest.mark.postgres

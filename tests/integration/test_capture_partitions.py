@@ -198,6 +198,24 @@ def test_a_new_partition_is_captured_directly_once_capture_was_called_again(
         assert shape_of(conn, log_name) is not None
 
 
+@pytest.mark.usefixtures("log_name")
+@pytest.mark.parametrize("comes_back", ["TO (5)", None])
+def test_a_partition_that_moved_is_known_again_after_recapture(
+    engine: Engine, comes_back: str | None
+) -> None:
+    with engine.begin() as conn:
+        run(conn, "ALTER TABLE sale DETACH PARTITION sale_1")
+        if comes_back:
+            conn.execute(
+                text("ALTER TABLE sale ATTACH PARTITION sale_1 FOR VALUES FROM (0) TO (5)")
+            )
+
+    with engine.begin() as conn:
+        assert LOG.recapture(conn) == ["public.sale"]
+        # Until then each statement has to find out what has moved.
+        assert LOG.recapture(conn) == []
+
+
 def test_a_partition_that_brings_another_key_is_looked_at_by_that_key(
     engine: Engine, log_name: str
 ) -> None:

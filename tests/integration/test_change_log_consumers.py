@@ -220,6 +220,13 @@ def test_garbage_is_kept_for_who_is_registering(engine: Engine) -> None:
         assert conn.execute(count).scalar_one() == 1
 
 
+_NAMESAKE = text(
+    "INSERT INTO datapatterns.change_consumer"
+    " (name, kind, snapshot, system_identifier, database_oid)"
+    " VALUES ('late', 'test', pg_current_snapshot(), 1, 1)"
+)
+
+
 def test_garbage_is_kept_from_the_moment_that_registering_looks(engine: Engine) -> None:
     with engine.begin() as conn:
         conn.execute(text("CREATE TABLE stock (id int)"))
@@ -231,7 +238,8 @@ def test_garbage_is_kept_from_the_moment_that_registering_looks(engine: Engine) 
 
     with engine.connect() as writer, engine.connect() as namesake:
         writer.execute(text("INSERT INTO stock VALUES (1)"))
-        LOG.register_consumer(namesake, "late", "test")
+        # By hand, so that it is not its turn.
+        namesake.execute(_NAMESAKE)
         registrar = threading.Thread(target=register)
         registrar.start()
         until_blocked_by(engine, namesake)

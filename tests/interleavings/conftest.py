@@ -11,6 +11,7 @@ from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from datapatterns.cache_aside import gate
+from datapatterns.change_log import locking
 from datapatterns.testing import Databases
 from datapatterns.testing.interleaving import Explorer
 from tests.fixtures.caches import create_products
@@ -28,6 +29,12 @@ def stage_url(databases: Databases) -> Iterator[URL]:
             # What a commit has written to disk is not the question here.
             conn.execute(f"ALTER DATABASE {url.database} SET synchronous_commit = off".encode())
         yield url
+
+
+@pytest.fixture(autouse=True)
+def _no_giving_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is held at a gate keeps its locks for as long as the machine likes."""
+    monkeypatch.setattr(locking, "TRIES", 0)
 
 
 @pytest.fixture(scope="module")
