@@ -7,11 +7,12 @@ from dataclasses import replace
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from weakref import WeakValueDictionary
 
 from redis import Redis
 from sqlalchemy import URL, Connection, Engine
 
-from datapatterns.cache_aside import Cache, CachePolicy
+from datapatterns.cache_aside import Cache, CachePolicy, CacheRelay
 from datapatterns.cache_aside.policy import DEFAULT_POLICY
 from datapatterns.connecting import (
     ServerReport,
@@ -40,7 +41,15 @@ from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing import Codecs, EventStore, Position, SubjectKeys
 from datapatterns.materialized_view import MaterializedView, Views
-from datapatterns.runtime import HowToWork, Worker, view_loops, worker_for
+from datapatterns.runtime import (
+    CacheRelayLoop,
+    CollectLoop,
+    HowToWork,
+    Loop,
+    Worker,
+    view_loops,
+    worker_for,
+)
 from datapatterns.settings import MAIN, READ_MODELS, Settings, settings_from
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sql.discretion import discreet
@@ -138,6 +147,7 @@ class DataLayer:
             else None
         )
         self._async_engines: dict[str, AsyncEngine] = {}
+        self._caches: WeakValueDictionary[str, Cache] = WeakValueDictionary()
         self._lock = Lock()
 
     @classmethod
@@ -363,9 +373,13 @@ class DataLayer:
         projections = self.projections
         named = [name for name in only if self.views.declares(name)]
         others = [name for name in only if name not in named]
+        loops: list[Loop] = []
         if named or not only:
-            loops = view_loops(self.engine, self.views, named, self.observer, **how)
-            how["loops"] = [*how.get("loops", ()), *loops]
+            loops += view_loops(self.engine, self.views, named, self.observer, **how)
+        if how.get("relay_caches", bool(self._caches) and not only):
+            collecting = [] if loops else [CollectLoop(self.engine, self.schema)]
+            loops += [CacheRelayLoop(self.cache_relay()), *collecting]
+        how["loops"] = [*how.get("loops", ()), *loops]
         if named and not others:
             projections = replace(projections, declared=())
         return worker_for(self.read_engine, projections, others, self.observer, **how)
@@ -381,10 +395,34 @@ class DataLayer:
             SettingsError: No Redis was named.
             CacheKeyError: ``name`` cannot be used.
         """
-        return Cache(
+        cache = self._caches[name] = Cache(
             self.redis,
             self.engine,
             name=name,
+            policy=policy,
+            schema=self.schema,
+            target=self._redis_prefix,
+            observer=self.observer,
+        )
+        return cache
+
+    @property
+    def caches(self) -> Mapping[str, Cache]:
+        """The caches that `cache` has returned and somebody keeps, by name; the last of each."""
+        return MappingProxyType(dict(sorted(self._caches.items())))
+
+    def cache_relay(self, *, policy: CachePolicy = DEFAULT_POLICY) -> CacheRelay:
+        """Return what tells Redis of invalidations, for all caches of this layer.
+
+        Args:
+            policy: How long each round vouches for the server, and how long Redis may take.
+
+        Raises:
+            SettingsError: No Redis, or no database, was named.
+        """
+        return CacheRelay(
+            self.redis,
+            self.engine,
             policy=policy,
             schema=self.schema,
             target=self._redis_prefix,

@@ -12,6 +12,7 @@ from datapatterns_cli.shared_options import Group
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (where it is, what `datapatterns --help` says of it)
+    "cache": ("datapatterns_cli.cache:cache", "Look at caches, audit them, forget entries."),
     "demo": ("datapatterns_cli.demo:demo", "A year of a real grocer through all six patterns."),
     "doctor": ("datapatterns_cli.doctor:doctor", "Ask every server whether it is there and fit."),
     "events": ("datapatterns_cli.events:events", "Look into the event store, move events."),

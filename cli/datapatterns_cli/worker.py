@@ -52,6 +52,11 @@ if TYPE_CHECKING:
 )
 @click.option("--populate-views", is_flag=True, help="Fill views, too, that are not filled.")
 @click.option("--publish-mark", is_flag=True, help="Publish the high-water mark, too.")
+@click.option(
+    "--relay-caches/--no-relay-caches",
+    default=None,
+    help="Tell Redis of what caches have to forget.  [default: if caches are declared]",
+)
 @pass_invocation
 def worker(  # noqa: PLR0913 -- click's options
     invocation: Invocation,
@@ -66,8 +71,11 @@ def worker(  # noqa: PLR0913 -- click's options
     view_threads: int,
     populate_views: bool,
     publish_mark: bool,
+    relay_caches: bool | None,
 ) -> None:
     """Run what an application declares: move projections on, refresh views that are due.
+
+    And tell Redis of what its caches have to forget.
 
     Start as many of these as you like. They share the segments and the views among them, and
     take over from those that die. SIGTERM and Ctrl-C end one cleanly: pages and refreshes that
@@ -82,10 +90,10 @@ def worker(  # noqa: PLR0913 -- click's options
     if once and until_caught_up:
         raise click.UsageError("give --once or --until-caught-up, not both")
     layer = invocation.layer()
-    if not layer.projections.declared and not layer.views.declared:
+    if not (layer.projections.declared or layer.views.declared or layer.caches or relay_caches):
         raise click.UsageError(
             "nothing is declared to be run; name the app that has DataLayer(projections=[...],"
-            " views=[...]): --app"
+            " views=[...]) or keeps what layer.cache() returns: --app"
         )
     how: HowToWork = {
         "threads": threads,
@@ -94,6 +102,8 @@ def worker(  # noqa: PLR0913 -- click's options
         "populate_views": populate_views,
         **_further(layer, page_events, lease_seconds, publish_mark),
     }
+    if relay_caches is not None:
+        how["relay_caches"] = relay_caches
     work = layer.worker(only, **how)
     began = time.monotonic()
     with shown_logs(as_json=invocation.output.as_json):
@@ -104,6 +114,8 @@ def worker(  # noqa: PLR0913 -- click's options
         told["views_refreshed"] = views.refreshes
         if until_caught_up:
             told["views_refreshed"] += _refresh(layer, views, populate=populate_views)
+    if once or until_caught_up:
+        _relay_caches(work)
     invocation.output.values({**told, "seconds": seconds})
     if once or until_caught_up:
         _raise_troubles(work)
@@ -140,6 +152,15 @@ def _views_of(work: "Worker") -> "ViewWorker | None":
     from datapatterns.runtime import ViewLoop  # noqa: PLC0415 -- help must not wait for it
 
     return next((loop.worker for loop in work.loops if isinstance(loop, ViewLoop)), None)
+
+
+def _relay_caches(work: "Worker") -> None:
+    """Send what has committed by now."""
+    from datapatterns.runtime import CacheRelayLoop  # noqa: PLC0415 -- help must not wait for it
+
+    for loop in work.loops:
+        if isinstance(loop, CacheRelayLoop):
+            loop.step()
 
 
 def _refresh(layer: "DataLayer", views: "ViewWorker", *, populate: bool) -> int:

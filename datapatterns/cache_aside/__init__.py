@@ -3,11 +3,13 @@
 from typing import TYPE_CHECKING
 
 from datapatterns.cache_aside.auditing import CacheAudit, CacheViolation
+from datapatterns.cache_aside.cache_relay import CacheRelay
 from datapatterns.cache_aside.cached_function import CachedFunction
 from datapatterns.cache_aside.counting import CacheStats
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_cache import Cache
 from datapatterns.cache_aside.relaying import RelayReport
+from datapatterns.cache_aside.status import FollowedTable, RelayStatus
 from datapatterns.cache_aside.tags import TAGGED, tag
 
 if TYPE_CHECKING:
@@ -20,11 +22,14 @@ __all__ = [
     "Cache",
     "CacheAudit",
     "CachePolicy",
+    "CacheRelay",
     "CacheStats",
     "CacheViolation",
     "CachedFunction",
     "DogpileBackend",
+    "FollowedTable",
     "RelayReport",
+    "RelayStatus",
     "tag",
 ]
 

@@ -5,12 +5,12 @@ value that is loaded after, then a relay round sends whatever had committed by t
 is still the same bytes should have gone. (After Polaris, the auditor of Meta's caches, 2022.)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.codec import Codec
@@ -18,11 +18,13 @@ from datapatterns.cache_aside.keys import Key, KeyPart, parts_in
 from datapatterns.cache_aside.redis_commands import ENTRIES_PER_CALL, answer_to, command_for
 from datapatterns.cache_aside.standing import Standing
 from datapatterns.cache_aside.steps import CacheSilence, Fetch, Fetched, Wanted
-from datapatterns.clock import Clock
+from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import ServerUnavailableError
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+LoadKeys: TypeAlias = Callable[[Sequence[Key]], Mapping[Key, T]]
 
 _TURN_SECONDS = 0.05
 _TURNS_MAX = 200
@@ -67,18 +69,18 @@ class Auditor(Generic[T]):
         backing: What its cache stands on.
         codec: What its values are decoded by.
         wanted: The entry of a key, with its tags.
-        load: Loads the value of a key.
+        load: Loads the values of keys, by statements that begin when it is called.
         clock: What a turn of another relay is waited by.
     """
 
     backing: Backing
     codec: Codec[T]
     wanted: Callable[[Key], Wanted]
-    load: Callable[[Connection, Key], T]
-    clock: Clock
+    load: LoadKeys[T]
+    clock: Clock = SYSTEM_CLOCK
 
-    def audit(self, limit: int) -> CacheAudit[T]:
-        """Compare at most ``limit`` entries.
+    def audit(self, limit: int, on_checked: Callable[[int], object]) -> CacheAudit[T]:
+        """Compare at most ``limit`` entries; ``on_checked`` is told of how many more were.
 
         Raises:
             ServerUnavailableError: Redis did not answer, or no relay round could be run.
@@ -95,9 +97,12 @@ class Auditor(Generic[T]):
                 skipped += len(keys) - len(alive)
                 checked += len(alive)
                 suspects += self._differing(alive)
+                on_checked(len(keys))
             violations = tuple(self._confirmed(standing, suspects)) if suspects else ()
         except CacheSilence as silence:
             raise ServerUnavailableError("Redis", str(silence)) from silence
+        if violations:
+            self.backing.counters.add("violations", len(violations))
         return CacheAudit(checked, skipped, violations)
 
     def _keys(self, standing: Standing) -> Iterator[tuple[KeyPart, ...] | None]:
@@ -140,13 +145,12 @@ class Auditor(Generic[T]):
     def _differing(self, alive: Sequence[tuple[Key, bytes, T]]) -> list[tuple[Key, bytes, T, T]]:
         """Load what is alive, by statements that begin after it was fetched."""
         found = []
-        with self.backing.engine.connect() as conn:
-            conn.execution_options(isolation_level="AUTOCOMMIT")
-            for key, raw, cached in alive:
-                loaded, _ = self.codec.canonical(self.load(conn, key))
-                # Not a number is unequal to itself, and a set has no certain order of bytes.
-                if loaded != cached and self._bytes(loaded) != self._bytes(cached):
-                    found.append((key, raw, cached, loaded))
+        loaded_by_key = self.load([key for key, _, _ in alive]) if alive else {}
+        for key, raw, cached in alive:
+            loaded, _ = self.codec.canonical(loaded_by_key[key])
+            # Not a number is unequal to itself, and a set has no certain order of bytes.
+            if loaded != cached and self._bytes(loaded) != self._bytes(cached):
+                found.append((key, raw, cached, loaded))
         return found
 
     def _bytes(self, value: T) -> bytes:
@@ -173,6 +177,21 @@ class Auditor(Generic[T]):
                 return
             self.clock.sleep(_TURN_SECONDS)
         raise ServerUnavailableError("the cache relay", "another process is at it all the time")
+
+
+def loading_on(engine: Engine, load: Callable[[Connection, Key], T]) -> LoadKeys[T]:
+    """Return what loads keys one by one, each as it is committed by then."""
+
+    def load_keys(keys: Sequence[Key]) -> dict[Key, T]:
+        with engine.connect() as conn:
+            conn.execution_options(isolation_level="AUTOCOMMIT")
+            return {key: load(conn, key) for key in keys}
+
+    return load_keys
+
+
+def nobody(_: int, /) -> None:
+    """Tell nobody how far an audit is."""
 
 
 def _portions(items: Iterator[S]) -> Iterator[list[S]]:

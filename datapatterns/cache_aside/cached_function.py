@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from datapatterns.cache_aside.auditing import CacheAudit
+from datapatterns.cache_aside.auditing import CacheAudit, nobody
 from datapatterns.cache_aside.keys import Key, entry_of
 from datapatterns.cache_aside.local_tier import NOT_KEPT, LocalTier
 from datapatterns.cache_aside.steps import Wanted
@@ -179,7 +179,13 @@ class CachedFunction(Generic[P, T]):
         """
         return self._read_many(keys, self._load_many)
 
-    def audit(self, *, limit: int = 1_000, repair: bool = False) -> CacheAudit[T]:
+    def audit(
+        self,
+        *,
+        limit: int = 1_000,
+        repair: bool = False,
+        on_checked: Callable[[int], object] = nobody,
+    ) -> CacheAudit[T]:
         """Compare entries with the database; what is called wrong is certain.
 
         Whatever had been committed before it was loaded has been sent to Redis by then. A TTL, a
@@ -188,12 +194,13 @@ class CachedFunction(Generic[P, T]):
         Args:
             limit: How many entries to look at, in no certain order.
             repair: Forget those that are wrong.
+            on_checked: Called now and then with how many entries more were looked at.
 
         Raises:
             ServerUnavailableError: Redis did not answer.
             SettingsError: Keys of the function do not tell its arguments.
         """
-        found = self._audit(self._load_one, limit)
+        found = self._audit(self._load_one, limit, on_checked)
         if repair and found.violations:
             self._cache.invalidate(*(each.key for each in found.violations))
         return found

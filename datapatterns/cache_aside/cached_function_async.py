@@ -1,13 +1,15 @@
 """Coroutine functions whose results are kept; needs the ``async`` extra."""
 
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
+from datapatterns.cache_aside.auditing import CacheAudit, nobody
+from datapatterns.cache_aside.auditing_async import in_a_thread
 from datapatterns.cache_aside.cached_function import Calls
 from datapatterns.cache_aside.keys import Key
 from datapatterns.cache_aside.local_tier import NOT_KEPT, LocalTier
@@ -42,19 +44,23 @@ class AsyncCachedFunction(Generic[P, T]):
         *,
         calls: Calls,
         cache: ForgetfulAsync,
+        engine: AsyncEngine,
         read: Callable[..., Awaitable[T]],
         read_within: Callable[..., Awaitable[T]],
         read_many: Callable[..., Awaitable[dict[Any, T]]],
+        audit: Callable[..., CacheAudit[T]],
         local: LocalTier | None,
     ) -> None:
         functools.update_wrapper(self, load)
         self.load = load
         self._calls = calls
         self._cache = cache
+        self._engine = engine
         self._local = local
         self._read = read
         self._read_within = read_within
         self._read_many = read_many
+        self._audit = audit
         self._load_many: ManyResults[T] = self._load_each
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -100,6 +106,29 @@ class AsyncCachedFunction(Generic[P, T]):
     async def get_many(self, keys: Iterable[Any]) -> dict[Any, T]:
         """Return the results of several calls by their keys, as `CachedFunction.get_many`."""
         return await self._read_many(keys, self._load_many)
+
+    async def audit(
+        self,
+        *,
+        limit: int = 1_000,
+        repair: bool = False,
+        on_checked: Callable[[int], object] = nobody,
+    ) -> CacheAudit[T]:
+        """Compare entries with the database, as `CachedFunction.audit`.
+
+        It runs in a thread, which calls ``on_checked``; values are loaded in tasks of this loop.
+        """
+        found = await in_a_thread(
+            lambda load: self._audit(load, limit, on_checked), self._load_keys
+        )
+        if repair and found.violations:
+            await self._cache.invalidate(*(each.key for each in found.violations))
+        return found
+
+    async def _load_keys(self, keys: Sequence[Key]) -> Mapping[Key, T]:
+        async with self._engine.connect() as conn:
+            own = await conn.execution_options(isolation_level="AUTOCOMMIT")
+            return await self._load_each(own, [*keys])
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Forget the result of this call now."""

@@ -25,6 +25,7 @@ class CacheStats:
         waits: Pauses while another process loaded.
         invalidated: Entries that this process told Redis to forget.
         undelivered: Entries that it could not; the relay does.
+        violations: Wrong entries that audits have found.
     """
 
     hits: int = 0
@@ -40,6 +41,7 @@ class CacheStats:
     waits: int = 0
     invalidated: int = 0
     undelivered: int = 0
+    violations: int = 0
 
     @property
     def hit_ratio(self) -> float:

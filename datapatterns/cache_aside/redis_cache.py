@@ -9,7 +9,7 @@ from redis import Redis
 from sqlalchemy import CompoundSelect, Connection, Engine, Select
 from sqlalchemy.orm import Session, sessionmaker
 
-from datapatterns.cache_aside.auditing import Auditor
+from datapatterns.cache_aside.auditing import Auditor, loading_on
 from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.cached_function import (
     CachedFunction,
@@ -31,13 +31,9 @@ from datapatterns.cache_aside.steps import Wanted
 from datapatterns.cache_aside.tags import checked_tags, no_tags
 from datapatterns.cache_aside.watching import watch_models
 from datapatterns.cache_aside.watching_tags import watch_tags
-from datapatterns.cache_aside.writing import AfterCommit, act_on, collecting
-from datapatterns.clock import SYSTEM_CLOCK
-from datapatterns.failpoints import failpoint
-from datapatterns.outcomes import find_unknown_outcome
+from datapatterns.cache_aside.writing import committed_writes
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
-from datapatterns.transactions import committing
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -97,6 +93,11 @@ class Cache:
     def policy(self) -> CachePolicy:
         """The times to live by."""
         return self._backing.policy
+
+    @property
+    def function(self) -> CachedFunction[..., Any] | None:
+        """The function whose results it holds; None if `cached` was not called."""
+        return self._cached
 
     def get_or_load(
         self,
@@ -263,9 +264,9 @@ class Cache:
             ),
             read_many=partial(self._driver.read_many, codec, calls.wanted_of),
             local=local and local.take_calls(codec),
-            audit=lambda load, limit: Auditor(
-                self._backing, codec, calls.wanted_of, load, SYSTEM_CLOCK
-            ).audit(limit),
+            audit=lambda load, limit, on_checked: Auditor(
+                self._backing, codec, calls.wanted_of, loading_on(self._backing.engine, load)
+            ).audit(limit, on_checked),
         )
         return self._cached
 
@@ -311,20 +312,8 @@ class Cache:
             AbortedTransactionError: An error was caught in the block, so nothing can be committed.
             OutcomeUnknownError: The COMMIT was sent and its answer was lost.
         """
-        acts: list[AfterCommit] = []
-        try:
-            with (
-                self._connection(bind) as conn,
-                committing(conn, f"a write to what cache {self.name!r} holds"),
-                collecting(conn) as acts,
-            ):
-                yield conn
-        except BaseException as error:
-            if find_unknown_outcome(error) is not None:
-                act_on(acts)  # to forget too much does no harm; what commits later, the relay tells
-            raise
-        failpoint("cache.write-committed")
-        act_on(acts)
+        with self._connection(bind) as conn:
+            yield from committed_writes(conn, f"a write to what cache {self.name!r} holds")
 
     def watch(self, sessions: type[Session] | sessionmaker[Any], *models: type) -> None:
         """Forget an entry whenever a session writes the row of ``models`` with that primary key.

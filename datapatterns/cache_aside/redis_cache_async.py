@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from datapatterns.aio import transaction
+from datapatterns.cache_aside.auditing import Auditor
 from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.cached_function import Calls, refuse_a_second, value_type_of
 from datapatterns.cache_aside.cached_function_async import AsyncCachedFunction
+from datapatterns.cache_aside.capturing import Tabled
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.counting import CacheStats
 from datapatterns.cache_aside.driver_async import (
@@ -220,11 +222,15 @@ class AsyncCache:
             load,
             calls=calls,
             cache=self,
+            engine=self._engine,
             read=partial(self._driver.read, codec),
             read_within=partial(
                 self._driver.read_within, codec, allow_nonrepeatable=allow_nonrepeatable
             ),
             read_many=partial(self._driver.read_many, codec, calls.wanted_of),
+            audit=lambda load, limit, on_checked: Auditor(
+                self._backing, codec, calls.wanted_of, load
+            ).audit(limit, on_checked),
             local=local and local.take_calls(codec),
         )
         return self._cached
@@ -268,6 +274,14 @@ class AsyncCache:
         if acts:
             # It has committed: whoever is cancelled now has written, and shall see what he wrote.
             await asyncio.shield(asyncio.to_thread(act_on, acts))
+
+    async def capture(self, conn: AsyncConnection, *models: Tabled, by_key: bool = True) -> None:
+        """Let the relay forget what depends on ``models``, as `Cache.capture`."""
+        await conn.run_sync(self._backing.capture, models, by_key=by_key)
+
+    async def release(self, conn: AsyncConnection, *models: Tabled) -> None:
+        """Let the relay follow ``models`` no more, as `Cache.release`."""
+        await conn.run_sync(self._backing.release, models)
 
     async def relay(self) -> RelayReport:
         """Send every invalidation that has committed and was not sent yet; one round.

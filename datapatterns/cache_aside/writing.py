@@ -15,6 +15,10 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
 
+from datapatterns.failpoints import failpoint
+from datapatterns.outcomes import find_unknown_outcome
+from datapatterns.transactions import committing
+
 AfterCommit: TypeAlias = Callable[[], None]
 
 _of_connections: WeakKeyDictionary[Connection, list[AfterCommit]] = WeakKeyDictionary()
@@ -36,6 +40,25 @@ def act_on(acts: Iterable[AfterCommit]) -> None:
     """Do all that was collected."""
     for act in acts:
         act()
+
+
+def committed_writes(conn: Connection, attempted: str) -> Iterator[Connection]:
+    """Yield ``conn`` in a transaction, commit it, and do at once what was collected.
+
+    Raises:
+        AbortedTransactionError: An error was caught meanwhile, so nothing can be committed.
+        OutcomeUnknownError: The COMMIT was sent and its answer was lost.
+    """
+    acts: list[AfterCommit] = []
+    try:
+        with committing(conn, attempted), collecting(conn) as acts:
+            yield conn
+    except BaseException as error:
+        if find_unknown_outcome(error) is not None:
+            act_on(acts)  # to forget too much does no harm; what commits later, the relay tells
+        raise
+    failpoint("cache.write-committed")
+    act_on(acts)
 
 
 def after_commit(writer: Connection | Session, conn: Connection, act: AfterCommit) -> None:

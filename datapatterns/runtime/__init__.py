@@ -2,6 +2,7 @@
 
 from datapatterns.runtime.composing import HowToWork, view_loops, worker_for
 from datapatterns.runtime.loops import (
+    CacheRelayLoop,
     CancellableLoop,
     CollectLoop,
     Loop,
@@ -13,6 +14,7 @@ from datapatterns.runtime.signals import stopped_by_signals
 from datapatterns.runtime.worker import Worker, WorkerTotals
 
 __all__ = [
+    "CacheRelayLoop",
     "CancellableLoop",
     "CollectLoop",
     "HowToWork",

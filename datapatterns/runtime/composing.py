@@ -29,6 +29,7 @@ class HowToWork(TypedDict, total=False):
         populate_views: Whether views that are not filled are; not unless it is said.
         view_timeout_seconds: After so long a statement of a refresh is given up, of a view that
             is declared without a time of its own; 600.
+        relay_caches: Whether invalidations are sent to Redis; if caches are declared.
     """
 
     threads: int
@@ -39,6 +40,7 @@ class HowToWork(TypedDict, total=False):
     view_threads: int
     populate_views: bool
     view_timeout_seconds: float
+    relay_caches: bool
 
 
 def worker_for(

@@ -1,12 +1,14 @@
 """What a worker does besides moving projections on: bounded steps with pauses in between."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from sqlalchemy import Engine
 
+from datapatterns.cache_aside import CacheRelay
 from datapatterns.change_log import ChangeLog
+from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.cqrs import Message, Outbox, relay_messages
 from datapatterns.event_sourcing import EventStore, publish_mark
 from datapatterns.materialized_view import ViewWorker
@@ -117,6 +119,45 @@ class ViewLoop:
     def interrupt(self) -> None:
         """Cancel the refreshes that are under way, also those of other loops of this worker."""
         self.worker.interrupt()
+
+
+@dataclass(slots=True)
+class CacheRelayLoop:
+    """Tells Redis of every invalidation that commits, for all caches that use it.
+
+    Several may run; one leads, and another takes over when that one dies. Rows that every Redis
+    has been told of are deleted on the way. It pauses for at least as long as a round took, so
+    that it takes no more than half of a connection's time.
+
+    Attributes:
+        relay: What sends them.
+        seconds_min: How long to pause while invalidations come.
+        seconds_max: How long to pause at most when none has come for a while; so much later,
+            what no writer has told Redis itself is told.
+        tell_seconds: How often the observer is told what waits.
+    """
+
+    relay: CacheRelay
+    seconds_min: float = 0.005
+    seconds_max: float = 0.25
+    tell_seconds: float = 10.0
+    name: str = "relay of caches"
+    clock: Clock = SYSTEM_CLOCK
+    _pause: float = field(default=0.0, init=False, repr=False)
+    _tell_at: float = field(default=0.0, init=False, repr=False)
+
+    def step(self) -> float:
+        """Send what has committed since the last round."""
+        began = self.clock.monotonic()
+        if began >= self._tell_at:
+            self.relay.tell_lag()
+            self._tell_at = began + self.tell_seconds
+        report = self.relay.run()
+        if not report.is_leading:
+            return self.seconds_max
+        grown = 2 * max(self._pause, self.seconds_min)
+        self._pause = self.seconds_min if report.transactions else min(grown, self.seconds_max)
+        return max(self._pause, self.clock.monotonic() - began)
 
 
 @dataclass(frozen=True, slots=True)

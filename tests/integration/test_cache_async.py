@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 from redis import Redis
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from datapatterns.cache_aside import AsyncCache, CachePolicy
+from datapatterns.cache_aside import AsyncCache, CacheAudit, CachePolicy, CacheViolation
 from datapatterns.cache_aside.driver_async import AsyncLoader
 from tests.fixtures.caches import (
     ENOUGH_SECONDS,
@@ -232,6 +232,96 @@ def test_the_relay_runs_beside_the_loop(redis: str, engine: Engine) -> None:
             await other.dispose()
 
             assert (await cache.relay()).entries == 1
+            assert await product(1) == Product(1, "second")
+
+    asyncio.run(scenario())
+
+
+def test_an_audit_loads_in_tasks(redis: str, engine: Engine) -> None:
+    async def scenario() -> None:
+        async with open_async_cache(redis, engine) as cache:
+            product = cache.cached(load)
+            await product.get_many([1, 2, 99])
+            assert await product.audit() == CacheAudit(3, 0, ())
+            with engine.begin() as conn:
+                rename(conn, 2, "second")
+
+            looked_at = list[int]()
+            found = await product.audit(repair=True, on_checked=looked_at.append)
+
+            wrong = CacheViolation(2, Product(2, "first"), Product(2, "second"))
+            assert found == CacheAudit(3, 0, (wrong,))
+            assert looked_at == [3]
+            assert await product(2) == Product(2, "second")
+            assert cache.stats().violations == 1
+
+    asyncio.run(scenario())
+
+
+def test_an_audit_whose_loader_takes_too_long_fails_as_that_does(
+    redis: str, engine: Engine
+) -> None:
+    async def scenario() -> None:
+        async with open_async_cache(redis, engine) as cache:
+            fails = False
+
+            async def slow(conn: AsyncConnection, product_id: int) -> Product | None:
+                if fails:
+                    raise TimeoutError("too slow")
+                return await load(conn, product_id)
+
+            product = cache.cached(slow)
+            await product(1)
+            fails = True
+            with pytest.raises(TimeoutError, match="too slow"):
+                await product.audit()
+
+    asyncio.run(scenario())
+
+
+def test_an_audit_that_is_cancelled_leaves_no_thread(redis: str, engine: Engine) -> None:
+    async def scenario() -> None:
+        async with open_async_cache(redis, engine) as cache:
+            began, hangs = asyncio.Event(), False
+
+            async def slow(conn: AsyncConnection, product_id: int) -> Product | None:
+                if hangs:
+                    began.set()
+                    await asyncio.Event().wait()
+                return await load(conn, product_id)
+
+            product = cache.cached(slow)
+            await product(1)
+            hangs = True
+            audit = asyncio.create_task(product.audit())
+            await began.wait()
+            audit.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await audit
+
+    asyncio.run(scenario())  # which waits for threads
+
+
+def test_tables_are_captured_and_released_on_async_connections(redis: str, engine: Engine) -> None:
+    table = Table("product", MetaData(), Column("id", Integer, primary_key=True))
+
+    async def scenario() -> None:
+        async with open_async_cache(redis, engine) as cache:
+            product = cache.cached(load)
+            async with cache.writes() as conn:
+                await cache.capture(conn, table)
+            await cache.relay()
+            await product(1)
+            with engine.begin() as other:
+                rename(other, 1, "second")
+            await cache.relay()
+            assert await product(1) == Product(1, "second")
+
+            async with cache.writes() as conn:
+                await cache.release(conn, table)
+            with engine.begin() as other:
+                rename(other, 1, "third")
+            await cache.relay()
             assert await product(1) == Product(1, "second")
 
     asyncio.run(scenario())

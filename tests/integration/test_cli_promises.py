@@ -90,6 +90,10 @@ WORDS = {  # what follows each command, in the situation that `busy` makes
     "views list": (),
 }
 ELSEWHERE = {  # command -> why it has tests of its own
+    "cache audit": "it needs a cache",
+    "cache invalidate": "it needs Redis",
+    "cache relay": "it needs Redis",
+    "cache stats": "it needs Redis",
     "demo": "it has servers",
     "worker": "it does not end",
     "projections merge": "it needs segments",
