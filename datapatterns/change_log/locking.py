@@ -129,7 +129,7 @@ def hold_logs(conn: Connection, *, schema: str) -> None:
             for name in names
         )
         try:
-            with nullcontext() if _commits_each(conn) else conn.begin_nested():
+            with nullcontext() if commits_each(conn) else conn.begin_nested():
                 execute(conn, sql.SQL(" UNION ALL ").join(looks))
         except ProgrammingError as error:
             if not isinstance(error.orig, UndefinedTable):
@@ -142,7 +142,7 @@ def hold_logs(conn: Connection, *, schema: str) -> None:
             return
 
 
-def _commits_each(conn: Connection) -> bool:
+def commits_each(conn: Connection) -> bool:
     """Return whether each statement is a transaction, of which nothing is held in the next."""
     driver = conn.connection.driver_connection
     return driver is not None and bool(driver.autocommit)

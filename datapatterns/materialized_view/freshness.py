@@ -7,20 +7,27 @@ from datapatterns.change_log.consuming import require_own_snapshot
 from datapatterns.change_log.identity import DatabaseIdentity
 from datapatterns.errors import ViewMissingError
 from datapatterns.materialized_view.definition import ViewDefinition
+from datapatterns.materialized_view.looking import look
 from datapatterns.materialized_view.pending_changes import count_pending
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.reports import Freshness
 from datapatterns.materialized_view.stacking import count_pending_below, read_as_of
+from datapatterns.materialized_view.versions import version_at_hand
 
 
 def read_freshness(conn: Connection, view: ViewDefinition, *, limit: int) -> Freshness:
-    """Return how far the view is behind, in the transaction's snapshot.
+    """Return how far the view is behind, or that version of it which is meant.
 
     Raises:
         ForeignSnapshotError: The view was last refreshed in another database.
-        ViewChangedError: The view was created from another query.
+        SnapshotOutdatedError: It went after the transaction's snapshot, above READ COMMITTED.
+        ViewChangedError: The view was created from another query, or a part of it is gone.
         ViewMissingError: The view was not created.
     """
+    return look(conn, view.names, lambda: _read_freshness(conn, version_at_hand(conn, view), limit))
+
+
+def _read_freshness(conn: Connection, view: ViewDefinition, limit: int) -> Freshness:
     names = view.names
     record = read_record(conn, view)
     consumers = change_log_tables(names.schema).consumers

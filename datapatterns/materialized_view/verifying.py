@@ -13,6 +13,7 @@ from datapatterns.change_log.consuming import read_consumer, require_own_consume
 from datapatterns.errors import SnapshotOutdatedError, ViewMissingError, ViewNotPopulatedError
 from datapatterns.materialized_view.comparing import compare
 from datapatterns.materialized_view.definition import ViewDefinition
+from datapatterns.materialized_view.looking import look
 from datapatterns.materialized_view.part import Part
 from datapatterns.materialized_view.records import read_record
 from datapatterns.materialized_view.reports import ViewVerification
@@ -47,13 +48,18 @@ def verify_view(
     Raises:
         ForeignSnapshotError: The view was last refreshed in another database.
         SnapshotOutdatedError: A table was truncated, got or lost a partition after the
-            transaction's snapshot.
-        ViewChangedError: The view was created from another query.
+            transaction's snapshot, or the view went.
+        ViewChangedError: The view was created from another query, or a part of it is gone.
         ViewMissingError: The view was not created.
         ViewNotPopulatedError: The view has not been filled yet.
         ViewSampleError: A sample is wanted of a view whose keys have no hash.
     """
-    view = version_at_hand(conn, view)
+    return look(
+        conn, view.names, lambda: _verify(conn, version_at_hand(conn, view), part, limit=limit)
+    )
+
+
+def _verify(conn: Connection, view: ViewDefinition, part: Part, *, limit: int) -> ViewVerification:
     names = view.names
     record = read_record(conn, view)
     consumer = read_consumer(conn, names.consumer, schema=names.schema)

@@ -204,7 +204,7 @@ class MaterializedView:
             ViewChangedError: The view was created from another query.
             ViewMissingError: The view was not created.
         """
-        return read_freshness(conn, version_at_hand(conn, self._definition), limit=limit)
+        return read_freshness(conn, self._definition, limit=limit)
 
     def wait(
         self,
