@@ -33,6 +33,7 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "cache.lease-granted": "a reader may fill an entry, and has not read the database yet",
     "cache.value-loaded": "a value is read, and not in Redis yet",
     "cache.write-committed": "a write has committed, and Redis has not been told",
+    "cache.write-fenced": "a strict write is fenced, and not committed yet",
     "chain.hashed": "events are hashed, and the seal is not written yet",
     "chain.sealed": "a segment is sealed, and the anchor does not know",
     "command.committed": "a command is committed, and nobody has been told",

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
-from datapatterns.errors import OutcomeUnknownError, ReadOnlyServerError
+from datapatterns.errors import DataPatternsError, OutcomeUnknownError, ReadOnlyServerError
 
 __all__ = ["Outcome", "find_unknown_outcome", "read_outcome", "wait_for_outcome"]
 
@@ -85,8 +85,8 @@ def is_unknown(error: BaseException) -> bool:
     """
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
-    if isinstance(error, OutcomeUnknownError):
-        return True
+    if isinstance(error, DataPatternsError):
+        return isinstance(error, OutcomeUnknownError)  # others are raised before anything is sent
     if isinstance(error, psycopg.Error):
         return _is_unanswered(error)
     # SQLAlchemy refuses before anything is sent. Whatever else ends the wait, a time-out or a

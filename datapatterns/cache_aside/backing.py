@@ -14,8 +14,9 @@ from datapatterns.cache_aside.breaker import Breaker
 from datapatterns.cache_aside.capturing import Tabled, follow, unfollow
 from datapatterns.cache_aside.codec import Codec, Stored, fresh_until_ms
 from datapatterns.cache_aside.counting import CacheStats, Counters
+from datapatterns.cache_aside.delivering import Delivery, Fences
 from datapatterns.cache_aside.gate import Gate
-from datapatterns.cache_aside.invalidating import Invalidation, keys_of, record_invalidation
+from datapatterns.cache_aside.invalidating import keys_of, record_invalidation
 from datapatterns.cache_aside.keys import Key, checked_name, checked_target, entry_of
 from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.local_tier import LocalTier, Slot, forget_in_process
@@ -24,7 +25,6 @@ from datapatterns.cache_aside.own_writes import Within, has_written, keeps_its_s
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.query_plans import Queries
 from datapatterns.cache_aside.reading import Reading
-from datapatterns.cache_aside.redis_commands import invalidations_of
 from datapatterns.cache_aside.relaying import Relay, RelayReport
 from datapatterns.cache_aside.standing import Standing
 from datapatterns.cache_aside.steps import (
@@ -44,7 +44,7 @@ from datapatterns.cache_aside.writers import Home, checked_writer, refuse_autoco
 from datapatterns.cache_aside.writing import after_commit
 from datapatterns.change_log.snapshots import Snapshot
 from datapatterns.clock import SYSTEM_CLOCK
-from datapatterns.errors import ServerUnavailableError, SettingsError
+from datapatterns.errors import ServerUnavailableError
 from datapatterns.sql.metadata import checked_schema
 from datapatterns.telemetry import Observer
 
@@ -63,6 +63,7 @@ class Backing:
         schema: Where the library's tables live.
         target: The name of this Redis.
         observer: Where counts and durations go.
+        strict: Whether writers commit only behind a fence.
         detach: Called with entries and tags; loads under way of these, and of values that depend
             on one of the tags, must not be joined any more.
 
@@ -80,6 +81,7 @@ class Backing:
         schema: str,
         target: str,
         observer: Observer,
+        strict: bool,
         detach: Callable[[Sequence[str], Sequence[str]], object],
     ) -> None:
         self.name = checked_name(name)
@@ -103,7 +105,17 @@ class Backing:
             self.local = LocalTier(name, policy, partial(self.counters.add, "local_hits"))
             self._tracked = TrackedTier(self.local, self.links)
         self.gate = Gate(self._relay, SYSTEM_CLOCK, self._tracked)
-        self._detach = detach
+        self._delivery = Delivery(self.links, self.gate, self.counters, detach)
+        self._fences: Fences | None = None
+        if strict:
+            self._fences = Fences(
+                name,
+                policy.fence_seconds,
+                links=self.links,
+                gate=self.gate,
+                counters=self.counters,
+                clock=SYSTEM_CLOCK,
+            )
         self._codecs: dict[object, Codec[Any]] = {}
 
     def codec(self, value_type: object) -> Codec[Any]:
@@ -140,9 +152,21 @@ class Backing:
         self.gate.close()
 
     def invalidate_in(
-        self, writer: Connection | Session, keys: Iterable[Key], tags: Iterable[str] = ()
+        self,
+        writer: Connection | Session,
+        keys: Iterable[Key],
+        tags: Iterable[str] = (),
+        *,
+        is_late: bool = False,
     ) -> None:
-        """Record ``keys`` and ``tags`` with the writer's transaction; deliver after its commit."""
+        """Record ``keys`` and ``tags`` with the writer's transaction; deliver after its commit.
+
+        Args:
+            writer: Who writes.
+            keys: What to forget.
+            tags: On which other values depend.
+            is_late: Whether it was written before; a fence is too late, then.
+        """
         entries = [entry_of(self.name, key) for key in keys]
         tags = [checked_tag(tag) for tag in tags]
         if not entries and not tags:
@@ -155,7 +179,16 @@ class Backing:
             conn, entries, tags, schema=self._schema, target=self._target
         )
         note_write(writer, conn, self._names(entries, tags))
-        after_commit(writer, conn, lambda: self._deliver(invalidation))
+        fence = None
+        if self._fences is not None and not is_late:
+            fence = self._fences.around(conn, invalidation)
+
+        def committed(is_certain: bool) -> None:  # noqa: FBT001 -- as `AfterCommit`
+            if fence is not None and is_certain:
+                fence.check()
+            self._delivery.deliver(invalidation, takes_down=is_certain)
+
+        after_commit(writer, conn, committed)
 
     def view_of(self, within: Connection | Session, wanted: Wanted) -> Within | None:
         """Return the transaction if it has to see for itself, None if the cache is right for it.
@@ -342,27 +375,3 @@ class Backing:
             self.local.give_up(mark)
         else:
             self.local.keep(mark, codec, stored, found.raw)
-
-    def _deliver(self, invalidation: Invalidation) -> None:
-        current = self.gate.last_standing
-        prefixes = {invalidation.prefix, current and current.prefix} - {None}
-        try:
-            for prefix in prefixes:
-                self.links.call_all(
-                    invalidations_of(
-                        invalidation.entries,
-                        invalidation.tags,
-                        prefix=str(prefix),
-                        xid=invalidation.xid,
-                    )
-                )
-            self.counters.add("invalidated", invalidation.count)
-        except (CacheSilence, SettingsError):
-            # The write has committed; the relay will deliver. Until it has, this process serves
-            # no hits: it must see its own writes.
-            self.close_gate()
-            self.counters.add("undelivered", invalidation.count)
-        # Only now: a load that began before the delete must not be joined after it, and what was
-        # read before it must not be kept here.
-        self._detach(invalidation.entries, invalidation.tags)
-        forget_in_process(invalidation.entries, invalidation.tags)

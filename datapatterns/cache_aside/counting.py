@@ -26,6 +26,7 @@ class CacheStats:
         invalidated: Entries that this process told Redis to forget.
         undelivered: Entries that it could not; the relay does.
         violations: Wrong entries that audits have found.
+        outlived: Writes whose COMMIT took longer than their fence stood.
     """
 
     hits: int = 0
@@ -42,6 +43,7 @@ class CacheStats:
     invalidated: int = 0
     undelivered: int = 0
     violations: int = 0
+    outlived: int = 0
 
     @property
     def hit_ratio(self) -> float:

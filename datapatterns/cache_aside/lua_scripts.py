@@ -111,31 +111,58 @@ end
 return out
 """)
 
-# KEYS value, lease, writers per entry. ARGV life of a writer's trace in ms, then transaction ids.
-# The traces are for loaders with older snapshots: they must not store what these did not write.
+# KEYS value, lease, writers, fences per entry. ARGV life of a writer's trace in ms, transaction id,
+# whether its fence falls. The traces are for loaders with older snapshots.
 INVALIDATE = _script("""
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-for i = 1, #KEYS, 3 do
+for i = 1, #KEYS, 4 do
   redis.call('UNLINK', KEYS[i], KEYS[i + 1])
-  for j = 2, #ARGV do redis.call('ZADD', KEYS[i + 2], now, ARGV[j]) end
+  redis.call('ZADD', KEYS[i + 2], now, ARGV[2])
   redis.call('ZREMRANGEBYSCORE', KEYS[i + 2], '-inf', '(' .. (now - ARGV[1]))
   redis.call('PEXPIRE', KEYS[i + 2], ARGV[1])
+  if ARGV[3] == '1' then redis.call('ZREM', KEYS[i + 3], ARGV[2]) end
+end
+return #KEYS / 4
+""")
+
+# KEYS stamp, writers, fences per tag. ARGV as above. Every value under the old stamp is dead at
+# once.
+INVALIDATE_TAGS = _script("""
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+for i = 1, #KEYS, 3 do
+  redis.call('UNLINK', KEYS[i])
+  redis.call('ZADD', KEYS[i + 1], now, ARGV[2])
+  redis.call('ZREMRANGEBYSCORE', KEYS[i + 1], '-inf', '(' .. (now - ARGV[1]))
+  redis.call('PEXPIRE', KEYS[i + 1], ARGV[1])
+  if ARGV[3] == '1' then redis.call('ZREM', KEYS[i + 2], ARGV[2]) end
 end
 return #KEYS / 3
 """)
 
-# KEYS stamp, writers per tag. ARGV as above. Every value under the old stamp is dead at once.
-INVALIDATE_TAGS = _script("""
+# KEYS value, lease, writers, fences per entry; stamp, stamp, writers, fences per tag. ARGV life of
+# a trace in ms, transaction id, life of the fence in ms. The trace is left now already: the writer
+# may die after its COMMIT, and an older snapshot does not show it before.
+FENCE = _script("""
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-for i = 1, #KEYS, 2 do
-  redis.call('UNLINK', KEYS[i])
-  for j = 2, #ARGV do redis.call('ZADD', KEYS[i + 1], now, ARGV[j]) end
-  redis.call('ZREMRANGEBYSCORE', KEYS[i + 1], '-inf', '(' .. (now - ARGV[1]))
-  redis.call('PEXPIRE', KEYS[i + 1], ARGV[1])
+for i = 1, #KEYS, 4 do
+  redis.call('UNLINK', KEYS[i], KEYS[i + 1])
+  redis.call('ZADD', KEYS[i + 2], now, ARGV[2])
+  redis.call('PEXPIRE', KEYS[i + 2], ARGV[1])
+  redis.call('ZADD', KEYS[i + 3], now + ARGV[3], ARGV[2])
+  if redis.call('PTTL', KEYS[i + 3]) < tonumber(ARGV[3]) then
+    redis.call('PEXPIRE', KEYS[i + 3], ARGV[3])
+  end
 end
-return #KEYS / 2
+return #KEYS / 4
+""")
+
+# KEYS fences per entry and tag. ARGV transaction id.
+UNFENCE = _script("""
+for i = 1, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
+return #KEYS
 """)
 
 # KEYS milestones. ARGV what a new list of them begins with, or nothing to begin none. What is lost
@@ -176,6 +203,8 @@ SCRIPTS = {
         STAMP,
         INVALIDATE,
         INVALIDATE_TAGS,
+        FENCE,
+        UNFENCE,
         SURVEY,
         KEEP_MILESTONES,
     )

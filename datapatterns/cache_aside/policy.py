@@ -27,6 +27,7 @@ class CachePolicy:
         value_bytes_max: The largest stored value; larger ones are returned, not stored.
         vouched_seconds: How long hits are served after the last relay round. It bounds how long
             a value outlives a write whose process died before it could invalidate.
+        fence_seconds: How long a strict writer's fence stands at most: longer than a COMMIT takes.
         local_bytes: How much memory each process may use to keep values beside Redis, told by it
             of every change; 0 keeps none.
     """
@@ -42,6 +43,7 @@ class CachePolicy:
     loads_at_once: int = 8
     value_bytes_max: int = 1_048_576
     vouched_seconds: float = 10
+    fence_seconds: float = 30
     local_bytes: int = 0
 
     def __post_init__(self) -> None:

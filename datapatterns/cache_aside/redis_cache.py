@@ -56,6 +56,8 @@ class Cache:
         schema: Where the library's tables live.
         target: The name of this Redis; its keys begin with it. One name for one Redis.
         observer: Where counts and durations go.
+        strict: Whether writers commit only behind a fence in Redis: from before the COMMIT nobody
+            is served or stores what they make obsolete. Without one they get `UnfencedWriteError`.
     """
 
     def __init__(  # noqa: PLR0913 -- a composition root of its own
@@ -68,6 +70,7 @@ class Cache:
         schema: str = DEFAULT_SCHEMA,
         target: str = "datapatterns",
         observer: Observer = SILENT,
+        strict: bool = False,
     ) -> None:
         flights = Flights()
         self._backing = Backing(
@@ -78,6 +81,7 @@ class Cache:
             schema=schema,
             target=target,
             observer=observer,
+            strict=strict,
             detach=flights.detach,
         )
         self._driver = Driver(self._backing, flights)
@@ -253,7 +257,6 @@ class Cache:
         refuse_a_second(self.name, self._cached, load)
         codec: Codec[Any] = self._backing.codec(value_type_of(load))
         calls, local = Calls(load, self.name, tags), self._backing.local
-
         self._cached = CachedFunction(
             load,
             calls=calls,
@@ -279,7 +282,7 @@ class Cache:
         transaction. A session tells of its commit, and so does a connection from `writes`: then it
         is done before the commit returns to the caller. For any other connection the relay does
         it, at most ``vouched_seconds`` later; so it does for a session that joined the transaction
-        of such a connection. It never fails for want of Redis.
+        of such a connection. It never fails for want of Redis; a strict cache's COMMIT does.
 
         Raises:
             IsolationLevelError: The writer is in autocommit mode.
@@ -299,7 +302,7 @@ class Cache:
         with self._connection(None) as own:
             own.execution_options(isolation_level="READ COMMITTED")
             with self.writes(own) as conn:
-                self._backing.invalidate_in(conn, keys, tags)
+                self._backing.invalidate_in(conn, keys, tags, is_late=True)
 
     @contextmanager
     def writes(self, bind: Engine | Connection | None = None) -> Iterator[Connection]:
@@ -311,6 +314,7 @@ class Cache:
         Raises:
             AbortedTransactionError: An error was caught in the block, so nothing can be committed.
             OutcomeUnknownError: The COMMIT was sent and its answer was lost.
+            UnfencedWriteError: The cache is strict, and Redis did not put up a fence.
         """
         with self._connection(bind) as conn:
             yield from committed_writes(conn, f"a write to what cache {self.name!r} holds")

@@ -60,6 +60,7 @@ class AsyncCache:
         schema: Where the library's tables live.
         target: The name of this Redis; its keys begin with it. One name for one Redis.
         observer: Where counts and durations go.
+        strict: Whether writers commit only behind a fence in Redis, as for `Cache`.
     """
 
     def __init__(  # noqa: PLR0913 -- a composition root of its own
@@ -72,6 +73,7 @@ class AsyncCache:
         schema: str = DEFAULT_SCHEMA,
         target: str = "datapatterns",
         observer: Observer = SILENT,
+        strict: bool = False,
     ) -> None:
         self._engine = engine
         flights = AsyncFlights()
@@ -83,6 +85,7 @@ class AsyncCache:
             schema=schema,
             target=target,
             observer=observer,
+            strict=strict,
             detach=flights.detach,
         )
         self._links = AsyncLinks(
@@ -247,7 +250,7 @@ class AsyncCache:
     async def invalidate(self, *keys: Key, tags: Iterable[str] = ()) -> None:
         """Forget ``keys`` now, and what depends on ``tags``; in the end even if Redis is away."""
         async with self.writes() as conn:
-            await conn.run_sync(self._backing.invalidate_in, keys, tags)
+            await conn.run_sync(self._backing.invalidate_in, keys, tags, is_late=True)
 
     @asynccontextmanager
     async def writes(self, engine: AsyncEngine | None = None) -> AsyncIterator[AsyncConnection]:
@@ -257,6 +260,7 @@ class AsyncCache:
             AbortedTransactionError: An error was caught in the block, so nothing can be committed.
             OutcomeUnknownError: The COMMIT was sent and its answer was lost; forgotten all the
                 same.
+            UnfencedWriteError: The cache is strict, and Redis did not put up a fence.
         """
         acts: list[AfterCommit] = []
         attempted = f"a write to what cache {self._backing.name!r} holds"
@@ -268,7 +272,7 @@ class AsyncCache:
         except BaseException as error:
             if acts and find_unknown_outcome(error) is not None:
                 # To forget too much does no harm; what commits later, the relay tells.
-                await asyncio.shield(asyncio.to_thread(act_on, acts))
+                await asyncio.shield(asyncio.to_thread(act_on, acts, is_certain=False))
             raise
         failpoint("cache.write-committed")
         if acts:

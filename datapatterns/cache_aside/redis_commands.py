@@ -7,6 +7,7 @@ from typing import TypeAlias
 from datapatterns.cache_aside.codec import STAMP_BYTES
 from datapatterns.cache_aside.lua_scripts import (
     ACQUIRE,
+    FENCE,
     FILL,
     INVALIDATE,
     INVALIDATE_TAGS,
@@ -14,6 +15,7 @@ from datapatterns.cache_aside.lua_scripts import (
     RELEASE,
     STAMP,
     SURVEY,
+    UNFENCE,
     WRITERS_MAX,
     Command,
 )
@@ -40,6 +42,8 @@ from datapatterns.change_log.snapshots import Snapshot, Xid
 
 RedisStep: TypeAlias = Fetch | Acquire | Stamp | Fill | Release
 
+_ROLES = ("value", "lease", "writers", "fences")
+_TAG_ROLES = ("stamp", "writers", "fences")
 ENTRIES_PER_CALL = 500
 """More than that would keep other clients of the server waiting."""
 
@@ -84,11 +88,11 @@ def command_for(step: RedisStep, *, prefix: str, policy: CachePolicy) -> Command
             return "MGET", *values, *(stamp_key(prefix, tag) for tag in _tags_of(step))
         case Acquire(asks, token, with_writers):
             entries = (ask.entry for ask in asks)
-            keys = _keys(prefix, entries, "value", "lease", "writers", "fences")
+            keys = _keys(prefix, entries, *_ROLES)
             arguments = (token, milliseconds(policy.lease_seconds), WRITERS_MAX * with_writers)
             return ACQUIRE.by_hash(keys, (*arguments, *(ask.seen for ask in asks)))
         case Stamp(tags, with_writers):
-            keys = _keys(prefix, map(_of_tag, tags), "stamp", "writers", "fences")
+            keys = _keys(prefix, map(_of_tag, tags), *_TAG_ROLES)
             life_ms = milliseconds(4 * (policy.ttl_seconds + policy.stale_seconds))
             stamps = (token_bytes(STAMP_BYTES) for _ in tags)
             return STAMP.by_hash(keys, (life_ms, WRITERS_MAX * with_writers, *stamps))
@@ -150,23 +154,49 @@ def invalidations_of(
     *,
     prefix: str,
     xid: Xid,
+    takes_down: bool = True,
 ) -> list[Command]:
     """Return the commands that forget ``entries`` and void every load of them under way.
 
-    The same for each value that depends on one of ``tags``.
+    The same for each value that depends on one of ``tags``. The fences of transaction ``xid``
+    fall, unless it may yet commit.
     """
-    arguments = (WRITERS_MS, str(xid))
+    arguments = (WRITERS_MS, str(xid), int(takes_down))
     return [
         *(
-            INVALIDATE.by_hash(_keys(prefix, names, "value", "lease", "writers"), arguments)
+            INVALIDATE.by_hash(
+                _keys(prefix, names, "value", "lease", "writers", "fences"), arguments
+            )
             for names in _portions(entries)
         ),
         *(
-            INVALIDATE_TAGS.by_hash(
-                _keys(prefix, map(_of_tag, names), "stamp", "writers"), arguments
-            )
+            INVALIDATE_TAGS.by_hash(_keys(prefix, map(_of_tag, names), *_TAG_ROLES), arguments)
             for names in _portions(tags)
         ),
+    ]
+
+
+def fences_around(
+    entries: Iterable[str], tags: Iterable[str], *, prefix: str, xid: Xid, life_ms: int
+) -> list[Command]:
+    """Return the commands that forget the same, and let nobody store it while ``xid`` commits."""
+    arguments = (WRITERS_MS, str(xid), life_ms)
+    return [
+        *(FENCE.by_hash(_keys(prefix, names, *_ROLES), arguments) for names in _portions(entries)),
+        *(
+            FENCE.by_hash(_keys(prefix, map(_of_tag, names), "stamp", *_TAG_ROLES), arguments)
+            for names in _portions(tags)
+        ),
+    ]
+
+
+def without_fences_around(
+    entries: Iterable[str], tags: Iterable[str], *, prefix: str, xid: Xid
+) -> list[Command]:
+    """Return the commands that take the fences of ``xid`` down again."""
+    return [
+        UNFENCE.by_hash(_keys(prefix, names, "fences"), (str(xid),))
+        for names in _portions((*entries, *map(_of_tag, tags)))
     ]
 
 

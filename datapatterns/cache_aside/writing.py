@@ -19,7 +19,8 @@ from datapatterns.failpoints import failpoint
 from datapatterns.outcomes import find_unknown_outcome
 from datapatterns.transactions import committing
 
-AfterCommit: TypeAlias = Callable[[], None]
+AfterCommit: TypeAlias = Callable[[bool], None]
+"""Called with whether the transaction has committed for certain; else it may have, or may yet."""
 
 _of_connections: WeakKeyDictionary[Connection, list[AfterCommit]] = WeakKeyDictionary()
 _of_sessions: WeakKeyDictionary[Session, list[tuple[Connection, AfterCommit]]] = WeakKeyDictionary()
@@ -36,10 +37,10 @@ def collecting(conn: Connection) -> Iterator[list[AfterCommit]]:
         del _of_connections[conn]
 
 
-def act_on(acts: Iterable[AfterCommit]) -> None:
+def act_on(acts: Iterable[AfterCommit], *, is_certain: bool = True) -> None:
     """Do all that was collected."""
     for act in acts:
-        act()
+        act(is_certain)
 
 
 def committed_writes(conn: Connection, attempted: str) -> Iterator[Connection]:
@@ -55,7 +56,8 @@ def committed_writes(conn: Connection, attempted: str) -> Iterator[Connection]:
             yield conn
     except BaseException as error:
         if find_unknown_outcome(error) is not None:
-            act_on(acts)  # to forget too much does no harm; what commits later, the relay tells
+            # To forget too much does no harm; what commits later, the relay tells.
+            act_on(acts, is_certain=False)
         raise
     failpoint("cache.write-committed")
     act_on(acts)
@@ -94,7 +96,7 @@ def _act(session: Session) -> None:
             if conn.in_transaction():  # the session has joined it; another will commit it
                 _leave_to(conn, act)
             else:
-                act()
+                act(True)
 
 
 def _forget(session: Session, transaction: SessionTransaction) -> None:

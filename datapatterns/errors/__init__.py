@@ -10,8 +10,7 @@ DataPatternsError
 │                         IdempotencyKeyReusedError
 │     embedded            EmbeddedFolderError, EmbeddedStartError
 │     event_data          CodecError, EncryptionKeyError, EventDataError, EventShapeError,
-│                         EventTypeError, PersonalFieldError, SubjectForgottenError,
-│                         SubjectKeyError
+│                         EventTypeError, PersonalFieldError, SubjectForgottenError, SubjectKeyError
 │     event_streams       AggregateError, EventIdsReusedError, MarkUnpublishedError,
 │                         StreamArchivedError
 │     event_transfer      EventLineError, ExportFileError, ImportChunkError, ImportVersionError,
@@ -37,9 +36,9 @@ DataPatternsError
 │                         WrongShardError
 │     testing             FaultRefusedError, HistoryError, SearchTooLargeError
 │     transactions        AbortedTransactionError, IsolationLevelError, TransactionInUseError
-│     views               ViewChangedError, ViewCycleError, ViewDefinitionError,
-│                         ViewInUseError, ViewMigrationError, ViewMissingError,
-│                         ViewReadOnlyError, ViewSampleError, ViewUndeclaredError
+│     views               ViewChangedError, ViewCycleError, ViewDefinitionError, ViewInUseError,
+│                         ViewMigrationError, ViewMissingError, ViewReadOnlyError, ViewSampleError,
+│                         ViewUndeclaredError
 ├── ConflictError         another writer won; reload, decide again
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
@@ -48,7 +47,7 @@ DataPatternsError
 │     shards              StaleShardMapError
 │     views               SnapshotOutdatedError
 ├── UnavailableError      a dependency did not answer; retry with backoff
-│     caches              CacheBusyError
+│     caches              CacheBusyError, UnfencedWriteError
 │     change_log          ConsumerBehindError
 │     embedded            EmbeddedTimeoutError
 │     index_tables        IndexNotReadyError
@@ -82,6 +81,7 @@ from datapatterns.errors.caches import (
     CacheKeyError,
     UncacheableQueryError,
     UncacheableValueError,
+    UnfencedWriteError,
     UnknownRowsError,
 )
 from datapatterns.errors.change_log import (
@@ -369,6 +369,7 @@ __all__ = [
     "UnavailableError",
     "UncacheableQueryError",
     "UncacheableValueError",
+    "UnfencedWriteError",
     "UnknownRevisionError",
     "UnknownRowsError",
     "UnmergeableQueryError",

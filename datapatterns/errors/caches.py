@@ -48,6 +48,23 @@ class UnknownRowsError(ConfigurationError):
         self.table = table
 
 
+class UnfencedWriteError(UnavailableError):
+    """A writer of a strict cache was not let commit: Redis did not put its fence up.
+
+    The transaction was rolled back.
+
+    Attributes:
+        cache: The name of the cache.
+    """
+
+    def __init__(self, cache: str) -> None:
+        super().__init__(
+            f"strict cache {cache!r} got no fence from Redis, so the transaction was rolled back;"
+            " retry it, or write through a cache without strict=True, which never needs Redis"
+        )
+        self.cache = cache
+
+
 class CacheBusyError(UnavailableError):
     """The database was busy with other loads for as long as this one could wait.
 

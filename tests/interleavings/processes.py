@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -48,10 +49,11 @@ class Processes:
         plain: Engine,
         gated_redis: Redis,
         redis_url: str,
-        policy: CachePolicy = POLICY,
+        *,
         tags: Sequence[str] = (),
+        **options: Any,  # noqa: ANN401 -- as `Cache` takes them
     ) -> None:
-        self._policy, self.loads, self._tags = policy, 0, tags
+        self._options, self.loads, self._tags = {"policy": POLICY} | options, 0, tags
         self._gated, self.plain, self._gated_redis = gated, plain, gated_redis
         self._redis = Redis.from_url(redis_url)
         for known in SCRIPTS.values():
@@ -85,13 +87,18 @@ class Processes:
 
     def _started(self, redis: Redis, engine: Engine) -> Cache:
         """Return the cache of a process which knows that Redis is up to date."""
-        cache = Cache(redis, engine, name="product", policy=self._policy)
+        cache = Cache(redis, engine, name="product", **self._options)
         self._open.enter_context(closing(cache))
         cache.get_or_load("something else", lambda _: "")
         return cache
 
     def read(self, cache: Cache, within: Connection | None = None) -> str | None:
         return cache.get_or_load(1, self._load, tags=self._tags, within=within)
+
+    def committed(self) -> str | None:
+        """Look at the row, as a task."""
+        with self._gated.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            return name_of(conn, 1)
 
     def read_in(self, level: str, cache: Cache) -> str | None:
         """Read through the cache in a transaction that has a snapshot already."""
