@@ -1,6 +1,5 @@
 """What a cache stands on, whichever colour it has: connections, gate, relay, outbox, counters."""
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import time
@@ -22,6 +21,7 @@ from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.local_tier import LocalTier, Slot, forget_in_process
 from datapatterns.cache_aside.older_snapshots import seen_by_all_of
 from datapatterns.cache_aside.own_writes import Within, has_written, keeps_its_snapshot, note_write
+from datapatterns.cache_aside.packing import Packer
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.query_plans import Queries
 from datapatterns.cache_aside.reading import Reading
@@ -88,17 +88,17 @@ class Backing:
         self.engine = engine
         self.policy = policy
         self.counters = Counters(name, observer)
-        self.breaker = Breaker(SYSTEM_CLOCK.monotonic)
+        self.breaker = Breaker(SYSTEM_CLOCK.monotonic, self.counters.opened)
         self.links = Links(
             redis,
             timeout_seconds=policy.redis_timeout_seconds,
             breaker=self.breaker,
-            on_silence=self.close_gate,
+            on_silence=self._note_silence,
         )
         self._schema = checked_schema(schema)
         self._target = checked_target(target)
         self._home = Home(engine)
-        self._relay = Relay(engine, self.links, policy, self._schema, self._target)
+        self._relay = Relay(engine, self.links, policy, self._schema, self._target, observer)
         self.local: LocalTier | None = None
         self._tracked: TrackedTier | None = None
         if policy.local_bytes:
@@ -146,6 +146,10 @@ class Backing:
             target=self._target,
             codec=self.codec,
         )
+
+    def _note_silence(self) -> None:
+        self.counters.add("silences")
+        self.close_gate()
 
     def close_gate(self) -> None:
         """Serve no hits until a relay round has ended."""
@@ -239,18 +243,24 @@ class Backing:
             raise ServerUnavailableError("Redis", str(silence)) from silence
         if standing is not None:
             self.gate.opened_by(standing, closings=closings)
+        if report.entries:
+            self.counters.add("replayed", report.entries)
         return report
 
     def count(self, outcome: Outcome[Any], *, has_joined: bool) -> None:
         """Count how a value was come by."""
         if outcome.source in {"hit", "stale"}:
             self.counters.hit()
+            if outcome.value is None:
+                self.counters.add("negative")
             if outcome.source == "stale":
                 self.counters.add("stale")
         elif has_joined:
             self.counters.add("joined")
-        elif outcome.source == "filled":
-            self.counters.add("filled")
+        else:
+            self.counters.add("misses")
+            if outcome.source == "filled":
+                self.counters.add("filled")
 
     def packed(
         self, codec: Codec[T], values: Sequence[T], step: Load, *, seconds: float, is_current: bool
@@ -265,33 +275,8 @@ class Backing:
             is_current: Whether they show whatever had been invalidated before the lease.
         """
         self.counters.loaded(len(values), seconds)
-        each = seconds / len(values)
-        return [
-            self._packed(codec, value, stamps if is_current else None, seconds=each, step=step)
-            for value, stamps in zip(values, step.stamps, strict=True)
-        ]
-
-    def _packed(
-        self, codec: Codec[T], loaded: T, stamps: tuple[bytes, ...] | None, *, seconds: float,
-        step: Load,
-    ) -> Loaded[T]:  # fmt: skip
-        value, payload = codec.canonical(loaded)
-        packed = None
-        if step.leased and stamps is not None:
-            packed = codec.pack(
-                value,
-                payload,
-                took_ms=seconds * 1000,
-                now_ms=time() * 1000,
-                policy=self.policy,
-                jitter=random.uniform(-1, 1),  # noqa: S311 -- spreads expiry
-                stamps=stamps,
-            )
-        if packed is not None:
-            return Loaded(value, packed.raw, packed.ttl_ms)
-        if step.leased:
-            self.counters.add("unstored")
-        return Loaded(value, None, 0)
+        packer = Packer(self.policy, self.counters)
+        return packer.packed(codec, values, step, seconds=seconds, is_current=is_current)
 
     def served(self, codec: Codec[T], found: Fetched) -> Stored[T] | None:
         """Return what was found if it would be served, and is not past its time."""
@@ -315,6 +300,8 @@ class Backing:
             self._settle(mark, codec, stored, found)
         if stored is not None:
             self.counters.hit()
+            if stored.value is None:
+                self.counters.add("negative")
         return stored
 
     def _is_fresh(self, stored: Stored[Any], found: Fetched) -> bool:

@@ -12,10 +12,16 @@ class Breaker:
 
     Args:
         monotonic: Seconds that never go back.
+        on_change: Called with True when it opens, and with False when it closes again.
     """
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        monotonic: Callable[[], float],
+        on_change: Callable[[bool], object] = lambda _: None,
+    ) -> None:
         self._monotonic = monotonic
+        self._on_change = on_change
         self._lock = Lock()
         self._failures = 0
         self._retry_at = 0.0
@@ -40,11 +46,16 @@ class Breaker:
         """Take note of an answer."""
         if self._failures:
             with self._lock:
-                self._failures = 0
+                was_open, self._failures = self.is_open, 0
+            if was_open:
+                self._on_change(False)
 
     def failed(self) -> None:
         """Take note of silence."""
         with self._lock:
             self._failures += 1
+            has_opened = self._failures == FAILURES_MAX
             if self._failures >= FAILURES_MAX:
                 self._retry_at = self._monotonic() + RETRY_SECONDS
+        if has_opened:
+            self._on_change(True)

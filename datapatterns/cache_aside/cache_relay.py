@@ -59,7 +59,7 @@ class CacheRelay:
             breaker=Breaker(SYSTEM_CLOCK.monotonic),
             on_silence=lambda: None,
         )
-        self._relay = Relay(engine, self._links, policy, self.schema, self.target)
+        self._relay = Relay(engine, self._links, policy, self.schema, self.target, observer)
 
     def run(self) -> RelayReport:
         """Send what has committed since the last round, whichever process ran that.
@@ -72,7 +72,6 @@ class CacheRelay:
             report, _ = self._relay.run()
         except CacheSilence as silence:
             raise ServerUnavailableError("Redis", str(silence)) from silence
-        self._tell(report)
         return report
 
     def status(self) -> RelayStatus:
@@ -105,12 +104,3 @@ class CacheRelay:
     def close(self) -> None:
         """Close idle connections to Redis; the relay can still be used."""
         self._links.close()
-
-    def _tell(self, report: RelayReport) -> None:
-        if not report.is_leading:
-            return
-        named = {"target": self.target}
-        self._observer.count("datapatterns.cache.relay.rounds", 1, **named)
-        self._observer.count("datapatterns.cache.relay.replayed", report.entries, **named)
-        if report.has_new_generation:
-            self._observer.count("datapatterns.cache.relay.generations", 1, **named)

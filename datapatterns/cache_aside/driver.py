@@ -209,7 +209,7 @@ class Driver:
                 sleep(seconds)
                 return None
             case Note(what, amount):
-                self._backing.counters.add(what, amount)
+                self._backing.counters.note(what, amount)
                 return None
             case _:
                 if isinstance(step, Fill):
@@ -225,8 +225,11 @@ class Driver:
         if step.leased:
             return self._load_now(reading, step)
         # What protects the database while Redis does not.
+        began = perf_counter()
         if not self._bulkhead.acquire(timeout=self._policy.wait_seconds):
+            self._backing.counters.add("busy")
             raise CacheBusyError(waited_seconds=self._policy.wait_seconds)
+        self._backing.counters.waited(perf_counter() - began)
         try:
             return self._load_now(reading, step)
         finally:

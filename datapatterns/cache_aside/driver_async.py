@@ -285,7 +285,7 @@ class AsyncDriver:
                 await asyncio.sleep(seconds)
                 return None
             case Note(what, amount):
-                self._backing.counters.add(what, amount)
+                self._backing.counters.note(what, amount)
                 return None
             case _:
                 if isinstance(step, Fill):
@@ -301,11 +301,14 @@ class AsyncDriver:
         if step.leased:
             return await self._load_now(reading, step)
         # What protects the database while Redis does not.
+        began = perf_counter()
         try:
             async with asyncio.timeout(self._policy.wait_seconds):
                 await self._bulkhead.acquire()
         except TimeoutError:
+            self._backing.counters.add("busy")
             raise CacheBusyError(waited_seconds=self._policy.wait_seconds) from None
+        self._backing.counters.waited(perf_counter() - began)
         try:
             return await self._load_now(reading, step)
         finally:

@@ -35,6 +35,7 @@ from datapatterns.change_log.pending import shown_by
 from datapatterns.change_log.schema import PgSnapshot
 from datapatterns.change_log.snapshots import Snapshot, Xid
 from datapatterns.failpoints import failpoint
+from datapatterns.telemetry import SILENT, Observer
 from datapatterns.transactions import resuming
 
 _ROWS_PER_FETCH = 500
@@ -78,6 +79,7 @@ class Relay:
         policy: How long to vouch for the server.
         schema: Where the library's tables live.
         target: The name under which this Redis is known, and what its keys begin with.
+        observer: Is told what each round has done.
     """
 
     engine: Engine
@@ -85,6 +87,7 @@ class Relay:
     policy: CachePolicy
     schema: str
     target: str
+    observer: Observer = SILENT
 
     def run(self) -> tuple[RelayReport, Standing | None]:
         """Send what has committed since the last round, then vouch for the server.
@@ -128,7 +131,15 @@ class Relay:
         self._vouch(standing, began_ms)
         if standing.prefix == prefix:
             self.links.call(milestone_at(prefix, survey, now), identity=server)
+        self._tell(report)
         return report, standing
+
+    def _tell(self, report: RelayReport) -> None:
+        named = {"target": self.target}
+        self.observer.count("datapatterns.cache.relay.rounds", 1, **named)
+        self.observer.count("datapatterns.cache.relay.replayed", report.entries, **named)
+        if report.has_new_generation:
+            self.observer.count("datapatterns.cache.relay.generations", 1, **named)
 
     def vouches_for(self, standing: Standing) -> bool:
         """Return whether some relay vouched for the server that answers now, and lately enough.
