@@ -1,11 +1,14 @@
 """Tables of the change log, and PostgreSQL's types for transactions."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Dialect,
     ForeignKey,
     Index,
@@ -13,14 +16,18 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    extract,
     false,
     func,
+    type_coerce,
 )
 from sqlalchemy.dialects.postgresql import JSONB, OID, TIMESTAMP
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from datapatterns.change_log.snapshots import Snapshot, Xid
 from datapatterns.sql.metadata import declared_once, library_metadata
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Named(UserDefinedType[str]):
@@ -66,6 +73,25 @@ class PgSnapshot(TypeDecorator[Snapshot]):
         return None if value is None else Snapshot.parse(value)
 
 
+class Instant(TypeDecorator[datetime]):
+    """A moment, read as a number: the driver reads dates of a server or session in ISO alone."""
+
+    impl = TIMESTAMP(timezone=True)
+    cache_ok = True
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Ask for seconds since 1970, exact to the microsecond."""
+        return type_coerce(extract("epoch", column), self)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ANN401, ARG002 -- a Decimal, which the base takes for a datetime
+        """Return the moment in UTC."""
+        return None if value is None else _EPOCH + timedelta(microseconds=int(value * 1_000_000))
+
+
+statement_time = func.statement_timestamp(type_=Instant)
+"""When the statement began."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChangeLogTables:
     """The tables of the change log in one schema; each captured table has a log of its own."""
@@ -90,11 +116,11 @@ def change_log_tables(schema: str, /) -> ChangeLogTables:
         Column("database_oid", OID, nullable=False),
         Column(
             "registered_at",
-            TIMESTAMP(timezone=True),
+            Instant,
             nullable=False,
             server_default=func.statement_timestamp(),
         ),
-        Column("advanced_at", TIMESTAMP(timezone=True)),
+        Column("advanced_at", Instant),
         Column("timeline", Integer),
         Column("restart_reason", Text),
     )

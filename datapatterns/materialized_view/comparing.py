@@ -1,5 +1,7 @@
 """Compare what a view shows with what its query gives, as multisets of rows."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from psycopg import sql
@@ -8,7 +10,7 @@ from sqlalchemy import table as table_called
 from sqlalchemy.sql.selectable import Subquery
 
 from datapatterns.change_log.inspecting import inspect_columns
-from datapatterns.errors import ViewSampleError
+from datapatterns.errors import SettingsError, ViewSampleError
 from datapatterns.materialized_view.definition import ViewDefinition
 from datapatterns.materialized_view.needs import has_hash
 from datapatterns.materialized_view.part import Part
@@ -28,6 +30,8 @@ def compare(
         limit: How many differences are returned.
 
     Raises:
+        SettingsError: Rows differ, and the session writes their dates or intervals in a style that
+            the driver does not read.
         ViewSampleError: A sample is wanted of a view whose keys have no hash.
     """
     names = view.names
@@ -42,12 +46,32 @@ def compare(
     both = _only(DifferenceKind.MISSING, missing, unexpected).union_all(
         _only(DifferenceKind.UNEXPECTED, unexpected, missing)
     )
-    differences = tuple(
-        Difference(DifferenceKind(row[0]), dict(zip(view.columns, row[1:], strict=True)))
-        for row in conn.execute(both.limit(limit))
-    )
+    with _readable():
+        differences = tuple(
+            Difference(DifferenceKind(row[0]), dict(zip(view.columns, row[1:], strict=True)))
+            for row in conn.execute(both.limit(limit))
+        )
     rows = conn.execute(_count(shown, part, share)).scalar_one()
     return ViewVerification(differences, rows, share, None if part.sample is None else part.seed)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Say why the driver cannot read a date or an interval.
+
+    Setting the style here would change what the query makes of dates.
+
+    Raises:
+        SettingsError: The session writes them in a style of its own.
+    """
+    try:
+        yield
+    except NotImplementedError as error:
+        raise SettingsError(
+            "DateStyle and IntervalStyle",
+            f"rows differ, and the driver cannot read them ({error}); SET datestyle TO ISO and"
+            " intervalstyle TO postgres in the session that compares",
+        ) from error
 
 
 def _relation(schema: str, name: str, view: ViewDefinition) -> TableClause:

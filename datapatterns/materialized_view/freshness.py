@@ -1,10 +1,11 @@
 """How far a view is behind its tables."""
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from datapatterns.change_log import capture_changed, change_log_tables, pending_for
 from datapatterns.change_log.consuming import require_own_snapshot
 from datapatterns.change_log.identity import DatabaseIdentity
+from datapatterns.change_log.schema import statement_time
 from datapatterns.errors import ViewMissingError
 from datapatterns.materialized_view.definition import ViewDefinition
 from datapatterns.materialized_view.looking import look
@@ -41,7 +42,7 @@ def _read_freshness(conn: Connection, view: ViewDefinition, limit: int) -> Fresh
         select(
             consumers.c.populated,
             pending.label("pending"),
-            func.statement_timestamp().label("now"),
+            statement_time.label("now"),
             consumers.c.advanced_at,
             consumers.c.system_identifier,
             consumers.c.database_oid,

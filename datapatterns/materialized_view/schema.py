@@ -11,9 +11,9 @@ from sqlalchemy import (
     UniqueConstraint,
     func,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSONB
 
-from datapatterns.change_log.schema import PgSnapshot, change_log_tables
+from datapatterns.change_log.schema import Instant, PgSnapshot, change_log_tables
 from datapatterns.sql.metadata import declared_once, library_metadata
 
 
@@ -33,7 +33,7 @@ def materialized_views(schema: str, /) -> Table:
         Column("blueprint", JSONB, nullable=False),
         Column(
             "created_at",
-            TIMESTAMP(timezone=True),
+            Instant,
             nullable=False,
             server_default=func.statement_timestamp(),
         ),
@@ -53,7 +53,7 @@ def view_parents(schema: str, /) -> Table:
         Column("view", Text, ForeignKey(views.c.name, ondelete="CASCADE"), primary_key=True),
         Column("parent", Text, ForeignKey(views.c.name), primary_key=True),
         Column("snapshot", PgSnapshot),
-        Column("as_of", TIMESTAMP(timezone=True)),
+        Column("as_of", Instant),
         CheckConstraint("view <> parent", "no_circle"),
         CheckConstraint("(snapshot IS NULL) = (as_of IS NULL)", "whole"),
         Index(None, "parent"),

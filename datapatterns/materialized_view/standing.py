@@ -8,6 +8,7 @@ from math import inf
 from sqlalchemy import Connection, func, select
 
 from datapatterns.change_log import change_log_tables
+from datapatterns.change_log.schema import Instant, statement_time
 from datapatterns.materialized_view.policy import RefreshPolicy
 from datapatterns.materialized_view.schema import materialized_views, view_parents
 
@@ -55,8 +56,10 @@ def read_standings(
             consumers.c.populated,
             consumers.c.advanced_at,
             # LEAST leaves out what is NULL, as of a view that is built upon none.
-            func.least(consumers.c.advanced_at, of_parents.scalar_subquery()).label("as_of"),
-            func.statement_timestamp().label("now"),
+            func.least(consumers.c.advanced_at, of_parents.scalar_subquery(), type_=Instant).label(
+                "as_of"
+            ),
+            statement_time.label("now"),
             func.coalesce(views.c.duration_seconds, 0.0).label("duration"),
         )
         .join(consumers, consumers.c.name == views.c.consumer)
