@@ -24,8 +24,8 @@ from tests.fixtures.caches import (
     rename,
     until,
 )
+from tests.fixtures.effort import THOROUGH
 from tests.fixtures.local_tiers import is_kept, tier_of, trackers, until_kept, until_told
-from tests.interleavings.effort import THOROUGH
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis, pytest.mark.chaos]
 

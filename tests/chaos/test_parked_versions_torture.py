@@ -23,12 +23,12 @@ from datapatterns.errors import DataPatternsError, LeaseLostError
 from datapatterns.event_sourcing import ANY, EventStore, RecordedEvent, StreamId, event
 from datapatterns.runtime import Worker
 from datapatterns.testing import Databases, wait_until
-from tests.interleavings.effort import THOROUGH
+from tests.fixtures.effort import THOROUGH
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
 STORE = EventStore()
-DEEDS = 300 if THOROUGH else 30
+DEEDS = 300 if THOROUGH else 12
 PRODUCTS, SOUND = 60, 20
 BAD = 0.02 if THOROUGH else 0.1
 ENOUGH_SECONDS = 240.0

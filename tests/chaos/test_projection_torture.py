@@ -25,7 +25,7 @@ from datapatterns import DataLayer, DataPatternsError
 from datapatterns.embedded import EmbeddedServers, PostgresServer
 from datapatterns.migrations import Migrations
 from datapatterns.testing import PostgresFaults, wait_until
-from tests.interleavings.effort import THOROUGH
+from tests.fixtures.effort import THOROUGH
 from tests.torture.read_models import (
     PROJECTIONS,
     Base,

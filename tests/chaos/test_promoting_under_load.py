@@ -22,8 +22,8 @@ from datapatterns.errors import (
     ReadModelBehindError,
 )
 from datapatterns.event_sourcing import ANY, EventStore, StreamId
+from tests.fixtures.effort import THOROUGH
 from tests.fixtures.read_models import DoubledSales, ItemScanned, SalesByProduct, create_tables
-from tests.interleavings.effort import THOROUGH
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 

@@ -35,7 +35,7 @@ from datapatterns.errors import (
 )
 from tests.fixtures.caches import Gate
 from tests.fixtures.dogpile_regions import NAME, with_dogpile_backend
-from tests.interleavings.effort import THOROUGH
+from tests.fixtures.effort import THOROUGH
 
 pytestmark = pytest.mark.redis
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 from sqlalchemy import Engine
 
 from datapatterns.event_sourcing import Aggregate, EventStore, EventTypes, StreamId, applies, every
-from tests.interleavings.effort import THOROUGH
+from tests.fixtures.effort import THOROUGH
 
 PREEMPTIONS = 3 if THOROUGH else 2
 

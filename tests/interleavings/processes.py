@@ -13,7 +13,7 @@ from datapatterns.cache_aside.lua_scripts import SCRIPTS, Script
 from datapatterns.cache_aside.lua_scripts import _script as script
 from datapatterns.testing.interleaving import Outcome
 from tests.fixtures.caches import name_of, rename
-from tests.interleavings.effort import THOROUGH
+from tests.fixtures.effort import THOROUGH
 
 PREEMPTIONS = 3 if THOROUGH else 2
 # Nothing depends on the time that a busy machine takes: who waits, looks twice and goes on.

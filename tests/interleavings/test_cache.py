@@ -15,8 +15,8 @@ from datapatterns.cache_aside.driver import Driver
 from datapatterns.errors import ServerUnavailableError
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
 from tests.fixtures.caches import name_of, rename
+from tests.fixtures.effort import THOROUGH, at_most
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH, at_most
 from tests.interleavings.processes import (
     POLICY,
     PREEMPTIONS,

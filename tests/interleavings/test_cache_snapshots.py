@@ -13,8 +13,8 @@ from datapatterns.cache_aside.steps import Writers
 from datapatterns.change_log.snapshots import Snapshot
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError
 from tests.fixtures.caches import rename
+from tests.fixtures.effort import THOROUGH, at_most
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH, at_most
 from tests.interleavings.processes import PREEMPTIONS, Processes, closes_nothing, without
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]

@@ -11,8 +11,8 @@ from datapatterns.cache_aside import Cache
 from datapatterns.failpoints import armed
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
 from tests.fixtures.caches import rename
+from tests.fixtures.effort import THOROUGH, at_most
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH, at_most
 from tests.interleavings.processes import PREEMPTIONS, Processes, closes_nothing, without
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]

@@ -11,6 +11,7 @@ from datapatterns.errors import ViewNotPopulatedError
 from datapatterns.materialized_view import MaterializedView
 from datapatterns.materialized_view.replacing import replace_view
 from datapatterns.testing.interleaving import Explorer, InterleavingError, Outcome
+from tests.fixtures.effort import torture
 from tests.fixtures.view_tables import (
     AnySelect,
     Line,
@@ -21,7 +22,6 @@ from tests.fixtures.view_tables import (
     run,
 )
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import torture
 from tests.interleavings.guards import statements_without
 
 pytestmark = pytest.mark.postgres

@@ -10,10 +10,10 @@ from functools import partial
 import pytest
 
 from datapatterns.testing.interleaving import Explorer, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH, torture
 from tests.interleavings.designs import DESIGNS
 from tests.interleavings.designs.counts import COUNTS
 from tests.interleavings.designs.design import Design, Stage, Tasks
-from tests.interleavings.effort import THOROUGH, torture
 
 MAX_SCHEDULES = 20_000
 

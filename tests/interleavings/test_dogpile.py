@@ -11,8 +11,8 @@ from redis import Redis
 from datapatterns.cache_aside import dogpile_backend, lease_mutex
 from datapatterns.testing.interleaving import Explorer, InterleavingError, Outcome
 from tests.fixtures.dogpile_regions import NAME, with_dogpile_backend
+from tests.fixtures.effort import THOROUGH
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH
 
 pytestmark = pytest.mark.redis
 

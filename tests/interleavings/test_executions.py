@@ -15,9 +15,9 @@ from datapatterns.cqrs import CommandContext, Commands, Executed
 from datapatterns.cqrs.commands import claiming, executing
 from datapatterns.event_sourcing import ANY, Retry, StreamId
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH
 from tests.interleavings.basket import PREEMPTIONS, Scanned, store
 from tests.interleavings.designs.design import Tasks, is_commit
-from tests.interleavings.effort import THOROUGH
 from tests.interleavings.guards import table_without
 
 pytestmark = pytest.mark.postgres

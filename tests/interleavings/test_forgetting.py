@@ -16,9 +16,9 @@ from datapatterns.event_sourcing import (
     unchanged,
 )
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH, at_most
 from tests.fixtures.people import Customer, Registered, Secret, store
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH, at_most
 from tests.interleavings.guards import function_without, statements_without
 
 pytestmark = pytest.mark.postgres

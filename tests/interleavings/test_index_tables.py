@@ -9,9 +9,9 @@ from sqlalchemy import Engine, text
 from datapatterns.errors import IndexKeyTakenError
 from datapatterns.index_table import IndexTable, VerifyReport
 from datapatterns.testing.interleaving import Explorer, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH, at_most
 from tests.fixtures.index_tables import backfill, build, customer, order_line, tables
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH, at_most
 from tests.interleavings.guards import statements_without, table_without
 
 pytestmark = pytest.mark.postgres

@@ -16,9 +16,9 @@ from datapatterns.event_sourcing.appending.appending import StreamBatch
 from datapatterns.event_sourcing.appending.keeping_inline import AppendedByStream
 from datapatterns.testing import ManualClock
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH, at_most
 from tests.fixtures.read_models import ItemScanned, SalesByProduct, create_tables
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH, at_most
 from tests.interleavings.guards import function_without
 
 pytestmark = pytest.mark.postgres

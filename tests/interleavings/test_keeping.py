@@ -18,8 +18,8 @@ from datapatterns.event_sourcing import (
     applies,
 )
 from datapatterns.testing.interleaving import Explorer, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH, at_most
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH, at_most
 from tests.interleavings.guards import function_without
 
 pytestmark = pytest.mark.postgres

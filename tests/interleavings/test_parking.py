@@ -16,10 +16,10 @@ from datapatterns.cqrs.tables import retrying
 from datapatterns.errors import LeaseHeldError, LeaseLostError
 from datapatterns.testing import ManualClock
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH, at_most
 from tests.fixtures.poisoned import Base, Sales, Sold, projection_of
 from tests.fixtures.read_models import append_all
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH, at_most
 from tests.interleavings.guards import statements_without, table_without
 from tests.interleavings.till import LAPSE, STORE
 

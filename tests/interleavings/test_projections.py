@@ -15,9 +15,9 @@ from datapatterns.errors import LeaseHeldError, LeaseLostError, ReadModelBehindE
 from datapatterns.event_sourcing import Position
 from datapatterns.testing import ManualClock
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH, at_most, torture
 from tests.fixtures.read_models import SalesByProduct, create_tables
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH, at_most, torture
 from tests.interleavings.guards import statements_without, table_without
 from tests.interleavings.till import STORE, WITHOUT_FENCING, Till
 

@@ -19,9 +19,9 @@ from datapatterns.cqrs.running.log_witness import LogWitness
 from datapatterns.errors import LeaseHeldError, LeaseLostError, ServerUnavailableError
 from datapatterns.event_sourcing import Position
 from datapatterns.testing.interleaving import Explorer, Fault, Gate, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH, at_most, torture
 from tests.fixtures.read_models import Dashboard
 from tests.interleavings.designs.design import Tasks, is_commit
-from tests.interleavings.effort import THOROUGH, at_most, torture
 from tests.interleavings.till import STORE, Till
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]

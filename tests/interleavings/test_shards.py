@@ -14,9 +14,9 @@ from datapatterns.errors import StaleShardMapError
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing import Databases, ManualClock
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH, at_most
 from tests.fixtures.shard_model import Basket, create_tables, households, named
 from tests.interleavings.designs.design import Tasks, is_commit
-from tests.interleavings.effort import THOROUGH, at_most
 from tests.interleavings.guards import function_without
 
 pytestmark = pytest.mark.postgres

@@ -11,6 +11,7 @@ from datapatterns.change_log import ChangeLog, Snapshot, current_snapshot
 from datapatterns.change_log.consuming import advance_consumer
 from datapatterns.materialized_view import MaterializedView, refreshing
 from datapatterns.testing.interleaving import Explorer, Fault, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH, at_most, torture
 from tests.fixtures.view_tables import (
     create,
     create_tables,
@@ -20,7 +21,6 @@ from tests.fixtures.view_tables import (
     weekly_sales,
 )
 from tests.interleavings.designs.design import Tasks, is_commit
-from tests.interleavings.effort import THOROUGH, at_most, torture
 from tests.interleavings.guards import statements_without
 
 pytestmark = pytest.mark.postgres

@@ -26,6 +26,7 @@ from datapatterns.testing.interleaving import (
     InterleavingError,
     Outcome,
 )
+from tests.fixtures.effort import THOROUGH
 from tests.fixtures.view_tables import (
     AnySelect,
     Line,
@@ -38,7 +39,6 @@ from tests.fixtures.view_tables import (
     weekly_sales,
 )
 from tests.interleavings.designs.design import Tasks, is_commit
-from tests.interleavings.effort import THOROUGH
 
 logger = logging.getLogger(__name__)
 

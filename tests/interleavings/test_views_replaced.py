@@ -12,6 +12,7 @@ from datapatterns.errors import ViewChangedError, ViewMissingError
 from datapatterns.materialized_view import MaterializedView, switching
 from datapatterns.materialized_view.replacing import replace_view
 from datapatterns.testing.interleaving import Explorer, InterleavingError, Outcome
+from tests.fixtures.effort import THOROUGH, at_most
 from tests.fixtures.view_tables import (
     AnySelect,
     Line,
@@ -21,7 +22,6 @@ from tests.fixtures.view_tables import (
     run,
 )
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import THOROUGH, at_most
 from tests.interleavings.guards import statements_without
 
 pytestmark = pytest.mark.postgres
@@ -208,7 +208,7 @@ def test_two_switchers_do_as_one_after_the_other(
         partial(two_switchers, gated, plain),
         invariant=becomes(plain, NEXT),
         max_preemptions=PREEMPTIONS,
-        max_schedules=at_most(20),
+        max_schedules=at_most(12),
     )
 
     assert explored.schedules > 10

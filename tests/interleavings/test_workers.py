@@ -11,9 +11,9 @@ from datapatterns.cqrs.running.segments import segment_hash
 from datapatterns.errors import LeaseHeldError, LeaseLostError, SegmentsBusyError
 from datapatterns.testing import ManualClock
 from datapatterns.testing.interleaving import Explorer, InterleavingError, Outcome
+from tests.fixtures.effort import at_most, torture
 from tests.fixtures.read_models import SalesByProduct, create_tables
 from tests.interleavings.designs.design import Tasks
-from tests.interleavings.effort import at_most, torture
 from tests.interleavings.guards import statements_without, table_without
 from tests.interleavings.till import STORE, WITHOUT_FENCING, Till
 

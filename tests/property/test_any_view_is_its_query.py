@@ -11,6 +11,7 @@ from datapatterns.change_log import ChangeLog
 from datapatterns.errors import ViewDefinitionError
 from datapatterns.materialized_view import MaterializedView
 from tests.fixtures.any_queries import AnyQuery, any_queries
+from tests.fixtures.effort import dear
 from tests.fixtures.grouped_queries import (
     TABLES,
     WRITERS,
@@ -128,6 +129,7 @@ def unlike(conn: Connection, view: MaterializedView, relation: str) -> int:
 
 @pytest.mark.timeout(3600)  # as for the whole torture: a mark outdoes the command line
 @pytest.mark.filterwarnings("ignore:SELECT statement has a cartesian product")
+@dear
 @given(asked=some_queries, beginning=beginnings, schedule=schedules)
 def test_any_view_is_what_its_query_gives(
     shop: Engine,

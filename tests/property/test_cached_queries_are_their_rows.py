@@ -25,8 +25,8 @@ from datapatterns.cache_aside import Cache
 from datapatterns.cache_aside.capturing import Followed
 from datapatterns.cache_aside.invalidating import keys_of
 from tests.fixtures.caches import open_cache
+from tests.fixtures.effort import THOROUGH
 from tests.fixtures.queried_things import Mark, Shelf, Thing, create_things
-from tests.interleavings.effort import THOROUGH
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

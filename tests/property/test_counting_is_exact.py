@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from datapatterns.change_log import ChangeLog, capture_statements
 from datapatterns.materialized_view import MaterializedView, Strategy
 from tests.fixtures.counted_queries import Question, items, metadata, questions, tags
+from tests.fixtures.effort import dear
 from tests.fixtures.overlapping import (
     LEVELS,
     TURNS,
@@ -57,6 +58,7 @@ values = st.fixed_dictionaries(
         "is_new": st.sampled_from([None, True, False]),
     }
 )
+
 writes = st.builds(
     Write,
     writer=writers,
@@ -176,6 +178,7 @@ def connections(shop: Engine) -> Iterator[list[Connection]]:
 
 
 @pytest.mark.timeout(3600)  # as for the whole torture: a mark outdoes the command line
+@dear
 @given(asked=some_questions, schedule=schedules)
 def test_a_counted_view_is_what_its_query_gives(
     shop: Engine,

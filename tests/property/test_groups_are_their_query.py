@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine, create_engine, delete
 
 from datapatterns.materialized_view.grouping.applying import probe
 from datapatterns.materialized_view.grouping.reading import NotGroupableError
+from tests.fixtures.effort import dear
 from tests.fixtures.grouped_queries import (
     TABLES,
     WRITERS,
@@ -105,6 +106,7 @@ class World:
 
 
 @pytest.mark.timeout(3600)  # as for the whole torture: a mark outdoes the command line
+@dear
 @given(query=queries(), beginning=beginnings, schedule=schedules)
 def test_groups_are_what_their_query_gives(
     captured: Engine,

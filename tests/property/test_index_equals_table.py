@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from datapatterns.errors import IndexDiffersError
 from datapatterns.index_table import IndexTable
+from tests.fixtures.effort import dear
 from tests.fixtures.index_tables import customer, tables
 
 pytestmark = pytest.mark.postgres
@@ -50,6 +51,7 @@ statements = st.sampled_from(
         "DELETE FROM customer WHERE tenant_id = :tenant AND :id = 0",
     ]
 )
+
 parameters = st.fixed_dictionaries(
     {
         "tenant": st.integers(1, 2),
@@ -67,6 +69,7 @@ def base_table(module_engine: Engine) -> None:
     tables.create_all(module_engine)
 
 
+@dear
 @given(before=writes, meanwhile=writes, after=writes)
 def test_index_equals_table_after_any_statements(
     module_engine: Engine,

@@ -41,6 +41,7 @@ from datapatterns.event_sourcing import (
     applies,
 )
 from datapatterns.testing import wait_until
+from tests.fixtures.effort import dear
 
 store = EventStore()
 archive = Archive(store)
@@ -304,4 +305,4 @@ def test_keeping_loses_no_event(module_engine: Engine) -> None:
     class Machine(Keeping):
         engine = module_engine
 
-    run_state_machine_as_test(Machine, settings=settings(stateful_step_count=30))
+    run_state_machine_as_test(Machine, settings=settings(dear, stateful_step_count=30))

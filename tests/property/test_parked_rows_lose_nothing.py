@@ -9,6 +9,7 @@ from datapatterns.cqrs import Projections
 from datapatterns.cqrs.running.segments import key_digest
 from datapatterns.cqrs.tables import poison
 from datapatterns.event_sourcing import EventStore
+from tests.fixtures.effort import dear
 from tests.fixtures.poisoned import (
     Base,
     Sales,
@@ -34,6 +35,7 @@ EVENTS = st.builds(
     st.sampled_from([1, 2, 600_000]),  # two of which are more than the table allows
     st.lists(PRODUCTS, max_size=2),
 )
+
 BATCHES = st.lists(st.lists(EVENTS, min_size=1, max_size=6), min_size=1, max_size=5)
 
 
@@ -90,6 +92,7 @@ def told(engine: Engine) -> dict[str, list[int]]:
     return positions
 
 
+@dear
 @given(BATCHES, st.data())
 def test_what_is_parked_is_what_the_fold_refuses_and_its_later_events(
     shop: Engine, batches: list[list[Sold]], data: st.DataObject
@@ -125,6 +128,7 @@ def test_what_is_parked_is_what_the_fold_refuses_and_its_later_events(
             )
 
 
+@dear
 @given(BATCHES, st.integers(1, 8), st.integers(1, 20))
 def test_what_is_skipped_is_left_out_of_its_row_alone(
     shop: Engine, batches: list[list[Sold]], page_events: int, attempts_max: int

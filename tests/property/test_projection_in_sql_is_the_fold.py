@@ -14,6 +14,7 @@ from datapatterns.cqrs.running.registering import register
 from datapatterns.cqrs.schema import projection_tables
 from datapatterns.cqrs.tables.set_projecting import SetRunner
 from datapatterns.event_sourcing import EventStore, Position, RecordedEvent
+from tests.fixtures.effort import dear
 from tests.fixtures.read_models import (
     DoorOpened,
     ItemScanned,
@@ -116,6 +117,7 @@ def run_page(conn: Connection, *, page_events: int) -> None:
         release(conn, TABLES, lease)
 
 
+@dear
 @given(BATCHES, st.data())
 def test_statements_give_what_the_fold_and_a_dict_give(
     shop: Engine, batches: list[tuple[list[object], str, bool]], data: st.DataObject

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 from sqlalchemy import (
     BigInteger,
@@ -37,10 +37,10 @@ from datapatterns.sharding import (
     ShardingStrategy,
 )
 from datapatterns.testing import Databases
+from tests.fixtures.effort import dear
 from tests.fixtures.shard_model import Basket, Line, fill, households, sharded_shop, whole_shop
 
 pytestmark = pytest.mark.postgres
-each_strategy = settings(max_examples=settings().max_examples // 2)
 
 HOUSEHOLDS = range(12)
 OTHER = aliased(Basket)
@@ -196,7 +196,7 @@ def statements(draw: st.DrawFn) -> Select[*tuple[Any, ...]]:
     return found
 
 
-@each_strategy
+@dear
 @given(statement=statements(), scatter=st.sampled_from([False, True]))
 def test_a_routed_answer_is_that_of_one_database(
     shops: tuple[ShardCluster, Engine], statement: Select[*tuple[Any, ...]], *, scatter: bool
@@ -215,7 +215,7 @@ def test_a_routed_answer_is_that_of_one_database(
     assert Counter(map(tuple, found)) == Counter(map(tuple, expected))
 
 
-@each_strategy
+@dear
 @given(condition=conditions([Line]), kind=st.sampled_from(["update", "delete"]))
 def test_a_routed_change_touches_the_rows_that_one_database_would(
     shops: tuple[ShardCluster, Engine], condition: ColumnElement[bool], kind: str

@@ -11,6 +11,7 @@ from sqlalchemy.orm import aliased
 
 from datapatterns.change_log import ChangeLog, capture_statements
 from datapatterns.materialized_view import MaterializedView
+from tests.fixtures.effort import dear
 from tests.fixtures.overlapping import (
     LEVELS,
     TURNS,
@@ -185,6 +186,7 @@ def connections(shop: Engine) -> Iterator[list[Connection]]:
 
 
 @pytest.mark.timeout(3600)  # as for the whole torture: a mark outdoes the command line
+@dear
 @given(schedule=schedules)
 def test_a_refreshed_view_is_what_its_query_gives(
     shop: Engine, connections: list[Connection], tally: Tally, schedule: list[Write | Act]

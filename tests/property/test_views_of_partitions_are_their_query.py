@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from datapatterns.change_log import ChangeLog
 from datapatterns.materialized_view import MaterializedView
+from tests.fixtures.effort import dear
 from tests.fixtures.overlapping import (
     LEVELS,
     TURNS,
@@ -46,6 +47,7 @@ EXPECTED = (
     UndefinedTable,
     WrongObjectType,
 )
+
 """A partition is not there, or is already; a row has no place; somebody holds what is altered."""
 
 PARTITIONS = {
@@ -205,6 +207,7 @@ def connections(shop: Engine) -> Iterator[list[Connection]]:
 
 
 @pytest.mark.timeout(3600)  # as for the whole torture: a mark outdoes the command line
+@dear
 @given(schedule=schedules)
 def test_a_refreshed_view_of_partitions_is_what_its_query_gives(
     shop: Engine, connections: list[Connection], tally: Tally, schedule: list[Write | Act]
