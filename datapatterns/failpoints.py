@@ -24,6 +24,10 @@ VARIABLE: Final = "DATAPATTERNS_FAILPOINTS"
 FAILPOINTS: Final[Mapping[str, str]] = {
     # name: what has happened by then, and what has not
     "archive.moved": "events are in the archive or back, and not committed yet",
+    "atomic.branch-prepared": "a shard has prepared its part, and nothing is decided yet",
+    "atomic.branch-settled": "a shard has followed the decision, and others may not have",
+    "atomic.decided": "a transaction has happened, and only its primary shows it",
+    "atomic.decision-written": "the primary is about to commit a transaction over several shards",
     "build.begun": "the tables of a version are there, and empty",
     "build.finished": "a version is whole in tables of its own, and does not follow the log yet",
     "build.folded": "all rows of a segment are known, and none is written yet",

@@ -16,6 +16,7 @@ SOURCES = sorted(
 )
 LONG_FOR_A_REASON = {  # path -> why it reads better in one piece
     "datapatterns/cqrs/projections.py": "every promise about projections, as the store's",
+    "datapatterns/errors/__init__.py": "the tree of all errors, and their names",
     "datapatterns/layer.py": "the front door to every pattern; its methods are a few lines",
     "datapatterns/event_sourcing/store.py": "every promise of the store; its methods are one line",
     "tests/integration/test_shard_session.py": "every promise of the sessions over the same shop",

@@ -32,8 +32,8 @@ DataPatternsError
 │                         UnmergeableQueryError, UnroutableStatementError
 │     shards              BucketCountError, GroupMismatchError, RangeBoundError,
 │                         ShardKeyChangedError, ShardKeyError, ShardMapExistsError,
-│                         ShardMapMissingError, ShardedTableError, UnroutableKeyError,
-│                         WrongShardError
+│                         ShardMapMissingError, ShardTransactionEndedError,
+│                         ShardedTableError, UnroutableKeyError, WrongShardError
 │     testing             FaultRefusedError, HistoryError, SearchTooLargeError
 │     transactions        AbortedTransactionError, IsolationLevelError, TransactionInUseError
 │     views               ViewChangedError, ViewCycleError, ViewDefinitionError, ViewInUseError,
@@ -44,7 +44,7 @@ DataPatternsError
 │     index_tables        IndexKeyTakenError
 │     projections         LeaseHeldError, LeaseLostError, ReadModelMovedError
 │     segments            SegmentsBusyError
-│     shards              StaleShardMapError
+│     shards              ShardTransactionRefusedError, StaleShardMapError
 │     views               SnapshotOutdatedError
 ├── UnavailableError      a dependency did not answer; retry with backoff
 │     caches              CacheBusyError, UnfencedWriteError
@@ -219,6 +219,8 @@ from datapatterns.errors.shards import (
     ShardMapCorruptError,
     ShardMapExistsError,
     ShardMapMissingError,
+    ShardTransactionEndedError,
+    ShardTransactionRefusedError,
     ShardUnavailableError,
     StaleShardMapError,
     UnroutableKeyError,
@@ -354,6 +356,8 @@ __all__ = [
     "ShardMapCorruptError",
     "ShardMapExistsError",
     "ShardMapMissingError",
+    "ShardTransactionEndedError",
+    "ShardTransactionRefusedError",
     "ShardUnavailableError",
     "ShardedTableError",
     "SnapshotOutdatedError",

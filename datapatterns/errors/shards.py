@@ -125,6 +125,21 @@ class ShardedTableError(ConfigurationError):
         self.advice = advice
 
 
+class ShardTransactionEndedError(ConfigurationError):
+    """A part of a transaction over several shards was ended by itself.
+
+    Attributes:
+        shard: Where.
+    """
+
+    def __init__(self, shard: str) -> None:
+        super().__init__(
+            f"the transaction on shard {shard!r} was committed or rolled back inside the block, so"
+            " the others cannot go with it; leave commit and rollback to the block"
+        )
+        self.shard = shard
+
+
 class UnroutableKeyError(ConfigurationError):
     """No bucket holds such a key.
 
@@ -167,6 +182,21 @@ class StaleShardMapError(ConflictError):
         super().__init__(
             f"shard {shard!r} owns other buckets than the map says;"
             " repeat the whole transaction, which then follows the new map"
+        )
+        self.shard = shard
+
+
+class ShardTransactionRefusedError(ConflictError):
+    """Recovery took a transaction for given up before it was decided; nothing of it happened.
+
+    Attributes:
+        shard: The shard that was to decide.
+    """
+
+    def __init__(self, shard: str) -> None:
+        super().__init__(
+            f"the transaction was slow, and recovery has given it up on shard {shard!r}; nothing of"
+            " it happened: repeat it"
         )
         self.shard = shard
 

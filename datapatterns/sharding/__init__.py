@@ -1,5 +1,6 @@
 """Sharding: rows of one key live together on one of several servers."""
 
+from datapatterns.sharding.atomic import AtomicWork, Recovered
 from datapatterns.sharding.cluster import ShardCluster
 from datapatterns.sharding.counting import ShardStats, TableCount
 from datapatterns.sharding.definition import EntityGroup, ShardKey
@@ -24,6 +25,7 @@ from datapatterns.sharding.strategies import (
 )
 
 __all__ = [
+    "AtomicWork",
     "Composite",
     "CompositeKey",
     "Directory",
@@ -38,6 +40,7 @@ __all__ = [
     "Modulo",
     "PinnedSession",
     "Range",
+    "Recovered",
     "Rendezvous",
     "Router",
     "ShardCluster",

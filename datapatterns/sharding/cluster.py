@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
@@ -14,6 +14,7 @@ from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import SettingsError
 from datapatterns.failpoints import failpoint
 from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
 from datapatterns.sharding.counting import ShardStats, count_rows
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
@@ -217,6 +218,43 @@ class ShardCluster:
         with self._access.asking(shard_id), self.engines[shard_id].connect() as conn:
             keep_claimed(conn, shard_map, bucket, schema=self._schema)
             yield conn
+
+    @contextmanager
+    def atomically(self, *, lock_seconds: float = 5.0) -> Iterator[AtomicWork]:
+        """Open a transaction over several shards; it happens on all that it wrote to, or on none.
+
+        Commits at the end of the block, in two phases if two or more shards were written to. The
+        servers need ``max_prepared_transactions``, and some process runs `recover` now and then,
+        for those that die in between. Readers may see it on one shard a moment before another.
+
+        Args:
+            lock_seconds: How long to wait for a lock: two transactions that wait for each other on
+                two servers would wait for ever, as neither server sees the circle.
+
+        Raises:
+            AbortedTransactionError: An error was caught in the block; nothing happened.
+            OutcomeUnknownError: The answer to the deciding COMMIT was lost, and its shard does not
+                answer any more. It happens everywhere, or nowhere.
+            SettingsError: A server does not prepare transactions; nothing happened.
+            ShardTransactionEndedError: A part was committed or rolled back in the block.
+            ShardTransactionRefusedError: It was slow, and recovery has given it up.
+            ShardUnavailableError: A shard does not answer; nothing happened.
+        """
+        with ExitStack() as stack:
+            work = AtomicWork(self._access, stack, lock_seconds)
+            yield work
+            work.commit()
+
+    def recover(self, *, grace_seconds: float = 60.0) -> Recovered:
+        """End the transactions over several shards whose process died; one round.
+
+        Any number of processes may run it, while others write.
+
+        Args:
+            grace_seconds: How long a transaction that is still under way is left alone.
+        """
+        recovery = Recovery(self.engines, schema=self._schema, grace_seconds=grace_seconds)
+        return recovery.run()
 
     @contextmanager
     def begin_bulk(self, group: EntityGroup, shard: str) -> Iterator[Connection]:

@@ -98,6 +98,8 @@ def shard_errors(shard_id: str) -> Iterator[None]:
     except DriverError as error:
         if error.sqlstate == NOT_OWNED:
             raise StaleShardMapError(shard_id) from error
+        if _is_connection_failure(error):
+            raise ShardUnavailableError(shard_id) from error
         raise
 
 

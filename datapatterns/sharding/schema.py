@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -15,8 +16,10 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    func,
 )
 
+from datapatterns.change_log.schema import Xid8
 from datapatterns.sql.metadata import declared_once, library_metadata
 
 UNUSED = 0
@@ -34,6 +37,7 @@ class ShardingTables:
         id_worker: Who makes ids with which number, and up to which millisecond.
         this_shard: On a shard: who it is.
         bucket: On a shard: what it owns. The truth, should the map disagree.
+        transaction_decision: On a shard: what became of transactions over several shards.
     """
 
     shard: Table
@@ -42,6 +46,7 @@ class ShardingTables:
     id_worker: Table
     this_shard: Table
     bucket: Table
+    transaction_decision: Table
 
 
 @declared_once
@@ -86,7 +91,31 @@ def sharding_tables(schema: str, /) -> ShardingTables:
         CheckConstraint("bucket >= 0", name="bucket"),
     )
     return ShardingTables(
-        shard, shard_group, bucket_map, _id_worker(schema), _this_shard(schema), _bucket(schema)
+        shard,
+        shard_group,
+        bucket_map,
+        _id_worker(schema),
+        _this_shard(schema),
+        _bucket(schema),
+        _transaction_decision(schema),
+    )
+
+
+def _transaction_decision(schema: str) -> Table:
+    return Table(
+        "transaction_decision",
+        library_metadata(schema),
+        Column("transaction_id", Uuid, primary_key=True),
+        Column("outcome", Text, nullable=False),
+        Column("primary_xid", Xid8, nullable=False),
+        Column("branches", ARRAY(Text), nullable=False),
+        Column(
+            "decided_at",
+            DateTime(timezone=True),
+            nullable=False,
+            server_default=func.clock_timestamp(),
+        ),
+        CheckConstraint("outcome IN ('commit', 'abort')", name="outcome"),
     )
 
 
