@@ -1,84 +1,69 @@
-"""A checked, decoded hit, beside a plain ``Redis.get()`` and beside ``dogpile.cache``."""
+"""A checked, decoded hit, beside ``Redis.get()`` and decoding, and beside ``dogpile.cache``."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 
-import msgspec
 from dogpile.cache import make_region
 from sqlalchemy import Connection
 
 from benchmarks.interleaving import Claim, Contestant
+from benchmarks.pages import NUMBER, SIZES, TTL_SECONDS, Page, decode, encode, page_of
 from datapatterns import DataLayer
 from datapatterns.cache_aside import CachePolicy
 
+CASES = SIZES
 OPERATIONS = 3_000
-TTL_SECONDS = 3_600
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """About as much as a product page needs."""
-
-    product_id: int
-    title: str
-    text: str
-    cents: int
-
-
-PAGE = Page(819312, "Milk", "m" * 400, 149)
 
 
 @contextmanager
-def claim() -> Iterator[Claim]:
+def claim(size: int) -> Iterator[Claim]:
     """One thread reads one key that is there, over a Unix socket."""
     with ExitStack() as stack:
         layer = stack.enter_context(DataLayer.embedded())
+        page = page_of(size)
         yield Claim(
-            "cache hit",
+            f"cache hit, {size} bytes",
             "hits",
             [
-                Contestant("cached function", "ours", _ours(stack, layer)),
-                Contestant("Redis.get, not decoded", "limit", _limit(layer)),
-                Contestant("dogpile.cache, msgspec", "rival", _rival(layer)),
+                Contestant("cached function", "ours", _ours(stack, layer, page)),
+                Contestant("Redis.get and decode", "limit", _limit(layer, page)),
+                Contestant("dogpile.cache, msgspec", "rival", _rival(layer, page)),
             ],
         )
 
 
-def _ours(stack: ExitStack, layer: DataLayer) -> Callable[[], int]:
+def _ours(stack: ExitStack, layer: DataLayer, page: Page) -> Callable[[], int]:
     cache = stack.enter_context(
         closing(layer.cache("page", policy=CachePolicy(ttl_seconds=TTL_SECONDS)))
     )
     cache.relay()
 
     @cache.cached
-    def page(conn: Connection, product_id: int) -> Page:  # noqa: ARG001 -- the key
-        return PAGE
+    def cached(conn: Connection, product_id: int) -> Page:  # noqa: ARG001 -- the key
+        return page
 
     def run() -> int:
         for _ in range(OPERATIONS):
-            page(819312)
+            cached(NUMBER)
         return OPERATIONS
 
     return run
 
 
-def _limit(layer: DataLayer) -> Callable[[], int]:
+def _limit(layer: DataLayer, page: Page) -> Callable[[], int]:
     client = layer.redis
-    client.set("bare:819312", msgspec.msgpack.encode(PAGE))
+    client.set("bare:page", encode(page))
 
     def run() -> int:
         for _ in range(OPERATIONS):
-            client.get("bare:819312")
+            decode(client.get("bare:page"))  # type: ignore[arg-type]  # there it is
         return OPERATIONS
 
     return run
 
 
-def _rival(layer: DataLayer) -> Callable[[], int]:
-    region = make_region(
-        serializer=msgspec.msgpack.encode, deserializer=msgspec.msgpack.Decoder(Page).decode
-    ).configure(
+def _rival(layer: DataLayer, page: Page) -> Callable[[], int]:
+    region = make_region(serializer=encode, deserializer=decode).configure(
         "dogpile.cache.redis",
         expiration_time=TTL_SECONDS,
         arguments={"url": layer.settings.redis_url, "redis_expiration_time": 2 * TTL_SECONDS},
@@ -86,7 +71,7 @@ def _rival(layer: DataLayer) -> Callable[[], int]:
 
     def run() -> int:
         for _ in range(OPERATIONS):
-            region.get_or_create("page:819312", lambda: PAGE)
+            region.get_or_create("page", lambda: page)
         return OPERATIONS
 
     return run

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from datapatterns.cache_aside.auditing import CacheAudit, nobody
 from datapatterns.cache_aside.keys import Key, entry_of
-from datapatterns.cache_aside.local_tier import NOT_KEPT, LocalTier
+from datapatterns.cache_aside.local_tier import NOT_KEPT, LocalTier, nothing_served
 from datapatterns.cache_aside.steps import Wanted
 from datapatterns.cache_aside.tags import checked_tags
 from datapatterns.errors import SettingsError
@@ -111,6 +111,9 @@ class CachedFunction(Generic[P, T]):
         self._calls = calls
         self._cache = cache
         self._local = local
+        self._served: Callable[[tuple[Any, ...]], T] = nothing_served
+        if local is not None:
+            self._served = local.served
         self._read = read
         self._read_within = read_within
         self._read_many = read_many
@@ -119,11 +122,8 @@ class CachedFunction(Generic[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function returns, from the cache if it can."""
-        if (local := self._local) is not None and not kwargs:
-            value = local.served(args)
-            if value is not NOT_KEPT:
-                kept: T = value
-                return kept
+        if not kwargs and (kept := self._served(args)) is not NOT_KEPT:
+            return kept
         return self._read_through(args, kwargs)
 
     def _read_through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:

@@ -12,7 +12,7 @@ from datapatterns.cache_aside.auditing import CacheAudit, nobody
 from datapatterns.cache_aside.auditing_async import in_a_thread
 from datapatterns.cache_aside.cached_function import Calls
 from datapatterns.cache_aside.keys import Key
-from datapatterns.cache_aside.local_tier import NOT_KEPT, LocalTier
+from datapatterns.cache_aside.local_tier import NOT_KEPT, LocalTier, nothing_served
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,6 +57,9 @@ class AsyncCachedFunction(Generic[P, T]):
         self._cache = cache
         self._engine = engine
         self._local = local
+        self._served: Callable[[tuple[Any, ...]], T] = nothing_served
+        if local is not None:
+            self._served = local.served
         self._read = read
         self._read_within = read_within
         self._read_many = read_many
@@ -65,11 +68,8 @@ class AsyncCachedFunction(Generic[P, T]):
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function returns, from the cache if it can."""
-        if (local := self._local) is not None and not kwargs:
-            value = local.served(args)
-            if value is not NOT_KEPT:
-                kept: T = value
-                return kept
+        if not kwargs and (kept := self._served(args)) is not NOT_KEPT:
+            return kept
         return await self._read_through(args, kwargs)
 
     async def _read_through(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:

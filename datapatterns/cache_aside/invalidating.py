@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from uuid import UUID
 
 from sqlalchemy import Connection, insert, select
+from sqlalchemy.sql.dml import ReturningInsert
 
 from datapatterns.cache_aside.schema import cache_tables
 from datapatterns.change_log.snapshots import Xid
@@ -38,17 +41,21 @@ def record_invalidation(
 ) -> Invalidation:
     """Record both in the caller's transaction; the relay acts on them after the commit."""
     entries, tags = tuple(sorted(set(entries))), tuple(sorted(set(tags)))
+    xid, drawn = conn.execute(
+        _recording(schema, target), {"cache_keys": keys_of(entries, tags)}
+    ).one()
+    prefix = None if drawn is None else prefix_of(target, drawn.hex)
+    return Invalidation(entries, tags, xid, prefix)
+
+
+@lru_cache(maxsize=64)
+def _recording(schema: str, target: str) -> ReturningInsert[Xid, UUID | None]:
+    # Put together once: that takes longer than to execute it.
     tables = cache_tables(schema)
     generation = (
         select(tables.target.c.generation).where(tables.target.c.name == target).scalar_subquery()
     )
-    xid, drawn = conn.execute(
-        insert(tables.outbox)
-        .values(cache_keys=keys_of(entries, tags))
-        .returning(tables.outbox.c.xid, generation)
-    ).one()
-    prefix = None if drawn is None else prefix_of(target, drawn.hex)
-    return Invalidation(entries, tags, xid, prefix)
+    return insert(tables.outbox).returning(tables.outbox.c.xid, generation)
 
 
 def keys_of(entries: Iterable[str], tags: Iterable[str]) -> list[str]:

@@ -36,11 +36,13 @@ class Slot:
             it is a mark.
         decode: What makes the value of ``value``, which are bytes then; None if it is the value.
         kinds: The types of the arguments that ``call`` has.
+        kind: The type if it is one.
         is_used: Whether somebody has been served since this was last thought of as superfluous.
     """
 
     __slots__ = (
-        "bytes", "call", "codec", "decode", "entry", "is_used", "kinds", "tags", "until", "value",
+        "bytes", "call", "codec", "decode", "entry", "is_used", "kind", "kinds", "tags", "until",
+        "value",
     )  # fmt: skip
 
     def __init__(self, entry: str, tags: tuple[str, ...]) -> None:
@@ -52,6 +54,7 @@ class Slot:
         self.value: Any = None
         self.call: tuple[Any, ...] | None = None
         self.kinds: list[type] = []
+        self.kind: type | None = None
         self.is_used = False
         self.bytes = _SLOT_BYTES + getsizeof(entry) + len(tags) * _TAG_BYTES
 
@@ -135,8 +138,10 @@ class LocalTier:
         except (KeyError, TypeError):  # or no key at all, as will be said
             return NOT_KEPT
         now = monotonic()
-        # Of the same types: 1, 1.0 and True are one key of a dictionary.
-        if now < slot.until and now < self.until and [*map(type, call)] == slot.kinds:
+        if now >= slot.until or now >= self.until:
+            return NOT_KEPT
+        # Of the same types: 1, 1.0 and True are one key of a dictionary. To compare one is quick.
+        if type(call[0]) is slot.kind if slot.kind else [*map(type, call)] == slot.kinds:
             slot.is_used = True
             self.hits += 1
             return slot.value if slot.decode is None else slot.decode(slot.value)
@@ -209,6 +214,7 @@ class LocalTier:
             if call in self._by_call:
                 return
             slot.call, slot.kinds = call, [*map(type, call)]
+            slot.kind = slot.kinds[0] if len(call) == 1 else None
             self._by_call[call] = slot
             self._grow(slot, _CALL_BYTES + sum(map(getsizeof, call)))
 
@@ -323,6 +329,11 @@ class LocalTier:
         self._slots.clear()
         self._by_tag.clear()
         self._bytes = 0
+
+
+def nothing_served(_: tuple[Any, ...]) -> Any:  # noqa: ANN401 -- as `LocalTier.served`
+    """Return `NOT_KEPT`: what a cache without a local tier keeps."""
+    return NOT_KEPT
 
 
 _tiers: WeakSet[LocalTier] = WeakSet()

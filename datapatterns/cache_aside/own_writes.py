@@ -4,12 +4,12 @@ What a cache holds is right for everybody else. To know too much does no harm, s
 rolled back stays known until the transaction ends.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from psycopg import BaseConnection, IsolationLevel
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
 Writer: TypeAlias = Connection | Session
@@ -27,8 +27,9 @@ class Within(NamedTuple):
     has_written: bool
 
 
-_ENDS_OF_CONNECTION = ("commit", "rollback", "commit_twophase", "rollback_twophase")
-_written: WeakKeyDictionary[Writer, set[str]] = WeakKeyDictionary()
+# By transactions, so that nothing need be forgotten when one ends: to listen for that costs each
+# connection more than its write.
+_written: WeakKeyDictionary[RootTransaction | SessionTransaction, set[str]] = WeakKeyDictionary()
 
 
 def note_write(writer: Writer, conn: Connection, names: Iterable[str]) -> None:
@@ -39,17 +40,14 @@ def note_write(writer: Writer, conn: Connection, names: Iterable[str]) -> None:
         conn: The connection that it writes on.
         names: What tells entries and tags of all caches apart.
     """
-    for who in (writer, conn):
-        if who not in _written:
-            _written[who] = set()
-            _forget_at_the_end(who)
-        _written[who].update(names)
+    for transaction in _transactions(writer, conn):
+        _written.setdefault(transaction, set()).update(names)
 
 
 def has_written(writer: Writer, conn: Connection, names: Iterable[str]) -> bool:
     """Return whether the transaction of ``writer`` has invalidated one of ``names``."""
-    known = _written.get(writer, set()) | _written.get(conn, set())
-    return not known.isdisjoint(names)
+    known = (_written.get(each, ()) for each in _transactions(writer, conn))
+    return not set().union(*known).isdisjoint(names)
 
 
 def keeps_its_snapshot(conn: Connection) -> bool:
@@ -64,18 +62,9 @@ def keeps_its_snapshot(conn: Connection) -> bool:
     return level in {IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE}
 
 
-def _forget_at_the_end(who: Writer) -> None:
-    if isinstance(who, Session):
-        event.listen(who, "after_transaction_end", _forget_session)
-        return
-    for end in _ENDS_OF_CONNECTION:
-        event.listen(who, end, _forget_connection)
-
-
-def _forget_session(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        _written[session] = set()
-
-
-def _forget_connection(conn: Connection, *_: object) -> None:
-    _written[conn] = set()
+def _transactions(
+    writer: Writer, conn: Connection
+) -> Iterator[RootTransaction | SessionTransaction]:
+    for who in dict.fromkeys((writer, conn)):
+        if (transaction := who.get_transaction()) is not None:
+            yield transaction

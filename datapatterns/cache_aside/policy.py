@@ -59,7 +59,7 @@ class CachePolicy:
             value = getattr(self, field.name)
             if not value >= 0 or (value == 0 and field.name not in may_be_zero):
                 raise SettingsError(field.name, f"{value!r} is too small; use a positive number")
-            if value > _MOST:
+            if value > _MOST and field.name != "local_bytes":
                 raise SettingsError(field.name, f"{value!r} is too large; stay below {_MOST:,}")
         if self.loads_at_once != int(self.loads_at_once):
             raise SettingsError("loads_at_once", f"{self.loads_at_once!r} is no whole number")
