@@ -1,5 +1,7 @@
 """Materialized views."""
 
+from collections.abc import Sequence
+
 from datapatterns.errors.families import (
     ConfigurationError,
     ConflictError,
@@ -60,15 +62,22 @@ class ViewInUseError(ConfigurationError):
     Attributes:
         view: The view's name.
         children: Those that read it.
+        waiting: Those of them that will not, once their next version has taken their place.
     """
 
-    def __init__(self, view: str, *, children: list[str]) -> None:
-        super().__init__(
-            f"view {view!r} is read by {', '.join(children)}; drop those first,"
-            " and create them anew after it"
-        )
+    def __init__(self, view: str, *, children: list[str], waiting: Sequence[str] = ()) -> None:
+        others = [child for child in children if child not in waiting]
+        advice = [f"drop {', '.join(others)} first, and create them anew after it"] * bool(others)
+        if waiting:
+            advice.append(
+                f"{', '.join(waiting)} will not read it any more, but the next version waits for"
+                " whoever refreshes it: commit the migration that replaces it by itself, run a"
+                " worker or `datapatterns views refresh` until it is in its place, and go on then"
+            )
+        super().__init__(f"view {view!r} is read by {', '.join(children)}; {'; '.join(advice)}")
         self.view = view
         self.children = children
+        self.waiting = [*waiting]
 
 
 class ViewMigrationError(ConfigurationError):

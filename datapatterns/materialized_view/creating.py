@@ -10,7 +10,7 @@ from datapatterns.change_log import ChangeLog
 from datapatterns.change_log.capturing import capture_tables
 from datapatterns.change_log.inspecting import has_equality, table_name
 from datapatterns.change_log.locking import take_turn
-from datapatterns.errors import ViewChangedError, ViewDefinitionError, ViewInUseError
+from datapatterns.errors import ViewChangedError, ViewDefinitionError
 from datapatterns.failpoints import failpoint
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.definition import ViewDefinition, not_incremental
@@ -28,9 +28,9 @@ from datapatterns.materialized_view.shown_types import as_defined
 from datapatterns.materialized_view.stacking import (
     as_stored,
     find_bases,
-    find_children,
     find_parents,
     record_parents,
+    require_no_children,
 )
 from datapatterns.sql.composing import execute
 
@@ -91,8 +91,7 @@ def drop_view(conn: Connection, names: ViewNames) -> None:
     sources = conn.scalar(select(views.c.sources).where(views.c.name == names.view))
     if sources is None:
         return
-    if children := find_children(conn, names):
-        raise ViewInUseError(names.view, children=children)
+    require_no_children(conn, names)
     # Two of them are gone if a table was dropped with CASCADE, others if somebody has done that.
     drop = sql.SQL(
         "DROP VIEW IF EXISTS {}; DROP VIEW IF EXISTS {}; DROP TABLE IF EXISTS {};"

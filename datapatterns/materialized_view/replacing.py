@@ -4,7 +4,6 @@ from sqlalchemy import Connection, update
 
 from datapatterns.change_log.consuming import read_consumer
 from datapatterns.change_log.locking import take_turn
-from datapatterns.errors import ViewInUseError
 from datapatterns.materialized_view.blueprint import Blueprint
 from datapatterns.materialized_view.creating import (
     create_from_blueprint,
@@ -18,7 +17,7 @@ from datapatterns.materialized_view.names import ViewNames
 from datapatterns.materialized_view.realtime import create_realtime
 from datapatterns.materialized_view.records import read_blueprint, read_logs
 from datapatterns.materialized_view.schema import materialized_views
-from datapatterns.materialized_view.stacking import find_children
+from datapatterns.materialized_view.stacking import require_no_children
 from datapatterns.materialized_view.switching import keeps_columns, switch_view
 
 
@@ -52,9 +51,8 @@ def replace_view(
         create_from_blueprint(conn, names, blueprint)
     elif stores_the_same(live, blueprint):
         _restate(conn, names, blueprint)
-    elif children := find_children(conn, names):
-        raise ViewInUseError(names.view, children=children)
     else:
+        require_no_children(conn, names)
         create_from_blueprint(conn, names.next, blueprint.under(names, names.next))
         if not keeps_columns(conn, names):
             require_replaceable(conn, names, blueprint.columns)

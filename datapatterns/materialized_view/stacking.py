@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from datapatterns.change_log import Xid, Xid8, change_log_tables, pending_for
-from datapatterns.errors import ViewNotPopulatedError
+from datapatterns.errors import ViewInUseError, ViewNotPopulatedError
 from datapatterns.materialized_view.as_of import AsOf, earliest
 from datapatterns.materialized_view.determinism import Base, read_bases
 from datapatterns.materialized_view.names import ViewNames, view_names
@@ -73,11 +73,20 @@ def record_parents(conn: Connection, names: ViewNames, parents: Iterable[str]) -
         conn.execute(insert(table), rows)
 
 
-def find_children(conn: Connection, names: ViewNames) -> list[str]:
-    """Return the names of the views that are built upon this one."""
-    table = view_parents(names.schema)
-    found = select(table.c.view).where(table.c.parent == names.view).order_by(table.c.view)
-    return [*conn.scalars(found)]
+def require_no_children(conn: Connection, names: ViewNames) -> None:
+    """Refuse to take away what the view stores while other views are built upon it.
+
+    Raises:
+        ViewInUseError: They are named.
+    """
+    table, views = view_parents(names.schema), materialized_views(names.schema)
+    found = {*conn.scalars(select(table.c.view).where(table.c.parent == names.view))}
+    children = sorted({ViewNames(names.schema, child).live.view for child in found})
+    upcoming = {child: ViewNames(names.schema, child).next.view for child in children}
+    made = {*conn.scalars(select(views.c.name).where(views.c.name.in_(upcoming.values())))}
+    waiting = [child for child, name in upcoming.items() if name in made - found]
+    if children:
+        raise ViewInUseError(names.view, children=children, waiting=waiting)
 
 
 def count_pending_below(conn: Connection, names: ViewNames, *, limit: int) -> int:

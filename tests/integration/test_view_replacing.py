@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, Engine, func, select, text
 
 from datapatterns.change_log import ChangeLog
-from datapatterns.errors import ViewChangedError, ViewMigrationError
+from datapatterns.errors import ViewChangedError, ViewInUseError, ViewMigrationError
 from datapatterns.failpoints import armed
 from datapatterns.materialized_view import Full, MaterializedView, Views, ViewState
 from datapatterns.materialized_view.blueprint import Blueprint
@@ -401,3 +401,33 @@ def test_nothing_is_lost_under_load_and_no_reader_sees_a_gap(shop: Engine) -> No
     refresh(shop, new)
 
     assert differences(shop, new, positive()) == 0
+
+
+def test_what_waits_to_read_a_view_no_more_is_told_from_what_has_to_be_dropped(
+    engine: Engine,
+) -> None:
+    base, other = OLD, MaterializedView("monthly", select(func.sum(OLD.c.cents).label("cents")))
+    upon = MaterializedView("total", select(func.sum(OLD.c.cents).label("cents")))
+    without = MaterializedView("total", select(func.sum(Line.cents).label("cents")))
+    with engine.begin() as conn:
+        create_tables(conn)
+    create(engine, base, upon, other)
+    migrate(engine, without)
+
+    with engine.begin() as conn, pytest.raises(ViewInUseError) as both:
+        base.drop(conn)
+    with engine.begin() as conn:
+        other.drop(conn)
+    with engine.begin() as conn, pytest.raises(ViewInUseError) as waits:
+        replace_view(conn, base.definition.names, blueprint(NEW["other columns"]))
+
+    assert both.value.children == ["monthly", "total"]
+    assert both.value.waiting == waits.value.waiting == waits.value.children == ["total"]
+    assert "drop monthly first" in str(both.value)
+    assert "drop" not in str(waits.value)
+    assert "`datapatterns views refresh`" in str(waits.value)
+
+    refresh(engine, without)
+    refresh(engine, without)
+    with engine.begin() as conn:
+        base.drop(conn)
