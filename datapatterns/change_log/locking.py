@@ -8,20 +8,21 @@ read logs, come last.
 """
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from enum import IntEnum
 from typing import Final
 
 from psycopg import sql
-from psycopg.errors import LockNotAvailable, UndefinedTable
+from psycopg.errors import DeadlockDetected, LockNotAvailable, UndefinedTable
 from sqlalchemy import ColumnElement, Connection, func, select, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from datapatterns.change_log.batch_statements import as_written
 from datapatterns.change_log.inspecting import locking_order
 from datapatterns.change_log.schema import change_log_tables
-from datapatterns.errors import SnapshotOutdatedError
+from datapatterns.errors import MigrationBlockedError, SnapshotOutdatedError
 from datapatterns.sql.composing import execute
 
 
@@ -79,6 +80,9 @@ def hold_tables(conn: Connection, wanted: Mapping[str, TableLock], *, schema: st
         wanted: What each is held against, by its name in SQL, quoted and with its schema. Their
             partitions are locked, too.
         schema: Where the library's tables live.
+
+    Raises:
+        MigrationBlockedError: PostgreSQL has ended a deadlock here; begin the transaction again.
     """
     own, deadlock_milliseconds = conn.execute(_TIMEOUTS).one()
     for _ in range(TRIES if own == "0" else 0):
@@ -93,7 +97,15 @@ def hold_tables(conn: Connection, wanted: Mapping[str, TableLock], *, schema: st
                 raise
         else:
             return
-    _hold_tables(conn, wanted, schema)
+    began = time.monotonic()
+    try:
+        _hold_tables(conn, wanted, schema)
+    except OperationalError as error:
+        if not isinstance(error.orig, DeadlockDetected):
+            raise
+        holder = "somebody waits for this transaction and has what it needs, such as who detaches"
+        holder += " a partition CONCURRENTLY or migrates as well"
+        raise MigrationBlockedError(holder, waited_seconds=time.monotonic() - began) from error
 
 
 def _hold_tables(conn: Connection, wanted: Mapping[str, TableLock], schema: str) -> None:

@@ -124,7 +124,8 @@ def _obstacle(row: Row[Any], *, allow_row_security: bool) -> str | None:
         ),
         "it is a temporary table, which only one session sees": row.persistence == "t",
         "it is unlogged, so a crash empties it without a trace": row.persistence == "u",
-        "it is being detached; finish that, with DETACH PARTITION ... FINALIZE": row.is_detaching,
+        "it is being detached; wait until it is, or finish what was interrupted, with DETACH"
+        " PARTITION ... FINALIZE": row.is_detaching,
         "a logical subscription fills it, and that fires no statement triggers; capture changes"
         " where they are made": row.subscribes,
         "it has row-level security, which the log gets around; say allow_row_security=True if"

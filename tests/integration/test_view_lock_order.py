@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine, event, func, select, text
 
 from datapatterns.change_log import ChangeLog, locking
 from datapatterns.change_log.capture_names import capture_names
+from datapatterns.errors import MigrationBlockedError
 from datapatterns.materialized_view import MaterializedView
 from tests.fixtures.blocking import until_blocked_by
 from tests.fixtures.view_tables import (
@@ -258,3 +259,27 @@ def test_who_waits_for_a_table_gives_back_its_turn(engine: Engine) -> None:
         ChangeLog().capture(conn, "line", ["more"])
         conn.commit()
         mending.result()
+
+
+@ONE
+@pytest.mark.usefixtures("view")
+def test_who_is_ended_for_a_deadlock_after_all_is_told_to_try_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locking, "TRIES", 0)
+    query = select(Product.department, func.sum(Line.cents).label("cents"))
+    more = query.join(Line, Line.product_id == Product.id).group_by(Product.department)
+    coming = MaterializedView("coming", more)
+
+    with ThreadPoolExecutor() as pool, engine.connect() as writer:
+        writer.execute(text("UPDATE product SET department = 'coffee'"))
+
+        def write_the_other(creating: Connection) -> None:
+            pool.submit(writer.execute, text("UPDATE line SET cents = 2"))
+            until_blocked_by(engine, creating)
+
+        at_first(engine, 'LOCK TABLE "public"."product"', write_the_other)
+        with engine.connect() as conn, conn.begin():
+            conn.execute(text("SET LOCAL deadlock_timeout = '10ms'"))
+            with pytest.raises(MigrationBlockedError, match="try again"):
+                coming.create(conn)
