@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "datapatterns_cli.projections:projections",
         "Look at read models, move them on, share them out.",
     ),
+    "shards": (
+        "datapatterns_cli.shards:shards",
+        "Look at shards, find keys, end what the dead have begun.",
+    ),
     "views": ("datapatterns_cli.views:views", "Look at materialized views, refresh, verify them."),
     "worker": ("datapatterns_cli.worker:worker", "Run what an application declares."),
 }

@@ -104,6 +104,11 @@ class ShardCluster:
         }
         """One engine for each shard, for work that is about a server and not about rows."""
 
+    @property
+    def groups(self) -> tuple[EntityGroup, ...]:
+        """Return the groups whose tables lie on the shards."""
+        return self._groups
+
     def create_map(self) -> None:
         """Spread the buckets of all groups evenly over the shards, once.
 
@@ -245,15 +250,18 @@ class ShardCluster:
             yield work
             work.commit()
 
-    def recover(self, *, grace_seconds: float = 60.0) -> Recovered:
+    def recover(self, *, grace_seconds: float = 60.0, dry_run: bool = False) -> Recovered:
         """End the transactions over several shards whose process died; one round.
 
         Any number of processes may run it, while others write.
 
         Args:
             grace_seconds: How long a transaction that is still under way is left alone.
+            dry_run: Only say what would be done.
         """
-        recovery = Recovery(self.engines, schema=self._schema, grace_seconds=grace_seconds)
+        recovery = Recovery(
+            self.engines, schema=self._schema, grace_seconds=grace_seconds, dry_run=dry_run
+        )
         return recovery.run()
 
     @contextmanager

@@ -144,6 +144,18 @@ class EntityGroup:
             raise ShardKeyError(self.name, f"{key} does not fit into a bigint")
         return key
 
+    def parsed_key(self, written: str) -> Key:
+        """Return the key that a person wrote as text.
+
+        Raises:
+            ShardKeyError: It is no key of this group.
+        """
+        try:
+            found: Key = _PYTHON_TYPES[self.key_type](written)
+        except ValueError as error:
+            raise ShardKeyError(self.name, f"{written!r} is no {self.key_type}") from error
+        return self.checked_key(found)
+
     def stored_key(self, key: object, column: Column[Any]) -> Key:
         """Return ``key`` if ``column`` keeps it as it is.
 

@@ -51,6 +51,15 @@ def settle_outcome(conn: Connection, branch: Branch) -> Outcome | None:
     return found
 
 
+def outcome_so_far(conn: Connection, branch: Branch) -> Outcome:
+    """Return what `settle_outcome` would, if nobody decides before; decides nothing itself."""
+    table = sharding_tables(branch.schema).transaction_decision
+    found: Outcome | None = conn.scalar(
+        select(table.c.outcome).where(table.c.transaction_id == branch.transaction)
+    )
+    return found or "abort"
+
+
 def fate_of(conn: Connection, xid: Xid) -> Fate | None:
     """Return what became of a transaction of this server; None if that is long ago."""
     found: Fate | None = conn.scalar(select(func.pg_xact_status(literal(xid, Xid8()))))

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from datapatterns.change_log.schema import Xid8
 from datapatterns.errors import ShardUnavailableError
 from datapatterns.sharding.atomic.branches import Branch
-from datapatterns.sharding.atomic.deciding import fate_of, forget, settle_outcome
+from datapatterns.sharding.atomic.deciding import fate_of, forget, outcome_so_far, settle_outcome
 from datapatterns.sharding.atomic.waiting import wait_for_locks_at_most
 from datapatterns.sharding.ownership import shard_errors
 from datapatterns.sharding.schema import sharding_tables
@@ -58,6 +58,7 @@ class Recovery:
         engines: One for each shard; all of them, or decisions stay.
         schema: Where the library's tables live.
         grace_seconds: How long a transaction that is still under way is left alone.
+        dry_run: Only say what would be done.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Recovery:
         *,
         schema: str = DEFAULT_SCHEMA,
         grace_seconds: float = 60.0,
+        dry_run: bool = False,
     ) -> None:
+        self._dry_run = dry_run
         self._engines = engines
         self._schema = schema
         self._grace_seconds = grace_seconds
@@ -100,7 +103,7 @@ class Recovery:
                     report.foreign.append(name)
                 elif (outcome := self._outcome(branch, seconds)) is None:
                     report.waiting[name] = seconds
-                elif _end(conn, name, outcome):
+                elif self._dry_run or _end(conn, name, outcome):
                     ended = report.committed if outcome == "commit" else report.rolled_back
                     ended.append(name)
 
@@ -113,7 +116,7 @@ class Recovery:
                 alive = fate_of(conn, branch.xid) == "in progress"
                 if alive and seconds < self._grace_seconds:
                     return None
-                return settle_outcome(conn, branch)
+                return (outcome_so_far if self._dry_run else settle_outcome)(conn, branch)
         except DBAPIError as error:
             if isinstance(error.orig, LockNotAvailable) or error.connection_invalidated:
                 return None
@@ -147,6 +150,8 @@ class Recovery:
             names = self._names_on(branches)
             if names is not None and not any(transaction.hex in name for name in names):
                 gone.append(transaction)
+        if self._dry_run:
+            return len(gone)
         with shard_errors(shard), self._engines[shard].begin() as conn:
             for transaction in gone:
                 forget(conn, transaction, schema=self._schema)

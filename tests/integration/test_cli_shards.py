@@ -1,0 +1,158 @@
+"""`datapatterns shards`."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, text
+
+from datapatterns.failpoints import armed
+from datapatterns.sharding import ShardCluster
+from tests.fixtures.atomic import Died, baskets, needs_prepared_transactions, put_on_each
+from tests.fixtures.commands import Run, rows
+from tests.fixtures.empty_database import shown
+from tests.fixtures.shard_model import households, sharded_shop
+
+pytestmark = pytest.mark.postgres
+
+APP = """
+from datapatterns.sharding import ShardCluster
+from tests.fixtures.shard_model import households
+
+def cluster():
+    return ShardCluster(control={control!r}, shards={shards!r}, groups=[households])
+
+nothing = 7
+"""
+
+
+@pytest.fixture
+def shop(shard_urls: list[URL]) -> Iterator[ShardCluster]:
+    with sharded_shop(shard_urls[:3]) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def named(
+    shop: ShardCluster, shard_urls: list[URL], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str]:
+    urls = {shard: shown(url) for shard, url in zip(shop.engines, shard_urls, strict=False)}
+    name = f"shards_app_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(APP.format(control=urls["s0"], shards=urls))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "--cluster", f"{name}:cluster"
+
+
+def test_shards_are_listed_with_what_they_own(run: Run, named: tuple[str, str]) -> None:
+    found = rows(run("shards", "list", *named, "--json"))
+
+    assert [(each["shard"], each["buckets"]) for each in found] == [
+        ("s0", 22),
+        ("s1", 21),
+        ("s2", 21),
+    ]
+    assert {(each["group"], each["strategy"], each["epoch"]) for each in found} == {
+        ("household", "hash", 1)
+    }
+
+
+def test_a_key_is_routed(run: Run, named: tuple[str, str], shop: ShardCluster) -> None:
+    found = json.loads(run("shards", "route", "household", "42", *named, "--json").out)
+
+    shard_map = shop.router.map_of(households)
+    assert found == {
+        "group": "household",
+        "key": 42,
+        "bucket": shard_map.strategy.bucket(42),
+        "shard": shard_map.shard_of(42),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("route", "tenant", "42"), "there is no group 'tenant'; there are household"),
+        (("route", "household", "x"), "'x' is no bigint"),
+        (("route", "household", str(2**63)), "does not fit into a bigint"),
+    ],
+)
+def test_what_cannot_be_routed_is_refused(
+    run: Run, named: tuple[str, str], arguments: tuple[str, ...], told: str
+) -> None:
+    ran = run("shards", *arguments, *named)
+
+    assert ran.code == 2
+    assert told in ran.err
+
+
+@pytest.mark.parametrize("name", ["nothing", "missing"])
+def test_what_is_no_cluster_is_refused(run: Run, named: tuple[str, str], name: str) -> None:
+    where = named[1].replace(":cluster", f":{name}")
+
+    ran = run("shards", "list", "--cluster", where)
+
+    assert ran.code == 2
+    assert where in ran.err
+
+
+def test_rows_are_counted_and_drawn(run: Run, named: tuple[str, str], shop: ShardCluster) -> None:
+    put_on_each(shop)
+
+    ran = run("shards", "stats", *named)
+    found = rows(run("shards", "stats", *named, "--json"))
+
+    assert "█" in ran.out
+    assert [each["rows"] for each in found if each["table"] == "basket"] == [1, 1, 1]
+
+
+def test_rows_that_lie_where_nobody_looks_end_with_1(
+    run: Run, named: tuple[str, str], shop: ShardCluster
+) -> None:
+    stray = next(key for key in range(100) if shop.router.map_of(households).shard_of(key) != "s0")
+    with shop.engines["s0"].begin() as conn:
+        conn.execute(text("INSERT INTO basket (household_id, id) VALUES (:key, 1)"), {"key": stray})
+
+    ran = run("shards", "stats", *named)
+
+    assert ran.code == 1
+    assert "1 rows lie in buckets" in ran.err
+
+
+def test_what_the_dead_have_begun_is_ended(
+    run: Run, named: tuple[str, str], shop: ShardCluster, shard_urls: list[URL]
+) -> None:
+    needs_prepared_transactions(shard_urls[0])
+
+    def die() -> None:
+        raise Died
+
+    with armed("atomic.decided", die), suppress(Died):
+        put_on_each(shop)
+
+    told = run("shards", "recover", *named, "--dry-run", "--json")
+    assert json.loads(told.out)["committed"] == 2
+    assert len(baskets(shop)) == 1
+
+    ran = run("shards", "recover", *named, "--json")
+
+    assert ran.code == 0
+    assert json.loads(ran.out)["committed"] == 2
+    assert len(baskets(shop)) == 3
+
+
+def test_a_shard_that_does_not_answer_is_named(
+    run: Run, named: tuple[str, str], tmp_path: Path
+) -> None:
+    [app] = tmp_path.glob("*.py")
+    away = ", shards={**{'s9': 'postgresql://u@127.0.0.1:1/x'}, **"
+    (tmp_path / f"{app.stem}_away.py").write_text(
+        app.read_text().replace(", shards={", away + "{").replace("}, groups", "}}, groups")
+    )
+    where = named[1].replace(app.stem, f"{app.stem}_away")
+
+    ran = run("shards", "recover", "--cluster", where)
+
+    assert ran.code == 1
+    assert "s9" in ran.out
