@@ -11,13 +11,15 @@ from datapatterns.cache_aside.relaying import Relay
 from datapatterns.cache_aside.standing import Standing
 from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.clock import Clock
-from datapatterns.errors import ForeignSnapshotError, MissingRightsError
+from datapatterns.errors import ForeignSnapshotError, MissingRightsError, ReadOnlyServerError
 
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
 _TURN_SECONDS = 0.01
-_UNTOLD = (ForeignSnapshotError, MissingRightsError)
+_NEVER_CLOSED = 1
+_MAY_NOT_RELAY = (MissingRightsError, ReadOnlyServerError)
+_UNTOLD = (ForeignSnapshotError, *_MAY_NOT_RELAY)
 _UNREACHABLE = (OperationalError, InterfaceError, PoolTimeoutError)
 
 
@@ -39,7 +41,7 @@ class Gate:
     It closes when Redis was silent, for then an invalidation of this process may be missing
     there; when the server is another one, or another run of it; and when no relay round has
     ended for too long. So the cache works without a relay process, too: then one of its callers
-    pays for a round now and then.
+    pays for a round now and then. Whose role may not run one trusts those of others.
 
     Args:
         relay: What opens the gate.
@@ -57,8 +59,11 @@ class Gate:
         self._last_standing: Standing | None = None
         self._checked_until = 0.0
         self._retry_at = 0.0
-        self._closings = 1
+        self._closings = _NEVER_CLOSED
         self._closings_mended = 0
+        self._may_not_relay = False
+        self._looked: tuple[int, str] | None = None
+        self._looked_ms = 0
 
     def standing(self) -> Standing | None:
         """Return where hits may come from, or None if they must not be served now."""
@@ -110,7 +115,8 @@ class Gate:
             if now < self._retry_at:
                 return None
             self._retry_at = now + CHECK_SECONDS
-            if (standing := self._vouched_for() or self._after_a_round()) is not None:
+            standing = self._vouched_for() or self._after_somebodys_round()
+            if standing is not None:
                 self._retry_at = 0.0
         except CacheSilence:
             return None
@@ -131,6 +137,38 @@ class Gate:
             return None
         if not self._relay.vouches_for(standing):
             return None
+        self.opened_by(standing, closings=closings)
+        return standing
+
+    def _after_somebodys_round(self) -> Standing | None:
+        if self._may_not_relay and (standing := self._after_anothers_round()) is not None:
+            return standing
+        try:
+            return self._after_a_round()
+        except _MAY_NOT_RELAY:
+            self._may_not_relay = True
+            standing = self._after_anothers_round()
+            if standing is None:
+                raise
+            return standing
+
+    def _after_anothers_round(self) -> Standing | None:
+        """Trust a relay elsewhere, if its round has begun since this gate was closed.
+
+        When that was, no clock but Redis' own tells, and it was away. So the first look after the
+        closing takes the time, and a round has to begin after that.
+        """
+        closings = self._closings
+        vouched = self._relay.vouched_by_another()
+        if vouched is None:
+            return None
+        standing, mark = vouched
+        if closings not in {_NEVER_CLOSED, self._closings_mended}:
+            looked = (closings, standing.server)
+            if self._looked != looked:
+                self._looked, self._looked_ms = looked, mark.now_ms
+            if mark.began_ms <= self._looked_ms:
+                return None
         self.opened_by(standing, closings=closings)
         return standing
 

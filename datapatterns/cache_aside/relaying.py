@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from uuid import UUID, uuid4
 
+from psycopg.errors import InsufficientPrivilege
 from sqlalchemy import Connection, Engine, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
 
 from datapatterns.cache_aside.captured_changes import CapturedChanges, Obsolete
 from datapatterns.cache_aside.invalidating import entries_in, prefix_of, tags_in
@@ -29,17 +31,22 @@ from datapatterns.cache_aside.redis_commands import (
 from datapatterns.cache_aside.schema import cache_tables
 from datapatterns.cache_aside.standby import refuse_standby
 from datapatterns.cache_aside.standing import Standing
-from datapatterns.cache_aside.steps import CacheSilence
+from datapatterns.cache_aside.vouching import Mark, life_in, read_mark, server_ms
 from datapatterns.change_log.identity import database_identity
 from datapatterns.change_log.pending import shown_by
 from datapatterns.change_log.schema import PgSnapshot
 from datapatterns.change_log.snapshots import Snapshot, Xid
+from datapatterns.errors import MissingRightsError
 from datapatterns.failpoints import failpoint
 from datapatterns.telemetry import SILENT, Observer
 from datapatterns.transactions import resuming
 
 _ROWS_PER_FETCH = 500
 _COLLECTED_MAX = 10_000
+_ADVICE = (
+    "this role may not run rounds of the cache's relay; let a worker run them, and this role read"
+    " cache_target"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +106,15 @@ class Relay:
         Raises:
             CacheSilence: Redis did not answer; nothing is lost.
             CommitUnansweredError: The connection broke during the COMMIT; nothing is lost.
+            MissingRightsError: The role may not run rounds.
+            ReadOnlyServerError: The server, or the role, only reads.
             SettingsError: The engine leads to a standby.
         """
         server = self.links.current_identity()
-        began_ms = self._server_ms(server)
+        began_ms = server_ms(self.links, server)
         with self._transaction() as conn:
             refuse_standby(conn)
-            # Databases of one server share its identity, not its entries.
-            identity = f"{server}/{self.links.database}/{_database_identity(conn)}"
+            identity = self._identity(conn, server)
             captured = CapturedChanges.hold(conn, schema=self.schema, target=self.target)
             held = None if captured is None else self._lock(conn, identity)
             if captured is None or held is None:
@@ -152,28 +160,51 @@ class Relay:
         server = self.links.current_identity()
         if server != standing.server:
             return False
-        key = server_key(standing.prefix)
-        mark, left_ms = self.links.call_all([("GET", key), ("PTTL", key)], identity=server)
-        life_ms = _life_in(mark, server)
-        if life_ms is None or not isinstance(left_ms, int) or left_ms <= 0:
-            return False
-        return life_ms - left_ms <= milliseconds(self.policy.vouched_seconds)
+        mark = read_mark(self.links, standing)
+        return mark is not None and mark.age_ms <= milliseconds(self.policy.vouched_seconds)
 
-    def _server_ms(self, server: str) -> int:
-        reply = self.links.call(("TIME",), identity=server)
-        match reply:
-            case [bytes(seconds), bytes(microseconds)]:
-                return int(seconds) * 1000 + int(microseconds) // 1000
-            case _:
-                raise CacheSilence("an unexpected reply to TIME")
+    def vouched_by_another(self) -> tuple[Standing, Mark] | None:
+        """Return where another's relay vouches for, lately enough, and its mark; None if none does.
+
+        For who may not run rounds; it takes no more than reading the row of this target.
+
+        Raises:
+            CacheSilence: Redis did not answer.
+            SettingsError: The engine leads to a standby.
+        """
+        server = self.links.current_identity()
+        own = cache_tables(self.schema).target
+        with self.engine.connect() as conn:
+            conn.execution_options(isolation_level="AUTOCOMMIT")
+            refuse_standby(conn)
+            row = conn.execute(
+                select(own.c.generation, own.c.identity).where(own.c.name == self.target)
+            ).one_or_none()
+            # In a copy of the database nobody knows what has changed since.
+            if row is None or row.identity != self._identity(conn, server):
+                return None
+        standing = Standing(prefix_of(self.target, row.generation.hex), server)
+        mark = read_mark(self.links, standing)
+        if mark is None or mark.age_ms > milliseconds(self.policy.vouched_seconds):
+            return None
+        return standing, mark
+
+    def _identity(self, conn: Connection, server: str) -> str:
+        # Databases of one server share its identity, not its entries.
+        return f"{server}/{self.links.database}/{_database_identity(conn)}"
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         # Each statement shall see what has committed by then, whatever the application prefers.
         with self.engine.connect() as conn:
             conn.execution_options(isolation_level="READ COMMITTED")
-            with resuming(conn, f"a round of the relay to {self.target!r}"):
-                yield conn
+            try:
+                with resuming(conn, f"a round of the relay to {self.target!r}"):
+                    yield conn
+            except DBAPIError as error:
+                if isinstance(error.orig, InsufficientPrivilege):
+                    raise MissingRightsError(_ADVICE) from error
+                raise
 
     def _lock(self, conn: Connection, identity: str) -> _Held | None:
         """Return this target's row, locked, or None if another process holds it."""
@@ -280,7 +311,7 @@ class Relay:
         """
         key, server = server_key(standing.prefix), standing.server
         mark = self.links.call(("GET", key), identity=server)
-        life_ms, known_ms = milliseconds(self.policy.vouched_seconds), _life_in(mark, server)
+        life_ms, known_ms = milliseconds(self.policy.vouched_seconds), life_in(mark, server)
         draw = uuid4().hex.encode()
         if known_ms is not None and isinstance(mark, bytes):
             # Whoever trusts a shorter time looks at the age.
@@ -290,15 +321,6 @@ class Relay:
 
     def _prefix(self, held: _Held) -> str:
         return prefix_of(self.target, held.generation.hex)
-
-
-def _life_in(mark: object, server: str) -> int | None:
-    """Return for how many milliseconds ``mark`` vouches for ``server``, None if it does not."""
-    beginning = f"{server}|".encode()
-    if not isinstance(mark, bytes) or not mark.startswith(beginning):
-        return None
-    life, _, _ = mark.removeprefix(beginning).partition(b"|")
-    return int(life) if life.isdigit() else None
 
 
 def _database_identity(conn: Connection) -> str:

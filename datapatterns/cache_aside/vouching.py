@@ -1,0 +1,69 @@
+"""The mark by which a relay vouches for a server: that it was told all that committed before."""
+
+from typing import NamedTuple
+
+from datapatterns.cache_aside.links import Links
+from datapatterns.cache_aside.redis_commands import server_key
+from datapatterns.cache_aside.standing import Standing
+from datapatterns.cache_aside.steps import CacheSilence
+
+
+class Mark(NamedTuple):
+    """What a mark says, by the clock of the server.
+
+    Attributes:
+        began_ms: When the round began that has set it, or a moment before.
+        now_ms: When it was read.
+    """
+
+    began_ms: int
+    now_ms: int
+
+    @property
+    def age_ms(self) -> int:
+        """How long ago that round began at most."""
+        return self.now_ms - self.began_ms
+
+
+def read_mark(links: Links, standing: Standing) -> Mark | None:
+    """Return the mark of ``standing``; None if nobody vouches for it.
+
+    Raises:
+        CacheSilence: Redis did not answer, or another server does.
+    """
+    key = server_key(standing.prefix)
+    # The time comes before what is left, so that no mark looks younger than it is.
+    mark, now, left_ms = links.call_all(
+        [("GET", key), ("TIME",), ("PTTL", key)], identity=standing.server
+    )
+    life_ms = life_in(mark, standing.server)
+    if life_ms is None or not isinstance(left_ms, int) or left_ms <= 0:
+        return None
+    now_ms = _ms_of(now)
+    return Mark(now_ms + left_ms - life_ms, now_ms)
+
+
+def server_ms(links: Links, server: str) -> int:
+    """Return the time by the clock of ``server``, in milliseconds since 1970.
+
+    Raises:
+        CacheSilence: It did not answer, or another does.
+    """
+    return _ms_of(links.call(("TIME",), identity=server))
+
+
+def life_in(mark: object, server: str) -> int | None:
+    """Return for how many milliseconds ``mark`` vouches for ``server``, None if it does not."""
+    beginning = f"{server}|".encode()
+    if not isinstance(mark, bytes) or not mark.startswith(beginning):
+        return None
+    life, _, _ = mark.removeprefix(beginning).partition(b"|")
+    return int(life) if life.isdigit() else None
+
+
+def _ms_of(reply: object) -> int:
+    match reply:
+        case [bytes(seconds), bytes(microseconds)]:
+            return int(seconds) * 1000 + int(microseconds) // 1000
+        case _:
+            raise CacheSilence("an unexpected reply to TIME")
