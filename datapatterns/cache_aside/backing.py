@@ -26,6 +26,7 @@ from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.query_plans import Queries
 from datapatterns.cache_aside.reading import Reading
 from datapatterns.cache_aside.relaying import Relay, RelayReport
+from datapatterns.cache_aside.replica import Replica
 from datapatterns.cache_aside.standing import Standing
 from datapatterns.cache_aside.steps import (
     AnyStep,
@@ -69,6 +70,7 @@ class Backing:
 
     Attributes:
         local: What this process keeps beside Redis, if it does.
+        replica: What is known of the standby that it loads from, if it does.
     """
 
     def __init__(  # noqa: PLR0913 -- a composition root of its own
@@ -116,6 +118,7 @@ class Backing:
                 counters=self.counters,
                 clock=SYSTEM_CLOCK,
             )
+        self.replica = Replica(self._home, Breaker(SYSTEM_CLOCK.monotonic))
         self._codecs: dict[object, Codec[Any]] = {}
 
     def codec(self, value_type: object) -> Codec[Any]:

@@ -18,7 +18,8 @@ class CacheStats:
         stale: Values served past their time while another caller loaded anew.
         joined: Values that another caller of this process was about to have.
         loads: Values loaded from the database.
-        filled: Of these, stored ones.
+        replica_loads: Of these, those that its replica served.
+        filled: Of those loaded, stored ones.
         refused: Those that were not stored because somebody had invalidated, or was about to.
         unstored: Those that were not stored for other reasons: too large, absent and not to be
             remembered, or read where it may have been older than an invalidation.
@@ -43,6 +44,7 @@ class CacheStats:
     stale: int = 0
     joined: int = 0
     loads: int = 0
+    replica_loads: int = 0
     filled: int = 0
     refused: int = 0
     unstored: int = 0

@@ -6,7 +6,8 @@ from threading import BoundedSemaphore
 from time import perf_counter, sleep, time
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from datapatterns.cache_aside.backing import Backing
@@ -57,13 +58,15 @@ class Driver:
     Args:
         backing: What the cache stands on.
         flights: The loads under way in this process.
+        load_from: A replica to load from where it is not behind.
     """
 
-    def __init__(self, backing: Backing, flights: Flights) -> None:
+    def __init__(self, backing: Backing, flights: Flights, load_from: Engine | None = None) -> None:
         self._backing = backing
         self._policy = backing.policy
         self._local = backing.local
         self._flights = flights
+        self._load_from = load_from
         self._bulkhead = BoundedSemaphore(backing.policy.loads_at_once)
 
     def read(self, codec: Codec[T], wanted: Wanted, load: Loader[T], *, anew: bool = False) -> T:
@@ -188,7 +191,7 @@ class Driver:
             self._backing.counters.add("bypassed", len(reading.wanted))
             loaded = self._load(reading, reading.unleased())
             return [Outcome(one.value, "loaded") for one in loaded]
-        flow = reading.flow(self._policy)
+        flow = reading.flow(self._policy, with_writers=self._load_from is not None)
 
         def perform(step: AnyStep) -> object:
             if isinstance(step, Fetch | Fill):
@@ -202,6 +205,8 @@ class Driver:
             case Load():
                 if step.leased:
                     failpoint("cache.lease-granted")
+                    if (loaded := self._load_elsewhere(reading, step, standing)) is not None:
+                        return loaded
                 return self._load(reading, step)
             case Look():
                 return time() * 1000, 1 - random.random()  # noqa: S311 -- spreads refreshes
@@ -220,6 +225,31 @@ class Driver:
                 answer = answer_to(step, reply)
                 self._backing.settle(step, reading.codec, marks, answer)
                 return answer
+
+    def _load_elsewhere(
+        self, reading: SyncReading[T], step: Load, standing: Standing
+    ) -> list[Loaded[T]] | None:
+        """Load from the replica; None if there is none, or it is away or behind."""
+        replica = self._backing.replica
+        if self._load_from is None or not replica.allows():
+            return None
+        began = perf_counter()
+        try:
+            with self._load_from.connect() as conn:
+                conn.execution_options(isolation_level="AUTOCOMMIT")
+                seen = replica.seen_before(conn)
+                replica.succeeded()
+                if seen is None or not self._admits(seen, step, standing):
+                    return None
+                values = reading.load(conn, step.places)
+        except DBAPIError as error:
+            if not replica.is_away(error):
+                raise
+            return None
+        self._backing.counters.add("replica_loads", len(values))
+        return self._backing.packed(
+            reading.codec, values, step, seconds=perf_counter() - began, is_current=True
+        )
 
     def _load(self, reading: SyncReading[T], step: Load) -> list[Loaded[T]]:
         if step.leased:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import perf_counter, time
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from datapatterns.cache_aside.backing import Backing
@@ -80,10 +81,16 @@ class AsyncDriver:
         backing: What the cache stands on.
         links: The way to Redis.
         flights: The loads under way.
+        load_from: A replica to load from where it is not behind.
     """
 
     def __init__(
-        self, engine: AsyncEngine, backing: Backing, links: AsyncLinks, flights: AsyncFlights
+        self,
+        engine: AsyncEngine,
+        backing: Backing,
+        links: AsyncLinks,
+        flights: AsyncFlights,
+        load_from: AsyncEngine | None,
     ) -> None:
         self._engine = engine
         self._backing = backing
@@ -91,6 +98,7 @@ class AsyncDriver:
         self._policy = backing.policy
         self._local = backing.local
         self._flights = flights
+        self._load_from = load_from
         self._bulkhead = asyncio.Semaphore(backing.policy.loads_at_once)
 
     async def _standing(self) -> Standing | None:
@@ -264,7 +272,7 @@ class AsyncDriver:
             self._backing.counters.add("bypassed", len(reading.wanted))
             loaded = await self._load(reading, reading.unleased())
             return [Outcome(one.value, "loaded") for one in loaded]
-        flow = reading.flow(self._policy)
+        flow = reading.flow(self._policy, with_writers=self._load_from is not None)
 
         async def perform(step: AnyStep) -> object:
             if isinstance(step, Fetch | Fill):
@@ -278,6 +286,8 @@ class AsyncDriver:
             case Load():
                 if step.leased:
                     failpoint("cache.lease-granted")
+                    if (loaded := await self._load_elsewhere(reading, step, standing)) is not None:
+                        return loaded
                 return await self._load(reading, step)
             case Look():
                 return time() * 1000, 1 - random.random()  # noqa: S311 -- spreads refreshes
@@ -296,6 +306,31 @@ class AsyncDriver:
                 answer = answer_to(step, reply)
                 self._backing.settle(step, reading.codec, marks, answer)
                 return answer
+
+    async def _load_elsewhere(
+        self, reading: AsyncReading[T], step: Load, standing: Standing
+    ) -> list[Loaded[T]] | None:
+        """Load from the replica, as `Driver._load_elsewhere`."""
+        replica = self._backing.replica
+        if self._load_from is None or not replica.allows():
+            return None
+        began = perf_counter()
+        try:
+            async with self._load_from.connect() as conn:
+                _ = await conn.execution_options(isolation_level="AUTOCOMMIT")
+                seen = await conn.run_sync(replica.seen_before)
+                replica.succeeded()
+                if seen is None or not await self._admits(seen, step, standing):
+                    return None
+                values = await reading.load(conn, step.places)
+        except DBAPIError as error:
+            if not replica.is_away(error):
+                raise
+            return None
+        self._backing.counters.add("replica_loads", len(values))
+        return self._backing.packed(
+            reading.codec, values, step, seconds=perf_counter() - began, is_current=True
+        )
 
     async def _load(self, reading: AsyncReading[T], step: Load) -> list[Loaded[T]]:
         if step.leased:

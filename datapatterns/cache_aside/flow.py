@@ -52,6 +52,7 @@ def read_through(
     policy: CachePolicy,
     token: str,
     anew: bool = False,
+    with_writers: bool = False,
 ) -> Flow[list[Outcome[T]]]:
     """Return the stored values, or load and store for others what is missing.
 
@@ -68,8 +69,9 @@ def read_through(
         policy: The times to live by.
         token: A name for this call that no other call has.
         anew: Whether a value that is there is replaced, however fresh it is.
+        with_writers: Whether loads are told whose writes must show: a replica may lag behind.
     """
-    reading = _Reading(wanted, codec, policy, token, anew)
+    reading = _Reading(wanted, codec, policy, token, anew, with_writers)
     with suppress(CacheSilence):
         yield from reading.ask_the_cache()
     # Redis is silent, fenced, or whoever holds a lease is slow or dead. Each may cost the caller

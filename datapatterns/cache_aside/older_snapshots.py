@@ -17,6 +17,12 @@ _look = select(
 )
 
 
+def seen_before(conn: Connection) -> Snapshot:
+    """Return what statements of ``conn`` that begin after this see for certain."""
+    snapshot, is_standby, *_ = conn.execute(_look).one()
+    return seen_for_certain(snapshot, is_standby=is_standby)
+
+
 def seen_by_all_of(conn: Connection) -> Snapshot | None:
     """Return what the transaction of ``conn`` has seen for certain in all its statements so far.
 

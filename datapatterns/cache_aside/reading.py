@@ -38,10 +38,15 @@ class Reading(Generic[T, L]):
         """Whose outcomes this call can take."""
         return (self.codec, self.anew)
 
-    def flow(self, policy: CachePolicy) -> Flow[list[Outcome[T]]]:
+    def flow(self, policy: CachePolicy, *, with_writers: bool) -> Flow[list[Outcome[T]]]:
         """Return the way through the protocol."""
         return read_through(
-            self.wanted, codec=self.codec, policy=policy, token=uuid4().hex, anew=self.anew
+            self.wanted,
+            codec=self.codec,
+            policy=policy,
+            token=uuid4().hex,
+            anew=self.anew,
+            with_writers=with_writers,
         )
 
     def flow_in_snapshot(self, policy: CachePolicy, *, may_hit: bool) -> Flow[list[Outcome[T]]]:

@@ -56,6 +56,8 @@ class Cache:
         schema: Where the library's tables live.
         target: The name of this Redis; its keys begin with it. One name for one Redis.
         observer: Where counts and durations go.
+        load_from: A replica to load from, as far as it has replayed what was forgotten; what it
+            has not, or while it is away, is loaded from the primary.
         strict: Whether writers commit only behind a fence in Redis: from before the COMMIT nobody
             is served or stores what they make obsolete. Without one they get `UnfencedWriteError`.
     """
@@ -70,6 +72,7 @@ class Cache:
         schema: str = DEFAULT_SCHEMA,
         target: str = "datapatterns",
         observer: Observer = SILENT,
+        load_from: Engine | None = None,
         strict: bool = False,
     ) -> None:
         flights = Flights()
@@ -84,7 +87,7 @@ class Cache:
             strict=strict,
             detach=flights.detach,
         )
-        self._driver = Driver(self._backing, flights)
+        self._driver = Driver(self._backing, flights, load_from)
         self._queries = self._backing.queries()
         self._cached: CachedFunction[..., Any] | None = None
 

@@ -60,6 +60,7 @@ class AsyncCache:
         schema: Where the library's tables live.
         target: The name of this Redis; its keys begin with it. One name for one Redis.
         observer: Where counts and durations go.
+        load_from: A replica to load from, as for `Cache`.
         strict: Whether writers commit only behind a fence in Redis, as for `Cache`.
     """
 
@@ -73,6 +74,7 @@ class AsyncCache:
         schema: str = DEFAULT_SCHEMA,
         target: str = "datapatterns",
         observer: Observer = SILENT,
+        load_from: AsyncEngine | None = None,
         strict: bool = False,
     ) -> None:
         self._engine = engine
@@ -94,7 +96,7 @@ class AsyncCache:
             breaker=self._backing.breaker,
             reports_to=self._backing.links,
         )
-        self._driver = AsyncDriver(engine, self._backing, self._links, flights)
+        self._driver = AsyncDriver(engine, self._backing, self._links, flights, load_from)
         self._queries = self._backing.queries()
         self._cached: AsyncCachedFunction[..., Any] | None = None
 

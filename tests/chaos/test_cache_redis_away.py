@@ -166,6 +166,25 @@ def test_what_an_old_dump_brings_back_is_not_served(
     assert cache.relay().has_new_generation is False
 
 
+def test_writers_that_an_old_dump_does_not_know_admit_no_older_snapshot(
+    cache: Cache, engine: Engine, valkey: ValkeyServer
+) -> None:
+    moment = engine.execution_options(isolation_level="REPEATABLE READ")
+    with moment.connect() as conn, open_cache(valkey.url, engine, POLICY) as writer:
+        cache.relay()
+        assert name_of(conn, 2) == "first"
+        with Redis.from_url(valkey.url) as client:
+            client.save()  # with the milestone, and nobody who wrote
+        write(writer, "second")
+        valkey.kill()
+        valkey.start()
+
+        found = cache.get_or_load(1, lambda own: name_of(own, 1), within=conn)
+        assert found == "first"
+        assert cache.stats().filled == 0
+    assert read(cache) == "second"
+
+
 def test_a_process_that_talks_to_nobody_while_redis_restarts_notices(
     cache: Cache, engine: Engine, valkey: ValkeyServer
 ) -> None:

@@ -167,6 +167,21 @@ def test_an_older_snapshot_is_not_stored_though_the_writer_has_died(
     assert read(reader) == "second"
 
 
+@every_writer
+def test_a_relay_round_behind_the_fence_does_not_wait_for_its_own_writer(
+    write: Write, cache: Cache, reader: Cache, engine: Engine
+) -> None:
+    with engine.begin() as conn:
+        cache.capture(conn, Row)
+    cache._backing.gate.close()  # noqa: SLF001 -- as after a silence: the next round opens it
+    with engine.begin() as conn:
+        rename(conn, 2, "also captured")
+        write(cache, engine)
+
+    reader.relay()
+    assert read(reader) == "second"
+
+
 # -- What does not commit --------------------------------------------------------------------------
 
 

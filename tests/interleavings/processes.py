@@ -1,6 +1,6 @@
 """Processes with caches that meet on one row, one round trip at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
@@ -11,9 +11,10 @@ from sqlalchemy import Connection, Engine, text
 from datapatterns.cache_aside import Cache, CachePolicy, redis_commands
 from datapatterns.cache_aside.lua_scripts import SCRIPTS, Script
 from datapatterns.cache_aside.lua_scripts import _script as script
-from datapatterns.testing.interleaving import Outcome
+from datapatterns.testing.interleaving import Explorer, Outcome
 from tests.fixtures.caches import name_of, rename
 from tests.fixtures.effort import THOROUGH
+from tests.interleavings.designs.design import Tasks
 
 PREEMPTIONS = 3 if THOROUGH else 2
 # Nothing depends on the time that a busy machine takes: who waits, looks twice and goes on.
@@ -123,6 +124,21 @@ class Processes:
             rename(conn, 1, "newer")
             self._name_it(cache, conn)
 
+    def write_after_a_savepoint(self, cache: Cache) -> None:
+        """Write, take that back, and write something else."""
+        with cache.writes() as conn:
+            with conn.begin_nested() as savepoint:
+                rename(conn, 1, "never was")
+                self._name_it(cache, conn)
+                savepoint.rollback()
+            rename(conn, 1, "new")
+            self._name_it(cache, conn)
+
+    def write_and_delete_twice(self, cache: Cache) -> None:
+        """Write, and delete once more a little later, as is often advised."""
+        Processes.write(self, cache)
+        self._gated_redis.eval(EVICT, 0, "*:value:*")
+
     def _name_it(self, cache: Cache, conn: Connection) -> None:
         if self._tags:
             cache.invalidate_in(conn, tags=self._tags)
@@ -143,7 +159,11 @@ class Processes:
 
     def evict(self, what: str) -> None:
         """Do what Redis may do at any moment, to every key that is called so."""
-        self._gated_redis.eval(EVICT, 0, f"*:{what}:*")
+        self._gated_redis.eval(EVICT, 0, f"*:{what}*")
+
+    def flush(self) -> None:
+        """Do what an operator may do at any moment."""
+        self._gated_redis.flushdb()
 
     def is_absent_or_equal(self, outcome: Outcome) -> None:
         if outcome.faults:  # the processes that it befell are not used again
@@ -156,6 +176,26 @@ class Processes:
     def is_absent_or_equal_once_relayed(self, outcome: Outcome) -> None:
         self.observer.relay()
         self.is_absent_or_equal(outcome)
+
+
+def explore(
+    explorer: Explorer,
+    scenario: Callable[[], Tasks],
+    invariant: Callable[[Outcome], None],
+    *,
+    preemptions: int = 2,
+    schedules: int = 15,
+    **options: Any,  # noqa: ANN401 -- as the explorer takes them
+) -> None:
+    """Explore a little each day, and by torture whatever three preemptions can lead to."""
+    explored = explorer.explore(
+        scenario,
+        invariant=invariant,
+        max_preemptions=3 if THOROUGH else preemptions,
+        max_schedules=None if THOROUGH else schedules,
+        **options,
+    )
+    assert explored.exhausted if THOROUGH else explored.schedules > 5
 
 
 def without(

@@ -68,6 +68,20 @@ def test_a_fill_without_a_lease_stores_what_was_read_before_the_write(
         explorer.explore(partial(meeting, processes), invariant=processes.is_absent_or_equal)
 
 
+def test_nor_does_a_second_delete_help_a_fill_without_a_lease(
+    explorer: Explorer,
+    processes: Processes,
+    redis_client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guard = "redis.call('GET', KEYS[i + 1]) == ARGV[1]"
+    without(monkeypatch, redis_client, "FILL", guard, instead="true")
+    monkeypatch.setattr(processes, "write", processes.write_and_delete_twice)
+
+    with pytest.raises(InterleavingError, match="cached is 'old', the row says 'new'"):
+        explorer.explore(partial(meeting, processes), invariant=processes.is_absent_or_equal)
+
+
 @pytest.mark.parametrize("evicted", ["value", "lease", "writers", "fences"])
 def test_redis_may_forget_any_of_it_at_any_moment(
     evicted: str, explorer: Explorer, processes: Processes
