@@ -241,6 +241,9 @@ def _capture(conn: Connection, names: ViewNames, bases: Iterable[Base]) -> dict[
 
 def _create_stored(conn: Connection, names: ViewNames, blueprint: Blueprint) -> None:
     stored = sql.Identifier(names.schema, names.stored)
+    # Room for the next version of one row in five on its own page, so that no index is told of it;
+    # a quarter more pages to read. With half the page free a refresh of a tenth of the groups is no
+    # quicker (measured).
     create = sql.SQL(
         "CREATE TABLE {} WITH (fillfactor = 80) AS SELECT * FROM ({}) AS fresh LIMIT 0"
     )

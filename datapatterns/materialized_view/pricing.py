@@ -1,11 +1,13 @@
 """When following what has changed costs more than running the query."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
-from sqlalchemy import Column, Connection, exists, or_, select, table
+from sqlalchemy import BigInteger, Column, Connection, Select, bindparam, exists, or_, select, table
 
-from datapatterns.change_log import Snapshot, Xid8, not_shown_by
+from datapatterns.change_log import Snapshot, Xid8
+from datapatterns.change_log.pending import not_shown_by_parameters, snapshot_parameters
 from datapatterns.materialized_view.definition import ViewDefinition
 from datapatterns.materialized_view.records import ViewRecord
 from datapatterns.materialized_view.strategy import Strategy
@@ -44,9 +46,16 @@ def is_dearer_than_rebuild(
 def _is_more_pending(
     conn: Connection, schema: str, log_names: Iterable[str], since: Snapshot, followed: int
 ) -> bool:
+    parameters = snapshot_parameters(since) | {"followed": followed}
+    return bool(conn.execute(_beyond(schema, tuple(log_names)), parameters).scalar_one())
+
+
+# Put together once: that takes longer than the server does.
+@lru_cache(maxsize=512)
+def _beyond(schema: str, log_names: tuple[str, ...]) -> Select[tuple[bool]]:
     more = []
     for name in log_names:
         log = table(name, Column("change_xid", Xid8), schema=schema)
-        pending = select(log.c.change_xid).where(not_shown_by(since, log.c.change_xid))
-        more.append(exists(pending.offset(followed)))
-    return bool(conn.execute(select(or_(*more))).scalar_one())
+        pending = select(log.c.change_xid).where(not_shown_by_parameters(log.c.change_xid))
+        more.append(exists(pending.offset(bindparam("followed", type_=BigInteger))))
+    return select(or_(*more))
