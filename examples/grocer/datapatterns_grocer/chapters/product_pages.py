@@ -1,7 +1,7 @@
 """Product pages, read again and again, written now and then."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
@@ -9,6 +9,7 @@ from threading import Barrier
 from sqlalchemy import Connection, select, update
 
 from datapatterns.cache_aside import Cache, CachedFunction, CachePolicy
+from datapatterns_grocer.chapters.redis_away import take_redis_away
 from datapatterns_grocer.model import Product, ProductSales
 from datapatterns_grocer.screen import milliseconds
 from datapatterns_grocer.stage import Stage
@@ -65,7 +66,7 @@ def play(stage: Stage) -> None:
         _visit(stage, cache, page, sellers)
         _write(stage, cache, page, sellers[0])
         _stampede(stage, cache, page, sellers[0])
-        _take_redis_away(stage, cache, page, sellers)
+        take_redis_away(stage, cache, page, sellers, _turning_offers(cache, page))
         _audit(stage, page, sellers)
     finally:
         cache.close()
@@ -147,6 +148,20 @@ def _set_offer(
     page.invalidate_in(conn, product_id)
 
 
+def _turning_offers(
+    cache: Cache, page: CachedFunction[[int], ProductPage | None]
+) -> Callable[[int], None]:
+    """Return what puts a product on offer, and the next time takes it off again."""
+    on_offer: set[int] = set()
+
+    def turn(product_id: int) -> None:
+        on_offer.symmetric_difference_update({product_id})
+        with cache.writes() as conn:
+            _set_offer(conn, page, product_id, on_offer=product_id in on_offer)
+
+    return turn
+
+
 def _stampede(
     stage: Stage,
     cache: Cache,
@@ -166,34 +181,6 @@ def _stampede(
     assert all(answer == answers[0] for answer in answers)
     stage.screen.say(
         f"{READERS} readers missed the same page at once: {cache.stats().loads - loads} load"
-    )
-
-
-def _take_redis_away(
-    stage: Stage,
-    cache: Cache,
-    page: CachedFunction[[int], ProductPage | None],
-    sellers: list[int],
-) -> None:
-    server = stage.redis_server
-    if server is None:
-        stage.screen.say("Redis is yours, so it is not stopped here; with its own, the demo does")
-        return
-    server.stop()
-    served = [page(product_id) for product_id in sellers[:20]]
-    with cache.writes() as conn:
-        _set_offer(conn, page, sellers[0], on_offer=False)
-    server.start()
-    report = cache.relay()
-    after = page(sellers[0])
-    stage.screen.say(
-        f"Redis was stopped: {sum(p is not None for p in served)} of 20 pages served from the"
-        " database, and one written"
-    )
-    forgotten = "everything" if report.has_new_generation else f"{report.entries} entry"
-    stage.screen.say(
-        f"Redis is back: {forgotten} forgotten before the first hit; on_offer is"
-        f" {after and after.on_offer}"
     )
 
 
