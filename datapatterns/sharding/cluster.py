@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
@@ -15,6 +15,7 @@ from datapatterns.errors import SettingsError
 from datapatterns.failpoints import failpoint
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
+from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.counting import ShardStats, count_rows
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
@@ -187,14 +188,22 @@ class ShardCluster:
             clock=self._clock,
         )
 
-    def session(self, *, scatter: bool = False, **options: Any) -> ShardSession:  # noqa: ANN401 -- what Session takes
+    def session(
+        self,
+        *,
+        scatter: bool = False,
+        atomic: bool = False,
+        **options: Any,  # noqa: ANN401 -- what Session takes
+    ) -> ShardSession:
         """Return a session over all shards.
 
         Args:
             scatter: Whether reads that name no key go to all shards without being told to.
+            atomic: Whether a transaction may write to several shards, and then happens on all of
+                them or on none, as `atomically` says.
             options: What `Session` takes, such as ``expire_on_commit``.
         """
-        return ShardSession(self._access, scatter=scatter, **options)
+        return ShardSession(self._access, scatter=scatter, atomic=atomic, **options)
 
     def on(self, group: EntityGroup, **key: Key) -> PinnedSession:
         """Return a session on the shard of one key, as in ``on(households, household_id=42)``.
@@ -245,10 +254,10 @@ class ShardCluster:
             ShardTransactionRefusedError: It was slow, and recovery has given it up.
             ShardUnavailableError: A shard does not answer; nothing happened.
         """
-        with ExitStack() as stack:
-            work = AtomicWork(self._access, stack, lock_seconds)
+        with closing(Parts(self._access, lock_seconds=lock_seconds)) as parts:
+            work = AtomicWork(self._access, parts)
             yield work
-            work.commit()
+            work.left_to_recovery = parts.commit()
 
     def recover(self, *, grace_seconds: float = 60.0, dry_run: bool = False) -> Recovered:
         """End the transactions over several shards whose process died; one round.

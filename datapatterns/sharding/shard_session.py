@@ -7,15 +7,12 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Delete,
-    Engine,
     Insert,
     Result,
     Select,
     Update,
     event,
-    func,
     inspect,
-    select,
 )
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
@@ -28,10 +25,12 @@ from datapatterns.errors import (
     ScatterRefusedError,
     SettingsError,
     ShardKeyError,
+    ShardTransactionEndedError,
     UnmergeableQueryError,
     UnroutableStatementError,
 )
 from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.footprint import Footprint, footprint_of, leaf_of
 from datapatterns.sharding.instances import declared_key, key_of
 from datapatterns.sharding.key_conditions import Parameters
@@ -41,6 +40,8 @@ from datapatterns.sharding.scattering import ask_each, merge
 from datapatterns.sharding.shard_map import ShardMap
 from datapatterns.sharding.write_keys import changed_rows, insert_keys, updates_by_primary_key
 
+_LOCK_SECONDS = 5.0
+
 
 class ShardSession(Session):
     """A `Session` that finds the shard of each object and statement by the shard key.
@@ -49,29 +50,42 @@ class ShardSession(Session):
     carries ``execution_options(scatter=True)``; then all shards are asked, and their answers merged
     into what one database would say, or the statement is refused with the clause in the way.
 
-    A transaction may read from many shards and write to one: that one commits or does not. Between
-    shards there is no common snapshot. Rows are written with the same guard that reads carry: a
-    shard answers only for what it owns.
+    A transaction may read from many shards and write to one: that one commits or does not. An
+    ``atomic`` session's may write to several, and happens on all of them or on none. Between shards
+    there is no common snapshot. Rows are written with the same guard that reads carry: a shard
+    answers only for what it owns.
 
     Objects are found, refreshed and written by their primary key, which holds the shard key.
     """
 
-    def __init__(self, access: ShardAccess, *, scatter: bool = False, **options: Any) -> None:  # noqa: ANN401 -- what Session takes
+    def __init__(
+        self,
+        access: ShardAccess,
+        *,
+        scatter: bool = False,
+        atomic: bool = False,
+        **options: Any,  # noqa: ANN401 -- what Session takes
+    ) -> None:
         if options.get("twophase"):
             # SQLAlchemy prepares readers, too, and leaves branches behind after a crash.
-            raise SettingsError("twophase", "leave it out; a transaction writes to one shard")
-        super().__init__(**options)
+            raise SettingsError("twophase", "leave it out; atomic=True is for several shards")
+        # Commits are up to the parts: only they know which comes first.
+        super().__init__(join_transaction_mode="rollback_only", **options)
         self._access = access
         self._scatter = scatter
         self._running: str | None = None
-        self._writer: str | None = None
+        self._atomic = atomic
+        self.left_to_recovery: tuple[str, ...] = ()
+        """After a commit: the shards that show it only when recovery has been there."""
+        self._parts = Parts(access, lock_seconds=_LOCK_SECONDS if atomic else None)
+        self._written: set[str] = set()
         self._claimed: set[tuple[int, int]] = set()
-        self._enlisted: dict[str, Connection] = {}
+        self._is_committed = False
 
     # What SQLAlchemy asks ------------------------------------------------------------------
 
-    def get_bind(self, *_args: Any, shard_id: str | None = None, **_named: Any) -> Engine:  # noqa: ANN401 -- as in Session
-        """Return the engine of the shard that the running statement is for.
+    def get_bind(self, *_args: Any, shard_id: str | None = None, **_named: Any) -> Connection:  # noqa: ANN401 -- as in Session
+        """Return the transaction's connection to the shard that the running statement is for.
 
         Raises:
             UnroutableStatementError: No statement is running, so nothing says which shard.
@@ -82,14 +96,23 @@ class ShardSession(Session):
                 "a session over all shards has no connection of its own",
                 "execute a statement that names the shard key, or use ShardCluster.connect()",
             )
-        return self._access.engines[chosen]
+        with self._access.asking(chosen):
+            return self._parts.on(chosen)
+
+    def close(self) -> None:
+        """End the transaction without a commit, and give all connections back."""
+        super().close()
+        self._parts.close()  # of statements that failed before the transaction began
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
-        """Write what has changed, to one shard.
+        """Write what has changed, to one shard, or to several if the session is ``atomic``.
 
         Raises:
             MultiShardWriteError: It belongs to several; nothing of it was sent then.
+            ShardTransactionEndedError: A listener changed it after the commit.
         """
+        if self._is_committed:
+            raise ShardTransactionEndedError(next(iter(self._written), "none"))
         self._check_pending()
         self.connection_callable = self._connection_for
         try:
@@ -237,7 +260,9 @@ class ShardSession(Session):
     # Objects -------------------------------------------------------------------------------
 
     def _check_pending(self) -> None:
-        shards = {self._writer} if self._writer is not None else set()
+        if self._atomic:
+            return
+        shards = set(self._written)
         for instance in (*self.new, *self.dirty, *self.deleted):
             if instance in self.dirty and not self.is_modified(instance):
                 continue
@@ -272,9 +297,9 @@ class ShardSession(Session):
             return self.connection(bind_arguments={"shard_id": shard_id})
 
     def _become_writer(self, shard_id: str) -> None:
-        if self._writer not in (None, shard_id):
-            raise MultiShardWriteError((self._writer, shard_id))
-        self._writer = shard_id
+        if not self._atomic and self._written - {shard_id}:
+            raise MultiShardWriteError((*self._written, shard_id))
+        self._written.add(shard_id)
 
     def _claim(self, shard_id: str, shard_map: ShardMap, buckets: Iterable[int]) -> None:
         wanted = {bucket for bucket in buckets if (shard_map.group_id, bucket) not in self._claimed}
@@ -287,29 +312,17 @@ class ShardSession(Session):
         if not conn.in_nested_transaction():
             self._claimed.update((shard_map.group_id, bucket) for bucket in wanted)
 
-    def _begun(self, connection: Connection) -> None:
-        for shard_id, engine in self._access.engines.items():
-            if engine is connection.engine:
-                self._enlisted[shard_id] = connection
-
     def _before_commit(self) -> None:
         self.flush()
-        if len(self._enlisted) < 2:  # noqa: PLR2004 -- two make a distributed transaction
-            return
-        # A function may write behind a SELECT. This also finds servers that died in the meantime
-        # before anything is committed.
-        writers = []
-        for shard_id, connection in self._enlisted.items():
-            with self._access.asking(shard_id):
-                if connection.scalar(select(func.pg_current_xact_id_if_assigned().is_not(None))):
-                    writers.append(shard_id)
-        if len(writers) > 1:
-            raise MultiShardWriteError(writers)
+        if not self.in_nested_transaction():
+            self.left_to_recovery = self._parts.commit()
+            self._is_committed = True
 
     def _ended(self) -> None:
-        self._writer = None
+        self._is_committed = False
+        self._written.clear()
         self._claimed.clear()
-        self._enlisted.clear()
+        self._parts.close()
 
     def _may_scatter(self, state: ORMExecuteState, footprint: Footprint) -> bool:
         asked = state.execution_options.get("scatter", self._scatter)
@@ -319,17 +332,12 @@ class ShardSession(Session):
     def _shard_of(self, shard_map: ShardMap, buckets: frozenset[int]) -> str:
         if buckets:
             return next(iter(shard_map.shards_of(buckets)))
-        return self._writer or shard_map.owners[0]
+        return next(iter(self._written), shard_map.owners[0])
 
 
 @event.listens_for(ShardSession, "do_orm_execute", retval=True)
 def _on_execute(state: ORMExecuteState) -> Result[Any] | None:
     return cast("ShardSession", state.session)._route(state)  # noqa: SLF001 -- of this module
-
-
-@event.listens_for(ShardSession, "after_begin")
-def _on_begin(session: Session, _transaction: object, connection: Connection) -> None:
-    cast("ShardSession", session)._begun(connection)  # noqa: SLF001 -- of this module
 
 
 @event.listens_for(ShardSession, "before_commit")

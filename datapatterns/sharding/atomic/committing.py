@@ -156,7 +156,7 @@ class Commit:
     ) -> None:
         """Undo what can be undone now; recovery undoes the rest."""
         # First what could still commit, so that no branch is undone before.
-        _close(primary)
+        _roll_back(primary.conn)
 
         def ask(writer: Writer) -> Callable[[], bool]:
             return lambda: _finish(writer.conn, _ROLLBACK, branches[writer.shard])
@@ -264,6 +264,11 @@ def _usable(conn: Connection) -> Any | None:  # noqa: ANN401 -- psycopg's, which
     return None if driver is None or driver.closed else driver
 
 
-def _close(writer: Writer) -> None:
-    if writer.transaction.is_active:
-        writer.transaction.rollback()
+def _roll_back(conn: Connection) -> None:
+    # SQLAlchemy's transaction stays as it is: whoever opened it rolls it back, too.
+    if (driver := _usable(conn)) is not None:
+        try:
+            driver.rollback()
+        except DriverError as error:
+            logger.warning("a transaction ends with its connection: %s", error)
+            conn.invalidate()

@@ -1,0 +1,105 @@
+"""The connections of one transaction: one for each shard that it has come to."""
+
+from typing import Any
+
+from sqlalchemy import Connection, RootTransaction, func, select
+
+from datapatterns.errors import MultiShardWriteError, ShardTransactionEndedError
+from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.atomic.committing import ATTEMPTED, Commit, Writer
+from datapatterns.sharding.atomic.waiting import wait_for_locks_at_most
+from datapatterns.transactions import refuse_aborted
+
+
+class Parts:
+    """What one transaction holds on each shard.
+
+    Args:
+        access: The way to the shards.
+        lock_seconds: Whether it may write to several of them, and then, how long it waits for a
+            lock: a circle of waiting over two servers is seen by none.
+    """
+
+    def __init__(self, access: ShardAccess, *, lock_seconds: float | None) -> None:
+        self._access = access
+        self._lock_seconds = lock_seconds
+        self._parts: dict[str, tuple[Connection, RootTransaction]] = {}
+
+    def on(self, shard: str) -> Connection:
+        """Return the connection to ``shard``, in a transaction."""
+        if shard not in self._parts:
+            conn = self._access.engines[shard].connect()
+            try:
+                transaction = conn.begin()
+                if self._lock_seconds is not None:
+                    wait_for_locks_at_most(conn, seconds=self._lock_seconds)
+                    conn.execute(_WAIT_FOR_THE_DISK).close()
+            except BaseException:
+                conn.close()
+                raise
+            self._parts[shard] = conn, transaction
+        return self._parts[shard][0]
+
+    def commit(self) -> tuple[str, ...]:
+        """Commit on every shard, or on none.
+
+        Returns:
+            The shards that show it only when recovery has been there.
+
+        Raises:
+            MultiShardWriteError: Several shards were written to, and must not be.
+            Exception: What `Commit.run` raises.
+        """
+        if len(self._parts) == 1:
+            [(shard, (_, transaction))] = self._parts.items()
+            with self._access.asking(shard):
+                transaction.commit()
+            return ()
+        writers = self._writers()
+        if len(writers) > 1 and self._lock_seconds is None:
+            raise MultiShardWriteError([writer.shard for writer in writers])
+        # Whoever only read comes first: should its server be gone, nothing has been committed.
+        for shard in self._parts.keys() - {writer.shard for writer in writers}:
+            with self._access.asking(shard):
+                _commit_reader(self._parts[shard][0])
+        if len(writers) == 1:
+            with self._access.asking(writers[0].shard):
+                writers[0].transaction.commit()
+        elif writers:
+            access = self._access
+            with access.learning():
+                return Commit(access.engines, access.executor, access.schema).run(writers)
+        return ()
+
+    def close(self) -> None:
+        """Give all connections back; what was not committed is rolled back."""
+        parts, self._parts = self._parts, {}
+        for conn, _ in parts.values():
+            conn.close()
+
+    def _writers(self) -> list[Writer]:
+        found = []
+        for shard, (conn, transaction) in self._parts.items():
+            if not transaction.is_active or conn.get_transaction() is not transaction:
+                raise ShardTransactionEndedError(shard)
+            refuse_aborted(conn, ATTEMPTED)
+            with self._access.asking(shard):
+                # A function may write behind a SELECT. This also finds servers that died in the
+                # meantime before anything is committed.
+                if conn.scalar(select(func.pg_current_xact_id_if_assigned().is_not(None))):
+                    found.append(Writer(shard, conn, transaction))
+        return found
+
+
+def _commit_reader(conn: Connection) -> None:
+    # SQLAlchemy's transaction stays as it is, so that it can be rolled back with all others.
+    # Committed, because psycopg forgets at a ROLLBACK what it has prepared.
+    driver: Any = conn.connection.dbapi_connection
+    driver.commit()
+
+
+_setting: Any = func.current_setting("synchronous_commit")
+# What is prepared must not be lost in a crash that leaves the decision.
+_WAIT_FOR_THE_DISK = select(func.set_config("synchronous_commit", "on", True)).where(
+    _setting == "off"
+)
