@@ -1,11 +1,15 @@
 """What a view gives as of now is what its query gives, in every transaction."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from psycopg.errors import ObjectNotInPrerequisiteState
 from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import OperationalError
 
+from datapatterns.errors import SnapshotOutdatedError
 from datapatterns.materialized_view import Full, MaterializedView
+from tests.fixtures.blocking import until_blocked_by
 from tests.fixtures.view_tables import (
     STOCK,
     Line,
@@ -89,6 +93,43 @@ def test_a_truncated_table_is_empty_at_once(engine: Engine, table: str) -> None:
     with engine.connect() as conn:
         for view, query in QUERIES.items():
             assert differences_now(conn, view, query) == 0
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_truncate_takes_rows_from_an_older_snapshot_unless_tables_are_held(
+    engine: Engine,
+    level: str,
+    held: bool,  # noqa: FBT001 -- a parameter of the test
+) -> None:
+    """That is PostgreSQL's: the log shows its marker to later snapshots, as it does all else."""
+    before = {view: stored(engine, view) for view in QUERIES}
+    with ThreadPoolExecutor() as pool, engine.connect() as conn:
+        conn.execution_options(isolation_level=level)
+        if held:
+            conn.execute(text("LOCK TABLE line, product IN ACCESS SHARE MODE"))
+        conn.execute(text("SELECT 1"))  # takes the snapshot
+        truncating = pool.submit(run, engine, "TRUNCATE line")
+        if held:
+            until_blocked_by(engine, conn)
+        else:
+            truncating.result()
+
+        for view, query in QUERIES.items():
+            assert {*conn.execute(select(view.realtime)).all()} == before[view]
+            assert (differences_now(conn, view, query) == 0) is held
+            if not held:
+                with pytest.raises(SnapshotOutdatedError, match="line was"):
+                    view.verify(conn)
+        conn.rollback()
+        truncating.result()
+        for view, query in QUERIES.items():
+            assert differences_now(conn, view, query) == 0
+
+
+def stored(engine: Engine, view: MaterializedView) -> set[object]:
+    with engine.connect() as conn:
+        return {*conn.execute(select(view.table)).all()}
 
 
 def test_groups_that_nothing_touches_are_not_added_up_again(engine: Engine) -> None:

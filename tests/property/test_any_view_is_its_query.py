@@ -83,7 +83,7 @@ class World:
                     name = conn.dialect.identifier_preparer.quote(TABLES[number].name)
                     conn.exec_driver_sql(f"TRUNCATE {name}")
             case Act("truncate", _):
-                pass  # whoever truncates would wait for the writers
+                pass  # it waits for who has written, and takes rows from older snapshots
             case Act("apply", number):
                 self.refresh(number)
             case Act("look", number) if number < WRITERS:

@@ -160,7 +160,7 @@ class World:
                 with self.engine.begin() as conn:
                     ChangeLog().collect_garbage(conn)
             case _:
-                pass  # whoever truncates would wait for the writers
+                pass  # it waits for who has written, and takes rows from older snapshots
 
 
 @pytest.fixture(scope="module")
