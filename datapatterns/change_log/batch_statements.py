@@ -141,6 +141,7 @@ def replace_log(
     *,
     logged: Container[str],
     batched: Container[str],
+    log: sql.Identifier | None = None,
 ) -> sql.Composable:
     """Return the statement that creates the view of all changes as rows, or gives it more columns.
 
@@ -149,10 +150,11 @@ def replace_log(
         columns: Those of the view and their types, as SQL writes them; new ones last.
         logged: Those that the table of rows has. The others show nothing any more.
         batched: Those that the table of batches has.
+        log: What to call the view, if not what the log is called.
     """
     arrays = [name for name in columns if name in batched and name not in LOG_COLUMNS]
     return _REPLACE_LOG.format(
-        log=names.log,
+        log=log or names.log,
         rows=names.rows,
         shown=_shown(columns, {name: "r" for name in columns if name in logged}),
         batches=names.batches,

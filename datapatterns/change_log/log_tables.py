@@ -1,6 +1,6 @@
 """The tables of a log, and the view of them: they get columns and lose them together."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from psycopg import sql
 from sqlalchemy import Connection, text
@@ -14,7 +14,12 @@ from datapatterns.change_log.batch_statements import (
     replace_log,
 )
 from datapatterns.change_log.capture_names import CaptureNames
-from datapatterns.change_log.inspecting import BATCHED_ROWS, SourceColumn, SourceTable
+from datapatterns.change_log.inspecting import (
+    BATCHED_ROWS,
+    LOG_COLUMNS,
+    SourceColumn,
+    SourceTable,
+)
 from datapatterns.errors import CapturedTableInUseError
 from datapatterns.sql.composing import execute
 
@@ -35,6 +40,12 @@ JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refob
 WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass(:log)
   AND a.attname = ANY (:columns)
 ORDER BY 1
+""")
+_OWN_TYPES = text("""
+SELECT count(*) > 0 FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid = to_regclass(:log) AND a.attnum > 0 AND a.attname <> ALL (:kept)
+  AND t.typnamespace <> 'pg_catalog'::regnamespace
 """)
 
 
@@ -100,6 +111,33 @@ def reduce_log(
     for table in (names.rows, names.batches):
         if gone := [name for name in columns_of(conn, table) if name in dropped]:
             execute(conn, statements.drop_columns(table, gone))
+
+
+def holds_types(conn: Connection, names: CaptureNames, kept: Iterable[str]) -> bool:
+    """Return whether the log's view keeps types from being dropped for other columns than these."""
+    given = {"log": names.log.as_string(None), "kept": [*kept, *LOG_COLUMNS]}
+    return bool(conn.scalar(_OWN_TYPES, given))
+
+
+def create_successor(conn: Connection, names: CaptureNames, kept: Container[str]) -> str:
+    """Create what may take the place of the log's view, with no other columns; return its name."""
+    columns = {
+        name: type_sql
+        for name, type_sql in columns_of(conn, names.rows).items()
+        if name in kept or name in LOG_COLUMNS
+    }
+    successor = f"{names.log_name}_next"
+    log, batched = sql.Identifier(names.schema, successor), columns_of(conn, names.batches)
+    execute(conn, replace_log(names, columns, logged=columns, batched=batched, log=log))
+    return successor
+
+
+def let_succeed(conn: Connection, names: CaptureNames, successor: str) -> None:
+    """Let the successor, which others read by now, take the place of the log's view."""
+    take = sql.SQL("DROP VIEW {}; ALTER VIEW {} RENAME TO {}").format(
+        names.log, sql.Identifier(names.schema, successor), sql.Identifier(names.log_name)
+    )
+    execute(conn, take)
 
 
 def _keep_readers_out(conn: Connection, names: CaptureNames) -> None:

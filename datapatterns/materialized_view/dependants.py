@@ -6,7 +6,8 @@ PostgreSQL writes the statements itself, quoted; what they are about exists when
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, cast, func, select, text
+from sqlalchemy.dialects.postgresql import OID
 
 from datapatterns.errors import ViewMigrationError
 from datapatterns.materialized_view.names import ViewNames
@@ -148,6 +149,18 @@ def require_replaceable(conn: Connection, names: ViewNames, columns: Iterable[st
             names.view,
             f"{loser[0]} reads its column {loser[1]!r}, which goes; change or drop that before",
         )
+
+
+def read_looks(conn: Connection, relation: str, columns: Iterable[str]) -> Sequence[str]:
+    """Return the statements that give a view owner, comments and rights, whatever it is by then.
+
+    Args:
+        conn: A connection in a transaction.
+        relation: The view that has them, as SQL writes its name.
+        columns: Those that it will have.
+    """
+    oid = conn.scalar(select(cast(func.to_regclass(relation), OID)))
+    return conn.scalars(_LOOKS, {"oid": oid, "columns": [*columns]}).all()
 
 
 def read_dependants(conn: Connection, names: ViewNames, columns: Iterable[str]) -> Dependants:

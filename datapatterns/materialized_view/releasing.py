@@ -10,6 +10,7 @@ from datapatterns.change_log.explaining import explaining_rights, is_gone
 from datapatterns.change_log.inspecting import locking_order
 from datapatterns.change_log.locking import TableLock, hold_tables
 from datapatterns.change_log.releasing import is_narrow, narrow, release
+from datapatterns.materialized_view.forgetting_types import forget_types
 from datapatterns.materialized_view.schema import materialized_views
 
 CONSUMER_KIND: Final = "view"
@@ -49,6 +50,7 @@ def capture_no_more(conn: Connection, schema: str, logs: Mapping[str, str]) -> N
         hold_tables(conn, locks, schema=schema)
     for table in sorted(locks, key=locking_order):
         if table in kept:
+            forget_types(conn, schema, table, kept[table])
             narrow(conn, table, kept[table], schema=schema)
         else:
             release(conn, table, schema=schema)
