@@ -155,6 +155,8 @@ class FenceOfWrite:
             )
         except (CacheSilence, CommitUnansweredError) as error:
             raise UnfencedWriteError(fences.name) from error
+        for each in self.invalidations:
+            forget_in_process(each.entries, each.tags)
 
     def take_down(self) -> None:
         """Let others store again; if Redis does not answer, the fence falls by itself."""

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Connection, Dialect, event
-from sqlalchemy.engine import AdaptedConnection, ExceptionContext, TwoPhaseTransaction
+from sqlalchemy import Connection, Engine, RootTransaction, TwoPhaseTransaction, event
+from sqlalchemy.engine import AdaptedConnection, ExceptionContext
 
 from datapatterns.errors import SettingsError
 from datapatterns.failpoints import failpoint
@@ -32,9 +32,10 @@ class Fence(Protocol):
 
 F = TypeVar("F", bound=Fence)
 
-_planned: WeakKeyDictionary[Connection, dict[object, Any]] = WeakKeyDictionary()
-_standing: WeakKeyDictionary[Connection, list[Fence]] = WeakKeyDictionary()
-_dialects: WeakSet[Dialect] = WeakSet()
+# By transactions, and heard of by engines: to listen to each connection costs more than a fence.
+_planned: WeakKeyDictionary[RootTransaction, dict[object, Any]] = WeakKeyDictionary()
+_standing: WeakKeyDictionary[RootTransaction, list[Fence]] = WeakKeyDictionary()
+_engines: WeakSet[Engine] = WeakSet()
 
 
 def fence_before_commit(conn: Connection, owner: object, make: Callable[[], F]) -> F:
@@ -51,34 +52,31 @@ def fence_before_commit(conn: Connection, owner: object, make: Callable[[], F]) 
     Raises:
         SettingsError: The transaction is one with two phases, the second of which may be far off.
     """
-    if isinstance(conn.get_transaction(), TwoPhaseTransaction):
+    transaction = conn.get_transaction()
+    assert transaction is not None
+    if isinstance(transaction, TwoPhaseTransaction):
         raise SettingsError(
             "strict",
             "a fence cannot stand until a prepared transaction is committed; commit in one phase,"
             " or write through a cache without strict=True",
         )
-    if conn not in _planned:
-        event.listen(conn, "begin", _begin)
-        event.listen(conn, "commit", _put_up)
-        _planned[conn] = {}
-    if conn.dialect not in _dialects:
+    if conn.engine not in _engines:
+        event.listen(conn.engine, "commit", _put_up)
         event.listen(conn.engine, "handle_error", _take_down_if_refused)
-        _dialects.add(conn.dialect)
-    planned = _planned[conn]
+        _engines.add(conn.engine)
+    planned = _planned.setdefault(transaction, {})
     if owner not in planned:
         planned[owner] = make()
     fence: F = planned[owner]
     return fence
 
 
-def _begin(conn: Connection) -> None:
-    _planned[conn] = {}
-    _standing.pop(conn, None)
-
-
 def _put_up(conn: Connection) -> None:
-    fences: list[Fence] = [*_planned[conn].values()]
-    _planned[conn] = {}
+    transaction = conn.get_transaction()
+    planned = None if transaction is None else _planned.pop(transaction, None)
+    if transaction is None or planned is None:
+        return
+    fences: list[Fence] = [*planned.values()]
     tried: list[Fence] = []
     try:
         for fence in fences:
@@ -90,17 +88,17 @@ def _put_up(conn: Connection) -> None:
             for fence in tried:
                 _block(conn, fence.take_down)
         raise
-    _standing[conn] = fences
-    if fences:
-        failpoint("cache.write-fenced")
+    _standing[transaction] = fences
+    failpoint("cache.write-fenced")
 
 
 def _take_down_if_refused(context: ExceptionContext) -> None:
     conn = context.connection
-    standing = None if conn is None else _standing.pop(conn, None)
-    if conn is not None and standing and not is_unknown(context.original_exception):
-        for fence in standing:
-            _block(conn, fence.take_down)
+    transaction = None if conn is None else conn.get_transaction()
+    if conn is None or transaction is None or is_unknown(context.original_exception):
+        return
+    for fence in _standing.pop(transaction, ()):
+        _block(conn, fence.take_down)
 
 
 def _roll_back(conn: Connection) -> None:

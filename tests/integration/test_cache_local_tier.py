@@ -66,7 +66,7 @@ def write(cache: Cache, name: str, number: int = 1, tags: tuple[str, ...] = ()) 
 @pytest.fixture
 def far_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let writers of this process be those of another: nobody here forgets by himself."""
-    for module in ("backing", "relaying"):
+    for module in ("backing", "delivering", "relaying"):
         monkeypatch.setattr(f"datapatterns.cache_aside.{module}.forget_in_process", lambda *_: None)
 
 

@@ -10,13 +10,14 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from datapatterns.cache_aside import Cache
+from datapatterns.cache_aside import Cache, tracking
 from datapatterns.embedded import ValkeyServer
 from datapatterns.errors import OutcomeUnknownError, SettingsError, UnfencedWriteError
 from datapatterns.failpoints import armed
 from datapatterns.testing import ManualClock
 from datapatterns.transactions import watch_commits
 from tests.fixtures.caches import PATIENT, create_products, name_of, open_cache, rename, until
+from tests.fixtures.local_tiers import LOCAL, until_kept, until_told
 from tests.fixtures.lost_commits import Loss, Network
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
@@ -116,6 +117,21 @@ def test_between_the_commit_and_the_delete_nobody_is_served_the_old_value(
 
     assert seen == [("second", "second")]
     assert (read(reader), read_tagged(reader)) == ("second", "second")
+
+
+def test_nor_is_anybody_in_the_writers_process_from_its_memory(
+    cache: Cache, shop: Engine, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # News of the fence come too late for it.
+    monkeypatch.setattr(tracking._Listener, "_pushed", lambda *_: None)  # noqa: SLF001
+    seen: list[str | None] = []
+    with open_cache(redis_client, shop, LOCAL) as reader:
+        until_told(reader)
+        until_kept(reader, lambda: read(reader))
+        with armed("cache.write-committed", lambda: seen.append(read(reader))):
+            by_writes(cache, shop)
+
+    assert seen == ["second"]
 
 
 def test_without_a_fence_somebody_is(reader: Cache, engine: Engine) -> None:
