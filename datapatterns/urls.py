@@ -5,8 +5,10 @@ and none of its errors is chained to a parser's.
 """
 
 import re
+from dataclasses import dataclass, field
 from functools import cache
-from urllib.parse import urlsplit
+from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 from psycopg import pq
 from sqlalchemy import URL, make_url
@@ -106,6 +108,61 @@ def checked_redis_url(url: str, setting: str = "Redis URL") -> str:
         # The client would take database 0 instead, and not say so.
         raise SettingsError(setting, "the database is a number; " + advice)
     return url.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class RedisUrls:
+    """What a URL says of Redis or Valkey: where one server is, or several that belong together.
+
+    Attributes:
+        kind: Whether it is one server, nodes of a cluster, or sentinels.
+        each: The URL of each, as if there was no other.
+        service: What the sentinels call the primary.
+        database: Which of its databases, where sentinels say who it is.
+    """
+
+    kind: Literal["server", "cluster", "sentinel"]
+    each: tuple[str, ...] = field(repr=False)
+    service: str = ""
+    database: int = 0
+
+
+def redis_urls(url: str, setting: str = "Redis URL") -> RedisUrls:
+    """Return what ``url`` says, which may be one of a cluster or of sentinels.
+
+    >>> redis_urls("redis+sentinel://one:26379,two:26379/shop/3").service
+    'shop'
+
+    Raises:
+        SettingsError: It cannot be used; ``setting`` says which one.
+    """
+    scheme, plus, rest = url.strip().partition("+")
+    if not plus or scheme not in {"redis", "rediss"}:
+        return RedisUrls("server", (checked_redis_url(url, setting),))
+    kind, _, rest = rest.partition("://")
+    found = _SEVERAL.fullmatch(rest)
+    hosts, path, query = found.groups("") if found else ("", "", "")
+    user, at, hosts = hosts.rpartition("@")
+    each = tuple(f"{scheme}://{user}{at}{host}{query}" for host in hosts.split(","))
+    for one in each:
+        checked_redis_url(one, setting)
+    match kind, path.strip("/").split("/"):
+        case "cluster", ["" | "0"]:
+            return RedisUrls("cluster", each)
+        case "sentinel", [service, *database] if service and _is_number(database):
+            return RedisUrls("sentinel", each, unquote(service), int("".join(database) or 0))
+    raise SettingsError(
+        setting,
+        f"write {scheme}+cluster://user:password@host:6379,host:6380 or"
+        f" {scheme}+sentinel://user:password@host:26379,host:26380/name-of-the-primary/0",
+    )
+
+
+_SEVERAL = re.compile(r"([^/?#]*)(/[^?#]*)?(\?[^#]*)?")
+
+
+def _is_number(parts: list[str]) -> bool:
+    return len(parts) <= 1 and _REDIS_DATABASE.fullmatch("".join(parts)) is not None
 
 
 def shown_database(url: URL) -> str:

@@ -17,6 +17,7 @@ from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.keys import Key, KeyPart, parts_in
 from datapatterns.cache_aside.redis_commands import ENTRIES_PER_CALL, answer_to, command_for
 from datapatterns.cache_aside.standing import Standing
+from datapatterns.cache_aside.status import scanned
 from datapatterns.cache_aside.steps import CacheSilence, Fetch, Fetched, Wanted
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import ServerUnavailableError
@@ -109,21 +110,14 @@ class Auditor(Generic[T]):
         """Return the keys of all entries by part; None for one that only a hash is left of."""
         begin = f"{standing.prefix}value:{{"
         pattern = f"{_literally(begin + self.backing.name)}:*"
-        cursor, seen = b"0", set[bytes]()
-        while True:
-            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", ENTRIES_PER_CALL)
-            reply = self.backing.links.call(command, identity=standing.server)
-            match reply:
-                case [bytes(cursor), list(names)]:
-                    # A key may be returned twice.
-                    fresh = [name for name in names if name not in seen]
-                case _:
-                    raise CacheSilence("an unexpected reply to SCAN")
-            seen.update(fresh)
-            for name in fresh:
-                yield parts_in(name.decode().removeprefix(begin).removesuffix("}"))
-            if cursor == b"0":
-                return
+        seen = set[bytes]()
+        for place in self.backing.links.places(standing.server):
+            for names in scanned(self.backing.links, place, pattern):
+                # A key may be returned twice.
+                fresh = [name for name in names if name not in seen]
+                seen.update(fresh)
+                for name in fresh:
+                    yield parts_in(name.decode().removeprefix(begin).removesuffix("}"))
 
     def _fetch(self, standing: Standing, keys: Sequence[Key]) -> Sequence[Fetched]:
         if not keys:

@@ -6,18 +6,19 @@ from time import time
 from typing import Any, TypeVar
 
 from redis import Redis
+from redis.cluster import RedisCluster
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from datapatterns.cache_aside.breaker import Breaker
 from datapatterns.cache_aside.capturing import Tabled, follow, unfollow
+from datapatterns.cache_aside.cluster_links import ClusterLinks, links_to
 from datapatterns.cache_aside.codec import Codec, Stored, fresh_until_ms
 from datapatterns.cache_aside.counting import CacheStats, Counters
 from datapatterns.cache_aside.delivering import Delivery, Fences
 from datapatterns.cache_aside.gate import Gate
 from datapatterns.cache_aside.invalidating import keys_of, record_invalidation
 from datapatterns.cache_aside.keys import Key, checked_name, checked_target, entry_of
-from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.local_tier import LocalTier, Slot, forget_in_process
 from datapatterns.cache_aside.older_snapshots import seen_by_all_of
 from datapatterns.cache_aside.own_writes import Within, has_written, keeps_its_snapshot, note_write
@@ -45,7 +46,7 @@ from datapatterns.cache_aside.writers import Home, checked_writer, refuse_autoco
 from datapatterns.cache_aside.writing import after_commit
 from datapatterns.change_log.snapshots import Snapshot
 from datapatterns.clock import SYSTEM_CLOCK
-from datapatterns.errors import ServerUnavailableError
+from datapatterns.errors import ServerUnavailableError, SettingsError
 from datapatterns.sql.metadata import checked_schema
 from datapatterns.telemetry import Observer
 
@@ -75,7 +76,7 @@ class Backing:
 
     def __init__(  # noqa: PLR0913 -- a composition root of its own
         self,
-        redis: str | Redis,
+        redis: str | Redis | RedisCluster,
         engine: Engine,
         *,
         name: str,
@@ -90,11 +91,10 @@ class Backing:
         self.engine = engine
         self.policy = policy
         self.counters = Counters(name, observer)
-        self.breaker = Breaker(SYSTEM_CLOCK.monotonic, self.counters.opened)
-        self.links = Links(
+        self.links = links_to(
             redis,
             timeout_seconds=policy.redis_timeout_seconds,
-            breaker=self.breaker,
+            new_breaker=lambda: Breaker(SYSTEM_CLOCK.monotonic, self.counters.opened),
             on_silence=self._note_silence,
         )
         self._schema = checked_schema(schema)
@@ -104,6 +104,10 @@ class Backing:
         self.local: LocalTier | None = None
         self._tracked: TrackedTier | None = None
         if policy.local_bytes:
+            if isinstance(self.links, ClusterLinks):
+                raise SettingsError(
+                    "local_bytes", "nothing of a cluster is kept in the process; leave it 0"
+                )
             self.local = LocalTier(name, policy, partial(self.counters.add, "local_hits"))
             self._tracked = TrackedTier(self.local, self.links)
         self.gate = Gate(self._relay, SYSTEM_CLOCK, self._tracked)
@@ -213,9 +217,19 @@ class Backing:
             return Within(conn, has_written=True)
         return Within(conn, has_written=False) if keeps_its_snapshot(conn) else None
 
+    def refuse_replica(self) -> None:
+        """Refuse to load from a replica where nobody knows what Redis has lost.
+
+        Raises:
+            SettingsError: It is a cluster.
+        """
+        if not self.links.tells_losses:
+            raise SettingsError("load_from", "beside a Redis Cluster values come from the primary")
+
     def seen_by(self, conn: Connection) -> Snapshot | None:
         """Return what a transaction of a caller's has seen, None if others must not have it."""
-        return seen_by_all_of(conn) if self._home.has(conn) else None
+        is_known = self.links.tells_losses and self._home.has(conn)
+        return seen_by_all_of(conn) if is_known else None
 
     def _names(self, entries: Iterable[str], tags: Iterable[str]) -> list[str]:
         """Return what tells entries and tags apart from those of other caches."""

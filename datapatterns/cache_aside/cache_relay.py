@@ -1,11 +1,12 @@
 """The relay of a Redis by itself, for whoever runs it and looks after it."""
 
 from redis import Redis
+from redis.cluster import RedisCluster
 from sqlalchemy import Engine
 
 from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.cache_aside.cluster_links import links_to
 from datapatterns.cache_aside.keys import checked_target
-from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
 from datapatterns.cache_aside.relaying import Relay, RelayReport
 from datapatterns.cache_aside.standing import Standing
@@ -41,7 +42,7 @@ class CacheRelay:
 
     def __init__(
         self,
-        redis: str | Redis,
+        redis: str | Redis | RedisCluster,
         engine: Engine,
         *,
         policy: CachePolicy = DEFAULT_POLICY,
@@ -53,10 +54,10 @@ class CacheRelay:
         self.schema = checked_schema(schema)
         self.target = checked_target(target)
         self._observer = observer
-        self._links = Links(
+        self._links = links_to(
             redis,
             timeout_seconds=policy.redis_timeout_seconds,
-            breaker=Breaker(SYSTEM_CLOCK.monotonic),
+            new_breaker=lambda: Breaker(SYSTEM_CLOCK.monotonic),
             on_silence=lambda: None,
         )
         self._relay = Relay(engine, self._links, policy, self.schema, self.target, observer)

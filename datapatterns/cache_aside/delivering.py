@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection
 
+from datapatterns.cache_aside.cluster_links import AnyLinks
 from datapatterns.cache_aside.counting import Counters
 from datapatterns.cache_aside.fencing import fence_before_commit
 from datapatterns.cache_aside.gate import Gate
 from datapatterns.cache_aside.invalidating import Invalidation
-from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.local_tier import forget_in_process
 from datapatterns.cache_aside.lua_scripts import Command
 from datapatterns.cache_aside.redis_commands import (
@@ -38,7 +38,7 @@ class Delivery:
 
     def __init__(
         self,
-        links: Links,
+        links: AnyLinks,
         gate: Gate,
         counters: Counters,
         detach: Callable[[Sequence[str], Sequence[str]], object],
@@ -98,7 +98,7 @@ class Fences:
         name: str,
         seconds: float,
         *,
-        links: Links,
+        links: AnyLinks,
         gate: Gate,
         counters: Counters,
         clock: Clock,

@@ -20,6 +20,7 @@ from datapatterns.cache_aside.keys import checked_target, entry_of
 from datapatterns.cache_aside.lease_mutex import Claim, LeaseMutex, storing
 from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.redis_commands import ENTRIES_PER_CALL, value_key
+from datapatterns.cache_aside.redis_sources import one_server
 from datapatterns.cache_aside.steps import CacheSilence
 from datapatterns.clock import SYSTEM_CLOCK
 from datapatterns.errors import ServerUnavailableError, SettingsError, UncacheableValueError
@@ -82,7 +83,7 @@ class DogpileBackend(BytesBackend):
         assert timeout_seconds is not None
         self._prefix = f"{checked_target(arguments.get('key_prefix', 'datapatterns'))}:dogpile:"
         self._links = Links(
-            _redis_of(arguments),
+            one_server(_redis_of(arguments), timeout_seconds=timeout_seconds),
             timeout_seconds=timeout_seconds,
             breaker=Breaker(SYSTEM_CLOCK.monotonic),
             on_silence=lambda: None,

@@ -67,6 +67,8 @@ class Driver:
         self._local = backing.local
         self._flights = flights
         self._load_from = load_from
+        if load_from is not None:
+            backing.refuse_replica()
         self._bulkhead = BoundedSemaphore(backing.policy.loads_at_once)
 
     def read(self, codec: Codec[T], wanted: Wanted, load: Loader[T], *, anew: bool = False) -> T:

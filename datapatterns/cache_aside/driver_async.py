@@ -10,10 +10,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from datapatterns.cache_aside.backing import Backing
+from datapatterns.cache_aside.cluster_links_async import AnyAsyncLinks
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.flights import Turns
 from datapatterns.cache_aside.keys import Key
-from datapatterns.cache_aside.links_async import AsyncLinks
 from datapatterns.cache_aside.reading import Reading, values_of
 from datapatterns.cache_aside.redis_commands import (
     ENTRIES_PER_CALL,
@@ -88,7 +88,7 @@ class AsyncDriver:
         self,
         engine: AsyncEngine,
         backing: Backing,
-        links: AsyncLinks,
+        links: AnyAsyncLinks,
         flights: AsyncFlights,
         load_from: AsyncEngine | None,
     ) -> None:
@@ -99,6 +99,8 @@ class AsyncDriver:
         self._local = backing.local
         self._flights = flights
         self._load_from = load_from
+        if load_from is not None:
+            backing.refuse_replica()
         self._bulkhead = asyncio.Semaphore(backing.policy.loads_at_once)
 
     async def _standing(self) -> Standing | None:

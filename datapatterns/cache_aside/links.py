@@ -6,139 +6,84 @@ a link is redis-py's own connection, used directly, by one caller at a time.
 
 import logging
 import os
-import re
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from redis import Redis
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from datapatterns.cache_aside.breaker import Breaker
-from datapatterns.cache_aside.lua_scripts import SCRIPTS, Command
+from datapatterns.cache_aside.link import (
+    UNREACHABLE,
+    WHO_ARE_YOU,
+    Link,
+    Refused,
+    identity_in,
+    without_errors,
+)
+from datapatterns.cache_aside.lua_scripts import Command
 from datapatterns.cache_aside.steps import CacheSilence
-from datapatterns.errors import SettingsError
-from datapatterns.urls import checked_redis_url
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 _IDLE_MAX = 64
-UNREACHABLE = (RedisConnectionError, RedisTimeoutError, InvalidResponse, OSError)
 _OF_ANOTHER_POOL = ("event_dispatcher", "himport_registry", "maint_notifications", "orig_")
-WHO_ARE_YOU: Sequence[Command] = (("INFO", "server"), ("INFO", "replication"))
-_FIELD = re.compile(r"^(run_id|master_replid|redis_mode):([^\r\n]*)", re.MULTILINE)
 
 
-class Link:
-    """One open connection; whoever took it is alone with it."""
+class Place(NamedTuple):
+    """A server that hits come from.
 
-    __slots__ = ("connection", "identity", "is_used", "pack", "receive", "send")
-
-    def __init__(self, pool: ConnectionPool) -> None:
-        self.connection = pool.connection_class(**pool.connection_kwargs)
-        self.connection.connect()
-        self.pack = self.connection.pack_command
-        self.send = self.connection.send_packed_command
-        self.receive = self.connection.read_response
-        self.is_used = False
-        self.identity = self.current_identity()
-
-    def call(self, command: Command) -> object:
-        """Send one command and return its reply; a script that the server misses goes along."""
-        try:
-            return self._call(command)
-        except NoScriptError:
-            _, sha, *rest = command
-            return self._call(("EVAL", SCRIPTS[str(sha)].source, *rest))
-
-    def current_identity(self) -> str:
-        """Return which run of which server answers, as it says now.
-
-        A restart draws another run id, a failover another replication id: after either, values
-        may be back that had been deleted.
-
-        Raises:
-            SettingsError: It is a node of a cluster.
-        """
-        self.identity = identity_in([self._call(command) for command in WHO_ARE_YOU])
-        return self.identity
-
-    def close(self) -> None:
-        """Let go of the server."""
-        self.connection.disconnect()
-
-    def _call(self, command: Command) -> object:
-        self.send(self.pack(*command), check_health=False)
-        reply: object = self.receive(disable_decoding=True)
-        return reply
-
-
-def identity_in(replies: Sequence[object]) -> str:
-    """Return which run of which server gave these replies to `WHO_ARE_YOU`.
-
-    Raises:
-        SettingsError: It is a node of a cluster.
+    Attributes:
+        identity: Which run of which server it is.
+        tag: What a key ends in to be there.
+        address: Where it is in a cluster.
     """
-    text = b"".join(reply for reply in replies if isinstance(reply, bytes))
-    found = dict(_FIELD.findall(text.decode(errors="replace")))
-    if found.get("redis_mode") == "cluster":
-        raise SettingsError("redis", "a Redis Cluster is not supported yet; name one server")
-    return f"{found.get('run_id')}:{found.get('master_replid')}"
 
-
-def _pool_of(url: str) -> ConnectionPool:
-    checked = checked_redis_url(url, "redis")
-    try:
-        pool = ConnectionPool.from_url(checked)
-        pool.connection_class(**pool.connection_kwargs)  # does not connect
-    except (TypeError, ValueError):
-        # What they say may quote the password.
-        raise SettingsError(
-            "redis", "this is no URL of a Redis; write redis://user:password@host:6379/0"
-        ) from None
-    return pool
+    identity: str
+    tag: str = ""
+    address: tuple[str, int] | None = None
 
 
 class Links:
     """Hands out links, and reports silence to whoever must know.
 
     Args:
-        redis: A URL, or a client whose settings are used.
+        source: A pool whose settings are used.
         timeout_seconds: How long to wait for a connection or an answer.
         breaker: What decides whether to ask at all.
         on_silence: Called whenever the server did not answer, or another one did.
+        in_cluster: Whether it is a node of a cluster.
 
     Attributes:
+        breaker: As given.
         database: The number of the database within the server.
-
-    Raises:
-        SettingsError: The URL cannot be used.
+        tells_losses: Whether it can be known what Redis has lost.
     """
+
+    tells_losses = True
 
     def __init__(
         self,
-        redis: str | Redis,
+        source: ConnectionPool,
         *,
         timeout_seconds: float,
         breaker: Breaker,
         on_silence: Callable[[], None],
+        in_cluster: bool = False,
     ) -> None:
-        pool = _pool_of(redis) if isinstance(redis, str) else redis.connection_pool
-        self._source = pool  # settings of a sentinel's client refer to it weakly
+        self._source = source  # settings of a sentinel's client refer to it weakly
         settings = {
             name: value
-            for name, value in pool.connection_kwargs.items()
+            for name, value in source.connection_kwargs.items()
             if not name.startswith(_OF_ANOTHER_POOL)
         }
         self._pool = ConnectionPool(
-            connection_class=pool.connection_class,
+            connection_class=source.connection_class,
             **settings
             | {
                 "protocol": 2,  # no pushes that could come between a command and its reply
@@ -152,8 +97,9 @@ class Links:
         self.database = int(settings.get("db") or 0)
         # Many threads can push to a list and pop from it without a lock of ours.
         self._idle: list[Link] = []
-        self._breaker = breaker
+        self.breaker = breaker
         self._on_silence = on_silence
+        self._in_cluster = in_cluster
         _instances.add(self)
 
     def fetch(self, command: Command, identity: str) -> object:
@@ -162,7 +108,7 @@ class Links:
         Raises:
             CacheSilence: There was no answer, an error, or it is another server.
         """
-        if not self._idle or self._breaker.is_open:
+        if not self._idle or self.breaker.is_open:
             return self.call(command, identity=identity)
         try:
             link = self._idle.pop()
@@ -182,7 +128,7 @@ class Links:
             if isinstance(error, UNREACHABLE):
                 raise self.silence(error) from error
             if isinstance(error, ResponseError):
-                raise CacheSilence(str(error)) from error
+                raise Refused(error) from error
             raise
         self._idle.append(link)
         return reply
@@ -206,13 +152,15 @@ class Links:
         Raises:
             CacheSilence: There was no answer, an error, or it is another server.
         """
+        return without_errors(self.begin(commands, identity=identity).replies())
 
-        def send(link: Link) -> list[object]:
-            if identity not in {None, link.identity}:
-                raise RedisConnectionError("another server answers")
-            return [link.call(command) for command in commands]
+    def begin(self, commands: Sequence[Command], *, identity: str | None = None) -> "Exchange":
+        """Send ``commands`` and return where their replies are to be had, or given up.
 
-        return self._with_link(send)
+        Raises:
+            CacheSilence: There was no answer, or it is another server.
+        """
+        return Exchange(self, commands, identity)
 
     def current_identity(self) -> str:
         """Return which run of which server answers now.
@@ -220,7 +168,20 @@ class Links:
         Raises:
             CacheSilence: There was no answer.
         """
-        return self._with_link(Link.current_identity)
+        replies = self.call_all(WHO_ARE_YOU)
+        return identity_in(replies, in_cluster=self._in_cluster)
+
+    def places(self, identity: str) -> list[Place]:
+        """Return the servers that ``identity`` stands for."""
+        return [Place(identity)]
+
+    def call_at(self, place: Place, commands: Sequence[Command]) -> list[object]:
+        """Return the replies of one of these servers.
+
+        Raises:
+            CacheSilence: There was no answer, an error, or it is another server.
+        """
+        return self.call_all(commands, identity=place.identity)
 
     @property
     def where(self) -> Hashable:
@@ -257,49 +218,117 @@ class Links:
         """Forget links that this process inherited: their replies are another's."""
         self._idle = []
 
-    def _with_link(self, use: Callable[[Link], T]) -> T:
-        if not self._breaker.allows():
-            raise CacheSilence("left alone after failures")
+    @contextmanager
+    def heeding_silence(self) -> Iterator[None]:
+        """Take note if the server does not answer.
+
+        Raises:
+            CacheSilence: It did not, or with an error.
+        """
         try:
-            link = self._idle.pop() if self._idle else Link(self._pool)
-            try:
-                return self._use(link, use)
-            except RedisConnectionError:
-                if not link.is_used:
-                    raise
-            # The server had closed an idle link: that says nothing about how it is now.
-            return self._use(Link(self._pool), use)
+            yield
         except UNREACHABLE as error:
             raise self.silence(error) from error
         except ResponseError as error:
-            raise CacheSilence(str(error)) from error
+            raise Refused(error) from error
 
-    def _use(self, link: Link, use: Callable[[Link], T]) -> T:
-        try:
-            result = use(link)
-        except BaseException:
-            # After a failure nobody knows whose reply comes next.
-            link.close()
-            raise
-        self._breaker.succeeded()
+    def take(self, *, anew: bool = False) -> Link:
+        """Return a link that nobody else uses; ``anew`` none that was idle.
+
+        Raises:
+            CacheSilence: The server is left alone.
+        """
+        if not anew and not self.breaker.allows():
+            raise CacheSilence("left alone after failures")
+        if self._idle and not anew:
+            try:
+                return self._idle.pop()
+            except IndexError:
+                pass  # another thread was quicker
+        return Link(self._pool, in_cluster=self._in_cluster)
+
+    def give_back(self, link: Link) -> None:
+        """Take back a link on which every reply has been read."""
+        self.breaker.succeeded()
         link.is_used = True
         if len(self._idle) < _IDLE_MAX:
             self._idle.append(link)
         else:
             link.close()
-        return result
 
     def silence(self, error: Exception) -> CacheSilence:
         """Take note that the server did not answer, and return what to raise."""
-        was_open = self._breaker.is_open
-        self._breaker.failed()
+        was_open = self.breaker.is_open
+        self.breaker.failed()
         self._on_silence()
-        if self._breaker.is_open and not was_open:
+        if self.breaker.is_open and not was_open:
             logger.warning(
                 "Redis does not answer; values come from the database",
                 extra={"error": type(error).__name__},
             )
         return CacheSilence(f"{type(error).__name__}: {error}")
+
+
+class Exchange:
+    """Commands that are on their way on a link of its own."""
+
+    __slots__ = ("_commands", "_identity", "_link", "_links")
+
+    def __init__(self, links: Links, commands: Sequence[Command], identity: str | None) -> None:
+        self._links = links
+        self._commands = commands
+        self._identity = identity
+        with links.heeding_silence():
+            self._link = links.take()
+            try:
+                self._send()
+            except RedisConnectionError as error:
+                self._send_again(error)
+
+    def replies(self) -> list[object]:
+        """Return the replies in order; an error that the server answered with is one of them.
+
+        Raises:
+            CacheSilence: There was no answer, or it is another server.
+        """
+        with self._links.heeding_silence():
+            try:
+                replies = self._received()
+            except RedisConnectionError as error:
+                self._send_again(error)
+                replies = self._received()
+        self._links.give_back(self._link)
+        return replies
+
+    def give_up(self) -> None:
+        """Let nobody else read what is on its way."""
+        self._link.close()
+
+    def _send_again(self, error: RedisConnectionError) -> None:
+        if not self._link.is_used:
+            raise error
+        # The server had closed an idle link: that says nothing about how it is now.
+        self._link = self._links.take(anew=True)
+        self._send()
+
+    def _send(self) -> None:
+        with self._closing_after_failures():
+            if self._identity not in {None, self._link.identity}:
+                raise RedisConnectionError("another server answers")
+            self._link.send_all(self._commands)
+
+    def _received(self) -> list[object]:
+        with self._closing_after_failures():
+            return self._link.receive_all(self._commands)
+
+    @contextmanager
+    def _closing_after_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            # After a failure nobody knows whose reply comes next.
+            self._link.close()
+            raise
 
 
 _instances: WeakSet[Links] = WeakSet()

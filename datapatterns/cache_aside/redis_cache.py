@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple, overload
 
 from redis import Redis
+from redis.cluster import RedisCluster
 from sqlalchemy import CompoundSelect, Connection, Engine, Select
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -64,7 +65,7 @@ class Cache:
 
     def __init__(  # noqa: PLR0913 -- a composition root of its own
         self,
-        redis: str | Redis,
+        redis: str | Redis | RedisCluster,
         engine: Engine,
         *,
         name: str,
@@ -298,8 +299,7 @@ class Cache:
 
         And whatever depends on ``tags``, in all caches of this target.
 
-        Recorded in a transaction of its own first, so that it happens in the end even if Redis is
-        away.
+        Recorded in a transaction of its own first: in the end it happens though Redis is away.
         """
         # Nothing else is written, so that an engine in autocommit mode is right here, too.
         with self._connection(None) as own:

@@ -17,6 +17,7 @@ from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.cached_function import Calls, refuse_a_second, value_type_of
 from datapatterns.cache_aside.cached_function_async import AsyncCachedFunction
 from datapatterns.cache_aside.capturing import Tabled
+from datapatterns.cache_aside.cluster_links_async import async_links_to
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.counting import CacheStats
 from datapatterns.cache_aside.driver_async import (
@@ -26,7 +27,6 @@ from datapatterns.cache_aside.driver_async import (
     AsyncManyLoader,
 )
 from datapatterns.cache_aside.keys import Key, entry_of
-from datapatterns.cache_aside.links_async import AsyncLinks
 from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
 from datapatterns.cache_aside.query_plans import AnyQuery
 from datapatterns.cache_aside.querying_async import read_query
@@ -53,7 +53,7 @@ class AsyncCache:
     What happens seldom (a relay round, a delete after a commit) runs in a thread.
 
     Args:
-        redis: A URL.
+        redis: A URL, as for `Cache`.
         engine: The primary of the database, by psycopg.
         name: What the cache holds; part of every key.
         policy: The times to live by.
@@ -90,10 +90,9 @@ class AsyncCache:
             strict=strict,
             detach=flights.detach,
         )
-        self._links = AsyncLinks(
+        self._links = async_links_to(
             redis,
             timeout_seconds=policy.redis_timeout_seconds,
-            breaker=self._backing.breaker,
             reports_to=self._backing.links,
         )
         self._driver = AsyncDriver(engine, self._backing, self._links, flights, load_from)

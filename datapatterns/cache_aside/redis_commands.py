@@ -75,9 +75,9 @@ def name_in(key: str) -> tuple[str, str]:
     return (name, "") if role == "value" else ("", name.removeprefix("tag:"))
 
 
-def server_key(prefix: str) -> str:
-    """Return the key by which the relay vouches for a server."""
-    return f"{prefix}server"
+def server_key(prefix: str, tag: str = "") -> str:
+    """Return the key by which the relay vouches for a server, that of a ``tag`` in a cluster."""
+    return f"{prefix}server{tag}"
 
 
 def command_for(step: RedisStep, *, prefix: str, policy: CachePolicy) -> Command:

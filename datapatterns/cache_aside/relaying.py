@@ -16,9 +16,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.cache_aside.captured_changes import CapturedChanges, Obsolete
+from datapatterns.cache_aside.cluster_links import AnyLinks
 from datapatterns.cache_aside.invalidating import entries_in, prefix_of, tags_in
-from datapatterns.cache_aside.links import Links
+from datapatterns.cache_aside.links import Place
 from datapatterns.cache_aside.local_tier import forget_in_process
+from datapatterns.cache_aside.milestones import Survey
 from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.redis_commands import (
     invalidations_of,
@@ -90,7 +92,7 @@ class Relay:
     """
 
     engine: Engine
-    links: Links
+    links: AnyLinks
     policy: CachePolicy
     schema: str
     target: str
@@ -111,7 +113,7 @@ class Relay:
             SettingsError: The engine leads to a standby.
         """
         server = self.links.current_identity()
-        began_ms = server_ms(self.links, server)
+        began_ms = {place: server_ms(self.links, place) for place in self.links.places(server)}
         with self._transaction() as conn:
             refuse_standby(conn)
             identity = self._identity(conn, server)
@@ -122,22 +124,25 @@ class Relay:
             report = RelayReport(is_leading=True)
             prefix = self._prefix(held)
             # Before the snapshot: what Redis loses from now on was not lost before it.
-            survey = survey_in(self.links.call(survey_of(prefix, begins=True), identity=server))
+            survey = self._survey(prefix, server)
             now = conn.scalars(select(func.pg_current_snapshot(type_=PgSnapshot))).one()
             forgets_all = held.identity != identity or captured.says_too_little
             if not forgets_all:
                 report, forgets_all = self._send_difference(conn, held, captured, now, server)
             # Not before all has been read: what is not logged is seen by it.
             if captured.advance(conn, now) or forgets_all:
-                self.links.call(("UNLINK", server_key(self._prefix(held))), identity=server)
+                for place in began_ms:
+                    mark = server_key(self._prefix(held), place.tag)
+                    self.links.call_at(place, [("UNLINK", mark)])
                 failpoint("relay.mark-removed")
                 held = self._renew(conn, identity)
                 report = RelayReport(is_leading=True, has_new_generation=True)
             self._collect(conn)
         failpoint("relay.committed")
         standing = Standing(self._prefix(held), server)
-        self._vouch(standing, began_ms)
-        if standing.prefix == prefix:
+        for place, ms in began_ms.items():
+            self._vouch(standing, place, ms)
+        if survey is not None and standing.prefix == prefix:
             self.links.call(milestone_at(prefix, survey, now), identity=server)
         self._tell(report)
         return report, standing
@@ -192,6 +197,11 @@ class Relay:
     def _identity(self, conn: Connection, server: str) -> str:
         # Databases of one server share its identity, not its entries.
         return f"{server}/{self.links.database}/{_database_identity(conn)}"
+
+    def _survey(self, prefix: str, server: str) -> Survey | None:
+        if not self.links.tells_losses:
+            return None
+        return survey_in(self.links.call(survey_of(prefix, begins=True), identity=server))
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -301,23 +311,24 @@ class Relay:
         )
         conn.execute(delete(outbox).where(outbox.c.id.in_(told)))
 
-    def _vouch(self, standing: Standing, began_ms: int) -> None:
-        """Say that this server has been told everything that had committed at ``began_ms``.
+    def _vouch(self, standing: Standing, place: Place, began_ms: int) -> None:
+        """Say that a server has been told everything that had committed at ``began_ms``.
 
-        The mark lasts only so long: a server cut off from the relay, or a dead relay, must not
-        serve hits for ever. Its end is a time of the server's, so that a round or a command that
-        took long does not last longer. It holds how long it lasts in all, and so its age is known.
+        In a cluster each node has a mark. It lasts only so long: a server cut off from the relay,
+        or a dead relay, must not serve hits for ever. Its end is a time of the server's, so that a
+        round or a command that took long does not last longer. It holds how long it lasts in all,
+        and so its age is known.
         A mark that was lost is drawn anew, so that its loss can be seen.
         """
-        key, server = server_key(standing.prefix), standing.server
-        mark = self.links.call(("GET", key), identity=server)
+        key, server = server_key(standing.prefix, place.tag), standing.server
+        [mark] = self.links.call_at(place, [("GET", key)])
         life_ms, known_ms = milliseconds(self.policy.vouched_seconds), life_in(mark, server)
         draw = uuid4().hex.encode()
         if known_ms is not None and isinstance(mark, bytes):
             # Whoever trusts a shorter time looks at the age.
             life_ms, draw = max(life_ms, known_ms), mark.rpartition(b"|")[2]
         fresh = b"%s|%d|%s" % (server.encode(), life_ms, draw)
-        self.links.call(("SET", key, fresh, "PXAT", began_ms + life_ms), identity=server)
+        self.links.call_at(place, [("SET", key, fresh, "PXAT", began_ms + life_ms)])
 
     def _prefix(self, held: _Held) -> str:
         return prefix_of(self.target, held.generation.hex)

@@ -1,14 +1,15 @@
 """How the relay of a Redis stands: what waits to be sent, and what that server holds."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, func, or_, select
 
 from datapatterns.cache_aside.capturing import consumer_of, read_followed_by_name
+from datapatterns.cache_aside.cluster_links import AnyLinks
 from datapatterns.cache_aside.invalidating import prefix_of
-from datapatterns.cache_aside.links import Links
+from datapatterns.cache_aside.links import Place
 from datapatterns.cache_aside.redis_commands import ENTRIES_PER_CALL
 from datapatterns.cache_aside.schema import cache_tables
 from datapatterns.cache_aside.steps import CacheSilence
@@ -125,7 +126,7 @@ def read_followed_tables(
     )
 
 
-def count_values(links: Links, prefix: str) -> dict[str, int]:
+def count_values(links: AnyLinks, prefix: str) -> dict[str, int]:
     """Return how many values each cache has, by its name.
 
     Raises:
@@ -136,16 +137,29 @@ def count_values(links: Links, prefix: str) -> dict[str, int]:
     return dict(sorted(Counter(names).items()))
 
 
-def _names(links: Links, pattern: str) -> Iterator[str]:
-    cursor, seen = b"0", set[bytes]()
+def _names(links: AnyLinks, pattern: str) -> Iterator[str]:
+    seen = set[bytes]()
+    for place in links.places(links.current_identity()):
+        for names in scanned(links, place, pattern):
+            fresh = [name for name in names if name not in seen]  # it may come twice
+            seen.update(fresh)
+            yield from (name.decode(errors="replace") for name in fresh)
+
+
+def scanned(links: AnyLinks, place: Place, pattern: str) -> Iterator[Sequence[bytes]]:
+    """Return the keys on one server that match ``pattern``, in portions; some may come twice.
+
+    Raises:
+        CacheSilence: It did not answer.
+    """
+    cursor = b"0"
     while True:
-        reply = links.call(("SCAN", cursor, "MATCH", pattern, "COUNT", ENTRIES_PER_CALL))
+        command = ("SCAN", cursor, "MATCH", pattern, "COUNT", ENTRIES_PER_CALL)
+        [reply] = links.call_at(place, [command])
         match reply:
             case [bytes(cursor), list(names)]:
-                fresh = [name for name in names if name not in seen]  # it may come twice
+                yield names
             case _:
                 raise CacheSilence("an unexpected reply to SCAN")
-        seen.update(fresh)
-        yield from (name.decode(errors="replace") for name in fresh)
         if cursor == b"0":
             return

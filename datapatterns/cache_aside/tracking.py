@@ -19,7 +19,8 @@ from weakref import WeakSet, WeakValueDictionary
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from datapatterns.cache_aside.links import WHO_ARE_YOU, Links, identity_in
+from datapatterns.cache_aside.link import WHO_ARE_YOU, identity_in
+from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.local_tier import LocalTier
 from datapatterns.cache_aside.redis_commands import name_in
 from datapatterns.cache_aside.standing import Standing

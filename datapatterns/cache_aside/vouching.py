@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from datapatterns.cache_aside.links import Links
+from datapatterns.cache_aside.cluster_links import AnyLinks
+from datapatterns.cache_aside.links import Place
 from datapatterns.cache_aside.redis_commands import server_key
 from datapatterns.cache_aside.standing import Standing
 from datapatterns.cache_aside.steps import CacheSilence
@@ -25,17 +26,26 @@ class Mark(NamedTuple):
         return self.now_ms - self.began_ms
 
 
-def read_mark(links: Links, standing: Standing) -> Mark | None:
+def read_mark(links: AnyLinks, standing: Standing) -> Mark | None:
     """Return the mark of ``standing``; None if nobody vouches for it.
+
+    In a cluster that of the node which is marked last: all others are marked by that round, too.
 
     Raises:
         CacheSilence: Redis did not answer, or another server does.
     """
-    key = server_key(standing.prefix)
+    mark = None
+    for place in links.places(standing.server):
+        mark = _mark_at(links, place, standing)
+        if mark is None:
+            return None
+    return mark
+
+
+def _mark_at(links: AnyLinks, place: Place, standing: Standing) -> Mark | None:
+    key = server_key(standing.prefix, place.tag)
     # The time comes before what is left, so that no mark looks younger than it is.
-    mark, now, left_ms = links.call_all(
-        [("GET", key), ("TIME",), ("PTTL", key)], identity=standing.server
-    )
+    mark, now, left_ms = links.call_at(place, [("GET", key), ("TIME",), ("PTTL", key)])
     life_ms = life_in(mark, standing.server)
     if life_ms is None or not isinstance(left_ms, int) or left_ms <= 0:
         return None
@@ -43,13 +53,14 @@ def read_mark(links: Links, standing: Standing) -> Mark | None:
     return Mark(now_ms + left_ms - life_ms, now_ms)
 
 
-def server_ms(links: Links, server: str) -> int:
-    """Return the time by the clock of ``server``, in milliseconds since 1970.
+def server_ms(links: AnyLinks, place: Place) -> int:
+    """Return the time by the clock of a server, in milliseconds since 1970.
 
     Raises:
         CacheSilence: It did not answer, or another does.
     """
-    return _ms_of(links.call(("TIME",), identity=server))
+    [reply] = links.call_at(place, [("TIME",)])
+    return _ms_of(reply)
 
 
 def life_in(mark: object, server: str) -> int | None:

@@ -54,7 +54,9 @@ def read(cache: Cache, number: int = 1) -> str | None:
 
 
 def links(cache: Cache) -> Links:
-    return cache._backing.links  # noqa: SLF001 -- where the answers come in
+    found = cache._backing.links  # noqa: SLF001 -- where the answers come in
+    assert isinstance(found, Links)
+    return found
 
 
 def write(cache: Cache, name: str, number: int = 1, tags: tuple[str, ...] = ()) -> None:
@@ -157,7 +159,7 @@ def test_ones_own_write_is_seen_at_once(
             return [read(cache), read(twin), tagged]
 
         for each in (cache, twin, names):
-            until_kept(each, read_all)
+            until_kept(each, read_all, is_told=False)
         assert read_all() == ["first"] * 3
         write(cache, "second", tags=("product:i1",))
         assert read_all() == ["second"] * 3

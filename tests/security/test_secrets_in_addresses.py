@@ -69,6 +69,14 @@ REDIS = [
     "redis://127.0.0.1:1/0?pasword={}",
     "unix://ann:{}@/nowhere.sock",
     "redis://ann:{}",
+    "redis+cluster://ann:{}@127.0.0.1:1,127.0.0.1:2",
+    "redis+cluster://ann:{}@127.0.0.1:1/7",
+    "redis+cluster://ann:{}@127.0.0.1:99999x",
+    "redis+cluster://127.0.0.1:1?password={}",
+    "redis+cluster://127.0.0.1:1?pasword={}",
+    "rediss+sentinel://ann:{}@127.0.0.1:1/shop",
+    "redis+sentinel://ann:{}@127.0.0.1:1,127.0.0.1:2/shop/0",
+    "redis+sentinel://ann:{}@127.0.0.1:1",
 ]
 
 
