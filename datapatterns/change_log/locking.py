@@ -88,9 +88,11 @@ def hold_tables(conn: Connection, wanted: Mapping[str, TableLock], *, schema: st
     for _ in range(TRIES if own == "0" else 0):
         try:
             with conn.begin_nested():
+                # For as long as it takes: whoever queues anew for it is the last again.
+                take_turn(conn, schema=schema)
                 patience = str(max(1, int(deadlock_milliseconds * _PATIENCE)))
                 conn.execute(select(func.set_config("lock_timeout", patience, True)))
-                _hold_tables(conn, wanted, schema)
+                _hold_tables(conn, wanted)
                 conn.execute(select(func.set_config("lock_timeout", own, True)))
         except OperationalError as error:
             if not isinstance(error.orig, LockNotAvailable):
@@ -99,7 +101,8 @@ def hold_tables(conn: Connection, wanted: Mapping[str, TableLock], *, schema: st
             return
     began = time.monotonic()
     try:
-        _hold_tables(conn, wanted, schema)
+        take_turn(conn, schema=schema)
+        _hold_tables(conn, wanted)
     except OperationalError as error:
         if not isinstance(error.orig, DeadlockDetected):
             raise
@@ -108,8 +111,7 @@ def hold_tables(conn: Connection, wanted: Mapping[str, TableLock], *, schema: st
         raise MigrationBlockedError(holder, waited_seconds=time.monotonic() - began) from error
 
 
-def _hold_tables(conn: Connection, wanted: Mapping[str, TableLock], schema: str) -> None:
-    take_turn(conn, schema=schema)
+def _hold_tables(conn: Connection, wanted: Mapping[str, TableLock]) -> None:
     for name in sorted(wanted, key=locking_order):
         if conn.scalar(select(func.to_regclass(name))) is not None:
             execute(conn, _MODES[wanted[name]].format(as_written(name)))

@@ -118,10 +118,11 @@ def read_status(conn: Connection, *, schema: str, limit: int) -> ChangeLogStatus
             COMMITTED; begin again.
     """
     hold_logs(conn, schema=schema)
-    consumers = {
-        name: _consumer_status(conn, name, log_names, schema=schema, limit=limit)
+    found = [
+        _consumer_status(conn, name, log_names, schema=schema, limit=limit)
         for name, log_names in followed_logs(conn, schema=schema).items()
-    }
+    ]
+    consumers = {each.name: each for each in found if each is not None}
     captured = change_log_tables(schema).captured
     logs = {
         row.log_name: LogStatus(
@@ -139,7 +140,8 @@ def read_status(conn: Connection, *, schema: str, limit: int) -> ChangeLogStatus
 
 def _consumer_status(
     conn: Connection, name: str, log_names: list[str], *, schema: str, limit: int
-) -> ConsumerStatus:
+) -> ConsumerStatus | None:
+    """Return how far it is behind; None if it was forgotten meanwhile."""
     consumers = change_log_tables(schema).consumers
     since = func.coalesce(consumers.c.advanced_at, consumers.c.registered_at)
     row = conn.execute(
@@ -149,7 +151,9 @@ def _consumer_status(
             capture_changed(name, schema=schema).label("has_changed"),
             func.extract("epoch", func.statement_timestamp() - since).label("age"),
         ).where(consumers.c.name == name)
-    ).one()
+    ).one_or_none()
+    if row is None:
+        return None
     here = database_identity(conn)
     is_foreign = (row.system_identifier, row.database_oid) != (
         here.system_identifier,

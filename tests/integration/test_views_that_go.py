@@ -98,6 +98,13 @@ def test_a_log_that_is_released_meanwhile_is_left_out(
         assert LOG.status(conn).logs == {}
 
 
+def test_a_consumer_that_is_forgotten_meanwhile_is_left_out(engine: Engine) -> None:
+    create(engine, MaterializedView("again", LINES))  # so that the log stays
+    before(engine, "has_switched", VIEW.drop)
+    with engine.begin() as conn:
+        assert [*LOG.status(conn).consumers] == ["view:again"]
+
+
 def test_who_looks_again_and_again_without_a_transaction_is_answered(engine: Engine) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
         assert VIEW.freshness(conn).pending_rows == 1
