@@ -33,6 +33,7 @@ def shards() -> None:
       datapatterns shards list --cluster shop.data:cluster
       datapatterns shards route household 42 --cluster shop.data:cluster
       datapatterns shards stats --cluster shop.data:cluster
+      datapatterns shards plan household --cluster shop.data:cluster
       datapatterns shards recover --cluster shop.data:cluster
     """  # noqa: D301
 
@@ -125,6 +126,59 @@ def stats(invocation: Invocation, where: str) -> None:
             " finds them: somebody wrote past the library"
         )
         click.get_current_context().exit(1)
+
+
+@shards.command(cls=Command)
+@click.argument("group")
+@click.option("--drain", "draining", multiple=True, metavar="SHARD", help="Empty this shard.")
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    type=(str, click.FloatRange(min=0, min_open=True)),
+    metavar="SHARD NUMBER",
+    help="How large a shard is compared with others.  [default: 1 each]",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(min=0),
+    default=0.1,
+    show_default=True,
+    help="How far from the mean a shard may be, as a share of the mean.",
+)
+@click.option("--max-moves", type=click.IntRange(min=0), help="At most so many, besides drained.")
+@cluster_option
+@pass_invocation
+def plan(  # noqa: PLR0913, PLR0917 -- one for each option
+    invocation: Invocation,
+    where: str,
+    group: str,
+    draining: tuple[str, ...],
+    weights: tuple[tuple[str, float], ...],
+    threshold: float,
+    max_moves: int | None,
+) -> None:
+    """Tell which buckets should move so that all shards hold alike; moves nothing.
+
+    A bucket costs as many rows as it has. Reads every sharded table of the group whole.
+
+    \b
+      datapatterns shards plan household --cluster shop.data:cluster
+      datapatterns shards plan household --drain s0 --weight s2 2 --cluster shop.data:cluster
+    """  # noqa: D301
+    with load_cluster(where) as cluster:
+        moves = cluster.plan(
+            _group_of(cluster, group),
+            draining=draining,
+            weights=dict(weights),
+            threshold=threshold,
+            max_moves=max_moves,
+        )
+    rows = [
+        {"bucket": move.bucket, "from": move.source, "to": move.target, "rows": int(move.cost)}
+        for move in moves
+    ]
+    invocation.output.table(rows, empty="nothing should move")
 
 
 @shards.command(cls=Command)

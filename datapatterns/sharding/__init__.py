@@ -6,6 +6,7 @@ from datapatterns.sharding.counting import ShardStats, TableCount
 from datapatterns.sharding.definition import EntityGroup, ShardKey
 from datapatterns.sharding.ids import IdGenerator, IdParts, parts_of_id
 from datapatterns.sharding.pinned_session import PinnedSession
+from datapatterns.sharding.rebalancing import BucketMove, in_rounds, plan_moves
 from datapatterns.sharding.router import Router
 from datapatterns.sharding.shard_map import ShardMap
 from datapatterns.sharding.shard_session import ShardSession
@@ -26,6 +27,7 @@ from datapatterns.sharding.strategies import (
 
 __all__ = [
     "AtomicWork",
+    "BucketMove",
     "Composite",
     "CompositeKey",
     "Directory",
@@ -50,5 +52,7 @@ __all__ = [
     "ShardStats",
     "ShardingStrategy",
     "TableCount",
+    "in_rounds",
     "parts_of_id",
+    "plan_moves",
 ]

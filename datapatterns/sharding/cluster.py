@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cached_property
@@ -16,7 +16,7 @@ from datapatterns.failpoints import failpoint
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
 from datapatterns.sharding.atomic.parts import Parts
-from datapatterns.sharding.counting import ShardStats, count_rows
+from datapatterns.sharding.counting import ShardStats
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
 from datapatterns.sharding.footprints import Footprints
@@ -30,12 +30,13 @@ from datapatterns.sharding.initialising import (
     record_ownership,
 )
 from datapatterns.sharding.loading import load_maps
+from datapatterns.sharding.looking import plan_for, stats_of
 from datapatterns.sharding.ownership import claim_shard, shard_errors
 from datapatterns.sharding.pinned_connection import keep_claimed
 from datapatterns.sharding.pinned_session import PinnedSession
 from datapatterns.sharding.placements import Placements
+from datapatterns.sharding.rebalancing import BucketMove
 from datapatterns.sharding.router import Router
-from datapatterns.sharding.scattering import ask_each
 from datapatterns.sharding.schema import UNUSED
 from datapatterns.sharding.shard_map import ShardMap
 from datapatterns.sharding.shard_session import ShardSession
@@ -329,19 +330,40 @@ class ShardCluster:
         Raises:
             ShardUnavailableError: A shard does not answer.
         """
-        tables = self._placements.tables()
-        maps = {group.name: self.router.map_of(group) for group in self._groups}
+        return stats_of(self._access, self._groups)
 
-        def question(engine: Engine) -> Callable[[], Any]:
-            def count() -> Any:  # noqa: ANN401 -- typed below
-                with engine.connect() as conn:
-                    return count_rows(conn, tables, maps, schema=self._schema)
+    def plan(
+        self,
+        group: EntityGroup,
+        *,
+        draining: Collection[str] = (),
+        weights: Mapping[str, float] | None = None,
+        threshold: float = 0.1,
+        max_moves: int | None = None,
+    ) -> list[BucketMove]:
+        """Return which buckets should move so that all shards hold alike; moves nothing.
 
-            return count
+        A bucket costs as many rows as it has; reads them all.
 
-        questions = {shard: question(engine) for shard, engine in sorted(self.engines.items())}
-        counts = ask_each(self._executor, questions)
-        return [ShardStats(shard, counted) for shard, counted in counts.items()]
+        Args:
+            group: Whose buckets.
+            draining: The shards that are to be emptied.
+            weights: How large a shard is compared with others; 1 unless it is said.
+            threshold: How far from the mean a shard may be, as a share of the mean.
+            max_moves: At most so many besides those from draining shards.
+
+        Raises:
+            SettingsError: A shard that is named is none of this cluster, or none is left.
+            ShardUnavailableError: A shard does not answer.
+        """
+        return plan_for(
+            self._access,
+            group,
+            draining=draining,
+            weights=weights or {},
+            threshold=threshold,
+            max_moves=max_moves,
+        )
 
     def close(self) -> None:
         """Close all connections that nobody uses."""

@@ -1,11 +1,12 @@
 """Show how rows are distributed, and prove that none lies on the wrong shard."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Table, and_, func, select
 
-from datapatterns.sharding.definition import ShardKey
+from datapatterns.sharding.definition import EntityGroup, ShardKey
 from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sharding.shard_map import ShardMap
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -68,3 +69,24 @@ def count_rows(
         owned = conn.scalar(select(func.count()).select_from(held).where(in_group))
         counts.append(TableCount(table.name, group.name, owned or 0, rows, rows - placed))
     return tuple(counts)
+
+
+def rows_by_bucket(
+    conn: Connection,
+    tables: Mapping[Table, ShardKey],
+    group: EntityGroup,
+    *,
+    schema: str = DEFAULT_SCHEMA,
+) -> Counter[int]:
+    """Return how many rows of a group's tables lie in each bucket on the shard behind ``conn``.
+
+    The price: it reads them whole.
+    """
+    found: Counter[int] = Counter()
+    for table, shard_key in tables.items():
+        if shard_key.group is group:
+            bucket = group.bucket_of(table.c[shard_key.column], schema=schema).label("bucket")
+            counted = select(bucket, func.count()).select_from(table).group_by(bucket)
+            for number, rows in conn.execute(counted):
+                found[number] += rows
+    return found

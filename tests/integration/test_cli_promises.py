@@ -95,6 +95,7 @@ ELSEWHERE = {  # command -> why it has tests of its own
     "cache relay": "it needs Redis",
     "cache stats": "it needs Redis",
     "shards list": "it needs shards",
+    "shards plan": "it needs shards",
     "shards recover": "it needs shards",
     "shards route": "it needs shards",
     "shards stats": "it needs shards",

@@ -13,7 +13,7 @@ from datapatterns.sharding import ShardCluster
 from tests.fixtures.atomic import Died, baskets, needs_prepared_transactions, put_on_each
 from tests.fixtures.commands import Run, rows
 from tests.fixtures.empty_database import shown
-from tests.fixtures.shard_model import households, sharded_shop
+from tests.fixtures.shard_model import Basket, households, sharded_shop
 
 pytestmark = pytest.mark.postgres
 
@@ -118,6 +118,35 @@ def test_rows_that_lie_where_nobody_looks_end_with_1(
 
     assert ran.code == 1
     assert "1 rows lie in buckets" in ran.err
+
+
+def test_a_plan_says_what_should_move(run: Run, named: tuple[str, str], shop: ShardCluster) -> None:
+    shard_map = shop.router.map_of(households)
+    with shop.session() as session, session.begin():
+        for key in [key for key in range(300) if shard_map.shard_of(key) == "s1"]:
+            session.add(Basket(household_id=key, id=1))
+    plan = ("shards", "plan", "household", *named)
+
+    moves = rows(run(*plan, "--json"))
+    few = rows(run(*plan, "--max-moves", "1", "--json"))
+    drained = rows(run(*plan, "--drain", "s1", "--weight", "s2", "100", "--json"))
+
+    assert {move["from"] for move in moves} == {"s1"}
+    assert {move["to"] for move in moves} == {"s0", "s2"}
+    assert len(few) == 1
+    assert len(drained) >= 21
+    assert {move["to"] for move in drained if move["from"] == "s1" and move["rows"]} == {"s2"}
+    assert "bucket" in run(*plan).out
+
+
+@pytest.mark.parametrize("options", [("--drain", "s9"), ("--weight", "s9", "2")])
+def test_a_plan_for_strange_shards_is_refused(
+    run: Run, named: tuple[str, str], options: tuple[str, ...]
+) -> None:
+    ran = run("shards", "plan", "household", *options, *named)
+
+    assert ran.code == 2
+    assert "s9" in ran.err
 
 
 def test_what_the_dead_have_begun_is_ended(
