@@ -113,7 +113,9 @@ class AsyncDriver:
         self, codec: Codec[T], wanted: Wanted, load: AsyncLoader[T], *, anew: bool = False
     ) -> T:
         """Return one value; other tasks share its load."""
-        standing = None if anew else await self._standing()
+        standing = None
+        if not anew:
+            standing = self._backing.gate.unchecked() or await self._standing()
         if standing is not None:
             mark = None
             if (local := self._local) is not None:

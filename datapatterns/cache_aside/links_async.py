@@ -1,75 +1,77 @@
 """Connections to Redis or Valkey for asyncio; what `Links` is for threads."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import ResponseError
 
 from datapatterns.cache_aside.link import UNREACHABLE, WHO_ARE_YOU, Refused, identity_in
 from datapatterns.cache_aside.links import Links
-from datapatterns.cache_aside.lua_scripts import SCRIPTS, Command
+from datapatterns.cache_aside.lua_scripts import Command
 from datapatterns.cache_aside.steps import CacheSilence
+from datapatterns.cache_aside.wire import Wire, open_wire
 
 T = TypeVar("T")
 
-_IDLE_MAX = 64
+_READING = frozenset({"GET", "MGET"})
 
 
-class AsyncLink:
-    """One open connection; whoever took it is alone with it."""
+class _Lane:
+    """A connection that is opened when it is needed, for all who need it then."""
 
-    __slots__ = ("connection", "identity", "is_used")
+    def __init__(self, pool: ConnectionPool, *, in_cluster: bool) -> None:
+        self._pool = pool
+        self._in_cluster = in_cluster
+        self._wire: Wire | None = None
+        self._opening: asyncio.Task[Wire] | None = None
 
-    def __init__(self, pool: ConnectionPool) -> None:
-        self.connection = pool.connection_class(**pool.connection_kwargs)
-        self.identity = ""
-        self.is_used = False
+    @property
+    def wire(self) -> Wire | None:
+        """The connection, if it is open."""
+        wire = self._wire
+        return None if wire is None or wire.is_lost else wire
 
-    async def open(self, *, in_cluster: bool) -> None:
-        """Connect, and learn who answers."""
-        await self.connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
-        self.identity = identity_in(await self.call_all(WHO_ARE_YOU), in_cluster=in_cluster)
-
-    async def call(self, command: Command) -> object:
-        """Send one command and return its reply; a script that the server misses goes along."""
-        try:
-            return await self._call(command)
-        except NoScriptError:
-            return await self._call(_in_full(command))
-
-    async def call_all(self, commands: Sequence[Command]) -> list[object]:
-        """Send commands one after the other, and return their replies, errors among them."""
-        packed = self.connection.pack_commands(commands)
-        await self.connection.send_packed_command(packed, check_health=False)
-        replies = [await self._received() for _ in commands]
-        for place, reply in enumerate(replies):
-            if isinstance(reply, NoScriptError):
-                replies[place] = await self._call(_in_full(commands[place]))
-        return replies
+    async def connected(self) -> Wire:
+        """Return the connection; it may have been opened for others."""
+        while (wire := self.wire) is None:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._open())
+                self._opening.add_done_callback(self._opened)
+            # A task of its own: who is cancelled leaves it to the others.
+            await asyncio.shield(self._opening)
+        return wire
 
     async def close(self) -> None:
-        """Let go of the server, without waiting for it."""
-        await self.connection.disconnect(nowait=True)
+        """Close the connection; who waits is told that it is gone."""
+        if (opening := self._opening) is not None:
+            opening.cancel()
+            await asyncio.wait({opening})
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close()
 
-    async def _call(self, command: Command) -> object:
-        packed = self.connection.pack_command(*command)
-        await self.connection.send_packed_command(packed, check_health=False)
-        reply: object = await self.connection.read_response(disable_decoding=True)
-        return reply
-
-    async def _received(self) -> object:
+    async def _open(self) -> Wire:
+        wire = await open_wire(self._pool)
         try:
-            reply: object = await self.connection.read_response(disable_decoding=True)
-        except ResponseError as error:
-            return error
-        return reply
+            replies = await wire.call_all(WHO_ARE_YOU)
+            wire.identity = identity_in(replies, in_cluster=self._in_cluster)
+        except BaseException as error:
+            wire.lose(error)
+            raise
+        return wire
+
+    def _opened(self, opening: "asyncio.Task[Wire]") -> None:
+        self._opening = None
+        if not opening.cancelled() and opening.exception() is None:
+            self._wire = opening.result()
 
 
 class AsyncLinks:
-    """Hands out links of one event loop.
+    """Two connections for all tasks of an event loop: hits do not wait behind what stores.
 
     Args:
         source: A pool whose settings are used.
@@ -82,10 +84,10 @@ class AsyncLinks:
         self, source: ConnectionPool, *, reports_to: Links, in_cluster: bool = False
     ) -> None:
         self._pool = source
-        self._idle: list[AsyncLink] = []
+        self._reads = _Lane(source, in_cluster=in_cluster)
+        self._scripts = _Lane(source, in_cluster=in_cluster)
         self._breaker = reports_to.breaker
         self._reports_to = reports_to
-        self._in_cluster = in_cluster
 
     def call(self, command: Command, *, identity: str) -> Awaitable[object]:
         """Return the reply to one command, meant for one server.
@@ -93,7 +95,8 @@ class AsyncLinks:
         Raises:
             CacheSilence: There was no answer, an error, or it is another server.
         """
-        return self._on_a_link(identity, lambda link: link.call(command))
+        lane = self._reads if command[0] in _READING else self._scripts
+        return self._on_a_wire(lane, identity, lambda wire: wire.call(command))
 
     def call_all(self, commands: Sequence[Command], *, identity: str) -> Awaitable[list[object]]:
         """Return the replies to ``commands``; an error that the server answered with is one.
@@ -101,62 +104,41 @@ class AsyncLinks:
         Raises:
             CacheSilence: There was no answer, or it is another server.
         """
-        return self._on_a_link(identity, lambda link: link.call_all(commands))
+        is_reading = all(command[0] in _READING for command in commands)
+        lane = self._reads if is_reading else self._scripts
+        return self._on_a_wire(lane, identity, lambda wire: wire.call_all(commands))
 
     async def close(self) -> None:
-        """Close the links that nobody uses."""
-        while self._idle:
-            await self._idle.pop().close()
+        """Close both connections; who waits is told that they are gone."""
+        await self._reads.close()
+        await self._scripts.close()
         if isinstance(self._pool, SentinelConnectionPool):
             await self._pool.sentinel_manager.aclose()
 
-    async def _on_a_link(self, identity: str, act: Callable[[AsyncLink], Awaitable[T]]) -> T:
+    async def _on_a_wire(
+        self, lane: _Lane, identity: str, act: Callable[[Wire], Awaitable[T]]
+    ) -> T:
         if not self._breaker.allows():
             raise CacheSilence("left alone after failures")
         try:
-            link = self._idle.pop() if self._idle else await self._open()
+            wire = lane.wire or await lane.connected()
             try:
-                return await self._use(link, act, identity)
+                return await self._use(wire, act, identity)
             except RedisConnectionError:
-                if not link.is_used:
+                if not wire.is_used:
                     raise
-            # The server had closed an idle link: that says nothing about how it is now.
-            return await self._use(await self._open(), act, identity)
+            # The server had closed an idle connection: that says nothing about how it is now.
+            return await self._use(await lane.connected(), act, identity)
         except UNREACHABLE as error:
             raise self._reports_to.silence(error) from error
         except ResponseError as error:
             raise Refused(error) from error
 
-    async def _open(self) -> AsyncLink:
-        link = AsyncLink(self._pool)
-        await _or_close(link, link.open(in_cluster=self._in_cluster))
-        return link
-
-    async def _use(
-        self, link: AsyncLink, act: Callable[[AsyncLink], Awaitable[T]], identity: str
-    ) -> T:
-        if link.identity != identity:
-            await link.close()
+    async def _use(self, wire: Wire, act: Callable[[Wire], Awaitable[T]], identity: str) -> T:
+        if wire.identity != identity:
+            wire.lose(RedisConnectionError("another server answers now"))
             raise RedisConnectionError("another server answers now")
-        result = await _or_close(link, act(link))
+        result = await act(wire)
         self._breaker.succeeded()
-        link.is_used = True
-        if len(self._idle) < _IDLE_MAX:
-            self._idle.append(link)
-        else:
-            await link.close()
+        wire.is_used = True
         return result
-
-
-async def _or_close(link: AsyncLink, act: Awaitable[T]) -> T:
-    try:
-        return await act
-    except BaseException:
-        # After a failure or a cancellation nobody knows whose reply comes next.
-        await link.close()
-        raise
-
-
-def _in_full(command: Command) -> Command:
-    _, sha, *rest = command
-    return ("EVAL", SCRIPTS[str(sha)].source, *rest)

@@ -101,7 +101,9 @@ def test_what_a_thread_writes_is_gone_from_the_loop_and_the_other_way_round(
             async with open_async_cache(redis, engine) as cache:
                 product = cache.cached(load)
                 await kept(cache, lambda: product(1))
-                await asyncio.to_thread(until_kept, sync_cache, lambda: sync_product(1))
+                await asyncio.to_thread(
+                    until_kept, sync_cache, lambda: sync_product(1), is_told=False
+                )
 
                 with sync_cache.writes() as conn:
                     rename(conn, 1, "second")
