@@ -27,7 +27,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy import table as relation
-from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS, insert
+from sqlalchemy.dialects.postgresql import ARRAY, REGCLASS, array, insert
 
 from datapatterns.cache_aside.invalidating import keys_of
 from datapatterns.cache_aside.keys import entry_of
@@ -58,6 +58,11 @@ _attributes = relation(
 )
 Tabled: TypeAlias = type | Table
 """A mapped class or a table."""
+
+TableName: TypeAlias = tuple[str, str]
+"""A table's schema and name."""
+
+_NO_COLUMNS = cast(array([], type_=Text), ARRAY(Text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +207,22 @@ def read_followed(conn: Connection, *, schema: str, target: str) -> Sequence[Fol
 
 def read_followed_by_name(
     conn: Connection, *, schema: str, target: str
-) -> Sequence[tuple[tuple[str, str], Followed]]:
+) -> Sequence[tuple[TableName, Followed]]:
     """Return which tables the relay of ``target`` follows, each with its schema and name."""
+    further = _further_columns(change_log_tables(schema).captured, schema=schema)
+    return _read_followed(conn, further, schema=schema, target=target)
+
+
+def read_told(
+    conn: Connection, *, schema: str, target: str
+) -> Sequence[tuple[TableName, Followed]]:
+    """Return the same without the columns that are missed, which take longest to find."""
+    return _read_followed(conn, _NO_COLUMNS, schema=schema, target=target)
+
+
+def _read_followed(
+    conn: Connection, further: ColumnElement[Any], *, schema: str, target: str
+) -> Sequence[tuple[TableName, Followed]]:
     capture, captured = cache_tables(schema).capture, change_log_tables(schema).captured
     found = (
         select(
@@ -214,7 +233,7 @@ def read_followed_by_name(
             capture.c.key_columns,
             capture.c.tag_columns,
             capture.c.caches,
-            _further_columns(captured, schema=schema),
+            further,
         )
         .join(captured, captured.c.log_name == capture.c.log_name)
         .where(capture.c.consumer == consumer_of(target))

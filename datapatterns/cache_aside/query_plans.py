@@ -12,7 +12,7 @@ from sqlalchemy.sql.cache_key import CacheKey
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import iterate
 
-from datapatterns.cache_aside.capturing import Followed, Tabled, read_followed_by_name
+from datapatterns.cache_aside.capturing import Followed, Tabled, TableName, read_told
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.query_analysis import NAME_THEM, Named, read_tables
 from datapatterns.cache_aside.query_conditions import Demand, Occurrence, occurrences_in
@@ -42,7 +42,6 @@ _PLANS_MAX = 1_000
 _TAGS_OF_TABLE_MAX = 64
 _FREE_TEXTS = {"*", "1"}
 _WITH_TEXTS = ("_prefixes", "_suffixes", "_statement_hints", "_hints")
-TableName: TypeAlias = tuple[str, str]
 AnyQuery: TypeAlias = Select[*tuple[Any, ...]] | CompoundSelect[*tuple[Any, ...]]
 
 
@@ -237,7 +236,7 @@ class Queries:
         wanted = {(table.schema, table.name) for table in tables}
         if not wanted:
             return {}
-        followed = read_followed_by_name(conn, schema=self._schema, target=self._target)
+        followed = read_told(conn, schema=self._schema, target=self._target)
         found = {name: _told_by_relay(each) for name, each in followed}
         if self._watched:
             names: dict[str, TableName] = conn.execute(

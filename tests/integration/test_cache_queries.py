@@ -13,8 +13,10 @@ from sqlalchemy import (
     CHAR,
     Date,
     Engine,
+    Integer,
     Numeric,
     Text,
+    TypeDecorator,
     and_,
     bindparam,
     case,
@@ -36,7 +38,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import aliased, joinedload, sessionmaker
+from sqlalchemy.orm import aliased, column_property, joinedload, sessionmaker
 from sqlalchemy.sql.functions import FunctionElement
 
 from datapatterns.cache_aside import AsyncCache, Cache, query_analysis, query_plans
@@ -160,6 +162,32 @@ def test_rows_are_made_into_what_is_wanted(cache: Cache) -> None:
     assert cache.query(statement) == [(1, 3), (3, 7)]
 
 
+class Doubled(TypeDecorator[int]):
+    """Writes the same SQL as an integer, and binds another value."""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: object) -> int | None:
+        del dialect
+        return None if value is None else 2 * value
+
+
+class Counted(Base):
+    """A shelf with a query that no statement shows."""
+
+    __table__ = Shelf.__table__
+    number = column_property(select(func.count(OTHER.id)).scalar_subquery())
+
+
+def test_what_the_orm_adds_is_found_by_the_server(cache: Cache) -> None:
+    statement = select(Counted).where(exists().where(A))
+
+    tags = cache._queries.asked(statement, dict, None).wanted.tags  # noqa: SLF001 -- what is derived
+
+    assert set(tags) == {"shelf", "thing"}
+
+
 def test_queries_that_differ_in_anything_have_results_of_their_own(cache: Cache) -> None:
     sizes = select(Thing.id).order_by(Thing.id)
     statements = [
@@ -169,6 +197,8 @@ def test_queries_that_differ_in_anything_have_results_of_their_own(cache: Cache)
         sizes.where(Thing.size.in_([3])),
         sizes.where(Thing.size.in_([3, 5])),
         sizes.where(Thing.size > literal(5, Numeric)),
+        sizes.where(literal(6, Integer()) == Thing.size),
+        sizes.where(literal(6, Doubled()) == Thing.size),
         sizes.where(Thing.kind == "5"),
         select(Thing.id.label("other")).order_by(Thing.id),
         select(cast(Thing.id, Text)).order_by(Thing.id),
