@@ -228,8 +228,9 @@ class Backing:
 
     def seen_by(self, conn: Connection) -> Snapshot | None:
         """Return what a transaction of a caller's has seen, None if others must not have it."""
-        is_known = self.links.tells_losses and self._home.has(conn)
-        return seen_by_all_of(conn) if is_known else None
+        if not (self.links.tells_losses and self._home.has(conn)):
+            return None
+        return seen_by_all_of(conn, lambda: self._home.outlook)
 
     def _names(self, entries: Iterable[str], tags: Iterable[str]) -> list[str]:
         """Return what tells entries and tags apart from those of other caches."""

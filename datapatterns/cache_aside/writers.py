@@ -6,6 +6,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, Pool
 from sqlalchemy.orm import Session, scoped_session
 
+from datapatterns.cache_aside.older_snapshots import outlook_of
 from datapatterns.change_log.identity import DatabaseIdentity, database_identity
 from datapatterns.errors import IsolationLevelError, SettingsError
 
@@ -72,6 +73,11 @@ class Home:
             return False
         self._pools.add(pool)
         return True
+
+    @cached_property
+    def outlook(self) -> str:
+        """What its connections see, see `outlook_of`."""
+        return outlook_of(self._engine)
 
     @cached_property
     def _identity(self) -> DatabaseIdentity:

@@ -231,6 +231,63 @@ def test_another_database_fills_nothing(cache: Cache, shard_urls: list[URL], pro
     assert product(1) == Product(1, "first")
 
 
+ELSEWHERE = [
+    "CREATE SCHEMA elsewhere",
+    "CREATE TABLE elsewhere.product (id int PRIMARY KEY, name text)",
+    "INSERT INTO elsewhere.product VALUES (1, 'elsewhere')",
+]
+OUTLOOKS = {
+    "another schema": "SET LOCAL search_path = elsewhere",
+    "a temporary table": "CREATE TEMPORARY TABLE product AS SELECT 1 AS id, 'temporary' AS name",
+    "another role": "SET LOCAL ROLE pg_read_all_data",
+    "another time zone": "SET LOCAL TIME ZONE 'Asia/Tokyo'",
+}
+
+
+@pytest.mark.parametrize("outlook", OUTLOOKS.values(), ids=OUTLOOKS)
+def test_what_its_session_alone_reads_is_not_kept(
+    outlook: str, cache: Cache, engine: Engine, product: Read, moment: Connection
+) -> None:
+    with engine.begin() as conn:
+        for statement in ELSEWHERE:
+            conn.execute(text(statement))
+    moment.execute(text(outlook))
+    if "TEMPORARY" in outlook:
+        moment.commit()  # from then on it writes nothing
+
+    product.within(moment, 1)
+    assert stored(cache.stats()) == (0, 1)
+    assert product(1) == Product(1, "first")
+
+
+def test_another_pool_is_looked_at_once(cache: Cache, engine: Engine, product: Read) -> None:
+    alike = create_engine(engine.url, isolation_level="REPEATABLE READ")
+    unlike = create_engine(
+        engine.url,
+        isolation_level="REPEATABLE READ",
+        connect_args={"options": "-c search_path=pg_catalog,public"},
+    )
+    for other in (unlike, alike):
+        with other.connect() as conn:
+            product.within(conn, 1)
+        other.dispose()
+
+    assert stored(cache.stats()) == (1, 1)
+
+
+def test_whoever_holds_the_last_connection_keeps_it_for_others(
+    engine: Engine, redis_client: Redis
+) -> None:
+    create_products(engine)
+    narrow = create_engine(engine.url, pool_size=1, max_overflow=0, pool_timeout=1)
+    with open_cache(redis_client, narrow) as cache:
+        cache.relay()
+        with narrow.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
+            assert cache.get_or_load(1, lambda own: name_of(own, 1), within=conn) == "first"
+        assert stored(cache.stats()) == (1, 0)
+    narrow.dispose()
+
+
 def said_by(client: Any, command: Command) -> Any:  # noqa: ANN401 -- redis-py has no types here
     return client.execute_command(*command)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from redis import Redis
@@ -91,6 +92,9 @@ class Processes:
         cache = Cache(redis, engine, name="product", **self._options)
         self._open.enter_context(closing(cache))
         cache.get_or_load("something else", lambda _: "")
+        # It knows, too, as what its own connections read.
+        with engine.connect().execution_options(isolation_level="REPEATABLE READ") as conn:
+            cache.get_or_load(uuid4(), lambda own: str(name_of(own, 1)), within=conn)
         return cache
 
     def read(self, cache: Cache, within: Connection | None = None) -> str | None:

@@ -230,9 +230,9 @@ def test_what_a_transaction_wrote_unnoticed_and_took_back_is_not_stored(
 def test_without_asking_for_its_id_a_transactions_own_write_is_stored(
     explorer: Explorer, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snapshot, is_standby, has_not_written, keeps = older_snapshots._look.selected_columns  # noqa: SLF001
+    snapshot, is_standby, has_not_written, *others = older_snapshots._look.selected_columns  # noqa: SLF001
     assert "pg_current_xact_id_if_assigned" in str(has_not_written)
-    unguarded = select(snapshot, is_standby, literal(True), keeps)
+    unguarded = select(snapshot, is_standby, literal(True), *others)
     monkeypatch.setattr(older_snapshots, "_look", unguarded)
 
     with pytest.raises(InterleavingError, match="cached is 'never was'"):
