@@ -9,7 +9,8 @@ from threading import enumerate as threads
 from time import monotonic
 
 import pytest
-from redis import Redis
+from redis import ConnectionPool, Redis
+from redis._parsers import _RESP2Parser
 from sqlalchemy import Engine, text
 
 from datapatterns.cache_aside import Cache, local_tier
@@ -273,6 +274,37 @@ def test_one_connection_serves_all_caches_and_ends_with_the_last(
         assert len(trackers(redis_client)) == 1
     assert set(threads()) == before
     until(lambda: trackers(redis_client) == [])
+
+
+def test_it_hears_without_hiredis(engine: Engine, redis_url: str, redis_client: Redis) -> None:
+    assert redis_client.dbsize() == 0
+    create_products(engine)
+    pool = ConnectionPool.from_url(redis_url, parser_class=_RESP2Parser)
+    with Redis(connection_pool=pool) as plain, open_cache(plain, engine, LOCAL) as cache:
+        until_kept(cache, lambda: read(cache))
+        redis_client.flushall()
+        until(lambda: not is_kept(cache, "product:i1"))
+        assert read(cache) == "first"
+
+
+def test_a_role_that_may_not_be_told_is_served_from_redis(
+    engine: Engine, redis_client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_products(engine)
+    redis_client.acl_setuser(
+        "untold", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-client|tracking"]
+    )
+    settings = {**redis_client.connection_pool.connection_kwargs, "username": "untold"}
+    pool = ConnectionPool(
+        connection_class=redis_client.connection_pool.connection_class,
+        **settings | {"password": "any"},
+    )
+    with Redis(connection_pool=pool) as untold, open_cache(untold, engine, LOCAL) as cache:
+        assert [read(cache) for _ in range(3)] == ["first"] * 3
+        until(lambda: "Redis tells of no changes" in caplog.text)
+        assert [read(cache) for _ in range(3)] == ["first"] * 3
+        assert (cache.stats().local_hits, cache.stats().hits) == (0, 5)
+    redis_client.acl_deluser("untold")
 
 
 def test_a_closed_cache_that_is_used_keeps_values_again(cache: Cache, redis_client: Redis) -> None:
