@@ -25,6 +25,7 @@ from tests.fixtures.caches import (
     rename,
     until,
 )
+from tests.fixtures.least_rights import acl_rule
 from tests.fixtures.redis_clusters import (
     Cluster,
     address_of,
@@ -426,6 +427,32 @@ def test_a_node_of_a_cluster_is_no_server_of_its_own(cluster: Cluster, engine: E
         pytest.raises(SettingsError, match=r"redis\+cluster://"),
     ):
         cache.relay()
+
+
+def test_the_rights_of_the_page_and_two_more_are_enough(cluster: Cluster, engine: Engine) -> None:
+    create_products(engine, COUNT)
+    rule = acl_rule().replace(">PASSWORD", ">secret")
+    for node in cluster.nodes:
+        with node_client(node) as client:
+            acl: Any = client  # execute_command has no types
+            acl.execute_command("ACL", "SETUSER", "app", *rule.split(), "+asking", "+cluster|slots")
+    url = url_of(cluster).replace("://", "://app:secret@")
+    with open_cache(url, engine) as cache, moving_slot_of_one(cluster, cache) as moving:
+        moving.begin()
+        write(cache, 1, "second")
+        assert read(cache, 1) == "second"
+        assert {read(cache, number, ["shelf"]) for number in range(2, COUNT + 1)} == {"first"}
+        assert {read(cache, number, ["shelf"]) for number in range(2, COUNT + 1)} == {"first"}
+        cache.invalidate(tags=["shelf"])
+        assert cache.stats().hits == COUNT - 1
+        assert cache.stats().undelivered == 0
+
+
+@contextmanager
+def moving_slot_of_one(cluster: Cluster, cache: Cache) -> Iterator[Moving]:
+    read(cache)
+    with moving_slot_of(cluster, 1) as moving:
+        yield moving
 
 
 def test_what_cannot_be_right_in_a_cluster_is_refused(engine: Engine) -> None:

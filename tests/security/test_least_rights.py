@@ -15,7 +15,7 @@ from sqlalchemy import URL, BigInteger, Connection, MetaData, func, insert, sele
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from datapatterns.cache_aside import Cache
+from datapatterns.cache_aside import Cache, CachePolicy
 from datapatterns.change_log import ChangeLog
 from datapatterns.cqrs import (
     CommandContext,
@@ -535,3 +535,33 @@ def test_redis_refuses_what_no_pattern_needs(redis_of_app: Redis) -> None:
             client.execute_command(*command)
         said = str(refused.value)  # of a script, each version in its own words
         assert isinstance(refused.value, NoPermissionError) or "ACL" in said or "can't" in said
+
+
+def test_the_application_does_all_that_a_cache_can_with_the_rights_of_the_page(
+    rights: LeastRights, redis_of_app: Redis
+) -> None:
+    """Tags, many, fences, refreshes, audits, snapshots kept, values kept in the process."""
+    policy = CachePolicy(redis_timeout_seconds=5, vouched_seconds=60, local_bytes=2**16)
+    cache = Cache(redis_of_app, rights.app, name="all", policy=policy, strict=True)
+    with closing(cache):
+
+        @cache.cached(tags=lambda number: [f"shelf {number}"])
+        def doubled(_: Connection, number: int) -> int:
+            return 2 * number
+
+        assert doubled(1) == doubled(1) == doubled.refresh(1) == 2
+        assert doubled.get_many([1, 2, 3]) == {1: 2, 2: 4, 3: 6}
+        with cache.writes() as conn:
+            doubled.invalidate_in(conn, 1)
+            cache.invalidate_in(conn, tags=["shelf 2"])
+        with rights.app.connect() as conn:
+            conn.execution_options(isolation_level="REPEATABLE READ")
+            assert doubled.within(conn, 1) == 2
+        assert cache.relay().is_leading
+        assert doubled.audit().violations == ()
+        stats = cache.stats()
+    # What Redis had refused would show as reads that went past it.
+    assert (stats.bypassed, stats.undelivered) == (0, 0)
+    assert stats.hits + stats.local_hits >= 2
+    with pytest.raises(NoPermissionError):
+        redis_of_app.acl_whoami()
