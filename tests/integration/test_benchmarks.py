@@ -18,6 +18,7 @@ pytest.importorskip("eventsourcing")
 from benchmarks.__main__ import stages
 
 TINY: dict[str, dict[str, object]] = {
+    "atomic": {"TRANSACTIONS": 2, "CASES": (1, 2)},
     "append": {"OPERATIONS": 16, "CASES": (1,)},
     "append_batch": {"EVENTS": 40, "CASES": ((2, 10),)},
     "append_in_transaction": {"OPERATIONS": 2},
@@ -36,7 +37,7 @@ TINY: dict[str, dict[str, object]] = {
     "view_refresh": {"ROWS": 2_000, "GROUPS": 20, "CHANGES": 10, "READS": 1},
 }
 
-MAKE_DATABASES = {"fence", "growth"}  # under names of their own: they need a server each
+MAKE_DATABASES = {"atomic", "fence", "growth"}  # under names of their own: they need a server each
 
 
 @pytest.fixture(scope="module")

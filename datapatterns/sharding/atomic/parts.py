@@ -7,7 +7,7 @@ from sqlalchemy import Connection, RootTransaction, func, select
 from datapatterns.errors import MultiShardWriteError, ShardTransactionEndedError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.committing import ATTEMPTED, Commit, Writer
-from datapatterns.sharding.atomic.waiting import wait_for_locks_at_most
+from datapatterns.sharding.atomic.waiting import prepare_for_others
 from datapatterns.transactions import refuse_aborted
 
 
@@ -32,8 +32,7 @@ class Parts:
             try:
                 transaction = conn.begin()
                 if self._lock_seconds is not None:
-                    wait_for_locks_at_most(conn, seconds=self._lock_seconds)
-                    conn.execute(_WAIT_FOR_THE_DISK).close()
+                    prepare_for_others(conn, lock_seconds=self._lock_seconds)
             except BaseException:
                 conn.close()
                 raise
@@ -96,10 +95,3 @@ def _commit_reader(conn: Connection) -> None:
     # Committed, because psycopg forgets at a ROLLBACK what it has prepared.
     driver: Any = conn.connection.dbapi_connection
     driver.commit()
-
-
-_setting: Any = func.current_setting("synchronous_commit")
-# What is prepared must not be lost in a crash that leaves the decision.
-_WAIT_FOR_THE_DISK = select(func.set_config("synchronous_commit", "on", True)).where(
-    _setting == "off"
-)

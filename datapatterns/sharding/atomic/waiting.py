@@ -1,8 +1,33 @@
-"""Bounds for waiting: a circle over two servers is seen by none of them."""
+"""Settings of a transaction that is one of several."""
 
-from sqlalchemy import Connection, func, select
+from typing import Any
+
+from sqlalchemy import Connection, Select, case, func, select
 
 
 def wait_for_locks_at_most(conn: Connection, *, seconds: float) -> None:
-    """Let the transaction of ``conn`` fail when a lock is not had so soon."""
-    conn.execute(select(func.set_config("lock_timeout", f"{round(seconds * 1000)}ms", True)))
+    """Let the transaction of ``conn`` fail when a lock is not had so soon.
+
+    A circle of waiting over two servers is seen by none of them.
+    """
+    conn.execute(select(_lock_timeout(seconds))).close()
+
+
+def prepare_for_others(conn: Connection, *, lock_seconds: float) -> None:
+    """Bound waiting, and make sure that what is prepared is on the disk, in one round trip."""
+    conn.execute(_settings(lock_seconds)).close()
+
+
+def _settings(lock_seconds: float) -> Select[Any]:
+    # What is prepared must not be lost in a crash that leaves the decision.
+    written = case(
+        (
+            func.current_setting("synchronous_commit") == "off",
+            func.set_config("synchronous_commit", "on", True),
+        )
+    )
+    return select(_lock_timeout(lock_seconds), written)
+
+
+def _lock_timeout(seconds: float) -> Any:  # noqa: ANN401 -- as SQLAlchemy types functions
+    return func.set_config("lock_timeout", f"{round(seconds * 1000)}ms", True)
