@@ -1,8 +1,10 @@
 """Serve what Redis holds only while it is certain that Redis has been told of every write."""
 
 import logging
+import os
 from threading import Lock
 from typing import Protocol
+from weakref import WeakSet
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -61,6 +63,7 @@ class Gate:
         self._retry_at = 0.0
         self._closings = _NEVER_CLOSED
         self._closings_mended = 0
+        _instances.add(self)
         self._may_not_relay = False
         self._looked: tuple[int, str] | None = None
         self._looked_ms = 0
@@ -75,6 +78,11 @@ class Gate:
         if standing is not None and self._clock.monotonic() < self._checked_until:
             return standing
         return None
+
+    def leave_to_parent(self) -> None:
+        """Wait for nobody who looked when this process was forked: he is not here."""
+        self._checking = Lock()
+        self._state = Lock()
 
     def close(self) -> None:
         """Serve nothing until a relay round that begins after this has ended."""
@@ -184,6 +192,17 @@ class Gate:
                 return None
             # Another process is at it; its round may have begun before this gate closed.
             self._clock.sleep(_TURN_SECONDS)
+
+
+_instances: WeakSet[Gate] = WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for gate in _instances:
+        gate.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 def _reason(error: Exception) -> str:

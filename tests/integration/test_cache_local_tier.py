@@ -370,7 +370,8 @@ def test_a_forked_child_keeps_its_own_values_and_listens_for_itself(
     until_kept(cache, lambda: read(cache))
     [parents] = trackers(redis_client)
     # As another thread might at that moment.
-    with local_tier._lock, tier_of(cache)._lock:  # noqa: SLF001
+    gate = cache._backing.gate  # noqa: SLF001
+    with local_tier._lock, tier_of(cache)._lock, gate._checking, gate._state:  # noqa: SLF001
         child = os.fork()
         if child == 0:
             _read_in_the_child(cache, engine)
