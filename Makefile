@@ -29,7 +29,7 @@ test: $(VENV)/.dev ## Run the everyday suite on embedded servers, or on DATABASE
 torture: $(VENV)/.dev ## Run properties and interleavings far more thoroughly, and all that breaks servers
 	@$(FAST) HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-nightly} \
 	  DATAPATTERNS_TORTURE_EVENTS=$${DATAPATTERNS_TORTURE_EVENTS:-1000000} $(BIN)/python -m pytest \
-	  -n $(WORKERS) --dist loadfile --timeout 3600 tests/property tests/interleavings tests/chaos $(ARGS)
+	  -n $(WORKERS) --dist loadfile --timeout 3600 tests/property tests/interleavings tests/chaos tests/integration/test_dogpile_backend.py $(ARGS)
 
 check: $(VENV)/.dev ## Lint, types and layer contracts
 	@$(BIN)/ruff check

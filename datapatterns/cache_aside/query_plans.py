@@ -7,7 +7,16 @@ from itertools import product
 from threading import Lock
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import CompoundSelect, Connection, Engine, Select, Table, TextClause, select
+from sqlalchemy import (
+    CompoundSelect,
+    Connection,
+    Engine,
+    MetaData,
+    Select,
+    Table,
+    TextClause,
+    select,
+)
 from sqlalchemy.sql.cache_key import CacheKey
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import iterate
@@ -35,7 +44,7 @@ from datapatterns.cache_aside.tags import (
     table_of,
     table_tag,
 )
-from datapatterns.change_log.inspecting import found_names, table_name
+from datapatterns.change_log.inspecting import found_names, inspect_columns, table_name
 from datapatterns.errors import CacheKeyError, UncacheableQueryError
 
 _PLANS_MAX = 1_000
@@ -73,6 +82,7 @@ class _Plan:
     tables: Sequence[Named] | None
     told: Mapping[TableName, Told]
     occurrences: Sequence[Occurrence]
+    exact: Mapping[TableName, frozenset[str]]
     row_type: object
     names: dict[object, QueryName] = field(default_factory=dict)
 
@@ -86,7 +96,8 @@ class _Plan:
         own = [each for each in self.occurrences if _is_of(each.table, table)]
         # One that was not found in the query may show any row.
         if len(own) == table.times:
-            tags = [_narrow(each, told, bound) for each in own]
+            exact = self.exact[table.schema, table.name]
+            tags = [_narrow(each, told, exact, bound) for each in own]
             found = {tag for some in tags if some is not None for tag in some}
             if None not in tags and len(found) <= _TAGS_OF_TABLE_MAX:
                 return sorted(found)
@@ -215,13 +226,14 @@ class Queries:
         compiled: Any = dialect.statement_compiler(dialect, statement, cache_key=cache_key)
         types = tuple(each.type for each in compiled._result_columns)  # noqa: SLF001
         if not derives:
-            return _Plan(compiled, types, None, {}, (), row_type_of(types))
+            return _Plan(compiled, types, None, {}, (), {}, row_type_of(types))
         whole: Any = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
         with self._engine.connect() as conn:
             conn.execution_options(isolation_level="READ COMMITTED")
             tables = read_tables(conn, whole)
             conn.rollback()
             told = self._told(conn, tables)
+            exact = {(each.schema, each.name): _exact_columns(conn, each) for each in tables}
         for table in tables:
             if (table.schema, table.name) not in told:
                 raise UncacheableQueryError(
@@ -229,7 +241,9 @@ class Queries:
                     "capture(conn, Model) in a migration, watch_tags(Session, Model) of this cache"
                     f" where only sessions write, or {NAME_THEM}",
                 )
-        return _Plan(compiled, types, tables, told, occurrences_in(statement), row_type_of(types))
+        return _Plan(
+            compiled, types, tables, told, occurrences_in(statement), exact, row_type_of(types)
+        )
 
     def _told(self, conn: Connection, tables: Sequence[Named]) -> dict[TableName, Told]:
         """Return how writes of those of ``tables`` are told of which they are."""
@@ -254,6 +268,17 @@ def _known_by(
     return None if cache_key is None else (cache_key.key, value_type is None, tags is None)
 
 
+def _exact_columns(conn: Connection, table: Named) -> frozenset[str]:
+    """Return the columns whose equal values have one name, whatever the model takes them for."""
+    name = table_name(Table(table.name, MetaData(), schema=table.schema))
+    return frozenset(
+        column.name
+        for column in inspect_columns(conn, name)
+        # Padded values are equal to what they were before.
+        if column.equality_is_identity and not column.type_sql.startswith("character(")
+    )
+
+
 def _told_by_relay(followed: Followed) -> Told:
     tag_columns = frozenset(followed.tag_columns)
     return Told(followed.table_tag, followed.key_columns, tag_columns)
@@ -271,15 +296,17 @@ def _is_of(table: Table, named: Named) -> bool:
     return table.name == named.name and table.schema in {None, named.schema}
 
 
-def _narrow(occurrence: Occurrence, told: Told, bound: Mapping[str, Any]) -> list[str] | None:
+def _narrow(
+    occurrence: Occurrence, told: Told, exact: frozenset[str], bound: Mapping[str, Any]
+) -> list[str] | None:
     """Return the tags of the rows that may show here; None if that may be any row."""
     key = tuple(demand.column.name for demand in occurrence.row)
     # A value that is none of the column's type says nothing.
-    if key and key == told.key_columns:
+    if key and key == told.key_columns and exact.issuperset(key):
         with suppress(CacheKeyError):
             return _row_tags(occurrence.row, told, bound)
     for demand in sorted(occurrence.columns, key=lambda demand: demand.is_list):
-        if demand.column.name in told.tag_columns:
+        if demand.column.name in told.tag_columns & exact:
             with suppress(CacheKeyError):
                 return _value_tags(demand, told, bound)
     return None

@@ -424,6 +424,20 @@ def test_a_role_without_temporary_views_is_told(engine: Engine, redis_url: str) 
             conn.execute(text("DROP ROLE asks_nothing"))
 
 
+def test_values_that_are_equal_in_the_database_without_being_identical_confine_nothing(
+    engine: Engine, redis_url: str
+) -> None:
+    old = select(Mark.word).where(Mark.thing_id == 1, Mark.word == "old")
+    Base.metadata.create_all(engine)
+    with engine.begin() as conn:
+        conn.execute(text("ALTER TABLE thing ALTER COLUMN kind TYPE character(9)"))
+        conn.execute(text("ALTER TABLE mark ALTER COLUMN thing_id TYPE numeric"))
+
+    with open_cache(redis_url, engine, name="query") as cache:
+        cache.watch_tags(sessionmaker(engine), Thing, Mark)
+        assert (tags_of(cache, ID.where(CUP)), tags_of(cache, old)) == ({"thing"}, {"mark"})
+
+
 def test_one_plan_serves_queries_that_differ_in_values_only(
     cache: Cache, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

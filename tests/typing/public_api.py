@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from datapatterns import DataLayer
 from datapatterns.aio import in_transaction, transaction
-from datapatterns.cache_aside import Cache
+from datapatterns.cache_aside import AsyncCache, Cache
 from datapatterns.cqrs import (
     Answer,
     AsyncRedisView,
@@ -441,6 +441,20 @@ def a_cached_function_takes_and_returns_what_it_did_without_conn() -> None:
 
     assert_type(price(7), int | None)
     price("7")  # type: ignore[arg-type]  # not an int
+
+
+@dataclass(frozen=True)
+class Amount:
+    cents: int
+
+
+async def rows_of_a_cached_query_have_the_types_of_its_columns(cache: AsyncCache) -> None:
+    statement = select(Line.line_id, Line.week).where(Line.cents > 5)
+    assert_type(layer.cache("lines").query(statement), list[tuple[int, int]])
+    assert_type(await cache.query(statement), list[tuple[int, int]])
+    amounts = layer.cache("amounts").query(select(Line.cents), value_type=Amount)
+    assert_type(amounts, list[Amount])
+    layer.cache("lines").query("SELECT 1")  # type: ignore[call-overload]  # no query of SQLAlchemy
 
 
 def views_and_indexes_report(conn: Connection) -> None:
