@@ -122,12 +122,12 @@ def test_between_the_commit_and_the_delete_nobody_is_served_the_old_value(
 def test_nor_is_anybody_in_the_writers_process_from_its_memory(
     cache: Cache, shop: Engine, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # News of the fence come too late for it.
-    monkeypatch.setattr(tracking._Listener, "_pushed", lambda *_: None)  # noqa: SLF001
     seen: list[str | None] = []
     with open_cache(redis_client, shop, LOCAL) as reader:
         until_told(reader)
         until_kept(reader, lambda: read(reader))
+        # News of the fence come too late for it.
+        monkeypatch.setattr(tracking._Listener, "_pushed", lambda *_: None)  # noqa: SLF001
         with armed("cache.write-committed", lambda: seen.append(read(reader))):
             by_writes(cache, shop)
 
