@@ -5,7 +5,7 @@ names what each changed row makes obsolete by what is written down here, so that
 run it, whichever models it knows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -33,6 +33,7 @@ from datapatterns.cache_aside.invalidating import keys_of
 from datapatterns.cache_aside.keys import entry_of
 from datapatterns.cache_aside.schema import cache_tables
 from datapatterns.cache_aside.tags import (
+    is_stored_as_it_is,
     is_tagged,
     names_values,
     of_unknown_rows,
@@ -42,7 +43,7 @@ from datapatterns.cache_aside.tags import (
     table_tag,
 )
 from datapatterns.change_log import ChangeLog, Snapshot, Xid8, change_log_tables, not_shown_by
-from datapatterns.change_log.inspecting import inspect_columns, inspect_source
+from datapatterns.change_log.inspecting import SourceColumn, inspect_columns, inspect_source
 from datapatterns.change_log.locking import take_turn
 from datapatterns.change_log.pending import shown_by
 from datapatterns.errors import CacheKeyError
@@ -56,6 +57,8 @@ _attributes = relation(
     column("attgenerated"),
     schema="pg_catalog",
 )
+_PADDED = ("character(", "bpchar", '"char"')
+
 Tabled: TypeAlias = type | Table
 """A mapped class or a table."""
 
@@ -149,24 +152,23 @@ def follow(conn: Connection, model: Tabled, *, cache: str | None, schema: str, t
         target: Whose relay.
 
     Raises:
-        CacheKeyError: Values of the primary key have no certain names.
+        CacheKeyError: Values of the primary key, or of a column declared as `TAGGED`, have no
+            certain names.
         CaptureRefusedError: Some changes of this table would be missed.
         MissingRightsError: The role does not own the table.
     """
     table = table_of(model)
-    key = [*table.primary_key] if all(map(names_values, table.primary_key)) else []
-    if cache is not None and not key:
-        raise CacheKeyError(table.name, "equal values of its primary key may differ; use tags")
-    log, consumer = ChangeLog(schema), consumer_of(target)
     # All that the table has, mapped or not: a change of another column would not be logged.
     columns = inspect_columns(conn, inspect_source(conn, table).oid)
+    key, tagged = _named_columns(table, columns, cache)
+    log, consumer = ChangeLog(schema), consumer_of(target)
     log_name = log.capture(conn, table, [column.name for column in columns])
     log.register_consumer(conn, consumer, "cache_relay", log_names=[log_name])
     capture = cache_tables(schema).capture
     caches = [] if cache is None else [cache]
     found = {
         "key_columns": [column.name for column in key],
-        "tag_columns": [column.name for column in filter(is_tagged, table.columns)],
+        "tag_columns": [column.name for column in tagged],
     }
     added = insert(capture).values(
         consumer=consumer, log_name=log_name, table_tag=table_tag(table), caches=caches, **found
@@ -178,6 +180,50 @@ def follow(conn: Connection, model: Tabled, *, cache: str | None, schema: str, t
             set_=found | {"caches": func.array_cat(known, added.excluded.caches)},
         )
     )
+
+
+def _named_columns(
+    table: Table, columns: Iterable[SourceColumn], cache: str | None
+) -> tuple[list[Column[Any]], list[Column[Any]]]:
+    """Return the columns of the primary key, if it names rows, and those whose values are tags.
+
+    Not only the model is asked, for it may call something else text.
+
+    Raises:
+        CacheKeyError: What readers call a row, the relay would call otherwise.
+    """
+    certain = {
+        column.name
+        for column in columns
+        if column.equality_is_identity and not column.logged_type_sql.startswith(_PADDED)
+    }
+
+    def has_names(column: Column[Any]) -> bool:
+        return names_values(column) and column.name in certain
+
+    key = [*table.primary_key] if all(map(names_values, table.primary_key)) else []
+    if not all(map(has_names, key)):
+        raise CacheKeyError(
+            table.name,
+            "equal values of its primary key may differ in the table, though not in the model; give"
+            " the columns the type or collation there that they have",
+        )
+    if cache is not None and not key:
+        raise CacheKeyError(table.name, "equal values of its primary key may differ; use tags")
+    if cache is not None and not all(map(is_stored_as_it_is, key)):
+        raise CacheKeyError(
+            table.name,
+            "the table has other values in its primary key than Python; capture(by_key=False), and"
+            " use tags",
+        )
+    tagged = [*filter(is_tagged, table.columns)]
+    if uncertain := [str(each) for each in tagged if not has_names(each)]:
+        raise CacheKeyError(
+            ", ".join(uncertain),
+            "equal values may differ, or the table does not store any; do not declare it as"
+            " TAGGED, and use the tag of the table",
+        )
+    return key, tagged
 
 
 def unfollow(conn: Connection, model: Tabled, *, schema: str, target: str) -> None:

@@ -327,6 +327,9 @@ class Cache:
 
         For caches whose key is the primary key. Inserts count, too: absence may be cached.
 
+        Raises:
+            CacheKeyError: Equal values of the primary key may be written in several ways.
+
         Raises (while a session executes):
             UnknownRowsError: A statement writes rows of ``models`` without saying which; give it
                 ``execution_options(cache_keys=[...])``.

@@ -8,24 +8,29 @@ types whose equal values are not identical name nothing but their table.
 import re
 from collections.abc import Iterable
 from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 from sqlalchemy import (
     CHAR,
-    JSON,
+    Boolean,
     Column,
     ColumnElement,
-    DateTime,
-    Float,
+    Date,
+    Enum,
+    Integer,
+    LargeBinary,
     Null,
-    Numeric,
     String,
     Table,
+    TypeDecorator,
+    Uuid,
     inspect,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter
+from sqlalchemy.types import TypeEngine
 
 from datapatterns.cache_aside.codec import TAGS_MAX
 from datapatterns.cache_aside.keys import KeyPart, entry_of, escaped
@@ -41,9 +46,8 @@ after, so that ``tag(column == value)`` can be depended on."""
 _TAG = re.compile(r"[A-Za-z0-9_.@ :%=#?-]{1,250}")
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's
 _PLAIN_COLLATIONS = {None, "C", "POSIX", "ucs_basic", "default"}
-_EQUAL_NOT_IDENTICAL = (
-    CHAR, DateTime, Float, JSON, Numeric, postgresql.CITEXT, postgresql.HSTORE, postgresql.INTERVAL,
-)  # fmt: skip
+_IDENTICAL_IF_EQUAL = (Boolean, Date, Integer, LargeBinary, String, Uuid)
+_EQUAL_NOT_IDENTICAL = (CHAR, postgresql.CITEXT)  # kinds of String
 
 
 def tag(what: Tagged, *key: KeyPart) -> str:
@@ -144,25 +148,68 @@ def canonical(column: Column[Any], value: object) -> KeyPart:
     """
     if not names_values(column):
         raise CacheKeyError(value, f"equal values of {column} may differ; use the table's tag")
-    implementation = column.type.dialect_impl(_DIALECT)
-    process = implementation.bind_processor(_DIALECT)
+    stored_type = _stored_type(column)
+    process = column.type.dialect_impl(_DIALECT).bind_processor(_DIALECT)
     stored: Any = process(value) if process is not None and value is not None else value
-    try:
-        wanted = column.type.python_type
-    except NotImplementedError:
-        wanted = object
+    if isinstance(stored_type, Uuid) and stored_type.native_uuid and isinstance(stored, str):
+        stored = _uuid_in(stored)  # of several texts, but one value
+    if stored is None:
+        return None
+    wanted = _python_type(column.type)
     # Python calls True an int, and equal to 1.
-    is_odd = not isinstance(value, wanted) or isinstance(stored, bool) != (wanted is bool)
-    if stored is not None and is_odd:
+    is_odd = isinstance(stored, bool) != isinstance(stored_type, Boolean)
+    if is_odd or not isinstance(value, wanted) or not isinstance(stored, _named_by(stored_type)):
         raise CacheKeyError(value, f"{column} holds {wanted.__name__}")
-    return stored  # type: ignore[no-any-return]  # checked by who encodes it
+    return stored  # type: ignore[return-value]  # checked by who encodes it
 
 
 def names_values(column: Column[Any]) -> bool:
     """Return whether equal values of ``column`` are identical, so that each has one name."""
-    implementation = column.type.dialect_impl(_DIALECT)
-    collation = implementation.collation if isinstance(implementation, String) else None
-    return not isinstance(implementation, _EQUAL_NOT_IDENTICAL) and collation in _PLAIN_COLLATIONS
+    stored_type = _stored_type(column)
+    collation = stored_type.collation if isinstance(stored_type, String) else None
+    return (
+        isinstance(stored_type, _IDENTICAL_IF_EQUAL)
+        and not isinstance(stored_type, _EQUAL_NOT_IDENTICAL)
+        and collation in _PLAIN_COLLATIONS
+    )
+
+
+def is_stored_as_it_is(column: Column[Any]) -> bool:
+    """Return whether the table has the same values as Python, so that both name them alike."""
+    declared = column.type
+    if isinstance(declared, TypeDecorator | Enum):
+        return False
+    return not isinstance(declared, Uuid) or declared.as_uuid
+
+
+def _stored_type(column: Column[Any]) -> TypeEngine[Any]:
+    """Return what PostgreSQL is given, whatever the user's own types make of it."""
+    # Not its form for the dialect, in which CHAR is a text like others.
+    stored_type: Any = column.type
+    while isinstance(stored_type, TypeDecorator):
+        stored_type = stored_type.load_dialect_impl(_DIALECT)
+    return stored_type  # type: ignore[no-any-return]  # as SQLAlchemy says
+
+
+def _named_by(stored_type: TypeEngine[Any]) -> type:
+    """Return of which type the names of stored values are made."""
+    if isinstance(stored_type, Uuid):
+        return UUID if stored_type.native_uuid else str
+    return str if isinstance(stored_type, String) else _python_type(stored_type)
+
+
+def _python_type(declared: TypeEngine[Any]) -> type:
+    try:
+        return declared.python_type
+    except NotImplementedError:
+        return object
+
+
+def _uuid_in(written: str) -> UUID:
+    try:
+        return UUID(written)
+    except ValueError:
+        raise CacheKeyError(written, "it is no UUID") from None
 
 
 def no_tags(_: object, /) -> tuple[str, ...]:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import event, inspect
+from sqlalchemy import Column, Uuid, event, inspect
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, UOWTransaction, sessionmaker
 
 from datapatterns.cache_aside.keys import Key
-from datapatterns.errors import UnknownRowsError
+from datapatterns.cache_aside.tags import names_values
+from datapatterns.errors import CacheKeyError, UnknownRowsError
 
 _OPTION = "cache_keys"
 
@@ -23,8 +24,13 @@ def watch_models(
         sessions: Which sessions to watch.
         models: Mapped classes; their subclasses count.
         invalidate_in: What records the keys in the session's transaction.
+
+    Raises:
+        CacheKeyError: Readers may call a row otherwise than its writers.
     """
     mappers: list[Mapper[Any]] = [inspect(model) for model in models]
+    for mapper in mappers:
+        _refuse_uncertain_key(mapper)
 
     def after_flush(session: Session, _: UOWTransaction) -> None:
         touched = [*session.new, *session.dirty, *session.deleted]
@@ -44,6 +50,19 @@ def watch_models(
 
     event.listen(sessions, "after_flush", after_flush)
     event.listen(sessions, "do_orm_execute", do_orm_execute)
+
+
+def _refuse_uncertain_key(mapper: Mapper[Any]) -> None:
+    for column in mapper.primary_key:
+        if not isinstance(column, Column):
+            continue
+        is_text_of_uuid = isinstance(column.type, Uuid) and not column.type.as_uuid
+        if is_text_of_uuid or not names_values(column):
+            raise CacheKeyError(
+                str(column),
+                "equal values of this primary key may be written in several ways; use"
+                " watch_tags(Session, Model) and tags",
+            )
 
 
 def _is_of(mappers: Iterable[Mapper[Any]], table: object) -> bool:
