@@ -10,7 +10,13 @@ from sqlalchemy import URL, text
 
 from datapatterns.failpoints import armed
 from datapatterns.sharding import ShardCluster
-from tests.fixtures.atomic import Died, baskets, needs_prepared_transactions, put_on_each
+from tests.fixtures.atomic import (
+    Died,
+    baskets,
+    keys_on_each,
+    needs_prepared_transactions,
+    put_on_each,
+)
 from tests.fixtures.commands import Run, rows
 from tests.fixtures.empty_database import shown
 from tests.fixtures.shard_model import Basket, households, sharded_shop
@@ -98,7 +104,9 @@ def test_what_is_no_cluster_is_refused(run: Run, named: tuple[str, str], name: s
 
 
 def test_rows_are_counted_and_drawn(run: Run, named: tuple[str, str], shop: ShardCluster) -> None:
-    put_on_each(shop)
+    for key in keys_on_each(shop):
+        with shop.session() as session, session.begin():
+            session.add(Basket(household_id=key, id=1))
 
     ran = run("shards", "stats", *named)
     found = rows(run("shards", "stats", *named, "--json"))
