@@ -1,6 +1,6 @@
 """Forget entries when sessions write the rows they were made from."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Column, Uuid, event, inspect
@@ -32,8 +32,8 @@ def watch_models(
     for mapper in mappers:
         _refuse_uncertain_key(mapper)
 
-    def after_flush(session: Session, _: UOWTransaction) -> None:
-        touched = [*session.new, *session.dirty, *session.deleted]
+    def after_flush(session: Session, flush: UOWTransaction) -> None:
+        touched = (row for row, _ in flushed_rows(session, flush))
         keys = {key for row in touched if isinstance(row, tuple(models)) for key in _keys_of(row)}
         if keys:
             invalidate_in(session, *keys)
@@ -50,6 +50,23 @@ def watch_models(
 
     event.listen(sessions, "after_flush", after_flush)
     event.listen(sessions, "do_orm_execute", do_orm_execute)
+
+
+def flushed_rows(session: Session, flush: UOWTransaction) -> Iterator[tuple[object, bool]]:
+    """Return the objects whose rows a flush may have written, each with whether it deleted it.
+
+    Session lists do not have all of them: what a relationship has orphaned or moved is known to
+    the flush alone.
+    """
+    known: dict[int, tuple[object, bool]] = {
+        id(row): (row, row in session.deleted)
+        for row in (*session.new, *session.dirty, *session.deleted)
+    }
+    for state, (is_deleted, is_only_listed) in flush.states.items():
+        row = state.obj()
+        if row is not None and not is_only_listed:
+            known[id(row)] = (row, is_deleted)
+    yield from known.values()
 
 
 def _refuse_uncertain_key(mapper: Mapper[Any]) -> None:

@@ -1,7 +1,7 @@
 """Forget what depends on rows when sessions write them, by tags."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import ClauseElement, Column, Table, event, inspect, select, tuple_
@@ -24,10 +24,25 @@ from datapatterns.cache_aside.tags import (
     table_tag,
     value_tag,
 )
+from datapatterns.cache_aside.watching import flushed_rows
 
 ForgetTags = Callable[[Session, Iterable[str]], object]
 
 _ROWS_AT_ONCE = 500
+
+
+class _Before(NamedTuple):
+    """What is known before a flush.
+
+    Attributes:
+        tags: Those of the values that rows have until then.
+        read: The rows that these are of, by identity.
+        rows: The same, so that no other takes the identity of one.
+    """
+
+    tags: set[str]
+    read: set[int]
+    rows: list[object]
 
 
 def watch_tags(
@@ -37,41 +52,59 @@ def watch_tags(
 
     Args:
         sessions: Which sessions to watch.
-        models: Mapped classes; their subclasses count.
+        models: Mapped classes; their subclasses count, and whatever else is mapped to their tables.
         forget: What records the tags in the session's transaction.
     """
-    mappers: list[Mapper[Any]] = [inspect(model) for model in models]
-    before: WeakKeyDictionary[Session, set[str]] = WeakKeyDictionary()
+    watch = _Watch([inspect(model) for model in models], forget)
+    event.listen(sessions, "before_flush", watch.before_flush)
+    event.listen(sessions, "after_flush", watch.after_flush)
+    event.listen(sessions, "do_orm_execute", watch.do_orm_execute)
 
-    def watched(rows: Iterable[object]) -> list[object]:
-        return [row for row in rows if isinstance(row, tuple(models))]
 
-    def before_flush(session: Session, *_: object) -> None:
+class _Watch:
+    """What is done for sessions that are watched."""
+
+    def __init__(self, mappers: Sequence[Mapper[Any]], forget: ForgetTags) -> None:
+        self._mappers = mappers
+        self._forget = forget
+        self._before: WeakKeyDictionary[Session, _Before] = WeakKeyDictionary()
+
+    def before_flush(self, session: Session, *_: object) -> None:
         changed = (row for row in session.dirty if _has_changed(session, row))
-        rows = watched((*changed, *session.deleted))
-        before[session] = set(_of_stored_values(session, rows))
+        tables = self._tables()
+        rows = [row for row in (*changed, *session.deleted) if _is_in(tables, row)]
+        tags = set(_of_stored_values(session, rows))
+        self._before[session] = _Before(tags, {*map(id, rows)}, rows)
 
-    def after_flush(session: Session, _: UOWTransaction) -> None:
-        changed = (row for row in session.dirty if _has_changed(session, row))
-        touched = watched((*session.new, *changed, *session.deleted))
-        tags = before.pop(session, set()).union(*map(_of_row, touched))
+    def after_flush(self, session: Session, flush: UOWTransaction) -> None:
+        tables = self._tables()
+        known = self._before.pop(session, _Before(set(), set(), []))
+        tags = known.tags
+        for row, is_deleted in flushed_rows(session, flush):
+            is_new = row in session.new
+            if not (is_new or is_deleted or _has_changed(session, row)):
+                continue
+            if _is_in(tables, row):
+                tags.update(_of_row(row))
+                if not is_new and id(row) not in known.read:
+                    tags.update(_of_unread_values(row))
+            tags.update(_of_links(row, tables, is_deleted=is_deleted))
         if tags:
-            forget(session, tags)
+            self._forget(session, tags)
 
-    def do_orm_execute(state: ORMExecuteState) -> None:
+    def do_orm_execute(self, state: ORMExecuteState) -> None:
         if not (state.is_insert or state.is_update or state.is_delete):
             return
         written = getattr(getattr(state.statement, "table", None), "fullname", None)
-        # Looked up each time: subclasses may be mapped later than a watch begins.
-        families = (each for mapper in mappers for each in mapper.self_and_descendants)
-        # By name: the ORM has a table of its own for each statement.
-        tables = {table.fullname: table for each in families for table in _tables_of(each)}
-        if written in tables:
-            forget(state.session, of_unknown_rows(table_tag(tables[written])))
+        table = self._tables().get(str(written))
+        if table is not None:
+            self._forget(state.session, of_unknown_rows(table_tag(table)))
 
-    event.listen(sessions, "before_flush", before_flush)
-    event.listen(sessions, "after_flush", after_flush)
-    event.listen(sessions, "do_orm_execute", do_orm_execute)
+    def _tables(self) -> dict[str, Table]:
+        # Looked up each time: subclasses may be mapped later than a watch begins.
+        families = (each for mapper in self._mappers for each in mapper.self_and_descendants)
+        # By name: the ORM has a table of its own for each statement.
+        return {table.fullname: table for each in families for table in _tables_of(each)}
 
 
 def _has_changed(session: Session, row: object) -> bool:
@@ -99,11 +132,38 @@ def _of_row(row: object) -> Iterator[str]:
                 yield from of_unknown_rows(table_tag(table))
             else:
                 yield value_tag(column, value)
-    for relationship in mapper.relationships:
+
+
+def _of_unread_values(row: object) -> Iterator[str]:
+    """Return the tags of values that a row had, which was not known to be written beforehand.
+
+    A relationship of another object has moved or orphaned it in the flush.
+    """
+    state: InstanceState[Any] = inspect(row, raiseerr=True)
+    for table in _tables_of(state.mapper):
+        if any(map(is_tagged, table.columns)):
+            yield from of_unknown_rows(table_tag(table))
+
+
+def _of_links(row: object, watched: Container[str], *, is_deleted: bool) -> Iterator[str]:
+    """Return the tags of rows that link this one to others and have no object of their own."""
+    state: InstanceState[Any] = inspect(row, raiseerr=True)
+    is_watched = any(table.fullname in watched for table in _tables_of(state.mapper))
+    for relationship in state.mapper.relationships:
         linked = relationship.secondary
-        changes = state.attrs[relationship.key].load_history if linked is not None else None
-        if isinstance(linked, Table) and changes is not None and changes().has_changes():
+        if not isinstance(linked, Table) or relationship.viewonly:
+            continue
+        if not is_watched and linked.fullname not in watched:
+            continue
+        # With a deleted row go those that link it, loaded or not.
+        if is_deleted or state.attrs[relationship.key].load_history().has_changes():
             yield from of_unknown_rows(table_tag(linked))
+
+
+def _is_in(tables: Container[str], row: object) -> bool:
+    """Return whether a row is in one of ``tables``, of whichever class it is."""
+    state: InstanceState[Any] = inspect(row, raiseerr=True)
+    return any(table.fullname in tables for table in _tables_of(state.mapper))
 
 
 def _value_in(state: InstanceState[Any], column: Column[Any]) -> object:
