@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.flights import Flights, Turns
-from datapatterns.cache_aside.keys import Key
+from datapatterns.cache_aside.keys import Key, distinct
 from datapatterns.cache_aside.reading import Reading, values_of
 from datapatterns.cache_aside.redis_commands import (
     ENTRIES_PER_CALL,
@@ -154,10 +154,10 @@ class Driver:
     ) -> dict[K, Any]:
         """Return the values under ``keys``, each once, by at most so many at a time."""
         found: dict[K, Any] = {}
-        distinct = [*dict.fromkeys(keys)]
-        for start in range(0, len(distinct), ENTRIES_PER_CALL):
+        asked = distinct(keys)
+        for start in range(0, len(asked), ENTRIES_PER_CALL):
             some = self._backing.left_after(
-                codec, wanted, distinct[start : start + ENTRIES_PER_CALL], found
+                codec, wanted, asked[start : start + ENTRIES_PER_CALL], found
             )
             if not some:
                 continue

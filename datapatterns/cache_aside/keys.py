@@ -1,10 +1,10 @@
 """Name cache entries so that no two keys share one."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date, datetime
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 from urllib.parse import unquote
 from uuid import UUID
 
@@ -12,6 +12,7 @@ from datapatterns.errors import CacheKeyError, SettingsError
 
 KeyPart: TypeAlias = int | str | bytes | bool | UUID | date | None
 Key: TypeAlias = KeyPart | tuple[KeyPart, ...]
+K = TypeVar("K", bound=Key)
 
 _ENTRY_BYTES_MAX = 200
 _IDENTICAL = frozenset({int, str, bytes, bool, UUID, date, type(None)})
@@ -48,7 +49,8 @@ def entry_of(name: str, key: Key) -> str:
     """Return the name of the entry that cache ``name`` keeps under ``key``.
 
     Different keys give different names, and a part's type belongs to the key: 5 and "5" are two
-    entries. So that every writer names the entry that every reader uses, values that are equal
+    entries. A tuple of one part is the key that this part is. So that every writer names the entry
+    that every reader uses, values that are equal
     without being identical (floats, decimals, moments in different time zones) are refused. A
     name that would be long ends in a 128-bit hash.
 
@@ -68,6 +70,21 @@ def entry_of(name: str, key: Key) -> str:
     if len(entry) <= _ENTRY_BYTES_MAX:
         return entry
     return f"{name}:#{blake2b(entry.encode(), digest_size=16).hexdigest()}"
+
+
+def distinct(keys: Iterable[K]) -> list[K]:
+    """Return ``keys``, each once, in their order.
+
+    Raises:
+        CacheKeyError: Two are equal in Python and not the same key, as 1 and True are: a dict has
+            no place for the values of both.
+    """
+    first: dict[K, K] = {}
+    for key in keys:
+        known = first.setdefault(key, key)
+        if known is not key and entry_of("", known) != entry_of("", key):
+            raise CacheKeyError(key, f"it equals {known!r}, another key; ask for each by itself")
+    return [*first]
 
 
 def is_identical(part: object) -> bool:

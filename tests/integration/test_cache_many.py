@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from datapatterns.cache_aside import AsyncCache, Cache
-from datapatterns.errors import SettingsError
+from datapatterns.errors import CacheKeyError, SettingsError
 from tests.fixtures.caches import (
     PATIENT,
     Gate,
@@ -59,6 +59,12 @@ def test_what_is_missing_is_loaded_together(cache: Cache) -> None:
     assert names.asked == [[1, 3]]
     assert cache.get_many([3, 1], names) == {3: "first", 1: "first"}
     assert names.asked == [[1, 3]]
+
+
+@pytest.mark.parametrize("keys", [[1, True], [False, 0], [(1, "a"), (True, "a")]], ids=repr)
+def test_keys_that_a_dict_takes_for_one_are_refused(cache: Cache, keys: list[int]) -> None:
+    with pytest.raises(CacheKeyError, match="ask for each by itself"):
+        cache.get_many(keys, lambda _, ids: {key: repr(key) for key in ids})
 
 
 def test_what_is_there_takes_one_round_trip(cache: Cache, redis_client: Redis) -> None:
