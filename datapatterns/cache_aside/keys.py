@@ -50,9 +50,8 @@ def entry_of(name: str, key: Key) -> str:
 
     Different keys give different names, and a part's type belongs to the key: 5 and "5" are two
     entries. A tuple of one part is the key that this part is. So that every writer names the entry
-    that every reader uses, values that are equal
-    without being identical (floats, decimals, moments in different time zones) are refused. A
-    name that would be long ends in a 128-bit hash.
+    that every reader uses, values that are equal without being identical (floats, decimals,
+    moments in different time zones) are refused. A name that would be long ends in a 128-bit hash.
 
     >>> entry_of("product", 5)
     'product:i5'

@@ -58,9 +58,9 @@ def flushed_rows(session: Session, flush: UOWTransaction) -> Iterator[tuple[obje
     Session lists do not have all of them: what a relationship has orphaned or moved is known to
     the flush alone.
     """
+    deleted = session.deleted  # which is made anew each time
     known: dict[int, tuple[object, bool]] = {
-        id(row): (row, row in session.deleted)
-        for row in (*session.new, *session.dirty, *session.deleted)
+        id(row): (row, row in deleted) for row in (*session.new, *session.dirty, *deleted)
     }
     for state, (is_deleted, is_only_listed) in flush.states.items():
         row = state.obj()

@@ -79,9 +79,9 @@ class _Watch:
     def after_flush(self, session: Session, flush: UOWTransaction) -> None:
         tables = self._tables()
         known = self._before.pop(session, _Before(set(), set(), []))
-        tags = known.tags
+        tags, new = known.tags, session.new  # which is made anew each time
         for row, is_deleted in flushed_rows(session, flush):
-            is_new = row in session.new
+            is_new = row in new
             if not (is_new or is_deleted or _has_changed(session, row)):
                 continue
             if _is_in(tables, row):
