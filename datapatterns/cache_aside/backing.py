@@ -230,7 +230,7 @@ class Backing:
         """Return what a transaction of a caller's has seen, None if others must not have it."""
         if not (self.links.tells_losses and self._home.has(conn)):
             return None
-        return seen_by_all_of(conn, lambda: self._home.outlook)
+        return seen_by_all_of(conn, self._home.outlook)
 
     def _names(self, entries: Iterable[str], tags: Iterable[str]) -> list[str]:
         """Return what tells entries and tags apart from those of other caches."""

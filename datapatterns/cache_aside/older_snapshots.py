@@ -77,7 +77,7 @@ def seen_before(conn: Connection) -> Snapshot:
     return seen_for_certain(snapshot, is_standby=is_standby)
 
 
-def seen_by_all_of(conn: Connection, outlook: Callable[[], str]) -> Snapshot | None:
+def seen_by_all_of(conn: Connection, outlook: Callable[[], str | None]) -> Snapshot | None:
     """Return what the transaction of ``conn`` has seen for certain in all its statements so far.
 
     None if it may have seen what nobody else may: own writes, also those that went past the
@@ -87,7 +87,8 @@ def seen_by_all_of(conn: Connection, outlook: Callable[[], str]) -> Snapshot | N
 
     Args:
         conn: What was read with.
-        outlook: Returns what `outlook_of` does for those who shall be given what was read.
+        outlook: Returns what `outlook_of` does for those who shall be given what was read,
+            or None if nobody knows.
     """
     driver = conn.connection.driver_connection
     if driver is None or driver.info.transaction_status != TransactionStatus.INTRANS:

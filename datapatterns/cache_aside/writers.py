@@ -1,9 +1,11 @@
 """Refuse writers whose invalidations would be recorded where no relay looks, or too early."""
 
+from contextlib import suppress
 from functools import cached_property
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, Pool
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session
 
 from datapatterns.cache_aside.older_snapshots import outlook_of
@@ -74,9 +76,14 @@ class Home:
         self._pools.add(pool)
         return True
 
+    def outlook(self) -> str | None:
+        """Return as what its connections read, see `outlook_of`; None if none can be had now."""
+        with suppress(SQLAlchemyError):  # what was read is somebody's answer all the same
+            return self._outlook
+        return None
+
     @cached_property
-    def outlook(self) -> str:
-        """What its connections see, see `outlook_of`."""
+    def _outlook(self) -> str:
         return outlook_of(self._engine)
 
     @cached_property

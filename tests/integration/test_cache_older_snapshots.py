@@ -6,9 +6,10 @@ from contextlib import closing, suppress
 from typing import Any
 
 import pytest
+from psycopg import OperationalError
 from redis import Redis
 from redis.exceptions import ResponseError
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -272,6 +273,23 @@ def test_another_pool_is_looked_at_once(cache: Cache, engine: Engine, product: R
             product.within(conn, 1)
         other.dispose()
 
+    assert stored(cache.stats()) == (1, 1)
+
+
+def test_who_cannot_be_told_from_others_has_its_answer_all_the_same(
+    cache: Cache, engine: Engine, product: Read, moment: Connection
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OperationalError("too many clients already")
+
+    event.listen(engine, "do_connect", refuse)
+    try:
+        assert product.within(moment, 1) == Product(1, "first")
+    finally:
+        event.remove(engine, "do_connect", refuse)
+    assert stored(cache.stats()) == (0, 1)
+
+    assert product.within(moment, 1) == Product(1, "first")
     assert stored(cache.stats()) == (1, 1)
 
 
