@@ -6,7 +6,7 @@ from datapatterns.cache_aside.auditing import CacheAudit, CacheViolation
 from datapatterns.cache_aside.cache_relay import CacheRelay
 from datapatterns.cache_aside.cached_function import CachedFunction
 from datapatterns.cache_aside.counting import CacheStats
-from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.policy import CachePolicy, ValueOptions
 from datapatterns.cache_aside.redis_cache import Cache
 from datapatterns.cache_aside.relaying import RelayReport
 from datapatterns.cache_aside.status import FollowedTable, RelayStatus
@@ -30,6 +30,7 @@ __all__ = [
     "FollowedTable",
     "RelayReport",
     "RelayStatus",
+    "ValueOptions",
     "tag",
 ]
 

@@ -281,20 +281,26 @@ class Backing:
                 self.counters.add("filled")
 
     def packed(
-        self, codec: Codec[T], values: Sequence[T], step: Load, *, seconds: float, is_current: bool
+        self,
+        reading: Reading[T, Any],
+        values: Sequence[T],
+        step: Load,
+        *,
+        seconds: float,
+        is_current: bool,
     ) -> list[Loaded[T]]:
         """Return loaded values with the bytes of those that may be stored.
 
         Args:
-            codec: What makes bytes of them.
+            reading: What makes bytes of them, and the times they live by.
             values: As they were loaded.
             step: What was asked for.
             seconds: How long it took for all of them.
             is_current: Whether they show whatever had been invalidated before the lease.
         """
         self.counters.loaded(len(values), seconds)
-        packer = Packer(self.policy, self.counters)
-        return packer.packed(codec, values, step, seconds=seconds, is_current=is_current)
+        packer = Packer(reading.policy, self.counters)
+        return packer.packed(reading.codec, values, step, seconds=seconds, is_current=is_current)
 
     def served(self, codec: Codec[T], found: Fetched) -> Stored[T] | None:
         """Return what was found if it would be served, and is not past its time."""
@@ -303,31 +309,27 @@ class Backing:
             return None
         return stored if stored.soft_expiry_ms > time() * 1000 else None
 
-    def fresh(self, codec: Codec[T], found: Fetched, mark: Slot | None = None) -> Stored[T] | None:
+    def fresh(
+        self, codec: Codec[T], policy: CachePolicy, found: Fetched, mark: Slot | None = None
+    ) -> Stored[T] | None:
         """Return what was found if no second thought is needed, and count the hit.
 
         Args:
             codec: What makes a value of it.
+            policy: How eagerly this caller loads anew.
             found: What there was.
             mark: Put in the local tier before it was fetched; there it is kept.
         """
         stored = codec.parse(found.raw) if found.raw else None
-        if stored is not None and not self._is_fresh(stored, found):
+        if stored is not None and not _is_fresh(stored, found, policy):
             stored = None
         if mark is not None:
-            self._settle(mark, codec, stored, found)
+            self._settle(mark, codec, policy, stored, found)
         if stored is not None:
             self.counters.hit()
             if stored.value is None:
                 self.counters.add("negative")
         return stored
-
-    def _is_fresh(self, stored: Stored[Any], found: Fetched) -> bool:
-        if stored.stamps != found.stamps:
-            return False
-        early_refresh = self.policy.early_refresh
-        until_ms = fresh_until_ms(stored.soft_expiry_ms, stored.took_ms, early_refresh)
-        return until_ms > time() * 1000
 
     def left_after(
         self,
@@ -359,7 +361,7 @@ class Backing:
     def settle(
         self,
         step: AnyStep,
-        codec: Codec[Any],
+        reading: Reading[Any, Any],
         marks: Sequence[Slot | None],
         answer: Any,  # noqa: ANN401
     ) -> None:
@@ -368,15 +370,28 @@ class Backing:
             forget_in_process([filling.entry for filling in step.fillings], ())
         for mark, found in zip(marks, answer if marks else (), strict=True):
             if mark is not None:
+                codec, policy = reading.codec, reading.policy
                 stored = codec.parse(found.raw) if found.raw else None
-                is_fresh = stored is not None and self._is_fresh(stored, found)
-                self._settle(mark, codec, stored if is_fresh else None, found)
+                is_fresh = stored is not None and _is_fresh(stored, found, policy)
+                self._settle(mark, codec, policy, stored if is_fresh else None, found)
 
     def _settle(
-        self, mark: Slot, codec: Codec[Any], stored: Stored[Any] | None, found: Fetched
+        self,
+        mark: Slot,
+        codec: Codec[Any],
+        policy: CachePolicy,
+        stored: Stored[Any] | None,
+        found: Fetched,
     ) -> None:
         assert self.local is not None
         if stored is None or found.raw is None:
             self.local.give_up(mark)
         else:
-            self.local.keep(mark, codec, stored, found.raw)
+            self.local.keep(mark, codec, stored, found.raw, policy.early_refresh)
+
+
+def _is_fresh(stored: Stored[Any], found: Fetched, policy: CachePolicy) -> bool:
+    if stored.stamps != found.stamps:
+        return False
+    until_ms = fresh_until_ms(stored.soft_expiry_ms, stored.took_ms, policy.early_refresh)
+    return until_ms > time() * 1000

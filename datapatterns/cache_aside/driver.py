@@ -14,6 +14,7 @@ from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.flights import Flights, Turns
 from datapatterns.cache_aside.keys import Key, distinct
+from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.reading import Reading, values_of
 from datapatterns.cache_aside.redis_commands import (
     ENTRIES_PER_CALL,
@@ -59,11 +60,14 @@ class Driver:
         backing: What the cache stands on.
         flights: The loads under way in this process.
         load_from: A replica to load from where it is not behind.
+
+    Attributes:
+        policy: The times to live by where none of a value's own are named.
     """
 
     def __init__(self, backing: Backing, flights: Flights, load_from: Engine | None = None) -> None:
         self._backing = backing
-        self._policy = backing.policy
+        self.policy = backing.policy
         self._local = backing.local
         self._flights = flights
         self._load_from = load_from
@@ -71,7 +75,15 @@ class Driver:
             backing.refuse_replica()
         self._bulkhead = BoundedSemaphore(backing.policy.loads_at_once)
 
-    def read(self, codec: Codec[T], wanted: Wanted, load: Loader[T], *, anew: bool = False) -> T:
+    def read(
+        self,
+        codec: Codec[T],
+        policy: CachePolicy,
+        wanted: Wanted,
+        load: Loader[T],
+        *,
+        anew: bool = False,
+    ) -> T:
         """Return one value; others of this process share its load."""
         # The hot path: nothing is made that a hit does not need.
         standing = None if anew else self._backing.gate.standing()
@@ -87,13 +99,14 @@ class Driver:
                 found = glimpse_of(self._backing.links.fetch(command, standing.server))
             except CacheSilence:
                 found = Fetched(None)
-            if (stored := self._backing.fresh(codec, found, mark)) is not None:
+            if (stored := self._backing.fresh(codec, policy, found, mark)) is not None:
                 return stored.value
-        return self._join(Reading((wanted,), codec, lambda conn, _: [load(conn)], anew))
+        return self._join(Reading((wanted,), codec, policy, lambda conn, _: [load(conn)], anew))
 
     def read_within(
         self,
         codec: Codec[T],
+        policy: CachePolicy,
         wanted: Wanted,
         load: Loader[T],
         within: Connection | Session,
@@ -103,9 +116,9 @@ class Driver:
         """Return one value as the transaction of ``within`` has to see it."""
         view = self._backing.view_of(within, wanted)
         if view is None:
-            return self.read(codec, wanted, load)
+            return self.read(codec, policy, wanted, load)
         # Shared with nobody: it is right for this transaction.
-        reading: SyncReading[T] = Reading((wanted,), codec, lambda conn, _: [load(conn)])
+        reading: SyncReading[T] = Reading((wanted,), codec, policy, lambda conn, _: [load(conn)])
         standing = None if view.has_written else self._backing.gate.standing()
         if standing is None:
             self._backing.counters.add("bypassed")
@@ -117,7 +130,7 @@ class Driver:
                 return self._load_on(view.conn, reading, step, standing)
             return self._perform(step, standing, reading)
 
-        flow = reading.flow_in_snapshot(self._policy, may_hit=allow_nonrepeatable)
+        flow = reading.flow_in_snapshot(may_hit=allow_nonrepeatable)
         [outcome] = _drive(flow, perform)
         self._backing.count(outcome, has_joined=False)
         return outcome.value
@@ -133,9 +146,7 @@ class Driver:
         if step.leased and standing is not None:
             seen = self._backing.seen_by(conn)
             is_current = seen is not None and self._admits(seen, step, standing)
-        return self._backing.packed(
-            reading.codec, values, step, seconds=seconds, is_current=is_current
-        )
+        return self._backing.packed(reading, values, step, seconds=seconds, is_current=is_current)
 
     def _admits(self, seen: Snapshot, step: Load, standing: Standing) -> bool:
         """Return whether a snapshot shows all that was invalidated before the lease."""
@@ -148,6 +159,7 @@ class Driver:
     def read_many(
         self,
         codec: Codec[T],
+        policy: CachePolicy,
         wanted: Callable[[K], Wanted],
         keys: Iterable[K],
         load: ManyLoader[K, T],
@@ -161,7 +173,9 @@ class Driver:
             )
             if not some:
                 continue
-            reading: SyncReading[T] = Reading([*map(wanted, some)], codec, _of_missing(some, load))
+            reading: SyncReading[T] = Reading(
+                [*map(wanted, some)], codec, policy, _of_missing(some, load)
+            )
             # Loads are not shared within the process: by their leases they are, with everybody.
             for key, outcome in zip(some, self._fly(reading, Turns()), strict=True):
                 self._backing.count(outcome, has_joined=False)
@@ -179,7 +193,7 @@ class Driver:
             return outcome
 
         outcome = self._flights.join(
-            entry, fly, wait_seconds=self._policy.wait_seconds, kind=reading.kind, tags=tags
+            entry, fly, wait_seconds=self.policy.wait_seconds, kind=reading.kind, tags=tags
         )
         if outcome is None:  # whoever loads is slow; its fate is not ours
             [loaded] = self._load(reading, reading.unleased())
@@ -193,7 +207,7 @@ class Driver:
             self._backing.counters.add("bypassed", len(reading.wanted))
             loaded = self._load(reading, reading.unleased())
             return [Outcome(one.value, "loaded") for one in loaded]
-        flow = reading.flow(self._policy, with_writers=self._load_from is not None)
+        flow = reading.flow(with_writers=self._load_from is not None)
 
         def perform(step: AnyStep) -> object:
             if isinstance(step, Fetch | Fill):
@@ -222,10 +236,10 @@ class Driver:
                 if isinstance(step, Fill):
                     failpoint("cache.value-loaded")
                 marks = self._backing.expected(step, reading, standing)
-                command = command_for(step, prefix=standing.prefix, policy=self._policy)
+                command = command_for(step, prefix=standing.prefix, policy=reading.policy)
                 reply = self._backing.links.call(command, identity=standing.server)
                 answer = answer_to(step, reply)
-                self._backing.settle(step, reading.codec, marks, answer)
+                self._backing.settle(step, reading, marks, answer)
                 return answer
 
     def _load_elsewhere(
@@ -250,7 +264,7 @@ class Driver:
             return None
         self._backing.counters.add("replica_loads", len(values))
         return self._backing.packed(
-            reading.codec, values, step, seconds=perf_counter() - began, is_current=True
+            reading, values, step, seconds=perf_counter() - began, is_current=True
         )
 
     def _load(self, reading: SyncReading[T], step: Load) -> list[Loaded[T]]:
@@ -258,9 +272,9 @@ class Driver:
             return self._load_now(reading, step)
         # What protects the database while Redis does not.
         began = perf_counter()
-        if not self._bulkhead.acquire(timeout=self._policy.wait_seconds):
+        if not self._bulkhead.acquire(timeout=self.policy.wait_seconds):
             self._backing.counters.add("busy")
-            raise CacheBusyError(waited_seconds=self._policy.wait_seconds)
+            raise CacheBusyError(waited_seconds=self.policy.wait_seconds)
         self._backing.counters.waited(perf_counter() - began)
         try:
             return self._load_now(reading, step)
@@ -276,7 +290,7 @@ class Driver:
             is_current = not is_standby(conn)
             values = reading.load(conn, step.places)
         return self._backing.packed(
-            reading.codec, values, step, seconds=perf_counter() - began, is_current=is_current
+            reading, values, step, seconds=perf_counter() - began, is_current=is_current
         )
 
 

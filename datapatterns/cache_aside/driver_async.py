@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import perf_counter, time
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -13,7 +13,9 @@ from datapatterns.cache_aside.backing import Backing
 from datapatterns.cache_aside.cluster_links_async import AnyAsyncLinks
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.flights import Turns
+from datapatterns.cache_aside.flights_async import AsyncFlight, AsyncFlights
 from datapatterns.cache_aside.keys import Key, distinct
+from datapatterns.cache_aside.policy import CachePolicy
 from datapatterns.cache_aside.reading import Reading, values_of
 from datapatterns.cache_aside.redis_commands import (
     ENTRIES_PER_CALL,
@@ -54,25 +56,6 @@ AsyncReading: TypeAlias = Reading[
 ]
 
 
-class _Flight(NamedTuple):
-    task: asyncio.Task[Outcome[Any]]
-    kind: object
-    tags: Sequence[str]
-    turns: Turns
-
-
-class AsyncFlights(dict[str, _Flight]):
-    """The loads under way in this event loop, by entry."""
-
-    def detach(self, entries: Sequence[str], tags: Sequence[str]) -> None:
-        """Let nobody join these loads that are under way, as `Flights.detach`."""
-        for entry in entries:
-            self.pop(entry, None)
-        for entry, flight in [*self.items()] if tags else []:
-            if not set(tags).isdisjoint(flight.tags):
-                self.pop(entry, None)
-
-
 class AsyncDriver:
     """Reads through one cache.
 
@@ -82,6 +65,9 @@ class AsyncDriver:
         links: The way to Redis.
         flights: The loads under way.
         load_from: A replica to load from where it is not behind.
+
+    Attributes:
+        policy: The times to live by where none of a value's own are named.
     """
 
     def __init__(
@@ -95,7 +81,7 @@ class AsyncDriver:
         self._engine = engine
         self._backing = backing
         self._links = links
-        self._policy = backing.policy
+        self.policy = backing.policy
         self._local = backing.local
         self._flights = flights
         self._load_from = load_from
@@ -110,7 +96,13 @@ class AsyncDriver:
         )
 
     async def read(
-        self, codec: Codec[T], wanted: Wanted, load: AsyncLoader[T], *, anew: bool = False
+        self,
+        codec: Codec[T],
+        policy: CachePolicy,
+        wanted: Wanted,
+        load: AsyncLoader[T],
+        *,
+        anew: bool = False,
     ) -> T:
         """Return one value; other tasks share its load."""
         standing = None
@@ -124,13 +116,13 @@ class AsyncDriver:
                     return kept
                 mark = local.expect(wanted, standing)
             found = await self._glance(wanted, standing)
-            if (stored := self._backing.fresh(codec, found, mark)) is not None:
+            if (stored := self._backing.fresh(codec, policy, found, mark)) is not None:
                 return stored.value
 
         async def load_it(conn: AsyncConnection, _: Sequence[int]) -> Sequence[T]:
             return [await load(conn)]
 
-        return await self._join(Reading((wanted,), codec, load_it, anew))
+        return await self._join(Reading((wanted,), codec, policy, load_it, anew))
 
     async def _glance(self, wanted: Wanted, standing: Standing) -> Fetched:
         command = glance_at(wanted, standing.prefix)
@@ -143,6 +135,7 @@ class AsyncDriver:
     async def read_within(
         self,
         codec: Codec[T],
+        policy: CachePolicy,
         wanted: Wanted,
         load: AsyncLoader[T],
         within: AsyncConnection | AsyncSession,
@@ -152,14 +145,14 @@ class AsyncDriver:
         """Return one value as the transaction of ``within`` has to see it."""
         view = await within.run_sync(self._backing.view_of, wanted)
         if view is None:
-            return await self.read(codec, wanted, load)
+            return await self.read(codec, policy, wanted, load)
         conn = within if isinstance(within, AsyncConnection) else await within.connection()
 
         async def load_it(conn: AsyncConnection, _: Sequence[int]) -> Sequence[T]:
             return [await load(conn)]
 
         # Shared with nobody: it is right for this transaction.
-        reading: AsyncReading[T] = Reading((wanted,), codec, load_it)
+        reading: AsyncReading[T] = Reading((wanted,), codec, policy, load_it)
         standing = None if view.has_written else await self._standing()
         if standing is None:
             self._backing.counters.add("bypassed")
@@ -171,7 +164,7 @@ class AsyncDriver:
                 return await self._load_on(conn, reading, step, standing)
             return await self._perform(step, standing, reading)
 
-        flow = reading.flow_in_snapshot(self._policy, may_hit=allow_nonrepeatable)
+        flow = reading.flow_in_snapshot(may_hit=allow_nonrepeatable)
         [outcome] = await _drive(flow, perform)
         self._backing.count(outcome, has_joined=False)
         return outcome.value
@@ -187,9 +180,7 @@ class AsyncDriver:
         if step.leased and standing is not None:
             seen = await conn.run_sync(self._backing.seen_by)
             is_current = seen is not None and await self._admits(seen, step, standing)
-        return self._backing.packed(
-            reading.codec, values, step, seconds=seconds, is_current=is_current
-        )
+        return self._backing.packed(reading, values, step, seconds=seconds, is_current=is_current)
 
     async def _admits(self, seen: Snapshot, step: Load, standing: Standing) -> bool:
         try:
@@ -201,6 +192,7 @@ class AsyncDriver:
     async def read_many(
         self,
         codec: Codec[T],
+        policy: CachePolicy,
         wanted: Callable[[K], Wanted],
         keys: Iterable[K],
         load: AsyncManyLoader[K, T],
@@ -214,7 +206,9 @@ class AsyncDriver:
             )
             if not some:
                 continue
-            reading: AsyncReading[T] = Reading([*map(wanted, some)], codec, _of_missing(some, load))
+            reading: AsyncReading[T] = Reading(
+                [*map(wanted, some)], codec, policy, _of_missing(some, load)
+            )
             # Loads are not shared within the process: by their leases they are, with everybody.
             for key, outcome in zip(some, await self._fly(reading, Turns()), strict=True):
                 self._backing.count(outcome, has_joined=False)
@@ -240,7 +234,7 @@ class AsyncDriver:
         [loaded] = await self._load(reading, reading.unleased())
         return loaded.value
 
-    def _take_off(self, entry: str, reading: AsyncReading[T]) -> "_Flight":
+    def _take_off(self, entry: str, reading: AsyncReading[T]) -> AsyncFlight:
         turns = Turns()
 
         async def fly() -> Outcome[T]:
@@ -250,7 +244,7 @@ class AsyncDriver:
         task = asyncio.create_task(fly())
         task.add_done_callback(lambda done: self._landed(entry, done))
         [(_, tags)] = reading.wanted
-        flight = self._flights[entry] = _Flight(task, reading.kind, tags, turns)
+        flight = self._flights[entry] = AsyncFlight(task, reading.kind, tags, turns)
         return flight
 
     async def _outcome_of(
@@ -260,7 +254,7 @@ class AsyncDriver:
         shielded = asyncio.shield(task)
         if not waits:
             return await shielded
-        done, _ = await asyncio.wait({shielded}, timeout=self._policy.wait_seconds)
+        done, _ = await asyncio.wait({shielded}, timeout=self.policy.wait_seconds)
         return shielded.result() if done else None
 
     def _landed(self, entry: str, task: asyncio.Task[Outcome[Any]]) -> None:
@@ -276,7 +270,7 @@ class AsyncDriver:
             self._backing.counters.add("bypassed", len(reading.wanted))
             loaded = await self._load(reading, reading.unleased())
             return [Outcome(one.value, "loaded") for one in loaded]
-        flow = reading.flow(self._policy, with_writers=self._load_from is not None)
+        flow = reading.flow(with_writers=self._load_from is not None)
 
         async def perform(step: AnyStep) -> object:
             if isinstance(step, Fetch | Fill):
@@ -305,10 +299,10 @@ class AsyncDriver:
                 if isinstance(step, Fill):
                     failpoint("cache.value-loaded")
                 marks = self._backing.expected(step, reading, standing)
-                command = command_for(step, prefix=standing.prefix, policy=self._policy)
+                command = command_for(step, prefix=standing.prefix, policy=reading.policy)
                 reply = await self._links.call(command, identity=standing.server)
                 answer = answer_to(step, reply)
-                self._backing.settle(step, reading.codec, marks, answer)
+                self._backing.settle(step, reading, marks, answer)
                 return answer
 
     async def _load_elsewhere(
@@ -333,7 +327,7 @@ class AsyncDriver:
             return None
         self._backing.counters.add("replica_loads", len(values))
         return self._backing.packed(
-            reading.codec, values, step, seconds=perf_counter() - began, is_current=True
+            reading, values, step, seconds=perf_counter() - began, is_current=True
         )
 
     async def _load(self, reading: AsyncReading[T], step: Load) -> list[Loaded[T]]:
@@ -342,11 +336,11 @@ class AsyncDriver:
         # What protects the database while Redis does not.
         began = perf_counter()
         try:
-            async with asyncio.timeout(self._policy.wait_seconds):
+            async with asyncio.timeout(self.policy.wait_seconds):
                 await self._bulkhead.acquire()
         except TimeoutError:
             self._backing.counters.add("busy")
-            raise CacheBusyError(waited_seconds=self._policy.wait_seconds) from None
+            raise CacheBusyError(waited_seconds=self.policy.wait_seconds) from None
         self._backing.counters.waited(perf_counter() - began)
         try:
             return await self._load_now(reading, step)
@@ -362,7 +356,7 @@ class AsyncDriver:
             is_current = not await conn.run_sync(is_standby)
             values = await reading.load(conn, step.places)
         return self._backing.packed(
-            reading.codec, values, step, seconds=perf_counter() - began, is_current=is_current
+            reading, values, step, seconds=perf_counter() - began, is_current=is_current
         )
 
 

@@ -71,7 +71,7 @@ class LocalTier:
 
     Args:
         name: What the cache holds.
-        policy: How much memory to use, and when a value needs a second thought.
+        policy: How much memory to use.
         on_hits: Told now and then how many more hits there were.
 
     Attributes:
@@ -86,7 +86,6 @@ class LocalTier:
         self._codec: Codec[Any] | None = None
         self.hits = 0
         self._bytes_max = policy.local_bytes
-        self._early_refresh = policy.early_refresh
         self._on_hits = on_hits
         self._slots: OrderedDict[str, Slot] = OrderedDict()
         self._by_tag: dict[str, set[str]] = {}
@@ -177,9 +176,19 @@ class LocalTier:
                 self._put(mark)
         return mark
 
-    def keep(self, mark: Slot, codec: Codec[Any], stored: Stored[Any], raw: bytes) -> None:
-        """Keep what was fetched after ``mark`` was put, if that still stands."""
-        fresh_until = fresh_until_ms(stored.soft_expiry_ms, stored.took_ms, self._early_refresh)
+    def keep(
+        self,
+        mark: Slot,
+        codec: Codec[Any],
+        stored: Stored[Any],
+        raw: bytes,
+        early_refresh: float,
+    ) -> None:
+        """Keep what was fetched after ``mark`` was put, if that still stands.
+
+        How eagerly it is loaded anew is a matter of whoever has fetched it.
+        """
+        fresh_until = fresh_until_ms(stored.soft_expiry_ms, stored.took_ms, early_refresh)
         until = monotonic() + fresh_until / 1000 - time()
         if codec.can_be_shared(stored.value):
             value, decode, size = stored.value, None, bytes_of(stored.value)

@@ -1,6 +1,8 @@
 """How long values live, how long callers wait, and how much the database is asked at once."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import TypedDict
 
 from datapatterns.errors import SettingsError
 
@@ -65,6 +67,45 @@ class CachePolicy:
             raise SettingsError("loads_at_once", f"{self.loads_at_once!r} is no whole number")
         if self.jitter >= 1:
             raise SettingsError("jitter", f"{self.jitter!r} is a share of a time; stay below 1")
+
+
+class ValueOptions(TypedDict, total=False):
+    """What may differ from value to value of one cache; each means what it does in `CachePolicy`.
+
+    Attributes:
+        ttl_seconds: How long a value is fresh.
+        stale_seconds: How long after that it may still be served while one caller loads anew.
+        negative_seconds: How long it is remembered that there is nothing under a key.
+        early_refresh: How eagerly a value that was slow to load is loaded anew.
+    """
+
+    ttl_seconds: float
+    stale_seconds: float
+    negative_seconds: float
+    early_refresh: float
+
+
+def layered(policy: CachePolicy, options: ValueOptions) -> CachePolicy:
+    """Return ``policy`` with ``options`` in place of what it says itself.
+
+    Raises:
+        SettingsError: An option makes no sense, or is one of the whole cache.
+    """
+    return _replaced(policy, **options) if options else policy
+
+
+# Those who name options name the same ones again and again.
+@lru_cache(maxsize=256)
+def _replaced(policy: CachePolicy, **options: float) -> CachePolicy:
+    for name in options.keys() - ValueOptions.__annotations__.keys():
+        is_of_caches = name in {field.name for field in fields(policy)}
+        raise SettingsError(
+            name,
+            "it holds for the whole cache; say it in its CachePolicy"
+            if is_of_caches
+            else f"there is no option of this name; use {', '.join(ValueOptions.__annotations__)}",
+        )
+    return replace(policy, **options)  # type: ignore[arg-type]  # the names of floats alone
 
 
 DEFAULT_POLICY = CachePolicy()

@@ -35,8 +35,8 @@ def read_query(
             return asked.rows(conn.execute(statement))
 
         if within is not None:
-            return driver.read_within(asked.codec, asked.wanted, load, within)
-        return driver.read(asked.codec, asked.wanted, load)
+            return driver.read_within(asked.codec, driver.policy, asked.wanted, load, within)
+        return driver.read(asked.codec, driver.policy, asked.wanted, load)
 
     for _ in range(ATTEMPTS):
         with suppress(PlanOutdatedError):

@@ -32,8 +32,8 @@ async def read_query(
             return asked.rows(await conn.execute(statement))
 
         if within is not None:
-            return await driver.read_within(asked.codec, asked.wanted, load, within)
-        return await driver.read(asked.codec, asked.wanted, load)
+            return await driver.read_within(asked.codec, driver.policy, asked.wanted, load, within)
+        return await driver.read(asked.codec, driver.policy, asked.wanted, load)
 
     for _ in range(ATTEMPTS):
         with suppress(PlanOutdatedError):

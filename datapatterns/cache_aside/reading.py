@@ -23,6 +23,7 @@ class Reading(Generic[T, L]):
     Attributes:
         wanted: The entries, each once.
         codec: What makes values of bytes.
+        policy: The times that these values live by.
         load: Called with a connection and the places among ``wanted`` to load; returns their
             values in this order, or an awaitable of them.
         anew: Whether what is there is replaced, however fresh it is.
@@ -30,30 +31,31 @@ class Reading(Generic[T, L]):
 
     wanted: Sequence[Wanted]
     codec: Codec[T]
+    policy: CachePolicy
     load: L
     anew: bool = False
 
     @property
     def kind(self) -> object:
-        """Whose outcomes this call can take."""
+        """Whose outcomes this call can take, whatever times they live by."""
         return (self.codec, self.anew)
 
-    def flow(self, policy: CachePolicy, *, with_writers: bool) -> Flow[list[Outcome[T]]]:
+    def flow(self, *, with_writers: bool) -> Flow[list[Outcome[T]]]:
         """Return the way through the protocol."""
         return read_through(
             self.wanted,
             codec=self.codec,
-            policy=policy,
+            policy=self.policy,
             token=uuid4().hex,
             anew=self.anew,
             with_writers=with_writers,
         )
 
-    def flow_in_snapshot(self, policy: CachePolicy, *, may_hit: bool) -> Flow[list[Outcome[T]]]:
+    def flow_in_snapshot(self, *, may_hit: bool) -> Flow[list[Outcome[T]]]:
         """Return the way for a transaction that sees one moment."""
         [wanted] = self.wanted
         return read_in_snapshot(
-            wanted, codec=self.codec, policy=policy, token=uuid4().hex, may_hit=may_hit
+            wanted, codec=self.codec, policy=self.policy, token=uuid4().hex, may_hit=may_hit
         )
 
     def unleased(self) -> Load:

@@ -1,9 +1,9 @@
 """Cache-aside for threads: read through Redis, write to PostgreSQL, forget after the commit."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
 
 from redis import Redis
 from redis.cluster import RedisCluster
@@ -23,16 +23,15 @@ from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.counting import CacheStats
 from datapatterns.cache_aside.driver import Driver, Loader, ManyLoader
 from datapatterns.cache_aside.flights import Flights
-from datapatterns.cache_aside.keys import Key, entry_of
-from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
+from datapatterns.cache_aside.keys import Key
+from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy, ValueOptions, layered
 from datapatterns.cache_aside.query_plans import AnyQuery
 from datapatterns.cache_aside.querying import read_query
 from datapatterns.cache_aside.relaying import RelayReport
-from datapatterns.cache_aside.steps import Wanted
-from datapatterns.cache_aside.tags import checked_tags, no_tags
+from datapatterns.cache_aside.tags import no_tags, wanted_of
 from datapatterns.cache_aside.watching import watch_models
 from datapatterns.cache_aside.watching_tags import watch_tags
-from datapatterns.cache_aside.writing import committed_writes
+from datapatterns.cache_aside.writing import committed_writes, connection_of
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
 
@@ -78,16 +77,9 @@ class Cache:
     ) -> None:
         flights = Flights()
         self._backing = Backing(
-            redis,
-            engine,
-            name=name,
-            policy=policy,
-            schema=schema,
-            target=target,
-            observer=observer,
-            strict=strict,
-            detach=flights.detach,
-        )
+            redis, engine, name=name, policy=policy, schema=schema, target=target,
+            observer=observer, strict=strict, detach=flights.detach,
+        )  # fmt: skip
         self._driver = Driver(self._backing, flights, load_from)
         self._queries = self._backing.queries()
         self._cached: CachedFunction[..., Any] | None = None
@@ -116,6 +108,7 @@ class Cache:
         tags: Iterable[str] = (),
         within: Connection | Session | None = None,
         allow_nonrepeatable: bool = False,
+        **options: Unpack[ValueOptions],
     ) -> T:
         """Return the value under ``key``; if there is none, ``load`` it and keep it.
 
@@ -136,20 +129,22 @@ class Cache:
                 than an invalidation.
             allow_nonrepeatable: Whether such a transaction may be given what is cached, which may
                 be newer than its moment, and takes no part in its serializability.
+            options: Times of this value in place of the cache's; those of whoever stores it count.
 
         Raises:
             CacheKeyError: The key has a part that is equal to others without being identical.
+            SettingsError: An option has no sense.
             UncacheableValueError: The value does not come back as ``value_type``.
-            CacheBusyError: Redis is away, and so many loads are under way that no place got
-                free in time.
+            CacheBusyError: Redis is away, and no place for one more load got free in time.
         """
         codec: Codec[T] = self._backing.codec(value_type)
-        wanted = Wanted(entry_of(self.name, key), checked_tags(tags))
+        policy = layered(self.policy, options)
+        wanted = wanted_of(self.name, key, tags)
         if within is not None:
             return self._driver.read_within(
-                codec, wanted, load, within, allow_nonrepeatable=allow_nonrepeatable
+                codec, policy, wanted, load, within, allow_nonrepeatable=allow_nonrepeatable
             )
-        return self._driver.read(codec, wanted, load)
+        return self._driver.read(codec, policy, wanted, load)
 
     def get_many(
         self,
@@ -158,6 +153,7 @@ class Cache:
         *,
         value_type: object = Any,
         tags: Callable[[K], Iterable[str]] = no_tags,
+        **options: Unpack[ValueOptions],
     ) -> dict[K, T | None]:
         """Return the values under ``keys``; those that are missing are loaded together and kept.
 
@@ -169,17 +165,17 @@ class Cache:
             load: Returns the values by key; for a key that it leaves out, None is remembered.
             value_type: As for `get_or_load`, of each value.
             tags: What the value under a key depends on besides.
+            options: As for `get_or_load`, of each value that this call stores.
 
         Raises:
             SettingsError: The loader returned a key that was not asked for.
             Exception: The errors of `get_or_load`.
         """
         codec: Codec[T] = self._backing.codec(value_type)
-
-        def wanted(key: K) -> Wanted:
-            return Wanted(entry_of(self.name, key), checked_tags(tags(key)))
-
-        return self._driver.read_many(codec, wanted, keys, load)
+        policy = layered(self.policy, options)
+        return self._driver.read_many(
+            codec, policy, lambda key: wanted_of(self.name, key, tags(key)), keys, load
+        )
 
     @overload
     def query(
@@ -233,16 +229,25 @@ class Cache:
 
     @overload
     def cached(
-        self, *, tags: Callable[P, Iterable[str]], allow_nonrepeatable: bool = False
+        self,
+        *,
+        tags: Callable[P, Iterable[str]],
+        allow_nonrepeatable: bool = False,
+        **options: Unpack[ValueOptions],
     ) -> Callable[[Callable[Concatenate[Connection, P], T]], CachedFunction[P, T]]: ...
 
     @overload
     def cached(
-        self, *, allow_nonrepeatable: bool
+        self, *, allow_nonrepeatable: bool = False, **options: Unpack[ValueOptions]
     ) -> Callable[[Callable[Concatenate[Connection, P], T]], CachedFunction[P, T]]: ...
 
     def cached(
-        self, load: Any = None, *, tags: Any = None, allow_nonrepeatable: bool = False
+        self,
+        load: Any = None,
+        *,
+        tags: Any = None,
+        allow_nonrepeatable: bool = False,
+        **options: Unpack[ValueOptions],
     ) -> Any:
         """Make a function that takes ``conn`` first into one that reads through this cache.
 
@@ -252,12 +257,16 @@ class Cache:
             load: The function.
             tags: What the result depends on besides the arguments, which this is called with.
             allow_nonrepeatable: As for `get_or_load`, of all calls of `CachedFunction.within`.
+            options: Times of the function's results in place of the cache's.
 
         Raises:
-            SettingsError: The cache holds another function's results already.
+            SettingsError: The cache holds another function's results, or an option has no sense.
         """
+        policy = layered(self.policy, options)
         if load is None:
-            return partial(self.cached, tags=tags, allow_nonrepeatable=allow_nonrepeatable)
+            return partial(
+                self.cached, tags=tags, allow_nonrepeatable=allow_nonrepeatable, **options
+            )
         refuse_a_second(self.name, self._cached, load)
         codec: Codec[Any] = self._backing.codec(value_type_of(load))
         calls, local = Calls(load, self.name, tags), self._backing.local
@@ -265,11 +274,11 @@ class Cache:
             load,
             calls=calls,
             cache=self,
-            read=partial(self._driver.read, codec),
+            read=partial(self._driver.read, codec, policy),
             read_within=partial(
-                self._driver.read_within, codec, allow_nonrepeatable=allow_nonrepeatable
+                self._driver.read_within, codec, policy, allow_nonrepeatable=allow_nonrepeatable
             ),
-            read_many=partial(self._driver.read_many, codec, calls.wanted_of),
+            read_many=partial(self._driver.read_many, codec, policy, calls.wanted_of),
             local=local and local.take_calls(codec),
             audit=lambda load, limit, on_checked: Auditor(
                 self._backing, codec, calls.wanted_of, loading_on(self._backing.engine, load)
@@ -302,7 +311,7 @@ class Cache:
         Recorded in a transaction of its own first: in the end it happens though Redis is away.
         """
         # Nothing else is written, so that an engine in autocommit mode is right here, too.
-        with self._connection(None) as own:
+        with self._backing.engine.connect() as own:
             own.execution_options(isolation_level="READ COMMITTED")
             with self.writes(own) as conn:
                 self._backing.invalidate_in(conn, keys, tags, is_late=True)
@@ -319,7 +328,7 @@ class Cache:
             OutcomeUnknownError: The COMMIT was sent and its answer was lost.
             UnfencedWriteError: The cache is strict, and Redis did not put up a fence.
         """
-        with self._connection(bind) as conn:
+        with connection_of(bind or self._backing.engine) as conn:
             yield from committed_writes(conn, f"a write to what cache {self.name!r} holds")
 
     def watch(self, sessions: type[Session] | sessionmaker[Any], *models: type) -> None:
@@ -343,12 +352,9 @@ class Cache:
         value before and after. A statement that does not say which rows it writes makes everything
         obsolete that depends on rows of its table. What SQL text writes is not seen.
         """
-
-        def forget(session: Session, tags: Iterable[str]) -> None:
-            self._backing.invalidate_in(session, (), tags)
-
+        forget = self._backing.invalidate_in
         self._queries.watch(models)
-        watch_tags(sessions, models, forget)
+        watch_tags(sessions, models, lambda session, tags: forget(session, (), tags))
 
     def capture(self, conn: Connection, *models: Tabled, by_key: bool = True) -> None:
         """Let the relay forget what depends on ``models``, whoever writes their rows.
@@ -392,8 +398,3 @@ class Cache:
     def close(self) -> None:
         """Close idle connections to Redis, and the tracking one; the cache can still be used."""
         self._backing.close()
-
-    def _connection(self, bind: Engine | Connection | None) -> AbstractContextManager[Connection]:
-        if isinstance(bind, Connection):
-            return nullcontext(bind)
-        return (bind or self._backing.engine).connect()

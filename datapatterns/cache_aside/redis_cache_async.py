@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
 
 from sqlalchemy import CompoundSelect, Connection, Select, create_engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -14,27 +14,24 @@ from sqlalchemy.pool import NullPool
 from datapatterns.aio import transaction
 from datapatterns.cache_aside.auditing import Auditor
 from datapatterns.cache_aside.backing import Backing
-from datapatterns.cache_aside.cached_function import Calls, refuse_a_second, value_type_of
+from datapatterns.cache_aside.cached_function import (
+    Calls,
+    refuse_a_second,
+    value_type_of,
+)
 from datapatterns.cache_aside.cached_function_async import AsyncCachedFunction
 from datapatterns.cache_aside.capturing import Tabled
 from datapatterns.cache_aside.cluster_links_async import async_links_to
 from datapatterns.cache_aside.codec import Codec
 from datapatterns.cache_aside.counting import CacheStats
-from datapatterns.cache_aside.driver_async import (
-    AsyncDriver,
-    AsyncFlights,
-    AsyncLoader,
-    AsyncManyLoader,
-)
-from datapatterns.cache_aside.keys import Key, entry_of
-from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
+from datapatterns.cache_aside.driver_async import AsyncDriver, AsyncLoader, AsyncManyLoader
+from datapatterns.cache_aside.flights_async import AsyncFlights
+from datapatterns.cache_aside.keys import Key
+from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy, ValueOptions, layered
 from datapatterns.cache_aside.query_plans import AnyQuery
 from datapatterns.cache_aside.querying_async import read_query
 from datapatterns.cache_aside.relaying import RelayReport
-from datapatterns.cache_aside.steps import (
-    Wanted,
-)
-from datapatterns.cache_aside.tags import checked_tags, no_tags
+from datapatterns.cache_aside.tags import no_tags, wanted_of
 from datapatterns.cache_aside.writing import AfterCommit, act_on, collecting
 from datapatterns.failpoints import failpoint
 from datapatterns.outcomes import find_unknown_outcome
@@ -118,18 +115,20 @@ class AsyncCache:
         tags: Iterable[str] = (),
         within: AsyncConnection | AsyncSession | None = None,
         allow_nonrepeatable: bool = False,
+        **options: Unpack[ValueOptions],
     ) -> T:
         """Return the value under ``key``; if there is none, ``load`` it and keep it.
 
         As `Cache.get_or_load`. A cancelled caller does not cancel the load that others wait for.
         """
         codec: Codec[T] = self._backing.codec(value_type)
-        wanted = Wanted(entry_of(self.name, key), checked_tags(tags))
+        policy = layered(self.policy, options)
+        wanted = wanted_of(self.name, key, tags)
         if within is not None:
             return await self._driver.read_within(
-                codec, wanted, load, within, allow_nonrepeatable=allow_nonrepeatable
+                codec, policy, wanted, load, within, allow_nonrepeatable=allow_nonrepeatable
             )
-        return await self._driver.read(codec, wanted, load)
+        return await self._driver.read(codec, policy, wanted, load)
 
     async def get_many(
         self,
@@ -138,17 +137,17 @@ class AsyncCache:
         *,
         value_type: object = Any,
         tags: Callable[[K], Iterable[str]] = no_tags,
+        **options: Unpack[ValueOptions],
     ) -> dict[K, T | None]:
         """Return the values under ``keys``; those that are missing are loaded together and kept.
 
         As `Cache.get_many`.
         """
         codec: Codec[T] = self._backing.codec(value_type)
-
-        def wanted(key: K) -> Wanted:
-            return Wanted(entry_of(self.name, key), checked_tags(tags(key)))
-
-        return await self._driver.read_many(codec, wanted, keys, load)
+        policy = layered(self.policy, options)
+        return await self._driver.read_many(
+            codec, policy, lambda key: wanted_of(self.name, key, tags(key)), keys, load
+        )
 
     @overload
     async def query(
@@ -190,20 +189,29 @@ class AsyncCache:
 
     @overload
     def cached(
-        self, *, tags: Callable[P, Iterable[str]], allow_nonrepeatable: bool = False
+        self,
+        *,
+        tags: Callable[P, Iterable[str]],
+        allow_nonrepeatable: bool = False,
+        **options: Unpack[ValueOptions],
     ) -> Callable[
         [Callable[Concatenate[AsyncConnection, P], Awaitable[T]]], AsyncCachedFunction[P, T]
     ]: ...
 
     @overload
     def cached(
-        self, *, allow_nonrepeatable: bool
+        self, *, allow_nonrepeatable: bool = False, **options: Unpack[ValueOptions]
     ) -> Callable[
         [Callable[Concatenate[AsyncConnection, P], Awaitable[T]]], AsyncCachedFunction[P, T]
     ]: ...
 
     def cached(  # as the overloads say
-        self, load: Any = None, *, tags: Any = None, allow_nonrepeatable: bool = False
+        self,
+        load: Any = None,
+        *,
+        tags: Any = None,
+        allow_nonrepeatable: bool = False,
+        **options: Unpack[ValueOptions],
     ) -> Any:
         """Make a coroutine function that takes ``conn`` first into one that reads through.
 
@@ -212,12 +220,16 @@ class AsyncCache:
             tags: What the result depends on besides the arguments, which this is called with.
             allow_nonrepeatable: As for `Cache.get_or_load`, of all calls of
                 `AsyncCachedFunction.within`.
+            options: Times of the function's results in place of the cache's.
 
         Raises:
-            SettingsError: The cache holds another function's results already.
+            SettingsError: The cache holds another function's results, or an option has no sense.
         """
+        policy = layered(self.policy, options)
         if load is None:
-            return partial(self.cached, tags=tags, allow_nonrepeatable=allow_nonrepeatable)
+            return partial(
+                self.cached, tags=tags, allow_nonrepeatable=allow_nonrepeatable, **options
+            )
         refuse_a_second(self.name, self._cached, load)
         codec: Codec[Any] = self._backing.codec(value_type_of(load))
         calls, local = Calls(load, self.name, tags), self._backing.local
@@ -227,11 +239,11 @@ class AsyncCache:
             calls=calls,
             cache=self,
             engine=self._engine,
-            read=partial(self._driver.read, codec),
+            read=partial(self._driver.read, codec, policy),
             read_within=partial(
-                self._driver.read_within, codec, allow_nonrepeatable=allow_nonrepeatable
+                self._driver.read_within, codec, policy, allow_nonrepeatable=allow_nonrepeatable
             ),
-            read_many=partial(self._driver.read_many, codec, calls.wanted_of),
+            read_many=partial(self._driver.read_many, codec, policy, calls.wanted_of),
             audit=lambda load, limit, on_checked: Auditor(
                 self._backing, codec, calls.wanted_of, load
             ).audit(limit, on_checked),

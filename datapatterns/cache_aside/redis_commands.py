@@ -93,7 +93,8 @@ def command_for(step: RedisStep, *, prefix: str, policy: CachePolicy) -> Command
             return ACQUIRE.by_hash(keys, (*arguments, *(ask.seen for ask in asks)))
         case Stamp(tags, with_writers):
             keys = _keys(prefix, map(_of_tag, tags), *_TAG_ROLES)
-            life_ms = milliseconds(4 * (policy.ttl_seconds + policy.stale_seconds))
+            longest = max(policy.ttl_seconds + policy.stale_seconds, policy.negative_seconds)
+            life_ms = milliseconds(4 * longest)
             stamps = (token_bytes(STAMP_BYTES) for _ in tags)
             return STAMP.by_hash(keys, (life_ms, WRITERS_MAX * with_writers, *stamps))
         case Fill(fillings, token):

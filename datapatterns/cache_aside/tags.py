@@ -33,7 +33,8 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter
 from sqlalchemy.types import TypeEngine
 
 from datapatterns.cache_aside.codec import TAGS_MAX
-from datapatterns.cache_aside.keys import KeyPart, entry_of, escaped
+from datapatterns.cache_aside.keys import Key, KeyPart, entry_of, escaped
+from datapatterns.cache_aside.steps import Wanted
 from datapatterns.errors import CacheKeyError
 
 Tagged: TypeAlias = "type | Table | ColumnElement[Any]"
@@ -229,6 +230,15 @@ def checked_tags(names: Iterable[str]) -> tuple[str, ...]:
     if len(tags) > TAGS_MAX:
         raise CacheKeyError(tags[0], f"a value has at most {TAGS_MAX} tags; use those of tables")
     return tags
+
+
+def wanted_of(cache: str, key: Key, tags: Iterable[str]) -> Wanted:
+    """Return the entry under ``key`` of ``cache``, and what it depends on.
+
+    Raises:
+        CacheKeyError: The key or a tag cannot be one.
+    """
+    return Wanted(entry_of(cache, key), checked_tags(tags))
 
 
 def checked_tag(name: str) -> str:

@@ -8,11 +8,11 @@ To invalidate too much does no harm, so what a savepoint rolled back stays on th
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from datapatterns.failpoints import failpoint
@@ -61,6 +61,11 @@ def committed_writes(conn: Connection, attempted: str) -> Iterator[Connection]:
         raise
     failpoint("cache.write-committed")
     act_on(acts)
+
+
+def connection_of(bind: Engine | Connection) -> AbstractContextManager[Connection]:
+    """Return a connection to write on: one that is given stays open."""
+    return nullcontext(bind) if isinstance(bind, Connection) else bind.connect()
 
 
 def after_commit(writer: Connection | Session, conn: Connection, act: AfterCommit) -> None:

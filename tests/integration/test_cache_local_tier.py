@@ -219,9 +219,16 @@ def test_many_are_kept_and_served_together(cache: Cache) -> None:
 class Unmarked(LocalTier):
     """A tier that does without marks."""
 
-    def keep(self, mark: Slot, codec: Codec[object], stored: Stored[object], raw: bytes) -> None:
+    def keep(
+        self,
+        mark: Slot,
+        codec: Codec[object],
+        stored: Stored[object],
+        raw: bytes,
+        early_refresh: float,
+    ) -> None:
         self._slots[mark.entry] = mark
-        super().keep(mark, codec, stored, raw)
+        super().keep(mark, codec, stored, raw, early_refresh)
 
 
 @pytest.mark.usefixtures("far_away")

@@ -260,7 +260,7 @@ def test_a_load_on_the_callers_connection_would_store_its_snapshot(
         if self is processes.observer._driver:  # noqa: SLF001 -- whose load is whose
             return original(self, reading, step)
         values = reading.load(processes.callers, step.places)
-        return self._backing.packed(reading.codec, values, step, seconds=0, is_current=True)
+        return self._backing.packed(reading, values, step, seconds=0, is_current=True)
 
     original = Driver._load_now  # noqa: SLF001 -- the guard
     monkeypatch.setattr(Driver, "_load_now", load_now)

@@ -442,6 +442,14 @@ def a_cached_function_takes_and_returns_what_it_did_without_conn() -> None:
     assert_type(price(7), int | None)
     price("7")  # type: ignore[arg-type]  # not an int
 
+    @layer.cache("week").cached(ttl_seconds=60, early_refresh=0)
+    def week(conn: Connection, product_id: int) -> int | None:
+        return conn.scalar(select(Line.week).where(Line.line_id == product_id))
+
+    assert_type(week(7), int | None)
+    assert_type(cache.get_or_load(7, lambda conn: price.load(conn, 7), stale_seconds=5), int | None)
+    cache.cached(wait_seconds=5)  # type: ignore[call-overload]  # one of the whole cache
+
 
 @dataclass(frozen=True)
 class Amount:

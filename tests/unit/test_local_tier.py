@@ -50,7 +50,7 @@ def keep(
     assert packed is not None
     stored = codec.parse(packed.raw)
     assert stored is not None
-    tier.keep(mark, codec, stored, packed.raw)
+    tier.keep(mark, codec, stored, packed.raw, 1.0)
 
 
 def found(
@@ -213,7 +213,7 @@ def test_what_is_past_its_time_is_not_served(tier: LocalTier) -> None:
     raw = msgspec.msgpack.encode("old")
     mark = tier.expect(Wanted("product:i1"), STANDING)
     assert mark is not None
-    tier.keep(mark, TEXT, Stored("old", int(time() * 1000) - 1, 0), b"0" * 16 + raw)
+    tier.keep(mark, TEXT, Stored("old", int(time() * 1000) - 1, 0), b"0" * 16 + raw, 1.0)
 
     assert found(tier) is NOT_KEPT
 
