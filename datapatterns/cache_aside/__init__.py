@@ -9,6 +9,7 @@ from datapatterns.cache_aside.counting import CacheStats
 from datapatterns.cache_aside.policy import CachePolicy, ValueOptions
 from datapatterns.cache_aside.redis_cache import Cache
 from datapatterns.cache_aside.relaying import RelayReport
+from datapatterns.cache_aside.serializers import Serializer
 from datapatterns.cache_aside.status import FollowedTable, RelayStatus
 from datapatterns.cache_aside.tags import TAGGED, tag
 
@@ -30,6 +31,7 @@ __all__ = [
     "FollowedTable",
     "RelayReport",
     "RelayStatus",
+    "Serializer",
     "ValueOptions",
     "tag",
 ]

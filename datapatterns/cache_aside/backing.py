@@ -129,7 +129,7 @@ class Backing:
         """Return the one codec for values of this type."""
         codec = self._codecs.get(value_type)
         if codec is None:
-            codec = self._codecs[value_type] = Codec(value_type)
+            codec = self._codecs[value_type] = Codec(value_type, self.policy.serializer)
         return codec
 
     def stats(self) -> CacheStats:

@@ -1,4 +1,4 @@
-"""Values as bytes: a header that says what they are and how long they are good, then MessagePack.
+"""Values as bytes: a header that says what they are and how long they are good, then the value.
 
 Nothing is ever unpickled: whoever can write to Redis must not be able to run code here.
 """
@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import msgspec
 
 from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.serializers import BuiltIn, Serializer, format_of, refuse_losses
 from datapatterns.cache_aside.shared_values import is_atom, is_immutable
 from datapatterns.errors import UncacheableValueError
 
@@ -53,18 +54,22 @@ class Codec(Generic[T]):
     A value of another type, or of an older version of this one, has another fingerprint and is
     not read: two releases of an application can share a cache.
 
+    Args:
+        value_type: Of what type values are.
+        serializer: What makes bytes of them.
+
     Attributes:
         decode: Makes a value of the bytes that `payload_in` returns.
     """
 
-    __slots__ = ("_encode", "_fingerprint", "_is_immutable", "_is_plain", "decode")
+    __slots__ = ("_fingerprint", "_format", "_is_immutable", "_is_plain", "_unreadable", "decode")
 
-    def __init__(self, value_type: object) -> None:
-        self._encode = msgspec.msgpack.Encoder().encode
-        self.decode = msgspec.msgpack.Decoder(value_type).decode
-        self._fingerprint = fingerprint_of(value_type)
-        self._is_plain = value_type is Any
-        self._is_immutable = is_immutable(value_type)
+    def __init__(self, value_type: object, serializer: BuiltIn | Serializer = "msgpack") -> None:
+        self._format = form = format_of(serializer, value_type)
+        self.decode, self._unreadable = form.decode, form.unreadable
+        self._fingerprint = fingerprint_of(value_type, form.name)
+        self._is_plain = value_type is Any and form.is_typed
+        self._is_immutable = form.is_typed and is_immutable(value_type)
 
     def parse(self, raw: bytes) -> Stored[T] | None:
         """Return what ``raw`` holds, or None if it was not written by this codec."""
@@ -82,7 +87,7 @@ class Codec(Generic[T]):
             return Stored(cast("T", None), soft_expiry_ms, took_ms, stamps)
         try:
             value = self.decode(memoryview(raw)[begin:])
-        except (msgspec.MsgspecError, RecursionError, MemoryError, UnicodeDecodeError):
+        except self._unreadable:
             return None
         return Stored(cast("T", value), soft_expiry_ms, took_ms, stamps)
 
@@ -104,19 +109,16 @@ class Codec(Generic[T]):
 
         Raises:
             UncacheableValueError: It cannot be encoded, or does not come back as its type.
+            Exception: Functions of the caller's own raise it.
         """
         if value is None:
             return value, b""
         try:
-            payload = self._encode(value)
+            payload = self._format.encode(value)
             canonical = cast("T", self.decode(payload))
-        except (
-            msgspec.MsgspecError,
-            TypeError,
-            ValueError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+            if not self._format.is_lossless:
+                refuse_losses(value, canonical)
+        except self._format.unwritable as error:
             raise UncacheableValueError(type(value).__name__, str(error)) from error
         # Without a type to decode into, tuples come back as lists and objects as dicts.
         if self._is_plain and canonical != value:
@@ -188,11 +190,12 @@ def is_due(
     return now_ms - took_ms * early_refresh * math.log(uniform) >= soft_expiry_ms
 
 
-def fingerprint_of(value_type: object) -> int:
-    """Return 32 bits that change when the shape of ``value_type`` changes."""
+def fingerprint_of(value_type: object, form: str = "") -> int:
+    """Return 32 bits that change when the shape of ``value_type`` changes, or how it is written."""
     try:
         shape: object = msgspec.json.schema(value_type)
     except TypeError:  # a type of the user's own that msgspec has no schema for
         shape = repr(value_type)
-    digest = blake2b(json.dumps(shape, sort_keys=True).encode(), digest_size=4).digest()
+    told = json.dumps([form, shape] if form else shape, sort_keys=True)
+    digest = blake2b(told.encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")

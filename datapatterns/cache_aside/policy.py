@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TypedDict
 
+from datapatterns.cache_aside.serializers import BuiltIn, Serializer, checked_serializer
 from datapatterns.errors import SettingsError
 
 # Thirty years in seconds: in milliseconds, too, it fits what Redis and threads can count.
@@ -32,6 +33,8 @@ class CachePolicy:
         fence_seconds: How long a strict writer's fence stands at most: longer than a COMMIT takes.
         local_bytes: How much memory each process may use to keep values beside Redis, told by it
             of every change; 0 keeps none.
+        serializer: What makes bytes of values: ``msgpack``; ``json``, for others to read; or
+            functions of yours. Caches whose serializers differ do not read each other's values.
     """
 
     ttl_seconds: float = 300
@@ -47,17 +50,22 @@ class CachePolicy:
     vouched_seconds: float = 10
     fence_seconds: float = 30
     local_bytes: int = 0
+    serializer: BuiltIn | Serializer = "msgpack"
 
     def __post_init__(self) -> None:
-        """Refuse times that make no sense, where they are written.
+        """Refuse what makes no sense, where they are written.
 
         Raises:
-            SettingsError: A value is negative, or zero where nothing would work, or endless.
+            SettingsError: A value is negative, or zero where nothing would work, or endless, or no
+                serializer.
         """
         may_be_zero = {
             "stale_seconds", "negative_seconds", "jitter", "early_refresh", "local_bytes",
         }  # fmt: skip
+        checked_serializer(self.serializer)
         for field in fields(self):
+            if field.name == "serializer":
+                continue
             value = getattr(self, field.name)
             if not value >= 0 or (value == 0 and field.name not in may_be_zero):
                 raise SettingsError(field.name, f"{value!r} is too small; use a positive number")
