@@ -228,6 +228,36 @@ def test_a_child_does_not_make_its_parents_ids(workers: Engine) -> None:
     engine.dispose()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+def test_a_child_does_not_wait_for_a_thread_of_its_parents(workers: Engine) -> None:
+    ids = IdGenerator(workers, MODULO)
+    reading, writing = os.pipe()
+
+    with ids._lock:  # noqa: SLF001 -- as a thread has it that asks for a span
+        child = os.fork()
+        if child == 0:
+            try:
+                os.write(writing, str(ids._lock.locked()).encode())  # noqa: SLF001 -- of a fresh one
+            finally:
+                os._exit(0)  # it is not to go on with the tests
+    os.waitpid(child, 0)
+
+    assert os.read(reading, 100) == b"False"
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_clock_that_was_centuries_off_uses_no_number_up(workers: Engine) -> None:
+    clock = WallClock(NOON.replace(year=2190))
+    ids = IdGenerator(workers, MODULO, clock=clock)
+
+    with pytest.raises(OverflowError, match="clock"):
+        ids.next(1)
+    clock.shown = NOON
+
+    assert parts_of_id(ids.next(1)).made_at - NOON <= timedelta(milliseconds=1)
+
+
 def test_ids_go_on_without_the_control_database_until_the_span_ends(
     workers: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

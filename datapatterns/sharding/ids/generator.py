@@ -3,6 +3,7 @@
 import os
 from threading import Lock
 from uuid import UUID, uuid4
+from weakref import WeakSet
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
@@ -59,7 +60,8 @@ class IdGenerator:
         self._strategy = strategy
         self._clock = clock
         self._span: Span | None = None
-        self._begin_anew()
+        self.begin_anew()
+        _instances.add(self)
 
     def next(self, key: Key) -> int:
         """Return a new id for a row with this shard key.
@@ -81,9 +83,6 @@ class IdGenerator:
         """
         if not 0 <= bucket < BUCKETS_MAX:
             raise ValueError(f"bucket {bucket} has no place in an id")
-        if self._pid != os.getpid():
-            # A child that went on with its parent's span would make its parent's ids.
-            self._begin_anew()
         with self._lock:
             ms, counter = self._drawn(bucket)
             self._last[bucket] = ms, counter
@@ -100,12 +99,13 @@ class IdGenerator:
     def _drawn(self, bucket: int) -> tuple[int, int]:
         now_ms = ms_at(self._clock.now())
         ms, counter = self._after(bucket, now_ms)
+        # Before it is leased: nobody could go on with a number that was leased for such a time.
+        _refuse_late(ms)
         if self._span is None or ms > self._renewed_from_ms:
             self._renew(ms)
             # The span may be another worker's: it begins above what was drawn, or anywhere.
             ms, counter = self._after(bucket, now_ms)
-        if ms > MS_MAX:
-            raise OverflowError("the milliseconds of ids are used up: is the clock right?")
+            _refuse_late(ms)
         return ms, counter
 
     def _after(self, bucket: int, now_ms: int) -> tuple[int, int]:
@@ -134,8 +134,8 @@ class IdGenerator:
         self._span = found
         self._renewed_from_ms = found.until_ms - self._leases.span_ms // 2
 
-    def _begin_anew(self) -> None:
-        self._pid = os.getpid()
+    def begin_anew(self) -> None:
+        """Make ids as another maker: a child that went on would make its parent's ids."""
         self._holder: UUID = uuid4()
         self._lock = Lock()
         self._forget()
@@ -144,3 +144,21 @@ class IdGenerator:
         self._span = None
         self._renewed_from_ms = 0
         self._last: dict[int, tuple[int, int]] = {}
+
+
+def _refuse_late(ms: int) -> None:
+    if ms > MS_MAX:
+        raise OverflowError("the milliseconds of ids are used up: is the clock right?")
+
+
+_instances: WeakSet[IdGenerator] = WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for ids in _instances:
+        ids.begin_anew()
+
+
+# At once, while the child has one thread: two that came first together could mix their spans, or
+# wait for a lock that a thread of the parent's has.
+os.register_at_fork(after_in_child=_leave_all_to_parent)
