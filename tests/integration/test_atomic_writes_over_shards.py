@@ -5,8 +5,9 @@ from contextlib import nullcontext, suppress
 
 import pytest
 from psycopg.errors import FeatureNotSupported, UniqueViolation
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from datapatterns.embedded import EmbeddedServers
 from datapatterns.errors import (
@@ -16,6 +17,7 @@ from datapatterns.errors import (
     ShardTransactionEndedError,
     ShardTransactionRefusedError,
     ShardUnavailableError,
+    WrongShardError,
 )
 from datapatterns.failpoints import armed
 from datapatterns.sharding import AtomicWork, ShardCluster
@@ -262,6 +264,29 @@ def test_a_primary_that_is_gone_leaves_it_to_recovery(
             pytest.raises(OutcomeUnknownError),
         ):
             put_on_each(frail)
+
+    cluster.recover(grace_seconds=0)
+
+    assert len(baskets(cluster)) == 3
+
+
+@pytest.mark.parametrize("error", [PoolTimeout(), WrongShardError(expected="s0", found="s9")])
+def test_a_primary_that_cannot_be_asked_undoes_nothing(
+    cluster: ShardCluster, shard_urls: list[URL], error: Exception
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    with FaultProxy(shard_urls[0]) as network:
+        urls = {**named(shard_urls[:3]), "s0": network.url}
+        with ShardCluster(control=shard_urls[0], shards=urls, groups=[households]) as frail:
+
+            def lose() -> None:
+                network.cut_next_reply_to("COMMIT")
+                event.listen(frail.engines["s0"], "do_connect", refuse)
+
+            with armed("atomic.decision-written", lose), pytest.raises(OutcomeUnknownError):
+                put_on_each(frail)
 
     cluster.recover(grace_seconds=0)
 

@@ -18,7 +18,7 @@ from psycopg import Error as DriverError
 from psycopg import sql
 from psycopg.errors import ObjectNotInPrerequisiteState, OutOfMemory, UndefinedObject
 from sqlalchemy import Connection, Engine, RootTransaction
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
 from datapatterns.errors import (
     AbortedTransactionError,
@@ -135,7 +135,7 @@ class Commit:
         By the state of the primary's transaction: the row may have been collected already.
 
         Raises:
-            OutcomeUnknownError: The primary does not answer.
+            OutcomeUnknownError: The primary does not answer, or cannot be asked.
             ShardUnavailableError: It was not committed.
         """
         try:
@@ -144,7 +144,8 @@ class Commit:
                 if fate_of(conn, branch.xid) == "in progress":
                     settle_outcome(conn, branch)  # waits until it has ended
                 fate = fate_of(conn, branch.xid)
-        except DBAPIError as error:
+        except Exception as error:
+            # Such as that of an exhausted pool: whatever it is, nothing says that it may be undone.
             raise unknown from error
         if fate == "aborted":
             raise ShardUnavailableError(branch.primary) from unknown
