@@ -17,8 +17,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TupleType,
-    TypeDecorator,
     Unicode,
     UnicodeText,
     Uuid,
@@ -26,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Mapper
-from sqlalchemy.types import BIGINT, INTEGER, SMALLINT, TEXT, VARCHAR, TypeEngine
+from sqlalchemy.types import BIGINT, INTEGER, SMALLINT, TEXT, VARCHAR, NullType, TypeEngine
 from sqlalchemy.types import UUID as SQL_UUID
 
 from datapatterns.errors import ShardedTableError, ShardKeyError
@@ -50,6 +48,7 @@ _COLUMN_TYPES: dict[KeyTypeName, frozenset[type[TypeEngine[Any]]]] = {
     "text": frozenset((String, Text, Unicode, UnicodeText, VARCHAR, TEXT)),
     "uuid": frozenset((Uuid, SQL_UUID, postgresql.UUID)),
 }
+_PLAIN_TYPES = frozenset[type[TypeEngine[Any]]]((NullType,)).union(*_COLUMN_TYPES.values())
 _GROUP_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 INFO_KEY = "shard"
@@ -57,10 +56,12 @@ INFO_KEY = "shard"
 
 
 def is_plain_key_type(type_: TypeEngine[Any]) -> bool:
-    """Return whether parameters of ``type_`` reach the server as the values that they are."""
-    if isinstance(type_, TupleType):
-        return all(map(is_plain_key_type, type_.types))
-    return not isinstance(type_, TypeDecorator)
+    """Return whether parameters of ``type_`` reach the server as keys, and compare as those do.
+
+    Others may send another value, or have the server compare as citext or fractions compare.
+    """
+    sent = type_._variant_mapping.get("postgresql", type_)  # noqa: SLF001 -- there is no public name
+    return type(sent) in _PLAIN_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ class ShardKey:
         if column is None:
             raise ShardedTableError(table.name, f"it has no column {self.column!r}")
         expected = self.group.key_type
-        if type(column.type) not in _COLUMN_TYPES[expected]:
+        if type(column.type) not in _COLUMN_TYPES[expected] or not is_plain_key_type(column.type):
             raise ShardedTableError(
                 table.name,
                 f"{self.column} is {type(column.type).__name__}, group {self.group.name!r} has"

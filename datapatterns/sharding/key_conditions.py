@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeGuard
 
-from sqlalchemy import BindParameter, FromClause, Table
+from sqlalchemy import BindParameter, Float, FromClause, Numeric, Table, TupleType
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import (
     BinaryExpression,
@@ -19,6 +19,7 @@ from sqlalchemy.sql.elements import (
     Grouping,
     Tuple,
 )
+from sqlalchemy.types import TypeEngine
 
 from datapatterns.sharding.definition import ShardKey, is_plain_key_type
 from datapatterns.sharding.strategies.strategy import Key, KeyOperator, ShardingStrategy
@@ -126,7 +127,7 @@ def key_condition(clause: ClauseElement, leaves: list[Leaf]) -> KeyCondition | N
     if clause.operator is operators.eq:
         for column, value in ((clause.left, clause.right), (clause.right, clause.left)):
             leaf = _leaf_of(column, leaves)
-            if leaf is not None and _is_plain_bind(value):
+            if leaf is not None and _is_plain_bind(value, leaf):
                 return KeyCondition(leaf, "=", (value,))
     if clause.operator is operators.in_op:
         return _in_condition(clause, leaves)
@@ -145,22 +146,26 @@ def key_tie(clause: ClauseElement, leaves: list[Leaf]) -> tuple[Leaf, Leaf] | No
 
 
 def _in_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondition | None:
-    binds = _listed_binds(clause.right)
-    if binds is None:
-        return None
     left: object = clause.left
     if isinstance(left, Grouping):
         left = left.element
     if isinstance(left, Tuple):
-        # The values are tuples, which only one expanding parameter can hold.
-        if len(binds) != 1 or not binds[0].expanding:
-            return None
-        for position, column in enumerate(left.clauses):
-            if (leaf := _leaf_of(column, leaves)) is not None:
-                return KeyCondition(leaf, "in", binds, position)
+        return _in_tuples_condition(left, clause.right, leaves)
+    if (leaf := _leaf_of(left, leaves)) is None:
         return None
-    leaf = _leaf_of(left, leaves)
-    return None if leaf is None else KeyCondition(leaf, "in", binds)
+    binds = _listed_binds(clause.right, leaf)
+    return None if binds is None else KeyCondition(leaf, "in", binds)
+
+
+def _in_tuples_condition(left: Tuple, right: object, leaves: list[Leaf]) -> KeyCondition | None:
+    # The values are tuples, which only one expanding parameter can hold.
+    if not isinstance(right, BindParameter) or not isinstance(right.type, TupleType):
+        return None
+    for position, column in enumerate(left.clauses):
+        leaf = _leaf_of(column, leaves)
+        if leaf is not None and _compares_as_key(right.type.types[position], leaf):
+            return KeyCondition(leaf, "in", (right,), position)
+    return None
 
 
 def _order_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondition | None:
@@ -171,18 +176,18 @@ def _order_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCo
         (clause.right, clause.left, _TURNED[operator]),
     ):
         leaf = _ordered_leaf_of(column, leaves)
-        if leaf is not None and _is_plain_bind(value):
+        if leaf is not None and _is_plain_bind(value, leaf):
             return KeyCondition(leaf, meant, (value,))
     return None
 
 
 def _between_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondition | None:
     leaf = _ordered_leaf_of(clause.left, leaves)
-    binds = _listed_binds(clause.right)
     # SYMMETRIC would take the bounds in either order.
-    if leaf is None or binds is None or clause.modifiers.get("symmetric"):
+    if leaf is None or clause.modifiers.get("symmetric"):
         return None
-    return KeyCondition(leaf, "between", binds)
+    binds = _listed_binds(clause.right, leaf)
+    return None if binds is None else KeyCondition(leaf, "between", binds)
 
 
 def _ordered_leaf_of(clause: object, leaves: list[Leaf]) -> Leaf | None:
@@ -202,13 +207,13 @@ def _ordered_leaf_of(clause: object, leaves: list[Leaf]) -> Leaf | None:
     return leaf if getattr(type_, "collation", None) in _BY_CODE_POINT else None
 
 
-def _listed_binds(right: object) -> tuple[BindParameter[Any], ...] | None:
+def _listed_binds(right: object, leaf: Leaf) -> tuple[BindParameter[Any], ...] | None:
     if isinstance(right, BindParameter):
-        return (right,) if right.expanding and is_plain_key_type(right.type) else None
+        return (right,) if right.expanding and _compares_as_key(right.type, leaf) else None
     if isinstance(right, Grouping):
         right = right.element
     if isinstance(right, ClauseList | ExpressionClauseList):
-        listed = tuple(value for value in right.clauses if _is_plain_bind(value))
+        listed = tuple(value for value in right.clauses if _is_plain_bind(value, leaf))
         return listed if len(listed) == len(right.clauses) else None
     return None
 
@@ -217,15 +222,27 @@ def _leaf_of(clause: object, leaves: list[Leaf]) -> Leaf | None:
     return next((leaf for leaf in leaves if leaf.is_key(clause)), None)
 
 
-def _is_plain_bind(clause: object) -> TypeGuard[BindParameter[Any]]:
-    # A type of the application's own may send another value than the one that is hashed here.
+def _is_plain_bind(clause: object, leaf: Leaf) -> TypeGuard[BindParameter[Any]]:
     return (
         isinstance(clause, BindParameter)
         and not clause.expanding
-        and is_plain_key_type(clause.type)
+        and _compares_as_key(clause.type, leaf)
     )
+
+
+def _compares_as_key(type_: TypeEngine[Any], leaf: Leaf) -> bool:
+    # A parameter is sent with the collation of its type, which decides over that of the column.
+    own = getattr(leaf.table.columns[leaf.shard_key.column].type, "collation", None)
+    collation = getattr(type_, "collation", None)
+    # Of fractions is said, when their values are known, that they are no keys.
+    known = is_plain_key_type(type_) or isinstance(type_, Numeric | Float)
+    return known and collation in {None, own, *_BY_CODE_POINT}
 
 
 def _values(bind: BindParameter[Any], parameters: Parameters) -> list[Any]:
     value: Any = parameters.get(bind.key, bind.effective_value)
-    return list(value) if bind.expanding else [value]
+    values = list(value) if bind.expanding else [value]
+    if isinstance(bind.type, Numeric | Float):
+        # What is sent as a fraction compares as one, even if it is whole: it is no key.
+        return [float(each) if isinstance(each, int) else each for each in values]
+    return values

@@ -1,13 +1,19 @@
 """What is written or shown stays on the shard, and within the key, that was looked at."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, cast
 
 import pytest
 from sqlalchemy import (
+    CHAR,
     URL,
     BigInteger,
+    Column,
     Executable,
+    Float,
+    MetaData,
+    Numeric,
     String,
     Table,
     Text,
@@ -21,17 +27,21 @@ from sqlalchemy import (
     union_all,
     update,
 )
+from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Bundle, DeclarativeBase, Mapped, Session, aliased, mapped_column
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from datapatterns.errors import (
     ScatterRefusedError,
+    ShardedTableError,
     ShardKeyChangedError,
     ShardKeyError,
     UnmergeableQueryError,
     UnroutableStatementError,
 )
-from datapatterns.sharding import EntityGroup, Hash, ShardCluster
+from datapatterns.sharding import EntityGroup, Hash, Range, ShardCluster
+from datapatterns.sharding.key_conditions import Leaf, key_condition
 from datapatterns.testing import Databases
 from tests.fixtures.shard_model import Basket, Line, Product, households, named, sharded_shop
 
@@ -185,6 +195,66 @@ def test_a_parameter_that_is_sent_as_another_value_says_no_key(cluster: ShardClu
             session.execute(select(Basket).where(Basket.household_id.in_([seven])))
         with pytest.raises(ShardKeyError):
             session.execute(insert(Basket).values(household_id=seven, id=2))
+
+
+class Negated(UserDefinedType[int]):
+    """Sends another value than it is given, and is no TypeDecorator."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_named: object) -> str:
+        return "bigint"
+
+    def bind_processor(self, dialect: object) -> Callable[[int | None], int | None]:  # noqa: ARG002 -- as SQLAlchemy calls it
+        return lambda value: None if value is None else -value
+
+
+@pytest.mark.parametrize(
+    ("type_", "error"),
+    [(Float(), ShardKeyError), (Numeric(), ShardKeyError), (Negated(), ScatterRefusedError)],
+)
+def test_a_parameter_that_compares_otherwise_than_keys_says_no_key(
+    cluster: ShardCluster, type_: TypeEngine[int], error: type[Exception]
+) -> None:
+    key = Basket.household_id
+    seven = literal(7, type_)
+
+    with cluster.session() as session:
+        for condition in (key == seven, key.in_([seven]), key < seven, key.between(seven, 9)):
+            with pytest.raises(error):
+                session.execute(select(Basket).where(condition))
+
+
+def test_a_text_parameter_with_a_comparison_of_its_own_says_no_key() -> None:
+    texts = EntityGroup("by_code", strategy=Range(["g"]), key=Text)
+    codes = Table("codes", MetaData(), Column("code", Text(collation="C"), primary_key=True))
+    leaf = Leaf(codes, codes, texts.by("code"))
+    code = codes.c.code
+    folded = literal("X", CITEXT())
+    sorted_otherwise = literal("X", Text(collation="de-x-icu"))
+
+    for condition in (
+        code == folded,
+        code.in_([folded]),
+        code == literal("X", CHAR()),
+        code == sorted_otherwise,
+        code < sorted_otherwise,
+        code.between(sorted_otherwise, "Z"),
+    ):
+        assert key_condition(condition, [leaf]) is None
+    for condition in (code == "X", code < literal("X"), code.between("A", "Z"), code.in_(["X"])):
+        assert key_condition(condition, [leaf]) is not None
+
+
+def test_a_key_of_a_type_that_differs_on_the_server_is_refused() -> None:
+    texts = EntityGroup("by_code", key=Text)
+    folding = Text().with_variant(CITEXT(), "postgresql")
+    local = Text().with_variant(String(5), "sqlite")
+
+    for type_ in (folding, local):
+        codes = Table("codes", MetaData(), Column("code", type_, primary_key=True))
+        with pytest.raises(ShardedTableError) if type_ is folding else nullcontext():
+            texts.by("code").checked_column(codes)
 
 
 def test_a_text_key_that_would_lose_its_blanks_is_refused(shard_urls: list[URL]) -> None:
