@@ -129,7 +129,9 @@ class Backing:
         """Return the one codec for values of this type."""
         codec = self._codecs.get(value_type)
         if codec is None:
-            codec = self._codecs[value_type] = Codec(value_type, self.policy.serializer)
+            codec = self._codecs[value_type] = Codec(
+                value_type, self.policy.serializer, bytes_max=self.policy.value_bytes_max
+            )
         return codec
 
     def stats(self) -> CacheStats:

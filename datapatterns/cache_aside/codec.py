@@ -11,7 +11,8 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 
-from datapatterns.cache_aside.policy import CachePolicy
+from datapatterns.cache_aside.compressing import CompressedValueError, compressed, decompressed
+from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy
 from datapatterns.cache_aside.serializers import BuiltIn, Serializer, format_of, refuse_losses
 from datapatterns.cache_aside.shared_values import is_atom, is_immutable
 from datapatterns.errors import UncacheableValueError
@@ -23,7 +24,8 @@ T = TypeVar("T")
 _HEADER = struct.Struct("<BBHqI")
 HEADER_BYTES = _HEADER.size
 _FORMAT = 1
-_NEGATIVE, _TAGGED = 1, 2
+_NEGATIVE, _TAGGED, _COMPRESSED = 1, 2, 4
+_KNOWN = _NEGATIVE | _TAGGED | _COMPRESSED
 STAMP_BYTES = 8
 TAGS_MAX = 255
 _NO_STAMPS: tuple[bytes, ...] = ()
@@ -57,16 +59,33 @@ class Codec(Generic[T]):
     Args:
         value_type: Of what type values are.
         serializer: What makes bytes of them.
+        bytes_max: How large a compressed value may be.
 
     Attributes:
         decode: Makes a value of the bytes that `payload_in` returns.
     """
 
-    __slots__ = ("_fingerprint", "_format", "_is_immutable", "_is_plain", "_unreadable", "decode")
+    __slots__ = (
+        "_bytes_max",
+        "_fingerprint",
+        "_format",
+        "_is_immutable",
+        "_is_plain",
+        "_unreadable",
+        "decode",
+    )
 
-    def __init__(self, value_type: object, serializer: BuiltIn | Serializer = "msgpack") -> None:
+    def __init__(
+        self,
+        value_type: object,
+        serializer: BuiltIn | Serializer = "msgpack",
+        *,
+        bytes_max: int = DEFAULT_POLICY.value_bytes_max,
+    ) -> None:
+        self._bytes_max = bytes_max
         self._format = form = format_of(serializer, value_type)
-        self.decode, self._unreadable = form.decode, form.unreadable
+        self.decode = form.decode
+        self._unreadable: tuple[type[Exception], ...] = (*form.unreadable, CompressedValueError)
         self._fingerprint = fingerprint_of(value_type, form.name)
         self._is_plain = value_type is Any and form.is_typed
         self._is_immutable = form.is_typed and is_immutable(value_type)
@@ -81,12 +100,13 @@ class Codec(Generic[T]):
         begin, stamps = HEADER_BYTES, _NO_STAMPS
         if flags & _TAGGED:
             begin, stamps = _stamps_in(raw)
-        if flags & ~(_NEGATIVE | _TAGGED) or begin > len(raw):
+        if flags & ~_KNOWN or begin > len(raw):
             return None  # a later version's, or cut off
         if flags & _NEGATIVE:
             return Stored(cast("T", None), soft_expiry_ms, took_ms, stamps)
+        payload = memoryview(raw)[begin:]
         try:
-            value = self.decode(memoryview(raw)[begin:])
+            value = self.decode(self._whole(payload) if flags & _COMPRESSED else payload)
         except self._unreadable:
             return None
         return Stored(cast("T", value), soft_expiry_ms, took_ms, stamps)
@@ -95,7 +115,10 @@ class Codec(Generic[T]):
         """Return the bytes of the value in what `parse` can read."""
         _, flags, *_ = _HEADER.unpack_from(raw)
         begin = _stamps_in(raw)[0] if flags & _TAGGED else HEADER_BYTES
-        return raw[begin:]
+        return self._whole(raw[begin:]) if flags & _COMPRESSED else raw[begin:]
+
+    def _whole(self, frame: bytes | memoryview) -> bytes:
+        return decompressed(frame, bytes_max=self._bytes_max)
 
     def can_be_shared(self, value: T) -> bool:
         """Return whether no caller can change what others are given, too."""
@@ -142,18 +165,25 @@ class Codec(Generic[T]):
         """
         absent = value is None
         fresh = policy.negative_seconds if absent else policy.ttl_seconds
-        body = bytes([len(stamps)]) + b"".join(stamps) + payload if stamps else payload
-        if fresh == 0 or HEADER_BYTES + len(body) > policy.value_bytes_max:
+        named = bytes([len(stamps)]) + b"".join(stamps) if stamps else b""
+        # By what it is before it is compressed: else nobody could tell it from a bomb.
+        if fresh == 0 or HEADER_BYTES + len(named) + len(payload) > policy.value_bytes_max:
             return None
+        smaller = None
+        if 0 < policy.compress_bytes_min <= len(payload):
+            smaller = compressed(payload)
         factor = 1000 * (1 + policy.jitter * jitter)
         stale = 0 if absent else policy.stale_seconds
         header = _HEADER.pack(
             _FORMAT,
-            (_NEGATIVE if absent else 0) | (_TAGGED if stamps else 0),
+            (_NEGATIVE if absent else 0)
+            | (_TAGGED if stamps else 0)
+            | (0 if smaller is None else _COMPRESSED),
             min(round(took_ms), _TOOK_MS_MAX),
             round(now_ms + fresh * factor),
             self._fingerprint,
         )
+        body = named + (payload if smaller is None else smaller)
         return Packed(header + body, max(1, round((fresh + stale) * factor)))
 
 

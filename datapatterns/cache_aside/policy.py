@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TypedDict
 
+from datapatterns.cache_aside.compressing import require_zstandard
 from datapatterns.cache_aside.serializers import BuiltIn, Serializer, checked_serializer
 from datapatterns.errors import SettingsError
 
@@ -35,6 +36,8 @@ class CachePolicy:
             of every change; 0 keeps none.
         serializer: What makes bytes of values: ``msgpack``; ``json``, for others to read; or
             functions of yours. Caches whose serializers differ do not read each other's values.
+        compress_bytes_min: How large a value is that is stored compressed, at least; 0 compresses
+            none. Needs the extra ``compression``, as whoever reads does.
     """
 
     ttl_seconds: float = 300
@@ -51,6 +54,7 @@ class CachePolicy:
     fence_seconds: float = 30
     local_bytes: int = 0
     serializer: BuiltIn | Serializer = "msgpack"
+    compress_bytes_min: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, where they are written.
@@ -58,9 +62,11 @@ class CachePolicy:
         Raises:
             SettingsError: A value is negative, or zero where nothing would work, or endless, or no
                 serializer.
+            MissingExtraError: Values are to be compressed, which takes an extra.
         """
         may_be_zero = {
             "stale_seconds", "negative_seconds", "jitter", "early_refresh", "local_bytes",
+            "compress_bytes_min",
         }  # fmt: skip
         checked_serializer(self.serializer)
         for field in fields(self):
@@ -71,6 +77,8 @@ class CachePolicy:
                 raise SettingsError(field.name, f"{value!r} is too small; use a positive number")
             if value > _MOST and field.name != "local_bytes":
                 raise SettingsError(field.name, f"{value!r} is too large; stay below {_MOST:,}")
+        if self.compress_bytes_min:
+            require_zstandard()
         if self.loads_at_once != int(self.loads_at_once):
             raise SettingsError("loads_at_once", f"{self.loads_at_once!r} is no whole number")
         if self.jitter >= 1:
