@@ -57,7 +57,7 @@ class CachePolicy:
     compress_bytes_min: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense, where they are written.
+        """Refuse what makes no sense, where it is written.
 
         Raises:
             SettingsError: A value is negative, or zero where nothing would work, or endless, or no

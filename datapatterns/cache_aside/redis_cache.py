@@ -138,7 +138,7 @@ class Cache:
             CacheBusyError: Redis is away, and no place for one more load got free in time.
         """
         codec: Codec[T] = self._backing.codec(value_type)
-        policy = layered(self.policy, options)
+        policy = layered(self.policy, options) if options else self._driver.policy  # hot
         wanted = wanted_of(self.name, key, tags)
         if within is not None:
             return self._driver.read_within(

@@ -122,7 +122,7 @@ class AsyncCache:
         As `Cache.get_or_load`. A cancelled caller does not cancel the load that others wait for.
         """
         codec: Codec[T] = self._backing.codec(value_type)
-        policy = layered(self.policy, options)
+        policy = layered(self.policy, options) if options else self._driver.policy  # hot
         wanted = wanted_of(self.name, key, tags)
         if within is not None:
             return await self._driver.read_within(
