@@ -21,6 +21,7 @@ from sqlalchemy import (
     UnicodeText,
     Uuid,
     inspect,
+    type_coerce,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Mapper
@@ -188,13 +189,18 @@ class EntityGroup:
         self, column: ColumnElement[Any], bucket: int, *, schema: str = DEFAULT_SCHEMA
     ) -> ColumnElement[bool]:
         """Return the SQL condition that a row with this shard key lies in ``bucket``."""
-        return self.strategy.predicate(column, bucket, schema=schema)
+        return self.strategy.predicate(self._as_key(column), bucket, schema=schema)
 
     def bucket_of(
         self, column: ColumnElement[Any], *, schema: str = DEFAULT_SCHEMA
     ) -> ColumnElement[int]:
         """Return the SQL expression for the bucket of a row with this shard key."""
-        return self.strategy.bucket_of(column, schema=schema)
+        return self.strategy.bucket_of(self._as_key(column), schema=schema)
+
+    def _as_key(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        # Bounds and listed keys may not fit into a column of fewer bits, with whose type they would
+        # be sent.
+        return type_coerce(column, self.key)
 
     def tables(self) -> "dict[Table, ShardKey]":
         """Return the tables of all classes mapped so far, with their shard keys.

@@ -2,14 +2,28 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import BigInteger, Column, MetaData, Numeric, String, Table, Text, Uuid
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    MetaData,
+    Numeric,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    Uuid,
+)
 from sqlalchemy.dialects.postgresql import CITEXT
+from sqlalchemy.dialects.postgresql.psycopg import dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import CHAR, TypeDecorator, TypeEngine
 
 from datapatterns.errors import ShardedTableError, ShardKeyError
-from datapatterns.sharding import EntityGroup, Hash
+from datapatterns.sharding import Directory, EntityGroup, Hash, ListMap, Modulo, Range
 from datapatterns.sharding.placements import Placements
+from datapatterns.sharding.strategies import ShardingStrategy
+
+PSYCOPG = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
 
 class Trimmed(TypeDecorator[str]):
@@ -113,3 +127,15 @@ def test_a_group_remembers_what_may_not_change() -> None:
 def test_a_group_needs_a_plain_name(name: str) -> None:
     with pytest.raises(ValueError, match="cannot name a group"):
         EntityGroup(name)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [Range([0, 2**40]), ListMap({5: 0, 2**40: 1}), Modulo(40_000), Directory(Hash(), {2**40: 1})],
+)
+def test_a_key_that_no_row_can_have_is_compared_all_the_same(strategy: ShardingStrategy) -> None:
+    group = EntityGroup("small", strategy)
+    key = Table("small", MetaData(), Column("id", SmallInteger, primary_key=True)).c.id
+
+    for clause in (group.predicate(key, 1), group.bucket_of(key)):
+        assert "SMALLINT" not in str(clause.compile(dialect=PSYCOPG))
