@@ -212,6 +212,7 @@ def recover(invocation: Invocation, where: str, grace_seconds: float, *, dry_run
             "oldest_waiting_seconds": round(max(done.waiting.values(), default=0.0), 1),
             "decisions_forgotten": done.forgotten,
             "foreign": done.foreign if invocation.output.as_json else len(done.foreign),
+            "denied": done.denied if invocation.output.as_json else len(done.denied),
             "unreachable": done.unreachable
             if invocation.output.as_json
             else ", ".join(done.unreachable) or None,
@@ -221,7 +222,11 @@ def recover(invocation: Invocation, where: str, grace_seconds: float, *, dry_run
         invocation.output.note(
             f"{name}: its primary is no shard of this cluster; add that shard, or end it by hand"
         )
-    if done.foreign or done.unreachable:
+    for name in done.denied:
+        invocation.output.note(
+            f"{name}: another role has prepared it; run this as that role, or as a superuser"
+        )
+    if done.foreign or done.denied or done.unreachable:
         click.get_current_context().exit(1)
 
 

@@ -1,7 +1,9 @@
 """What is written to several shards in one block happens on all of them, or on none."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from uuid import uuid4
 
 import pytest
 from psycopg.errors import FeatureNotSupported, UniqueViolation
@@ -20,9 +22,9 @@ from datapatterns.errors import (
     WrongShardError,
 )
 from datapatterns.failpoints import armed
-from datapatterns.sharding import AtomicWork, ShardCluster
+from datapatterns.sharding import AtomicWork, Recovered, ShardCluster
 from datapatterns.sharding.atomic.branches import Branch
-from datapatterns.testing import Databases
+from datapatterns.testing import Databases, wait_until
 from datapatterns.testing.faults import FaultProxy
 from tests.fixtures.atomic import (
     Died,
@@ -291,6 +293,99 @@ def test_a_primary_that_cannot_be_asked_undoes_nothing(
     cluster.recover(grace_seconds=0)
 
     assert len(baskets(cluster)) == 3
+
+
+def set_on_all(cluster: ShardCluster, setting: str) -> None:
+    """Set something for all connections to come."""
+    for engine in cluster.engines.values():
+        with engine.connect() as conn:
+            conn.execute(text(f'ALTER DATABASE "{engine.url.database}" SET {setting}'))
+            conn.commit()
+        engine.dispose()
+
+
+def test_recovery_sees_what_it_has_waited_for_at_any_isolation_level(
+    cluster: ShardCluster, shard_urls: list[URL]
+) -> None:
+    set_on_all(cluster, "default_transaction_isolation = 'repeatable read'")
+    rounds: list[Future[Recovered]] = []
+    is_waiting = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+
+    def recover_meanwhile() -> None:
+        recovering = pool.submit(strict.recover, grace_seconds=0)
+        rounds.append(recovering)
+        with strict.engines["s0"].connect() as plain:
+            conn = plain.execution_options(isolation_level="AUTOCOMMIT")
+            wait_until(lambda: recovering.done() or conn.scalar(is_waiting) == 1)
+
+    with (
+        ShardCluster(
+            control=shard_urls[0], shards=named(shard_urls[:3]), groups=[households]
+        ) as strict,
+        ThreadPoolExecutor(1) as pool,
+        armed("atomic.decision-written", recover_meanwhile),
+    ):
+        put_on_each(strict)
+
+    assert rounds[0].result().waiting == {}
+    assert len(baskets(cluster)) == 3
+
+
+def test_a_statement_timeout_does_not_stop_recovery(cluster: ShardCluster) -> None:
+    set_on_all(cluster, "statement_timeout = '300ms'")
+    waiting: list[str] = []
+
+    def recover() -> None:
+        waiting.extend(cluster.recover(grace_seconds=0).waiting)
+
+    with armed("atomic.decision-written", recover):
+        put_on_each(cluster)
+
+    assert len(waiting) == 2
+    assert len(baskets(cluster)) == 3
+
+
+def test_a_primary_that_only_allows_reading_does_not_stop_recovery(cluster: ShardCluster) -> None:
+    with armed("atomic.branch-prepared", die), pytest.raises(Died):
+        put_on_each(cluster)
+    left = len(prepared(cluster))
+    set_on_all(cluster, "default_transaction_read_only = on")
+
+    assert len(cluster.recover(grace_seconds=0).waiting) == left
+
+    for engine in cluster.engines.values():
+        with engine.connect() as conn:
+            conn.execute(text("SET TRANSACTION READ WRITE"))
+            database = engine.url.database
+            conn.execute(text(f'ALTER DATABASE "{database}" RESET default_transaction_read_only'))
+            conn.commit()
+        engine.dispose()
+    assert len(cluster.recover(grace_seconds=0).rolled_back) == left
+
+
+def test_a_branch_of_another_role_is_named_and_stops_no_other(
+    cluster: ShardCluster, shard_urls: list[URL]
+) -> None:
+    role = f"limited_{uuid4().hex}"
+    with cluster.engines["s0"].begin() as conn:
+        conn.execute(text(f"CREATE ROLE {role} IN ROLE pg_read_all_data, pg_write_all_data"))
+    with armed("atomic.decided", die), pytest.raises(Died):
+        put_on_each(cluster)
+
+    with ShardCluster(
+        control=shard_urls[0],
+        shards=named(shard_urls[:3]),
+        groups=[households],
+        engine_options={"connect_args": {"options": f"-c role={role}"}},
+    ) as limited:
+        assert len(limited.recover(grace_seconds=0).denied) == 2
+
+    assert len(cluster.recover(grace_seconds=0).committed) == 2
+    with cluster.engines["s0"].begin() as conn:
+        conn.execute(text(f"DROP ROLE {role}"))
 
 
 def test_a_server_that_prepares_nothing_is_named() -> None:

@@ -32,6 +32,7 @@ from datapatterns.sharding.atomic.branches import Branch
 from datapatterns.sharding.atomic.deciding import fate_of, own_xid, record_commit, settle_outcome
 from datapatterns.sharding.atomic.waiting import wait_for_locks_at_most
 from datapatterns.sharding.ownership import shard_errors
+from datapatterns.transactions import fresh_reads
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Commit:
             ShardUnavailableError: It was not committed.
         """
         try:
-            with self.engines[branch.primary].begin() as conn:
+            with fresh_reads(self.engines[branch.primary]) as conn, conn.begin():
                 wait_for_locks_at_most(conn, seconds=5)
                 if fate_of(conn, branch.xid) == "in progress":
                     settle_outcome(conn, branch)  # waits until it has ended

@@ -9,19 +9,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from psycopg import sql
-from psycopg.errors import LockNotAvailable, ObjectNotInPrerequisiteState, UndefinedObject
+from psycopg.errors import (
+    InsufficientPrivilege,
+    LockNotAvailable,
+    ObjectNotInPrerequisiteState,
+    QueryCanceled,
+    UndefinedObject,
+)
 from sqlalchemy import Connection, Engine, Float, Text, column, func, or_, select
 from sqlalchemy import table as named_table
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.change_log.schema import Xid8
-from datapatterns.errors import ShardUnavailableError
+from datapatterns.errors import ReadOnlyServerError, ShardUnavailableError
 from datapatterns.sharding.atomic.branches import Branch
 from datapatterns.sharding.atomic.deciding import fate_of, forget, outcome_so_far, settle_outcome
 from datapatterns.sharding.atomic.waiting import wait_for_locks_at_most
 from datapatterns.sharding.ownership import shard_errors
 from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
+from datapatterns.transactions import fresh_reads
 
 _COMMIT, _ROLLBACK = sql.SQL("COMMIT PREPARED {}"), sql.SQL("ROLLBACK PREPARED {}")
 _PREPARED = named_table(
@@ -36,10 +43,12 @@ class Recovered:
     Attributes:
         committed: The names of branches that were committed.
         rolled_back: The names of those that were rolled back.
-        waiting: Those whose transaction is under way still, or whose primary did not answer, with
-            the seconds since they were prepared. Each holds back VACUUM on its shard.
+        waiting: Those whose transaction is under way still, or whose primary did not answer or only
+            allows reading, with the seconds since they were prepared. Each holds back VACUUM on its
+            shard.
         foreign: Those whose primary is no shard of this cluster; configure it, or end them by hand.
-        unreachable: The shards that did not answer.
+        denied: Those that another role has prepared; run recovery as that role, or as a superuser.
+        unreachable: The shards that did not answer, or only allow reading.
         forgotten: How many decisions nobody needs any more were removed.
     """
 
@@ -47,6 +56,7 @@ class Recovered:
     rolled_back: list[str] = field(default_factory=list)
     waiting: dict[str, float] = field(default_factory=dict)
     foreign: list[str] = field(default_factory=list)
+    denied: list[str] = field(default_factory=list)
     unreachable: list[str] = field(default_factory=list)
     forgotten: int = 0
 
@@ -89,6 +99,8 @@ class Recovery:
                     report.forgotten += self._collect(shard)
                 except ShardUnavailableError as error:
                     report.unreachable.append(error.shard)
+                except ReadOnlyServerError:
+                    report.unreachable.append(shard)
         return report
 
     def _recover(self, shard: str, report: Recovered) -> None:
@@ -103,14 +115,15 @@ class Recovery:
                     report.foreign.append(name)
                 elif (outcome := self._outcome(branch, seconds)) is None:
                     report.waiting[name] = seconds
-                elif self._dry_run or _end(conn, name, outcome):
+                elif self._dry_run or _end(conn, name, outcome, report):
                     ended = report.committed if outcome == "commit" else report.rolled_back
                     ended.append(name)
 
     def _outcome(self, branch: Branch, seconds: float) -> str | None:
         """Return what was decided, or None if that has to wait."""
         try:
-            with self._engines[branch.primary].begin() as conn:
+            # Who has waited for a decision is to see it.
+            with fresh_reads(self._engines[branch.primary]) as conn, conn.begin():
                 wait_for_locks_at_most(conn, seconds=2)
                 # Whoever is alive need not be disturbed; that it is safe does not make it kind.
                 alive = fate_of(conn, branch.xid) == "in progress"
@@ -118,11 +131,12 @@ class Recovery:
                     return None
                 return (outcome_so_far if self._dry_run else settle_outcome)(conn, branch)
         except DBAPIError as error:
-            if isinstance(error.orig, LockNotAvailable) or error.connection_invalidated:
+            is_slow = isinstance(error.orig, LockNotAvailable | QueryCanceled)
+            if is_slow or error.connection_invalidated:
                 return None
             with shard_errors(branch.primary):
                 raise
-        except ShardUnavailableError:
+        except (ReadOnlyServerError, ShardUnavailableError):
             return None
 
     def _collect(self, shard: str) -> int:
@@ -177,11 +191,14 @@ def _prepared_on(conn: Connection) -> list[tuple[str, float]]:
     return [(name, seconds) for name, seconds in conn.execute(found)]
 
 
-def _end(conn: Connection, name: str, outcome: str) -> bool:
+def _end(conn: Connection, name: str, outcome: str, report: Recovered) -> bool:
     statement = _COMMIT if outcome == "commit" else _ROLLBACK
     driver: Any = conn.connection.driver_connection
     try:
         driver.execute(statement.format(sql.Literal(name)))
     except (UndefinedObject, ObjectNotInPrerequisiteState):
         return False  # somebody else has ended it, or is at it
+    except InsufficientPrivilege:
+        report.denied.append(name)
+        return False
     return True
