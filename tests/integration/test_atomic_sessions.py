@@ -156,3 +156,17 @@ def test_a_plain_session_still_writes_to_one_shard_only(cluster: ShardCluster) -
             session.commit()
 
     assert baskets(cluster) == []
+
+
+@pytest.mark.parametrize("sql", [["COMMIT"], ["ROLLBACK"], ["COMMIT", "SELECT 1"]])
+def test_a_part_that_sql_text_has_ended_is_noticed(cluster: ShardCluster, sql: list[str]) -> None:
+    with cluster.session(atomic=True) as session:
+        session.add_all(on_each(cluster))
+        session.flush()
+        conn = session.connection(bind_arguments={"shard_id": "s1"})
+        for each in sql:
+            conn.exec_driver_sql(each)
+        with pytest.raises(ShardTransactionEndedError, match="'s1'"):
+            session.commit()
+
+    assert len(baskets(cluster)) == (1 if "COMMIT" in sql else 0)

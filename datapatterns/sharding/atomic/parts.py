@@ -7,7 +7,7 @@ from sqlalchemy import Connection, RootTransaction, func, select
 from datapatterns.errors import MultiShardWriteError, ShardTransactionEndedError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.committing import ATTEMPTED, Commit, Writer
-from datapatterns.sharding.atomic.waiting import prepare_for_others
+from datapatterns.sharding.atomic.waiting import is_as_prepared, prepare_for_others
 from datapatterns.transactions import refuse_aborted
 
 
@@ -85,8 +85,12 @@ class Parts:
             with self._access.asking(shard):
                 # A function may write behind a SELECT. This also finds servers that died in the
                 # meantime before anything is committed.
-                if conn.scalar(select(func.pg_current_xact_id_if_assigned().is_not(None))):
-                    found.append(Writer(shard, conn, transaction))
+                wrote = func.pg_current_xact_id_if_assigned().is_not(None)
+                has_written, is_whole = conn.execute(select(wrote, is_as_prepared())).one()
+            if self._lock_seconds is not None and not is_whole:
+                raise ShardTransactionEndedError(shard)
+            if has_written:
+                found.append(Writer(shard, conn, transaction))
         return found
 
 

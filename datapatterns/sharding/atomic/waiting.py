@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Select, case, func, select
+from sqlalchemy import ColumnElement, Connection, Select, case, func, select
+
+_MARK = "datapatterns.part"
 
 
 def wait_for_locks_at_most(conn: Connection, *, seconds: float) -> None:
@@ -18,6 +20,14 @@ def prepare_for_others(conn: Connection, *, lock_seconds: float) -> None:
     conn.execute(_settings(lock_seconds)).close()
 
 
+def is_as_prepared() -> ColumnElement[bool]:
+    """Return whether this is the transaction still that `prepare_for_others` was called in.
+
+    SQL text may have ended it, and another one may have begun.
+    """
+    return func.coalesce(func.current_setting(_MARK, True), "") == "on"
+
+
 def _settings(lock_seconds: float) -> Select[Any]:
     # What is prepared must not be lost in a crash that leaves the decision.
     written = case(
@@ -26,7 +36,8 @@ def _settings(lock_seconds: float) -> Select[Any]:
             func.set_config("synchronous_commit", "on", True),
         )
     )
-    return select(_lock_timeout(lock_seconds), written)
+    mark = func.set_config(_MARK, "on", True)
+    return select(_lock_timeout(lock_seconds), written, mark)
 
 
 def _lock_timeout(seconds: float) -> Any:  # noqa: ANN401 -- as SQLAlchemy types functions
