@@ -14,8 +14,10 @@ from sqlalchemy.exc import OperationalError
 from datapatterns.errors import OutcomeUnknownError, ShardTransactionRefusedError
 from datapatterns.failpoints import armed
 from datapatterns.sharding import ShardCluster
+from tests.fixtures import doomed_workers as workers
 from tests.fixtures.atomic import (
     Died,
+    baskets,
     decisions,
     keys_on_each,
     needs_prepared_transactions,
@@ -24,6 +26,7 @@ from tests.fixtures.atomic import (
     sums,
 )
 from tests.fixtures.effort import THOROUGH
+from tests.fixtures.forked_workers import run_until_failpoint
 from tests.fixtures.shard_model import Basket, households, sharded_shop
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
@@ -116,4 +119,19 @@ def test_no_transaction_is_done_by_half(cluster: ShardCluster) -> None:
     assert min(seen["committed"], seen["Died"]) > 0
     assert any(sums(cluster).values())
     assert sum(sums(cluster).values()) == 0
+    assert (prepared(cluster), decisions(cluster)) == ([], [])
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), workers.WRITING_TOGETHER)
+def test_a_process_that_is_killed_leaves_all_or_nothing(
+    cluster: ShardCluster, shard_urls: list[URL], failpoint: str, visit: int
+) -> None:
+    urls = [url.render_as_string(hide_password=False) for url in shard_urls[:3]]
+    run_until_failpoint(workers.write_together, failpoint, urls[0], *urls, visit=visit)
+
+    for _ in range(2):
+        cluster.recover(grace_seconds=0)
+
+    happened = failpoint in {"atomic.decided", "atomic.branch-settled"}
+    assert len(baskets(cluster)) == (3 if happened else 0)
     assert (prepared(cluster), decisions(cluster)) == ([], [])

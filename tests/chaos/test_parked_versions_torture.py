@@ -28,7 +28,7 @@ from tests.fixtures.effort import THOROUGH
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
 STORE = EventStore()
-DEEDS = 300 if THOROUGH else 12
+DEEDS = 300 if THOROUGH else 30
 PRODUCTS, SOUND = 60, 20
 BAD = 0.02 if THOROUGH else 0.1
 ENOUGH_SECONDS = 240.0

@@ -121,13 +121,16 @@ def test_what_each_schedule_makes_anew_is_closed(
             "carol": lambda: connection.execute("SELECT 1")
         }
 
+    with Redis.from_url(redis_url) as client:
+        before = len(client.client_list())  # other tests of this process may have left some
+
     explored = explorer.explore(scenario, invariant=holds, max_preemptions=1, max_schedules=12)
 
     with plain.connect() as conn, Redis.from_url(redis_url) as client:
         sessions, clients = conn.execute(SESSIONS).all(), client.client_list()
     assert explored.schedules > 5
     assert len(sessions) <= 5
-    assert len(clients) <= 5
+    assert len(clients) - before < 5
 
 
 def test_an_engine_that_a_coroutine_makes_is_refused_and_nothing_hangs(explorer: Explorer) -> None:

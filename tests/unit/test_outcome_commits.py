@@ -15,6 +15,10 @@ WITH_A_REASON = {  # path -> why a transaction may be opened there by SQLAlchemy
     "cqrs/reading/querying_async.py": "it only reads, and rolls back",
     "cqrs/tables/checksums.py": "of a savepoint; the transaction only reads",
     "cqrs/tables/poison.py": "of a savepoint; the transaction is the runner's",
+    "materialized_view/forgetting_types.py": "of a savepoint; the transaction is the caller's",
+    "sharding/atomic/committing.py": "a lost answer is found out there, by the primary's state",
+    "sharding/atomic/parts.py": "on watched engines; which part commits first is decided there",
+    "sharding/atomic/recovering.py": "what is lost is decided already, or again in the next round",
     "sharding/engines.py": "a new connection introduces itself: it only reads",
 }
 SQLALCHEMYS_OWN = {"begin", "commit"}
