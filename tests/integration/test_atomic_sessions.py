@@ -4,12 +4,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from sqlalchemy import URL, event, select, update
+from sqlalchemy import URL, Connection, event, select, update
 from sqlalchemy.exc import IntegrityError
 
-from datapatterns.errors import MultiShardWriteError, ShardTransactionEndedError
+from datapatterns.errors import (
+    MultiShardWriteError,
+    ShardTransactionEndedError,
+    ShardUnavailableError,
+)
 from datapatterns.failpoints import armed
 from datapatterns.sharding import ShardCluster
+from datapatterns.sharding.atomic import parts
 from tests.fixtures.atomic import (
     Died,
     baskets,
@@ -170,3 +175,21 @@ def test_a_part_that_sql_text_has_ended_is_noticed(cluster: ShardCluster, sql: l
             session.commit()
 
     assert len(baskets(cluster)) == (1 if "COMMIT" in sql else 0)
+
+
+def test_nothing_is_committed_if_a_shard_that_was_only_read_is_gone(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, read, _ = keys_on_each(cluster)
+
+    def gone(_: Connection) -> None:
+        raise ShardUnavailableError("s1")
+
+    monkeypatch.setattr(parts, "_commit_reader", gone)
+    with cluster.session() as session:
+        assert session.get(Basket, (read, 1)) is None
+        session.add(Basket(household_id=written, id=1))
+        with pytest.raises(ShardUnavailableError):
+            session.commit()
+
+    assert baskets(cluster) == []

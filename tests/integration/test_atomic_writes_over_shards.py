@@ -6,9 +6,8 @@ from contextlib import nullcontext, suppress
 from uuid import uuid4
 
 import pytest
-from psycopg.errors import FeatureNotSupported, UniqueViolation
 from sqlalchemy import URL, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, NotSupportedError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from datapatterns.embedded import EmbeddedServers
@@ -212,7 +211,7 @@ def test_what_the_server_refuses_to_prepare_commits_nothing(cluster: ShardCluste
         conn = work.connect(households, household_id=keys_on_each(cluster)[1])
         conn.execute(text("CREATE TEMP TABLE t (i int)"))
 
-    with pytest.raises(FeatureNotSupported, match="PREPARE"):
+    with pytest.raises(NotSupportedError, match="PREPARE"):
         put_on_each(cluster, make_temporary)
 
     assert baskets(cluster) == []
@@ -229,7 +228,7 @@ def test_a_deferred_constraint_of_any_shard_undoes_all(cluster: ShardCluster, pl
         conn = work.connect(households, household_id=keys_on_each(cluster)[place])
         conn.execute(text("INSERT INTO once VALUES (1), (1)"))
 
-    with pytest.raises((IntegrityError, UniqueViolation)):
+    with pytest.raises(IntegrityError):
         put_on_each(cluster, put_twice)
 
     assert baskets(cluster) == []

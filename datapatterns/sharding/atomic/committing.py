@@ -18,7 +18,7 @@ from psycopg import Error as DriverError
 from psycopg import sql
 from psycopg.errors import ObjectNotInPrerequisiteState, OutOfMemory, UndefinedObject
 from sqlalchemy import Connection, Engine, RootTransaction
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from datapatterns.errors import (
     AbortedTransactionError,
@@ -210,6 +210,12 @@ def _prepare(writer: Writer, branch: Branch) -> None:
         _refuse_server(writer.shard, "it is 0 on", error)
     except OutOfMemory as error:
         _refuse_server(writer.shard, "all are in use on", error)
+    except DriverError as error:
+        # As SQLAlchemy's, which the same constraint raises in the COMMIT of the first shard.
+        dialect = writer.conn.dialect
+        raise DBAPIError.instance(
+            "PREPARE TRANSACTION", None, error, DriverError, hide_parameters=True, dialect=dialect
+        ) from error
     if answer != "PREPARE TRANSACTION":
         # A transaction that had failed is rolled back, and no error says so.
         raise AbortedTransactionError(ATTEMPTED)

@@ -1,7 +1,5 @@
 """The connections of one transaction: one for each shard that it has come to."""
 
-from typing import Any
-
 from sqlalchemy import Connection, RootTransaction, func, select
 
 from datapatterns.errors import MultiShardWriteError, ShardTransactionEndedError
@@ -95,7 +93,6 @@ class Parts:
 
 
 def _commit_reader(conn: Connection) -> None:
-    # SQLAlchemy's transaction stays as it is, so that it can be rolled back with all others.
-    # Committed, because psycopg forgets at a ROLLBACK what it has prepared.
-    driver: Any = conn.connection.dbapi_connection
-    driver.commit()
+    # As a statement, so that SQLAlchemy's transaction stays as it is, and can be rolled back with
+    # all others. Committed, because psycopg forgets at a ROLLBACK what it has prepared.
+    conn.exec_driver_sql("COMMIT").close()
