@@ -2,14 +2,14 @@
 
 from datapatterns.sharding.atomic import AtomicWork, Recovered
 from datapatterns.sharding.cluster import ShardCluster
-from datapatterns.sharding.counting import ShardStats, TableCount
 from datapatterns.sharding.definition import EntityGroup, ShardKey
 from datapatterns.sharding.ids import IdGenerator, IdParts, parts_of_id
-from datapatterns.sharding.pinned_session import PinnedSession
-from datapatterns.sharding.rebalancing import BucketMove, in_rounds, plan_moves
-from datapatterns.sharding.router import Router
-from datapatterns.sharding.shard_map import ShardMap
-from datapatterns.sharding.shard_session import ShardSession
+from datapatterns.sharding.maps.router import Router
+from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.seeing.counting import ShardStats, TableCount
+from datapatterns.sharding.seeing.rebalancing import BucketMove, in_rounds, plan_moves
+from datapatterns.sharding.sessions.pinned_session import PinnedSession
+from datapatterns.sharding.sessions.shard_session import ShardSession
 from datapatterns.sharding.strategies import (
     Composite,
     CompositeKey,

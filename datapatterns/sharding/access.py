@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from datapatterns.errors import StaleShardMapError
-from datapatterns.sharding.footprints import Footprints
-from datapatterns.sharding.ownership import shard_errors
-from datapatterns.sharding.placements import Placements
-from datapatterns.sharding.router import Router
+from datapatterns.sharding.maps.ownership import shard_errors
+from datapatterns.sharding.maps.router import Router
+from datapatterns.sharding.routing.footprints import Footprints
+from datapatterns.sharding.routing.placements import Placements
 
 
 @dataclass(frozen=True, slots=True)

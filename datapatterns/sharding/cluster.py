@@ -16,12 +16,10 @@ from datapatterns.failpoints import failpoint
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
 from datapatterns.sharding.atomic.parts import Parts
-from datapatterns.sharding.counting import ShardStats
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
-from datapatterns.sharding.footprints import Footprints
 from datapatterns.sharding.ids import IdGenerator
-from datapatterns.sharding.initialising import (
+from datapatterns.sharding.maps.initialising import (
     check_empty,
     check_ownership,
     holds_buckets,
@@ -29,17 +27,19 @@ from datapatterns.sharding.initialising import (
     record_map,
     record_ownership,
 )
-from datapatterns.sharding.loading import load_maps
-from datapatterns.sharding.looking import plan_for, stats_of
-from datapatterns.sharding.ownership import claim_shard, shard_errors
-from datapatterns.sharding.pinned_connection import keep_claimed
-from datapatterns.sharding.pinned_session import PinnedSession
-from datapatterns.sharding.placements import Placements
-from datapatterns.sharding.rebalancing import BucketMove
-from datapatterns.sharding.router import Router
+from datapatterns.sharding.maps.loading import load_maps
+from datapatterns.sharding.maps.ownership import claim_shard, shard_errors
+from datapatterns.sharding.maps.router import Router
+from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.routing.footprints import Footprints
+from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.schema import UNUSED
-from datapatterns.sharding.shard_map import ShardMap
-from datapatterns.sharding.shard_session import ShardSession
+from datapatterns.sharding.seeing.counting import ShardStats
+from datapatterns.sharding.seeing.looking import plan_for, stats_of
+from datapatterns.sharding.seeing.rebalancing import BucketMove
+from datapatterns.sharding.sessions.pinned_connection import keep_claimed
+from datapatterns.sharding.sessions.pinned_session import PinnedSession
+from datapatterns.sharding.sessions.shard_session import ShardSession
 from datapatterns.sharding.strategies.strategy import Key
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 from datapatterns.transactions import resuming, transaction

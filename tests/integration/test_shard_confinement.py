@@ -41,7 +41,7 @@ from datapatterns.errors import (
     UnroutableStatementError,
 )
 from datapatterns.sharding import EntityGroup, Hash, Range, ShardCluster
-from datapatterns.sharding.key_conditions import Leaf, key_condition
+from datapatterns.sharding.routing.key_conditions import Leaf, key_condition
 from datapatterns.testing import Databases
 from tests.fixtures.shard_model import Basket, Line, Product, households, named, sharded_shop
 

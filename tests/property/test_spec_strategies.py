@@ -17,7 +17,7 @@ from sqlalchemy.types import TypeEngine
 
 from datapatterns.errors import EventTypeError
 from datapatterns.event_sourcing import EventTypes, StreamId
-from datapatterns.sharding.shard_map import spread_evenly
+from datapatterns.sharding.maps.shard_map import spread_evenly
 from datapatterns.testing import strategies
 from datapatterns.testing.models.stored_form import stored_form
 

@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from datapatterns.errors import UnmergeableQueryError
-from datapatterns.sharding.merging import OrderKey, merged_groups, merged_rows
+from datapatterns.sharding.scatter.merging import OrderKey, merged_groups, merged_rows
 
 NAN = float("nan")
 

@@ -20,7 +20,7 @@ from sqlalchemy.types import CHAR, TypeDecorator, TypeEngine
 
 from datapatterns.errors import ShardedTableError, ShardKeyError
 from datapatterns.sharding import Directory, EntityGroup, Hash, ListMap, Modulo, Range
-from datapatterns.sharding.placements import Placements
+from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.strategies import ShardingStrategy
 
 PSYCOPG = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datapatterns.sharding import Hash, ShardMap
-from datapatterns.sharding.shard_map import spread_evenly
+from datapatterns.sharding.maps.shard_map import spread_evenly
 
 shard_names = st.lists(st.from_regex(r"[a-z0-9_]{1,5}", fullmatch=True), min_size=1, unique=True)
 

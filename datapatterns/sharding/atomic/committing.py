@@ -31,7 +31,7 @@ from datapatterns.failpoints import failpoint
 from datapatterns.sharding.atomic.branches import Branch
 from datapatterns.sharding.atomic.deciding import fate_of, own_xid, record_commit, settle_outcome
 from datapatterns.sharding.atomic.waiting import wait_for_locks_at_most
-from datapatterns.sharding.ownership import shard_errors
+from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.transactions import fresh_reads
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from datapatterns.errors import ReadOnlyServerError, ShardUnavailableError
 from datapatterns.sharding.atomic.branches import Branch
 from datapatterns.sharding.atomic.deciding import fate_of, forget, outcome_so_far, settle_outcome
 from datapatterns.sharding.atomic.waiting import wait_for_locks_at_most
-from datapatterns.sharding.ownership import shard_errors
+from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.transactions import fresh_reads

@@ -5,7 +5,7 @@ from sqlalchemy import Connection
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.definition import EntityGroup
-from datapatterns.sharding.ownership import claim_buckets
+from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.strategies.strategy import Key
 
 

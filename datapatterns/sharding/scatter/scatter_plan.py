@@ -9,9 +9,9 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ClauseElement
 
 from datapatterns.errors import MergeLimitError, UnmergeableQueryError
-from datapatterns.sharding.footprint import Footprint
-from datapatterns.sharding.key_conditions import Parameters
-from datapatterns.sharding.mergeable import (
+from datapatterns.sharding.routing.footprint import Footprint
+from datapatterns.sharding.routing.key_conditions import Parameters
+from datapatterns.sharding.scatter.mergeable import (
     AggregateCall,
     SortExpression,
     aggregate_call,
@@ -22,7 +22,7 @@ from datapatterns.sharding.mergeable import (
     sort_expression,
     unlabelled,
 )
-from datapatterns.sharding.merging import Aggregate, OrderKey
+from datapatterns.sharding.scatter.merging import Aggregate, OrderKey
 
 AnySelect: TypeAlias = Select[*tuple[Any, ...]]
 

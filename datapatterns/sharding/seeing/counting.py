@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Table, and_, func, select
 
 from datapatterns.sharding.definition import EntityGroup, ShardKey
+from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.schema import sharding_tables
-from datapatterns.sharding.shard_map import ShardMap
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 

@@ -7,9 +7,9 @@ from sqlalchemy.orm import InstanceState, Mapper
 
 from datapatterns.errors import ShardKeyChangedError, UnroutableStatementError
 from datapatterns.sharding.definition import ShardKey
-from datapatterns.sharding.placements import Placements
+from datapatterns.sharding.routing.placements import Placements
+from datapatterns.sharding.routing.write_keys import refuse_subqueries
 from datapatterns.sharding.strategies.strategy import Key
-from datapatterns.sharding.write_keys import refuse_subqueries
 
 
 def declared_key(mapper: Mapper[Any], placements: Placements) -> ShardKey:

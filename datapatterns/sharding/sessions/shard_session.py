@@ -31,14 +31,18 @@ from datapatterns.errors import (
 )
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import Parts
-from datapatterns.sharding.footprint import Footprint, footprint_of, leaf_of
-from datapatterns.sharding.instances import declared_key, key_of
-from datapatterns.sharding.key_conditions import Parameters
-from datapatterns.sharding.ownership import agrees_with_map, claim_buckets, owns_buckets
-from datapatterns.sharding.scatter_plan import AnySelect, ScatterPlan, plan_scatter
-from datapatterns.sharding.scattering import ask_each, merge
-from datapatterns.sharding.shard_map import ShardMap
-from datapatterns.sharding.write_keys import changed_rows, insert_keys, updates_by_primary_key
+from datapatterns.sharding.maps.ownership import agrees_with_map, claim_buckets, owns_buckets
+from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.routing.footprint import Footprint, footprint_of, leaf_of
+from datapatterns.sharding.routing.instances import declared_key, key_of
+from datapatterns.sharding.routing.key_conditions import Parameters
+from datapatterns.sharding.routing.write_keys import (
+    changed_rows,
+    insert_keys,
+    updates_by_primary_key,
+)
+from datapatterns.sharding.scatter.scatter_plan import AnySelect, ScatterPlan, plan_scatter
+from datapatterns.sharding.scatter.scattering import ask_each, merge
 
 _LOCK_SECONDS = 5.0
 

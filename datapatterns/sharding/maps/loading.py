@@ -12,8 +12,8 @@ from datapatterns.errors import (
     ShardMapMissingError,
 )
 from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.schema import UNUSED, sharding_tables
-from datapatterns.sharding.shard_map import ShardMap
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import ShardKeyChangedError, ShardKeyError, UnroutableStatementError
 from datapatterns.sharding.definition import is_plain_key_type
-from datapatterns.sharding.footprint import (
+from datapatterns.sharding.routing.footprint import (
     Block,
     Footprint,
     block_of,
@@ -30,8 +30,8 @@ from datapatterns.sharding.footprint import (
     refuse_change,
     refuse_text,
 )
-from datapatterns.sharding.key_conditions import Leaf, Parameters, conjuncts, key_condition
-from datapatterns.sharding.placements import Placements
+from datapatterns.sharding.routing.key_conditions import Leaf, Parameters, conjuncts, key_condition
+from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.strategies.strategy import Key
 
 Write: TypeAlias = Insert | Update | Delete

@@ -7,9 +7,9 @@ from typing import Any
 from sqlalchemy import BindParameter
 from sqlalchemy.sql.selectable import SelectBase
 
-from datapatterns.sharding.footprint import Footprint, footprint_of
-from datapatterns.sharding.key_conditions import Parameters
-from datapatterns.sharding.placements import Placements
+from datapatterns.sharding.routing.footprint import Footprint, footprint_of
+from datapatterns.sharding.routing.key_conditions import Parameters
+from datapatterns.sharding.routing.placements import Placements
 
 _SHAPES_MAX = 1_000
 

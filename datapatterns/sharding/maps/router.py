@@ -10,8 +10,8 @@ from sqlalchemy.exc import OperationalError
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import tables_needed
-from datapatterns.sharding.loading import load_epochs, load_maps
-from datapatterns.sharding.shard_map import ShardMap
+from datapatterns.sharding.maps.loading import load_epochs, load_maps
+from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 logger = logging.getLogger(__name__)

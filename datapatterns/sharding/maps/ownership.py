@@ -10,7 +10,7 @@ from sqlalchemy import ARRAY, Boolean, ColumnElement, Connection, Integer, Text,
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import IsolationLevelError, ShardUnavailableError, StaleShardMapError
-from datapatterns.sharding.shard_map import ShardMap
+from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 

@@ -7,8 +7,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from datapatterns.errors import ShardMapExistsError, WrongShardError
 from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.maps.shard_map import ShardMap, spread_evenly
 from datapatterns.sharding.schema import UNUSED, sharding_tables
-from datapatterns.sharding.shard_map import ShardMap, spread_evenly
 from datapatterns.sharding.strategies import Hash
 from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import DEFAULT_SCHEMA

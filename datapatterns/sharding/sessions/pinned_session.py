@@ -23,12 +23,16 @@ from sqlalchemy.sql.selectable import SelectBase
 from datapatterns.errors import ScatterRefusedError, ShardKeyError, UnroutableStatementError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup
-from datapatterns.sharding.footprint import Footprint, footprint_of, leaf_of
-from datapatterns.sharding.instances import declared_key, key_of
-from datapatterns.sharding.key_conditions import Parameters
-from datapatterns.sharding.ownership import claim_buckets
+from datapatterns.sharding.maps.ownership import claim_buckets
+from datapatterns.sharding.routing.footprint import Footprint, footprint_of, leaf_of
+from datapatterns.sharding.routing.instances import declared_key, key_of
+from datapatterns.sharding.routing.key_conditions import Parameters
+from datapatterns.sharding.routing.write_keys import (
+    changed_rows,
+    insert_keys,
+    updates_by_primary_key,
+)
 from datapatterns.sharding.strategies.strategy import Key
-from datapatterns.sharding.write_keys import changed_rows, insert_keys, updates_by_primary_key
 
 
 class PinnedSession(Session):

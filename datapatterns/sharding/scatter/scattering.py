@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 from sqlalchemy import ARRAY, BigInteger, Connection, Numeric, cast, column, func, select
 
 from datapatterns.errors import MergeLimitError
-from datapatterns.sharding.merging import merged_groups, merged_rows, ordered_rows
-from datapatterns.sharding.ownership import shard_errors
-from datapatterns.sharding.scatter_plan import GroupMerge, ScatterPlan
+from datapatterns.sharding.maps.ownership import shard_errors
+from datapatterns.sharding.scatter.merging import merged_groups, merged_rows, ordered_rows
+from datapatterns.sharding.scatter.scatter_plan import GroupMerge, ScatterPlan
 
 T = TypeVar("T")
 

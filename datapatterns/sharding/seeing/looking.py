@@ -8,10 +8,10 @@ from sqlalchemy import Connection
 
 from datapatterns.errors import SettingsError
 from datapatterns.sharding.access import ShardAccess
-from datapatterns.sharding.counting import ShardStats, count_rows, rows_by_bucket
 from datapatterns.sharding.definition import EntityGroup
-from datapatterns.sharding.rebalancing import BucketMove, plan_moves
-from datapatterns.sharding.scattering import ask_each
+from datapatterns.sharding.scatter.scattering import ask_each
+from datapatterns.sharding.seeing.counting import ShardStats, count_rows, rows_by_bucket
+from datapatterns.sharding.seeing.rebalancing import BucketMove, plan_moves
 
 T = TypeVar("T")
 

@@ -30,7 +30,7 @@ from sqlalchemy.sql.selectable import Subquery, Values
 from sqlalchemy.types import TypeEngine
 
 from datapatterns.errors import UnmergeableQueryError
-from datapatterns.sharding.merging import Aggregate, OrderKey
+from datapatterns.sharding.scatter.merging import Aggregate, OrderKey
 
 AggregateName: TypeAlias = Aggregate | Literal["avg"]
 

@@ -21,7 +21,7 @@ from sqlalchemy.sql.selectable import (
 
 from datapatterns.errors import UnroutableStatementError
 from datapatterns.sharding.definition import EntityGroup
-from datapatterns.sharding.key_conditions import (
+from datapatterns.sharding.routing.key_conditions import (
     KeyCondition,
     Leaf,
     Parameters,
@@ -29,7 +29,7 @@ from datapatterns.sharding.key_conditions import (
     key_condition,
     key_tie,
 )
-from datapatterns.sharding.placements import Placements
+from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.strategies.strategy import Key, ShardingStrategy
 
 Item = TypeVar("Item", Key, int)

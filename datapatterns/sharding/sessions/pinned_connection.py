@@ -5,8 +5,8 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection, event
 
-from datapatterns.sharding.ownership import refuse_autocommit
-from datapatterns.sharding.shard_map import ShardMap
+from datapatterns.sharding.maps.ownership import refuse_autocommit
+from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 

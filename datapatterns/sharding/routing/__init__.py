@@ -1,0 +1,1 @@
+"""Which shards a statement or an object is for."""

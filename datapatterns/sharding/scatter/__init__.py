@@ -1,0 +1,1 @@
+"""One answer from many shards, equal to that of one database."""

@@ -1,0 +1,1 @@
+"""What shards hold, and how it could be spread better."""
