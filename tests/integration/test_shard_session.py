@@ -403,7 +403,7 @@ def test_objects_of_two_shards_are_refused_before_anything_is_sent(cluster: Shar
         session.add_all([Basket(household_id=7, id=2), Basket(household_id=there, id=2)])
         with pytest.raises(MultiShardWriteError, match="cannot commit together"):
             session.commit()
-        assert not session._parts._parts  # noqa: SLF001 -- no shard was even asked
+        assert not session._work.parts._parts  # noqa: SLF001 -- no shard was even asked
 
     assert len(stored(cluster, 7)) == len(stored(cluster, there)) == 1
 

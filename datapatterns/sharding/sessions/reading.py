@@ -1,0 +1,146 @@
+"""Reads of a session over shards: from one shard, or gathered from several."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, Result, Select
+from sqlalchemy.engine import IteratorResult
+from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import ORMExecuteState, QueryableAttribute
+from sqlalchemy.sql.selectable import SelectBase
+
+from datapatterns.errors import ScatterRefusedError, UnmergeableQueryError
+from datapatterns.sharding.maps.ownership import agrees_with_map, owns_buckets
+from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.routing.footprint import Footprint, footprint_of
+from datapatterns.sharding.routing.key_conditions import Parameters
+from datapatterns.sharding.scatter.scatter_plan import AnySelect, ScatterPlan, plan_scatter
+from datapatterns.sharding.scatter.scattering import ask_each, merge
+from datapatterns.sharding.sessions.shard_work import ShardWork
+from datapatterns.sharding.sessions.statements import one_set
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Reads for a session.
+
+    Attributes:
+        work: The session's transaction.
+        scatter: Whether what names no key may go to all shards without being told to.
+    """
+
+    work: ShardWork
+    scatter: bool
+
+    def read(self, state: ORMExecuteState, statement: SelectBase) -> Result[Any]:
+        """Read from the shards that the statement names, or from all if it may.
+
+        Raises:
+            ScatterRefusedError: It names none, and may not.
+            UnmergeableQueryError: The answers of several shards cannot be merged exactly.
+            UnroutableStatementError: It cannot be told what it reads.
+        """
+        access = self.work.access
+        parameters = one_set(state)
+        footprint, values = access.footprints.of(statement, parameters)
+        shard_map = access.router.map_of(footprint.group)
+        buckets = footprint.buckets(values, shard_map.strategy)
+        if buckets is not None:
+            shards = shard_map.shards_of(buckets)
+            if len(shards) <= 1:
+                return self._read_one(state, statement, shard_map, buckets)
+        elif self._may_scatter(state, footprint):
+            shards = frozenset(shard_map.owners)
+        else:
+            raise ScatterRefusedError(footprint.tables)
+        if not isinstance(statement, Select) or not footprint.plain:
+            raise UnmergeableQueryError("a UNION or subquery", "let each SELECT name one shard key")
+        if not footprint.blocks[0].tied:
+            raise UnmergeableQueryError(
+                "a join that does not compare the shard keys",
+                "add the comparison to its ON, or let each table name the key",
+            )
+        # Looked at afresh: the plan compares the columns of this very statement.
+        footprint = footprint_of(statement, access.placements)
+        plan = plan_scatter(statement, footprint, parameters, rows_max=access.merge_rows_max)
+        return self._gather(state, plan, shard_map, sorted(shards))
+
+    def _read_one(
+        self,
+        state: ORMExecuteState,
+        statement: SelectBase,
+        shard_map: ShardMap,
+        buckets: frozenset[int],
+    ) -> Result[Any]:
+        shard_id = self.work.shard_of(shard_map, buckets)
+        if not buckets:  # nothing can match, which any shard may say
+            return self.work.run(state, statement, shard_id)
+        if isinstance(statement, Select) and statement._for_update_arg is None:  # noqa: SLF001
+            guard = owns_buckets(shard_map, buckets, schema=self.work.access.schema)
+            return self.work.run(state, statement.where(guard), shard_id)
+        # Locks are of no use on rows that are leaving.
+        self.work.claim(shard_id, shard_map, buckets)
+        return self.work.run(state, statement, shard_id)
+
+    def _may_scatter(self, state: ORMExecuteState, footprint: Footprint) -> bool:
+        asked = state.execution_options.get("scatter", self.scatter)
+        declared = (leaf.shard_key.scatter for block in footprint.blocks for leaf in block.leaves)
+        return bool(asked) or all(declared)
+
+    # Gathering -----------------------------------------------------------------------------
+
+    def _gather(
+        self, state: ORMExecuteState, plan: ScatterPlan, shard_map: ShardMap, shards: list[str]
+    ) -> Result[Any]:
+        if state.session.autoflush:
+            state.session.flush()
+        statements = {
+            shard_id: plan.statement.where(
+                agrees_with_map(shard_map, shard_id, schema=self.work.access.schema)
+            )
+            for shard_id in shards
+        }
+        if _only_columns(plan.statement):
+            parts = self._ask_in_parallel(statements, one_set(state))
+        else:
+            # Objects go through the session, which is not for several threads.
+            parts = [_all_rows(self.work.run(state, statements[s], s)) for s in shards]
+        rows = merge(plan, parts, self.work.connection_to(shards[0]))
+        names = [
+            str(column["name"]) for column in cast("AnySelect", state.statement).column_descriptions
+        ]
+        return IteratorResult(SimpleResultMetaData(names), iter([tuple(row) for row in rows]))
+
+    def _ask_in_parallel(
+        self, statements: Mapping[str, AnySelect], parameters: Parameters
+    ) -> list[Sequence[Sequence[Any]]]:
+        connections = {shard_id: self.work.connection_to(shard_id) for shard_id in statements}
+
+        def question(shard_id: str) -> Sequence[Sequence[Any]]:
+            return connections[shard_id].execute(statements[shard_id], dict(parameters)).all()
+
+        questions = {s: lambda s=s: question(s) for s in statements}
+        with self.work.access.learning():
+            return list(ask_each(self.work.access.executor, questions).values())
+
+
+def _only_columns(statement: AnySelect) -> bool:
+    return all(
+        isinstance(column["expr"], ColumnElement)
+        or (
+            isinstance(column["expr"], QueryableAttribute)
+            and column["expr"] is not column["entity"]
+        )
+        for column in statement.column_descriptions
+    )
+
+
+def _all_rows(result: Result[Any]) -> Sequence[Sequence[Any]]:
+    try:
+        return result.all()
+    except InvalidRequestError as error:
+        raise UnmergeableQueryError(
+            "a joined eager load of a collection", "use selectinload(), or name the shard key"
+        ) from error

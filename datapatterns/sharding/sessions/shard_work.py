@@ -1,0 +1,124 @@
+"""What the running transaction of a session over shards holds and has done on each of them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, Result
+from sqlalchemy.orm import ORMExecuteState, Session
+
+from datapatterns.errors import (
+    MultiShardWriteError,
+    ShardTransactionEndedError,
+    UnroutableStatementError,
+)
+from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.atomic.parts import Parts
+from datapatterns.sharding.maps.ownership import claim_buckets
+from datapatterns.sharding.maps.shard_map import ShardMap
+
+_LOCK_SECONDS = 5.0
+
+
+class ShardWork:
+    """The part of a session that knows shards: connections, claims, and who has been written to.
+
+    Args:
+        session: Whose transaction it is.
+        access: The way to the shards.
+        atomic: Whether the transaction may write to several shards.
+    """
+
+    def __init__(self, session: Session, access: ShardAccess, *, atomic: bool) -> None:
+        self.access = access
+        self.atomic = atomic
+        self.parts = Parts(access, lock_seconds=_LOCK_SECONDS if atomic else None)
+        self.written: set[str] = set()
+        self.is_committed = False
+        self._session = session
+        self._running: str | None = None
+        self._claimed: set[tuple[int, int]] = set()
+
+    # Connections ---------------------------------------------------------------------------
+
+    def bind(self, shard_id: str | None) -> Connection:
+        """Return the transaction's connection to a shard, or to that of the running statement.
+
+        Raises:
+            UnroutableStatementError: No statement is running, so nothing says which shard.
+        """
+        chosen = shard_id or self._running
+        if chosen is None:
+            raise UnroutableStatementError(
+                "a session over all shards has no connection of its own",
+                "execute a statement that names the shard key, or use ShardCluster.connect()",
+            )
+        with self.access.asking(chosen):
+            return self.parts.on(chosen)
+
+    def connection_to(self, shard_id: str) -> Connection:
+        """Return the session's connection to a shard, as part of its transaction."""
+        with self.access.asking(shard_id):
+            return self._session.connection(bind_arguments={"shard_id": shard_id})
+
+    def run(self, state: ORMExecuteState, statement: Any, shard_id: str) -> Result[Any]:  # noqa: ANN401 -- any statement
+        """Execute ``statement`` in place of that of ``state``, on one shard."""
+        outer, self._running = self._running, shard_id
+        try:
+            with self.access.asking(shard_id):
+                return state.invoke_statement(statement, bind_arguments={"shard_id": shard_id})
+        finally:
+            self._running = outer
+
+    # Writers -------------------------------------------------------------------------------
+
+    def shard_of(self, shard_map: ShardMap, buckets: frozenset[int]) -> str:
+        """Return the one shard of ``buckets``; where to go if there are none is free."""
+        if buckets:
+            return next(iter(shard_map.shards_of(buckets)))
+        return next(iter(self.written), shard_map.owners[0])
+
+    def become_writer(self, shard_id: str) -> None:
+        """Remember that a shard is written to.
+
+        Raises:
+            MultiShardWriteError: Another one was, and the session is not atomic.
+        """
+        if not self.atomic and self.written - {shard_id}:
+            raise MultiShardWriteError((*self.written, shard_id))
+        self.written.add(shard_id)
+
+    def claim(self, shard_id: str, shard_map: ShardMap, buckets: Iterable[int]) -> None:
+        """Keep buckets on a shard until the transaction ends."""
+        wanted = {bucket for bucket in buckets if (shard_map.group_id, bucket) not in self._claimed}
+        if not wanted:
+            return
+        conn = self.connection_to(shard_id)
+        with self.access.asking(shard_id):
+            claim_buckets(conn, shard_map, wanted, schema=self.access.schema)
+        # What is claimed inside a savepoint is given back when that is rolled back.
+        if not conn.in_nested_transaction():
+            self._claimed.update((shard_map.group_id, bucket) for bucket in wanted)
+
+    # The end -------------------------------------------------------------------------------
+
+    def refuse_after_commit(self) -> None:
+        """Refuse to write.
+
+        Raises:
+            ShardTransactionEndedError: The transaction has been committed.
+        """
+        if self.is_committed:
+            raise ShardTransactionEndedError(next(iter(self.written), "none"))
+
+    def commit(self) -> tuple[str, ...]:
+        """Commit on every shard, or on none; return the shards that are left to recovery."""
+        left = self.parts.commit()
+        self.is_committed = True
+        return left
+
+    def end(self) -> None:
+        """Forget the transaction, and give its connections back."""
+        self.is_committed = False
+        self.written.clear()
+        self._claimed.clear()
+        self.parts.close()
