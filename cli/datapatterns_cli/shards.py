@@ -167,7 +167,7 @@ def plan(  # noqa: PLR0913, PLR0917 -- one for each option
       datapatterns shards plan household --drain s0 --weight s2 2 --cluster shop.data:cluster
     """  # noqa: D301
     with load_cluster(where) as cluster:
-        moves = cluster.plan(
+        found = cluster.plan(
             _group_of(cluster, group),
             draining=draining,
             weights=dict(weights),
@@ -176,9 +176,12 @@ def plan(  # noqa: PLR0913, PLR0917 -- one for each option
         )
     rows = [
         {"bucket": move.bucket, "from": move.source, "to": move.target, "rows": int(move.cost)}
-        for move in moves
+        for move in found
     ]
     invocation.output.table(rows, empty="nothing should move")
+    if not invocation.output.as_json:
+        for line in str(found).splitlines():
+            invocation.output.line(line, {})
 
 
 @shards.command(cls=Command)

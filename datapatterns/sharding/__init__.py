@@ -7,6 +7,7 @@ from datapatterns.sharding.ids import IdGenerator, IdParts, parts_of_id
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.seeing.counting import ShardStats, TableCount
+from datapatterns.sharding.seeing.rebalance_plan import RebalancePlan
 from datapatterns.sharding.seeing.rebalancing import BucketMove, in_rounds, plan_moves
 from datapatterns.sharding.sessions.pinned_session import PinnedSession
 from datapatterns.sharding.sessions.shard_session import ShardSession
@@ -42,6 +43,7 @@ __all__ = [
     "Modulo",
     "PinnedSession",
     "Range",
+    "RebalancePlan",
     "Recovered",
     "Rendezvous",
     "Router",

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cached_property
@@ -34,9 +34,7 @@ from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.schema import UNUSED
-from datapatterns.sharding.seeing.counting import ShardStats
-from datapatterns.sharding.seeing.looking import plan_for, stats_of
-from datapatterns.sharding.seeing.rebalancing import BucketMove
+from datapatterns.sharding.seeing.seen_cluster import SeenCluster
 from datapatterns.sharding.sessions.pinned_connection import keep_claimed
 from datapatterns.sharding.sessions.pinned_session import PinnedSession
 from datapatterns.sharding.sessions.shard_session import ShardSession
@@ -49,7 +47,7 @@ Row = TypeVar("Row")
 _SHARD_ID = re.compile(r"[a-z0-9_]{1,30}")
 
 
-class ShardCluster:
+class ShardCluster(SeenCluster):
     """Several PostgreSQL servers that hold the entity groups of one application.
 
     It opens connections when they are needed and keeps them; close it at the end, or use it as a
@@ -322,47 +320,6 @@ class ShardCluster:
             span_seconds=span_seconds,
             clock=self._clock,
             schema=self._schema,
-        )
-
-    def stats(self) -> list[ShardStats]:
-        """Return how many rows of each mapped table lie on each shard. Reads them all.
-
-        Raises:
-            ShardUnavailableError: A shard does not answer.
-        """
-        return stats_of(self._access, self._groups)
-
-    def plan(
-        self,
-        group: EntityGroup,
-        *,
-        draining: Collection[str] = (),
-        weights: Mapping[str, float] | None = None,
-        threshold: float = 0.1,
-        max_moves: int | None = None,
-    ) -> list[BucketMove]:
-        """Return which buckets should move so that all shards hold alike; moves nothing.
-
-        A bucket costs as many rows as it has; reads them all.
-
-        Args:
-            group: Whose buckets.
-            draining: The shards that are to be emptied.
-            weights: How large a shard is compared with others; 1 unless it is said.
-            threshold: How far from the mean a shard may be, as a share of the mean.
-            max_moves: At most so many besides those from draining shards.
-
-        Raises:
-            SettingsError: A shard that is named is none of this cluster, or none is left.
-            ShardUnavailableError: A shard does not answer.
-        """
-        return plan_for(
-            self._access,
-            group,
-            draining=draining,
-            weights=weights or {},
-            threshold=threshold,
-            max_moves=max_moves,
         )
 
     def close(self) -> None:

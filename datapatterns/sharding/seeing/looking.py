@@ -11,7 +11,8 @@ from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.scatter.scattering import ask_each
 from datapatterns.sharding.seeing.counting import ShardStats, count_rows, rows_by_bucket
-from datapatterns.sharding.seeing.rebalancing import BucketMove, plan_moves
+from datapatterns.sharding.seeing.rebalance_plan import RebalancePlan
+from datapatterns.sharding.seeing.rebalancing import plan_moves
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ def plan_for(
     weights: Mapping[str, float],
     threshold: float,
     max_moves: int | None,
-) -> list[BucketMove]:
+) -> RebalancePlan:
     """Return which buckets should move; each costs as many rows as it has.
 
     Raises:
@@ -46,14 +47,29 @@ def plan_for(
         return rows_by_bucket(conn, tables, group, schema=access.schema)
 
     counts = _on_each(access, count)
-    placement = dict(enumerate(access.router.map_of(group).owners))
-    return plan_moves(
+    shard_map = access.router.map_of(group)
+    placement = dict(enumerate(shard_map.owners))
+    costs = {bucket: float(counts[shard][bucket]) for bucket, shard in placement.items()}
+    all_weights = dict.fromkeys(access.engines, 1.0) | {**weights}
+    moves = plan_moves(
         placement,
-        {bucket: float(counts[shard][bucket]) for bucket, shard in placement.items()},
-        dict.fromkeys(access.engines, 1.0) | {**weights},
+        costs,
+        all_weights,
         draining=draining,
         threshold=threshold,
         max_moves=max_moves,
+    )
+    held = dict.fromkeys(all_weights, 0.0)
+    for bucket, shard in placement.items():
+        held[shard] += costs[bucket]
+    return RebalancePlan(
+        group=group.name,
+        by="rows",
+        epoch=shard_map.epoch,
+        weights=all_weights,
+        held=held,
+        draining=tuple(sorted(draining)),
+        moves=tuple(moves),
     )
 
 
