@@ -316,7 +316,7 @@ class ShardCluster(SeenCluster):
         """
         return IdGenerator(
             self._control,
-            self.router.map_of(group).strategy,
+            lambda: self.router.map_of(group),
             span_seconds=span_seconds,
             clock=self._clock,
             schema=self._schema,

@@ -38,6 +38,7 @@ from datapatterns.sharding.strategies import (
     Range,
     ShardingStrategy,
 )
+from datapatterns.sharding.strategies.stored import final_part, range_of
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 KeyTypeName: TypeAlias = Literal["bigint", "text", "uuid"]
@@ -74,7 +75,8 @@ class EntityGroup:
 
     Attributes:
         name: What the stored map is found by.
-        strategy: Which bucket holds a key.
+        strategy: Which bucket holds a key when the map is created. From then on the map knows, in
+            which ranges are split and merged, keys are listed, assigned and pinned.
         key: The SQL type of the key: `BigInteger`, `Text` or `Uuid`.
     """
 
@@ -97,6 +99,16 @@ class EntityGroup:
                 f"rows of one key column cannot be placed by {name}; use Hash, Range, ListMap,"
                 " Directory or Modulo"
             )
+        if isinstance(self.strategy, Directory) and isinstance(
+            self.strategy.default, ListMap | Directory
+        ):
+            raise ValueError(  # noqa: TRY004 -- as the other refusals
+                "a directory over a list or another directory would be two lists of keys; put all"
+                " of them into one"
+            )
+        ranges = range_of(self.strategy)
+        if ranges is not None and "" in ranges.bounds:
+            raise ValueError("nothing lies below the empty text; let it be no bound")
         placed = self.strategy.key_type
         if placed is not None and placed is not _PYTHON_TYPES[self.key_type]:
             raise ValueError(
@@ -110,12 +122,15 @@ class EntityGroup:
         return "bigint" if self.key is BigInteger else "text" if self.key is Text else "uuid"
 
     @property
+    def python_type(self) -> type[Key]:
+        """Return the type of the keys in Python."""
+        return _PYTHON_TYPES[self.key_type]
+
+    @property
     def fingerprint(self) -> str:
         """Return what must stay the same for as long as there is data."""
-        declared = repr(self.strategy)
-        if isinstance(self.strategy, Hash):
-            declared = f"{self.strategy.buckets}/postgresql"
-        return sha256(f"{self.strategy.kind}/{self.key_type}/{declared}".encode()).hexdigest()
+        declared = f"{self.strategy.kind}/{self.key_type}/{final_part(self.strategy)}"
+        return sha256(declared.encode()).hexdigest()
 
     def by(self, column: str, *, scatter: bool = False) -> "ShardKey":
         """Return what a mapped class says as ``__shard__``: this column holds the key.
@@ -186,16 +201,38 @@ class EntityGroup:
         return self.checked_key(key)
 
     def predicate(
-        self, column: ColumnElement[Any], bucket: int, *, schema: str = DEFAULT_SCHEMA
+        self,
+        column: ColumnElement[Any],
+        bucket: int,
+        *,
+        strategy: ShardingStrategy,
+        schema: str = DEFAULT_SCHEMA,
     ) -> ColumnElement[bool]:
-        """Return the SQL condition that a row with this shard key lies in ``bucket``."""
-        return self.strategy.predicate(self._as_key(column), bucket, schema=schema)
+        """Return the SQL condition that a row with this shard key lies in ``bucket``.
+
+        Args:
+            column: The shard key's.
+            bucket: Which.
+            strategy: That of the map, which knows what has changed since the declaration.
+            schema: Where the library's functions live.
+        """
+        return strategy.predicate(self._as_key(column), bucket, schema=schema)
 
     def bucket_of(
-        self, column: ColumnElement[Any], *, schema: str = DEFAULT_SCHEMA
+        self,
+        column: ColumnElement[Any],
+        *,
+        strategy: ShardingStrategy,
+        schema: str = DEFAULT_SCHEMA,
     ) -> ColumnElement[int]:
-        """Return the SQL expression for the bucket of a row with this shard key."""
-        return self.strategy.bucket_of(self._as_key(column), schema=schema)
+        """Return the SQL expression for the bucket of a row with this shard key.
+
+        Args:
+            column: The shard key's.
+            strategy: That of the map, which knows what has changed since the declaration.
+            schema: Where the library's functions live.
+        """
+        return strategy.bucket_of(self._as_key(column), schema=schema)
 
     def _as_key(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         # Bounds and listed keys may not fit into a column of fewer bits, with whose type they would

@@ -7,7 +7,7 @@ from typing import Any
 from psycopg import Connection as DriverConnection
 from psycopg import Error as DriverError
 from psycopg import sql
-from psycopg.errors import InvalidSchemaName, UndefinedFunction, UndefinedTable
+from psycopg.errors import InvalidSchemaName, UndefinedColumn, UndefinedFunction, UndefinedTable
 from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import ProgrammingError
 
@@ -17,7 +17,8 @@ from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.transactions import watch_commits
 from datapatterns.urls import postgres_url, without_secret_options
 
-_REVISION = "dp0005"
+_REVISION = "dp0031"
+_MISSING = (UndefinedTable, UndefinedColumn, UndefinedFunction, InvalidSchemaName)
 
 SESSION_SETTINGS = {
     "DateStyle": "ISO, MDY",
@@ -67,7 +68,7 @@ def tables_needed(schema: str) -> Iterator[None]:
         yield
     except (ProgrammingError, DriverError) as error:
         driver_error = error.orig if isinstance(error, ProgrammingError) else error
-        if isinstance(driver_error, UndefinedTable | UndefinedFunction | InvalidSchemaName):
+        if isinstance(driver_error, _MISSING):
             raise MigrationNeededError(schema, found=None, needed=_REVISION) from error
         raise
 

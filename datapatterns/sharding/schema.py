@@ -10,13 +10,16 @@ from sqlalchemy import (
     Column,
     DateTime,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Integer,
+    LargeBinary,
     Table,
     Text,
     UniqueConstraint,
     Uuid,
     func,
+    text,
 )
 
 from datapatterns.change_log.schema import Xid8
@@ -38,6 +41,9 @@ class ShardingTables:
         this_shard: On a shard: who it is.
         bucket: On a shard: what it owns. The truth, should the map disagree.
         transaction_decision: On a shard: what became of transactions over several shards.
+        range_map: Where ranges of keys begin, and their buckets.
+        key_map: Keys that have a bucket by name: pinned, listed or assigned.
+        map_change: The change of a group's map that is under way.
     """
 
     shard: Table
@@ -47,6 +53,9 @@ class ShardingTables:
     this_shard: Table
     bucket: Table
     transaction_decision: Table
+    range_map: Table
+    key_map: Table
+    map_change: Table
 
 
 @declared_once
@@ -88,7 +97,17 @@ def sharding_tables(schema: str, /) -> ShardingTables:
         Column("bucket", Integer, primary_key=True, autoincrement=False),
         Column("shard_id", Text, ForeignKey(shard.c.shard_id), nullable=False),
         Column("epoch", BigInteger, nullable=False, server_default="1"),
+        Column("parent", Integer),
+        Column("merged_into", Integer),
+        Column("assigned_to", ARRAY(Integer), nullable=False, server_default=text("'{}'")),
+        Column("generation", Integer, nullable=False, server_default="0"),
+        Column("changing", Boolean, nullable=False, server_default="false"),
+        ForeignKeyConstraint(["group_id", "parent"], _of_map(schema)),
+        ForeignKeyConstraint(["group_id", "merged_into"], _of_map(schema)),
         CheckConstraint("bucket >= 0", name="bucket"),
+        CheckConstraint("parent < bucket", name="parent"),
+        CheckConstraint("merged_into <> bucket", name="merged_into"),
+        CheckConstraint("generation >= 0", name="generation"),
     )
     return ShardingTables(
         shard,
@@ -98,6 +117,9 @@ def sharding_tables(schema: str, /) -> ShardingTables:
         _this_shard(schema),
         _bucket(schema),
         _transaction_decision(schema),
+        _range_map(schema),
+        _key_map(schema),
+        _map_change(schema),
     )
 
 
@@ -152,6 +174,61 @@ def _bucket(schema: str) -> Table:
         Column("bucket", Integer, primary_key=True, autoincrement=False),
         Column("state", Text, nullable=False),
         Column("epoch", BigInteger, nullable=False),
+        Column("generation", Integer, nullable=False, server_default="0"),
+        Column("settled", Boolean, nullable=False, server_default="true"),
         CheckConstraint("bucket >= 0", name="bucket"),
+        CheckConstraint("generation >= 0", name="generation"),
         CheckConstraint("state IN ('owned', 'incoming', 'moved', 'cleaned')", name="state"),
+    )
+
+
+def _of_map(schema: str) -> list[str]:
+    return [f"{schema}.bucket_map.group_id", f"{schema}.bucket_map.bucket"]
+
+
+def _range_map(schema: str) -> Table:
+    return Table(
+        "range_map",
+        library_metadata(schema),
+        Column("group_id", Integer, primary_key=True, autoincrement=False),
+        Column("lower_bound", LargeBinary, primary_key=True),
+        Column("label", Text, nullable=False),
+        Column("bucket", Integer, nullable=False),
+        UniqueConstraint("group_id", "bucket"),
+        ForeignKeyConstraint(["group_id", "bucket"], _of_map(schema)),
+    )
+
+
+def _key_map(schema: str) -> Table:
+    return Table(
+        "key_map",
+        library_metadata(schema),
+        Column("group_id", Integer, primary_key=True, autoincrement=False),
+        Column("kind", Text, primary_key=True),
+        Column("key", LargeBinary, primary_key=True),
+        Column("label", Text, nullable=False),
+        Column("bucket", Integer, nullable=False),
+        ForeignKeyConstraint(["group_id", "bucket"], _of_map(schema)),
+        CheckConstraint("kind IN ('pin', 'entry')", name="kind"),
+    )
+
+
+def _map_change(schema: str) -> Table:
+    now = func.clock_timestamp()
+    return Table(
+        "map_change",
+        library_metadata(schema),
+        Column("group_id", Integer, ForeignKey(f"{schema}.shard_group.group_id"), primary_key=True),
+        Column("kind", Text, nullable=False),
+        Column("key", LargeBinary, nullable=False),
+        Column("label", Text, nullable=False),
+        Column("losing", Integer, nullable=False),
+        Column("gaining", Integer, nullable=False),
+        Column("shard_id", Text, nullable=False),
+        Column("generation", Integer, nullable=False),
+        Column("state", Text, nullable=False, server_default="begun"),
+        Column("begun_at", DateTime(timezone=True), nullable=False, server_default=now),
+        CheckConstraint("kind IN ('split', 'merge', 'pin', 'unpin', 'assign')", name="kind"),
+        CheckConstraint("losing <> gaining", name="losing"),
+        CheckConstraint("state IN ('begun', 'applied')", name="state"),
     )

@@ -1,7 +1,7 @@
 """Ids are unique whatever clocks and processes do, and name their bucket."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,15 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from datapatterns.errors import BucketCountError, IdWorkersTakenError, SettingsError
-from datapatterns.sharding import Hash, IdGenerator, IdParts, Modulo, parts_of_id
+from datapatterns.sharding import (
+    Hash,
+    IdGenerator,
+    IdParts,
+    Modulo,
+    ShardingStrategy,
+    ShardMap,
+    parts_of_id,
+)
 from datapatterns.sharding.ids.layout import PER_MS_MAX
 from datapatterns.sharding.ids.leasing import Span, SpanLeases
 from datapatterns.testing import ManualClock
@@ -24,6 +32,13 @@ pytestmark = pytest.mark.postgres
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 MODULO = Modulo(8)
+
+
+def placed_by(strategy: ShardingStrategy) -> Callable[[], ShardMap]:
+    return lambda: ShardMap(1, 1, strategy, ("s0",) * strategy.buckets)
+
+
+PLACED = placed_by(MODULO)
 
 
 class WallClock(ManualClock):
@@ -100,7 +115,7 @@ def test_what_no_id_can_be_is_refused(row_id: int) -> None:
 
 def test_ids_name_their_bucket_and_time_and_ascend(workers: Engine) -> None:
     clock = WallClock(NOON)
-    ids = IdGenerator(workers, MODULO, clock=clock)
+    ids = IdGenerator(workers, PLACED, clock=clock)
 
     made = [ids.next(13) for _ in range(50)]
 
@@ -112,7 +127,7 @@ def test_ids_name_their_bucket_and_time_and_ascend(workers: Engine) -> None:
 
 def test_a_clock_that_goes_back_makes_no_id_twice(workers: Engine) -> None:
     clock = WallClock(NOON)
-    ids = IdGenerator(workers, MODULO, clock=clock)
+    ids = IdGenerator(workers, PLACED, clock=clock)
     made = [ids.next(1) for _ in range(20)]
 
     clock.shown = NOON - timedelta(days=1)
@@ -150,7 +165,7 @@ class Maker:
         return made
 
     def _new(self) -> IdGenerator:
-        return IdGenerator(self.engine, MODULO, span_seconds=0.01, clock=self.clock)
+        return IdGenerator(self.engine, PLACED, span_seconds=0.01, clock=self.clock)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -197,7 +212,7 @@ def test_a_number_that_another_had_meanwhile_is_not_used_as_before(workers: Engi
 
 
 def test_threads_share_a_maker(workers: Engine) -> None:
-    ids = IdGenerator(workers, MODULO)
+    ids = IdGenerator(workers, PLACED)
 
     with ThreadPoolExecutor(8) as pool:
         made = [*pool.map(ids.next, [1] * 4_000)]
@@ -209,7 +224,7 @@ def test_threads_share_a_maker(workers: Engine) -> None:
 def test_a_child_does_not_make_its_parents_ids(workers: Engine) -> None:
     clock = WallClock(NOON)
     engine = create_engine(workers.url)
-    ids = IdGenerator(engine, MODULO, clock=clock)
+    ids = IdGenerator(engine, PLACED, clock=clock)
     ids.next(1)
     engine.dispose()  # a child must not use its parent's connection
     reading, writing = os.pipe()
@@ -230,7 +245,7 @@ def test_a_child_does_not_make_its_parents_ids(workers: Engine) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 def test_a_child_does_not_wait_for_a_thread_of_its_parents(workers: Engine) -> None:
-    ids = IdGenerator(workers, MODULO)
+    ids = IdGenerator(workers, PLACED)
     reading, writing = os.pipe()
 
     with ids._lock:  # noqa: SLF001 -- as a thread has it that asks for a span
@@ -249,7 +264,7 @@ def test_a_child_does_not_wait_for_a_thread_of_its_parents(workers: Engine) -> N
 
 def test_a_clock_that_was_centuries_off_uses_no_number_up(workers: Engine) -> None:
     clock = WallClock(NOON.replace(year=2190))
-    ids = IdGenerator(workers, MODULO, clock=clock)
+    ids = IdGenerator(workers, PLACED, clock=clock)
 
     with pytest.raises(OverflowError, match="clock"):
         ids.next(1)
@@ -262,7 +277,7 @@ def test_ids_go_on_without_the_control_database_until_the_span_ends(
     workers: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = WallClock(NOON)
-    ids = IdGenerator(workers, MODULO, span_seconds=1, clock=clock)
+    ids = IdGenerator(workers, PLACED, span_seconds=1, clock=clock)
     ids.next(1)
     asked = []
 
@@ -283,21 +298,21 @@ def test_ids_go_on_without_the_control_database_until_the_span_ends(
 
 
 def test_all_numbers_may_be_taken_until_one_is_let_go(workers: Engine) -> None:
-    makers = [IdGenerator(workers, MODULO) for _ in range(64)]
+    makers = [IdGenerator(workers, PLACED) for _ in range(64)]
     made = {maker.next(1) for maker in makers}
 
     with pytest.raises(IdWorkersTakenError, match="two minutes"):
-        IdGenerator(workers, MODULO).next(1)
+        IdGenerator(workers, PLACED).next(1)
     makers[7].close()
-    made.add(IdGenerator(workers, MODULO).next(1))
+    made.add(IdGenerator(workers, PLACED).next(1))
 
     assert len(made) == 65
 
 
 def test_what_cannot_work_is_refused_when_the_maker_is_made(workers: Engine) -> None:
     with pytest.raises(BucketCountError, match="8,192"):
-        IdGenerator(workers, Hash(buckets=2**14))
+        IdGenerator(workers, placed_by(Hash(buckets=2**14)))
     with pytest.raises(SettingsError, match="span_seconds"):
-        IdGenerator(workers, MODULO, span_seconds=0)
+        IdGenerator(workers, PLACED, span_seconds=0)
     with pytest.raises(ValueError, match="no place"):
-        IdGenerator(workers, MODULO).next_in(8192)
+        IdGenerator(workers, PLACED).next_in(8192)

@@ -94,7 +94,8 @@ def test_everything_works_in_a_schema_of_any_name_that_is_allowed(
     with ShardCluster(control=url, shards={"s0": url}, groups=[shop], schema=schema) as cluster:
         cluster.create_map()
         with cluster.begin_bulk(shop, "s0") as conn:
-            bucket = conn.scalar(select(shop.bucket_of(literal(7, BigInteger), schema=schema)))
+            place = shop.bucket_of(literal(7, BigInteger), strategy=shop.strategy, schema=schema)
+            bucket = conn.scalar(select(place))
         assert bucket == shop.strategy.bucket(7)
 
 

@@ -1,6 +1,7 @@
 """Make ids in this process."""
 
 import os
+from collections.abc import Callable
 from threading import Lock
 from uuid import UUID, uuid4
 from weakref import WeakSet
@@ -12,7 +13,8 @@ from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import BucketCountError, CommitUnansweredError, SettingsError
 from datapatterns.sharding.ids.layout import BUCKETS_MAX, MS_MAX, PER_MS_MAX, IdParts, ms_at
 from datapatterns.sharding.ids.leasing import Span, SpanLeases
-from datapatterns.sharding.strategies.strategy import Key, ShardingStrategy
+from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.strategies.strategy import Key
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 _HELD_SECONDS = 60.0
@@ -30,7 +32,7 @@ class IdGenerator:
 
     Args:
         control: The control database.
-        strategy: Which bucket holds a key.
+        current_map: Returns the group's map as of now: which bucket holds a key may change.
         span_seconds: For how long ids can be made without the control database, and how far ahead
             of the clock those may be that follow a crash.
         clock: Tells the time that goes into ids.
@@ -43,21 +45,23 @@ class IdGenerator:
     def __init__(
         self,
         control: Engine,
-        strategy: ShardingStrategy,
+        current_map: Callable[[], ShardMap],
         *,
         span_seconds: float = 10.0,
         clock: Clock = SYSTEM_CLOCK,
         schema: str = DEFAULT_SCHEMA,
     ) -> None:
-        if strategy.buckets > BUCKETS_MAX:
+        first = current_map()
+        declared = len(first.owners) - len(first.parents)
+        if declared > BUCKETS_MAX:
             raise BucketCountError(
-                strategy.buckets, needed=f"an id has place for {BUCKETS_MAX:,}; use fewer"
+                declared, needed=f"an id has place for {BUCKETS_MAX:,}; use fewer"
             )
         if not 0 < span_seconds <= _HELD_SECONDS:
             raise SettingsError("span_seconds", f"{span_seconds!r} is not within (0, 60]")
         span_ms = max(2, int(span_seconds * 1000))
         self._leases = SpanLeases(control, span_ms, 2 * _HELD_SECONDS, schema)
-        self._strategy = strategy
+        self._current_map = current_map
         self._clock = clock
         self._span: Span | None = None
         self.begin_anew()
@@ -72,7 +76,13 @@ class IdGenerator:
             OperationalError: The span is used up, and the control database does not answer.
             UnroutableKeyError: No bucket holds such a key.
         """
-        return self.next_in(self._strategy.bucket(key))
+        shard_map = self._current_map()
+        bucket = shard_map.strategy.bucket(key)
+        # Of many buckets that were split off, the last have no place in an id. What they were split
+        # off from has, and leads to them.
+        while bucket >= BUCKETS_MAX:
+            bucket = shard_map.parents[bucket]
+        return self.next_in(bucket)
 
     def next_in(self, bucket: int) -> int:
         """Return a new id for a row of this bucket.

@@ -10,6 +10,8 @@ from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.shard_map import ShardMap, spread_evenly
 from datapatterns.sharding.schema import UNUSED, sharding_tables
 from datapatterns.sharding.strategies import Hash
+from datapatterns.sharding.strategies.key_bytes import encoded
+from datapatterns.sharding.strategies.stored import places_of
 from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
@@ -56,6 +58,7 @@ def record_map(
             )
             .returning(stored.c.group_id)
         )
+        assert group_id is not None
         owners = spread_evenly(group.strategy.buckets, list(shards))
         conn.execute(
             insert(tables.bucket_map),
@@ -64,6 +67,34 @@ def record_map(
                 for bucket, shard in enumerate(owners)
             ],
         )
+        _record_places(conn, group_id, group, schema)
+
+
+def _record_places(conn: Connection, group_id: int, group: EntityGroup, schema: str) -> None:
+    """Write down what of the declared strategy may change from now on."""
+    tables, places = sharding_tables(schema), places_of(group.strategy)
+    ranges = [
+        {
+            "group_id": group_id,
+            "lower_bound": b"" if bound is None else encoded(bound),
+            "label": "lowest" if bound is None else str(bound),
+            "bucket": bucket,
+        }
+        for bound, bucket in places.ranges.items()
+    ]
+    entries = [
+        {
+            "group_id": group_id,
+            "kind": "entry",
+            "key": encoded(key),
+            "label": str(key),
+            "bucket": bucket,
+        }
+        for key, bucket in places.entries.items()
+    ]
+    for table, rows in ((tables.range_map, ranges), (tables.key_map, entries)):
+        if rows:
+            conn.execute(insert(table), rows)
 
 
 def open_maps(
@@ -141,8 +172,14 @@ def check_ownership(
         ShardMapExistsError: It does.
     """
     for shard_map in maps:
-        found = conn.scalar(select(library_function(schema, "map_digest", shard_map.group_id)))
-        if found != shard_map.digest(shard_id):
+        # With the bucket that a change under way makes or ends, and without it.
+        found = conn.execute(
+            select(
+                library_function(schema, "map_digest", shard_map.group_id),
+                library_function(schema, "settled_digest", shard_map.group_id),
+            )
+        ).one()
+        if shard_map.digest(shard_id) not in tuple(found):
             raise ShardMapExistsError(
                 f"shard {shard_id!r}",
                 f"it owns other buckets of group {shard_map.group_id} than the map says;"

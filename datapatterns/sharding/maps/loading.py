@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, func, select
 
 from datapatterns.errors import (
     GroupMismatchError,
@@ -14,7 +14,13 @@ from datapatterns.errors import (
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.schema import UNUSED, sharding_tables
+from datapatterns.sharding.strategies import Key, ShardingStrategy
+from datapatterns.sharding.strategies.key_bytes import decoded
+from datapatterns.sharding.strategies.stored import StoredPlaces, range_of, routing_strategy
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
+
+_OF_GROUP = ("name", "group_id", "epoch", "fingerprint", "strategy", "key_type", "buckets")
+_OF_BUCKET = ("bucket", "shard_id", "parent", "merged_into", "assigned_to", "generation")
 
 
 def load_maps(
@@ -40,25 +46,8 @@ def load_maps(
         ShardMapCorruptError: A bucket belongs to nobody.
         ShardMapMissingError: A group has no map.
     """
-    tables = sharding_tables(schema)
-    stored, placed = tables.shard_group, tables.bucket_map
     # One statement, so one snapshot: the rows and the epoch agree.
-    rows = conn.execute(
-        select(
-            stored.c.name,
-            stored.c.group_id,
-            stored.c.epoch,
-            stored.c.fingerprint,
-            stored.c.strategy,
-            stored.c.key_type,
-            stored.c.buckets,
-            placed.c.bucket,
-            placed.c.shard_id,
-        )
-        .join_from(stored, placed, placed.c.group_id == stored.c.group_id)
-        .where(stored.c.name.in_([group.name for group in groups]))
-        .order_by(stored.c.name, placed.c.bucket)
-    ).all()
+    rows = conn.execute(_stored_maps([group.name for group in groups], schema)).all()
     maps = {}
     for group in groups:
         mine = [row for row in rows if row.name == group.name]
@@ -66,8 +55,16 @@ def load_maps(
             raise ShardMapMissingError(group.name)
         _check_declaration(group, mine[0])
         owners = {row.bucket: row.shard_id for row in mine}
+        parents = {row.bucket: row.parent for row in mine if row.parent is not None}
         maps[group.name] = ShardMap(
-            mine[0].group_id, mine[0].epoch, group.strategy, _checked_owners(group, owners, shards)
+            mine[0].group_id,
+            mine[0].epoch,
+            _stored_strategy(group, mine),
+            _checked_owners(group, owners, shards, placed=mine[0].buckets),
+            {row.bucket: row.generation for row in mine if row.generation},
+            _successors(mine, parents),
+            frozenset(row.bucket for row in mine if row.merged_into is not None),
+            parents,
         )
     return maps
 
@@ -76,6 +73,76 @@ def load_epochs(conn: Connection, *, schema: str = DEFAULT_SCHEMA) -> dict[str, 
     """Return the epoch of each group by its name."""
     stored = sharding_tables(schema).shard_group
     return {row.name: row.epoch for row in conn.execute(select(stored.c.name, stored.c.epoch))}
+
+
+def _stored_maps(names: Sequence[str], schema: str) -> Select[*tuple[Any, ...]]:
+    tables = sharding_tables(schema)
+    stored, placed = tables.shard_group, tables.bucket_map
+    ranged, named = tables.range_map, tables.key_map
+    keys = (
+        select(
+            named.c.group_id,
+            named.c.bucket,
+            func.array_agg(named.c.key).filter(named.c.kind == "pin").label("pins"),
+            func.array_agg(named.c.key).filter(named.c.kind == "entry").label("entries"),
+        )
+        .group_by(named.c.group_id, named.c.bucket)
+        .subquery()
+    )
+    return (
+        select(
+            *(stored.c[name] for name in _OF_GROUP),
+            *(placed.c[name] for name in _OF_BUCKET),
+            ranged.c.lower_bound,
+            keys.c.pins,
+            keys.c.entries,
+        )
+        .join_from(stored, placed, placed.c.group_id == stored.c.group_id)
+        .outerjoin(ranged, _same_bucket(ranged, placed))
+        .outerjoin(keys, _same_bucket(keys, placed))
+        .where(stored.c.name.in_(names))
+        .order_by(stored.c.name, placed.c.bucket)
+    )
+
+
+def _same_bucket(one: FromClause, other: FromClause) -> ColumnElement[bool]:
+    return and_(one.c.group_id == other.c.group_id, one.c.bucket == other.c.bucket)
+
+
+def _stored_strategy(group: EntityGroup, rows: Sequence[Any]) -> ShardingStrategy:
+    key_type = group.python_type
+    ranges: dict[bytes, int] = {}
+    entries: dict[Key, int] = {}
+    pins: dict[Key, int] = {}
+    for row in rows:
+        if row.lower_bound is not None:
+            ranges[bytes(row.lower_bound)] = row.bucket
+        entries |= {decoded(bytes(key), key_type): row.bucket for key in row.entries or ()}
+        pins |= {decoded(bytes(key), key_type): row.bucket for key in row.pins or ()}
+        holds_keys = row.lower_bound is not None or row.entries or row.pins
+        if holds_keys and row.merged_into is not None:
+            raise ShardMapCorruptError(
+                group.name, f"bucket {row.bucket} is merged into another, and has keys"
+            )
+    if range_of(group.strategy) is not None and b"" not in ranges:
+        raise ShardMapCorruptError(group.name, "no range holds the lowest keys")
+    # The empty bound is below all; the empty text, whose bytes are none either, begins no range.
+    ordered = {
+        decoded(bound, key_type) if bound else None: ranges[bound] for bound in sorted(ranges)
+    }
+    return routing_strategy(group.strategy, StoredPlaces(ordered, entries, pins))
+
+
+def _successors(rows: Sequence[Any], parents: Mapping[int, int]) -> dict[int, frozenset[int]]:
+    found: dict[int, set[int]] = {}
+    for bucket, parent in parents.items():
+        found.setdefault(parent, set()).add(bucket)
+    for row in rows:
+        if row.merged_into is not None:
+            found.setdefault(row.bucket, set()).add(row.merged_into)
+        if row.assigned_to:
+            found.setdefault(row.bucket, set()).update(row.assigned_to)
+    return {bucket: frozenset(after) for bucket, after in found.items()}
 
 
 def _check_declaration(group: EntityGroup, stored: Any) -> None:  # noqa: ANN401 -- a row
@@ -90,12 +157,12 @@ def _check_declaration(group: EntityGroup, stored: Any) -> None:  # noqa: ANN401
 
 
 def _checked_owners(
-    group: EntityGroup, owners: Mapping[int, str], shards: Collection[str]
+    group: EntityGroup, owners: Mapping[int, str], shards: Collection[str], *, placed: int
 ) -> tuple[str, ...]:
-    if list(owners) != list(range(group.strategy.buckets)):
-        raise ShardMapCorruptError(
-            group.name, f"{len(owners)} of {group.strategy.buckets} buckets have an owner"
-        )
+    # Those that the map began with, and those that have been split off since, without a hole.
+    expected = max(placed, max(owners) + 1)
+    if list(owners) != list(range(expected)):
+        raise ShardMapCorruptError(group.name, f"{len(owners)} of {expected} buckets have an owner")
     if unknown := set(owners.values()).difference(shards):
         raise SettingsError(
             "shards", f"the map of group {group.name!r} names {sorted(unknown)}; add their URLs"

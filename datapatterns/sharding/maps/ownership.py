@@ -25,8 +25,7 @@ def owns_buckets(
 
     It is evaluated once, before any row is read.
     """
-    wanted = cast(sorted(buckets), ARRAY(Integer))
-    return library_function(schema, "assert_owned", shard_map.group_id, wanted, returns=Boolean())
+    return library_function(schema, "assert_owned", *_known(shard_map, buckets), returns=Boolean())
 
 
 def agrees_with_map(
@@ -50,10 +49,20 @@ def claim_buckets(
         IsolationLevelError: The connection commits each statement by itself.
     """
     refuse_autocommit(conn)
-    wanted = cast(sorted(buckets), ARRAY(Integer))
     conn.execute(
-        select(library_function(schema, "claim_buckets", shard_map.group_id, wanted))
+        select(library_function(schema, "claim_buckets", *_known(shard_map, buckets)))
     ).close()
+
+
+def _known(shard_map: ShardMap, buckets: Collection[int]) -> tuple[object, object, object]:
+    """Name buckets as the map knows them: one that has lost keys since is another."""
+    wanted = sorted(buckets)
+    generations = shard_map.generations_of(wanted)
+    return (
+        shard_map.group_id,
+        cast(wanted, ARRAY(Integer)),
+        cast(generations, ARRAY(Integer)),
+    )
 
 
 def claim_shard(

@@ -1,7 +1,7 @@
 """Which shard owns which bucket: a value, and how one is first laid out."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TypeVar
 
@@ -19,12 +19,26 @@ class ShardMap:
         epoch: Raised by each change.
         strategy: Which bucket holds a key.
         owners: The shard of each bucket, in the order of the buckets.
+        generations: How often a bucket has lost keys, for those that have.
+        successors: Where keys of a bucket may have gone: to buckets that were split off from it, to
+            that which it was merged into, to those that single keys were given to.
+        merged: The buckets that are no more.
+        parents: What a bucket was split off from.
     """
 
     group_id: int
     epoch: int
     strategy: ShardingStrategy
     owners: tuple[str, ...]
+    generations: Mapping[int, int] = field(default_factory=dict)
+    successors: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    merged: frozenset[int] = frozenset()
+    parents: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def buckets(self) -> list[int]:
+        """Return the buckets that there are, ascending."""
+        return [bucket for bucket in range(len(self.owners)) if bucket not in self.merged]
 
     def shard_of(self, key: Key) -> str:
         """Return the shard that holds the rows of ``key``."""
@@ -41,7 +55,28 @@ class ShardMap:
     def buckets_with(self, keys: Iterable[Key]) -> frozenset[int]:
         """Return the buckets that can hold rows of any of ``keys``; some keys may have none."""
         found = self.strategy.buckets_for("in", [*keys])
-        return frozenset(range(len(self.owners))) if found is None else found
+        return frozenset(self.buckets) if found is None else found
+
+    def generations_of(self, buckets: Iterable[int]) -> list[int]:
+        """Return the generation of each bucket; a shard refuses who knows it by an older one."""
+        return [self.generations.get(bucket, 0) for bucket in buckets]
+
+    def buckets_since(self, bucket: int) -> frozenset[int]:
+        """Return where rows are now that were in ``bucket`` when they, or their ids, were made.
+
+        Most buckets never change, and are their own answer.
+
+        Raises:
+            ValueError: There was never such a bucket.
+        """
+        if not 0 <= bucket < len(self.owners):
+            raise ValueError(f"there is no bucket {bucket}; there are {len(self.owners)}")
+        seen, ahead = {bucket}, [bucket]
+        while ahead:
+            new = self.successors.get(ahead.pop(), frozenset()) - seen
+            seen |= new
+            ahead.extend(new)
+        return frozenset(seen - self.merged)
 
     def shards_of(self, buckets: Iterable[int]) -> frozenset[str]:
         """Return the shards that hold any of ``buckets``."""
@@ -49,7 +84,7 @@ class ShardMap:
 
     def buckets_on(self, shard_id: str) -> list[int]:
         """Return the buckets of a shard, ascending."""
-        return [bucket for bucket, owner in enumerate(self.owners) if owner == shard_id]
+        return [bucket for bucket in self.buckets if self.owners[bucket] == shard_id]
 
     def digest(self, shard_id: str) -> str | None:
         """Return what the server's ``map_digest`` says if it agrees; None if it owns nothing."""

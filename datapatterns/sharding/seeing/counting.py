@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Table, and_, func, select
 from datapatterns.sharding.definition import EntityGroup, ShardKey
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.schema import sharding_tables
+from datapatterns.sharding.strategies import ShardingStrategy
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 
@@ -59,7 +60,11 @@ def count_rows(
         group = shard_key.group
         in_group = and_(held.c.group_id == maps[group.name].group_id, held.c.state == "owned")
         at_home = and_(
-            in_group, held.c.bucket == group.bucket_of(table.c[shard_key.column], schema=schema)
+            in_group,
+            held.c.bucket
+            == group.bucket_of(
+                table.c[shard_key.column], strategy=maps[group.name].strategy, schema=schema
+            ),
         )
         rows, placed = conn.execute(
             select(func.count(), func.count(held.c.bucket)).select_from(
@@ -75,6 +80,7 @@ def rows_by_bucket(
     conn: Connection,
     tables: Mapping[Table, ShardKey],
     group: EntityGroup,
+    strategy: ShardingStrategy,
     *,
     schema: str = DEFAULT_SCHEMA,
 ) -> Counter[int]:
@@ -85,7 +91,8 @@ def rows_by_bucket(
     found: Counter[int] = Counter()
     for table, shard_key in tables.items():
         if shard_key.group is group:
-            bucket = group.bucket_of(table.c[shard_key.column], schema=schema).label("bucket")
+            column = table.c[shard_key.column]
+            bucket = group.bucket_of(column, strategy=strategy, schema=schema).label("bucket")
             counted = select(bucket, func.count()).select_from(table).group_by(bucket)
             for number, rows in conn.execute(counted):
                 found[number] += rows

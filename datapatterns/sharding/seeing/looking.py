@@ -42,13 +42,13 @@ def plan_for(
     if unknown := {*draining, *weights} - access.engines.keys():
         raise SettingsError("plan", f"{sorted(unknown)} are no shards of this cluster")
     tables = access.placements.tables()
+    shard_map = access.router.map_of(group)
 
     def count(conn: Connection) -> Counter[int]:
-        return rows_by_bucket(conn, tables, group, schema=access.schema)
+        return rows_by_bucket(conn, tables, group, shard_map.strategy, schema=access.schema)
 
     counts = _on_each(access, count)
-    shard_map = access.router.map_of(group)
-    placement = dict(enumerate(shard_map.owners))
+    placement = {bucket: shard_map.owners[bucket] for bucket in shard_map.buckets}
     costs = {bucket: float(counts[shard][bucket]) for bucket, shard in placement.items()}
     all_weights = dict.fromkeys(access.engines, 1.0) | {**weights}
     moves = plan_moves(

@@ -14,11 +14,12 @@ def keep_claimed(
     conn: Connection, shard_map: ShardMap, bucket: int, *, schema: str = DEFAULT_SCHEMA
 ) -> None:
     """Make each transaction of ``conn`` begin by keeping ``bucket`` on this shard."""
-    claim = sql.SQL("SELECT {}(%s, %s)").format(sql.Identifier(schema, "claim_buckets"))
+    claim = sql.SQL("SELECT {}(%s, %s, %s)").format(sql.Identifier(schema, "claim_buckets"))
 
     @event.listens_for(conn, "begin")
     def claim_first(beginning: Connection) -> None:
         refuse_autocommit(beginning)
         # SQLAlchemy would begin once more for a statement of its own.
         driver_connection: Any = beginning.connection.dbapi_connection
-        driver_connection.execute(claim, (shard_map.group_id, [bucket]))
+        generations = shard_map.generations_of([bucket])
+        driver_connection.execute(claim, (shard_map.group_id, [bucket], generations))

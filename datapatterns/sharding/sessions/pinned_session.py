@@ -47,8 +47,8 @@ class PinnedSession(Session):
         self._access = access
         self._group = group
         self._key = key
-        self._bucket = group.strategy.bucket(key)
         self._shard_map = access.router.map_of(group)
+        self._bucket = self._shard_map.strategy.bucket(key)
         self.shard_id = self._shard_map.shard_of(key)
         super().__init__(bind=access.engines[self.shard_id], **options)
 

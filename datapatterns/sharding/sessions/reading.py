@@ -65,7 +65,7 @@ class Reading:
         # Looked at afresh: the plan compares the columns of this very statement.
         footprint = footprint_of(statement, access.placements)
         plan = plan_scatter(statement, footprint, parameters, rows_max=access.merge_rows_max)
-        return self._gather(state, plan, shard_map, sorted(shards))
+        return self._gather(state, plan, self._guards(shard_map, sorted(shards), buckets))
 
     def _read_one(
         self,
@@ -91,23 +91,35 @@ class Reading:
 
     # Gathering -----------------------------------------------------------------------------
 
+    def _guards(
+        self, shard_map: ShardMap, shards: list[str], buckets: frozenset[int] | None
+    ) -> dict[str, ColumnElement[bool]]:
+        """Return the condition of each shard that it agrees with the map.
+
+        If not all shards are asked, nobody tells that a key has gone to one that is not: so the
+        buckets are asked for as well, each as the map knows it.
+        """
+        schema = self.work.access.schema
+        guards: dict[str, ColumnElement[bool]] = {}
+        for shard_id in shards:
+            guards[shard_id] = agrees_with_map(shard_map, shard_id, schema=schema)
+            if buckets is not None:
+                mine = [bucket for bucket in buckets if shard_map.owners[bucket] == shard_id]
+                guards[shard_id] &= owns_buckets(shard_map, mine, schema=schema)
+        return guards
+
     def _gather(
-        self, state: ORMExecuteState, plan: ScatterPlan, shard_map: ShardMap, shards: list[str]
+        self, state: ORMExecuteState, plan: ScatterPlan, guards: Mapping[str, ColumnElement[bool]]
     ) -> Result[Any]:
         if state.session.autoflush:
             state.session.flush()
-        statements = {
-            shard_id: plan.statement.where(
-                agrees_with_map(shard_map, shard_id, schema=self.work.access.schema)
-            )
-            for shard_id in shards
-        }
+        statements = {shard_id: plan.statement.where(guard) for shard_id, guard in guards.items()}
         if _only_columns(plan.statement):
             parts = self._ask_in_parallel(statements, one_set(state))
         else:
             # Objects go through the session, which is not for several threads.
-            parts = [_all_rows(self.work.run(state, statements[s], s)) for s in shards]
-        rows = merge(plan, parts, self.work.connection_to(shards[0]))
+            parts = [_all_rows(self.work.run(state, statements[s], s)) for s in statements]
+        rows = merge(plan, parts, self.work.connection_to(next(iter(statements))))
         names = [
             str(column["name"]) for column in cast("AnySelect", state.statement).column_descriptions
         ]

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy import ColumnElement, and_, case, false, or_
 
+from datapatterns.errors import UnroutableKeyError
 from datapatterns.sharding.strategies.comparisons import listed_keys
 from datapatterns.sharding.strategies.hash_buckets import Hash
 from datapatterns.sharding.strategies.listed import none_of, one_of
@@ -97,7 +98,10 @@ class Directory:
     ) -> ColumnElement[bool]:
         """Return the SQL condition that a row with this shard key lies in ``bucket``."""
         mine = [key for key, place in self.entries if place == bucket]
-        elsewhere = [key for key, place in self.entries if place != bucket]
+        # Of the others those matter that would be here: a condition of all would grow with each.
+        elsewhere = [
+            key for key, place in self.entries if place != bucket and self._home(key) == bucket
+        ]
         by_default: ColumnElement[bool] = false()
         if bucket < self.default.buckets:
             by_default = self.default.predicate(column, bucket, schema=schema)
@@ -118,3 +122,9 @@ class Directory:
         left = dict(self._places)
         del left[key]
         return Directory(self.default, left)
+
+    def _home(self, key: Key) -> int | None:
+        try:
+            return self.default.bucket(key)
+        except UnroutableKeyError:
+            return None
