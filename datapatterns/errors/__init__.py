@@ -2,6 +2,7 @@
 
 DataPatternsError
 ├── ConfigurationError    fix the code or the settings; retrying cannot help
+│     broadcasts          BroadcastWriteError
 │     caches              CacheKeyError, UncacheableQueryError, UncacheableValueError,
 │                         UnknownRowsError
 │     change_log          CaptureRefusedError, CapturedTableInUseError, ConsumerMissingError,
@@ -40,6 +41,7 @@ DataPatternsError
 │                         ViewMigrationError, ViewMissingError, ViewReadOnlyError, ViewSampleError,
 │                         ViewUndeclaredError
 ├── ConflictError         another writer won; reload, decide again
+│     broadcasts          ShardListChangedError
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
 │     projections         LeaseHeldError, LeaseLostError, ReadModelMovedError
@@ -60,6 +62,7 @@ DataPatternsError
 │     transactions        CommitUnansweredError
 │     views               ViewBehindError, ViewNotPopulatedError, ViewTimeoutError
 ├── CorruptionError       stored data breaks an invariant; stop and look
+│     broadcasts          CopiesDifferError
 │     commands            ExecutionUnfinishedError
 │     event_data          PayloadError
 │     event_streams       CheckpointError, EventGapError, EventOrphanedError
@@ -76,6 +79,11 @@ neither a failure nor a success, so it must not pass for an `UnavailableError` t
 Operations that find out by themselves what they have done raise `CommitUnansweredError` instead.
 """
 
+from datapatterns.errors.broadcasts import (
+    BroadcastWriteError,
+    CopiesDifferError,
+    ShardListChangedError,
+)
 from datapatterns.errors.caches import (
     CacheBusyError,
     CacheKeyError,
@@ -255,6 +263,7 @@ __all__ = [
     "AbortedTransactionError",
     "AggregateError",
     "AnchorError",
+    "BroadcastWriteError",
     "BucketCountError",
     "CacheBusyError",
     "CacheKeyError",
@@ -271,6 +280,7 @@ __all__ = [
     "ConflictError",
     "ConsumerBehindError",
     "ConsumerMissingError",
+    "CopiesDifferError",
     "CorruptionError",
     "DataPatternsError",
     "EmbeddedFolderError",
@@ -353,6 +363,7 @@ __all__ = [
     "SettingsError",
     "ShardKeyChangedError",
     "ShardKeyError",
+    "ShardListChangedError",
     "ShardMapCorruptError",
     "ShardMapExistsError",
     "ShardMapMissingError",

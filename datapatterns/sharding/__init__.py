@@ -1,6 +1,7 @@
 """Sharding: rows of one key live together on one of several servers."""
 
 from datapatterns.sharding.atomic import AtomicWork, Recovered
+from datapatterns.sharding.broadcasting.definition import Broadcast
 from datapatterns.sharding.cluster import ShardCluster
 from datapatterns.sharding.definition import EntityGroup, ShardKey
 from datapatterns.sharding.ids import IdGenerator, IdParts, parts_of_id
@@ -28,6 +29,7 @@ from datapatterns.sharding.strategies import (
 
 __all__ = [
     "AtomicWork",
+    "Broadcast",
     "BucketMove",
     "Composite",
     "CompositeKey",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from datapatterns.errors import StaleShardMapError
+from datapatterns.sharding.broadcasting.copies import CopyList
 from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.routing.footprints import Footprints
@@ -26,6 +27,7 @@ class ShardAccess:
         executor: Runs questions to several shards at once.
         schema: Where the library's tables live.
         merge_rows_max: How many rows may be merged for one statement.
+        copies: Which shards hold copies of broadcast tables.
     """
 
     engines: Mapping[str, Engine]
@@ -35,6 +37,7 @@ class ShardAccess:
     executor: Executor
     schema: str
     merge_rows_max: int
+    copies: CopyList
 
     @contextmanager
     def asking(self, shard_id: str) -> Iterator[None]:

@@ -16,6 +16,8 @@ from datapatterns.failpoints import failpoint
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
 from datapatterns.sharding.atomic.parts import Parts
+from datapatterns.sharding.broadcasting.copies import CopyList
+from datapatterns.sharding.broadcasting.guarding import guard_copies
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
 from datapatterns.sharding.ids import IdGenerator
@@ -99,7 +101,10 @@ class ShardCluster(SeenCluster):
             thread_name_prefix="datapatterns-shard",
         )
         self.engines: Mapping[str, Engine] = {
-            shard_id: shard_engine(shard_id, url, schema=schema, engine_options=engine_options)
+            shard_id: guard_copies(
+                shard_engine(shard_id, url, schema=schema, engine_options=engine_options),
+                self._placements,
+            )
             for shard_id, url in self._urls.items()
         }
         """One engine for each shard, for work that is about a server and not about rows."""
@@ -344,4 +349,5 @@ class ShardCluster(SeenCluster):
             self._executor,
             self._schema,
             self._merge_rows_max,
+            CopyList(self._control, self.engines, schema=self._schema),
         )

@@ -274,7 +274,7 @@ class ShardKey:
 
     def mappers(self) -> "list[Mapper[Any]]":
         """Return the mappers of the classes that declare this key, or inherit it."""
-        return list(dict.fromkeys(m for owner in self._owners for m in _mappers_of(owner())))
+        return list(dict.fromkeys(m for owner in self._owners for m in mappers_of(owner())))
 
     def tables(self) -> list[Table]:
         """Return the tables of the mapped classes that declare this key, or inherit it.
@@ -314,8 +314,11 @@ class ShardKey:
         return column
 
 
-def _mappers_of(owner: type | None) -> "Iterator[Mapper[Any]]":
-    """A class that is not mapped is a mixin or a base: those below it carry the declaration."""
+def mappers_of(owner: type | None) -> "Iterator[Mapper[Any]]":
+    """Yield the mapper of a class that declares ``__shard__``, and those that inherit it.
+
+    A class that is not mapped is a mixin or a base: those below it carry the declaration.
+    """
     if owner is None:
         return
     mapper: Mapper[Any] | None = inspect(owner, raiseerr=False)
@@ -324,4 +327,4 @@ def _mappers_of(owner: type | None) -> "Iterator[Mapper[Any]]":
     below: list[type] = owner.__subclasses__()
     for derived in below:
         if "__shard__" not in derived.__dict__:
-            yield from _mappers_of(derived)
+            yield from mappers_of(derived)

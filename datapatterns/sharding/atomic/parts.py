@@ -20,8 +20,10 @@ class Parts:
 
     def __init__(self, access: ShardAccess, *, lock_seconds: float | None) -> None:
         self._access = access
+        self._declared_lock_seconds = lock_seconds
         self._lock_seconds = lock_seconds
         self._parts: dict[str, tuple[Connection, RootTransaction]] = {}
+        self._marked: set[str] = set()
 
     def on(self, shard: str) -> Connection:
         """Return the connection to ``shard``, in a transaction."""
@@ -31,11 +33,28 @@ class Parts:
                 transaction = conn.begin()
                 if self._lock_seconds is not None:
                     prepare_for_others(conn, lock_seconds=self._lock_seconds)
+                    self._marked.add(shard)
             except BaseException:
                 conn.close()
                 raise
             self._parts[shard] = conn, transaction
         return self._parts[shard][0]
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Return the shards that it has come to."""
+        return tuple(self._parts)
+
+    def bind_together(self, *, lock_seconds: float) -> None:
+        """Let this transaction write to several shards, though it began without that."""
+        self._lock_seconds = self._lock_seconds or lock_seconds
+        for shard, (conn, _) in self._parts.items():
+            if shard not in self._marked:
+                with self._access.asking(shard):
+                    prepare_for_others(conn, lock_seconds=self._lock_seconds)
+                # What is set inside a savepoint is forgotten when that is rolled back.
+                if not conn.in_nested_transaction():
+                    self._marked.add(shard)
 
     def commit(self) -> tuple[str, ...]:
         """Commit on every shard, or on none.
@@ -71,6 +90,8 @@ class Parts:
     def close(self) -> None:
         """Give all connections back; what was not committed is rolled back."""
         parts, self._parts = self._parts, {}
+        self._lock_seconds = self._declared_lock_seconds
+        self._marked.clear()
         for conn, _ in parts.values():
             conn.close()
 
@@ -85,7 +106,7 @@ class Parts:
                 # meantime before anything is committed.
                 wrote = func.pg_current_xact_id_if_assigned().is_not(None)
                 has_written, is_whole = conn.execute(select(wrote, is_as_prepared())).one()
-            if self._lock_seconds is not None and not is_whole:
+            if shard in self._marked and not is_whole:
                 raise ShardTransactionEndedError(shard)
             if has_written:
                 found.append(Writer(shard, conn, transaction))

@@ -49,6 +49,8 @@ class Block:
         outer: Whether a table may be missing from a row.
         conditions: What the rows' keys must be.
         outer_conditions: What the keys of tables must be that may be missing, unless they are.
+        keeping: Whether an outer join keeps rows that every shard has, with NULLs where it finds
+            no sharded row beside them: each shard would add its own.
     """
 
     leaves: tuple[Leaf, ...]
@@ -56,6 +58,7 @@ class Block:
     outer: bool
     conditions: tuple[KeyCondition, ...]
     outer_conditions: tuple[KeyCondition, ...] = ()
+    keeping: bool = False
 
     def keys(self, parameters: Parameters) -> frozenset[Key] | None:
         """Return the keys of all rows that this SELECT can use; None if that may be any."""
@@ -92,11 +95,14 @@ class Footprint:
         group: The entity group of its tables.
         blocks: Each SELECT in it that names sharded tables.
         plain: Whether it is a single SELECT, without any other inside.
+        broadcast: The tables in it that every shard holds a copy of. If there are no others, it
+            has no blocks and no buckets, and any shard may answer; the group is any.
     """
 
     group: EntityGroup
     blocks: tuple[Block, ...]
     plain: bool
+    broadcast: frozenset[Table] = frozenset()
 
     @property
     def tables(self) -> frozenset[str]:
@@ -153,13 +159,34 @@ def footprint_of_blocks(
     Raises:
         UnroutableStatementError: As for `footprint_of`.
     """
+    broadcast = _broadcast_tables(statement, blocks, placements, strict=strict)
+    groups = {leaf.shard_key.group for block in blocks for leaf in block.leaves}
+    if broadcast and not groups:
+        groups = {placements.groups[0]}
+    if len(groups) != 1:
+        names = sorted(group.name for group in groups)
+        raise UnroutableStatementError(
+            f"the statement names tables of {names}" if names else "it names no sharded table",
+            "use tables of one group, or a connection to one shard with ShardCluster.connect()",
+        )
+    return Footprint(groups.pop(), tuple(blocks), plain, broadcast)
+
+
+def _broadcast_tables(
+    statement: ClauseElement, blocks: Sequence[Block], placements: Placements, *, strict: bool
+) -> frozenset[Table]:
+    """Return the broadcast tables of a statement, and refuse what its blocks do not account for."""
     accounted = {leaf.table for block in blocks for leaf in block.leaves}
+    broadcast: set[Table] = set()
     for part in visitors.iterate(statement):
         if part is not statement:
             refuse_change(cast("ClauseElement", part))
         if strict:
             refuse_text(cast("ClauseElement", part))
         if isinstance(part, Table) and part not in accounted:
+            if placements.is_broadcast(part):
+                broadcast.add(part)
+                continue
             if not strict and placements.shard_key(part) is None:
                 continue
             leaf_of(part, placements)  # names what is undeclared
@@ -167,14 +194,7 @@ def footprint_of_blocks(
                 f"table {part.name!r} is used where its rows cannot be told from others",
                 "join it, or read it in a statement of its own",
             )
-    groups = {leaf.shard_key.group for block in blocks for leaf in block.leaves}
-    if len(groups) != 1:
-        names = sorted(group.name for group in groups)
-        raise UnroutableStatementError(
-            f"the statement names tables of {names}" if names else "it names no sharded table",
-            "use tables of one group, or a connection to one shard with ShardCluster.connect()",
-        )
-    return Footprint(groups.pop(), tuple(blocks), plain)
+    return frozenset(broadcast)
 
 
 def block_of(
@@ -196,6 +216,7 @@ def block_of(
         outer=any(element.outer for element in elements),
         conditions=tuple(condition for condition in keyed if condition is not None),
         outer_conditions=tuple(found for element in elements for found in element.conditions),
+        keeping=any(element.keeping for element in elements),
     )
 
 
@@ -207,6 +228,7 @@ class _Element:
     tied: bool = True
     outer: bool = False
     conditions: tuple[KeyCondition, ...] = ()
+    keeping: bool = False
 
 
 def _inner_parts(source: FromClause) -> Iterator[tuple[FromClause, list[ClauseElement]]]:
@@ -231,6 +253,8 @@ def _element(source: FromClause, placements: Placements, *, strict: bool) -> _El
         ties = [key_tie(clause, leaves) for clause in conjuncts(source.onclause)]
         crossing = any(tie is not None and _crosses(tie, left, right) for tie in ties)
         alone = not left.leaves or not right.leaves
+        kept = (left, right) if source.full else (left,) if source.isouter else ()
+        keeping = bool(leaves) and any(not side.leaves for side in kept)
         # Nor does it confine the table whose rows all stay.
         confined = [] if source.full else list(right.leaves) if source.isouter else leaves
         keyed = [key_condition(clause, confined) for clause in conjuncts(source.onclause)]
@@ -240,8 +264,11 @@ def _element(source: FromClause, placements: Placements, *, strict: bool) -> _El
             left.tied and right.tied and (crossing or alone),
             outer=True,
             conditions=(*left.conditions, *right.conditions, *found),
+            keeping=keeping or left.keeping or right.keeping,
         )
     if isinstance(source, Subquery | CTE | Values | TableValuedAlias):
+        return _Element(())
+    if placements.is_broadcast(source.element if isinstance(source, Alias) else source):
         return _Element(())
     if not strict and placements.shard_key(getattr(source, "element", source)) is None:
         return _Element(())

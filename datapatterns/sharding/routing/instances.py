@@ -6,6 +6,7 @@ from sqlalchemy import ClauseElement, Column, inspect
 from sqlalchemy.orm import InstanceState, Mapper
 
 from datapatterns.errors import ShardKeyChangedError, UnroutableStatementError
+from datapatterns.sharding.broadcasting.guarding import only_by_sessions
 from datapatterns.sharding.definition import ShardKey
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.routing.write_keys import refuse_subqueries
@@ -16,9 +17,13 @@ def declared_key(mapper: Mapper[Any], placements: Placements) -> ShardKey:
     """Return what was declared about a mapped class.
 
     Raises:
+        BroadcastWriteError: Every shard holds it; only sessions over all of them may write it.
         UnroutableStatementError: Nothing was.
     """
-    shard_key = placements.shard_key(mapper.base_mapper.local_table)
+    table = mapper.base_mapper.local_table
+    shard_key = placements.shard_key(table)
+    if placements.is_broadcast(table):
+        raise only_by_sessions(str(table))
     if shard_key is None:
         raise UnroutableStatementError(
             f"nothing was declared about class {mapper.class_.__name__}",

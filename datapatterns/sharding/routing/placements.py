@@ -7,6 +7,12 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import FromClause, Table
 
 from datapatterns.errors import ShardedTableError
+from datapatterns.sharding.broadcasting.definition import (
+    Broadcast,
+    broadcast_tables_of,
+    checked_broadcast,
+    mapped_broadcast_tables,
+)
 from datapatterns.sharding.definition import INFO_KEY, EntityGroup, ShardKey
 
 
@@ -15,7 +21,7 @@ class Placements:
 
     def __init__(self, groups: Sequence[EntityGroup]) -> None:
         self._groups = tuple(groups)
-        self._known: WeakKeyDictionary[Table, ShardKey] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Table, ShardKey | Broadcast] = WeakKeyDictionary()
         self._lock = Lock()
 
     def shard_key(self, table: FromClause) -> ShardKey | None:
@@ -24,19 +30,25 @@ class Placements:
         Raises:
             ShardedTableError: It was declared in a way that cannot work.
         """
-        if not isinstance(table, Table):
-            return None
-        found = self._known.get(table)
-        if found is None:
-            with self._lock:
-                # A class may have been mapped since; and a table may carry its key itself.
-                self._known.update(self.tables())
-                declared = table.info.get(INFO_KEY)
-                if isinstance(declared, ShardKey):
-                    self._check(table, declared)
-                    self._known[table] = declared
-                found = self._known.get(table)
-        return found
+        found = self._placement(table)
+        return found if isinstance(found, ShardKey) else None
+
+    def is_broadcast(self, table: FromClause) -> bool:
+        """Return whether every shard holds all rows of ``table``.
+
+        Raises:
+            ShardedTableError: It was declared in a way that cannot work.
+        """
+        return isinstance(self._placement(table), Broadcast)
+
+    def broadcast_tables(self) -> list[Table]:
+        """Return the broadcast tables beside the sharded ones, those first that others refer to."""
+        return broadcast_tables_of(dict.fromkeys(table.metadata for table in self.tables()))
+
+    @property
+    def groups(self) -> tuple[EntityGroup, ...]:
+        """Return the groups of the cluster."""
+        return self._groups
 
     def tables(self) -> dict[Table, ShardKey]:
         """Return the tables of all classes mapped so far."""
@@ -45,6 +57,24 @@ class Placements:
             for group in self._groups
             for table, shard_key in group.tables().items()
         }
+
+    def _placement(self, table: FromClause) -> ShardKey | Broadcast | None:
+        if not isinstance(table, Table):
+            return None
+        found = self._known.get(table)
+        if found is None:
+            with self._lock:
+                # A class may have been mapped since; and a table may carry its key itself.
+                self._known.update(self.tables())
+                self._known.update(mapped_broadcast_tables())
+                declared = table.info.get(INFO_KEY)
+                if isinstance(declared, ShardKey):
+                    self._check(table, declared)
+                    self._known[table] = declared
+                elif isinstance(declared, Broadcast):
+                    self._known[checked_broadcast(table)] = declared
+                found = self._known.get(table)
+        return found
 
     def _check(self, table: Table, shard_key: ShardKey) -> None:
         shard_key.checked_column(table)

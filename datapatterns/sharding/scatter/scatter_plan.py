@@ -82,6 +82,11 @@ def plan_scatter(
         UnmergeableQueryError: The shards' answers cannot be merged exactly.
     """
     (block,) = footprint.blocks
+    if block.keeping:
+        raise UnmergeableQueryError(
+            "an outer join that keeps the rows of a broadcast table",
+            "turn it round, so that it keeps the sharded rows, or name the shard key",
+        )
     keys = [leaf for leaf in block.leaves if not block.outer]
     group_by = [unlabelled(clause) for clause in statement._group_by_clauses]  # noqa: SLF001
     whole_groups = any(leaf.is_key(clause) for leaf in keys for clause in group_by)

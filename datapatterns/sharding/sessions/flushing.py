@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from datapatterns.errors import MultiShardWriteError, ShardKeyError
 from datapatterns.sharding.routing.instances import declared_key, key_of
+from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
 
 
@@ -18,10 +19,12 @@ class Flushing:
     Attributes:
         session: Whose objects.
         work: Its transaction.
+        broadcasting: Writes those that every shard holds.
     """
 
     session: Session
     work: ShardWork
+    broadcasting: BroadcastWriting
 
     def check_pending(self) -> None:
         """Refuse what cannot commit together, before anything is sent.
@@ -36,7 +39,10 @@ class Flushing:
         for instance in (*self.session.new, *self.session.dirty, *self.session.deleted):
             if instance in self.session.dirty and not self.session.is_modified(instance):
                 continue
-            shard_key = declared_key(inspect(instance).mapper, access.placements)
+            mapper = inspect(instance).mapper
+            if access.placements.is_broadcast(mapper.local_table):
+                continue
+            shard_key = declared_key(mapper, access.placements)
             key = key_of(instance, shard_key)
             if key is not None:
                 shards.add(access.router.map_of(shard_key.group).shard_of(key))
@@ -51,6 +57,10 @@ class Flushing:
     ) -> Connection:
         """Return the connection that an object is written on; SQLAlchemy asks in a flush."""
         access = self.work.access
+        if instance is not None and access.placements.is_broadcast(mapper.local_table):
+            return self.broadcasting.flushing(instance)
+        # Rows that this one refers to must be on its shard, too.
+        self.broadcasting.copy_flushed()
         shard_key = declared_key(mapper, access.placements)
         group = shard_key.group
         key = key_of(instance, shard_key)

@@ -12,12 +12,14 @@ from sqlalchemy.orm import ORMExecuteState, QueryableAttribute
 from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import ScatterRefusedError, UnmergeableQueryError
+from datapatterns.sharding.broadcasting.statements import locks_copies
 from datapatterns.sharding.maps.ownership import agrees_with_map, owns_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.routing.footprint import Footprint, footprint_of
 from datapatterns.sharding.routing.key_conditions import Parameters
 from datapatterns.sharding.scatter.scatter_plan import AnySelect, ScatterPlan, plan_scatter
 from datapatterns.sharding.scatter.scattering import ask_each, merge
+from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.statements import one_set
 
@@ -28,10 +30,12 @@ class Reading:
 
     Attributes:
         work: The session's transaction.
+        broadcasting: Locks what every shard holds.
         scatter: Whether what names no key may go to all shards without being told to.
     """
 
     work: ShardWork
+    broadcasting: BroadcastWriting
     scatter: bool
 
     def read(self, state: ORMExecuteState, statement: SelectBase) -> Result[Any]:
@@ -45,6 +49,10 @@ class Reading:
         access = self.work.access
         parameters = one_set(state)
         footprint, values = access.footprints.of(statement, parameters)
+        if locks_copies(statement, footprint):
+            # Of a copy alone they would keep nobody out elsewhere.
+            first = self.broadcasting.open(footprint.broadcast).first
+            return self.work.run(state, statement, first)
         shard_map = access.router.map_of(footprint.group)
         buckets = footprint.buckets(values, shard_map.strategy)
         if buckets is not None:

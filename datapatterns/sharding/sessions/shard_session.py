@@ -9,6 +9,7 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import SettingsError, UnroutableStatementError
 from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.flushing import Flushing
 from datapatterns.sharding.sessions.reading import Reading
 from datapatterns.sharding.sessions.shard_work import ShardWork
@@ -44,9 +45,10 @@ class ShardSession(Session):
         # Commits are up to the parts: only they know which comes first.
         super().__init__(join_transaction_mode="rollback_only", **options)
         self._work = ShardWork(self, access, atomic=atomic)
-        self._reading = Reading(self._work, scatter)
-        self._writing = Writing(self._work)
-        self._flushing_to_shards = Flushing(self, self._work)
+        self._broadcasting = BroadcastWriting(self, self._work)
+        self._reading = Reading(self._work, self._broadcasting, scatter)
+        self._writing = Writing(self._work, self._broadcasting)
+        self._flushing_to_shards = Flushing(self, self._work, self._broadcasting)
         self.left_to_recovery: tuple[str, ...] = ()
         """After a commit: the shards that show it only when recovery has been there."""
 
@@ -77,6 +79,7 @@ class ShardSession(Session):
             super().flush(objects)
         finally:
             self.connection_callable = None
+            self._broadcasting.end_flush()
 
     def _route(self, state: ORMExecuteState) -> Result[Any] | None:
         if "shard_id" in state.bind_arguments:
@@ -104,6 +107,11 @@ def _on_execute(state: ORMExecuteState) -> Result[Any] | None:
     return cast("ShardSession", state.session)._route(state)  # noqa: SLF001 -- of this module
 
 
+@event.listens_for(ShardSession, "after_flush")
+def _on_flush(session: Session, _context: object) -> None:
+    cast("ShardSession", session)._broadcasting.copy_flushed()  # noqa: SLF001 -- of this module
+
+
 @event.listens_for(ShardSession, "before_commit")
 def _on_commit(session: Session) -> None:
     cast("ShardSession", session)._before_commit()  # noqa: SLF001 -- of this module
@@ -112,4 +120,5 @@ def _on_commit(session: Session) -> None:
 @event.listens_for(ShardSession, "after_transaction_end")
 def _on_end(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
+        cast("ShardSession", session)._broadcasting.end()  # noqa: SLF001 -- of this module
         cast("ShardSession", session)._work.end()  # noqa: SLF001 -- of this module

@@ -1,6 +1,7 @@
 """What the running transaction of a session over shards holds and has done on each of them."""
 
 from collections.abc import Iterable
+from itertools import count
 from typing import Any
 
 from sqlalchemy import Connection, Result
@@ -16,7 +17,8 @@ from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
 
-_LOCK_SECONDS = 5.0
+LOCK_SECONDS = 5.0
+_TURNS = count()
 
 
 class ShardWork:
@@ -31,7 +33,7 @@ class ShardWork:
     def __init__(self, session: Session, access: ShardAccess, *, atomic: bool) -> None:
         self.access = access
         self.atomic = atomic
-        self.parts = Parts(access, lock_seconds=_LOCK_SECONDS if atomic else None)
+        self.parts = Parts(access, lock_seconds=LOCK_SECONDS if atomic else None)
         self.written: set[str] = set()
         self.is_committed = False
         self._session = session
@@ -75,7 +77,9 @@ class ShardWork:
         """Return the one shard of ``buckets``; where to go if there are none is free."""
         if buckets:
             return next(iter(shard_map.shards_of(buckets)))
-        return next(iter(self.written), shard_map.owners[0])
+        used = next(iter((*self.written, *self.parts.shards)), None)
+        # Not always the same shard: what any may answer is not to be the first one's work alone.
+        return used or shard_map.owners[next(_TURNS) % len(shard_map.owners)]
 
     def become_writer(self, shard_id: str) -> None:
         """Remember that a shard is written to.

@@ -7,6 +7,7 @@ from sqlalchemy import Delete, Insert, Result, Update
 from sqlalchemy.orm import ORMExecuteState
 
 from datapatterns.errors import MultiShardWriteError, ScatterRefusedError
+from datapatterns.sharding.broadcasting.statements import broadcast_target
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.routing.footprint import leaf_of
 from datapatterns.sharding.routing.write_keys import (
@@ -14,6 +15,7 @@ from datapatterns.sharding.routing.write_keys import (
     insert_keys,
     updates_by_primary_key,
 )
+from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.statements import all_sets
 
@@ -24,9 +26,11 @@ class Writing:
 
     Attributes:
         work: The session's transaction.
+        broadcasting: Writes tables that every shard holds.
     """
 
     work: ShardWork
+    broadcasting: BroadcastWriting
 
     def insert(self, state: ORMExecuteState, statement: Insert) -> Result[Any]:
         """Insert rows on the shard of their keys.
@@ -36,6 +40,8 @@ class Writing:
             ShardKeyError: A row has no key.
         """
         access = self.work.access
+        if (table := broadcast_target(statement, access.placements)) is not None:
+            return self.broadcasting.insert(state, statement, table)
         leaf = leaf_of(statement.table, access.placements)
         keys = insert_keys(statement, all_sets(state), leaf, state.bind_mapper)
         shard_map = access.router.map_of(leaf.shard_key.group)
@@ -50,6 +56,8 @@ class Writing:
             ShardKeyChangedError: It changes a key.
         """
         access = self.work.access
+        if (table := broadcast_target(statement, access.placements)) is not None:
+            return self.broadcasting.change(state, statement, table)
         sets = all_sets(state)
         footprint, keys = changed_rows(
             statement,

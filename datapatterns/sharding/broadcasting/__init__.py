@@ -1,0 +1,1 @@
+"""Tables of which every shard holds a full copy."""

@@ -1,0 +1,73 @@
+"""Nobody writes to one copy alone: statements that would are refused, as far as they are seen."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Engine, Table, event
+from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
+from sqlalchemy.sql.dml import UpdateBase
+
+from datapatterns.errors import BroadcastWriteError
+from datapatterns.sharding.routing.placements import Placements
+
+_WRITING_ALL: WeakSet[Connection] = WeakSet()
+"""Those whose writes go to every copy."""
+
+
+def guard_copies(engine: Engine, placements: Placements) -> Engine:
+    """Refuse writes to broadcast tables on ``engine``, but for those that all copies get.
+
+    SQL text is not looked into.
+    """
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def refuse(
+        conn: Connection,
+        _cursor: DBAPICursor,
+        _statement: str,
+        _parameters: object,
+        context: ExecutionContext | None,
+        _executemany: bool,  # noqa: FBT001 -- as SQLAlchemy calls it
+    ) -> None:
+        compiled: Any = getattr(context, "compiled", None)
+        if compiled is None or conn in _WRITING_ALL:
+            return
+        for part in (compiled.statement, *(cte.element for cte in compiled.ctes or ())):
+            target = getattr(part, "table", None) if isinstance(part, UpdateBase) else None
+            if isinstance(target, Table) and placements.is_broadcast(target):
+                raise only_by_sessions(target.name)
+
+    return engine
+
+
+def only_by_sessions(table: str) -> BroadcastWriteError:
+    """Return the error of who would write to one copy."""
+    return BroadcastWriteError(
+        table,
+        "this connection is to one shard, whose copy would differ from all others",
+        "write it in a ShardCluster.session()",
+    )
+
+
+@contextmanager
+def writing_all(conn: Connection) -> Iterator[None]:
+    """Let statements through that all copies will get."""
+    is_outer = conn not in _WRITING_ALL
+    allow(conn)
+    try:
+        yield
+    finally:
+        if is_outer:
+            disallow(conn)
+
+
+def allow(conn: Connection) -> None:
+    """Begin to let statements through that all copies will get."""
+    _WRITING_ALL.add(conn)
+
+
+def disallow(conn: Connection) -> None:
+    """Let none through any more."""
+    _WRITING_ALL.discard(conn)
