@@ -31,6 +31,8 @@ DataPatternsError
 │                         ServerTooOldError, SettingsError
 │     shard_statements    MergeLimitError, MultiShardWriteError, ScatterRefusedError,
 │                         UnmergeableQueryError, UnroutableStatementError
+│     shard_migrations    AlembicEnvironmentError, ShardBehindError,
+│                         ShardMigrationFailedError
 │     shards              BucketCountError, GroupMismatchError, RangeBoundError,
 │                         ShardKeyChangedError, ShardKeyError, ShardMapExistsError,
 │                         ShardMapMissingError, ShardTransactionEndedError,
@@ -70,6 +72,7 @@ DataPatternsError
 │     index_tables        IndexDiffersError
 │     migrations          SchemaDriftError
 │     projections         ForeignReadModelError, LogChangedError
+│     shard_migrations    ShardDriftError
 │     shards              ShardMapCorruptError
 │     views               ViewDiffersError
 └── OutcomeUnknownError   it has happened or it has not; find out, or send what knows itself
@@ -209,6 +212,12 @@ from datapatterns.errors.servers import (
     ServerUnavailableError,
     SettingsError,
 )
+from datapatterns.errors.shard_migrations import (
+    AlembicEnvironmentError,
+    ShardBehindError,
+    ShardDriftError,
+    ShardMigrationFailedError,
+)
 from datapatterns.errors.shard_statements import (
     MergeLimitError,
     MultiShardWriteError,
@@ -262,6 +271,7 @@ from datapatterns.errors.views import (
 __all__ = [
     "AbortedTransactionError",
     "AggregateError",
+    "AlembicEnvironmentError",
     "AnchorError",
     "BroadcastWriteError",
     "BucketCountError",
@@ -361,12 +371,15 @@ __all__ = [
     "ServerTooOldError",
     "ServerUnavailableError",
     "SettingsError",
+    "ShardBehindError",
+    "ShardDriftError",
     "ShardKeyChangedError",
     "ShardKeyError",
     "ShardListChangedError",
     "ShardMapCorruptError",
     "ShardMapExistsError",
     "ShardMapMissingError",
+    "ShardMigrationFailedError",
     "ShardTransactionEndedError",
     "ShardTransactionRefusedError",
     "ShardUnavailableError",

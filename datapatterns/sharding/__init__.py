@@ -7,6 +7,10 @@ from datapatterns.sharding.definition import EntityGroup, ShardKey
 from datapatterns.sharding.ids import IdGenerator, IdParts, parts_of_id
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.migrating.environment import AlembicEnvironment
+from datapatterns.sharding.migrating.migrations import ShardMigrations, ShardPlan
+from datapatterns.sharding.migrating.recording import ShardRun
+from datapatterns.sharding.migrating.running import MigrationPace
 from datapatterns.sharding.seeing.counting import ShardStats, TableCount
 from datapatterns.sharding.seeing.rebalance_plan import RebalancePlan
 from datapatterns.sharding.seeing.rebalancing import BucketMove, in_rounds, plan_moves
@@ -28,6 +32,7 @@ from datapatterns.sharding.strategies import (
 )
 
 __all__ = [
+    "AlembicEnvironment",
     "AtomicWork",
     "Broadcast",
     "BucketMove",
@@ -42,6 +47,7 @@ __all__ = [
     "Ketama",
     "Key",
     "ListMap",
+    "MigrationPace",
     "Modulo",
     "PinnedSession",
     "Range",
@@ -52,6 +58,9 @@ __all__ = [
     "ShardCluster",
     "ShardKey",
     "ShardMap",
+    "ShardMigrations",
+    "ShardPlan",
+    "ShardRun",
     "ShardSession",
     "ShardStats",
     "ShardingStrategy",

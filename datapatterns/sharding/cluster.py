@@ -33,6 +33,8 @@ from datapatterns.sharding.maps.loading import load_maps
 from datapatterns.sharding.maps.ownership import claim_shard, shard_errors
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.migrating.environment import AlembicEnvironment
+from datapatterns.sharding.migrating.migrations import ShardMigrations
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.schema import UNUSED
@@ -63,6 +65,7 @@ class ShardCluster(SeenCluster):
         poll_seconds: How often to ask whether the map has changed.
         merge_rows_max: How many rows of all shards one statement may bring together in memory.
         engine_options: What `create_engine` takes, for each shard; such as ``pool_size``.
+        alembic: The application's migrations, for `migrations`; and how old a shard may be.
         clock: What time it is.
 
     Raises:
@@ -79,6 +82,7 @@ class ShardCluster(SeenCluster):
         poll_seconds: float = 1.0,
         merge_rows_max: int = 300_000,
         engine_options: Mapping[str, Any] | None = None,
+        alembic: AlembicEnvironment | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         if not shards:
@@ -95,6 +99,8 @@ class ShardCluster(SeenCluster):
         self._clock = clock
         self._merge_rows_max = merge_rows_max
         self._control = driver_engine(driver_url(control), pool_size=1)
+        self.migrations = ShardMigrations(driver_url(control), self._urls, alembic, schema, clock)
+        """One command migrates all shards."""
         self._placements = Placements(groups)
         self._executor = ThreadPoolExecutor(
             max_workers=min(64, 4 * len(shards) * (os.cpu_count() or 1)),

@@ -232,3 +232,35 @@ def _map_change(schema: str) -> Table:
         CheckConstraint("losing <> gaining", name="losing"),
         CheckConstraint("state IN ('begun', 'applied')", name="state"),
     )
+
+
+@declared_once
+def shard_migration_table(schema: str, /) -> Table:
+    """Return the table, in the control database, of how far migrations of all shards have come."""
+    return Table(
+        "shard_migration",
+        library_metadata(schema),
+        Column("run_id", Uuid, primary_key=True),
+        Column("shard_id", Text, primary_key=True),
+        Column("direction", Text, nullable=False),
+        Column("revision", Text, nullable=False),
+        Column("state", Text, nullable=False, server_default="pending"),
+        Column("attempts", Integer, nullable=False, server_default="0"),
+        Column("heads", ARRAY(Text), nullable=False, server_default="{}"),
+        Column("fingerprint", Text),
+        Column("error", Text),
+        Column(
+            "begun_at",
+            DateTime(timezone=True),
+            nullable=False,
+            server_default=func.clock_timestamp(),
+        ),
+        Column("started_at", DateTime(timezone=True)),
+        Column("finished_at", DateTime(timezone=True)),
+        CheckConstraint("shard_id ~ '^[a-z0-9_]{1,30}$'", name="shard_id"),
+        CheckConstraint("direction IN ('upgrade', 'downgrade')", name="direction"),
+        CheckConstraint(
+            "state IN ('pending', 'running', 'done', 'failed', 'blocked', 'unavailable')",
+            name="state",
+        ),
+    )

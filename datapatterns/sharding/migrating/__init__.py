@@ -1,0 +1,1 @@
+"""One command migrates all shards: the application's own revisions, and the library's."""
