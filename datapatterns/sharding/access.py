@@ -13,6 +13,7 @@ from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
+from datapatterns.sharding.scatter.combining import Combiner
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class ShardAccess:
         router: Which shard holds a key.
         placements: Which table has which shard key.
         footprints: What statements read.
+        combiner: Connections for what PostgreSQL finishes.
         executor: Runs questions to several shards at once.
         schema: Where the library's tables live.
         merge_rows_max: How many rows may be merged for one statement.
@@ -34,6 +36,7 @@ class ShardAccess:
     router: Router
     placements: Placements
     footprints: Footprints
+    combiner: Combiner
     executor: Executor
     schema: str
     merge_rows_max: int

@@ -37,6 +37,7 @@ from datapatterns.sharding.migrating.environment import AlembicEnvironment
 from datapatterns.sharding.migrating.migrations import ShardMigrations
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
+from datapatterns.sharding.scatter.combining import Combiner
 from datapatterns.sharding.schema import UNUSED
 from datapatterns.sharding.seeing.seen_cluster import SeenCluster
 from datapatterns.sharding.sessions.pinned_connection import keep_claimed
@@ -114,6 +115,7 @@ class ShardCluster(SeenCluster):
             for shard_id, url in self._urls.items()
         }
         """One engine for each shard, for work that is about a server and not about rows."""
+        self._combiner = Combiner(self.engines)
 
     @property
     def groups(self) -> tuple[EntityGroup, ...]:
@@ -336,6 +338,7 @@ class ShardCluster(SeenCluster):
     def close(self) -> None:
         """Close all connections that nobody uses."""
         self._executor.shutdown()
+        self._combiner.close()
         for engine in (self._control, *self.engines.values()):
             engine.dispose()
 
@@ -352,6 +355,7 @@ class ShardCluster(SeenCluster):
             self.router,
             self._placements,
             Footprints(self._placements),
+            self._combiner,
             self._executor,
             self._schema,
             self._merge_rows_max,

@@ -78,6 +78,8 @@ ALLOWED = {
     "datapatterns/materialized_view/verifying.py:hold_sources": BY_POSTGRES,
     "datapatterns/outcomes.py:take_trace": OURS,
     "datapatterns/outcomes.py:read_outcome": OURS,
+    "datapatterns/sharding/scatter/combining.py:_create_table": COMPILED,
+    "datapatterns/sharding/scatter/combining.py:copy_out": COMPILED,
     "datapatterns/sql/composing.py:execute": "takes nothing but what psycopg composed",
     "datapatterns/sql/composing.py:execute_written": BY_POSTGRES,
     "examples/grocer/datapatterns_grocer/chapters/receipts.py:copy_rows": OURS,

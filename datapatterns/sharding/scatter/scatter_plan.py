@@ -1,30 +1,40 @@
 """Split a SELECT into what each shard computes and how the answers are merged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Numeric, Select, func
+from sqlalchemy import BindParameter, ColumnElement, Numeric, func
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ClauseElement
 
 from datapatterns.errors import MergeLimitError, UnmergeableQueryError
 from datapatterns.sharding.routing.footprint import Footprint
 from datapatterns.sharding.routing.key_conditions import Parameters
+from datapatterns.sharding.scatter.combine_plan import combine
 from datapatterns.sharding.scatter.mergeable import (
     AggregateCall,
     SortExpression,
     aggregate_call,
-    aggregates_in,
     check_identity,
-    check_mergeable_parts,
+    check_parts_in_python,
     order_key,
+    position_of,
     sort_expression,
-    unlabelled,
 )
 from datapatterns.sharding.scatter.merging import Aggregate, OrderKey
-
-AnySelect: TypeAlias = Select[*tuple[Any, ...]]
+from datapatterns.sharding.scatter.refusals import refuse_what_nobody_merges
+from datapatterns.sharding.scatter.selected import (
+    AnySelect,
+    aggregates_in,
+    clauses_of,
+    distinct_on_of,
+    groups_of,
+    selected_columns,
+    selects_only_columns,
+    unlabelled,
+    windows_in,
+)
 
 OFFSET_MAX = 10_000
 """How deep a page over several shards may lie: each shard must send all rows before it."""
@@ -60,6 +70,8 @@ class ScatterPlan:
         offset: How many merged rows to skip.
         limit: How many to return at most; None for all.
         rows_max: How many rows may be merged.
+        combined: What PostgreSQL is to make of the answers, if that is beyond Python.
+        reason: What is beyond Python.
     """
 
     statement: AnySelect
@@ -70,6 +82,8 @@ class ScatterPlan:
     offset: int
     limit: int | None
     rows_max: int
+    combined: AnySelect | None = None
+    reason: str | None = None
 
 
 def plan_scatter(
@@ -88,22 +102,34 @@ def plan_scatter(
             "turn it round, so that it keeps the sharded rows, or name the shard key",
         )
     keys = [leaf for leaf in block.leaves if not block.outer]
-    group_by = [unlabelled(clause) for clause in statement._group_by_clauses]  # noqa: SLF001
-    whole_groups = any(leaf.is_key(clause) for leaf in keys for clause in group_by)
-    check_mergeable_parts(statement, whole_groups=whole_groups)
-    limit = _number(statement._limit_clause, parameters)  # noqa: SLF001
-    offset = _number(statement._offset_clause, parameters) or 0  # noqa: SLF001
-    if offset > OFFSET_MAX:
-        raise UnmergeableQueryError(
-            f"OFFSET {offset}", "continue after the last row's sort columns with WHERE instead"
-        )
-    if limit is not None and limit + offset > rows_max:
-        raise MergeLimitError(rows_max)
-    bounds = _Bounds(offset, limit, rows_max)
-    aggregated = any(map(aggregates_in, _selected(statement))) or bool(group_by)
-    if aggregated and not whole_groups:
+    group_by = groups_of(statement)
+
+    def holds_key(clauses: Iterable[ClauseElement]) -> bool:
+        return any(leaf.is_key(unlabelled(clause)) for leaf in keys for clause in clauses)
+
+    windows = windows_in(statement)
+    whole_groups = holds_key(group_by)
+    # A shard can finish a window function if it has all rows of each partition.
+    whole_windows = all(holds_key(clauses_of(window.partition_by)) for window in windows)
+    aggregated = bool(group_by) or any(map(aggregates_in, _results(statement)))
+    finished = whole_windows and (whole_groups or not aggregated)
+    refuse_what_nobody_merges(statement, whole_groups=finished)
+    bounds = _bounds(statement, parameters, rows_max)
+    try:
+        if finished:
+            return _plan_rows(statement, bounds)
+        check_parts_in_python(statement)
         return _plan_groups(statement, group_by, bounds)
-    return _plan_rows(statement, bounds)
+    except UnmergeableQueryError as refusal:
+        if not selects_only_columns(statement):
+            raise
+        return _plan_combined(statement, group_by, bounds, refusal, aggregated=aggregated)
+
+
+def _results(statement: AnySelect) -> Iterator[ClauseElement]:
+    yield from selected_columns(statement)
+    yield from statement._having_criteria  # noqa: SLF001 -- there is no public name
+    yield from statement._order_by_clauses  # noqa: SLF001 -- nor for this
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +144,48 @@ class _Bounds:
         return self.rows_max + 1 if self.limit is None else self.limit + self.offset
 
 
+def _bounds(statement: AnySelect, parameters: Parameters, rows_max: int) -> _Bounds:
+    limit = _number(statement._limit_clause, parameters)  # noqa: SLF001
+    offset = _number(statement._offset_clause, parameters) or 0  # noqa: SLF001
+    if offset > OFFSET_MAX:
+        raise UnmergeableQueryError(
+            f"OFFSET {offset}", "continue after the last row's sort columns with WHERE instead"
+        )
+    if limit is not None and limit + offset > rows_max:
+        raise MergeLimitError(rows_max)
+    return _Bounds(offset, limit, rows_max)
+
+
+def _plan_combined(
+    statement: AnySelect,
+    group_by: Sequence[ColumnElement[Any]],
+    bounds: _Bounds,
+    refusal: UnmergeableQueryError,
+    *,
+    aggregated: bool,
+) -> ScatterPlan:
+    """PostgreSQL finishes what Python cannot."""
+    partial, combined = combine(statement, group_by, aggregated=aggregated)
+    return ScatterPlan(
+        partial.limit(bounds.rows_max + 1),
+        len(selected_columns(statement)),
+        None,
+        (),
+        False,
+        bounds.offset,
+        bounds.limit,
+        bounds.rows_max,
+        combined.limit(bounds.limit).offset(bounds.offset or None),
+        refusal.clause,
+    )
+
+
 def _plan_rows(statement: AnySelect, bounds: _Bounds) -> ScatterPlan:
     """Each group, or each row, is on one shard: what it answers is part of the answer."""
-    selected = _selected(statement)
+    selected = selected_columns(statement)
     distinct = bool(statement._distinct)  # noqa: SLF001 -- there is no public name
+    if distinct_on_of(statement):
+        raise UnmergeableQueryError("DISTINCT ON", "GROUP BY its columns instead")
     if distinct:
         for column in selected:
             check_identity(column, "DISTINCT")
@@ -129,7 +193,7 @@ def _plan_rows(statement: AnySelect, bounds: _Bounds) -> ScatterPlan:
     sorts = [sort_expression(clause) for clause in statement._order_by_clauses]  # noqa: SLF001
     order, hidden = [], []
     for sort in sorts:
-        position = _position(sort, selected) if distinct else None
+        position = position_of(sort, selected) if distinct else None
         if distinct and position is None:
             raise UnmergeableQueryError("ORDER BY beside DISTINCT", "select what it orders by")
         if position is None:
@@ -146,7 +210,7 @@ def _plan_groups(
     statement: AnySelect, group_by: Sequence[ColumnElement[Any]], bounds: _Bounds
 ) -> ScatterPlan:
     """A shard's groups are parts of groups; its first ones need not be among the first."""
-    selected = _selected(statement)
+    selected = selected_columns(statement)
     if len(selected) != len(statement.column_descriptions):
         raise UnmergeableQueryError("a Bundle of aggregates", "select its columns one by one")
     if statement._distinct:  # noqa: SLF001 -- there is no public name
@@ -158,7 +222,7 @@ def _plan_groups(
     order = []
     for clause in statement._order_by_clauses:  # noqa: SLF001 -- there is no public name
         sort = sort_expression(clause)
-        position = _position(sort, selected)
+        position = position_of(sort, selected)
         if position is None:
             raise UnmergeableQueryError("ORDER BY beside aggregates", "select what it orders by")
         call = aggregate_call(selected[position])
@@ -241,24 +305,10 @@ class _Partial:
         return total
 
 
-def _selected(statement: AnySelect) -> list[ColumnElement[Any]]:
-    return list(statement.selected_columns)
-
-
-def _position(sort: SortExpression, selected: Sequence[ColumnElement[Any]]) -> int | None:
-    for position, column in enumerate(selected):
-        if isinstance(sort.expression, str):
-            if column.key == sort.expression:
-                return position
-        elif sort.expression.compare(unlabelled(column)):
-            return position
-    return None
-
-
 def _named(sort: SortExpression, selected: Sequence[ColumnElement[Any]]) -> ColumnElement[Any]:
     if not isinstance(sort.expression, str):
         return sort.expression
-    position = _position(sort, selected)
+    position = position_of(sort, selected)
     if position is None:
         raise UnmergeableQueryError(f"ORDER BY {sort.expression!r}", "order by an expression")
     return unlabelled(selected[position])

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import ColumnElement, Result, Select
-from sqlalchemy.engine import IteratorResult
-from sqlalchemy.engine.result import SimpleResultMetaData
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import ORMExecuteState, QueryableAttribute
+from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import ScatterRefusedError, UnmergeableQueryError
@@ -17,8 +15,10 @@ from datapatterns.sharding.maps.ownership import agrees_with_map, owns_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.routing.footprint import Footprint, footprint_of
 from datapatterns.sharding.routing.key_conditions import Parameters
-from datapatterns.sharding.scatter.scatter_plan import AnySelect, ScatterPlan, plan_scatter
+from datapatterns.sharding.scatter.answering import as_result, gather_in_postgres
+from datapatterns.sharding.scatter.scatter_plan import ScatterPlan, plan_scatter
 from datapatterns.sharding.scatter.scattering import ask_each, merge
+from datapatterns.sharding.scatter.selected import AnySelect, selects_only_columns
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.statements import one_set
@@ -122,16 +122,25 @@ class Reading:
         if state.session.autoflush:
             state.session.flush()
         statements = {shard_id: plan.statement.where(guard) for shard_id, guard in guards.items()}
-        if _only_columns(plan.statement):
+        if plan.combined is not None:
+            return self._combined(plan, statements, state)
+        if selects_only_columns(plan.statement):
             parts = self._ask_in_parallel(statements, one_set(state))
         else:
             # Objects go through the session, which is not for several threads.
             parts = [_all_rows(self.work.run(state, statements[s], s)) for s in statements]
-        rows = merge(plan, parts, self.work.connection_to(next(iter(statements))))
-        names = [
-            str(column["name"]) for column in cast("AnySelect", state.statement).column_descriptions
-        ]
-        return IteratorResult(SimpleResultMetaData(names), iter([tuple(row) for row in rows]))
+        divider = self.work.connection_to(next(iter(statements)))
+        return as_result(state.statement, merge(plan, parts, divider))
+
+    def _combined(
+        self, plan: ScatterPlan, statements: Mapping[str, AnySelect], state: ORMExecuteState
+    ) -> Result[Any]:
+        connections = {shard_id: self.work.connection_to(shard_id) for shard_id in statements}
+        with self.work.access.learning():
+            rows = gather_in_postgres(
+                plan, statements, connections, one_set(state), access=self.work.access
+            )
+        return as_result(state.statement, rows)
 
     def _ask_in_parallel(
         self, statements: Mapping[str, AnySelect], parameters: Parameters
@@ -144,17 +153,6 @@ class Reading:
         questions = {s: lambda s=s: question(s) for s in statements}
         with self.work.access.learning():
             return list(ask_each(self.work.access.executor, questions).values())
-
-
-def _only_columns(statement: AnySelect) -> bool:
-    return all(
-        isinstance(column["expr"], ColumnElement)
-        or (
-            isinstance(column["expr"], QueryableAttribute)
-            and column["expr"] is not column["entity"]
-        )
-        for column in statement.column_descriptions
-    )
 
 
 def _all_rows(result: Result[Any]) -> Sequence[Sequence[Any]]:
