@@ -11,7 +11,9 @@ from datapatterns.sharding.migrating.environment import AlembicEnvironment
 from datapatterns.sharding.migrating.migrations import ShardMigrations, ShardPlan
 from datapatterns.sharding.migrating.recording import ShardRun
 from datapatterns.sharding.migrating.running import MigrationPace
-from datapatterns.sharding.seeing.counting import ShardStats, TableCount
+from datapatterns.sharding.seeing.counting import BucketStats, ShardStats, TableCount
+from datapatterns.sharding.seeing.load_watch import LoadWatch
+from datapatterns.sharding.seeing.looking import HotKey
 from datapatterns.sharding.seeing.rebalance_plan import RebalancePlan
 from datapatterns.sharding.seeing.rebalancing import BucketMove, in_rounds, plan_moves
 from datapatterns.sharding.sessions.pinned_session import PinnedSession
@@ -36,17 +38,20 @@ __all__ = [
     "AtomicWork",
     "Broadcast",
     "BucketMove",
+    "BucketStats",
     "Composite",
     "CompositeKey",
     "Directory",
     "EntityGroup",
     "Hash",
+    "HotKey",
     "IdGenerator",
     "IdParts",
     "Jump",
     "Ketama",
     "Key",
     "ListMap",
+    "LoadWatch",
     "MigrationPace",
     "Modulo",
     "PinnedSession",

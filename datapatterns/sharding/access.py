@@ -14,6 +14,7 @@ from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
+from datapatterns.sharding.seeing.load_watch import LoadWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class ShardAccess:
         schema: Where the library's tables live.
         merge_rows_max: How many rows may be merged for one statement.
         copies: Which shards hold copies of broadcast tables.
+        load: What counts statements, if that is wanted.
     """
 
     engines: Mapping[str, Engine]
@@ -41,6 +43,7 @@ class ShardAccess:
     schema: str
     merge_rows_max: int
     copies: CopyList
+    load: LoadWatch | None = None
 
     @contextmanager
     def asking(self, shard_id: str) -> Iterator[None]:

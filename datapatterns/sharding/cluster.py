@@ -39,7 +39,9 @@ from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
 from datapatterns.sharding.schema import UNUSED
+from datapatterns.sharding.seeing.load_watch import LoadWatch
 from datapatterns.sharding.seeing.seen_cluster import SeenCluster
+from datapatterns.sharding.seeing.timing import count_statements
 from datapatterns.sharding.sessions.pinned_connection import keep_claimed
 from datapatterns.sharding.sessions.pinned_session import PinnedSession
 from datapatterns.sharding.sessions.shard_session import ShardSession
@@ -65,6 +67,8 @@ class ShardCluster(SeenCluster):
         schema: Where the library's tables live, on all of them.
         poll_seconds: How often to ask whether the map has changed.
         merge_rows_max: How many rows of all shards one statement may bring together in memory.
+        watch_load: Whether to count what buckets and keys are asked for, for `stats` and
+            `hot_keys`; written to the control database every ten seconds.
         engine_options: What `create_engine` takes, for each shard; such as ``pool_size``.
         alembic: The application's migrations, for `migrations`; and how old a shard may be.
         clock: What time it is.
@@ -82,6 +86,7 @@ class ShardCluster(SeenCluster):
         schema: str = DEFAULT_SCHEMA,
         poll_seconds: float = 1.0,
         merge_rows_max: int = 300_000,
+        watch_load: bool = False,
         engine_options: Mapping[str, Any] | None = None,
         alembic: AlembicEnvironment | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -102,6 +107,8 @@ class ShardCluster(SeenCluster):
         self._control = driver_engine(driver_url(control), pool_size=1)
         self.migrations = ShardMigrations(driver_url(control), self._urls, alembic, schema, clock)
         """One command migrates all shards."""
+        self.load = LoadWatch(self._control, schema=schema) if watch_load else None
+        """What this process counts, if it does."""
         self._placements = Placements(groups)
         self._executor = ThreadPoolExecutor(
             max_workers=min(64, 4 * len(shards) * (os.cpu_count() or 1)),
@@ -243,6 +250,7 @@ class ShardCluster(SeenCluster):
         bucket = shard_map.strategy.bucket(found)
         with self._access.asking(shard_id), self.engines[shard_id].connect() as conn:
             keep_claimed(conn, shard_map, bucket, schema=self._schema)
+            count_statements(conn, self.load, shard_map, bucket, found)
             yield conn
 
     @contextmanager
@@ -337,6 +345,8 @@ class ShardCluster(SeenCluster):
 
     def close(self) -> None:
         """Close all connections that nobody uses."""
+        if self.load is not None:
+            self.load.close()
         self._executor.shutdown()
         self._combiner.close()
         for engine in (self._control, *self.engines.values()):
@@ -360,4 +370,5 @@ class ShardCluster(SeenCluster):
             self._schema,
             self._merge_rows_max,
             CopyList(self._control, self.engines, schema=self._schema),
+            self.load,
         )

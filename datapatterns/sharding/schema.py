@@ -264,3 +264,55 @@ def shard_migration_table(schema: str, /) -> Table:
             name="state",
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTables:
+    """What processes have counted, by the minute; in the control database.
+
+    Attributes:
+        bucket_load: Statements for each bucket.
+        hot_key: Keys that were asked for most, as far as sketches held them.
+        hot_key_total: What all sketches saw, and what they may have missed of a key.
+    """
+
+    bucket_load: Table
+    hot_key: Table
+    hot_key_total: Table
+
+
+@declared_once
+def load_tables(schema: str, /) -> LoadTables:
+    """Return the tables in ``schema``."""
+    metadata = library_metadata(schema)
+    return LoadTables(
+        Table(
+            "bucket_load",
+            metadata,
+            Column("minute", DateTime(timezone=True), primary_key=True),
+            Column("group_id", Integer, primary_key=True, autoincrement=False),
+            Column("bucket", Integer, primary_key=True, autoincrement=False),
+            Column("reads", BigInteger, nullable=False),
+            Column("writes", BigInteger, nullable=False),
+            Column("busy_us", BigInteger, nullable=False),
+        ),
+        Table(
+            "hot_key",
+            metadata,
+            Column("minute", DateTime(timezone=True), primary_key=True),
+            Column("group_id", Integer, primary_key=True, autoincrement=False),
+            Column("key", Text, primary_key=True),
+            Column("hits", BigInteger, nullable=False),
+            Column("max_error", BigInteger, nullable=False),
+            Column("floor", BigInteger, nullable=False),
+            Column("busy_us", BigInteger, nullable=False),
+        ),
+        Table(
+            "hot_key_total",
+            metadata,
+            Column("minute", DateTime(timezone=True), primary_key=True),
+            Column("group_id", Integer, primary_key=True, autoincrement=False),
+            Column("hits", BigInteger, nullable=False),
+            Column("floor", BigInteger, nullable=False),
+        ),
+    )

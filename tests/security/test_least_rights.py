@@ -494,7 +494,10 @@ def test_shards_work_for_an_application_that_owns_nothing(server_url: URL) -> No
         def cluster_of(role: str) -> ShardCluster:
             urls = [getattr(rights, role).url for rights in shards]
             return ShardCluster(
-                control=urls[0], shards={"s0": urls[0], "s1": urls[1]}, groups=[households]
+                control=urls[0],
+                shards={"s0": urls[0], "s1": urls[1]},
+                groups=[households],
+                watch_load=True,
             )
 
         with cluster_of("owner") as cluster:
@@ -521,6 +524,7 @@ def test_shards_work_for_an_application_that_owns_nothing(server_url: URL) -> No
             with cluster.session(scatter=True) as session:
                 assert session.scalar(select(func.count()).select_from(Basket)) == 21
             assert all(t.misplaced == 0 for shard in cluster.stats() for t in shard.tables)
+            assert [(key.key, key.hits_min) for key in cluster.hot_keys(households)] == [(7, 2)]
 
 
 def test_redis_refuses_what_no_pattern_needs(redis_of_app: Redis) -> None:

@@ -36,6 +36,8 @@ class AtomicWork:
         found = group.key_from(key)
         shard_map = self._access.router.map_of(group)
         shard, bucket = shard_map.shard_of(found), shard_map.strategy.bucket(found)
+        if self._access.load is not None:
+            self._access.load.add(shard_map.group_id, (bucket,), (found,), writes=True)
         with self._access.asking(shard):
             conn = self._parts.on(shard)
             if (shard_map.group_id, bucket) not in self._claimed:

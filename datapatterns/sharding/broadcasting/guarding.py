@@ -34,7 +34,8 @@ def guard_copies(engine: Engine, placements: Placements) -> Engine:
         compiled: Any = getattr(context, "compiled", None)
         if compiled is None or conn in _WRITING_ALL:
             return
-        for part in (compiled.statement, *(cte.element for cte in compiled.ctes or ())):
+        ctes = getattr(compiled, "ctes", None) or ()  # DDL has none
+        for part in (compiled.statement, *(cte.element for cte in ctes)):
             target = getattr(part, "table", None) if isinstance(part, UpdateBase) else None
             if isinstance(target, Table) and placements.is_broadcast(target):
                 raise only_by_sessions(target.name)

@@ -1,16 +1,25 @@
-"""The part of a cluster that looks at what its shards hold."""
+"""The part of a cluster that looks at what its shards hold and are asked."""
 
 from collections.abc import Collection, Mapping
+from datetime import timedelta
+
+from sqlalchemy import Engine
 
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.seeing.counting import ShardStats
-from datapatterns.sharding.seeing.looking import plan_for, stats_of
+from datapatterns.sharding.seeing.looking import HotKey, Measure, Sight, plan_for
 from datapatterns.sharding.seeing.rebalance_plan import RebalancePlan
+
+_HOUR = timedelta(hours=1)
+_LOOKED_AT = 1_000
+_ALONE = 0.9
 
 
 class SeenCluster:
     """What a `ShardCluster` can tell about its shards."""
+
+    _control: Engine
 
     @property
     def _access(self) -> ShardAccess:
@@ -21,43 +30,97 @@ class SeenCluster:
         """Return the groups whose tables lie on the shards."""
         raise NotImplementedError
 
-    def stats(self) -> list[ShardStats]:
-        """Return how many rows of each mapped table lie on each shard. Reads them all.
+    def stats(self, *, within: timedelta = _HOUR) -> list[ShardStats]:
+        """Return what each shard holds of each mapped table and bucket, and what it is asked.
+
+        Counts all rows, so it reads every table whole. What was asked is known of clusters that
+        were opened with ``watch_load=True``.
+
+        Args:
+            within: How far back to look at what was asked.
 
         Raises:
             ShardUnavailableError: A shard does not answer.
         """
-        return stats_of(self._access, self.groups)
+        return self._sight(within).stats(self.groups)
 
-    def plan(
+    def hot_keys(
+        self, group: EntityGroup, *, limit: int = 20, within: timedelta = _HOUR
+    ) -> list[HotKey]:
+        """Return the keys of a group that are asked for most, the hottest first.
+
+        Each process counts 256 keys at a time, among which is every key that has more than one of
+        256 hits. The bounds of a key's hits are certain for what was written down.
+
+        Args:
+            group: Whose keys.
+            limit: At most so many.
+            within: How far back to look.
+        """
+        return self._sight(within).hot_keys(group, limit=limit)
+
+    def advise_pins(
+        self, group: EntityGroup, *, min_share: float = 0.05, within: timedelta = _HOUR
+    ) -> list[HotKey]:
+        """Return the keys that would better have a bucket of their own, the hottest first.
+
+        Those that certainly get ``min_share`` of all hits and share their bucket with others: such
+        a bucket cannot be put anywhere without its hot key, nor that key without the others.
+
+        Args:
+            group: Whose keys.
+            min_share: The share of all hits from which on a key is worth it.
+            within: How far back to look.
+
+        Raises:
+            ValueError: ``min_share`` is no share.
+        """
+        if not 0 < min_share <= 1:
+            raise ValueError(f"{min_share} is no share; give one above 0 and up to 1")
+        hot = self._sight(within).hot_keys(group, limit=_LOOKED_AT)
+        return [key for key in hot if key.share >= min_share and key.bucket_share < _ALONE]
+
+    def plan(  # noqa: PLR0913 -- what a plan depends on, all by name
         self,
         group: EntityGroup,
         *,
+        by: Measure | Mapping[Measure, float] = "rows",
         draining: Collection[str] = (),
         weights: Mapping[str, float] | None = None,
         threshold: float = 0.1,
         max_moves: int | None = None,
+        within: timedelta = _HOUR,
     ) -> RebalancePlan:
-        """Return which buckets should move so that all shards hold alike; moves nothing.
-
-        A bucket costs as many rows as it has; reads them all.
+        """Return which buckets should move so that all shards are used alike; moves nothing.
 
         Args:
             group: Whose buckets.
+            by: What a bucket weighs: its ``"rows"``, which are all read; its ``"bytes"``, from a
+                sample; its ``"load"``, the time that its statements took; or a mix of them, such as
+                ``{"bytes": 0.5, "load": 0.5}``.
             draining: The shards that are to be emptied.
             weights: How large a shard is compared with others; 1 unless it is said.
             threshold: How far from the mean a shard may be, as a share of the mean.
             max_moves: At most so many besides those from draining shards.
+            within: How far back to look at the load.
 
         Raises:
-            SettingsError: A shard that is named is none of this cluster, or none is left.
+            SettingsError: A shard that is named is none of this cluster, or none is left; or no
+                load was counted.
             ShardUnavailableError: A shard does not answer.
         """
         return plan_for(
-            self._access,
+            self._sight(within),
             group,
+            by=by,
             draining=draining,
             weights=weights or {},
             threshold=threshold,
             max_moves=max_moves,
         )
+
+    def _sight(self, within: timedelta) -> Sight:
+        access = self._access
+        if access.load is not None:  # what this process has counted, too
+            access.load.flush()
+        return Sight(access, self._control, within)

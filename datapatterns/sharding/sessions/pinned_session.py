@@ -32,6 +32,7 @@ from datapatterns.sharding.routing.write_keys import (
     insert_keys,
     updates_by_primary_key,
 )
+from datapatterns.sharding.seeing.timing import TimedFlush, timed
 from datapatterns.sharding.strategies.strategy import Key
 
 
@@ -50,6 +51,7 @@ class PinnedSession(Session):
         self._shard_map = access.router.map_of(group)
         self._bucket = self._shard_map.strategy.bucket(key)
         self.shard_id = self._shard_map.shard_of(key)
+        self._flushed = TimedFlush(access.load)
         super().__init__(bind=access.engines[self.shard_id], **options)
 
     def connection(self, *args: Any, **named: Any) -> Connection:  # noqa: ANN401 -- as in Session
@@ -79,7 +81,8 @@ class PinnedSession(Session):
         """
         self.connection_callable = self._connection_for
         try:
-            super().flush(objects)
+            with self._flushed:
+                super().flush(objects)
         finally:
             self.connection_callable = None
 
@@ -93,6 +96,7 @@ class PinnedSession(Session):
         key = key_of(instance, shard_key)
         if shard_key.group is not self._group or key != self._key:
             raise self._foreign(key)
+        self._flushed.wrote(self._shard_map, self._bucket, self._key)
         return self.connection()
 
     def _execute(self, state: ORMExecuteState) -> Result[Any] | None:
@@ -109,7 +113,9 @@ class PinnedSession(Session):
             self._check_keys(state, statement)
         if state.is_orm_statement and not state.is_column_load and not state.is_insert:
             statement = statement.options(*self._criteria())
-        with self._access.asking(self.shard_id):
+        writes = isinstance(state.statement, Insert | Update | Delete)
+        counted = (self._access.load, self._shard_map, (self._bucket,), (self._key,))
+        with self._access.asking(self.shard_id), timed(*counted, writes=writes):
             return state.invoke_statement(statement)
 
     def _check_keys(self, state: ORMExecuteState, statement: Executable) -> None:

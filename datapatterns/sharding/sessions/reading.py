@@ -19,6 +19,7 @@ from datapatterns.sharding.scatter.answering import as_result, gather_in_postgre
 from datapatterns.sharding.scatter.scatter_plan import ScatterPlan, plan_scatter
 from datapatterns.sharding.scatter.scattering import ask_each, merge
 from datapatterns.sharding.scatter.selected import AnySelect, selects_only_columns
+from datapatterns.sharding.seeing.timing import timed_read
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.statements import one_set
@@ -58,7 +59,8 @@ class Reading:
         if buckets is not None:
             shards = shard_map.shards_of(buckets)
             if len(shards) <= 1:
-                return self._read_one(state, statement, shard_map, buckets)
+                with timed_read(access.load, shard_map, buckets, footprint, values):
+                    return self._read_one(state, statement, shard_map, buckets)
         elif self._may_scatter(state, footprint):
             shards = frozenset(shard_map.owners)
         else:
@@ -73,7 +75,9 @@ class Reading:
         # Looked at afresh: the plan compares the columns of this very statement.
         footprint = footprint_of(statement, access.placements)
         plan = plan_scatter(statement, footprint, parameters, rows_max=access.merge_rows_max)
-        return self._gather(state, plan, self._guards(shard_map, sorted(shards), buckets))
+        guards = self._guards(shard_map, sorted(shards), buckets)
+        with timed_read(access.load, shard_map, buckets, footprint, values):
+            return self._gather(state, plan, guards)
 
     def _read_one(
         self,

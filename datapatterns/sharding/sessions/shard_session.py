@@ -76,7 +76,8 @@ class ShardSession(Session):
         self._flushing_to_shards.check_pending()
         self.connection_callable = self._flushing_to_shards.connection_for
         try:
-            super().flush(objects)
+            with self._work.flushed:
+                super().flush(objects)
         finally:
             self.connection_callable = None
             self._broadcasting.end_flush()

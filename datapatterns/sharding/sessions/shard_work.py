@@ -16,6 +16,7 @@ from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.seeing.timing import TimedFlush
 
 LOCK_SECONDS = 5.0
 _TURNS = count()
@@ -36,6 +37,7 @@ class ShardWork:
         self.parts = Parts(access, lock_seconds=LOCK_SECONDS if atomic else None)
         self.written: set[str] = set()
         self.is_committed = False
+        self.flushed = TimedFlush(access.load)
         self._session = session
         self._running: str | None = None
         self._claimed: set[tuple[int, int]] = set()

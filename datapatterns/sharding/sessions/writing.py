@@ -1,5 +1,6 @@
 """INSERT, UPDATE and DELETE of a session over shards."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ from datapatterns.sharding.routing.write_keys import (
     insert_keys,
     updates_by_primary_key,
 )
+from datapatterns.sharding.seeing.timing import timed
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.statements import all_sets
+from datapatterns.sharding.strategies.strategy import Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Writing:
         leaf = leaf_of(statement.table, access.placements)
         keys = insert_keys(statement, all_sets(state), leaf, state.bind_mapper)
         shard_map = access.router.map_of(leaf.shard_key.group)
-        return self._write(state, shard_map, shard_map.buckets_of(keys))
+        return self._write(state, shard_map, shard_map.buckets_of(keys), {*keys})
 
     def change(self, state: ORMExecuteState, statement: Update | Delete) -> Result[Any]:
         """Change rows on the shard of their keys.
@@ -68,15 +71,19 @@ class Writing:
         )
         shard_map = access.router.map_of(footprint.group)
         if keys is not None:
-            return self._write(state, shard_map, shard_map.buckets_with(keys))
+            return self._write(state, shard_map, shard_map.buckets_with(keys), keys)
         each = [footprint.buckets(row, shard_map.strategy) for row in sets or ({},)]
         known = [buckets for buckets in each if buckets is not None]
         if len(known) < len(each):
             raise ScatterRefusedError(footprint.tables)
-        return self._write(state, shard_map, frozenset().union(*known))
+        return self._write(state, shard_map, frozenset().union(*known), ())
 
     def _write(
-        self, state: ORMExecuteState, shard_map: ShardMap, buckets: frozenset[int]
+        self,
+        state: ORMExecuteState,
+        shard_map: ShardMap,
+        buckets: frozenset[int],
+        keys: Collection[Key],
     ) -> Result[Any]:
         if len(shards := shard_map.shards_of(buckets)) > 1:
             raise MultiShardWriteError(shards)
@@ -84,4 +91,5 @@ class Writing:
         if buckets:
             self.work.become_writer(shard_id)
             self.work.claim(shard_id, shard_map, buckets)
-        return self.work.run(state, state.statement, shard_id)
+        with timed(self.work.access.load, shard_map, buckets, keys, writes=True):
+            return self.work.run(state, state.statement, shard_id)
