@@ -3,6 +3,7 @@
 DataPatternsError
 ├── ConfigurationError    fix the code or the settings; retrying cannot help
 │     broadcasts          BroadcastWriteError
+│     bucket_moves        MoveRefusedError
 │     caches              CacheKeyError, UncacheableQueryError, UncacheableValueError,
 │                         UnknownRowsError
 │     change_log          CaptureRefusedError, CapturedTableInUseError, ConsumerMissingError,
@@ -44,6 +45,7 @@ DataPatternsError
 │                         ViewUndeclaredError
 ├── ConflictError         another writer won; reload, decide again
 │     broadcasts          ShardListChangedError
+│     bucket_moves        MoveBusyError, MoveTakenOverError, StaleMoveError
 │     event_streams       ConditionConflictError, VersionConflictError
 │     index_tables        IndexKeyTakenError
 │     projections         LeaseHeldError, LeaseLostError, ReadModelMovedError
@@ -51,6 +53,7 @@ DataPatternsError
 │     shards              ShardTransactionRefusedError, StaleShardMapError
 │     views               SnapshotOutdatedError
 ├── UnavailableError      a dependency did not answer; retry with backoff
+│     bucket_moves        MoveBlockedError
 │     caches              CacheBusyError, UnfencedWriteError
 │     change_log          ConsumerBehindError
 │     embedded            EmbeddedTimeoutError
@@ -65,6 +68,7 @@ DataPatternsError
 │     views               ViewBehindError, ViewNotPopulatedError, ViewTimeoutError
 ├── CorruptionError       stored data breaks an invariant; stop and look
 │     broadcasts          CopiesDifferError
+│     bucket_moves        MoveMismatchError
 │     commands            ExecutionUnfinishedError
 │     event_data          PayloadError
 │     event_streams       CheckpointError, EventGapError, EventOrphanedError
@@ -86,6 +90,14 @@ from datapatterns.errors.broadcasts import (
     BroadcastWriteError,
     CopiesDifferError,
     ShardListChangedError,
+)
+from datapatterns.errors.bucket_moves import (
+    MoveBlockedError,
+    MoveBusyError,
+    MoveMismatchError,
+    MoveRefusedError,
+    MoveTakenOverError,
+    StaleMoveError,
 )
 from datapatterns.errors.caches import (
     CacheBusyError,
@@ -339,6 +351,11 @@ __all__ = [
     "MigrationNeededError",
     "MissingExtraError",
     "MissingRightsError",
+    "MoveBlockedError",
+    "MoveBusyError",
+    "MoveMismatchError",
+    "MoveRefusedError",
+    "MoveTakenOverError",
     "MultiShardWriteError",
     "OutcomeUnknownError",
     "PayloadError",
@@ -386,6 +403,7 @@ __all__ = [
     "ShardedTableError",
     "SnapshotOutdatedError",
     "SourceEventError",
+    "StaleMoveError",
     "StaleShardMapError",
     "StandbyBehindError",
     "StreamArchivedError",

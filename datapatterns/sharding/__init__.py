@@ -11,6 +11,7 @@ from datapatterns.sharding.migrating.environment import AlembicEnvironment
 from datapatterns.sharding.migrating.migrations import ShardMigrations, ShardPlan
 from datapatterns.sharding.migrating.recording import ShardRun
 from datapatterns.sharding.migrating.running import MigrationPace
+from datapatterns.sharding.moving.move import Move, MoveProgress
 from datapatterns.sharding.seeing.counting import BucketStats, ShardStats, TableCount
 from datapatterns.sharding.seeing.load_watch import LoadWatch
 from datapatterns.sharding.seeing.looking import HotKey
@@ -54,6 +55,8 @@ __all__ = [
     "LoadWatch",
     "MigrationPace",
     "Modulo",
+    "Move",
+    "MoveProgress",
     "PinnedSession",
     "Range",
     "RebalancePlan",

@@ -35,6 +35,8 @@ from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.migrating.environment import AlembicEnvironment
 from datapatterns.sharding.migrating.migrations import ShardMigrations
+from datapatterns.sharding.moving.moved_cluster import MovedCluster
+from datapatterns.sharding.moving.settings import MoveAccess
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
@@ -54,7 +56,7 @@ Row = TypeVar("Row")
 _SHARD_ID = re.compile(r"[a-z0-9_]{1,30}")
 
 
-class ShardCluster(SeenCluster):
+class ShardCluster(SeenCluster, MovedCluster):
     """Several PostgreSQL servers that hold the entity groups of one application.
 
     It opens connections when they are needed and keeps them; close it at the end, or use it as a
@@ -371,4 +373,14 @@ class ShardCluster(SeenCluster):
             self._merge_rows_max,
             CopyList(self._control, self.engines, schema=self._schema),
             self.load,
+        )
+
+    @cached_property
+    def _moving(self) -> MoveAccess:
+        return MoveAccess(
+            self._control,
+            self._access,
+            self._groups,
+            self._clock,
+            keep_seconds=2 * self._poll_seconds,
         )

@@ -9,11 +9,13 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Identity,
     Integer,
     LargeBinary,
+    Sequence,
     Table,
     Text,
     UniqueConstraint,
@@ -21,6 +23,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB, OID
 
 from datapatterns.change_log.schema import Xid8
 from datapatterns.sql.metadata import declared_once, library_metadata
@@ -31,31 +34,37 @@ UNUSED = 0
 
 @dataclass(frozen=True, slots=True)
 class ShardingTables:
-    """The tables of one schema; the first four matter in the control database only.
+    """The tables of one schema; the first five matter in the control database only.
 
     Attributes:
         shard: The shards that exist.
         shard_group: The entity groups, with what they were declared as.
         bucket_map: Which shard owns which bucket; what routers load.
+        bucket_move: Which bucket moves, or has moved, from where to where.
         id_worker: Who makes ids with which number, and up to which millisecond.
         this_shard: On a shard: who it is.
         bucket: On a shard: what it owns. The truth, should the map disagree.
+        dirty_key: On a shard: rows that changed in a bucket while that moves away.
         transaction_decision: On a shard: what became of transactions over several shards.
         range_map: Where ranges of keys begin, and their buckets.
         key_map: Keys that have a bucket by name: pinned, listed or assigned.
         map_change: The change of a group's map that is under way.
+        lease_epoch: What the leases of all moves are numbered by.
     """
 
     shard: Table
     shard_group: Table
     bucket_map: Table
+    bucket_move: Table
     id_worker: Table
     this_shard: Table
     bucket: Table
+    dirty_key: Table
     transaction_decision: Table
     range_map: Table
     key_map: Table
     map_change: Table
+    lease_epoch: Sequence
 
 
 @declared_once
@@ -67,7 +76,11 @@ def sharding_tables(schema: str, /) -> ShardingTables:
         "shard",
         metadata,
         Column("shard_id", Text, primary_key=True),
+        Column("state", Text, nullable=False, server_default="active"),
+        Column("weight", Float(53), nullable=False, server_default="1"),
         CheckConstraint(shard_name, name="shard_id"),
+        CheckConstraint("state IN ('active', 'draining', 'readonly')", name="state"),
+        CheckConstraint("weight > 0", name="weight"),
     )
     shard_group = Table(
         "shard_group",
@@ -113,13 +126,16 @@ def sharding_tables(schema: str, /) -> ShardingTables:
         shard,
         shard_group,
         bucket_map,
+        _bucket_move(schema),
         _id_worker(schema),
         _this_shard(schema),
         _bucket(schema),
+        _dirty_key(schema),
         _transaction_decision(schema),
         _range_map(schema),
         _key_map(schema),
         _map_change(schema),
+        Sequence("lease_epoch", metadata=metadata, schema=schema, data_type=BigInteger),
     )
 
 
@@ -176,6 +192,7 @@ def _bucket(schema: str) -> Table:
         Column("epoch", BigInteger, nullable=False),
         Column("generation", Integer, nullable=False, server_default="0"),
         Column("settled", Boolean, nullable=False, server_default="true"),
+        Column("lease_epoch", BigInteger, nullable=False, server_default="0"),
         CheckConstraint("bucket >= 0", name="bucket"),
         CheckConstraint("generation >= 0", name="generation"),
         CheckConstraint("state IN ('owned', 'incoming', 'moved', 'cleaned')", name="state"),
@@ -315,4 +332,50 @@ def load_tables(schema: str, /) -> LoadTables:
             Column("hits", BigInteger, nullable=False),
             Column("floor", BigInteger, nullable=False),
         ),
+    )
+
+
+def _bucket_move(schema: str) -> Table:
+    metadata = library_metadata(schema)
+    now = func.clock_timestamp()
+    return Table(
+        "bucket_move",
+        metadata,
+        Column("move_id", Uuid, primary_key=True, server_default=func.gen_random_uuid()),
+        Column("group_id", Integer, nullable=False),
+        Column("bucket", Integer, nullable=False),
+        Column("source", Text, ForeignKey(f"{schema}.shard.shard_id"), nullable=False),
+        Column("target", Text, ForeignKey(f"{schema}.shard.shard_id"), nullable=False),
+        Column("state", Text, nullable=False, server_default="planned"),
+        Column("worker", Text),
+        Column("lease_until", DateTime(timezone=True)),
+        Column("lease_epoch", BigInteger, nullable=False, server_default="0"),
+        Column("copied_rows", BigInteger),
+        Column("copied_bytes", BigInteger),
+        Column("pause_ms", Float(53)),
+        Column("error", Text),
+        Column("planned_at", DateTime(timezone=True), nullable=False, server_default=now),
+        Column("updated_at", DateTime(timezone=True), nullable=False, server_default=now),
+        ForeignKeyConstraint(
+            ["group_id", "bucket"],
+            [f"{schema}.bucket_map.group_id", f"{schema}.bucket_map.bucket"],
+        ),
+        CheckConstraint("source <> target", name="shards"),
+        CheckConstraint(
+            "state IN ('planned', 'capturing', 'copying', 'catching_up', 'cut', 'handed_over',"
+            " 'cleaned', 'aborted')",
+            name="state",
+        ),
+    )
+
+
+def _dirty_key(schema: str) -> Table:
+    return Table(
+        "dirty_key",
+        library_metadata(schema),
+        Column("seq", BigInteger, Identity(always=True), primary_key=True),
+        Column("group_id", Integer, nullable=False),
+        Column("bucket", Integer, nullable=False),
+        Column("table_oid", OID, nullable=False),
+        Column("pk", JSONB, nullable=False),
     )

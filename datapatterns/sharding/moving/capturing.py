@@ -1,0 +1,154 @@
+"""Triggers on the rows of one bucket: they note what changes, and refuse who comes too late."""
+
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from itertools import count
+
+from psycopg import sql
+from sqlalchemy import delete
+from sqlalchemy.exc import DBAPIError
+
+from datapatterns.errors import MoveBlockedError
+from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.moving.holding import Side, is_blocked
+from datapatterns.sharding.moving.moved_table import MovedTable
+from datapatterns.sharding.moving.pacing import Pace
+from datapatterns.sharding.moving.predicates import bucket_predicate
+from datapatterns.sharding.schema import sharding_tables
+from datapatterns.sql.composing import execute
+
+_LOCK_MS = 300
+_TRIES = 200
+
+# The name sorts after those of the application, whose BEFORE triggers may change the row.
+_CREATE = sql.SQL("""
+CREATE OR REPLACE TRIGGER {name} BEFORE {operation} ON {table} FOR EACH ROW WHEN ({when})
+    EXECUTE FUNCTION {function}({arguments})
+""")
+_CREATE_TRUNCATE = sql.SQL("""
+CREATE OR REPLACE TRIGGER {name} BEFORE TRUNCATE ON {table} FOR EACH STATEMENT
+    EXECUTE FUNCTION {function}({arguments})
+""")
+# Also for whoever replicates into the table.
+_ENABLE = sql.SQL("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}")
+_DROP = sql.SQL("DROP TRIGGER IF EXISTS {name} ON {table}")
+_LOCK = sql.SQL("LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE")
+
+
+def install_capture(
+    side: Side, tables: Sequence[MovedTable], shard_map: ShardMap, *, pace: Pace
+) -> None:
+    """Begin to note the keys of rows that change in the bucket.
+
+    Its commit proves that everybody who wrote before has ended: they hold locks against it.
+
+    Raises:
+        MoveBlockedError: A transaction holds one of the tables for long.
+        MoveTakenOverError: Another worker has taken over.
+    """
+    statements = list(_installed(side, tables, shard_map))
+    _run_briefly(side, tables, statements, pace=pace)
+
+
+def guard_truncate(side: Side, tables: Sequence[MovedTable], *, pace: Pace) -> None:
+    """Let nobody empty a table while rows of the bucket come into it."""
+    statements = [_truncate_trigger(side, table) for table in tables]
+    _run_briefly(side, tables, statements, pace=pace)
+
+
+def remove_capture(side: Side, tables: Sequence[MovedTable], *, pace: Pace) -> None:
+    """Drop the triggers of the bucket, and what they have noted.
+
+    Raises:
+        MoveBlockedError: A transaction holds one of the tables for long.
+        MoveTakenOverError: Another worker has taken over.
+    """
+    statements = [
+        _DROP.format(name=trigger_name(side.group_id, side.bucket, kind), table=table.place)
+        for table in tables
+        for kind in ("insert", "update", "delete", "truncate")
+    ]
+    _run_briefly(side, tables, statements, pace=pace, forget=True)
+
+
+def trigger_name(group_id: int, bucket: int, kind: str) -> sql.Identifier:
+    """Return what a trigger of a bucket is called."""
+    return sql.Identifier(f"zz_datapatterns_{group_id}_{bucket}_{kind}")
+
+
+def _installed(
+    side: Side, tables: Sequence[MovedTable], shard_map: ShardMap
+) -> Iterator[sql.Composable]:
+    for table in tables:
+        new, old = (
+            bucket_predicate(table.shard_key, shard_map, side.bucket, row=row, schema=side.schema)
+            for row in ("new", "old")
+        )
+        either = sql.SQL("({}) OR ({})").format(old, new)
+        arguments = [
+            str(side.group_id),
+            str(side.bucket),
+            sha256(new.as_string(None).encode()).hexdigest(),
+            *table.primary_key,
+        ]
+        for operation, when in (("INSERT", new), ("UPDATE", either), ("DELETE", old)):
+            name = trigger_name(side.group_id, side.bucket, operation.lower())
+            yield _CREATE.format(
+                name=name,
+                operation=_OPERATIONS[operation],
+                table=table.place,
+                when=when,
+                function=sql.Identifier(side.schema, "capture_change"),
+                arguments=sql.SQL(", ").join(map(sql.Literal, arguments)),
+            )
+            yield _ENABLE.format(name=name, table=table.place)
+        yield _truncate_trigger(side, table)
+
+
+_OPERATIONS = {
+    "INSERT": sql.SQL("INSERT"),
+    "UPDATE": sql.SQL("UPDATE"),
+    "DELETE": sql.SQL("DELETE"),
+}
+
+
+def _truncate_trigger(side: Side, table: MovedTable) -> sql.Composable:
+    return _CREATE_TRUNCATE.format(
+        name=trigger_name(side.group_id, side.bucket, "truncate"),
+        table=table.place,
+        function=sql.Identifier(side.schema, "reject_truncate"),
+        arguments=sql.SQL(", ").join(map(sql.Literal, (str(side.group_id), str(side.bucket)))),
+    )
+
+
+def _run_briefly(
+    side: Side,
+    tables: Sequence[MovedTable],
+    statements: Sequence[sql.Composable],
+    *,
+    pace: Pace,
+    forget: bool = False,
+) -> None:
+    """Change triggers of all tables at once; waiting for the locks holds others up, so briefly."""
+    dirty = sharding_tables(side.schema).dirty_key
+    for attempt in count():
+        try:
+            with side.transaction(lock_ms=_LOCK_MS) as conn:
+                places = sql.SQL(", ").join(table.place for table in tables)
+                execute(conn, _LOCK.format(tables=places))
+                for statement in statements:
+                    execute(conn, statement)
+                if forget:
+                    conn.execute(
+                        delete(dirty).where(
+                            dirty.c.group_id == side.group_id, dirty.c.bucket == side.bucket
+                        )
+                    )
+        except DBAPIError as error:
+            if not is_blocked(error):
+                raise
+            if attempt == _TRIES:
+                raise MoveBlockedError(side.shard, "the tables of the group") from error
+            pace.back_off(attempt)
+        else:
+            return

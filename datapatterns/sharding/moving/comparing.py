@@ -1,0 +1,52 @@
+"""Prove that both shards hold the same rows of a bucket."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from psycopg import sql
+
+from datapatterns.errors import MoveMismatchError
+from datapatterns.sharding.moving.copying import TablePair
+from datapatterns.sharding.moving.holding import Side
+from datapatterns.sharding.moving.moved_table import ROW, MovedTable
+from datapatterns.sql.composing import execute
+
+# A sum does not depend on the order in which rows are read.
+_DIGEST = sql.SQL("""
+SELECT count(*), coalesce(sum(hash_record_extended({hashed}, 0)::numeric), 0)
+FROM {table} AS {row} WHERE {in_bucket}
+""")
+
+
+def compare(source: Side, target: Side, tables: Sequence[TablePair]) -> int:
+    """Compare all tables, in transactions of the caller's; return how many rows there are.
+
+    Raises:
+        MoveMismatchError: A table differs.
+    """
+    total = 0
+    for here, there in tables:
+        rows, digest = digest_of(source, here, like=here)
+        found = digest_of(target, there, like=here)
+        if found != (rows, digest):
+            raise MoveMismatchError(
+                source.bucket, here.place.as_string(None), rows=rows, found=found[0]
+            )
+        total += rows
+    return total
+
+
+def digest_of(side: Side, table: MovedTable, *, like: MovedTable) -> tuple[int, Decimal]:
+    """Return how many rows of the bucket there are, and a number made of all of them.
+
+    Args:
+        side: Where.
+        table: The table there.
+        like: Whose columns to read, in which order.
+    """
+    statement = _DIGEST.format(
+        hashed=like.hashed, table=table.place, row=sql.Identifier(ROW), in_bucket=table.in_bucket
+    )
+    found: Sequence[Any] = execute(side.conn, statement).one()
+    return found[0], found[1]

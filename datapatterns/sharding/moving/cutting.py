@@ -1,0 +1,97 @@
+"""The moment at which a bucket stops being the source's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+from sqlalchemy.exc import DBAPIError
+
+from datapatterns.errors import MoveBlockedError
+from datapatterns.failpoints import failpoint
+from datapatterns.sharding.moving.comparing import compare
+from datapatterns.sharding.moving.copying import TablePair
+from datapatterns.sharding.moving.draining import apply_dirty, drain
+from datapatterns.sharding.moving.holding import Side, is_blocked
+from datapatterns.sharding.moving.pacing import Pace
+from datapatterns.sql.composing import execute
+
+_TRIES = 120
+_LOCK_MS = (50, 100, 200, 500)
+# Should this process be stopped while others wait for it, the server ends the transaction.
+_HURRY = sql.SQL("SET LOCAL idle_in_transaction_session_timeout = '10s'")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What a cut did.
+
+    Attributes:
+        began: When writers began to wait, by the clock that only grows.
+        rows: How many rows both shards were found to hold.
+    """
+
+    began: float
+    rows: int
+
+
+def cut(
+    source: Side,
+    target: Side,
+    tables: Sequence[TablePair],
+    *,
+    check: Callable[[], None],
+    pace: Pace,
+) -> Cut:
+    """Let the source give the bucket up, when the target has all of it.
+
+    Args:
+        source: The shard that has the bucket.
+        target: The shard that gets it.
+        tables: The tables of the group.
+        check: Raises if the tables have changed since the copy.
+        pace: How to wait.
+
+    Raises:
+        CommitUnansweredError: Nobody knows whether it is done; resume the move.
+        MoveBlockedError: A transaction has not let go of the bucket for long.
+        MoveMismatchError: The shards hold different rows; nothing has happened.
+        MoveTakenOverError: Another worker has taken over.
+    """
+    attempt = 0
+    while True:
+        lock_ms = _LOCK_MS[min(attempt, len(_LOCK_MS) - 1)]
+        try:
+            return _try(source, target, tables, check, pace, lock_ms=lock_ms)
+        except DBAPIError as error:
+            if not is_blocked(error):
+                raise
+            if attempt == _TRIES:
+                raise MoveBlockedError(source.shard, f"bucket {source.bucket}") from error
+        # Whoever queued behind goes on; what they write is brought over before the next try.
+        pace.back_off(attempt)
+        drain(source, target, tables, pace=pace)
+        attempt += 1
+
+
+def _try(
+    source: Side,
+    target: Side,
+    tables: Sequence[TablePair],
+    check: Callable[[], None],
+    pace: Pace,
+    *,
+    lock_ms: int,
+) -> Cut:
+    with source.transaction("owned", lock_ms=lock_ms) as conn:
+        execute(conn, _HURRY)
+        began = pace.clock.monotonic()
+        source.fence()
+        while apply_dirty(source, target, tables, pace=pace):
+            pass
+        failpoint("move.drained")
+        check()
+        with target.transaction("incoming"):
+            rows = compare(source, target, tables)
+        source.become("moved", was="owned")
+        failpoint("move.cut-written")
+    return Cut(began, rows)

@@ -1,0 +1,92 @@
+"""What has changed since the copy goes after it, until next to nothing is left."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from psycopg import sql
+from sqlalchemy import ARRAY, BigInteger, bindparam, delete, func, select
+
+from datapatterns.sharding.moving.copying import TablePair, pipe
+from datapatterns.sharding.moving.holding import Side
+from datapatterns.sharding.moving.moved_table import ROW, MovedTable
+from datapatterns.sharding.moving.pacing import Pace
+from datapatterns.sharding.schema import sharding_tables
+from datapatterns.sql.composing import execute
+
+KEYS_MAX = 5_000
+"""How many keys one round takes at most: both servers get them as one text."""
+
+# A key may have left for another bucket, which the target may own: the bucket is asked for again.
+_IMAGES = sql.SQL("""
+SELECT {columns} FROM {table} AS {row}, (SELECT DISTINCT {key} FROM {keys}) AS k
+WHERE {same_key} AND {in_bucket}
+""")
+_FORGET = sql.SQL("DELETE FROM {table} AS {row} USING {keys} WHERE {same_key} AND {in_bucket}")
+
+
+def drain(source: Side, target: Side, tables: Sequence[TablePair], *, pace: Pace) -> int:
+    """Bring the rows that have changed to the target, and forget that; return how many keys.
+
+    Raises:
+        MoveTakenOverError: Another worker has taken over.
+    """
+    with source.transaction("owned", snapshot=True):
+        return apply_dirty(source, target, tables, pace=pace)
+
+
+def apply_dirty(source: Side, target: Side, tables: Sequence[TablePair], *, pace: Pace) -> int:
+    """Do as `drain` does, in a transaction of the caller's on the source.
+
+    The rows go as they are now, not what happened to them. So it does no harm to do it again, and a
+    key that is committed late, under a lower number, simply comes in the next round.
+    """
+    dirty = sharding_tables(source.schema).dirty_key
+    found = source.conn.execute(
+        select(dirty.c.seq, dirty.c.table_oid, dirty.c.pk)
+        .where(dirty.c.group_id == source.group_id, dirty.c.bucket == source.bucket)
+        .order_by(dirty.c.seq)
+        .limit(KEYS_MAX)
+    ).all()
+    if not found:
+        return 0
+    keys: dict[int, list[Any]] = defaultdict(list)
+    for _, table, key in found:
+        keys[table].append(key)
+    changed = [
+        (here, there, json.dumps(keys[here.oid])) for here, there in tables if here.oid in keys
+    ]
+    with target.transaction("incoming", as_mover=True):
+        # All go before any comes, so that two rows can change places in a unique column.
+        for _, there, listed in changed:
+            _forget(target, there, listed)
+        for here, there, listed in changed:
+            pipe(source, target, _images(here, listed), (here, there), pace=pace)
+    # The target has committed: now, and not before, they may be forgotten.
+    numbers = bindparam("numbers", [seq for seq, *_ in found], ARRAY(BigInteger))
+    source.conn.execute(delete(dirty).where(dirty.c.seq == func.any(numbers)))
+    return len(found)
+
+
+def _images(here: MovedTable, listed: str) -> sql.Composable:
+    return _IMAGES.format(
+        columns=here.selected,
+        table=here.place,
+        row=sql.Identifier(ROW),
+        key=here.key_list,
+        keys=here.keys_from(listed, alias="listed"),
+        same_key=here.same_key("k"),
+        in_bucket=here.in_bucket,
+    )
+
+
+def _forget(target: Side, there: MovedTable, listed: str) -> None:
+    statement = _FORGET.format(
+        table=there.place,
+        row=sql.Identifier(ROW),
+        keys=there.keys_from(listed, alias="k"),
+        same_key=there.same_key("k"),
+        in_bucket=there.in_bucket,
+    )
+    execute(target.conn, statement)

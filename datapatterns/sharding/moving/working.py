@@ -1,0 +1,205 @@
+"""The steps of one move, in the hands of one worker."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from sqlalchemy import Connection
+
+from datapatterns.failpoints import failpoint
+from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.moving import planning
+from datapatterns.sharding.moving.capturing import guard_truncate, install_capture, remove_capture
+from datapatterns.sharding.moving.cleaning import clean
+from datapatterns.sharding.moving.copying import TablePair, copy_bucket
+from datapatterns.sharding.moving.cutting import cut
+from datapatterns.sharding.moving.draining import drain
+from datapatterns.sharding.moving.holding import HeldState, Side
+from datapatterns.sharding.moving.move import Move, MoveProgress, MoveState
+from datapatterns.sharding.moving.moved_table import MovedTable, describe_tables
+from datapatterns.sharding.moving.pacing import Pace
+from datapatterns.sharding.moving.settings import MoveAccess, MoveSettings
+from datapatterns.transactions import fresh_reads, looking, resuming
+
+_SMALL_ROUND = 20
+_ROUNDS_MAX = 1_000
+
+
+@dataclass(slots=True)
+class Work:
+    """A move with its lease, and connections to its two shards.
+
+    Attributes:
+        move: The move, as far as it is.
+        lease: The number of the worker's lease.
+        source: The shard that had the bucket.
+        target: The shard that gets it.
+        access: What a worker needs of a cluster.
+        settings: How buckets are moved.
+        shard_map: Whose strategy says what lies in the bucket.
+    """
+
+    move: Move
+    lease: int
+    source: Side
+    target: Side
+    access: MoveAccess
+    settings: MoveSettings
+    shard_map: ShardMap
+    _pace: Pace = field(init=False)
+    _pairs: Sequence[TablePair] = field(init=False, default=())
+    _beaten: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        clock = self.access.clock
+        self._pace = Pace(clock, self.settings.bytes_per_second, self._beat)
+        self._beaten = clock.monotonic()
+
+    def forward(self, *, clean_up: bool) -> None:
+        """Go on to the end, from wherever the move is.
+
+        Args:
+            clean_up: Whether to wait until the source may be cleaned, and clean it.
+        """
+        state = self.source.take()
+        self._describe()
+        cut_at = None
+        if state == "owned":
+            self.target.expect()
+            cut_at = self._bring_over()
+        else:
+            self.target.take()
+        self._hand_over(cut_at)
+        if clean_up:
+            self._clean_up(state)
+
+    def back(self) -> bool:
+        """Undo the move; return False if it is too late for that."""
+        if self.source.take() != "owned":
+            return False
+        self._describe()
+        self.target.expect()
+        self._clean(self.target, [there for _, there in self._pairs], "incoming")
+        remove_capture(self.source, [here for here, _ in self._pairs], pace=self._pace)
+        self._record("aborted")
+        return True
+
+    def _bring_over(self) -> float:
+        """Copy, catch up and cut; return the moment from which writers had to wait."""
+        here, there = ([pair[side] for pair in self._pairs] for side in (0, 1))
+        # What is on the target already only lacks what has been noted since.
+        if self.move.state not in {"catching_up", "cut"}:
+            self._record("capturing")
+            install_capture(self.source, here, self.shard_map, pace=self._pace)
+            guard_truncate(self.target, there, pace=self._pace)
+            failpoint("move.captured")
+            self._record("copying")
+            rows = copy_bucket(self.source, self.target, self._pairs, pace=self._pace)
+            failpoint("move.copied")
+            self._record("catching_up", copied_rows=rows, copied_bytes=self._pace.bytes)
+        self._catch_up()
+        self._record("cut")
+        done = cut(
+            self.source,
+            self.target,
+            self._pairs,
+            check=lambda: None,
+            pace=self._pace,
+        )
+        failpoint("move.cut")
+        return done.began
+
+    def _catch_up(self) -> None:
+        for _ in range(_ROUNDS_MAX):
+            dirty = drain(self.source, self.target, self._pairs, pace=self._pace)
+            self._tell(dirty)
+            if dirty <= _SMALL_ROUND:
+                return
+
+    def _hand_over(self, cut_at: float | None) -> None:
+        """Make the target the owner, then tell the map: in between nobody has it, never two."""
+        if self.move.state == "handed_over":
+            return
+        with self.source.transaction():
+            held = self.source.now()
+        with self.target.transaction():
+            if self.target.now().state == "incoming":
+                self.target.become("owned", was="incoming", like=held)
+        failpoint("move.target-owns")
+        clock = self.access.clock
+        pause_ms = None if cut_at is None else (clock.monotonic() - cut_at) * 1000
+        with self._control() as conn:
+            planning.hand_over(
+                conn, self.move, self.lease, pause_ms=pause_ms, schema=self.access.schema
+            )
+        self.access.shards.router.refresh()
+        self._become("handed_over", pause_ms=pause_ms or self.move.pause_ms)
+        failpoint("move.handed-over")
+
+    def _clean_up(self, state: HeldState) -> None:
+        with self._control(only_looking=True) as conn:
+            age = planning.seconds_since_change(conn, self.move.move_id, schema=self.access.schema)
+        while (left := self.settings.clean_after_seconds - age) > 0:
+            step = min(left, self.settings.lease_seconds / 4)
+            self.access.clock.sleep(step)
+            self._beat()
+            age += step
+        # What an earlier stay on the target has left there would note changes for nobody.
+        remove_capture(self.target, [there for _, there in self._pairs], pace=self._pace)
+        if state != "cleaned":
+            self._clean(self.source, [here for here, _ in self._pairs], "moved")
+        failpoint("move.source-cleaned")
+        self._record("cleaned")
+
+    def _clean(self, side: Side, tables: Sequence[MovedTable], state: HeldState) -> None:
+        clean(side, tables, state=state, rows_at_once=self.settings.rows_at_once, pace=self._pace)
+
+    def _describe(self) -> None:
+        declared = self.access.tables_of(self.access.group(self.move.group))
+
+        def described(side: Side) -> list[MovedTable]:
+            with looking(side.conn):
+                return describe_tables(
+                    side.conn, declared, self.shard_map, side.bucket, schema=side.schema
+                )
+
+        self._pairs = list(zip(described(self.source), described(self.target), strict=True))
+
+    # What others are told ------------------------------------------------------------------
+
+    def _record(self, state: MoveState, **facts: int) -> None:
+        with self._control() as conn:
+            planning.record_state(
+                conn, self.move, self.lease, state, schema=self.access.schema, **facts
+            )
+        self._become(state, **facts)
+
+    def _become(self, state: MoveState, **facts: object) -> None:
+        self.move = replace(self.move, state=state, **facts)  # type: ignore[arg-type]
+        self._tell(0)
+
+    def _tell(self, dirty: int) -> None:
+        self.settings.progress(MoveProgress(self.move, bytes=self._pace.bytes, dirty=dirty))
+
+    def _beat(self) -> None:
+        """Keep the lease, now and then."""
+        now = self.access.clock.monotonic()
+        if now - self._beaten < self.settings.lease_seconds / 4:
+            return
+        self._beaten = now
+        with self._control() as conn:
+            planning.keep_lease(
+                conn,
+                self.move,
+                self.lease,
+                seconds=self.settings.lease_seconds,
+                schema=self.access.schema,
+            )
+        self._tell(0)
+
+    @contextmanager
+    def _control(self, *, only_looking: bool = False) -> Iterator[Connection]:
+        with fresh_reads(self.access.control) as conn:
+            within = looking(conn) if only_looking else resuming(conn, "a move of a bucket")
+            with within:
+                yield conn

@@ -1,0 +1,98 @@
+"""Moves die anywhere, beside writers of all kinds: nothing is lost, nothing is doubled."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import URL
+
+from datapatterns.sharding import Move, ShardCluster
+from datapatterns.testing import wait_until
+from tests.fixtures import doomed_workers as workers
+from tests.fixtures.forked_workers import run_until_failpoint
+from tests.fixtures.moving import bucket_rows, keys_in, put, states_of
+from tests.fixtures.shard_model import Basket, households, sharded_shop
+
+pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
+
+BUCKET = 5
+TOO_LATE_TO_UNDO = {
+    "move.cut",
+    "move.target-owns",
+    "move.handed-over",
+    "move.batch-cleaned",
+    "move.source-cleaned",
+}
+
+
+@pytest.fixture
+def cluster(shard_urls: list[URL]) -> Iterator[ShardCluster]:
+    with sharded_shop(shard_urls[:2]) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def urls(shard_urls: list[URL]) -> list[str]:
+    return [url.render_as_string(hide_password=False) for url in shard_urls[:2]]
+
+
+def ended(cluster: ShardCluster) -> list[Move]:
+    return [move for move in cluster.moves(live=False) if move.state in {"cleaned", "aborted"}]
+
+
+def die_in_the_middle(
+    cluster: ShardCluster, urls: list[str], failpoint: str, visit: int
+) -> tuple[str, str]:
+    """Let a process die that moves the bucket, then write; return the two shards."""
+    source = cluster.router.map_of(households).owners[BUCKET]
+    target = "s1" if source == "s0" else "s0"
+    first, second, third = keys_in(BUCKET, 3)
+    put(cluster, first, lines=2)
+    put(cluster, second, lines=1)
+    run_until_failpoint(
+        workers.move_a_bucket, failpoint, str(BUCKET), target, urls[0], *urls, visit=visit
+    )
+    if failpoint not in {"move.cut", "move.target-owns"}:  # then nobody has it until it is resumed
+        cluster.router.refresh()
+        put(cluster, third, lines=3)
+        with cluster.session() as session, session.begin():
+            basket = session.get_one(Basket, (second, 1))
+            session.delete(basket.lines[0])
+            session.delete(basket)
+    return source, target
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), workers.MOVING)
+def test_a_move_whose_worker_died_goes_on_from_there(
+    cluster: ShardCluster, urls: list[str], failpoint: str, visit: int
+) -> None:
+    source, target = die_in_the_middle(cluster, urls, failpoint, visit)
+
+    wait_until(lambda: cluster.resume_moves(clean_after_seconds=0) or ended(cluster))
+
+    assert [move.state for move in ended(cluster)] == ["cleaned"]
+    assert states_of(cluster, BUCKET) == {source: "cleaned", target: "owned"}
+    assert sum(bucket_rows(cluster, source, BUCKET)) == 0
+    wanted = (2, 3) if failpoint in {"move.cut", "move.target-owns"} else (2, 5)
+    assert bucket_rows(cluster, target, BUCKET) == wanted
+    assert not cluster.resume_moves()
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), workers.MOVING)
+def test_a_move_whose_worker_died_can_be_undone_before_its_cut(
+    cluster: ShardCluster, urls: list[str], failpoint: str, visit: int
+) -> None:
+    source, target = die_in_the_middle(cluster, urls, failpoint, visit)
+
+    wait_until(lambda: not any(move.is_leased for move in cluster.moves()))
+    move = cluster.abort_move(households, BUCKET)
+
+    assert move is not None
+    is_done = failpoint in TOO_LATE_TO_UNDO
+    assert move.state == ("cleaned" if is_done else "aborted")
+    owner, other = (target, source) if is_done else (source, target)
+    held = states_of(cluster, BUCKET)
+    assert (held[owner], held.get(other)) == ("owned", "cleaned")
+    wanted = (2, 3) if failpoint in {"move.cut", "move.target-owns"} else (2, 5)
+    assert bucket_rows(cluster, owner, BUCKET) == wanted
+    assert bucket_rows(cluster, other, BUCKET) == (0, 0)
+    put(cluster, keys_in(BUCKET, 4)[-1])
