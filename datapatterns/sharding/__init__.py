@@ -7,7 +7,9 @@ from datapatterns.sharding.definition import EntityGroup, ShardKey
 from datapatterns.sharding.ids import IdGenerator, IdParts, parts_of_id
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.migrating.drift import SchemaDifference
 from datapatterns.sharding.migrating.environment import AlembicEnvironment
+from datapatterns.sharding.migrating.looking import ShardSchema
 from datapatterns.sharding.migrating.migrations import ShardMigrations, ShardPlan
 from datapatterns.sharding.migrating.recording import ShardRun
 from datapatterns.sharding.migrating.running import MigrationPace
@@ -63,12 +65,14 @@ __all__ = [
     "Recovered",
     "Rendezvous",
     "Router",
+    "SchemaDifference",
     "ShardCluster",
     "ShardKey",
     "ShardMap",
     "ShardMigrations",
     "ShardPlan",
     "ShardRun",
+    "ShardSchema",
     "ShardSession",
     "ShardStats",
     "ShardingStrategy",

@@ -34,6 +34,7 @@ from datapatterns.sharding.maps.ownership import claim_shard, shard_errors
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.migrating.environment import AlembicEnvironment
+from datapatterns.sharding.migrating.floor import RevisionFloor
 from datapatterns.sharding.migrating.migrations import ShardMigrations
 from datapatterns.sharding.moving.moved_cluster import MovedCluster
 from datapatterns.sharding.moving.settings import MoveAccess
@@ -116,9 +117,16 @@ class ShardCluster(SeenCluster, MovedCluster):
             max_workers=min(64, 4 * len(shards) * (os.cpu_count() or 1)),
             thread_name_prefix="datapatterns-shard",
         )
+        floor = None if alembic is None else RevisionFloor(alembic).check
         self.engines: Mapping[str, Engine] = {
             shard_id: guard_copies(
-                shard_engine(shard_id, url, schema=schema, engine_options=engine_options),
+                shard_engine(
+                    shard_id,
+                    url,
+                    schema=schema,
+                    engine_options=engine_options,
+                    check=floor,
+                ),
                 self._placements,
             )
             for shard_id, url in self._urls.items()

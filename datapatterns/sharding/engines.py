@@ -1,6 +1,6 @@
 """Engines that talk to the right server, in the same way as to all others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,8 +36,16 @@ def shard_engine(
     *,
     schema: str = DEFAULT_SCHEMA,
     engine_options: Mapping[str, Any] | None = None,
+    check: Callable[[str, DriverConnection[Any]], None] | None = None,
 ) -> Engine:
     """Return an engine whose connections refuse to be those of another shard.
+
+    Args:
+        shard_id: Which shard it is.
+        url: Its address.
+        schema: Where the library's tables live.
+        engine_options: What `create_engine` takes.
+        check: Is asked of each new connection whether the shard is good enough.
 
     Raises (when a connection is opened):
         MigrationNeededError: The server does not have the library's tables.
@@ -50,6 +58,8 @@ def shard_engine(
     def settle(connection: DriverConnection[Any], _record: object) -> None:
         try:
             _introduce(connection, shard_id, schema)
+            if check is not None:
+                check(shard_id, connection)
         except BaseException:
             connection.close()  # the pool does not know it yet
             raise

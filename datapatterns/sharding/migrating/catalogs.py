@@ -4,59 +4,20 @@ The words are those of the server (`pg_get_constraintdef` and the like), so serv
 that are of one major version.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from hashlib import sha256
-
 from sqlalchemy import Connection, func, select, text
 
+from datapatterns.sharding.migrating.drift import Catalog, CatalogPart
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 _ORDER = "column order"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class CatalogPart:
-    """One thing that a table or another object consists of.
-
-    Attributes:
-        owner: The object, with its schema.
-        kind: ``column``, ``constraint``, ``index``, ``trigger``, ``definition`` ...
-        name: Its name; empty where there can be only one.
-        line: All that can differ.
-    """
-
-    owner: str
-    kind: str
-    name: str
-    line: str
-
-
-@dataclass(frozen=True, slots=True)
-class Catalog:
-    """What there is outside the library's schema.
-
-    Left out are objects of extensions, and triggers that moves of buckets make.
-
-    Attributes:
-        parts: All that should be alike on all shards.
-        column_orders: The columns of each table in their order, which may differ.
-    """
-
-    parts: frozenset[CatalogPart]
-    column_orders: Mapping[str, str]
-
-    @property
-    def fingerprint(self) -> str:
-        """Return a digest that two shards with the same tables share."""
-        lines = (f"{p.owner}|{p.kind}|{p.name}|{p.line}" for p in sorted(self.parts))
-        return sha256("\n".join(lines).encode()).hexdigest()
-
-
 def read_catalog(conn: Connection, *, schema: str = DEFAULT_SCHEMA) -> Catalog:
-    """Return what the server has; sets the search path of the caller's transaction."""
-    # With an empty path the server writes every name with its schema, whoever's path holds it.
-    conn.execute(select(func.set_config("search_path", "", True))).close()
+    """Return what the server has; sets the caller's search path, up to the transaction's end."""
+    # With an empty path the server writes every name with its schema, whoever's path holds it. A
+    # role's time limit is meant for its everyday queries.
+    settings = {"search_path": "", "statement_timeout": "0"}
+    conn.execute(select(*(func.set_config(name, to, True) for name, to in settings.items())))
     rows = conn.execute(_PARTS, {"library": schema}).all()
     return Catalog(
         frozenset(

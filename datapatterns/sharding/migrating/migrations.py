@@ -1,7 +1,6 @@
 """Migrations of all shards of a cluster."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,13 +8,33 @@ from typing import Literal
 from sqlalchemy import URL, Connection, NullPool
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
-from datapatterns.errors import AlembicEnvironmentError, SettingsError, ShardUnavailableError
-from datapatterns.sharding.engines import driver_engine, tables_needed
-from datapatterns.sharding.maps.ownership import shard_errors
+from datapatterns.errors import (
+    AlembicEnvironmentError,
+    SettingsError,
+    ShardDriftError,
+    ShardUnavailableError,
+)
+from datapatterns.sharding.engines import driver_engine, driver_url, tables_needed
+from datapatterns.sharding.migrating.bootstrapping import agreed, steps_to
+from datapatterns.sharding.migrating.drift import drift
 from datapatterns.sharding.migrating.environment import HEADS, AlembicEnvironment, Revisions
 from datapatterns.sharding.migrating.lock import locked_alone, run_key
+from datapatterns.sharding.migrating.looking import (
+    ShardLook,
+    ShardSchema,
+    asked,
+    compared,
+    look_at,
+    looking_at,
+)
 from datapatterns.sharding.migrating.recording import ShardRun, shard_runs
-from datapatterns.sharding.migrating.running import MigrationPace, ShardsRun, Told
+from datapatterns.sharding.migrating.running import (
+    MigrationPace,
+    ShardsRun,
+    Told,
+    done_on_one,
+    error_of,
+)
 from datapatterns.sharding.migrating.shard_work import ShardOrder
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.sql.migrating import upgrade
@@ -130,6 +149,51 @@ class ShardMigrations:
         goal = self._goal(revision, of=of, down=True)
         return self._run(goal, pace or MigrationPace(), report)
 
+    def status(self) -> tuple[ShardSchema, ...]:
+        """Return where the tables of each shard stand, by revision and by what there really is.
+
+        The tables that most shards have are taken for right. Reads their catalogs.
+        """
+        looks = asked(self.shards, lambda shard: self._look_at(shard, self.shards[shard]))
+        return compared(self.shards, looks)
+
+    def bootstrap(
+        self, shard: str, url: str | URL | None = None, *, pace: MigrationPace | None = None
+    ) -> ShardSchema:
+        """Bring a new shard's tables to where those of all others are, and compare them.
+
+        It may be empty, or half done by an earlier attempt. The others are not changed.
+
+        Args:
+            shard: Its name.
+            url: Its address; may be left out for a shard that the cluster has.
+            pace: How to go about it.
+
+        Raises:
+            AlembicEnvironmentError: The environment cannot be run as it is.
+            MigrationBlockedError: Somebody migrates.
+            SettingsError: There is no other shard, or no address.
+            ShardDriftError: The others differ, or the new one does although it has been migrated.
+            ShardMigrationFailedError: A revision failed.
+            ShardUnavailableError: A shard does not answer.
+        """
+        address = self.shards.get(shard) if url is None else driver_url(url)
+        others = {name: each for name, each in self.shards.items() if name != shard}
+        if address is None or not others:
+            raise SettingsError("shard", f"{shard!r} has no address, or is the only one")
+        pace = pace or MigrationPace()
+        with self._turn(pace):
+            looks = asked(others, lambda name: self._look_at(name, others[name]))
+            for name, look in sorted(looks.items()):
+                if look is None:
+                    raise ShardUnavailableError(name)
+            model = agreed({name: look for name, look in looks.items() if look is not None})
+            self._bring(shard, address, model, pace)
+            found = self._look_at(shard, address)
+        if differences := drift(model.catalog, found.catalog):
+            raise ShardDriftError(shard, tuple(map(str, differences)))
+        return compared({shard: address}, {shard: found})[0]
+
     def last_run(self) -> tuple[ShardRun, ...]:
         """Return how far the last run has come on each shard; nothing if there was none."""
         with tables_needed(self.schema), self._at_control() as conn:
@@ -166,19 +230,14 @@ class ShardMigrations:
         return self.environment
 
     def _plans(self, goal: "_Goal", *, skip_unavailable: bool) -> tuple[ShardPlan, ...]:
-        with ThreadPoolExecutor(max_workers=min(16, len(self.shards))) as pool:
-            found = [pool.submit(self._plan_of, shard, goal) for shard in sorted(self.shards)]
-        plans = []
-        for planned in found:
-            try:
-                plans.append(planned.result())
-            except ShardUnavailableError:
-                if not skip_unavailable:
-                    raise
-        return tuple(plans)
+        found = asked(self.shards, lambda shard: self._plan_of(shard, goal))
+        for shard, planned in sorted(found.items()):
+            if planned is None and not skip_unavailable:
+                raise ShardUnavailableError(shard)
+        return tuple(planned for _, planned in sorted(found.items()) if planned is not None)
 
     def _plan_of(self, shard: str, goal: "_Goal") -> ShardPlan:
-        with self._at(shard) as conn:
+        with looking_at(shard, self.shards[shard]) as conn:
             library: tuple[Revision, ...] = ()
             if goal.library is not None:
                 library = _library_steps(migration_status(conn, schema=self.schema), goal)
@@ -197,7 +256,7 @@ class ShardMigrations:
             plans = self._plans(goal, skip_unavailable=pace.skip_unavailable)
             return ShardsRun(
                 conn,
-                {shard: self._order(shard, goal, pace) for shard in self.shards},
+                {shard: self._order(shard, url, goal, pace) for shard, url in self.shards.items()},
                 frozenset(plan.shard for plan in plans if plan.is_done),
                 frozenset(self.shards) - {plan.shard for plan in plans},
                 pace,
@@ -205,12 +264,24 @@ class ShardMigrations:
                 goal.name,
                 self.schema,
                 report,
+                self.clock,
             ).go()
 
-    def _order(self, shard: str, goal: "_Goal", pace: MigrationPace) -> ShardOrder:
+    def _look_at(self, shard: str, url: URL) -> ShardLook:
+        return look_at(shard, url, self.environment, schema=self.schema)
+
+    def _bring(self, shard: str, url: URL, model: ShardLook, pace: MigrationPace) -> None:
+        library, steps = steps_to(model, self.environment)
+        goals = [_Goal(library, revision) for revision in steps] or [_Goal(library)]
+        for goal in goals:
+            outcome = done_on_one(self._order(shard, url, goal, pace), pace, self.clock)
+            if outcome.state != "done":
+                raise error_of(outcome, pace, {shard: outcome.state})
+
+    def _order(self, shard: str, url: URL, goal: "_Goal", pace: MigrationPace) -> ShardOrder:
         return ShardOrder(
             shard=shard,
-            url=self.shards[shard].render_as_string(hide_password=False),
+            url=url.render_as_string(hide_password=False),
             schema=self.schema,
             library=goal.library,
             revision=goal.revision,
@@ -246,16 +317,6 @@ class ShardMigrations:
                 with resuming(conn, "a migration of the control database"):
                     if not migration_status(conn, schema=self.schema).managed_elsewhere:
                         upgrade(conn, schema=self.schema, wait_seconds=pace.turn_seconds)
-        finally:
-            engine.dispose()
-
-    @contextmanager
-    def _at(self, shard: str) -> Iterator[Connection]:
-        """Look at a shard, whatever its tables are; nothing is changed."""
-        engine = driver_engine(self.shards[shard], poolclass=NullPool)
-        try:
-            with shard_errors(shard), engine.connect() as conn, reading(conn):
-                yield conn
         finally:
             engine.dispose()
 

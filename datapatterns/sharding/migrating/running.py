@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import (
     DataPatternsError,
     MigrationBlockedError,
@@ -80,6 +81,7 @@ class ShardsRun:
         revision: What it is recognised by when it is repeated.
         schema: Where the library's tables live.
         report: Is told how far each shard is.
+        clock: What the time to try again is measured by, in this process.
     """
 
     control: Connection
@@ -91,6 +93,7 @@ class ShardsRun:
     revision: str
     schema: str = DEFAULT_SCHEMA
     report: Told | None = None
+    clock: Clock = SYSTEM_CLOCK
     _run: UUID = field(init=False)
 
     def go(self) -> tuple[ShardRun, ...]:
@@ -132,7 +135,9 @@ class ShardsRun:
         with ThreadPoolExecutor(max_workers=at_once) as pool:
             while under_way or (waiting and failed is None):
                 while waiting and failed is None and len(under_way) < at_once:
-                    under_way.add(pool.submit(self._migrate, self._begun(waiting.pop(0))))
+                    under_way.add(
+                        pool.submit(done_on_one, self._begun(waiting.pop(0)), self.pace, self.clock)
+                    )
                 ended, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 for each in ended:
                     outcome = each.result()
@@ -141,10 +146,8 @@ class ShardsRun:
                     if outcome.state != "done" and not skipped:
                         failed = failed or outcome
         if failed is not None:
-            raise self._error(failed)
-
-    def _migrate(self, order: ShardOrder) -> ShardOutcome:
-        return migrate_shard(order) if self.pace.in_process else migrate_shard_apart(order)
+            states = {each.shard: str(each.state) for each in self._states()}
+            raise error_of(failed, self.pace, states)
 
     def _begun(self, shard: str) -> ShardOrder:
         note_begun(self.control, self._run, shard, schema=self.schema)
@@ -163,17 +166,26 @@ class ShardsRun:
     def _states(self) -> tuple[ShardRun, ...]:
         return shard_runs(self.control, self._run, schema=self.schema)
 
-    def _error(self, failed: ShardOutcome) -> DataPatternsError:
-        states = {each.shard: str(each.state) for each in self._states()}
-        said = failed.error or failed.state
-        error: DataPatternsError
-        if failed.state == "unavailable":
-            error = ShardUnavailableError(failed.shard)
-        elif failed.state == "blocked":
-            seconds = self.pace.patience_seconds
-            error = MigrationBlockedError(f"shard {failed.shard!r}: {said}", waited_seconds=seconds)
-        else:
-            error = ShardMigrationFailedError(failed.shard, said, states)
-        for shard, state in states.items():
-            error.add_note(f"shard {shard}: {state}")
-        return error
+
+def done_on_one(order: ShardOrder, pace: MigrationPace, clock: Clock) -> ShardOutcome:
+    """Migrate one shard, here or in a process of its own."""
+    return migrate_shard(order, clock=clock) if pace.in_process else migrate_shard_apart(order)
+
+
+def error_of(
+    failed: ShardOutcome, pace: MigrationPace, states: Mapping[str, str]
+) -> DataPatternsError:
+    """Return what is raised when a shard could not be migrated, with how far each one is."""
+    said = failed.error or failed.state
+    error: DataPatternsError
+    if failed.state == "unavailable":
+        error = ShardUnavailableError(failed.shard)
+    elif failed.state == "blocked":
+        error = MigrationBlockedError(
+            f"shard {failed.shard!r}: {said}", waited_seconds=pace.patience_seconds
+        )
+    else:
+        error = ShardMigrationFailedError(failed.shard, said, states)
+    for shard, state in sorted(states.items()):
+        error.add_note(f"shard {shard}: {state}")
+    return error
