@@ -1,7 +1,6 @@
 """What sessions and connections of one cluster share."""
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from sqlalchemy import Engine
 
 from datapatterns.errors import StaleShardMapError
 from datapatterns.sharding.broadcasting.copies import CopyList
+from datapatterns.sharding.fan_out import FanOut
 from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.routing.footprints import Footprints
@@ -27,7 +27,7 @@ class ShardAccess:
         placements: Which table has which shard key.
         footprints: What statements read.
         combiner: Connections for what PostgreSQL finishes.
-        executor: Runs questions to several shards at once.
+        fan_out: Asks several shards at once.
         schema: Where the library's tables live.
         merge_rows_max: How many rows may be merged for one statement.
         copies: Which shards hold copies of broadcast tables.
@@ -39,7 +39,7 @@ class ShardAccess:
     placements: Placements
     footprints: Footprints
     combiner: Combiner
-    executor: Executor
+    fan_out: FanOut
     schema: str
     merge_rows_max: int
     copies: CopyList

@@ -20,6 +20,7 @@ from datapatterns.sharding.broadcasting.copies import CopyList
 from datapatterns.sharding.broadcasting.guarding import guard_copies
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
+from datapatterns.sharding.fan_out import InThreads
 from datapatterns.sharding.ids import IdGenerator
 from datapatterns.sharding.maps.initialising import (
     check_empty,
@@ -376,7 +377,7 @@ class ShardCluster(SeenCluster, MovedCluster):
             self._placements,
             Footprints(self._placements),
             self._combiner,
-            self._executor,
+            InThreads(self._executor),
             self._schema,
             self._merge_rows_max,
             CopyList(self._control, self.engines, schema=self._schema),

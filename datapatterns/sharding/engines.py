@@ -12,6 +12,7 @@ from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.errors import MigrationNeededError, SettingsError, WrongShardError
+from datapatterns.sharding.fan_out import give_turns
 from datapatterns.sql.discretion import discreet
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.transactions import watch_commits
@@ -64,7 +65,7 @@ def shard_engine(
             connection.close()  # the pool does not know it yet
             raise
 
-    return watch_commits(engine)
+    return give_turns(watch_commits(engine))
 
 
 @contextmanager

@@ -9,7 +9,6 @@ in the R* Distributed Database Management System" (1986); the last agent decides
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from uuid import UUID, uuid4
@@ -31,6 +30,7 @@ from datapatterns.failpoints import failpoint
 from datapatterns.sharding.atomic.branches import Branch
 from datapatterns.sharding.atomic.deciding import fate_of, own_xid, record_commit, settle_outcome
 from datapatterns.sharding.atomic.waiting import wait_for_locks_at_most
+from datapatterns.sharding.fan_out import FanOut
 from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.transactions import fresh_reads
 
@@ -62,12 +62,12 @@ class Commit:
 
     Attributes:
         engines: One for each shard.
-        executor: Speaks to several shards at once.
+        fan_out: Speaks to several shards at once.
         schema: Where the library's tables live.
     """
 
     engines: Mapping[str, Engine]
-    executor: Executor
+    fan_out: FanOut
     schema: str
 
     def run(self, writers: Sequence[Writer]) -> tuple[str, ...]:
@@ -187,9 +187,8 @@ class Commit:
 
     def _each(self, questions: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
         """Ask in parallel; return when all have answered, or raise what the first one raised."""
-        futures = {shard: self.executor.submit(question) for shard, question in questions.items()}
-        wait(futures.values())
-        return {shard: future.result() for shard, future in futures.items()}
+        answers = self.fan_out.answers(questions)
+        return {shard: answer.result() for shard, answer in answers.items()}
 
     def _each_of(
         self, writers: Mapping[str, Writer], ask: Callable[[Writer], Callable[[], bool]]

@@ -1,5 +1,8 @@
 """The connections of one transaction: one for each shard that it has come to."""
 
+from collections.abc import Iterable
+from functools import partial
+
 from sqlalchemy import Connection, RootTransaction, func, select
 
 from datapatterns.errors import MultiShardWriteError, ShardTransactionEndedError
@@ -28,17 +31,24 @@ class Parts:
     def on(self, shard: str) -> Connection:
         """Return the connection to ``shard``, in a transaction."""
         if shard not in self._parts:
-            conn = self._access.engines[shard].connect()
-            try:
-                transaction = conn.begin()
-                if self._lock_seconds is not None:
-                    prepare_for_others(conn, lock_seconds=self._lock_seconds)
-                    self._marked.add(shard)
-            except BaseException:
-                conn.close()
-                raise
-            self._parts[shard] = conn, transaction
+            self._parts[shard] = self._opened(shard)
         return self._parts[shard][0]
+
+    def open(self, shards: Iterable[str]) -> None:
+        """Have connections to all of ``shards``; those that are missing are opened at once.
+
+        Raises:
+            ShardUnavailableError: A shard does not answer; the connections to others are kept.
+        """
+        missing = sorted(set(shards) - self._parts.keys())
+        answers = self._access.fan_out.answers(
+            {shard: partial(self._opened, shard) for shard in missing}
+        )
+        opened = {shard: each for shard, each in answers.items() if each.exception() is None}
+        self._parts.update((shard, each.result()) for shard, each in opened.items())
+        for shard, answer in answers.items():
+            with self._access.asking(shard):
+                answer.result()
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -84,7 +94,7 @@ class Parts:
         elif writers:
             access = self._access
             with access.learning():
-                return Commit(access.engines, access.executor, access.schema).run(writers)
+                return Commit(access.engines, access.fan_out, access.schema).run(writers)
         return ()
 
     def close(self) -> None:
@@ -94,6 +104,18 @@ class Parts:
         self._marked.clear()
         for conn, _ in parts.values():
             conn.close()
+
+    def _opened(self, shard: str) -> tuple[Connection, RootTransaction]:
+        conn = self._access.engines[shard].connect()
+        try:
+            transaction = conn.begin()
+            if self._lock_seconds is not None:
+                prepare_for_others(conn, lock_seconds=self._lock_seconds)
+                self._marked.add(shard)
+        except BaseException:
+            conn.close()
+            raise
+        return conn, transaction
 
     def _writers(self) -> list[Writer]:
         found = []

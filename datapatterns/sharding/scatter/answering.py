@@ -43,7 +43,7 @@ def gather_in_postgres(
     questions = {
         s: lambda s=s: copy_out(connections[s], statements[s], parameters) for s in statements
     }
-    parts = ask_each(access.executor, questions)
+    parts = ask_each(access.fan_out, questions)
     with access.combiner.connection([*statements]) as conn:
         return combine(plan, [*parts.values()], conn, parameters)
 

@@ -1,12 +1,13 @@
 """Ask several shards at once, and merge what they say."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, wait
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import ARRAY, BigInteger, Connection, Numeric, cast, column, func, select
 
 from datapatterns.errors import MergeLimitError
+from datapatterns.sharding.fan_out import FanOut
 from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.scatter.merging import merged_groups, merged_rows, ordered_rows
 from datapatterns.sharding.scatter.scatter_plan import GroupMerge, ScatterPlan
@@ -14,10 +15,17 @@ from datapatterns.sharding.scatter.scatter_plan import GroupMerge, ScatterPlan
 T = TypeVar("T")
 
 
-def ask_each(executor: Executor, questions: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+def ask_each(
+    fan_out: FanOut, questions: Mapping[str, Callable[[], T]], *, in_turns: bool = False
+) -> dict[str, T]:
     """Ask shards in parallel; return their answers, in the order of the questions.
 
-    Returns only when all have answered or failed, so that no thread still uses a connection.
+    Returns only when all have answered or failed, so that nobody still uses a connection.
+
+    Args:
+        fan_out: The way to ask.
+        questions: What to ask, by shard.
+        in_turns: Whether the questions share objects, such as a session.
 
     Raises:
         ShardUnavailableError: One of them does not answer.
@@ -28,12 +36,9 @@ def ask_each(executor: Executor, questions: Mapping[str, Callable[[], T]]) -> di
         with shard_errors(shard_id):
             return question()
 
-    futures = {
-        shard_id: executor.submit(ask, shard_id, question)
-        for shard_id, question in questions.items()
-    }
-    wait(futures.values())
-    return {shard_id: future.result() for shard_id, future in futures.items()}
+    named = {shard_id: partial(ask, shard_id, question) for shard_id, question in questions.items()}
+    answers = fan_out.in_turns(named) if in_turns else fan_out.answers(named)
+    return {shard_id: answer.result() for shard_id, answer in answers.items()}
 
 
 def merge(

@@ -237,7 +237,7 @@ def on_each(access: ShardAccess, ask: Callable[[str, Connection], T]) -> dict[st
 
         return answer
 
-    return ask_each(access.executor, {shard: question(shard) for shard in sorted(access.engines)})
+    return ask_each(access.fan_out, {shard: question(shard) for shard in sorted(access.engines)})
 
 
 def _with_load(bucket: BucketStats, load: BucketCount | None) -> BucketStats:

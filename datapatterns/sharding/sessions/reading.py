@@ -14,11 +14,10 @@ from datapatterns.sharding.broadcasting.statements import locks_copies
 from datapatterns.sharding.maps.ownership import agrees_with_map, owns_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.routing.footprint import Footprint, footprint_of
-from datapatterns.sharding.routing.key_conditions import Parameters
 from datapatterns.sharding.scatter.answering import as_result, gather_in_postgres
 from datapatterns.sharding.scatter.scatter_plan import ScatterPlan, plan_scatter
-from datapatterns.sharding.scatter.scattering import ask_each, merge
-from datapatterns.sharding.scatter.selected import AnySelect, selects_only_columns
+from datapatterns.sharding.scatter.scattering import merge
+from datapatterns.sharding.scatter.selected import AnySelect
 from datapatterns.sharding.seeing.timing import timed_read
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
@@ -123,40 +122,31 @@ class Reading:
     def _gather(
         self, state: ORMExecuteState, plan: ScatterPlan, guards: Mapping[str, ColumnElement[bool]]
     ) -> Result[Any]:
-        if state.session.autoflush:
+        if state.session.autoflush and state.execution_options.get("autoflush", True):
             state.session.flush()
         statements = {shard_id: plan.statement.where(guard) for shard_id, guard in guards.items()}
         if plan.combined is not None:
             return self._combined(plan, statements, state)
-        if selects_only_columns(plan.statement):
-            parts = self._ask_in_parallel(statements, one_set(state))
-        else:
-            # Objects go through the session, which is not for several threads.
-            parts = [_all_rows(self.work.run(state, statements[s], s)) for s in statements]
+        parts = [*self.work.run_on_each(state, statements, _all_rows).values()]
         divider = self.work.connection_to(next(iter(statements)))
         return as_result(state.statement, merge(plan, parts, divider))
 
     def _combined(
         self, plan: ScatterPlan, statements: Mapping[str, AnySelect], state: ORMExecuteState
     ) -> Result[Any]:
+        if state._remaining_events():  # noqa: SLF001 -- there is no public name
+            # They see what is executed as it is, and may confine it.
+            raise UnmergeableQueryError(
+                "what only PostgreSQL can merge, beside a listener of do_orm_execute,",
+                "add to the statement itself what the listener would add",
+            )
+        self.work.parts.open(statements)
         connections = {shard_id: self.work.connection_to(shard_id) for shard_id in statements}
         with self.work.access.learning():
             rows = gather_in_postgres(
                 plan, statements, connections, one_set(state), access=self.work.access
             )
         return as_result(state.statement, rows)
-
-    def _ask_in_parallel(
-        self, statements: Mapping[str, AnySelect], parameters: Parameters
-    ) -> list[Sequence[Sequence[Any]]]:
-        connections = {shard_id: self.work.connection_to(shard_id) for shard_id in statements}
-
-        def question(shard_id: str) -> Sequence[Sequence[Any]]:
-            return connections[shard_id].execute(statements[shard_id], dict(parameters)).all()
-
-        questions = {s: lambda s=s: question(s) for s in statements}
-        with self.work.access.learning():
-            return list(ask_each(self.work.access.executor, questions).values())
 
 
 def _all_rows(result: Result[Any]) -> Sequence[Sequence[Any]]:

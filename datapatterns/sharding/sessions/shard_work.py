@@ -1,10 +1,12 @@
 """What the running transaction of a session over shards holds and has done on each of them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Result
+from sqlalchemy import Connection, Executable, Result
 from sqlalchemy.orm import ORMExecuteState, Session
 
 from datapatterns.errors import (
@@ -16,9 +18,17 @@ from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.scatter.scattering import ask_each
 from datapatterns.sharding.seeing.timing import TimedFlush
 
+T = TypeVar("T")
+
+Take: TypeAlias = Callable[[Result[Any]], T]
+
 LOCK_SECONDS = 5.0
+
+# Of the thread or task, as several may work for one session.
+_RUNNING: ContextVar["tuple[ShardWork, str] | None"] = ContextVar("running_on", default=None)
 _TURNS = count()
 
 
@@ -39,7 +49,6 @@ class ShardWork:
         self.is_committed = False
         self.flushed = TimedFlush(access.load)
         self._session = session
-        self._running: str | None = None
         self._claimed: set[tuple[int, int]] = set()
 
     # Connections ---------------------------------------------------------------------------
@@ -50,7 +59,7 @@ class ShardWork:
         Raises:
             UnroutableStatementError: No statement is running, so nothing says which shard.
         """
-        chosen = shard_id or self._running
+        chosen = shard_id or self._running()
         if chosen is None:
             raise UnroutableStatementError(
                 "a session over all shards has no connection of its own",
@@ -66,12 +75,38 @@ class ShardWork:
 
     def run(self, state: ORMExecuteState, statement: Any, shard_id: str) -> Result[Any]:  # noqa: ANN401 -- any statement
         """Execute ``statement`` in place of that of ``state``, on one shard."""
-        outer, self._running = self._running, shard_id
+        running = _RUNNING.set((self, shard_id))
         try:
             with self.access.asking(shard_id):
                 return state.invoke_statement(statement, bind_arguments={"shard_id": shard_id})
         finally:
-            self._running = outer
+            _RUNNING.reset(running)
+
+    def run_on_each(
+        self, state: ORMExecuteState, statements: Mapping[str, Executable], take: Take[T]
+    ) -> dict[str, T]:
+        """Execute a statement on each of several shards, at once; return what ``take`` made of it.
+
+        All load into the one session, as if it had asked one shard after the other.
+        """
+        self.parts.open(statements)
+        for shard_id in statements:
+            self.connection_to(shard_id)  # now, while nothing else is at work
+
+        def question(shard_id: str) -> T:
+            return take(self.run(state, statements[shard_id], shard_id))
+
+        # A flush would come in between, on connections that are in use.
+        with self.access.learning(), self._session.no_autoflush:
+            return ask_each(
+                self.access.fan_out,
+                {shard_id: partial(question, shard_id) for shard_id in statements},
+                in_turns=True,
+            )
+
+    def _running(self) -> str | None:
+        work, shard_id = _RUNNING.get() or (None, None)
+        return shard_id if work is self else None
 
     # Writers -------------------------------------------------------------------------------
 
