@@ -40,6 +40,7 @@ from datapatterns.cqrs.commands.commands import ExecuteOptions
 from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing import Codecs, EventStore, Position, SubjectKeys
+from datapatterns.index_table import Indexes, IndexTable
 from datapatterns.materialized_view import MaterializedView, Views
 from datapatterns.runtime import (
     CacheRelayLoop,
@@ -97,9 +98,11 @@ class DataLayer:
         projections: What workers and the command line run, see `datapatterns.cqrs`.
         commands: The handlers of commands; `handles` adds to them.
         views: The materialized views that workers and the command line refresh.
+        indexes: The index tables that the command line builds and verifies.
         observer: Receives counts and durations.
 
     Raises:
+        IndexUndeclaredError: Two index tables have one name, or one lives in another schema.
         ProjectionDefinitionError: A version of a projection is declared twice.
         SettingsError: A URL or a name cannot be used.
         ViewCycleError: Views are built upon each other in a circle.
@@ -120,6 +123,7 @@ class DataLayer:
         projections: Sequence[type[AnyProjection]] = (),
         commands: CommandHandlers | None = None,
         views: Sequence[MaterializedView] = (),
+        indexes: Sequence[IndexTable] = (),
         observer: Observer = SILENT,
     ) -> None:
         self.settings: Settings = settings_from(
@@ -136,6 +140,7 @@ class DataLayer:
         refuse_twins(self._declared)
         self._handlers = commands or CommandHandlers()
         self._views = Views(tuple(views), self.settings.schema)
+        self._indexes = Indexes(tuple(indexes), self.settings.schema)
         self._redis_prefix = redis_prefix or self.settings.schema
         found = self.settings
         self._engine = open_engine(found.database_url) if found.database_url else None
@@ -159,6 +164,7 @@ class DataLayer:
         schema: str = DEFAULT_SCHEMA,
         projections: Sequence[type[AnyProjection]] = (),
         views: Sequence[MaterializedView] = (),
+        indexes: Sequence[IndexTable] = (),
         observer: Observer = SILENT,
     ) -> Iterator[Self]:
         """Start servers of its own, migrate them, and stop them at the end; needs ``embedded``.
@@ -168,6 +174,7 @@ class DataLayer:
             schema: Where the library's tables live.
             projections: What workers and the command line run.
             views: The materialized views that they refresh.
+            indexes: The index tables that the command line builds.
             observer: Receives counts and durations.
         """
         try:
@@ -183,6 +190,7 @@ class DataLayer:
                 schema=schema,
                 projections=projections,
                 views=views,
+                indexes=indexes,
                 observer=observer,
             )
             with closing(layer):
@@ -320,6 +328,11 @@ class DataLayer:
     def views(self) -> Views:
         """The materialized views of the database."""
         return self._views
+
+    @property
+    def indexes(self) -> Indexes:
+        """The index tables of the database, or of each shard."""
+        return self._indexes
 
     def wait(
         self,

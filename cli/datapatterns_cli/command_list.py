@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("datapatterns_cli.demo:demo", "A year of a real grocer through all six patterns."),
     "doctor": ("datapatterns_cli.doctor:doctor", "Ask every server whether it is there and fit."),
     "events": ("datapatterns_cli.events:events", "Look into the event store, move events."),
+    "indexes": ("datapatterns_cli.indexes:indexes", "Look at index tables, build, verify them."),
     "migrate": ("datapatterns_cli.migrate:migrate", "Create and upgrade the library's tables."),
     "projections": (
         "datapatterns_cli.projections:projections",

@@ -18,7 +18,8 @@ DataPatternsError
 │     event_transfer      EventLineError, ExportFileError, ImportChunkError, ImportVersionError,
 │                         PurgeRefusedError, SourceEventError, StreamCopyError
 │     index_tables        IndexChangedError, IndexDefinitionError, IndexDetachedError,
-│                         IndexMissingError, IndexModeError
+│                         IndexMissingError, IndexModeError,
+│                         IndexUndeclaredError
 │     live_folds          LiveFoldLimitError
 │     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
 │                         SchemaOccupiedError, UnknownRevisionError
@@ -175,6 +176,7 @@ from datapatterns.errors.index_tables import (
     IndexMissingError,
     IndexModeError,
     IndexNotReadyError,
+    IndexUndeclaredError,
 )
 from datapatterns.errors.live_folds import LiveFoldLimitError
 from datapatterns.errors.migrations import (
@@ -337,6 +339,7 @@ __all__ = [
     "IndexMissingError",
     "IndexModeError",
     "IndexNotReadyError",
+    "IndexUndeclaredError",
     "InlineKeyError",
     "InlineProjectionError",
     "IsolationLevelError",

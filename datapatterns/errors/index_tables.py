@@ -141,3 +141,15 @@ class IndexDiffersError(CorruptionError):
         self.missing = missing
         self.orphaned = orphaned
         self.different = different
+
+
+class IndexUndeclaredError(ConfigurationError):
+    """No index table of that name is declared, or two are.
+
+    Attributes:
+        index: The name.
+    """
+
+    def __init__(self, index: str, problem: str) -> None:
+        super().__init__(f"index table {index!r}: {problem}")
+        self.index = index

@@ -9,13 +9,16 @@ from datapatterns.index_table.entries import (
     VerifyReport,
 )
 from datapatterns.index_table.index import IndexTable
+from datapatterns.index_table.indexes import Indexes, IndexReport
 
 __all__ = [
     "BackfillProgress",
     "Explanation",
     "IndexDifference",
     "IndexEntry",
+    "IndexReport",
     "IndexTable",
+    "Indexes",
     "Match",
     "VerifyReport",
 ]

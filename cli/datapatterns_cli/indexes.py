@@ -1,0 +1,301 @@
+"""`datapatterns indexes`: how index tables stand, and what is done with them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from datapatterns_cli.invocation import Invocation, pass_invocation
+from datapatterns_cli.shared_options import Command, Group
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+    from datapatterns import DataLayer
+    from datapatterns.index_table import BackfillProgress, IndexReport, IndexTable, VerifyReport
+
+T = TypeVar("T")
+
+_MAIN = "main"
+_ADVICE = {
+    "missing": "create() it in a migration",
+    "changed": "drop() it, create() it anew in a migration, then datapatterns indexes backfill",
+    "detached": "mend it: datapatterns indexes repair {name}",
+    "building": "index the rest: datapatterns indexes backfill {name}",
+    "built": "let it be read: datapatterns indexes backfill {name}",
+}
+_names = click.argument("names", nargs=-1, metavar="[NAME]...")
+_database = click.option(
+    "--database",
+    metavar="NAME",
+    help=f"Only there: {_MAIN!r}, or a shard's name.  [default: wherever the table is]",
+)
+_dry_run = click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+
+
+@click.group(cls=Group)
+def indexes() -> None:
+    """Look at index tables, build, verify and mend them.
+
+    \b
+      datapatterns indexes list --app shop.data:layer
+      datapatterns indexes backfill customer_by_email --app shop.data:layer
+      datapatterns indexes verify --app shop.data:layer
+    """  # noqa: D301
+
+
+@indexes.command("list", cls=Command)
+@_names
+@_database
+@pass_invocation
+def list_indexes(invocation: Invocation, *, names: tuple[str, ...], database: str | None) -> None:
+    """Show how each index stands in each database that has its table.
+
+    What is wrong with one is told on stderr, with what to do.
+
+    \b
+      datapatterns indexes list --app shop.data:layer
+    """  # noqa: D301
+    found = list(_standing(_layer(invocation), names, database))
+    rows = [
+        {
+            "name": one.name,
+            "database": where,
+            "state": one.state,
+            "rows_done": one.rows_done,
+            "table": index.definition.base.fullname,
+            "on": ", ".join(index.definition.key),
+            "unique": index.definition.unique,
+        }
+        for where, index, one in found
+    ]
+    invocation.output.table(rows, empty="no database has a table that an index is declared on")
+    for where, _, one in found:
+        if not invocation.output.as_json and one.state in _ADVICE:
+            advice = _ADVICE[one.state].format(name=one.name)
+            invocation.output.note(f"{one.name} in {where} is {one.state}: {advice}")
+
+
+@indexes.command(cls=Command)
+@_names
+@pass_invocation
+def explain(invocation: Invocation, *, names: tuple[str, ...]) -> None:
+    """Show how each index is kept, and why that way.
+
+    \b
+      datapatterns indexes explain --app shop.data:layer
+    """  # noqa: D301
+    rows = []
+    for index in _layer(invocation).indexes.named(names):
+        explanation = index.explain()
+        rows.append({"name": index.name, "mode": explanation.mode, "reason": explanation.reason})
+    invocation.output.table(rows, empty="no index is declared")
+
+
+@indexes.command(cls=Command)
+@_names
+@_database
+@click.option(
+    "--chunk-rows",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="How many rows a transaction locks against writers.",
+)
+@click.option(
+    "--pause",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Seconds to leave the database alone after each chunk.",
+)
+@_dry_run
+@pass_invocation
+def backfill(
+    invocation: Invocation,
+    *,
+    names: tuple[str, ...],
+    database: str | None,
+    chunk_rows: int,
+    pause: float,
+    dry_run: bool,
+) -> None:
+    """Index the rows from before and let indexes be read: all that are created, or these.
+
+    Writers go on. It takes up where it, or another process, has ended. An index that does not
+    agree with its table then is not read, and why is told.
+
+    \b
+      datapatterns indexes backfill --app shop.data:layer
+      datapatterns indexes backfill customer_by_email --chunk-rows 1000 --pause 0.1
+    """  # noqa: D301
+    layer = _layer(invocation)
+    due = [
+        (where, index)
+        for where, index, one in _standing(layer, names, database)
+        if one.state in ("building", "built")
+    ]
+    rows: list[dict[str, Any]] = []
+    with invocation.output.progress("indexing rows", None) as advance:
+        for where, index in due:
+            report = None
+            if not dry_run:
+                report = _built(layer, where, index, advance, chunk_rows, pause)
+            rows.append(
+                {
+                    "name": index.name,
+                    "database": where,
+                    "rows": None if report is None else report.rows,
+                    "done": report is not None,
+                }
+            )
+    invocation.output.table(rows, empty="all that are created are read already")
+
+
+@indexes.command(cls=Command)
+@_names
+@_database
+@pass_invocation
+def verify(invocation: Invocation, *, names: tuple[str, ...], database: str | None) -> None:
+    """Compare indexes with their tables, both ways; exits with 5 if they differ.
+
+    \b
+      datapatterns indexes verify --app shop.data:layer
+    """  # noqa: D301
+    _tell(invocation, _compared(_layer(invocation), names, database))
+
+
+@indexes.command(cls=Command)
+@_names
+@_database
+@_dry_run
+@pass_invocation
+def repair(
+    invocation: Invocation, *, names: tuple[str, ...], database: str | None, dry_run: bool
+) -> None:
+    """Make indexes what their tables say; exits with 5 if something is left.
+
+    Writers of the table wait meanwhile. With --dry-run it says what is wrong.
+
+    \b
+      datapatterns indexes repair customer_by_email --app shop.data:layer
+    """  # noqa: D301
+    layer = _layer(invocation)
+    reports = _compared(layer, names, database, repaired=not dry_run)
+    _tell(invocation, reports, exit_code=not dry_run)
+
+
+def _layer(invocation: Invocation) -> "DataLayer":
+    layer = invocation.layer()
+    if not layer.indexes.declared:
+        raise click.UsageError(
+            "no index is declared; name the app that has DataLayer(indexes=[...]): --app"
+        )
+    return layer
+
+
+def _engines(layer: "DataLayer") -> "dict[str, Engine]":
+    main = {_MAIN: layer.engine} if layer.settings.database_url else {}
+    return {**main, **layer.shard_engines}
+
+
+def _standing(
+    layer: "DataLayer", names: Sequence[str], database: str | None
+) -> "Iterator[tuple[str, IndexTable, IndexReport]]":
+    engines = _engines(layer)
+    if database is not None and database not in engines:
+        raise click.BadParameter(
+            f"there is no {database!r}; those that are: {', '.join(engines)}",
+            param_hint="--database",
+        )
+    layer.indexes.named(names)  # a wrong name is told before any server is asked
+    for where in [database] if database is not None else engines:
+
+        def ask(conn: "Connection") -> "list[IndexReport]":
+            return layer.indexes.status(conn, names)
+
+        for one in _asked(engines[where], ask):
+            if one.state != "no_table":
+                yield where, layer.indexes.find(one.name), one
+
+
+def _compared(
+    layer: "DataLayer", names: Sequence[str], database: str | None, *, repaired: bool = False
+) -> "list[tuple[str, VerifyReport]]":
+    found = []
+    for where, index, one in _standing(layer, names, database):
+        if one.state not in ("missing", "changed"):
+            do = layer.indexes.repair if repaired else layer.indexes.verify
+            found.append((where, do(_engines(layer)[where], [index.name])[index.name]))
+    return found
+
+
+def _built(
+    layer: "DataLayer",
+    where: str,
+    index: "IndexTable",
+    advance: Callable[..., None],
+    chunk_rows: int,
+    pause_seconds: float,
+) -> "VerifyReport":
+    before = 0
+
+    def on_chunk(_name: str, progress: "BackfillProgress") -> None:
+        nonlocal before
+        advance(progress.rows_done - before)
+        before = progress.rows_done
+
+    return layer.indexes.build(
+        _engines(layer)[where],
+        [index.name],
+        chunk_rows=chunk_rows,
+        pause_seconds=pause_seconds,
+        on_chunk=on_chunk,
+    )[index.name]
+
+
+def _asked(engine: "Engine", ask: "Callable[[Connection], T]") -> T:
+    with engine.connect().execution_options(isolation_level="READ COMMITTED") as conn:
+        return ask(conn)
+
+
+def _tell(
+    invocation: Invocation,
+    reports: "Sequence[tuple[str, VerifyReport]]",
+    *,
+    exit_code: bool = True,
+) -> None:
+    rows = [
+        {
+            "name": one.index,
+            "database": where,
+            "rows": one.rows,
+            "missing": one.missing,
+            "orphaned": one.orphaned,
+            "different": one.different,
+            "clean": one.clean,
+        }
+        for where, one in reports
+    ]
+    invocation.output.table(rows, empty="no index is there to be compared")
+    samples = [
+        {
+            "name": one.index,
+            "database": where,
+            "kind": sample.kind,
+            "key": ", ".join(map(str, sample.key)),
+            "primary_key": ", ".join(map(str, sample.primary_key)),
+        }
+        for where, one in reports
+        for sample in one.samples
+    ]
+    if samples and not invocation.output.as_json:
+        invocation.output.table(samples)
+    wrong = sorted({one.index for _, one in reports if not one.clean})
+    if wrong and exit_code:
+        from datapatterns import CorruptionError  # noqa: PLC0415 -- help must not wait for it
+
+        error = CorruptionError("not what the table says: " + ", ".join(wrong))
+        for name in wrong:
+            error.add_note(f"to mend it: datapatterns indexes repair {name}")
+        raise error

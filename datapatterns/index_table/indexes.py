@@ -1,0 +1,206 @@
+"""The index tables that an application declares, and how each stands in a database."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Literal, TypeAlias
+
+from sqlalchemy import Connection, Engine, select
+
+from datapatterns.errors import (
+    IndexChangedError,
+    IndexDetachedError,
+    IndexMissingError,
+    IndexUndeclaredError,
+)
+from datapatterns.index_table.catalog import table_facts
+from datapatterns.index_table.definition import IndexDefinition
+from datapatterns.index_table.entries import BackfillProgress, VerifyReport
+from datapatterns.index_table.index import IndexTable
+from datapatterns.index_table.schema import index_tables
+from datapatterns.index_table.states import index_status
+from datapatterns.sql.metadata import DEFAULT_SCHEMA
+from datapatterns.transactions import fresh_reads, resuming
+
+IndexState: TypeAlias = Literal[
+    "no_table", "missing", "changed", "detached", "building", "built", "ready"
+]
+"""How an index stands: its table isn't in this database; it was never created; it was built from
+another definition; writers pass it by; its rows from before are still coming; they are all there;
+it is read."""
+
+OnChunk: TypeAlias = Callable[[str, BackfillProgress], object]
+"""Is told how far the index of that name has come."""
+
+
+def _tell_nobody(_name: str, _progress: BackfillProgress) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """How an index stands in one database.
+
+    Attributes:
+        name: Its name.
+        state: Whether it is read, and what is in the way.
+        rows_done: Rows from before that were looked at; None if it isn't there.
+    """
+
+    name: str
+    state: IndexState
+    rows_done: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Indexes:
+    """What an application keeps index tables of.
+
+    Attributes:
+        declared: The index tables.
+        schema: Where all of them live.
+
+    Raises:
+        IndexUndeclaredError: Two have one name, or one lives in another schema.
+    """
+
+    declared: Sequence[IndexTable] = ()
+    schema: str = DEFAULT_SCHEMA
+    _by_name: dict[str, IndexTable] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for index in self.declared:
+            if self._by_name.setdefault(index.name, index) is not index:
+                raise IndexUndeclaredError(index.name, "two are declared; give one another name")
+            if index.definition.schema != self.schema:
+                raise IndexUndeclaredError(
+                    index.name,
+                    f"it is declared in schema {index.definition.schema!r}, where the tables of"
+                    f" this layer are not; write schema={self.schema!r}",
+                )
+
+    def find(self, name: str) -> IndexTable:
+        """Return the index that is declared under ``name``.
+
+        Raises:
+            IndexUndeclaredError: None is.
+        """
+        if (index := self._by_name.get(name)) is None:
+            names = ", ".join(sorted(self._by_name)) or "none is"
+            raise IndexUndeclaredError(name, f"it is not declared; those that are: {names}")
+        return index
+
+    def named(self, only: Sequence[str] = ()) -> list[IndexTable]:
+        """Return those of these names, each once; all that are declared if there is none.
+
+        Raises:
+            IndexUndeclaredError: One is not declared.
+        """
+        return [self.find(name) for name in dict.fromkeys(only or self._by_name)]
+
+    def status(self, conn: Connection, only: Sequence[str] = ()) -> list[IndexReport]:
+        """Return how each stands."""
+        return [_report(conn, index.definition) for index in self.named(only)]
+
+    def build(
+        self,
+        engine: Engine,
+        only: Sequence[str] = (),
+        *,
+        chunk_rows: int = 10_000,
+        pause_seconds: float = 0.0,
+        on_chunk: OnChunk = _tell_nobody,
+    ) -> dict[str, VerifyReport]:
+        """Index the rows from before and let the indexes be read; those that are created already.
+
+        Takes up where it ended, whoever began; any number of processes may do it at once. Each
+        chunk is a transaction of its own.
+
+        Args:
+            engine: Where they are.
+            only: Names, if not all are meant.
+            chunk_rows: How many rows a transaction locks against writers.
+            pause_seconds: How long to leave the database alone after each chunk.
+            on_chunk: Called after each chunk.
+
+        Returns:
+            What the comparison with its table found of each that has become ready.
+
+        Raises:
+            CommitUnansweredError: The answer to a COMMIT was lost; do the same again.
+            IndexDiffersError: An index doesn't agree with its table; in a unique one, two rows may
+                have one key.
+        """
+        with fresh_reads(engine) as conn:
+            reports = self.status(conn, only)
+        due = [one.name for one in reports if one.state in ("building", "built")]
+        return {
+            name: self._built(engine, self.find(name), chunk_rows, pause_seconds, on_chunk)
+            for name in due
+        }
+
+    def verify(self, engine: Engine, only: Sequence[str] = ()) -> dict[str, VerifyReport]:
+        """Compare each with its table, both ways, in a snapshot of its own; writers go on.
+
+        Raises: as `IndexTable.verify`, at the first that cannot be compared.
+        """
+        found = {}
+        for index in self.named(only):
+            with fresh_reads(engine) as conn:
+                found[index.name] = index.verify(conn)
+        return found
+
+    def repair(self, engine: Engine, only: Sequence[str] = ()) -> dict[str, VerifyReport]:
+        """Make each what its table says, in a transaction of its own; return what is left.
+
+        Raises:
+            CommitUnansweredError: The answer to a COMMIT was lost; do the same again.
+        """
+        found = {}
+        for index in self.named(only):
+            with fresh_reads(engine) as conn, resuming(conn, f"repairing index {index.name}"):
+                found[index.name] = index.repair(conn)
+        return found
+
+    def _built(
+        self,
+        engine: Engine,
+        index: IndexTable,
+        chunk_rows: int,
+        pause_seconds: float,
+        on_chunk: OnChunk,
+    ) -> VerifyReport:
+        pausing = Event()
+        done = False
+        while not done:
+            with fresh_reads(engine) as conn, resuming(conn, f"a chunk of index {index.name}"):
+                progress = index.backfill(conn, limit=chunk_rows)
+            on_chunk(index.name, progress)
+            done = progress.done
+            if not done:
+                pausing.wait(pause_seconds)
+        with fresh_reads(engine) as conn, resuming(conn, f"activating index {index.name}"):
+            return index.activate(conn)
+
+
+def _report(conn: Connection, definition: IndexDefinition) -> IndexReport:
+    try:
+        status = index_status(conn, definition)
+    except IndexMissingError:
+        is_there = table_facts(conn, definition.base) is not None
+        return IndexReport(definition.name, "missing" if is_there else "no_table", None)
+    except IndexChangedError:
+        return IndexReport(definition.name, "changed", None)
+    except IndexDetachedError:
+        return IndexReport(definition.name, "detached", None)
+    backfills = index_tables(definition.schema).index_backfill
+    found = conn.execute(
+        select(backfills.c.rows_done, backfills.c.done).where(
+            backfills.c.index_id == status.index_id
+        )
+    ).one()
+    if not status.kept:
+        return IndexReport(definition.name, "detached", found.rows_done)
+    if status.state == "ready":
+        return IndexReport(definition.name, "ready", found.rows_done)
+    return IndexReport(definition.name, "built" if found.done else "building", found.rows_done)
