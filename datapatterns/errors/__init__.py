@@ -31,8 +31,9 @@ DataPatternsError
 │     segments            SegmentError, SegmentKeyError
 │     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
 │                         ServerTooOldError, SettingsError
-│     shard_statements    MergeLimitError, MultiShardWriteError, ScatterRefusedError,
-│                         UnmergeableQueryError, UnroutableStatementError
+│     shard_statements    MergeLimitError, MultiShardWriteError, PageCursorError,
+│                         ScatterRefusedError, UnmergeableQueryError,
+│                         UnroutableStatementError
 │     shard_migrations    AlembicEnvironmentError, ShardBehindError,
 │                         ShardMigrationFailedError
 │     shards              BucketCountError, GroupMismatchError, RangeBoundError,
@@ -235,6 +236,7 @@ from datapatterns.errors.shard_migrations import (
 from datapatterns.errors.shard_statements import (
     MergeLimitError,
     MultiShardWriteError,
+    PageCursorError,
     ScatterRefusedError,
     UnmergeableQueryError,
     UnroutableStatementError,
@@ -361,6 +363,7 @@ __all__ = [
     "MoveTakenOverError",
     "MultiShardWriteError",
     "OutcomeUnknownError",
+    "PageCursorError",
     "PayloadError",
     "PersonalFieldError",
     "ProjectionDefinitionError",

@@ -35,6 +35,21 @@ class MultiShardWriteError(ConfigurationError):
         )
 
 
+class PageCursorError(ConfigurationError):
+    """A page cannot begin or end where it was to.
+
+    Attributes:
+        reason: Why.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"there is no page: {reason}; hand back the cursor of the page before with the same"
+            " ``by``, which names NOT NULL columns that tell all rows apart"
+        )
+        self.reason = reason
+
+
 class ScatterRefusedError(ConfigurationError):
     """A statement does not say for which shard key, so it would have to go to every shard.
 

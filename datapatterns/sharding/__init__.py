@@ -14,6 +14,7 @@ from datapatterns.sharding.migrating.migrations import ShardMigrations, ShardPla
 from datapatterns.sharding.migrating.recording import ShardRun
 from datapatterns.sharding.migrating.running import MigrationPace
 from datapatterns.sharding.moving.move import Move, MoveProgress
+from datapatterns.sharding.scatter.keyset import Keyset, KeysetPage, keyset
 from datapatterns.sharding.seeing.counting import BucketStats, ShardStats, TableCount
 from datapatterns.sharding.seeing.load_watch import LoadWatch
 from datapatterns.sharding.seeing.looking import HotKey
@@ -53,6 +54,8 @@ __all__ = [
     "Jump",
     "Ketama",
     "Key",
+    "Keyset",
+    "KeysetPage",
     "ListMap",
     "LoadWatch",
     "MigrationPace",
@@ -78,6 +81,7 @@ __all__ = [
     "ShardingStrategy",
     "TableCount",
     "in_rounds",
+    "keyset",
     "parts_of_id",
     "plan_moves",
 ]

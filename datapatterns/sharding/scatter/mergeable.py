@@ -1,7 +1,7 @@
 """Which parts of a SELECT can be merged by Python exactly as by PostgreSQL; others are not."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import (
@@ -25,6 +25,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from datapatterns.errors import UnmergeableQueryError
 from datapatterns.sharding.scatter.merging import Aggregate, OrderKey
+from datapatterns.sharding.scatter.ranking import can_be_ranked
 from datapatterns.sharding.scatter.refusals import AGGREGATES, name_of
 from datapatterns.sharding.scatter.selected import unlabelled
 from datapatterns.sharding.scatter.value_types import SUMMABLE, TEXTS, is_orderable
@@ -155,10 +156,12 @@ def order_key(sort: SortExpression, expression: ColumnElement[Any], position: in
     """
     if _is_c_text(expression):
         return sort.key(position, text=True)
+    if can_be_ranked(expression):
+        return replace(sort.key(position, text=False), ranked=True)
     if not is_orderable(expression.type):
         raise UnmergeableQueryError(
             f"ORDER BY a {type(expression.type).__name__}",
-            'order text by collate(column, "C"); cast other types, or name the shard key',
+            "cast it to a plain type, or name the shard key",
         )
     return sort.key(position, text=False)
 

@@ -5,11 +5,12 @@ is refused, also if a column turns out to hold it against its declaration.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Context, Decimal
-from typing import Any, Literal, TypeAlias
+from itertools import groupby
+from typing import Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 from datapatterns.errors import UnmergeableQueryError
@@ -22,6 +23,10 @@ _EXACT: frozenset[type] = frozenset(
 # Wide enough for any numeric of PostgreSQL; the default of 28 digits would round.
 _WIDE = Context(prec=200_000, traps=[])
 _BIGINT_LIMIT = 2**63
+Ranks: TypeAlias = Mapping[int, Mapping[Any, int]]
+"""For some columns, the place of each value in PostgreSQL's order."""
+
+_NO_RANKS: Final[Ranks] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,14 @@ class OrderKey:
         descending: Whether large values come first.
         nulls_first: Whether NULL does.
         text: Whether it is text that the servers order as Python does: under collation "C".
+        ranked: Whether PostgreSQL has told the places of its values.
     """
 
     position: int
     descending: bool = False
     nulls_first: bool = False
     text: bool = False
+    ranked: bool = False
 
 
 def merged_rows(
@@ -46,6 +53,7 @@ def merged_rows(
     *,
     order: Sequence[OrderKey],
     distinct: int | None,
+    ranks: Ranks = _NO_RANKS,
 ) -> list[Sequence[Any]]:
     """Return the rows of all parts, ordered; of rows that agree in the first columns, one.
 
@@ -53,6 +61,7 @@ def merged_rows(
         parts: The rows of each shard.
         order: What to order by.
         distinct: How many columns must agree; None to keep all rows.
+        ranks: The places of values that only PostgreSQL can compare.
 
     Raises:
         UnmergeableQueryError: Python orders or compares such values otherwise than PostgreSQL.
@@ -60,10 +69,12 @@ def merged_rows(
     rows = [row for part in parts for row in part]
     if distinct is not None:
         rows = list({_identity(row[:distinct]): row for row in rows}.values())
-    return ordered_rows(rows, order)
+    return ordered_rows(rows, order, ranks)
 
 
-def ordered_rows(rows: list[Sequence[Any]], order: Sequence[OrderKey]) -> list[Sequence[Any]]:
+def ordered_rows(
+    rows: list[Sequence[Any]], order: Sequence[OrderKey], ranks: Ranks = _NO_RANKS
+) -> list[Sequence[Any]]:
     """Return ``rows`` as ORDER BY would.
 
     Raises:
@@ -71,8 +82,17 @@ def ordered_rows(rows: list[Sequence[Any]], order: Sequence[OrderKey]) -> list[S
     """
     # The last column first: each pass keeps the order of what it finds equal.
     for key in reversed(order):
-        rows = sorted(rows, key=_sort_function(key), reverse=key.descending)
+        rows = sorted(rows, key=_sort_function(key, ranks), reverse=key.descending)
     return rows
+
+
+def first_rows(
+    rows: Sequence[Sequence[Any]], keys: Sequence[OrderKey], ranks: Ranks = _NO_RANKS
+) -> list[Sequence[Any]]:
+    """Return the first of each run of rows that agree in ``keys``, as DISTINCT ON does."""
+    functions = [_sort_function(key, ranks) for key in keys]
+    runs = groupby(rows, key=lambda row: tuple(function(row) for function in functions))
+    return [next(run) for _, run in runs]
 
 
 def merged_groups(
@@ -133,14 +153,17 @@ def _added(one: Any, other: Any) -> int | Decimal:  # noqa: ANN401 -- any value
     )
 
 
-def _sort_function(key: OrderKey) -> Callable[[Sequence[Any]], tuple[bool, Any]]:
+def _sort_function(key: OrderKey, ranks: Ranks) -> Callable[[Sequence[Any]], tuple[bool, Any]]:
     # A descending pass is reversed, and with it where NULLs go.
     null_rank = key.nulls_first == key.descending
+    places = ranks[key.position] if key.ranked else {}
 
     def sort_key(row: Sequence[Any]) -> tuple[bool, Any]:
         value = row[key.position]
         if value is None:
             return null_rank, 0
+        if key.ranked:
+            return not null_rank, places[value]
         if key.text and type(value) is str:
             return not null_rank, value
         return not null_rank, _comparable(value)

@@ -23,6 +23,7 @@ from datapatterns.sharding.scatter.mergeable import (
     sort_expression,
 )
 from datapatterns.sharding.scatter.merging import Aggregate, OrderKey
+from datapatterns.sharding.scatter.ranking import RankedColumn, ranked_column
 from datapatterns.sharding.scatter.refusals import refuse_what_nobody_merges
 from datapatterns.sharding.scatter.selected import (
     AnySelect,
@@ -66,6 +67,8 @@ class ScatterPlan:
         width: How many columns the caller gets.
         groups: How to merge partial aggregates; None for plain rows.
         order: What to order the merged rows by.
+        ranked: Which columns of that PostgreSQL has to compare.
+        leading: Of rows that agree in so many parts of the order, the first is kept.
         distinct: Whether repeated rows are dropped.
         offset: How many merged rows to skip.
         limit: How many to return at most; None for all.
@@ -82,6 +85,8 @@ class ScatterPlan:
     offset: int
     limit: int | None
     rows_max: int
+    ranked: tuple[RankedColumn, ...] = ()
+    leading: int = 0
     combined: AnySelect | None = None
     reason: str | None = None
 
@@ -149,7 +154,7 @@ def _bounds(statement: AnySelect, parameters: Parameters, rows_max: int) -> _Bou
     offset = _number(statement._offset_clause, parameters) or 0  # noqa: SLF001
     if offset > OFFSET_MAX:
         raise UnmergeableQueryError(
-            f"OFFSET {offset}", "continue after the last row's sort columns with WHERE instead"
+            f"OFFSET {offset}", "read pages by keyset(statement, by=..., after=cursor, size=...)"
         )
     if limit is not None and limit + offset > rows_max:
         raise MergeLimitError(rows_max)
@@ -175,23 +180,23 @@ def _plan_combined(
         bounds.offset,
         bounds.limit,
         bounds.rows_max,
-        combined.limit(bounds.limit).offset(bounds.offset or None),
-        refusal.clause,
+        combined=combined.limit(bounds.limit).offset(bounds.offset or None),
+        reason=refusal.clause,
     )
 
 
 def _plan_rows(statement: AnySelect, bounds: _Bounds) -> ScatterPlan:
     """Each group, or each row, is on one shard: what it answers is part of the answer."""
     selected = selected_columns(statement)
-    distinct = bool(statement._distinct)  # noqa: SLF001 -- there is no public name
-    if distinct_on_of(statement):
-        raise UnmergeableQueryError("DISTINCT ON", "GROUP BY its columns instead")
+    first_of = distinct_on_of(statement)
+    distinct = bool(statement._distinct) and not first_of  # noqa: SLF001 -- no public name
     if distinct:
         for column in selected:
             check_identity(column, "DISTINCT")
     width = len(statement.column_descriptions)
     sorts = [sort_expression(clause) for clause in statement._order_by_clauses]  # noqa: SLF001
-    order, hidden = [], []
+    _check_first_of(first_of, [_named(sort, selected) for sort in sorts[: len(first_of)]])
+    order, hidden, ranked = [], [], []
     for sort in sorts:
         position = position_of(sort, selected) if distinct else None
         if distinct and position is None:
@@ -199,11 +204,34 @@ def _plan_rows(statement: AnySelect, bounds: _Bounds) -> ScatterPlan:
         if position is None:
             hidden.append(_named(sort, selected).label(None))
             position = width + len(hidden) - 1
-        order.append(order_key(sort, _named(sort, selected), position))
+        expression = _named(sort, selected)
+        order.append(key := order_key(sort, expression, position))
+        if key.ranked:
+            ranked.append(ranked_column(statement, expression, position))
     sent = statement.add_columns(*hidden).limit(bounds.sent).offset(None)
     return ScatterPlan(
-        sent, width, None, tuple(order), distinct, bounds.offset, bounds.limit, bounds.rows_max
+        sent,
+        width,
+        None,
+        tuple(order),
+        distinct,
+        bounds.offset,
+        bounds.limit,
+        bounds.rows_max,
+        ranked=tuple(ranked),
+        leading=len(first_of),
     )
+
+
+def _check_first_of(
+    first_of: Sequence[ColumnElement[Any]], order: Sequence[ColumnElement[Any]]
+) -> None:
+    """Refuse a DISTINCT ON whose first rows the ORDER BY does not tell."""
+    for clause in first_of:
+        if not any(each.compare(unlabelled(clause)) for each in order):
+            raise UnmergeableQueryError(
+                "DISTINCT ON without its ORDER BY", "begin the ORDER BY with the same columns"
+            )
 
 
 def _plan_groups(
@@ -219,7 +247,7 @@ def _plan_groups(
     output = [partial.add(column) for column in selected]
     for clause in group_by:
         partial.add_group(clause)
-    order = []
+    order, ranked = [], []
     for clause in statement._order_by_clauses:  # noqa: SLF001 -- there is no public name
         sort = sort_expression(clause)
         position = position_of(sort, selected)
@@ -230,7 +258,9 @@ def _plan_groups(
             order.append(sort.key(position, text=False))
         else:
             ordered_by = selected[position] if call is None else call.argument
-            order.append(order_key(sort, unlabelled(ordered_by), position))
+            order.append(key := order_key(sort, unlabelled(ordered_by), position))
+            if key.ranked:
+                ranked.append(ranked_column(statement, unlabelled(ordered_by), position))
     sent = (
         statement.with_only_columns(*partial.columns, maintain_column_froms=True)
         .order_by(None)
@@ -252,6 +282,7 @@ def _plan_groups(
         bounds.offset,
         bounds.limit,
         bounds.rows_max,
+        ranked=tuple(ranked),
     )
 
 

@@ -9,7 +9,13 @@ from sqlalchemy import ARRAY, BigInteger, Connection, Numeric, cast, column, fun
 from datapatterns.errors import MergeLimitError
 from datapatterns.sharding.fan_out import FanOut
 from datapatterns.sharding.maps.ownership import shard_errors
-from datapatterns.sharding.scatter.merging import merged_groups, merged_rows, ordered_rows
+from datapatterns.sharding.scatter.merging import (
+    first_rows,
+    merged_groups,
+    merged_rows,
+    ordered_rows,
+)
+from datapatterns.sharding.scatter.ranking import ranks_of
 from datapatterns.sharding.scatter.scatter_plan import GroupMerge, ScatterPlan
 
 T = TypeVar("T")
@@ -42,14 +48,14 @@ def ask_each(
 
 
 def merge(
-    plan: ScatterPlan, parts: Sequence[Sequence[Sequence[Any]]], divider: Connection
+    plan: ScatterPlan, parts: Sequence[Sequence[Sequence[Any]]], judge: Connection
 ) -> list[Sequence[Any]]:
     """Return the rows that one database would have returned for the whole statement.
 
     Args:
         plan: What was sent.
         parts: What came back from each shard.
-        divider: A connection for averages: PostgreSQL itself decides how many digits they have.
+        judge: A connection to ask how many digits an average has, and in which order text comes.
 
     Raises:
         MergeLimitError: These are more rows than may be merged.
@@ -58,17 +64,25 @@ def merge(
     bounded = plan.limit is not None and plan.groups is None
     if not bounded and sum(map(len, parts)) > plan.rows_max:
         raise MergeLimitError(plan.rows_max)
-    if plan.groups is None:
-        rows = merged_rows(parts, order=plan.order, distinct=plan.width if plan.distinct else None)
-        rows = [row[: plan.width] for row in rows]
-    else:
-        rows = ordered_rows(_grouped(plan.groups, parts, divider), plan.order)
+    if plan.groups is not None:
+        grouped = _grouped(plan.groups, parts, judge)
+        rows = ordered_rows(grouped, plan.order, ranks_of(plan.ranked, grouped, judge))
+        return _within_bounds(plan, rows)
+    ranks = ranks_of(plan.ranked, [row for part in parts for row in part], judge)
+    distinct = plan.width if plan.distinct else None
+    rows = merged_rows(parts, order=plan.order, distinct=distinct, ranks=ranks)
+    if plan.leading:
+        rows = first_rows(rows, plan.order[: plan.leading], ranks)
+    return [row[: plan.width] for row in _within_bounds(plan, rows)]
+
+
+def _within_bounds(plan: ScatterPlan, rows: list[Sequence[Any]]) -> list[Sequence[Any]]:
     end = None if plan.limit is None else plan.offset + plan.limit
     return rows[plan.offset : end]
 
 
 def _grouped(
-    groups: GroupMerge, parts: Sequence[Sequence[Sequence[Any]]], divider: Connection
+    groups: GroupMerge, parts: Sequence[Sequence[Sequence[Any]]], judge: Connection
 ) -> list[Sequence[Any]]:
     rows = merged_groups(
         (row for part in parts for row in part),
@@ -76,7 +90,7 @@ def _grouped(
         aggregates=groups.aggregates,
     )
     for total, count in groups.averages:
-        quotients = _divided(divider, [row[total] for row in rows], [row[count] for row in rows])
+        quotients = _divided(judge, [row[total] for row in rows], [row[count] for row in rows])
         for row, quotient in zip(rows, quotients, strict=True):
             row[total] = quotient
     return [[row[position] for position in groups.output] for row in rows]

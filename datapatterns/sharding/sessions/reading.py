@@ -128,8 +128,8 @@ class Reading:
         if plan.combined is not None:
             return self._combined(plan, statements, state)
         parts = [*self.work.run_on_each(state, statements, _all_rows).values()]
-        divider = self.work.connection_to(next(iter(statements)))
-        return as_result(state.statement, merge(plan, parts, divider))
+        judge = self.work.connection_to(next(iter(statements)))
+        return as_result(state.statement, merge(plan, parts, judge))
 
     def _combined(
         self, plan: ScatterPlan, statements: Mapping[str, AnySelect], state: ORMExecuteState
