@@ -1,6 +1,7 @@
 """Sharding: rows of one key live together on one of several servers."""
 
 from datapatterns.sharding.atomic import AtomicWork, Recovered
+from datapatterns.sharding.broadcasting.comparing import CopyComparison, CopyDifference
 from datapatterns.sharding.broadcasting.definition import Broadcast
 from datapatterns.sharding.cluster import ShardCluster
 from datapatterns.sharding.definition import EntityGroup, ShardKey
@@ -45,6 +46,8 @@ __all__ = [
     "BucketStats",
     "Composite",
     "CompositeKey",
+    "CopyComparison",
+    "CopyDifference",
     "Directory",
     "EntityGroup",
     "Hash",

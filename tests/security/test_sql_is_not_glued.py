@@ -81,6 +81,7 @@ ALLOWED = {
     "datapatterns/materialized_view/verifying.py:hold_sources": BY_POSTGRES,
     "datapatterns/outcomes.py:take_trace": OURS,
     "datapatterns/outcomes.py:read_outcome": OURS,
+    "datapatterns/sharding/broadcasting/copying.py:_copy": "psycopg composed it",
     "datapatterns/sharding/scatter/combining.py:_create_table": COMPILED,
     "datapatterns/sharding/scatter/combining.py:copy_out": COMPILED,
     "datapatterns/sql/composing.py:execute": "takes nothing but what psycopg composed",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, Table, event
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
@@ -12,8 +12,8 @@ from sqlalchemy.sql.dml import UpdateBase
 from datapatterns.errors import BroadcastWriteError
 from datapatterns.sharding.routing.placements import Placements
 
-_WRITING_ALL: WeakSet[Connection] = WeakSet()
-"""Those whose writes go to every copy."""
+_WRITING_ALL: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
+"""Those whose writes go to every copy, and how often that was said: a flush may come in between."""
 
 
 def guard_copies(engine: Engine, placements: Placements) -> Engine:
@@ -32,7 +32,7 @@ def guard_copies(engine: Engine, placements: Placements) -> Engine:
         _executemany: bool,  # noqa: FBT001 -- as SQLAlchemy calls it
     ) -> None:
         compiled: Any = getattr(context, "compiled", None)
-        if compiled is None or conn in _WRITING_ALL:
+        if compiled is None or _WRITING_ALL.get(conn):
             return
         ctes = getattr(compiled, "ctes", None) or ()  # DDL has none
         for part in (compiled.statement, *(cte.element for cte in ctes)):
@@ -55,20 +55,18 @@ def only_by_sessions(table: str) -> BroadcastWriteError:
 @contextmanager
 def writing_all(conn: Connection) -> Iterator[None]:
     """Let statements through that all copies will get."""
-    is_outer = conn not in _WRITING_ALL
     allow(conn)
     try:
         yield
     finally:
-        if is_outer:
-            disallow(conn)
+        disallow(conn)
 
 
 def allow(conn: Connection) -> None:
     """Begin to let statements through that all copies will get."""
-    _WRITING_ALL.add(conn)
+    _WRITING_ALL[conn] = _WRITING_ALL.get(conn, 0) + 1
 
 
 def disallow(conn: Connection) -> None:
-    """Let none through any more."""
-    _WRITING_ALL.discard(conn)
+    """Let none through any more, unless somebody further out still does."""
+    _WRITING_ALL[conn] -= 1

@@ -171,7 +171,7 @@ def _settable(of: Table, shape: TableShape) -> list[str]:
 
 def _upsert(of: Table, shape: TableShape, rows: int) -> sql.Composed:
     names = [sql.Identifier(name) for name in shape.names]
-    target = sql.Identifier(of.name) if of.schema is None else sql.Identifier(of.schema, of.name)
+    target = table_name(of)
     if settable := _settable(of, shape):
         action: sql.Composable = sql.SQL("UPDATE SET {}").format(
             sql.SQL(", ").join(
@@ -191,6 +191,11 @@ def _upsert(of: Table, shape: TableShape, rows: int) -> sql.Composed:
         action,
         sql.SQL(", ").join(sql.SQL("CAST({}.{} AS text)").format(target, name) for name in names),
     )
+
+
+def table_name(of: Table) -> sql.Identifier:
+    """Return the name of a table, quoted."""
+    return sql.Identifier(of.name) if of.schema is None else sql.Identifier(of.schema, of.name)
 
 
 def _batches(keys: Iterable[RowKey]) -> Iterator[list[RowKey]]:

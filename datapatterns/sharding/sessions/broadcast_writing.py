@@ -174,8 +174,9 @@ class BroadcastWriting:
                 )
         opened = self.open(tables)
         self._flushed[state] = None
-        self._flushing = opened.conn
-        allow(opened.conn)
+        if self._flushing is None:
+            self._flushing = opened.conn
+            allow(opened.conn)
         return opened.conn
 
     def copy_flushed(self) -> None:
