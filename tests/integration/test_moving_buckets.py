@@ -61,6 +61,7 @@ def test_nothing_is_lost_or_doubled_while_writers_of_all_kinds_go_on(
 
     check_ledger(cluster, writers)
     assert set(writers.commits) == set(WAYS)
+    assert writers.scatters > 0
     for bucket in buckets:
         assert sorted(states_of(cluster, bucket).values()) == ["cleaned", "owned"]
 

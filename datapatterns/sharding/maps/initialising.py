@@ -2,7 +2,19 @@
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import Connection, Table, func, insert, inspect, literal, select, update
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Integer,
+    Table,
+    cast,
+    func,
+    insert,
+    inspect,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from datapatterns.errors import ShardMapExistsError, WrongShardError
@@ -173,10 +185,13 @@ def check_ownership(
     """
     for shard_map in maps:
         # With the bucket that a change under way makes or ends, and without it.
+        others = cast(
+            [b for b, owner in enumerate(shard_map.owners) if owner != shard_id], ARRAY(Integer)
+        )
         found = conn.execute(
             select(
-                library_function(schema, "map_digest", shard_map.group_id),
-                library_function(schema, "settled_digest", shard_map.group_id),
+                library_function(schema, "owned_digest", shard_map.group_id, others, False),
+                library_function(schema, "owned_digest", shard_map.group_id, others, True),
             )
         ).one()
         if shard_map.digest(shard_id) not in tuple(found):

@@ -32,8 +32,8 @@ def agrees_with_map(
     shard_map: ShardMap, shard_id: str, *, schema: str = DEFAULT_SCHEMA
 ) -> ColumnElement[bool]:
     """Return a condition that fails the statement unless the whole shard agrees with the map."""
-    digest = cast(shard_map.digest(shard_id), Text)
-    return library_function(schema, "assert_map", shard_map.group_id, digest, returns=Boolean())
+    agreement = _agreement(shard_map, shard_id)
+    return library_function(schema, "assert_map", *agreement, returns=Boolean())
 
 
 def claim_buckets(
@@ -74,10 +74,17 @@ def claim_shard(
         IsolationLevelError: The connection commits each statement by itself.
     """
     refuse_autocommit(conn)
-    digest = cast(shard_map.digest(shard_id), Text)
-    conn.execute(
-        select(library_function(schema, "claim_shard", shard_map.group_id, digest))
-    ).close()
+    agreement = _agreement(shard_map, shard_id)
+    conn.execute(select(library_function(schema, "claim_shard", *agreement))).close()
+
+
+def _agreement(shard_map: ShardMap, shard_id: str) -> tuple[object, object, object]:
+    """Name what the shard owns, and what it may have rows of that are another's."""
+    return (
+        shard_map.group_id,
+        cast(shard_map.digest(shard_id), Text),
+        cast(shard_map.elsewhere(shard_id), ARRAY(Integer)),
+    )
 
 
 def refuse_autocommit(conn: Connection) -> None:

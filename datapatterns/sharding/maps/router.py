@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from threading import Lock
 
 from sqlalchemy import Engine
@@ -10,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import tables_needed
+from datapatterns.sharding.maps.elsewhere import load_moving
 from datapatterns.sharding.maps.loading import load_epochs, load_maps
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -40,6 +42,7 @@ class Router:
         self._schema = schema
         self._poll_seconds = poll_seconds
         self._clock = clock
+        self._moving: Mapping[int, frozenset[int]] = {}
         self._lock = Lock()
         self._polled_at = clock.monotonic()
         self._maps: Mapping[str, ShardMap] = self._load()
@@ -71,7 +74,9 @@ class Router:
             self._polled_at = self._clock.monotonic()
             with self._control.connect() as conn:
                 epochs = load_epochs(conn, schema=self._schema)
-            if any(epochs.get(name) != known.epoch for name, known in self._maps.items()):
+                moving = load_moving(conn, schema=self._schema)
+            maps = self._maps.items()
+            if moving != self._moving or any(epochs.get(n) != known.epoch for n, known in maps):
                 self.refresh()
         except OperationalError:
             logger.warning("no answer from the control database; the shard map may be old")
@@ -80,4 +85,11 @@ class Router:
 
     def _load(self) -> dict[str, ShardMap]:
         with tables_needed(self._schema), self._control.connect() as conn:
-            return load_maps(conn, self._groups, shards=self._shards, schema=self._schema)
+            # Before the map is read: a move that ends in between is left out of nothing.
+            moving = load_moving(conn, schema=self._schema)
+            maps = load_maps(conn, self._groups, shards=self._shards, schema=self._schema)
+        self._moving = moving
+        return {
+            name: replace(found, moving=moving.get(found.group_id, frozenset()))
+            for name, found in maps.items()
+        }

@@ -24,6 +24,7 @@ class ShardMap:
             that which it was merged into, to those that single keys were given to.
         merged: The buckets that are no more.
         parents: What a bucket was split off from.
+        moving: The buckets that a move is not done with, so two shards may have rows of them.
     """
 
     group_id: int
@@ -34,6 +35,7 @@ class ShardMap:
     successors: Mapping[int, frozenset[int]] = field(default_factory=dict)
     merged: frozenset[int] = frozenset()
     parents: Mapping[int, int] = field(default_factory=dict)
+    moving: frozenset[int] = frozenset()
 
     @property
     def buckets(self) -> list[int]:
@@ -86,8 +88,16 @@ class ShardMap:
         """Return the buckets of a shard, ascending."""
         return [bucket for bucket in self.buckets if self.owners[bucket] == shard_id]
 
+    def elsewhere(self, shard_id: str) -> list[int]:
+        """Return the buckets of others that a shard may have rows of, ascending."""
+        return [
+            bucket
+            for bucket in sorted(self.moving)
+            if bucket >= len(self.owners) or self.owners[bucket] != shard_id
+        ]
+
     def digest(self, shard_id: str) -> str | None:
-        """Return what the server's ``map_digest`` says if it agrees; None if it owns nothing."""
+        """Return what the server's ``owned_digest`` says if it agrees; None if it owns nothing."""
         if not (buckets := self.buckets_on(shard_id)):
             return None
         # As text the server sorts nothing: it orders by the bucket's number, as this does.

@@ -11,9 +11,11 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import ScatterRefusedError, UnmergeableQueryError
 from datapatterns.sharding.broadcasting.statements import locks_copies
+from datapatterns.sharding.maps.elsewhere import not_elsewhere
 from datapatterns.sharding.maps.ownership import agrees_with_map, owns_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.routing.footprint import Footprint, footprint_of
+from datapatterns.sharding.routing.key_conditions import Leaf
 from datapatterns.sharding.scatter.answering import as_result, gather_in_postgres
 from datapatterns.sharding.scatter.scatter_plan import ScatterPlan, plan_scatter
 from datapatterns.sharding.scatter.scattering import merge
@@ -74,7 +76,7 @@ class Reading:
         # Looked at afresh: the plan compares the columns of this very statement.
         footprint = footprint_of(statement, access.placements)
         plan = plan_scatter(statement, footprint, parameters, rows_max=access.merge_rows_max)
-        guards = self._guards(shard_map, sorted(shards), buckets)
+        guards = self._guards(shard_map, sorted(shards), buckets, footprint.blocks[0].leaves)
         with timed_read(access.load, shard_map, buckets, footprint, values):
             return self._gather(state, plan, guards)
 
@@ -103,17 +105,25 @@ class Reading:
     # Gathering -----------------------------------------------------------------------------
 
     def _guards(
-        self, shard_map: ShardMap, shards: list[str], buckets: frozenset[int] | None
+        self,
+        shard_map: ShardMap,
+        shards: list[str],
+        buckets: frozenset[int] | None,
+        leaves: Sequence[Leaf],
     ) -> dict[str, ColumnElement[bool]]:
         """Return the condition of each shard that it agrees with the map.
 
         If not all shards are asked, nobody tells that a key has gone to one that is not: so the
-        buckets are asked for as well, each as the map knows it.
+        buckets are asked for as well, each as the map knows it. Rows of a bucket that is coming to
+        a shard, or has just left it, are read at its owner's only.
         """
         schema = self.work.access.schema
         guards: dict[str, ColumnElement[bool]] = {}
         for shard_id in shards:
             guards[shard_id] = agrees_with_map(shard_map, shard_id, schema=schema)
+            if shard_map.elsewhere(shard_id):
+                for leaf in leaves:
+                    guards[shard_id] &= not_elsewhere(leaf, shard_map, shard_id, schema=schema)
             if buckets is not None:
                 mine = [bucket for bucket in buckets if shard_map.owners[bucket] == shard_id]
                 guards[shard_id] &= owns_buckets(shard_map, mine, schema=schema)

@@ -4,7 +4,8 @@ Revision ID: dp0034
 Revises: dp0033
 """
 
-from datapatterns_migrations.placement import run
+from datapatterns_migrations.placement import library_schema, run
+from datapatterns_migrations.rights import execute_carried
 
 revision = "dp0034"
 down_revision = "dp0033"
@@ -16,9 +17,17 @@ def upgrade() -> None:
     run(CONTROL_TABLES)
     run(SHARD_TABLES)
     run(CAPTURE)
+    run(AGREEMENT)
+    schema = library_schema()
+    run(execute_carried(CLAIM_BEFORE.format(schema=schema), CLAIM.format(schema=schema)))
+    run("DROP FUNCTION {schema}.claim_shard(int, text);")
 
 
 def downgrade() -> None:
+    schema = library_schema()
+    run(AGREEMENT_BEFORE)
+    run(execute_carried(CLAIM.format(schema=schema), CLAIM_BEFORE.format(schema=schema)))
+    run("DROP FUNCTION {schema}.claim_shard(int, text, int[]);")
     # Triggers of moves are in the way, and should be: end the moves, and forget them, before.
     run("""
         DROP FUNCTION {schema}.reject_truncate();
@@ -30,6 +39,9 @@ def downgrade() -> None:
         ALTER TABLE {schema}.shard DROP COLUMN weight, DROP COLUMN state;
     """)
 
+
+CLAIM = "{schema}.claim_shard(int, text, int[])"
+CLAIM_BEFORE = "{schema}.claim_shard(int, text)"
 
 CONTROL_TABLES = """
     ALTER TABLE {schema}.shard
@@ -146,5 +158,65 @@ CAPTURE = """
                 TG_ARGV[1], TG_ARGV[0] USING ERRCODE = 'SD002';
         END IF;
         RETURN NULL;
+    END $$;
+"""
+
+AGREEMENT = """
+    -- What this shard owns of a group. Buckets that are moving, and are another's, are left out if
+    -- the router knows of them; one that does not would read their rows twice.
+    CREATE FUNCTION {schema}.owned_digest(in_group int, in_elsewhere int[], only_settled boolean)
+        RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
+        RETURN (
+            SELECT encode(sha256(convert_to(
+                string_agg(bucket || state, ',' ORDER BY bucket), 'UTF8')), 'hex')
+            FROM {schema}.bucket
+            WHERE group_id = in_group AND state <> 'cleaned' AND (settled OR NOT only_settled)
+                AND (state = 'owned' OR bucket <> ALL (in_elsewhere))
+        );
+
+    DROP FUNCTION {schema}.assert_map(int, text);
+    -- While a change of the map is under way, the map before and the map after are both right.
+    CREATE FUNCTION {schema}.assert_map(
+        in_group int, in_digest text, in_elsewhere int[] DEFAULT '{}') RETURNS boolean
+        LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+    BEGIN
+        IF {schema}.owned_digest(in_group, in_elsewhere, false) IS DISTINCT FROM in_digest
+            AND {schema}.owned_digest(in_group, in_elsewhere, true) IS DISTINCT FROM in_digest THEN
+            RAISE EXCEPTION 'the buckets of group % on this shard differ from the map', in_group
+                USING ERRCODE = 'SD001';
+        END IF;
+        RETURN true;
+    END $$;
+
+    -- Only what is owned is held: a bucket that is coming must be able to arrive.
+    CREATE FUNCTION {schema}.claim_shard(
+        in_group int, in_digest text, in_elsewhere int[] DEFAULT '{}') RETURNS void
+        LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    BEGIN
+        PERFORM FROM {schema}.bucket WHERE group_id = in_group AND state = 'owned'
+            ORDER BY bucket FOR SHARE;
+        PERFORM {schema}.assert_map(in_group, in_digest, in_elsewhere);
+    END $$;
+"""
+
+AGREEMENT_BEFORE = """
+    DROP FUNCTION {schema}.assert_map(int, text, int[]);
+    CREATE FUNCTION {schema}.assert_map(in_group int, in_digest text) RETURNS boolean
+        LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+    BEGIN
+        IF {schema}.map_digest(in_group) IS DISTINCT FROM in_digest
+            AND {schema}.settled_digest(in_group) IS DISTINCT FROM in_digest THEN
+            RAISE EXCEPTION 'the buckets of group % on this shard differ from the map', in_group
+                USING ERRCODE = 'SD001';
+        END IF;
+        RETURN true;
+    END $$;
+    DROP FUNCTION {schema}.owned_digest(int, int[], boolean);
+
+    CREATE FUNCTION {schema}.claim_shard(in_group int, in_digest text) RETURNS void
+        LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    BEGIN
+        PERFORM FROM {schema}.bucket WHERE group_id = in_group ORDER BY bucket FOR SHARE;
+        PERFORM {schema}.assert_map(in_group, in_digest);
     END $$;
 """
