@@ -46,13 +46,26 @@ def install_capture(
         MoveBlockedError: A transaction holds one of the tables for long.
         MoveTakenOverError: Another worker has taken over.
     """
-    statements = list(_installed(side, tables, shard_map))
+    reinstall(side, tables, shard_map, side.bucket, pace=pace)
+
+
+def reinstall(
+    side: Side, tables: Sequence[MovedTable], shard_map: ShardMap, bucket: int, *, pace: Pace
+) -> None:
+    """Make the triggers of a bucket, or make them anew, as of the map."""
+    statements = list(_installed(side, tables, shard_map, bucket))
     _run_briefly(side, tables, statements, pace=pace)
+
+
+def predicate_digest(table: MovedTable, shard_map: ShardMap, bucket: int, *, schema: str) -> str:
+    """Return what tells conditions on the bucket of a row apart."""
+    condition = bucket_predicate(table.shard_key, shard_map, bucket, row="new", schema=schema)
+    return sha256(condition.as_string(None).encode()).hexdigest()
 
 
 def guard_truncate(side: Side, tables: Sequence[MovedTable], *, pace: Pace) -> None:
     """Let nobody empty a table while rows of the bucket come into it."""
-    statements = [_truncate_trigger(side, table) for table in tables]
+    statements = [_truncate_trigger(side, table, side.bucket) for table in tables]
     _run_briefly(side, tables, statements, pace=pace)
 
 
@@ -77,22 +90,22 @@ def trigger_name(group_id: int, bucket: int, kind: str) -> sql.Identifier:
 
 
 def _installed(
-    side: Side, tables: Sequence[MovedTable], shard_map: ShardMap
+    side: Side, tables: Sequence[MovedTable], shard_map: ShardMap, bucket: int
 ) -> Iterator[sql.Composable]:
     for table in tables:
         new, old = (
-            bucket_predicate(table.shard_key, shard_map, side.bucket, row=row, schema=side.schema)
+            bucket_predicate(table.shard_key, shard_map, bucket, row=row, schema=side.schema)
             for row in ("new", "old")
         )
         either = sql.SQL("({}) OR ({})").format(old, new)
         arguments = [
             str(side.group_id),
-            str(side.bucket),
-            sha256(new.as_string(None).encode()).hexdigest(),
+            str(bucket),
+            predicate_digest(table, shard_map, bucket, schema=side.schema),
             *table.primary_key,
         ]
         for operation, when in (("INSERT", new), ("UPDATE", either), ("DELETE", old)):
-            name = trigger_name(side.group_id, side.bucket, operation.lower())
+            name = trigger_name(side.group_id, bucket, operation.lower())
             yield _CREATE.format(
                 name=name,
                 operation=_OPERATIONS[operation],
@@ -102,7 +115,7 @@ def _installed(
                 arguments=sql.SQL(", ").join(map(sql.Literal, arguments)),
             )
             yield _ENABLE.format(name=name, table=table.place)
-        yield _truncate_trigger(side, table)
+        yield _truncate_trigger(side, table, bucket)
 
 
 _OPERATIONS = {
@@ -112,12 +125,12 @@ _OPERATIONS = {
 }
 
 
-def _truncate_trigger(side: Side, table: MovedTable) -> sql.Composable:
+def _truncate_trigger(side: Side, table: MovedTable, bucket: int) -> sql.Composable:
     return _CREATE_TRUNCATE.format(
-        name=trigger_name(side.group_id, side.bucket, "truncate"),
+        name=trigger_name(side.group_id, bucket, "truncate"),
         table=table.place,
         function=sql.Identifier(side.schema, "reject_truncate"),
-        arguments=sql.SQL(", ").join(map(sql.Literal, (str(side.group_id), str(side.bucket)))),
+        arguments=sql.SQL(", ").join(map(sql.Literal, (str(side.group_id), str(bucket)))),
     )
 
 

@@ -89,8 +89,8 @@ def _try(
         while apply_dirty(source, target, tables, pace=pace):
             pass
         failpoint("move.drained")
-        check()
         with target.transaction("incoming"):
+            check()
             rows = compare(source, target, tables)
         source.become("moved", was="owned")
         failpoint("move.cut-written")

@@ -1,7 +1,7 @@
 """Transactions of a worker on a shard, each of which makes sure that it is the worker still."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -9,21 +9,24 @@ from psycopg import sql
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import ColumnElement, Connection, and_, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from datapatterns.errors import MoveBlockedError, MoveTakenOverError
 from datapatterns.sharding.maps.ownership import shard_errors
+from datapatterns.sharding.migrating.lock import keep_tables, release_tables
 from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sql.composing import execute
 from datapatterns.sql.functions import library_function
-from datapatterns.transactions import reading, resuming
+from datapatterns.transactions import looking, reading, resuming
 
 HeldState: TypeAlias = Literal["owned", "incoming", "moved", "cleaned"]
 
 # Some of them are newer than the oldest server.
 _PATIENT = sql.SQL("""
-SELECT set_config(name, '0', true)
-FROM unnest(ARRAY['statement_timeout', 'transaction_timeout']) AS name
+SELECT set_config(name, value, true)
+FROM (VALUES ('statement_timeout', '0'), ('transaction_timeout', '0'),
+    -- Rows that a policy hides would be left behind: then it is an error.
+    ('row_security', 'off')) AS setting (name, value)
 WHERE current_setting(name, true) IS NOT NULL
 """)
 _SNAPSHOT = sql.SQL("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -102,6 +105,23 @@ class Side:
             if as_mover:
                 execute(self.conn, _AS_MOVER)
             yield self.conn
+
+    @contextmanager
+    def keeping_tables(self) -> Iterator[None]:
+        """Let no migration change the tables of this shard meanwhile.
+
+        Raises:
+            MigrationBlockedError: A migration is under way.
+        """
+        with shard_errors(self.shard), looking(self.conn):
+            keep_tables(self.conn, schema=self.schema)
+        try:
+            yield
+        finally:
+            # A session that broke has let go already.
+            if not (self.conn.closed or self.conn.invalidated):
+                with suppress(SQLAlchemyError), looking(self.conn):
+                    release_tables(self.conn, schema=self.schema)
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:

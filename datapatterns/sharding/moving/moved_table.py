@@ -16,7 +16,7 @@ ROW = "r"
 """The alias of the table in every statement about its rows."""
 
 _DESCRIBE = text("""
-SELECT c.oid, n.nspname, c.relname,
+SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname),
     (SELECT jsonb_agg(jsonb_build_array(a.attname, format_type(a.atttypid, a.atttypmod),
             a.atttypid::int8, a.attcollation <> 0) ORDER BY a.attnum)
      FROM pg_catalog.pg_attribute a
@@ -41,6 +41,7 @@ class MovedTable:
     Attributes:
         oid: Its number on that shard.
         place: Its schema and name.
+        name: The same, as the server writes it.
         columns: The names of its columns and their types in SQL, without generated ones.
         hashed: What a digest is made of.
         primary_key: The columns of its primary key.
@@ -50,6 +51,7 @@ class MovedTable:
 
     oid: int
     place: sql.Identifier
+    name: str
     columns: Mapping[str, str]
     hashed: sql.Composable
     primary_key: tuple[str, ...]
@@ -121,7 +123,7 @@ def _described(
     row = conn.execute(_DESCRIBE, {"name": table_name(table)}).one_or_none()
     if row is None:
         raise ShardedTableError(table.name, "it does not exist on every shard; migrate them alike")
-    oid, namespace, name, columns, primary_key = row
+    oid, namespace, name, written, columns, primary_key = row
     if primary_key is None or key.column not in primary_key:
         raise ShardedTableError(
             table.name, f"on the server, its primary key must include {key.column}"
@@ -129,6 +131,7 @@ def _described(
     return MovedTable(
         oid,
         sql.Identifier(namespace, name),
+        written,
         {column: type_name for column, type_name, *_ in columns},
         _hashed(columns),
         tuple(primary_key),

@@ -68,7 +68,8 @@ class Mover:
             try:
                 work.forward(clean_up=clean_up)
             except (ConfigurationError, MoveMismatchError):
-                work.back()
+                with suppress(DataPatternsError, SQLAlchemyError):
+                    work.back()
                 raise
         return work.move
 
@@ -100,6 +101,8 @@ class Mover:
             with (
                 self._side(move, move.source, lease) as source,
                 self._side(move, move.target, lease) as target,
+                source.keeping_tables(),
+                target.keeping_tables(),
             ):
                 yield Work(move, lease, source, target, self.access, self.settings, shard_map)
         except BaseException as caught:

@@ -8,6 +8,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from datapatterns.sharding.definition import ShardKey
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.strategies import Directory
 
 # A paramstyle that leaves % alone, and no backslash that would be doubled: the text becomes part of
 # a trigger or a COPY, which take no parameters.
@@ -31,6 +32,14 @@ def bucket_predicate(
     strategy = shard_map.strategy
     as_key = type_coerce(key, shard_key.group.key)
     return written(strategy.predicate(as_key, bucket, schema=schema))
+
+
+def bucket_expression(shard_key: ShardKey, shard_map: ShardMap, *, schema: str) -> sql.Composable:
+    """Return the bucket of a row as an index can hold it: before pins and other exceptions."""
+    strategy = shard_map.strategy
+    plain = strategy.default if isinstance(strategy, Directory) else strategy
+    as_key = type_coerce(column(shard_key.column), shard_key.group.key)
+    return written(plain.bucket_of(as_key, schema=schema))
 
 
 def written(construct: ClauseElement) -> sql.Composable:

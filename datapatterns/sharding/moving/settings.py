@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, Table
 
+from datapatterns.change_log.inspecting import table_name
 from datapatterns.clock import Clock
 from datapatterns.errors import SettingsError
 from datapatterns.sharding.access import ShardAccess
@@ -75,6 +76,10 @@ class MoveAccess:
             if group.name == name:
                 return group
         raise SettingsError("groups", f"a bucket of group {name!r} moves; declare that group, too")
+
+    def broadcast_names(self) -> list[str]:
+        """Return the names of the tables that every shard has whole."""
+        return [table_name(table) for table in self.shards.placements.broadcast_tables()]
 
     def tables_of(self, group: EntityGroup) -> dict[Table, ShardKey]:
         """Return all tables of a group that are declared."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection
 
+from datapatterns.errors import MoveRefusedError
 from datapatterns.failpoints import failpoint
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.moving import planning
 from datapatterns.sharding.moving.capturing import guard_truncate, install_capture, remove_capture
+from datapatterns.sharding.moving.checking import check_move
 from datapatterns.sharding.moving.cleaning import clean
 from datapatterns.sharding.moving.copying import TablePair, copy_bucket
 from datapatterns.sharding.moving.cutting import cut
@@ -19,6 +21,7 @@ from datapatterns.sharding.moving.move import Move, MoveProgress, MoveState
 from datapatterns.sharding.moving.moved_table import MovedTable, describe_tables
 from datapatterns.sharding.moving.pacing import Pace
 from datapatterns.sharding.moving.settings import MoveAccess, MoveSettings
+from datapatterns.sharding.moving.tombstones import renew_tombstones
 from datapatterns.transactions import fresh_reads, looking, resuming
 
 _SMALL_ROUND = 20
@@ -65,7 +68,6 @@ class Work:
         self._describe()
         cut_at = None
         if state == "owned":
-            self.target.expect()
             cut_at = self._bring_over()
         else:
             self.target.take()
@@ -77,6 +79,9 @@ class Work:
         """Undo the move; return False if it is too late for that."""
         if self.source.take() != "owned":
             return False
+        if self.move.state == "planned":  # the shards do not know of it
+            self._record("aborted")
+            return True
         self._describe()
         self.target.expect()
         self._clean(self.target, [there for _, there in self._pairs], "incoming")
@@ -86,10 +91,18 @@ class Work:
 
     def _bring_over(self) -> float:
         """Copy, catch up and cut; return the moment from which writers had to wait."""
+        check_move(
+            self.source,
+            self.target,
+            self._pairs,
+            broadcast=self.access.broadcast_names(),
+        )
         here, there = ([pair[side] for pair in self._pairs] for side in (0, 1))
         # What is on the target already only lacks what has been noted since.
         if self.move.state not in {"catching_up", "cut"}:
             self._record("capturing")
+            self.target.expect()
+            renew_tombstones(self.target, there, self.shard_map, pace=self._pace)
             install_capture(self.source, here, self.shard_map, pace=self._pace)
             guard_truncate(self.target, there, pace=self._pace)
             failpoint("move.captured")
@@ -97,13 +110,15 @@ class Work:
             rows = copy_bucket(self.source, self.target, self._pairs, pace=self._pace)
             failpoint("move.copied")
             self._record("catching_up", copied_rows=rows, copied_bytes=self._pace.bytes)
+        else:
+            self.target.expect()
         self._catch_up()
         self._record("cut")
         done = cut(
             self.source,
             self.target,
             self._pairs,
-            check=lambda: None,
+            check=self._check_again,
             pace=self._pace,
         )
         failpoint("move.cut")
@@ -155,15 +170,27 @@ class Work:
         clean(side, tables, state=state, rows_at_once=self.settings.rows_at_once, pace=self._pace)
 
     def _describe(self) -> None:
+        with looking(self.source.conn), looking(self.target.conn):
+            self._pairs = self._described()
+
+    def _described(self) -> Sequence[TablePair]:
         declared = self.access.tables_of(self.access.group(self.move.group))
+        here, there = (
+            describe_tables(side.conn, declared, self.shard_map, side.bucket, schema=side.schema)
+            for side in (self.source, self.target)
+        )
+        return list(zip(here, there, strict=True))
 
-        def described(side: Side) -> list[MovedTable]:
-            with looking(side.conn):
-                return describe_tables(
-                    side.conn, declared, self.shard_map, side.bucket, schema=side.schema
-                )
+    def _check_again(self) -> None:
+        """Refuse the cut if somebody has changed a table since it was copied.
 
-        self._pairs = list(zip(described(self.source), described(self.target), strict=True))
+        A column that both shards have got would be missing from copy and comparison alike.
+        """
+        if self._described() != self._pairs:
+            raise MoveRefusedError(
+                f"a table of group {self.move.group!r}",
+                "it was changed while a bucket moved; the bucket stays, move it again",
+            )
 
     # What others are told ------------------------------------------------------------------
 

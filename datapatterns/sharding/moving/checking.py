@@ -1,0 +1,193 @@
+"""What is looked at before a bucket moves, so that nothing has to be undone."""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from psycopg import sql
+from psycopg.errors import InsufficientPrivilege
+from sqlalchemy import ARRAY, Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import OID
+from sqlalchemy.exc import DBAPIError
+
+from datapatterns.errors import MoveRefusedError
+from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.migrating.catalogs import read_catalog
+from datapatterns.sharding.moving.copying import TablePair
+from datapatterns.sharding.moving.holding import Side
+from datapatterns.sharding.moving.moved_table import MovedTable
+from datapatterns.sharding.moving.predicates import bucket_expression
+from datapatterns.sql.composing import execute
+from datapatterns.transactions import reading
+
+_KINDS = text("""
+SELECT format('%I.%I', n.nspname, c.relname) AS name,
+    CASE WHEN c.relkind = 'p' THEN 'it is partitioned'
+         WHEN c.relkind <> 'r' THEN 'it is no table'
+         WHEN c.relpersistence <> 'p' THEN 'it is unlogged, and would be empty after a crash'
+         WHEN c.relhassubclass THEN 'other tables inherit from it' END AS problem
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = ANY (:tables)
+""")
+# A sequence of the target would give out numbers that the bucket has already.
+_SEQUENCES = text("""
+SELECT a.attrelid::regclass::text AS name, a.attname AS column
+FROM pg_catalog.pg_attribute a
+LEFT JOIN pg_catalog.pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)
+WHERE a.attrelid = ANY (:tables) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+    AND (a.attidentity <> '' OR pg_get_expr(d.adbin, d.adrelid) LIKE '%nextval(%')
+ORDER BY 1, a.attnum
+""")
+_FOREIGN_KEYS = text("""
+SELECT o.conname AS name, o.conrelid::regclass::text AS here, o.confrelid::regclass::text AS there
+FROM pg_catalog.pg_constraint o
+WHERE o.contype = 'f' AND (
+    o.conrelid = ANY (:tables) AND o.confrelid <> ALL (:tables) AND o.confrelid <> ALL (:copied)
+    OR o.confrelid = ANY (:tables) AND o.conrelid <> ALL (:tables))
+ORDER BY 1
+""")
+_LATE_TRIGGERS = text("""
+SELECT t.tgname AS name, t.tgrelid::regclass::text AS table
+FROM pg_catalog.pg_trigger t
+WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgtype & 3 = 3
+    AND t.tgname > 'zz_datapatterns' AND t.tgname !~ '^zz_datapatterns_'
+ORDER BY 1
+""")
+# Of one table; the key's column is its own.
+_UNIQUE = text("""
+SELECT i.indexrelid::regclass::text
+FROM pg_catalog.pg_index i
+WHERE i.indrelid = :table AND (i.indisunique OR i.indisexclusion) AND NOT EXISTS (
+    SELECT FROM pg_catalog.pg_attribute a
+    WHERE a.attrelid = i.indrelid AND a.attname = :key AND a.attnum = ANY (i.indkey))
+ORDER BY 1
+""")
+_INDEXED = text("""
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_index i
+    WHERE i.indrelid = :table AND i.indisvalid AND i.indpred IS NULL
+        AND pg_get_indexdef(i.indexrelid) LIKE :pattern)
+""")
+_ROLE = sql.SQL("SET LOCAL session_replication_role = 'replica'")
+_OIDS = ARRAY(OID)
+
+
+def check_move(
+    source: Side, target: Side, tables: Sequence[TablePair], *, broadcast: Collection[str]
+) -> None:
+    """Refuse what a move could not do rightly.
+
+    Args:
+        source: The shard that has the bucket, in no transaction.
+        target: The shard that gets it, in none.
+        tables: The tables of the group.
+        broadcast: The names, as SQL writes them, of tables that every shard has whole.
+
+    Raises:
+        MoveRefusedError: Something is in the way.
+    """
+    for side, mine in ((source, [here for here, _ in tables]), (target, [t for _, t in tables])):
+        with reading(side.conn):
+            _check_tables(side.conn, side.shard, mine, broadcast)
+        _check_right(side)
+    _check_alike(source, target, tables)
+
+
+def missing_indexes(
+    conn: Connection, tables: Iterable[MovedTable], shard_map: ShardMap, *, schema: str
+) -> list[str]:
+    """Return the statements that make indexes by which a bucket's rows are found, if none is there.
+
+    Without one, each move reads the table whole, several times.
+    """
+    found = []
+    for table in tables:
+        key = table.shard_key.column
+        is_hashed = "hash_bucket(" in table.in_bucket.as_string(None)
+        indexed = bucket_expression(table.shard_key, shard_map, schema=schema)
+        by = indexed if is_hashed else sql.Identifier(key)
+        pattern = f"%(%hash_bucket(%{key}%" if is_hashed else f"%({key}%"
+        if not conn.scalar(_INDEXED, {"table": table.oid, "pattern": pattern}):
+            wanted = sql.SQL("CREATE INDEX CONCURRENTLY ON {} ({})").format(table.place, by)
+            found.append(wanted.as_string(None))
+    return found
+
+
+def _check_tables(
+    conn: Connection, shard: str, tables: Sequence[MovedTable], broadcast: Collection[str]
+) -> None:
+    oids = [table.oid for table in tables]
+    mine = bindparam("tables", oids, _OIDS)
+    for row in conn.execute(_KINDS.bindparams(mine)):
+        if row.problem is not None:
+            raise MoveRefusedError(f"table {row.name} on shard {shard}", f"{row.problem}")
+    for row in conn.execute(_SEQUENCES.bindparams(mine)):
+        raise MoveRefusedError(
+            f"column {row.column} of {row.name} on shard {shard}",
+            "its numbers come from a sequence, and the target's would give them out again; make"
+            " them with ShardCluster.ids(), and drop the default",
+        )
+    copied = [
+        oid
+        for name in broadcast
+        if (oid := conn.scalar(text("SELECT to_regclass(:name)::oid"), {"name": name})) is not None
+    ]
+    keys = _FOREIGN_KEYS.bindparams(mine, bindparam("copied", copied, _OIDS))
+    for row in conn.execute(keys):
+        raise MoveRefusedError(
+            f"foreign key {row.name} on shard {shard}",
+            f"it leads from {row.here} to {row.there}, and only one of them moves; put both into"
+            " the group, or drop it",
+        )
+    for row in conn.execute(_LATE_TRIGGERS.bindparams(mine)):
+        raise MoveRefusedError(
+            f"trigger {row.name} of {row.table} on shard {shard}",
+            "it comes after those of a move, which would miss what it changes; rename it",
+        )
+    for table in tables:
+        key = table.shard_key.column
+        for name in conn.scalars(_UNIQUE, {"table": table.oid, "key": key}):
+            raise MoveRefusedError(
+                f"index {name} on shard {shard}",
+                f"it keeps rows unique without {key}, so those of another bucket could be in the"
+                " way; add the column to it",
+            )
+
+
+def _check_right(side: Side) -> None:
+    try:
+        with reading(side.conn):
+            execute(side.conn, _ROLE)
+    except DBAPIError as error:
+        if not isinstance(error.orig, InsufficientPrivilege):
+            raise
+        raise MoveRefusedError(
+            f"the role that moves buckets, on shard {side.shard}",
+            "it may not set session_replication_role; GRANT SET ON PARAMETER"
+            " session_replication_role TO it (PostgreSQL 15 and later), or use a superuser",
+        ) from error
+
+
+def _check_alike(source: Side, target: Side, tables: Sequence[TablePair]) -> None:
+    """Compare the tables as both servers tell of them."""
+    names = {table.name for pair in tables for table in pair}
+    versions = {side.conn.dialect.server_version_info[0] for side in (source, target)}  # type: ignore[index]
+
+    def told(side: Side) -> dict[tuple[str, str, str], str]:
+        with reading(side.conn):
+            catalog = read_catalog(side.conn, schema=side.schema)
+        return {
+            (part.owner, part.kind, part.name): part.line
+            for part in catalog.parts
+            # Servers of two versions have other words for most of it.
+            if (part.owner in names and (len(versions) == 1 or part.kind == "column"))
+            or part.kind == "labels"
+        }
+
+    here, there = told(source), told(target)
+    for place in sorted(here.keys() | there.keys()):
+        if here.get(place) != there.get(place):
+            owner, kind, name = place
+            raise MoveRefusedError(
+                f"{kind} {name} of {owner}".replace("  ", " "),
+                f"shard {source.shard} has {here.get(place, 'none')!r}, shard {target.shard} has"
+                f" {there.get(place, 'none')!r}; migrate the shards alike",
+            )
