@@ -10,7 +10,7 @@ from redis.cluster import RedisCluster
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.breaker import Breaker
 from datapatterns.cache_aside.capturing import Tabled, follow, unfollow
 from datapatterns.cache_aside.cluster_links import ClusterLinks, links_to
 from datapatterns.cache_aside.codec import Codec, Stored, fresh_until_ms

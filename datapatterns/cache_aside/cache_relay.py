@@ -4,7 +4,7 @@ from redis import Redis
 from redis.cluster import RedisCluster
 from sqlalchemy import Engine
 
-from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.breaker import Breaker
 from datapatterns.cache_aside.cluster_links import links_to
 from datapatterns.cache_aside.keys import checked_target
 from datapatterns.cache_aside.policy import DEFAULT_POLICY, CachePolicy

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
-from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.breaker import Breaker
 from datapatterns.cache_aside.link import Refused
 from datapatterns.cache_aside.links import Links, Place
 from datapatterns.cache_aside.lua_scripts import Command

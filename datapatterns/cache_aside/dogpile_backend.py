@@ -14,7 +14,7 @@ from dogpile.cache.api import NO_VALUE, BytesBackend, CantDeserializeException
 from redis import Redis
 from redis.connection import ConnectionPool
 
-from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.breaker import Breaker
 from datapatterns.cache_aside.codec import fingerprint_of
 from datapatterns.cache_aside.keys import checked_target, entry_of
 from datapatterns.cache_aside.lease_mutex import Claim, LeaseMutex, storing

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.breaker import Breaker
 from datapatterns.cache_aside.link import (
     UNREACHABLE,
     WHO_ARE_YOU,

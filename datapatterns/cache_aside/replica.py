@@ -5,7 +5,7 @@ import logging
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.breaker import Breaker
 from datapatterns.cache_aside.older_snapshots import seen_before
 from datapatterns.cache_aside.standby import is_standby
 from datapatterns.cache_aside.writers import Home

@@ -31,11 +31,11 @@ DataPatternsError
 │     segments            SegmentError, SegmentKeyError
 │     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
 │                         ServerTooOldError, SettingsError
-│     shard_statements    MergeLimitError, MultiShardWriteError, PageCursorError,
-│                         ScatterRefusedError, UnmergeableQueryError,
-│                         UnroutableStatementError
 │     shard_migrations    AlembicEnvironmentError, ShardBehindError,
 │                         ShardMigrationFailedError
+│     shard_statements    MergeLimitError, MultiShardWriteError, PageCursorError,
+│                         PartialAnswerError, ScatterRefusedError, UnmergeableQueryError,
+│                         UnroutableStatementError
 │     shards              BucketCountError, GroupMismatchError, RangeBoundError,
 │                         ShardKeyChangedError, ShardKeyError, ShardMapExistsError,
 │                         ShardMapMissingError, ShardTransactionEndedError,
@@ -65,7 +65,8 @@ DataPatternsError
 │                         WritersInTheWayError
 │     promotions          PromotionTimeoutError, StandbyBehindError
 │     servers             ServerUnavailableError
-│     shards              IdWorkersTakenError, ShardUnavailableError
+│     shards              IdWorkersTakenError, ShardBusyError, ShardTimeoutError,
+│                         ShardUnavailableError
 │     transactions        CommitUnansweredError
 │     views               ViewBehindError, ViewNotPopulatedError, ViewTimeoutError
 ├── CorruptionError       stored data breaks an invariant; stop and look
@@ -237,6 +238,7 @@ from datapatterns.errors.shard_statements import (
     MergeLimitError,
     MultiShardWriteError,
     PageCursorError,
+    PartialAnswerError,
     ScatterRefusedError,
     UnmergeableQueryError,
     UnroutableStatementError,
@@ -246,12 +248,14 @@ from datapatterns.errors.shards import (
     GroupMismatchError,
     IdWorkersTakenError,
     RangeBoundError,
+    ShardBusyError,
     ShardedTableError,
     ShardKeyChangedError,
     ShardKeyError,
     ShardMapCorruptError,
     ShardMapExistsError,
     ShardMapMissingError,
+    ShardTimeoutError,
     ShardTransactionEndedError,
     ShardTransactionRefusedError,
     ShardUnavailableError,
@@ -364,6 +368,7 @@ __all__ = [
     "MultiShardWriteError",
     "OutcomeUnknownError",
     "PageCursorError",
+    "PartialAnswerError",
     "PayloadError",
     "PersonalFieldError",
     "ProjectionDefinitionError",
@@ -395,6 +400,7 @@ __all__ = [
     "ServerUnavailableError",
     "SettingsError",
     "ShardBehindError",
+    "ShardBusyError",
     "ShardDriftError",
     "ShardKeyChangedError",
     "ShardKeyError",
@@ -403,6 +409,7 @@ __all__ = [
     "ShardMapExistsError",
     "ShardMapMissingError",
     "ShardMigrationFailedError",
+    "ShardTimeoutError",
     "ShardTransactionEndedError",
     "ShardTransactionRefusedError",
     "ShardUnavailableError",

@@ -50,6 +50,22 @@ class PageCursorError(ConfigurationError):
         self.reason = reason
 
 
+class PartialAnswerError(ConfigurationError):
+    """An answer without some shards would not be short but wrong.
+
+    Attributes:
+        clause: The part of the statement that stands in the way.
+    """
+
+    def __init__(self, clause: str, advice: str) -> None:
+        super().__init__(
+            f"without a shard, {clause} would be wrong and not only short; {advice}, or leave out"
+            ' partial="allow"'
+        )
+        self.clause = clause
+        self.advice = advice
+
+
 class ScatterRefusedError(ConfigurationError):
     """A statement does not say for which shard key, so it would have to go to every shard.
 

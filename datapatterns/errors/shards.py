@@ -230,6 +230,41 @@ class ShardUnavailableError(UnavailableError):
         self.shard = shard
 
 
+class ShardBusyError(ShardUnavailableError):
+    """All connections to a shard that this process may have are in use.
+
+    Attributes:
+        shard: Which one.
+    """
+
+    def __init__(self, shard: str) -> None:
+        UnavailableError.__init__(
+            self,
+            f"all connections to shard {shard!r} are in use, and none was given back in time; the"
+            " other shards are usable: bound statements with timeout_seconds, or raise pool_size in"
+            " engine_options",
+        )
+        self.shard = shard
+
+
+class ShardTimeoutError(ShardUnavailableError):
+    """A shard did not answer within the time that a statement has.
+
+    Attributes:
+        shard: Which one.
+        seconds: How long it had.
+    """
+
+    def __init__(self, shard: str, seconds: float) -> None:
+        UnavailableError.__init__(
+            self,
+            f"shard {shard!r} did not answer within {seconds:g} s; the others are usable: retry, or"
+            " give the statement a longer timeout_seconds",
+        )
+        self.shard = shard
+        self.seconds = seconds
+
+
 class ShardMapCorruptError(CorruptionError):
     """The stored map does not give each bucket to one shard.
 

@@ -15,6 +15,8 @@ from datapatterns.sharding.migrating.migrations import ShardMigrations, ShardPla
 from datapatterns.sharding.migrating.recording import ShardRun
 from datapatterns.sharding.migrating.running import MigrationPace
 from datapatterns.sharding.moving.move import Move, MoveProgress
+from datapatterns.sharding.reaching.options import AllShards
+from datapatterns.sharding.reaching.results import ShardResult
 from datapatterns.sharding.scatter.keyset import Keyset, KeysetPage, keyset
 from datapatterns.sharding.seeing.counting import BucketStats, ShardStats, TableCount
 from datapatterns.sharding.seeing.load_watch import LoadWatch
@@ -40,6 +42,7 @@ from datapatterns.sharding.strategies import (
 
 __all__ = [
     "AlembicEnvironment",
+    "AllShards",
     "AtomicWork",
     "Broadcast",
     "BucketMove",
@@ -77,6 +80,7 @@ __all__ = [
     "ShardMap",
     "ShardMigrations",
     "ShardPlan",
+    "ShardResult",
     "ShardRun",
     "ShardSchema",
     "ShardSession",

@@ -1,15 +1,14 @@
 """The shards of an application, and the ways to reach them."""
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
 
+from datapatterns.breaker import Breaker
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import SettingsError
 from datapatterns.failpoints import failpoint
@@ -21,7 +20,6 @@ from datapatterns.sharding.broadcasting.copying_cluster import CopyingCluster
 from datapatterns.sharding.broadcasting.guarding import guard_copies
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
-from datapatterns.sharding.fan_out import InThreads
 from datapatterns.sharding.ids import IdGenerator
 from datapatterns.sharding.maps.initialising import (
     check_empty,
@@ -40,6 +38,8 @@ from datapatterns.sharding.migrating.floor import RevisionFloor
 from datapatterns.sharding.migrating.migrations import ShardMigrations
 from datapatterns.sharding.moving.moved_cluster import MovedCluster
 from datapatterns.sharding.moving.settings import MoveAccess
+from datapatterns.sharding.reaching.circuits import watch_connecting
+from datapatterns.sharding.reaching.threads import InThreadsOfShards
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
@@ -115,21 +115,19 @@ class ShardCluster(SeenCluster, MovedCluster, CopyingCluster):
         self.load = LoadWatch(self._control, schema=schema) if watch_load else None
         """What this process counts, if it does."""
         self._placements = Placements(groups)
-        self._executor = ThreadPoolExecutor(
-            max_workers=min(64, 4 * len(shards) * (os.cpu_count() or 1)),
-            thread_name_prefix="datapatterns-shard",
-        )
+        self._fan_out = InThreadsOfShards(shards)
+        self._breakers = {shard_id: Breaker(clock.monotonic) for shard_id in shards}
         floor = None if alembic is None else RevisionFloor(alembic).check
         self.engines: Mapping[str, Engine] = {
-            shard_id: guard_copies(
-                shard_engine(
-                    shard_id,
-                    url,
-                    schema=schema,
-                    engine_options=engine_options,
-                    check=floor,
+            shard_id: watch_connecting(
+                guard_copies(
+                    shard_engine(
+                        shard_id, url, schema=schema, engine_options=engine_options, check=floor
+                    ),
+                    self._placements,
                 ),
-                self._placements,
+                shard_id,
+                self._breakers[shard_id],
             )
             for shard_id, url in self._urls.items()
         }
@@ -359,7 +357,7 @@ class ShardCluster(SeenCluster, MovedCluster, CopyingCluster):
         """Close all connections that nobody uses."""
         if self.load is not None:
             self.load.close()
-        self._executor.shutdown()
+        self._fan_out.shutdown()
         self._combiner.close()
         for engine in (self._control, *self.engines.values()):
             engine.dispose()
@@ -378,7 +376,7 @@ class ShardCluster(SeenCluster, MovedCluster, CopyingCluster):
             self._placements,
             Footprints(self._placements),
             self._combiner,
-            InThreads(self._executor),
+            self._fan_out,
             self._schema,
             self._merge_rows_max,
             CopyList(self._control, self.engines, schema=self._schema),

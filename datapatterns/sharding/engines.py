@@ -31,6 +31,19 @@ SESSION_SETTINGS = {
 """Set alike on every shard: two time zones would give one query two answers."""
 
 
+POOL_SECONDS = 5.0
+"""How long to wait for a connection while all that a shard may have are in use."""
+
+_BOUNDS = {
+    "connect_timeout": 5,
+    # A machine that is gone, or a network that drops everything, closes no connection.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+
+
 def shard_engine(
     shard_id: str,
     url: str | URL,
@@ -53,7 +66,8 @@ def shard_engine(
         SettingsError: The server's encoding is not UTF-8, so text would hash otherwise.
         WrongShardError: The server says that it is another shard, or none.
     """
-    engine = driver_engine(driver_url(url), **(engine_options or {}))
+    url = driver_url(url)
+    engine = driver_engine(url, **_with_bounds(url, engine_options or {}))
 
     @event.listens_for(engine, "connect")
     def settle(connection: DriverConnection[Any], _record: object) -> None:
@@ -66,6 +80,16 @@ def shard_engine(
             raise
 
     return give_turns(watch_commits(engine))
+
+
+def _with_bounds(url: URL, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``options`` so that nobody waits for ever for a server that has vanished."""
+    found = dict(options)
+    bounds = {name: value for name, value in _BOUNDS.items() if name not in url.query}
+    found["connect_args"] = bounds | found.get("connect_args", {})
+    if "poolclass" not in found:
+        found.setdefault("pool_timeout", POOL_SECONDS)
+    return found
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Engine, event
@@ -34,14 +35,22 @@ class Answer(Protocol[T_co]):
 class FanOut(Protocol):
     """A way to ask several shards at once."""
 
-    def answers(self, questions: Questions[T]) -> Mapping[str, Answer[T]]:
+    def answers(
+        self, questions: Questions[T], *, interrupt: Callable[[], object] = lambda: None
+    ) -> Mapping[str, Answer[T]]:
         """Ask, and return when all have answered or failed, in the order of the questions.
 
         Each question uses what no other one uses, such as a connection of its own.
+
+        Args:
+            questions: What to ask, by shard.
+            interrupt: Makes them end soon; called if the caller is interrupted.
         """
         ...
 
-    def in_turns(self, questions: Questions[T]) -> Mapping[str, Answer[T]]:
+    def in_turns(
+        self, questions: Questions[T], *, interrupt: Callable[[], object] = lambda: None
+    ) -> Mapping[str, Answer[T]]:
         """Do as `answers`, for questions that share objects, such as a session.
 
         One of them works at a time; only while it waits for its server do others.
@@ -62,23 +71,28 @@ class InThreads:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
-    def answers(self, questions: Questions[T]) -> Mapping[str, Answer[T]]:
+    def answers(
+        self, questions: Questions[T], *, interrupt: Callable[[], object] = lambda: None
+    ) -> Mapping[str, Answer[T]]:
         """Ask, and return when all have answered or failed, in the order of the questions."""
         if len(questions) <= 1 or _here.is_asking:
             return {name: _answered(question) for name, question in questions.items()}
         asked: dict[str, Future[T]] = {}
         try:
             for name, question in questions.items():
-                asked[name] = self._executor.submit(_asking, question)
+                asked[name] = self._submit(name, partial(_asking, question))
             wait(asked.values())
         except BaseException:  # such as Ctrl-C: the connections are still in use
             for future in asked.values():
                 future.cancel()
+            interrupt()
             wait(asked.values())
             raise
         return asked
 
-    def in_turns(self, questions: Questions[T]) -> Mapping[str, Answer[T]]:
+    def in_turns(
+        self, questions: Questions[T], *, interrupt: Callable[[], object] = lambda: None
+    ) -> Mapping[str, Answer[T]]:
         """Do as `answers`, for questions that share objects; one of them works at a time."""
         if _here.turn is not None:  # whoever asks has it
             return {name: _answered(question) for name, question in questions.items()}
@@ -91,7 +105,12 @@ class InThreads:
 
             return ask
 
-        return self.answers({name: taking_turns(each) for name, each in questions.items()})
+        return self.answers(
+            {name: taking_turns(each) for name, each in questions.items()}, interrupt=interrupt
+        )
+
+    def _submit(self, _shard: str, ask: Callable[[], T]) -> Future[T]:
+        return self._executor.submit(ask)
 
 
 class _Here(threading.local):

@@ -9,8 +9,8 @@ import pytest
 from redis import Redis
 from sqlalchemy import Connection, Engine
 
+from datapatterns.breaker import FAILURES_MAX
 from datapatterns.cache_aside import Cache, CachePolicy
-from datapatterns.cache_aside.breaker import FAILURES_MAX
 from datapatterns.errors import CacheBusyError
 from tests.fixtures.caches import PATIENT, Gate, create_products, name_of, open_cache, rename
 from tests.fixtures.observers import Noted

@@ -12,8 +12,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from datapatterns.breaker import Breaker
 from datapatterns.cache_aside import wire
-from datapatterns.cache_aside.breaker import Breaker
 from datapatterns.cache_aside.links import Links
 from datapatterns.cache_aside.links_async import AsyncLinks
 from datapatterns.cache_aside.lua_scripts import RELEASE

@@ -149,7 +149,8 @@ def test_one_thread_is_enough(shard_urls: list[URL]) -> None:
     with ShardCluster(
         control=shard_urls[0], shards=named(shard_urls[:SHARDS]), groups=[households]
     ) as narrow:
-        narrow._executor = ThreadPoolExecutor(1)  # noqa: SLF001 -- however many cores there are
+        one = ThreadPoolExecutor(1)
+        narrow._fan_out._executors = dict.fromkeys(narrow.engines, one)  # noqa: SLF001 -- of all
         with narrow.session() as session:
             found = session.scalars(WITH_LINES).all()
 

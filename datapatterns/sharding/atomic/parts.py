@@ -2,14 +2,28 @@
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
+from psycopg import Error as DriverError
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, RootTransaction, func, select
 
-from datapatterns.errors import MultiShardWriteError, ShardTransactionEndedError
+from datapatterns.errors import (
+    MultiShardWriteError,
+    ShardTransactionEndedError,
+    ShardUnavailableError,
+)
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.committing import ATTEMPTED, Commit, Writer
 from datapatterns.sharding.atomic.waiting import is_as_prepared, prepare_for_others
+from datapatterns.sharding.reaching.circuits import connecting_within
+from datapatterns.sharding.reaching.time_limits import silence_limit
 from datapatterns.transactions import refuse_aborted
+
+Part = tuple[Connection, RootTransaction]
+
+SILENT_SECONDS = 30.0
+"""So long a server may take for the settings of a transaction that is one of several."""
 
 
 class Parts:
@@ -25,11 +39,19 @@ class Parts:
         self._access = access
         self._declared_lock_seconds = lock_seconds
         self._lock_seconds = lock_seconds
-        self._parts: dict[str, tuple[Connection, RootTransaction]] = {}
+        self._parts: dict[str, Part] = {}
+        self._lost: dict[str, ShardUnavailableError] = {}
+        self._left: list[Part] = []
         self._marked: set[str] = set()
 
     def on(self, shard: str) -> Connection:
-        """Return the connection to ``shard``, in a transaction."""
+        """Return the connection to ``shard``, in a transaction.
+
+        Raises:
+            ShardUnavailableError: The transaction goes on without it.
+        """
+        if shard in self._lost:
+            raise self._lost[shard]
         if shard not in self._parts:
             self._parts[shard] = self._opened(shard)
         return self._parts[shard][0]
@@ -40,15 +62,44 @@ class Parts:
         Raises:
             ShardUnavailableError: A shard does not answer; the connections to others are kept.
         """
-        missing = sorted(set(shards) - self._parts.keys())
+        for error in self.open_some(shards).values():
+            raise error
+
+    def open_some(
+        self, shards: Iterable[str], *, seconds: float | None = None
+    ) -> dict[str, ShardUnavailableError]:
+        """Do as `open`; return why that was not possible for some.
+
+        Args:
+            shards: Where.
+            seconds: How long each may take; libpq gives at least 2 to a new connection.
+        """
+        wanted = sorted(set(shards) - self._parts.keys())
+        missing = {shard: self._lost[shard] for shard in wanted if shard in self._lost}
         answers = self._access.fan_out.answers(
-            {shard: partial(self._opened, shard) for shard in missing}
+            {
+                shard: partial(self._opened, shard, seconds)
+                for shard in wanted
+                if shard not in missing
+            }
         )
         opened = {shard: each for shard, each in answers.items() if each.exception() is None}
         self._parts.update((shard, each.result()) for shard, each in opened.items())
         for shard, answer in answers.items():
-            with self._access.asking(shard):
-                answer.result()
+            try:
+                with self._access.asking(shard):
+                    answer.result()
+            except ShardUnavailableError as error:
+                missing[shard] = error
+        return missing
+
+    def lose(self, shard: str, error: ShardUnavailableError) -> None:
+        """Go on without a shard on which nothing was done."""
+        self._lost[shard] = error
+        if (part := self._parts.pop(shard, None)) is not None:
+            # The session knows it still, and rolls it back in the end.
+            self._left.append(part)
+            _let_go(part[0])
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -99,18 +150,22 @@ class Parts:
 
     def close(self) -> None:
         """Give all connections back; what was not committed is rolled back."""
-        parts, self._parts = self._parts, {}
+        parts, self._parts = [*self._parts.values(), *self._left], {}
+        self._lost.clear()
+        self._left.clear()
         self._lock_seconds = self._declared_lock_seconds
         self._marked.clear()
-        for conn, _ in parts.values():
+        for conn, _ in parts:
             conn.close()
 
-    def _opened(self, shard: str) -> tuple[Connection, RootTransaction]:
-        conn = self._access.engines[shard].connect()
+    def _opened(self, shard: str, seconds: float | None = None) -> Part:
+        with connecting_within(seconds):
+            conn = self._access.engines[shard].connect()
         try:
             transaction = conn.begin()
             if self._lock_seconds is not None:
-                prepare_for_others(conn, lock_seconds=self._lock_seconds)
+                with silence_limit(conn, shard, seconds or SILENT_SECONDS):
+                    prepare_for_others(conn, lock_seconds=self._lock_seconds)
                 self._marked.add(shard)
         except BaseException:
             conn.close()
@@ -133,6 +188,20 @@ class Parts:
             if has_written:
                 found.append(Writer(shard, conn, transaction))
         return found
+
+
+def _let_go(conn: Connection) -> None:
+    """Give up what a transaction holds on a server, if that can be told of it."""
+    if conn.invalidated:
+        return
+    driver: Any = conn.connection.driver_connection
+    if driver.info.transaction_status != TransactionStatus.INERROR:
+        conn.invalidate()  # nobody knows what it is at
+        return
+    try:
+        conn.connection.rollback()
+    except DriverError:
+        conn.invalidate()
 
 
 def _commit_reader(conn: Connection) -> None:

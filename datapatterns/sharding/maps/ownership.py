@@ -8,8 +8,14 @@ from psycopg import Error as DriverError
 from psycopg import OperationalError
 from sqlalchemy import ARRAY, Boolean, ColumnElement, Connection, Integer, Text, cast, select
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from datapatterns.errors import IsolationLevelError, ShardUnavailableError, StaleShardMapError
+from datapatterns.errors import (
+    IsolationLevelError,
+    ShardBusyError,
+    ShardUnavailableError,
+    StaleShardMapError,
+)
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -99,6 +105,7 @@ def shard_errors(shard_id: str) -> Iterator[None]:
     """Turn what a shard says about ownership, or its silence, into errors that name it.
 
     Raises:
+        ShardBusyError: All connections that this process may have are in use.
         ShardUnavailableError: It cannot be reached, or the connection broke.
         StaleShardMapError: It does not own what the map says.
     """
@@ -111,6 +118,8 @@ def shard_errors(shard_id: str) -> Iterator[None]:
         if error.connection_invalidated or _is_connection_failure(error.orig):
             raise ShardUnavailableError(shard_id) from error
         raise
+    except PoolTimeoutError as error:
+        raise ShardBusyError(shard_id) from error
     except DriverError as error:
         if error.sqlstate == NOT_OWNED:
             raise StaleShardMapError(shard_id) from error

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Result, Select
-from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.sql.selectable import SelectBase
 
@@ -14,13 +13,17 @@ from datapatterns.sharding.broadcasting.statements import locks_copies
 from datapatterns.sharding.maps.elsewhere import not_elsewhere
 from datapatterns.sharding.maps.ownership import agrees_with_map, owns_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.reaching.options import Asked, asked_for
+from datapatterns.sharding.reaching.shortness import refuse_wrong_answers
 from datapatterns.sharding.routing.footprint import Footprint, footprint_of
 from datapatterns.sharding.routing.key_conditions import Leaf
-from datapatterns.sharding.scatter.answering import as_result, gather_in_postgres
+from datapatterns.sharding.scatter.answering import as_result
+from datapatterns.sharding.scatter.combining import combine, copy_out
 from datapatterns.sharding.scatter.scatter_plan import ScatterPlan, plan_scatter
 from datapatterns.sharding.scatter.scattering import merge
 from datapatterns.sharding.scatter.selected import AnySelect
 from datapatterns.sharding.seeing.timing import timed_read
+from datapatterns.sharding.sessions.asking import Asking
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.statements import one_set
@@ -50,6 +53,7 @@ class Reading:
         """
         access = self.work.access
         parameters = one_set(state)
+        asked = asked_for(state.execution_options, scatter=self.scatter)
         footprint, values = access.footprints.of(statement, parameters)
         if locks_copies(statement, footprint):
             # Of a copy alone they would keep nobody out elsewhere.
@@ -61,8 +65,8 @@ class Reading:
             shards = shard_map.shards_of(buckets)
             if len(shards) <= 1:
                 with timed_read(access.load, shard_map, buckets, footprint, values):
-                    return self._read_one(state, statement, shard_map, buckets)
-        elif self._may_scatter(state, footprint):
+                    return self._read_within(state, statement, shard_map, buckets, asked)
+        elif asked.every or _is_scattered(footprint):
             shards = frozenset(shard_map.owners)
         else:
             raise ScatterRefusedError(footprint.tables)
@@ -76,9 +80,29 @@ class Reading:
         # Looked at afresh: the plan compares the columns of this very statement.
         footprint = footprint_of(statement, access.placements)
         plan = plan_scatter(statement, footprint, parameters, rows_max=access.merge_rows_max)
+        if asked.policy.partial == "allow":
+            refuse_wrong_answers(statement, plan)
         guards = self._guards(shard_map, sorted(shards), buckets, footprint.blocks[0].leaves)
         with timed_read(access.load, shard_map, buckets, footprint, values):
-            return self._gather(state, plan, guards)
+            return self._gather(state, plan, guards, asked)
+
+    def _read_within(
+        self,
+        state: ORMExecuteState,
+        statement: SelectBase,
+        shard_map: ShardMap,
+        buckets: frozenset[int],
+        asked: Asked,
+    ) -> Result[Any]:
+        if not asked.explicit:
+            return self._read_one(state, statement, shard_map, buckets)
+        asking = Asking(self.work, asked.policy)
+        shard_id = self.work.shard_of(shard_map, buckets)
+        return asking.on_one(
+            shard_id,
+            lambda: self._read_one(state, statement, shard_map, buckets),
+            [column.key or "" for column in statement.selected_columns],
+        )
 
     def _read_one(
         self,
@@ -96,11 +120,6 @@ class Reading:
         # Locks are of no use on rows that are leaving.
         self.work.claim(shard_id, shard_map, buckets)
         return self.work.run(state, statement, shard_id)
-
-    def _may_scatter(self, state: ORMExecuteState, footprint: Footprint) -> bool:
-        asked = state.execution_options.get("scatter", self.scatter)
-        declared = (leaf.shard_key.scatter for block in footprint.blocks for leaf in block.leaves)
-        return bool(asked) or all(declared)
 
     # Gathering -----------------------------------------------------------------------------
 
@@ -130,19 +149,31 @@ class Reading:
         return guards
 
     def _gather(
-        self, state: ORMExecuteState, plan: ScatterPlan, guards: Mapping[str, ColumnElement[bool]]
+        self,
+        state: ORMExecuteState,
+        plan: ScatterPlan,
+        guards: Mapping[str, ColumnElement[bool]],
+        asked: Asked,
     ) -> Result[Any]:
         if state.session.autoflush and state.execution_options.get("autoflush", True):
             state.session.flush()
         statements = {shard_id: plan.statement.where(guard) for shard_id, guard in guards.items()}
+        asking = Asking(self.work, asked.policy)
         if plan.combined is not None:
-            return self._combined(plan, statements, state)
-        parts = [*self.work.run_on_each(state, statements, _all_rows).values()]
-        judge = self.work.connection_to(next(iter(statements)))
-        return as_result(state.statement, merge(plan, parts, judge))
+            return self._combined(plan, statements, state, asking)
+        answers = asking.together(state, statements)
+        rows: Sequence[Sequence[Any]] = []
+        if answers.given:
+            judge = self.work.connection_to(next(iter(answers.given)))
+            rows = merge(plan, [*answers.given.values()], judge)
+        return as_result(state.statement, rows, answers.missing)
 
     def _combined(
-        self, plan: ScatterPlan, statements: Mapping[str, AnySelect], state: ORMExecuteState
+        self,
+        plan: ScatterPlan,
+        statements: Mapping[str, AnySelect],
+        state: ORMExecuteState,
+        asking: Asking,
     ) -> Result[Any]:
         if state._remaining_events():  # noqa: SLF001 -- there is no public name
             # They see what is executed as it is, and may confine it.
@@ -150,19 +181,12 @@ class Reading:
                 "what only PostgreSQL can merge, beside a listener of do_orm_execute,",
                 "add to the statement itself what the listener would add",
             )
-        self.work.parts.open(statements)
-        connections = {shard_id: self.work.connection_to(shard_id) for shard_id in statements}
-        with self.work.access.learning():
-            rows = gather_in_postgres(
-                plan, statements, connections, one_set(state), access=self.work.access
-            )
-        return as_result(state.statement, rows)
+        access, parameters = self.work.access, one_set(state)
+        sent = asking.apart(statements, lambda conn, one: copy_out(conn, one, parameters))
+        with access.learning(), access.combiner.connection([*sent.given]) as conn:
+            rows = combine(plan, [*sent.given.values()], conn, parameters)
+        return as_result(state.statement, rows, sent.missing)
 
 
-def _all_rows(result: Result[Any]) -> Sequence[Sequence[Any]]:
-    try:
-        return result.all()
-    except InvalidRequestError as error:
-        raise UnmergeableQueryError(
-            "a joined eager load of a collection", "use selectinload(), or name the shard key"
-        ) from error
+def _is_scattered(footprint: Footprint) -> bool:
+    return all(leaf.shard_key.scatter for block in footprint.blocks for leaf in block.leaves)

@@ -52,6 +52,14 @@ class ShardSession(Session):
         self.left_to_recovery: tuple[str, ...] = ()
         """After a commit: the shards that show it only when recovery has been there."""
 
+    @property
+    def missing_shards(self) -> tuple[str, ...]:
+        """The shards without which the last statement of all shards, or `AllShards`, was answered.
+
+        As its result says; but ``scalars()`` gives none.
+        """
+        return self._work.missing
+
     def get_bind(self, *_args: Any, shard_id: str | None = None, **_named: Any) -> Connection:  # noqa: ANN401 -- as in Session
         """Return the transaction's connection to the shard that the running statement is for.
 

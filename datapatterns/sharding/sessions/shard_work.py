@@ -1,24 +1,23 @@
 """What the running transaction of a session over shards holds and has done on each of them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from functools import partial
 from itertools import count
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Executable, Result
+from sqlalchemy import Connection, Result
 from sqlalchemy.orm import ORMExecuteState, Session
 
 from datapatterns.errors import (
     MultiShardWriteError,
     ShardTransactionEndedError,
+    ShardUnavailableError,
     UnroutableStatementError,
 )
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
-from datapatterns.sharding.scatter.scattering import ask_each
 from datapatterns.sharding.seeing.timing import TimedFlush
 
 T = TypeVar("T")
@@ -48,8 +47,10 @@ class ShardWork:
         self.written: set[str] = set()
         self.is_committed = False
         self.flushed = TimedFlush(access.load)
+        self.missing: tuple[str, ...] = ()
         self._session = session
         self._claimed: set[tuple[int, int]] = set()
+        self._holding: set[str] = set()
 
     # Connections ---------------------------------------------------------------------------
 
@@ -82,31 +83,20 @@ class ShardWork:
         finally:
             _RUNNING.reset(running)
 
-    def run_on_each(
-        self, state: ORMExecuteState, statements: Mapping[str, Executable], take: Take[T]
-    ) -> dict[str, T]:
-        """Execute a statement on each of several shards, at once; return what ``take`` made of it.
-
-        All load into the one session, as if it had asked one shard after the other.
-        """
-        self.parts.open(statements)
-        for shard_id in statements:
-            self.connection_to(shard_id)  # now, while nothing else is at work
-
-        def question(shard_id: str) -> T:
-            return take(self.run(state, statements[shard_id], shard_id))
-
-        # A flush would come in between, on connections that are in use.
-        with self.access.learning(), self._session.no_autoflush:
-            return ask_each(
-                self.access.fan_out,
-                {shard_id: partial(question, shard_id) for shard_id in statements},
-                in_turns=True,
-            )
-
     def _running(self) -> str | None:
         work, shard_id = _RUNNING.get() or (None, None)
         return shard_id if work is self else None
+
+    def lose(self, shard_id: str, error: ShardUnavailableError) -> None:
+        """Go on without a shard until the transaction ends.
+
+        Raises:
+            ShardUnavailableError: The transaction holds something there: rows or locks that it
+                would do without, or a savepoint.
+        """
+        if shard_id in self._holding or self._session.in_nested_transaction():
+            raise error
+        self.parts.lose(shard_id, error)
 
     # Writers -------------------------------------------------------------------------------
 
@@ -127,6 +117,7 @@ class ShardWork:
         if not self.atomic and self.written - {shard_id}:
             raise MultiShardWriteError((*self.written, shard_id))
         self.written.add(shard_id)
+        self._holding.add(shard_id)
 
     def claim(self, shard_id: str, shard_map: ShardMap, buckets: Iterable[int]) -> None:
         """Keep buckets on a shard until the transaction ends."""
@@ -134,6 +125,7 @@ class ShardWork:
         if not wanted:
             return
         conn = self.connection_to(shard_id)
+        self._holding.add(shard_id)
         with self.access.asking(shard_id):
             claim_buckets(conn, shard_map, wanted, schema=self.access.schema)
         # What is claimed inside a savepoint is given back when that is rolled back.
@@ -162,4 +154,5 @@ class ShardWork:
         self.is_committed = False
         self.written.clear()
         self._claimed.clear()
+        self._holding.clear()
         self.parts.close()

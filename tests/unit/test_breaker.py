@@ -1,4 +1,4 @@
-from datapatterns.cache_aside.breaker import Breaker
+from datapatterns.breaker import Breaker
 
 
 class Watch:

@@ -1,0 +1,1 @@
+"""What happens when a shard is slow, dead or behind."""
