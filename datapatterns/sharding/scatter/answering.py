@@ -11,7 +11,7 @@ from datapatterns.sharding.scatter.selected import AnySelect
 
 
 def as_result(
-    statement: Executable, rows: Sequence[Sequence[Any]], missing: Iterable[str]
+    statement: Executable, rows: Sequence[Sequence[Any]], missing: Iterable[str] = ()
 ) -> ShardResult:
     """Return merged rows as a session returns others: by position, name, or column."""
     described = cast("AnySelect", statement).column_descriptions
