@@ -16,7 +16,6 @@ from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.broadcasting.copies import CopyList
-from datapatterns.sharding.broadcasting.copying_cluster import CopyingCluster
 from datapatterns.sharding.broadcasting.guarding import guard_copies
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
@@ -45,7 +44,6 @@ from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
 from datapatterns.sharding.schema import UNUSED
 from datapatterns.sharding.seeing.load_watch import LoadWatch
-from datapatterns.sharding.seeing.seen_cluster import SeenCluster
 from datapatterns.sharding.seeing.timing import count_statements
 from datapatterns.sharding.sessions.pinned_connection import keep_claimed
 from datapatterns.sharding.sessions.pinned_session import PinnedSession
@@ -59,7 +57,7 @@ Row = TypeVar("Row")
 _SHARD_ID = re.compile(r"[a-z0-9_]{1,30}")
 
 
-class ShardCluster(SeenCluster, MovedCluster, CopyingCluster):
+class ShardCluster(MovedCluster):
     """Several PostgreSQL servers that hold the entity groups of one application.
 
     It opens connections when they are needed and keeps them; close it at the end, or use it as a

@@ -107,7 +107,7 @@ class Recovery:
         with self._engines[shard].connect() as plain:
             # COMMIT PREPARED wants no transaction around it.
             conn = plain.execution_options(isolation_level="AUTOCOMMIT")
-            for name, seconds in _prepared_on(conn):
+            for name, seconds in prepared_on(conn):
                 branch = Branch.named(name)
                 if branch is None or (branch.schema, branch.shard) != (self._schema, shard):
                     continue
@@ -178,11 +178,11 @@ class Recovery:
             if shard not in self._engines:
                 return None
             with shard_errors(shard), self._engines[shard].connect() as conn:
-                found += [name for name, _ in _prepared_on(conn)]
+                found += [name for name, _ in prepared_on(conn)]
         return found
 
 
-def _prepared_on(conn: Connection) -> list[tuple[str, float]]:
+def prepared_on(conn: Connection) -> list[tuple[str, float]]:
     """Return the names of what is prepared in this database, and for how many seconds."""
     age = func.extract("epoch", func.clock_timestamp() - _PREPARED.c.prepared).cast(Float)
     found = select(_PREPARED.c.gid, age).where(

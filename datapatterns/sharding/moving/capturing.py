@@ -76,12 +76,19 @@ def remove_capture(side: Side, tables: Sequence[MovedTable], *, pace: Pace) -> N
         MoveBlockedError: A transaction holds one of the tables for long.
         MoveTakenOverError: Another worker has taken over.
     """
-    statements = [
-        _DROP.format(name=trigger_name(side.group_id, side.bucket, kind), table=table.place)
+    statements = drop_statements(side.group_id, side.bucket, tables)
+    _run_briefly(side, tables, statements, pace=pace, forget=True)
+
+
+def drop_statements(
+    group_id: int, bucket: int, tables: Sequence[MovedTable]
+) -> list[sql.Composable]:
+    """Return what drops all triggers of a bucket."""
+    return [
+        _DROP.format(name=trigger_name(group_id, bucket, kind), table=table.place)
         for table in tables
         for kind in ("insert", "update", "delete", "truncate")
     ]
-    _run_briefly(side, tables, statements, pace=pace, forget=True)
 
 
 def trigger_name(group_id: int, bucket: int, kind: str) -> sql.Identifier:

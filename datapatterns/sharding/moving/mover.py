@@ -18,8 +18,10 @@ from datapatterns.failpoints import failpoint
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.moving import planning
+from datapatterns.sharding.moving.checking import missing_indexes
 from datapatterns.sharding.moving.holding import Side
 from datapatterns.sharding.moving.move import Move
+from datapatterns.sharding.moving.moved_table import describe_tables
 from datapatterns.sharding.moving.settings import MoveAccess, MoveSettings
 from datapatterns.sharding.moving.working import Work
 from datapatterns.transactions import fresh_reads, looking, resuming
@@ -84,6 +86,18 @@ class Mover:
         """Return the moves, the oldest first."""
         with fresh_reads(self.access.control) as conn, looking(conn):
             return list(planning.read_moves(conn, schema=self.access.schema, live=live))
+
+    def missing_indexes(self, group: EntityGroup, shard: str) -> list[str]:
+        """Return the statements that make indexes by which buckets would be found on a shard."""
+        shard_map, schema = self.access.newest_map(group), self.access.schema
+        with (
+            shard_errors(shard),
+            fresh_reads(self.access.engines[shard]) as conn,
+            looking(conn),
+        ):
+            declared = self.access.tables_of(group)
+            tables = describe_tables(conn, declared, shard_map, 0, schema=schema)
+            return missing_indexes(conn, tables, shard_map, schema=schema)
 
     @contextmanager
     def _working(self, move_id: UUID) -> Iterator[Work]:

@@ -44,6 +44,9 @@ def plan_move(
         raise StaleMoveError(bucket, f"the map has it on {found.shard_id!r}, not on {source!r}")
     if found.changing:
         raise StaleMoveError(bucket, "a change of it is under way; finish that before")
+    shards = tables.shard
+    if conn.scalar(select(shards.c.state).where(shards.c.shard_id == target)) != "active":
+        raise StaleMoveError(bucket, f"{target!r} is unknown or not active, so it gets no buckets")
     if source == target:
         raise StaleMoveError(bucket, f"it is on {target!r} already")
     planned = (
