@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 import datapatterns.alembic.rendering  # noqa: F401 -- so that what is found can be written down
 from datapatterns.alembic.choosing import choose_blueprint
 from datapatterns.alembic.drift import drift
+from datapatterns.alembic.indexes.registering import registered_indexes
 from datapatterns.alembic.operations import (
     CreateMaterializedViewOp,
     DropMaterializedViewOp,
@@ -55,8 +56,8 @@ def compare_views(
     Drops stand before everything else: no table can lose what a view reads. What is created or
     replaced comes last, when tables have what it reads.
     """
-    for views in registered_views(context.metadata):
-        upgrade_ops.ops[:] = _without_ours(context, upgrade_ops.ops, views.schema)
+    for schema in _schemas_of_ours(context):
+        upgrade_ops.ops[:] = _without_ours(context, upgrade_ops.ops, schema)
     # All of them by now: a table belongs to no schema of views.
     changes = table_changes(upgrade_ops.ops, _default_schema(context))
     for views in registered_views(context.metadata):
@@ -76,9 +77,14 @@ def leave_out_ours(
     An environment with ``include_schemas`` would take them for tables that the models have lost.
     """
     declared = {table.schema for table in context.sorted_tables}
-    for views in registered_views(context.metadata):
-        if views.schema not in declared:
-            schemas.discard(views.schema)
+    for schema in _schemas_of_ours(context):
+        if schema not in declared:
+            schemas.discard(schema)
+
+
+def _schemas_of_ours(context: AutogenContext) -> set[str]:
+    views = {each.schema for each in registered_views(context.metadata)}
+    return views | {each.schema for each in registered_indexes(context.metadata)}
 
 
 class _Comparison:

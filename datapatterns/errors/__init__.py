@@ -18,7 +18,7 @@ DataPatternsError
 │     event_transfer      EventLineError, ExportFileError, ImportChunkError, ImportVersionError,
 │                         PurgeRefusedError, SourceEventError, StreamCopyError
 │     index_tables        IndexChangedError, IndexDefinitionError, IndexDetachedError,
-│                         IndexMissingError, IndexModeError,
+│                         IndexMigrationError, IndexMissingError, IndexModeError,
 │                         IndexUndeclaredError
 │     live_folds          LiveFoldLimitError
 │     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
@@ -175,6 +175,7 @@ from datapatterns.errors.index_tables import (
     IndexDetachedError,
     IndexDiffersError,
     IndexKeyTakenError,
+    IndexMigrationError,
     IndexMissingError,
     IndexModeError,
     IndexNotReadyError,
@@ -342,6 +343,7 @@ __all__ = [
     "IndexDetachedError",
     "IndexDiffersError",
     "IndexKeyTakenError",
+    "IndexMigrationError",
     "IndexMissingError",
     "IndexModeError",
     "IndexNotReadyError",

@@ -153,3 +153,15 @@ class IndexUndeclaredError(ConfigurationError):
     def __init__(self, index: str, problem: str) -> None:
         super().__init__(f"index table {index!r}: {problem}")
         self.index = index
+
+
+class IndexMigrationError(ConfigurationError):
+    """A migration cannot do this to an index table, or not here.
+
+    Attributes:
+        index: Its name.
+    """
+
+    def __init__(self, index: str, problem: str) -> None:
+        super().__init__(f"index table {index!r}: {problem}")
+        self.index = index

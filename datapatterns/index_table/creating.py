@@ -1,18 +1,21 @@
 """Create an index table with its triggers, and drop it again."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, literal, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import IndexDefinitionError
+from datapatterns.index_table.blueprint import blueprint_of
 from datapatterns.index_table.catalog import column_facts, table_facts
 from datapatterns.index_table.definition import IndexDefinition, fingerprint
 from datapatterns.index_table.eligibility import ColumnFacts, column_problems, table_problems
 from datapatterns.index_table.looking_up import joined
 from datapatterns.index_table.maintenance import (
     TRIGGER_SEARCH_PATH,
+    NamesOf,
     constraint_name,
     create_function,
     create_guard_view,
@@ -54,26 +57,25 @@ def create_index(conn: Connection, definition: IndexDefinition) -> bool:
     return created
 
 
-def drop_index(conn: Connection, definition: IndexDefinition) -> bool:
+def drop_index(conn: Connection, name: str, *, schema: str) -> bool:
     """Drop the index of this name, whatever it was built from; return whether there was one.
 
     Raises:
         IsolationLevelError: The connection is in autocommit mode.
     """
     require_transaction(conn)
-    known = index_tables(definition.schema).index_table
+    known = index_tables(schema).index_table
     # Only what create_index() made: the library's own tables live in the same schema.
-    dropped = conn.scalar(
-        delete(known).where(known.c.name == definition.name).returning(known.c.index_id)
-    )
+    dropped = conn.scalar(delete(known).where(known.c.name == name).returning(known.c.index_id))
     if dropped is None:
         return False
+    names = NamesOf(name, schema)
     # The function's triggers go with it, also where the base table is gone already.
     run(
         conn,
-        f"DROP FUNCTION IF EXISTS {function_name(definition)}() CASCADE;\n"
-        f"DROP VIEW IF EXISTS {view_name(definition)};\n"
-        f"DROP TABLE IF EXISTS {entry_name(definition)};",
+        f"DROP FUNCTION IF EXISTS {function_name(names)}() CASCADE;\n"
+        f"DROP VIEW IF EXISTS {view_name(names)};\n"
+        f"DROP TABLE IF EXISTS {entry_name(names)};",
     )
     return True
 
@@ -91,6 +93,7 @@ def _register(conn: Connection, definition: IndexDefinition) -> bool:
             mode="local",
             state="building",
             fingerprint=fingerprint(definition),
+            blueprint=_written_down(definition),
         )
         .on_conflict_do_nothing(index_elements=[known.c.name])
         .returning(known.c.index_id)
@@ -100,6 +103,13 @@ def _register(conn: Connection, definition: IndexDefinition) -> bool:
         return True
     index_status(conn, definition)
     return False
+
+
+def _written_down(definition: IndexDefinition) -> dict[str, Any] | None:
+    try:
+        return blueprint_of(definition).as_json()
+    except IndexDefinitionError:  # a name that cannot be written down; the index works as well
+        return None
 
 
 def _build(conn: Connection, definition: IndexDefinition) -> None:

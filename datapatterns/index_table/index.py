@@ -118,7 +118,7 @@ class IndexTable:
         Raises:
             IsolationLevelError: The connection is in autocommit mode.
         """
-        return drop_index(conn, self.definition)
+        return drop_index(conn, self.name, schema=self.definition.schema)
 
     def lookup(
         self,

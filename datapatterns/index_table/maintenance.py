@@ -6,6 +6,8 @@ within one UPDATE passes. An UPDATE touches only index rows that change.
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 from sqlalchemy import ColumnElement, FromClause, Text, collate, func, select
 
@@ -25,17 +27,37 @@ _EVENTS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 _PLANNER = "SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off"
 
 
-def function_name(definition: IndexDefinition) -> str:
+class Named(Protocol):
+    """What has the name and schema of an index."""
+
+    @property
+    def name(self) -> str:
+        """The index's name."""
+
+    @property
+    def schema(self) -> str:
+        """The library's schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamesOf:
+    """An index of which only the name is known."""
+
+    name: str
+    schema: str
+
+
+def function_name(definition: Named) -> str:
     """Return the qualified name of the index's trigger function."""
     return f"{quoted(definition.schema)}.{quoted(f'maintain_{definition.name}')}"
 
 
-def entry_name(definition: IndexDefinition) -> str:
+def entry_name(definition: Named) -> str:
     """Return the qualified name of the index's own table."""
     return f"{quoted(definition.schema)}.{quoted(definition.name)}"
 
 
-def view_name(definition: IndexDefinition) -> str:
+def view_name(definition: Named) -> str:
     """Return the qualified name of the index's guard view."""
     return f"{quoted(definition.schema)}.{quoted(f'{definition.name}_guard')}"
 

@@ -52,6 +52,7 @@ def index_tables(schema: str, /) -> IndexTables:
         Column("mode", Text, nullable=False),
         Column("state", Text, nullable=False),
         Column("fingerprint", Text, nullable=False),
+        Column("blueprint", JSONB),
         UniqueConstraint("name"),
         CheckConstraint("mode IN ('local', 'reserve', '2pc', 'async')", "mode"),
         CheckConstraint("state IN ('building', 'ready')", "state"),

@@ -1,4 +1,4 @@
-"""Alembic's plugin: autogenerate compares the declared views with the database.
+"""Alembic's plugin: autogenerate compares the declared views and index tables with the database.
 
 Alembic loads it whenever it is imported, also for environments that never name it. So it imports
 nothing of ours before something is compared.
@@ -30,6 +30,13 @@ def setup(plugin: "Plugin") -> None:
         # After the tables: what is to become of them decides about the views on them.
         priority=DispatchPriority.LAST,
     )
+    plugin.add_autogenerate_comparator(
+        _compare_indexes,
+        "schema",
+        "index_tables",
+        qualifier="postgresql",
+        priority=DispatchPriority.LAST,
+    )
 
 
 def _compare_views(*given: Any) -> "PriorityDispatchResult":  # noqa: ANN401 -- what Alembic gives
@@ -38,6 +45,15 @@ def _compare_views(*given: Any) -> "PriorityDispatchResult":  # noqa: ANN401 -- 
     from datapatterns.alembic.autogenerate import compare_views  # noqa: PLC0415 -- not before
 
     compare_views(*given)
+    return PriorityDispatchResult.CONTINUE
+
+
+def _compare_indexes(*given: Any) -> "PriorityDispatchResult":  # noqa: ANN401 -- what Alembic gives
+    from alembic.util import PriorityDispatchResult  # noqa: PLC0415 -- Alembic is imported by now
+
+    from datapatterns.alembic.indexes.comparing import compare_indexes  # noqa: PLC0415 -- not before
+
+    compare_indexes(*given)
     return PriorityDispatchResult.CONTINUE
 
 
