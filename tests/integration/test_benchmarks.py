@@ -27,6 +27,7 @@ TINY: dict[str, dict[str, object]] = {
     "import": {"EVENTS": 40, "STREAMS": 4},
     "inline": {"OPERATIONS": 2},
     "load": {"EVENTS": 40, "LOADS": 2, "CASES": ((40, False), (40, True))},
+    "load_watch": {"READS": 2, "COUNTS": 10, "KEYS": 20},
     "log": {"EVENTS": 40, "STREAMS": 4, "PAGE_EVENTS": 7},
     "promote": {"EVENTS": 1_000, "READERS": 2},
     "projection_rebuild": {"EVENTS": 1_020, "PAGE_EVENTS": 400},

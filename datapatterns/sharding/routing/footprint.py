@@ -356,8 +356,9 @@ def _confined(
     conditions: Sequence[KeyCondition], parameters: Parameters, strategy: ShardingStrategy
 ) -> frozenset[int] | None:
     """Return the buckets of keys that satisfy all conditions; None if that may be any."""
-    keys = _listed(conditions, parameters)
-    others = [each for each in conditions if each.keys(parameters) is None]
+    listed = [condition.keys(parameters) for condition in conditions]
+    keys = _intersection(listed)
+    others = [each for each, found in zip(conditions, listed, strict=True) if found is None]
     return _intersection(
         [
             None if keys is None else strategy.buckets_for("in", [*keys]),
