@@ -19,6 +19,7 @@ from datapatterns.sharding.reaching.options import AllShards
 from datapatterns.sharding.reaching.results import ShardResult
 from datapatterns.sharding.scatter.keyset import Keyset, KeysetPage, keyset
 from datapatterns.sharding.seeing.counting import BucketStats, ShardStats, TableCount
+from datapatterns.sharding.seeing.drawing import draw_stats
 from datapatterns.sharding.seeing.load_watch import LoadWatch
 from datapatterns.sharding.seeing.looking import HotKey
 from datapatterns.sharding.seeing.rebalance_plan import RebalancePlan
@@ -87,6 +88,7 @@ __all__ = [
     "ShardStats",
     "ShardingStrategy",
     "TableCount",
+    "draw_stats",
     "in_rounds",
     "keyset",
     "parts_of_id",

@@ -99,6 +99,7 @@ ELSEWHERE = {  # command -> why it has tests of its own
     "indexes list": "it needs an index",
     "indexes repair": "it needs an index",
     "indexes verify": "it needs an index",
+    "shards hot-keys": "it needs shards",
     "shards list": "it needs shards",
     "shards plan": "it needs shards",
     "shards recover": "it needs shards",

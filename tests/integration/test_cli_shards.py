@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import URL, text
 
 from datapatterns.failpoints import armed
-from datapatterns.sharding import ShardCluster
+from datapatterns.sharding import RebalancePlan, ShardCluster
 from tests.fixtures.atomic import (
     Died,
     baskets,
@@ -24,7 +24,7 @@ from tests.fixtures.shard_model import Basket, households, sharded_shop
 pytestmark = pytest.mark.postgres
 
 APP = """
-from datapatterns.sharding import ShardCluster
+from datapatterns.sharding import RebalancePlan, ShardCluster
 from tests.fixtures.shard_model import households
 
 def cluster():
@@ -143,7 +143,7 @@ def test_a_plan_says_what_should_move(run: Run, named: tuple[str, str], shop: Sh
     assert {move["to"] for move in moves} == {"s0", "s2"}
     assert len(few) == 1
     assert len(drained) >= 21
-    assert {move["to"] for move in drained if move["from"] == "s1" and move["rows"]} == {"s2"}
+    assert {move["to"] for move in drained if move["from"] == "s1" and move["cost"]} == {"s2"}
     assert "bucket" in run(*plan).out
 
 
@@ -193,3 +193,70 @@ def test_a_shard_that_does_not_answer_is_named(
 
     assert ran.code == 1
     assert "s9" in ran.out
+
+
+def test_what_shards_are_asked_is_shown(
+    run: Run, named: tuple[str, str], shop: ShardCluster, shard_urls: list[URL]
+) -> None:
+    with (
+        ShardCluster(
+            control=shard_urls[0],
+            shards=dict(zip(shop.engines, shard_urls, strict=False)),
+            groups=[households],
+            watch_load=True,
+        ) as watched,
+        watched.session() as session,
+    ):
+        for _ in range(5):
+            session.get(Basket, (7, 1))
+    bucket, shard = households.strategy.bucket(7), shop.router.map_of(households).shard_of(7)
+
+    hot = rows(run("shards", "hot-keys", "household", *named, "--json"))
+    pins = run("shards", "hot-keys", "household", "--worth-a-pin", "0.05", *named)
+    shards = rows(run("shards", "stats", "--per", "shard", *named, "--json"))
+    buckets = rows(run("shards", "stats", "--per", "bucket", *named, "--json"))
+    drawn = run("shards", "stats", *named).out
+
+    assert [(key["key"], key["shard"], key["hits_min"]) for key in hot] == [(7, shard, 5)]
+    assert "no key stands out" in pins.err
+    assert {each["shard"]: each["reads"] for each in shards if each["reads"]} == {shard: 5}
+    assert [(each["bucket"], each["reads"]) for each in buckets if each["reads"]] == [(bucket, 5)]
+    assert "busy of buckets 0 to 63:" in drawn
+
+
+def test_a_plan_is_saved_to_a_new_file(
+    run: Run, named: tuple[str, str], shop: ShardCluster, tmp_path: Path
+) -> None:
+    for key in keys_on_each(shop):
+        with shop.session() as session, session.begin():
+            session.add(Basket(household_id=key, id=1))
+    file = tmp_path / "plan.json"
+    plan = ("shards", "plan", "household", "--drain", "s1", "--save", str(file), *named)
+
+    ran = run(*plan)
+    again = run(*plan)
+
+    assert ran.code == 0
+    assert "(draining)" in ran.out
+    saved = RebalancePlan.from_json(file.read_text())
+    assert saved.draining == ("s1",)
+    assert len(saved) == 21
+    assert again.code == 2
+
+
+@pytest.mark.parametrize(
+    ("by", "told"),
+    [
+        (("--by", "size"), "'size' is none of rows, bytes, load"),
+        (("--by", "rows=much"), "'much' is no number"),
+        (("--by", "rows=1", "--by", "size=1"), "size"),
+        (("--by", "load"), "watch_load=True"),
+    ],
+)
+def test_what_weighs_nothing_is_refused(
+    run: Run, named: tuple[str, str], by: tuple[str, ...], told: str
+) -> None:
+    ran = run("shards", "plan", "household", *by, *named)
+
+    assert ran.code == 2
+    assert told in ran.err

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 
 from datapatterns.errors import SettingsError
 from datapatterns.sharding.access import ShardAccess
@@ -13,6 +13,7 @@ from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import tables_needed
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.scatter.scattering import ask_each
+from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sharding.seeing.counting import (
     BucketStats,
     ShardStats,
@@ -135,6 +136,14 @@ class Sight:
             )
         return found
 
+    def stored_shards(self) -> tuple[dict[str, float], frozenset[str]]:
+        """Return the weights of shards, and which of them get nothing more."""
+        shard = sharding_tables(self.access.schema).shard
+        with tables_needed(self.access.schema), self._control() as conn, reading(conn):
+            rows = conn.execute(select(shard.c.shard_id, shard.c.weight, shard.c.state)).all()
+        leaving = frozenset(row.shard_id for row in rows if row.state == "draining")
+        return {row.shard_id: row.weight for row in rows}, leaving
+
     def costs(
         self, group: EntityGroup, shard_map: ShardMap, by: Measure | Mapping[Measure, float]
     ) -> tuple[str, dict[int, float]]:
@@ -202,7 +211,9 @@ def plan_for(  # noqa: PLR0913 -- what a plan depends on
     shard_map = access.router.map_of(group)
     words, costs = sight.costs(group, shard_map, by)
     placement = {bucket: shard_map.owners[bucket] for bucket in shard_map.buckets}
-    all_weights = dict.fromkeys(access.engines, 1.0) | {**weights}
+    stored, leaving = sight.stored_shards()
+    all_weights = {shard: stored.get(shard, 1.0) for shard in access.engines} | {**weights}
+    draining = {*draining, *leaving} & all_weights.keys()
     moves = plan_moves(
         placement,
         costs,

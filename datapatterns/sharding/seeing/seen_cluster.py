@@ -98,8 +98,8 @@ class SeenCluster:
             by: What a bucket weighs: its ``"rows"``, which are all read; its ``"bytes"``, from a
                 sample; its ``"load"``, the time that its statements took; or a mix of them, such as
                 ``{"bytes": 0.5, "load": 0.5}``.
-            draining: The shards that are to be emptied.
-            weights: How large a shard is compared with others; 1 unless it is said.
+            draining: The shards that are to be emptied, besides those that are being drained.
+            weights: How large a shard is compared with others, instead of what is stored.
             threshold: How far from the mean a shard may be, as a share of the mean.
             max_moves: At most so many besides those from draining shards.
             within: How far back to look at the load.
