@@ -31,6 +31,7 @@ DataPatternsError
 │     segments            SegmentError, SegmentKeyError
 │     servers             MissingExtraError, MissingRightsError, ReadOnlyServerError,
 │                         ServerTooOldError, SettingsError
+│     shard_maps          MapChangeRefusedError
 │     shard_migrations    AlembicEnvironmentError, ShardBehindError,
 │                         ShardMigrationFailedError
 │     shard_statements    MergeLimitError, MultiShardWriteError, PageCursorError,
@@ -65,6 +66,7 @@ DataPatternsError
 │                         WritersInTheWayError
 │     promotions          PromotionTimeoutError, StandbyBehindError
 │     servers             ServerUnavailableError
+│     shard_maps          MapChangeUnsettledError
 │     shards              IdWorkersTakenError, ShardBusyError, ShardTimeoutError,
 │                         ShardUnavailableError
 │     transactions        CommitUnansweredError
@@ -229,6 +231,7 @@ from datapatterns.errors.servers import (
     ServerUnavailableError,
     SettingsError,
 )
+from datapatterns.errors.shard_maps import MapChangeRefusedError, MapChangeUnsettledError
 from datapatterns.errors.shard_migrations import (
     AlembicEnvironmentError,
     ShardBehindError,
@@ -355,6 +358,8 @@ __all__ = [
     "LeaseLostError",
     "LiveFoldLimitError",
     "LogChangedError",
+    "MapChangeRefusedError",
+    "MapChangeUnsettledError",
     "MarkUnpublishedError",
     "MergeLimitError",
     "MessageRefusedError",

@@ -6,6 +6,7 @@ from datapatterns.sharding.broadcasting.definition import Broadcast
 from datapatterns.sharding.cluster import ShardCluster
 from datapatterns.sharding.definition import EntityGroup, ShardKey
 from datapatterns.sharding.ids import IdGenerator, IdParts, parts_of_id
+from datapatterns.sharding.maps.map_change import MapChange
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.migrating.drift import SchemaDifference
@@ -65,6 +66,7 @@ __all__ = [
     "KeysetPage",
     "ListMap",
     "LoadWatch",
+    "MapChange",
     "MigrationPace",
     "Modulo",
     "Move",

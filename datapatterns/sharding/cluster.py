@@ -20,6 +20,7 @@ from datapatterns.sharding.broadcasting.guarding import guard_copies
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
 from datapatterns.sharding.ids import IdGenerator
+from datapatterns.sharding.maps.changing import SETTLE_SECONDS, MapChanging
 from datapatterns.sharding.maps.initialising import (
     check_empty,
     check_ownership,
@@ -29,6 +30,7 @@ from datapatterns.sharding.maps.initialising import (
     record_ownership,
 )
 from datapatterns.sharding.maps.loading import load_maps
+from datapatterns.sharding.maps.mapped_cluster import MappedCluster
 from datapatterns.sharding.maps.ownership import claim_shard, shard_errors
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.maps.shard_map import ShardMap
@@ -57,7 +59,7 @@ Row = TypeVar("Row")
 _SHARD_ID = re.compile(r"[a-z0-9_]{1,30}")
 
 
-class ShardCluster(MovedCluster):
+class ShardCluster(MovedCluster, MappedCluster):
     """Several PostgreSQL servers that hold the entity groups of one application.
 
     It opens connections when they are needed and keeps them; close it at the end, or use it as a
@@ -390,3 +392,7 @@ class ShardCluster(MovedCluster):
             self._clock,
             keep_seconds=2 * self._poll_seconds,
         )
+
+    @cached_property
+    def _changing(self) -> MapChanging:
+        return MapChanging(self._control, self._access, self._clock, SETTLE_SECONDS)

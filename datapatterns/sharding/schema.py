@@ -239,7 +239,7 @@ def _map_change(schema: str) -> Table:
         Column("kind", Text, nullable=False),
         Column("key", LargeBinary, nullable=False),
         Column("label", Text, nullable=False),
-        Column("losing", Integer, nullable=False),
+        Column("losing", Integer),
         Column("gaining", Integer, nullable=False),
         Column("shard_id", Text, nullable=False),
         Column("generation", Integer, nullable=False),

@@ -150,6 +150,7 @@ DEATHS = [
     LAYING_OUT_SHARDS,
     workers.WRITING_TOGETHER,
     workers.MOVING,
+    workers.CHANGING_A_MAP,
     MIGRATING,
     MIGRATING_BETWEEN,
     workers.MIGRATING_SHARDS,

@@ -97,7 +97,7 @@ CONTROL_TABLES = """
         kind text NOT NULL,
         key bytea NOT NULL,
         label text NOT NULL,
-        losing int NOT NULL,
+        losing int,
         gaining int NOT NULL,
         shard_id text NOT NULL,
         generation int NOT NULL,
