@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from datapatterns.errors import MapChangeRefusedError
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.map_change import MapChange
 from datapatterns.sharding.schema import sharding_tables
@@ -71,8 +72,45 @@ def read_change(
     return PendingChange(row.group_id, change, row.generation, row.state == "applied")
 
 
-def refuse_moving(conn: Connection, group: EntityGroup, change: MapChange, *, schema: str) -> None:
-    """Refuse to change buckets that move; whoever plans a move waits for the rows locked here."""
+def refuse_moving(
+    conn: Connection, group: EntityGroup, change: MapChange, *, schema: str, alone: bool = False
+) -> None:
+    """Refuse to change buckets that move.
+
+    Args:
+        conn: A connection to the control database.
+        group: The group.
+        change: What is to change.
+        schema: Where the library's tables live.
+        alone: Whether to let whoever plans a move of them wait until the transaction ends.
+
+    Raises:
+        MapChangeRefusedError: One of them moves.
+    """
+    tables = sharding_tables(schema)
+    groups, placed, moves = tables.shard_group, tables.bucket_map, tables.bucket_move
+    buckets = [bucket for bucket in (change.losing, change.gaining) if bucket is not None]
+    group_id = select(groups.c.group_id).where(groups.c.name == group.name).scalar_subquery()
+    if alone:
+        conn.execute(
+            select(placed.c.bucket)
+            .where(placed.c.group_id == group_id, placed.c.bucket.in_(buckets))
+            .order_by(placed.c.bucket)
+            .with_for_update()
+        ).close()
+    moving = conn.execute(
+        select(moves.c.bucket, moves.c.state).where(
+            moves.c.group_id == group_id,
+            moves.c.bucket.in_(buckets),
+            moves.c.state.not_in(("cleaned", "aborted")),
+        )
+    ).first()
+    if moving is not None:
+        raise MapChangeRefusedError(
+            group.name,
+            f"bucket {moving.bucket} is moving ({moving.state})",
+            "let the move end, until its source is clean, or abort it",
+        )
 
 
 def record_change(

@@ -106,7 +106,7 @@ class MapChanging:
             change = self._decided(conn, group, decide)
             if not change.changed:
                 return change
-            refuse_moving(conn, group, change, schema=schema)
+            refuse_moving(conn, group, change, schema=schema, alone=True)
             begun = record_change(conn, group, change, schema=schema)
         failpoint("map-change.begun")
         return begun

@@ -80,6 +80,19 @@ class ShardMap:
             ahead.extend(new)
         return frozenset(seen - self.merged)
 
+    def buckets_before(self, bucket: int) -> frozenset[int]:
+        """Return the other buckets that keys of ``bucket`` may have been in once."""
+        before: dict[int, set[int]] = {}
+        for earlier, later in self.successors.items():
+            for each in later:
+                before.setdefault(each, set()).add(earlier)
+        seen, ahead = {bucket}, [bucket]
+        while ahead:
+            new = before.get(ahead.pop(), set()) - seen
+            seen |= new
+            ahead.extend(new)
+        return frozenset(seen - {bucket})
+
     def shards_of(self, buckets: Iterable[int]) -> frozenset[str]:
         """Return the shards that hold any of ``buckets``."""
         return frozenset(self.owners[bucket] for bucket in buckets)
