@@ -11,29 +11,19 @@ from sqlalchemy import URL, Connection, Engine
 from datapatterns.breaker import Breaker
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import SettingsError
-from datapatterns.failpoints import failpoint
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.broadcasting.copies import CopyList
 from datapatterns.sharding.broadcasting.guarding import guard_copies
 from datapatterns.sharding.definition import EntityGroup
-from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine, tables_needed
+from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine
 from datapatterns.sharding.ids import IdGenerator
 from datapatterns.sharding.maps.changing import SETTLE_SECONDS, MapChanging
-from datapatterns.sharding.maps.initialising import (
-    check_empty,
-    check_ownership,
-    holds_buckets,
-    open_maps,
-    record_map,
-    record_ownership,
-)
-from datapatterns.sharding.maps.loading import load_maps
+from datapatterns.sharding.maps.creating import NewMap
 from datapatterns.sharding.maps.mapped_cluster import MappedCluster
-from datapatterns.sharding.maps.ownership import claim_shard, shard_errors
+from datapatterns.sharding.maps.ownership import claim_shard
 from datapatterns.sharding.maps.router import Router
-from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.migrating.environment import AlembicEnvironment
 from datapatterns.sharding.migrating.floor import RevisionFloor
 from datapatterns.sharding.migrating.migrations import ShardMigrations
@@ -44,7 +34,6 @@ from datapatterns.sharding.reaching.threads import InThreadsOfShards
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
-from datapatterns.sharding.schema import UNUSED
 from datapatterns.sharding.seeing.load_watch import LoadWatch
 from datapatterns.sharding.seeing.timing import count_statements
 from datapatterns.sharding.sessions.pinned_connection import keep_claimed
@@ -52,7 +41,7 @@ from datapatterns.sharding.sessions.pinned_session import PinnedSession
 from datapatterns.sharding.sessions.shard_session import ShardSession
 from datapatterns.sharding.strategies.strategy import Key
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
-from datapatterns.transactions import resuming, transaction
+from datapatterns.transactions import transaction
 
 Row = TypeVar("Row")
 
@@ -152,52 +141,15 @@ class ShardCluster(MovedCluster, MappedCluster):
             ShardMapExistsError: There is a map of other shards, or data that no map has placed.
             WrongShardError: A server belongs to another cluster, or two names mean one server.
         """
-        with tables_needed(self._schema), self._recording() as conn:
-            record_map(conn, self._groups, self._urls, schema=self._schema)
-            maps = load_maps(
-                conn, self._groups, shards=self._urls, unused=True, schema=self._schema
-            )
-        failpoint("shard-map.recorded")
-        new = {name: found for name, found in maps.items() if found.epoch == UNUSED}
-        for shard_id in self._urls:
-            with self._unchecked(shard_id) as conn:
-                self._record(conn, shard_id, new)
-            failpoint("shard-map.shard-told")
-        for shard_id, engine in self.engines.items():
-            with shard_errors(shard_id), engine.connect() as conn:
-                check_ownership(conn, shard_id, list(maps.values()), schema=self._schema)
-        with self._recording() as conn:
-            open_maps(conn, list(new.values()), schema=self._schema)
-
-    def _record(self, conn: Connection, shard_id: str, new: Mapping[str, ShardMap]) -> None:
-        tables = self._placements.tables()
-        for name, shard_map in new.items():
-            # A shard that has been told already may be in use by now, through another process.
-            if not holds_buckets(conn, shard_map, schema=self._schema):
-                mine = [table for table, key in tables.items() if key.group.name == name]
-                check_empty(conn, shard_id, mine)
-        if new:
-            record_ownership(conn, shard_id, list(new.values()), schema=self._schema)
-
-    @contextmanager
-    def _recording(self) -> Iterator[Connection]:
-        with self._control.connect() as conn, resuming(conn, "the shard map"):
-            yield conn
-
-    @contextmanager
-    def _unchecked(self, shard_id: str) -> Iterator[Connection]:
-        """Begin a transaction on a server that does not know yet which shard it is."""
-        engine = driver_engine(self._urls[shard_id])
-        try:
-            with (
-                shard_errors(shard_id),
-                tables_needed(self._schema),
-                engine.connect() as conn,
-                resuming(conn, f"the shard map on {shard_id}"),
-            ):
-                yield conn
-        finally:
-            engine.dispose()
+        new_map = NewMap(
+            self._control,
+            self._urls,
+            self.engines,
+            self._groups,
+            self._placements.tables(),
+            self._schema,
+        )
+        new_map.create()
 
     @cached_property
     def router(self) -> Router:
