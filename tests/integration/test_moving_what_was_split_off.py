@@ -160,3 +160,20 @@ def test_a_bucket_of_which_a_change_is_not_finished_does_not_move(
 
     move(cluster, tenants, pinned.gaining)
     move(cluster, tenants, home)
+
+
+def test_nothing_is_pinned_out_of_a_bucket_while_what_was_pinned_before_moves(
+    cluster: ShardCluster,
+) -> None:
+    strategy = cluster.router.map_of(tenants).strategy
+    other = next(k for k in range(8, 999) if strategy.bucket(k) == strategy.bucket(7))
+    pinned = cluster.pin(tenants, 7)
+
+    def try_to_pin() -> None:
+        with pytest.raises(MapChangeRefusedError, match="bucket 8 is moving"):
+            cluster.pin(tenants, other)
+
+    with armed("move.copied", try_to_pin):
+        move(cluster, tenants, pinned.gaining)
+
+    assert cluster.pin(tenants, other).changed

@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from datapatterns.errors import MapChangeRefusedError
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.map_change import MapChange
+from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sharding.strategies.key_bytes import decoded, encoded
 
@@ -73,13 +74,16 @@ def read_change(
 
 
 def refuse_moving(
-    conn: Connection, group: EntityGroup, change: MapChange, *, schema: str, alone: bool = False
+    conn: Connection, shard_map: ShardMap, change: MapChange, *, schema: str, alone: bool = False
 ) -> None:
-    """Refuse to change buckets that move.
+    """Refuse to change buckets that move, or whose relatives do.
+
+    What moves prepares its target by the map of when it began: that may have triggers of buckets
+    that these keys were in before, and a change in between would be undone there.
 
     Args:
         conn: A connection to the control database.
-        group: The group.
+        shard_map: The group's map.
         change: What is to change.
         schema: Where the library's tables live.
         alone: Whether to let whoever plans a move of them wait until the transaction ends.
@@ -88,44 +92,44 @@ def refuse_moving(
         MapChangeRefusedError: One of them moves.
     """
     tables = sharding_tables(schema)
-    groups, placed, moves = tables.shard_group, tables.bucket_map, tables.bucket_move
-    buckets = [bucket for bucket in (change.losing, change.gaining) if bucket is not None]
-    group_id = select(groups.c.group_id).where(groups.c.name == group.name).scalar_subquery()
+    placed, moves = tables.bucket_map, tables.bucket_move
+    buckets = _relatives(shard_map, change)
     if alone:
         conn.execute(
             select(placed.c.bucket)
-            .where(placed.c.group_id == group_id, placed.c.bucket.in_(buckets))
+            .where(placed.c.group_id == shard_map.group_id, placed.c.bucket.in_(buckets))
             .order_by(placed.c.bucket)
             .with_for_update()
         ).close()
     moving = conn.execute(
         select(moves.c.bucket, moves.c.state).where(
-            moves.c.group_id == group_id,
+            moves.c.group_id == shard_map.group_id,
             moves.c.bucket.in_(buckets),
             moves.c.state.not_in(("cleaned", "aborted")),
         )
     ).first()
     if moving is not None:
         raise MapChangeRefusedError(
-            group.name,
+            change.group,
             f"bucket {moving.bucket} is moving ({moving.state})",
             "let the move end, until its source is clean, or abort it",
         )
 
 
+def _relatives(shard_map: ShardMap, change: MapChange) -> list[int]:
+    buckets = {change.gaining} if change.losing is None else {change.losing, change.gaining}
+    return sorted(shard_map.relatives(buckets))
+
+
 def record_change(
-    conn: Connection, group: EntityGroup, change: MapChange, *, schema: str
+    conn: Connection, shard_map: ShardMap, change: MapChange, *, schema: str
 ) -> PendingChange:
-    """Write a change down, and let its buckets not move until it is forgotten."""
-    tables = sharding_tables(schema)
-    groups, placed = tables.shard_group, tables.bucket_map
-    group_id = conn.scalars(select(groups.c.group_id).where(groups.c.name == group.name)).one()
+    """Write a change down, and let neither its buckets nor their relatives move before its end."""
+    tables, group_id = sharding_tables(schema), shard_map.group_id
+    placed = tables.bucket_map
     rows = conn.execute(
         update(placed)
-        .where(
-            placed.c.group_id == group_id,
-            placed.c.bucket.in_([b for b in (change.losing, change.gaining) if b is not None]),
-        )
+        .where(placed.c.group_id == group_id, placed.c.bucket.in_(_relatives(shard_map, change)))
         .values(changing=True)
         .returning(placed.c.bucket, placed.c.generation)
     )

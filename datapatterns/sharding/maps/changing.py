@@ -38,6 +38,7 @@ from datapatterns.sharding.maps.applying import (
 from datapatterns.sharding.maps.loading import load_maps
 from datapatterns.sharding.maps.map_change import Decision, MapChange
 from datapatterns.sharding.maps.settling import prepare, settle
+from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.transactions import fresh_reads, looking, resuming
 
 _ATTEMPTED = "a change of the shard map"
@@ -79,8 +80,9 @@ class MapChanging:
                 fresh_reads(self.control) as conn,
                 looking(conn),
             ):
-                change = self._decided(conn, group, decide)
-                refuse_moving(conn, group, change, schema=self.access.schema)
+                shard_map = self._map(conn, group)
+                change = decide(shard_map)
+                refuse_moving(conn, shard_map, change, schema=self.access.schema)
                 return change
         while True:
             self.finish(group)
@@ -103,11 +105,12 @@ class MapChanging:
         with self._control() as conn:
             if read_change(conn, group, schema=schema, alone=True) is not None:
                 return None
-            change = self._decided(conn, group, decide)
+            shard_map = self._map(conn, group)
+            change = decide(shard_map)
             if not change.changed:
                 return change
-            refuse_moving(conn, group, change, schema=schema, alone=True)
-            begun = record_change(conn, group, change, schema=schema)
+            refuse_moving(conn, shard_map, change, schema=schema, alone=True)
+            begun = record_change(conn, shard_map, change, schema=schema)
         failpoint("map-change.begun")
         return begun
 
@@ -171,9 +174,9 @@ class MapChanging:
             else:
                 return done
 
-    def _decided(self, conn: Connection, group: EntityGroup, decide: Decision) -> MapChange:
-        maps = load_maps(conn, [group], shards=[*self.access.engines], schema=self.access.schema)
-        return decide(maps[group.name])
+    def _map(self, conn: Connection, group: EntityGroup) -> ShardMap:
+        shards, schema = [*self.access.engines], self.access.schema
+        return load_maps(conn, [group], shards=shards, schema=schema)[group.name]
 
     @contextmanager
     def _control(self) -> Iterator[Connection]:

@@ -80,18 +80,20 @@ class ShardMap:
             ahead.extend(new)
         return frozenset(seen - self.merged)
 
-    def buckets_before(self, bucket: int) -> frozenset[int]:
-        """Return the other buckets that keys of ``bucket`` may have been in once."""
-        before: dict[int, set[int]] = {}
+    def relatives(self, buckets: Iterable[int]) -> frozenset[int]:
+        """Return ``buckets``, and all that keys went to from them, or came from, by any way."""
+        beside: dict[int, set[int]] = {}
         for earlier, later in self.successors.items():
             for each in later:
-                before.setdefault(each, set()).add(earlier)
-        seen, ahead = {bucket}, [bucket]
+                beside.setdefault(each, set()).add(earlier)
+                beside.setdefault(earlier, set()).add(each)
+        seen = set(buckets)
+        ahead = [*seen]
         while ahead:
-            new = before.get(ahead.pop(), set()) - seen
+            new = beside.get(ahead.pop(), set()) - seen
             seen |= new
             ahead.extend(new)
-        return frozenset(seen - {bucket})
+        return frozenset(seen)
 
     def shards_of(self, buckets: Iterable[int]) -> frozenset[str]:
         """Return the shards that hold any of ``buckets``."""
