@@ -20,7 +20,7 @@ from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine
 from datapatterns.sharding.ids import IdGenerator
 from datapatterns.sharding.maps.changing import SETTLE_SECONDS, MapChanging
-from datapatterns.sharding.maps.creating import NewMap
+from datapatterns.sharding.maps.creating import NewMap, unchecked
 from datapatterns.sharding.maps.mapped_cluster import MappedCluster
 from datapatterns.sharding.maps.ownership import claim_shard
 from datapatterns.sharding.maps.router import Router
@@ -150,6 +150,11 @@ class ShardCluster(MovedCluster, MappedCluster):
             self._schema,
         )
         new_map.create()
+
+    @contextmanager
+    def _unchecked(self, shard_id: str) -> Iterator[Connection]:
+        with unchecked(self._urls[shard_id], shard_id, self._schema) as conn:
+            yield conn
 
     @cached_property
     def router(self) -> Router:

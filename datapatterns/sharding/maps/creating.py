@@ -51,8 +51,8 @@ class NewMap:
             maps = load_maps(conn, self.groups, shards=self.urls, unused=True, schema=self.schema)
         failpoint("shard-map.recorded")
         new = {name: found for name, found in maps.items() if found.epoch == UNUSED}
-        for shard_id in self.urls:
-            with self._unchecked(shard_id) as conn:
+        for shard_id, url in self.urls.items():
+            with unchecked(url, shard_id, self.schema) as conn:
                 self._record(conn, shard_id, new)
             failpoint("shard-map.shard-told")
         for shard_id, engine in self.engines.items():
@@ -77,17 +77,18 @@ class NewMap:
         with self.control.connect() as conn, resuming(conn, "the shard map"):
             yield conn
 
-    @contextmanager
-    def _unchecked(self, shard_id: str) -> Iterator[Connection]:
-        """Begin a transaction on a server that does not know yet which shard it is."""
-        engine = driver_engine(self.urls[shard_id])
-        try:
-            with (
-                shard_errors(shard_id),
-                tables_needed(self.schema),
-                engine.connect() as conn,
-                resuming(conn, f"the shard map on {shard_id}"),
-            ):
-                yield conn
-        finally:
-            engine.dispose()
+
+@contextmanager
+def unchecked(url: URL, shard_id: str, schema: str) -> Iterator[Connection]:
+    """Begin a transaction on a server that does not know yet which shard it is."""
+    engine = driver_engine(url)
+    try:
+        with (
+            shard_errors(shard_id),
+            tables_needed(schema),
+            engine.connect() as conn,
+            resuming(conn, f"the shard map on {shard_id}"),
+        ):
+            yield conn
+    finally:
+        engine.dispose()
