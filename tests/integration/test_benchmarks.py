@@ -33,12 +33,18 @@ TINY: dict[str, dict[str, object]] = {
     "projection_rebuild": {"EVENTS": 1_020, "PAGE_EVENTS": 400},
     "projection_fold": {"EVENTS": 1_020, "PAGE_EVENTS": 400, "RIVAL_EVENTS": 4},
     "projection_set": {"EVENTS": 2_000, "PAGE_EVENTS": 300},
+    "scatter": {"ROWS": 400, "ASKED": 2, "SECONDS": 0.01},
     "verify": {"EVENTS": 1_000, "PAGE_EVENTS": 300, "CASES": ("equal", "one row differs")},
     "view_growth": {"ROWS": 400, "PRODUCTS": 40, "CASES": (Case(10, 5, 3), Case(10, 5, 1, "max"))},
     "view_refresh": {"ROWS": 2_000, "GROUPS": 20, "CHANGES": 10, "READS": 1},
 }
 
-MAKE_DATABASES = {"atomic", "fence", "growth"}  # under names of their own: they need a server each
+MAKE_DATABASES = {
+    "atomic",
+    "fence",
+    "growth",
+    "scatter",
+}  # under names of their own: they need a server each
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from datapatterns.errors import UnmergeableQueryError
-from datapatterns.sharding.scatter.merging import OrderKey, merged_groups, merged_rows
+from datapatterns.sharding.scatter.merging import merged_groups, merged_rows
+from datapatterns.sharding.scatter.ordering import OrderKey
 
 NAN = float("nan")
 

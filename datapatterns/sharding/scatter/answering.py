@@ -14,7 +14,11 @@ def as_result(
     statement: Executable, rows: Sequence[Sequence[Any]], missing: Iterable[str] = ()
 ) -> ShardResult:
     """Return merged rows as a session returns others: by position, name, or column."""
+    return ShardResult(metadata_of(statement), rows, missing)
+
+
+def metadata_of(statement: Executable) -> SimpleResultMetaData:
+    """Return by which names and columns the rows of ``statement`` are known."""
     described = cast("AnySelect", statement).column_descriptions
     names = [str(column["name"]) for column in described]
-    columns = [(column["expr"],) for column in described]
-    return ShardResult(SimpleResultMetaData(names, columns), rows, missing)
+    return SimpleResultMetaData(names, [(column["expr"],) for column in described])

@@ -24,7 +24,8 @@ from sqlalchemy.sql.elements import (
 from sqlalchemy.sql.functions import FunctionElement
 
 from datapatterns.errors import UnmergeableQueryError
-from datapatterns.sharding.scatter.merging import Aggregate, OrderKey
+from datapatterns.sharding.scatter.merging import Aggregate
+from datapatterns.sharding.scatter.ordering import OrderKey
 from datapatterns.sharding.scatter.ranking import can_be_ranked
 from datapatterns.sharding.scatter.refusals import AGGREGATES, name_of
 from datapatterns.sharding.scatter.selected import unlabelled

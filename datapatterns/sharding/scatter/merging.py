@@ -4,48 +4,24 @@ Values are compared here only where Python compares as PostgreSQL does; what is 
 is refused, also if a column turns out to hold it against its declaration.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from collections.abc import Iterable, Sequence
 from decimal import Context, Decimal
-from itertools import groupby
-from typing import Any, Final, Literal, TypeAlias
-from uuid import UUID
+from typing import Any, Literal, TypeAlias
 
 from datapatterns.errors import UnmergeableQueryError
+from datapatterns.sharding.scatter.ordering import (
+    NO_RANKS,
+    OrderKey,
+    Ranks,
+    comparable,
+    ordered_rows,
+)
 
 Aggregate: TypeAlias = Literal["count", "sum", "min", "max", "bool_and", "bool_or"]
 
-_EXACT: frozenset[type] = frozenset(
-    (int, bool, Decimal, float, date, datetime, UUID, bytes, type(None))
-)
 # Wide enough for any numeric of PostgreSQL; the default of 28 digits would round.
 _WIDE = Context(prec=200_000, traps=[])
 _BIGINT_LIMIT = 2**63
-Ranks: TypeAlias = Mapping[int, Mapping[Any, int]]
-"""For some columns, the place of each value in PostgreSQL's order."""
-
-_NO_RANKS: Final[Ranks] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class OrderKey:
-    """One column of an ORDER BY.
-
-    Attributes:
-        position: Which column of the partial rows.
-        descending: Whether large values come first.
-        nulls_first: Whether NULL does.
-        text: Whether it is text that the servers order as Python does: under collation "C".
-        ranked: Whether PostgreSQL has told the places of its values.
-    """
-
-    position: int
-    descending: bool = False
-    nulls_first: bool = False
-    text: bool = False
-    ranked: bool = False
 
 
 def merged_rows(
@@ -53,7 +29,7 @@ def merged_rows(
     *,
     order: Sequence[OrderKey],
     distinct: int | None,
-    ranks: Ranks = _NO_RANKS,
+    ranks: Ranks = NO_RANKS,
 ) -> list[Sequence[Any]]:
     """Return the rows of all parts, ordered; of rows that agree in the first columns, one.
 
@@ -70,29 +46,6 @@ def merged_rows(
     if distinct is not None:
         rows = list({_identity(row[:distinct]): row for row in rows}.values())
     return ordered_rows(rows, order, ranks)
-
-
-def ordered_rows(
-    rows: list[Sequence[Any]], order: Sequence[OrderKey], ranks: Ranks = _NO_RANKS
-) -> list[Sequence[Any]]:
-    """Return ``rows`` as ORDER BY would.
-
-    Raises:
-        UnmergeableQueryError: Python orders such values otherwise than PostgreSQL.
-    """
-    # The last column first: each pass keeps the order of what it finds equal.
-    for key in reversed(order):
-        rows = sorted(rows, key=_sort_function(key, ranks), reverse=key.descending)
-    return rows
-
-
-def first_rows(
-    rows: Sequence[Sequence[Any]], keys: Sequence[OrderKey], ranks: Ranks = _NO_RANKS
-) -> list[Sequence[Any]]:
-    """Return the first of each run of rows that agree in ``keys``, as DISTINCT ON does."""
-    functions = [_sort_function(key, ranks) for key in keys]
-    runs = groupby(rows, key=lambda row: tuple(function(row) for function in functions))
-    return [next(run) for _, run in runs]
 
 
 def merged_groups(
@@ -130,9 +83,9 @@ def _combined(aggregate: Aggregate, one: Any, other: Any) -> Any:  # noqa: ANN40
         case "count" | "sum":
             return _added(one, other)
         case "min":
-            return other if _comparable(other) < _comparable(one) else one
+            return other if comparable(other) < comparable(one) else one
         case "max":
-            return other if _comparable(one) < _comparable(other) else one
+            return other if comparable(one) < comparable(other) else one
         case "bool_and":
             return one and other
         case "bool_or":
@@ -153,40 +106,6 @@ def _added(one: Any, other: Any) -> int | Decimal:  # noqa: ANN401 -- any value
     )
 
 
-def _sort_function(key: OrderKey, ranks: Ranks) -> Callable[[Sequence[Any]], tuple[bool, Any]]:
-    # A descending pass is reversed, and with it where NULLs go.
-    null_rank = key.nulls_first == key.descending
-    places = ranks[key.position] if key.ranked else {}
-
-    def sort_key(row: Sequence[Any]) -> tuple[bool, Any]:
-        value = row[key.position]
-        if value is None:
-            return null_rank, 0
-        if key.ranked:
-            return not null_rank, places[value]
-        if key.text and type(value) is str:
-            return not null_rank, value
-        return not null_rank, _comparable(value)
-
-    return sort_key
-
-
 def _identity(values: Iterable[Any]) -> tuple[Any, ...]:
     """Text is equal or not by its bytes under every deterministic collation."""
-    return tuple(value if type(value) is str else _comparable(value) for value in values)
-
-
-def _comparable(value: Any) -> Any:  # noqa: ANN401 -- any value
-    """Return something that compares and hashes as PostgreSQL compares ``value``."""
-    if type(value) not in _EXACT:
-        raise UnmergeableQueryError(
-            f"comparing values of type {type(value).__name__}",
-            'order text under COLLATE "C"; cast other types, or name the shard key',
-        )
-    if isinstance(value, float | Decimal):
-        # To PostgreSQL NaN equals NaN and is greater than everything else.
-        return (True, 0) if math.isnan(value) else (False, value)
-    if isinstance(value, datetime) and value.tzinfo is not None:
-        # Times of one zone would be compared by their clock faces, which repeat in autumn.
-        return value.astimezone(UTC)
-    return value
+    return tuple(value if type(value) is str else comparable(value) for value in values)

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from datapatterns.sharding.scatter.merging import Ranks
+from datapatterns.sharding.scatter.ordering import Ranks
 from datapatterns.sharding.scatter.selected import AnySelect
 from datapatterns.sharding.scatter.value_types import TEXTS
 

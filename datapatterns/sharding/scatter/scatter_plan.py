@@ -1,7 +1,7 @@
 """Split a SELECT into what each shard computes and how the answers are merged."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import BindParameter, ColumnElement, Numeric, func
@@ -22,7 +22,8 @@ from datapatterns.sharding.scatter.mergeable import (
     position_of,
     sort_expression,
 )
-from datapatterns.sharding.scatter.merging import Aggregate, OrderKey
+from datapatterns.sharding.scatter.merging import Aggregate
+from datapatterns.sharding.scatter.ordering import OrderKey
 from datapatterns.sharding.scatter.ranking import RankedColumn, ranked_column
 from datapatterns.sharding.scatter.refusals import refuse_what_nobody_merges
 from datapatterns.sharding.scatter.selected import (
@@ -39,6 +40,8 @@ from datapatterns.sharding.scatter.selected import (
 
 OFFSET_MAX = 10_000
 """How deep a page over several shards may lie: each shard must send all rows before it."""
+
+_ANY_NUMBER = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class ScatterPlan:
         offset: How many merged rows to skip.
         limit: How many to return at most; None for all.
         rows_max: How many rows may be merged.
+        streamed: Whether rows can be merged while they come, however many.
         combined: What PostgreSQL is to make of the answers, if that is beyond Python.
         reason: What is beyond Python.
     """
@@ -87,19 +91,38 @@ class ScatterPlan:
     rows_max: int
     ranked: tuple[RankedColumn, ...] = ()
     leading: int = 0
+    streamed: bool = False
     combined: AnySelect | None = None
     reason: str | None = None
 
 
 def plan_scatter(
-    statement: AnySelect, footprint: Footprint, parameters: Parameters, *, rows_max: int
+    statement: AnySelect,
+    footprint: Footprint,
+    parameters: Parameters,
+    *,
+    rows_max: int,
+    streaming: bool = False,
 ) -> ScatterPlan:
     """Return how to answer ``statement`` from several shards.
+
+    Args:
+        statement: What is asked.
+        footprint: What it reads.
+        parameters: The values that the caller passed beside it.
+        rows_max: How many rows may be merged in memory.
+        streaming: Whether rows may be merged while they come, without end.
 
     Raises:
         MergeLimitError: It asks for more rows than may be merged.
         UnmergeableQueryError: The shards' answers cannot be merged exactly.
     """
+    if streaming:
+        plan = plan_scatter(statement, footprint, parameters, rows_max=_ANY_NUMBER)
+        in_parts = plan.groups is None and plan.combined is None and not plan.ranked
+        if in_parts and not plan.distinct and not plan.leading:
+            sent = plan.statement if plan.limit is not None else plan.statement.limit(None)
+            return replace(plan, statement=sent, streamed=True)
     (block,) = footprint.blocks
     if block.keeping:
         raise UnmergeableQueryError(

@@ -9,12 +9,8 @@ from sqlalchemy import ARRAY, BigInteger, Connection, Numeric, cast, column, fun
 from datapatterns.errors import MergeLimitError
 from datapatterns.sharding.fan_out import FanOut
 from datapatterns.sharding.maps.ownership import shard_errors
-from datapatterns.sharding.scatter.merging import (
-    first_rows,
-    merged_groups,
-    merged_rows,
-    ordered_rows,
-)
+from datapatterns.sharding.scatter.merging import merged_groups, merged_rows
+from datapatterns.sharding.scatter.ordering import first_rows, ordered_rows
 from datapatterns.sharding.scatter.ranking import ranks_of
 from datapatterns.sharding.scatter.scatter_plan import GroupMerge, ScatterPlan
 

@@ -16,8 +16,9 @@ from datapatterns.sharding.reaching.asking import Answers, ask_connected
 from datapatterns.sharding.reaching.options import AllShards
 from datapatterns.sharding.reaching.results import ShardResult
 from datapatterns.sharding.reaching.time_limits import time_limit
-from datapatterns.sharding.scatter.selected import AnySelect
+from datapatterns.sharding.scatter.selected import AnySelect, selects_only_columns
 from datapatterns.sharding.sessions.shard_work import ShardWork
+from datapatterns.sharding.sessions.statements import one_set
 
 T = TypeVar("T")
 Rows = Sequence[Sequence[Any]]
@@ -45,9 +46,36 @@ class Asking:
         """
         return self._ask(statements, lambda conn, shard: ask(conn, statements[shard]))
 
+    def for_rows(
+        self,
+        state: ORMExecuteState,
+        statements: Mapping[str, AnySelect],
+        take: Callable[[Result[Any]], T],
+    ) -> Answers[T]:
+        """Execute a statement on each shard at once; give what ``take`` makes of the results.
+
+        Entities load into the one session, as if it had asked one shard after the other. Columns
+        alone need no session, so that nobody waits for the turn to use it.
+
+        Raises:
+            ShardUnavailableError: One does not answer, and must not be missing.
+        """
+        listened = state._remaining_events()  # noqa: SLF001 -- there is no public name
+        if listened or not selects_only_columns(next(iter(statements.values()))):
+            return self.together(state, statements, take)
+        parameters, options = dict(one_set(state)), state.local_execution_options
+
+        def execute(conn: Connection, statement: AnySelect) -> T:
+            return take(conn.execute(statement, parameters, execution_options=options))
+
+        return self.apart(statements, execute)
+
     def together(
-        self, state: ORMExecuteState, statements: Mapping[str, AnySelect]
-    ) -> Answers[Rows]:
+        self,
+        state: ORMExecuteState,
+        statements: Mapping[str, AnySelect],
+        take: Callable[[Result[Any]], T],
+    ) -> Answers[T]:
         """Execute a statement on each shard at once.
 
         All load into the one session, as if it had asked one shard after the other.
@@ -56,8 +84,8 @@ class Asking:
             ShardUnavailableError: One does not answer, and must not be missing.
         """
 
-        def execute(_conn: Connection, shard: str) -> Rows:
-            return _all_rows(self.work.run(state, statements[shard], shard))
+        def execute(_conn: Connection, shard: str) -> T:
+            return take(self.work.run(state, statements[shard], shard))
 
         # A flush would come in between, on connections that are in use.
         with state.session.no_autoflush:
@@ -140,7 +168,8 @@ class Asking:
         return failed
 
 
-def _all_rows(result: Result[Any]) -> Rows:
+def all_rows(result: Result[Any]) -> Rows:
+    """Return the rows of a result, of which none is made of several."""
     try:
         return result.all()
     except InvalidRequestError as error:

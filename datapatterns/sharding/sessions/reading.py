@@ -22,8 +22,9 @@ from datapatterns.sharding.scatter.combining import combine, copy_out
 from datapatterns.sharding.scatter.scatter_plan import ScatterPlan, plan_scatter
 from datapatterns.sharding.scatter.scattering import merge
 from datapatterns.sharding.scatter.selected import AnySelect
+from datapatterns.sharding.scatter.streaming import Streams
 from datapatterns.sharding.seeing.timing import timed_read
-from datapatterns.sharding.sessions.asking import Asking
+from datapatterns.sharding.sessions.asking import Asking, all_rows
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.statements import one_set
@@ -79,7 +80,13 @@ class Reading:
             )
         # Looked at afresh: the plan compares the columns of this very statement.
         footprint = footprint_of(statement, access.placements)
-        plan = plan_scatter(statement, footprint, parameters, rows_max=access.merge_rows_max)
+        plan = plan_scatter(
+            statement,
+            footprint,
+            parameters,
+            rows_max=access.merge_rows_max,
+            streaming="yield_per" in state.execution_options,
+        )
         if asked.policy.partial == "allow":
             refuse_wrong_answers(statement, plan)
         guards = self._guards(shard_map, sorted(shards), buckets, footprint.blocks[0].leaves)
@@ -161,12 +168,29 @@ class Reading:
         asking = Asking(self.work, asked.policy)
         if plan.combined is not None:
             return self._combined(plan, statements, state, asking)
-        answers = asking.together(state, statements)
+        if plan.streamed:
+            return self._streamed(plan, statements, state, asking)
+        answers = asking.for_rows(state, statements, all_rows)
         rows: Sequence[Sequence[Any]] = []
         if answers.given:
             judge = self.work.connection_to(next(iter(answers.given)))
             rows = merge(plan, [*answers.given.values()], judge)
         return as_result(state.statement, rows, answers.missing)
+
+    def _streamed(
+        self,
+        plan: ScatterPlan,
+        statements: Mapping[str, AnySelect],
+        state: ORMExecuteState,
+        asking: Asking,
+    ) -> Result[Any]:
+        streams = Streams(int(state.execution_options["yield_per"]))
+        try:
+            begun = asking.for_rows(state, statements, streams.begin)
+        except BaseException:
+            streams.close()  # those of the other shards
+            raise
+        return streams.merged(plan, state.statement, begun.given.values(), begun.missing)
 
     def _combined(
         self,
