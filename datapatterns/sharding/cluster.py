@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
 
@@ -14,10 +14,8 @@ from datapatterns.errors import SettingsError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
 from datapatterns.sharding.atomic.parts import Parts
-from datapatterns.sharding.broadcasting.copies import CopyList
-from datapatterns.sharding.broadcasting.guarding import guard_copies
 from datapatterns.sharding.definition import EntityGroup
-from datapatterns.sharding.engines import driver_engine, driver_url, shard_engine
+from datapatterns.sharding.engines import driver_engine, driver_url
 from datapatterns.sharding.ids import IdGenerator
 from datapatterns.sharding.maps.changing import SETTLE_SECONDS, MapChanging
 from datapatterns.sharding.maps.creating import NewMap, unchecked
@@ -29,13 +27,13 @@ from datapatterns.sharding.migrating.floor import RevisionFloor
 from datapatterns.sharding.migrating.migrations import ShardMigrations
 from datapatterns.sharding.moving.moved_cluster import MovedCluster
 from datapatterns.sharding.moving.settings import MoveAccess
-from datapatterns.sharding.reaching.circuits import watch_connecting
+from datapatterns.sharding.opening import Opening
 from datapatterns.sharding.reaching.threads import InThreadsOfShards
-from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
 from datapatterns.sharding.seeing.load_watch import LoadWatch
 from datapatterns.sharding.seeing.timing import count_statements
+from datapatterns.sharding.sessions.async_cluster import AsyncCluster
 from datapatterns.sharding.sessions.pinned_connection import keep_claimed
 from datapatterns.sharding.sessions.pinned_session import PinnedSession
 from datapatterns.sharding.sessions.shard_session import ShardSession
@@ -43,12 +41,15 @@ from datapatterns.sharding.strategies.strategy import Key
 from datapatterns.sql.metadata import DEFAULT_SCHEMA, checked_schema
 from datapatterns.transactions import transaction
 
+if TYPE_CHECKING:
+    from datapatterns.sharding.sessions.async_shards import AsyncShards
+
 Row = TypeVar("Row")
 
 _SHARD_ID = re.compile(r"[a-z0-9_]{1,30}")
 
 
-class ShardCluster(MovedCluster, MappedCluster):
+class ShardCluster(MovedCluster, MappedCluster, AsyncCluster):
     """Several PostgreSQL servers that hold the entity groups of one application.
 
     It opens connections when they are needed and keeps them; close it at the end, or use it as a
@@ -85,6 +86,7 @@ class ShardCluster(MovedCluster, MappedCluster):
         alembic: AlembicEnvironment | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        super().__init__()
         if not shards:
             raise SettingsError("shards", "name at least one")
         for shard_id in shards:
@@ -105,21 +107,20 @@ class ShardCluster(MovedCluster, MappedCluster):
         """What this process counts, if it does."""
         self._placements = Placements(groups)
         self._fan_out = InThreadsOfShards(shards)
-        self._breakers = {shard_id: Breaker(clock.monotonic) for shard_id in shards}
-        floor = None if alembic is None else RevisionFloor(alembic).check
-        self.engines: Mapping[str, Engine] = {
-            shard_id: watch_connecting(
-                guard_copies(
-                    shard_engine(
-                        shard_id, url, schema=schema, engine_options=engine_options, check=floor
-                    ),
-                    self._placements,
-                ),
-                shard_id,
-                self._breakers[shard_id],
-            )
-            for shard_id, url in self._urls.items()
-        }
+        self._opening = Opening(
+            driver_url(control),
+            self._urls,
+            self._groups,
+            self._placements,
+            schema,
+            poll_seconds,
+            merge_rows_max,
+            engine_options,
+            None if alembic is None else RevisionFloor(alembic).check,
+            clock,
+            {shard_id: Breaker(clock.monotonic) for shard_id in shards},
+        )
+        self.engines: Mapping[str, Engine] = self._opening.engines()
         """One engine for each shard, for work that is about a server and not about rows."""
         self._combiner = Combiner(self.engines)
 
@@ -165,14 +166,7 @@ class ShardCluster(MovedCluster, MappedCluster):
             SettingsError: The map names a shard that has no connection string.
             ShardMapMissingError: Call `create_map` first.
         """
-        return Router(
-            self._control,
-            self._groups,
-            shards=list(self._urls),
-            schema=self._schema,
-            poll_seconds=self._poll_seconds,
-            clock=self._clock,
-        )
+        return Router(self._control, **self._opening.router_options())
 
     def session(
         self,
@@ -327,18 +321,17 @@ class ShardCluster(MovedCluster, MappedCluster):
 
     @cached_property
     def _access(self) -> ShardAccess:
-        return ShardAccess(
-            self.engines,
-            self.router,
-            self._placements,
-            Footprints(self._placements),
-            self._combiner,
-            self._fan_out,
-            self._schema,
-            self._merge_rows_max,
-            CopyList(self._control, self.engines, schema=self._schema),
-            self.load,
+        return self._opening.access(
+            control=self._control,
+            engines=self.engines,
+            router=self.router,
+            combiner=self._combiner,
+            fan_out=self._fan_out,
+            load=self.load,
         )
+
+    def _async_shards(self) -> "AsyncShards":
+        return self._opening.for_asyncio(load=self.load)
 
     @cached_property
     def _moving(self) -> MoveAccess:

@@ -51,6 +51,7 @@ def shard_engine(
     schema: str = DEFAULT_SCHEMA,
     engine_options: Mapping[str, Any] | None = None,
     check: Callable[[str, DriverConnection[Any]], None] | None = None,
+    asynchronous: bool = False,
 ) -> Engine:
     """Return an engine whose connections refuse to be those of another shard.
 
@@ -60,6 +61,7 @@ def shard_engine(
         schema: Where the library's tables live.
         engine_options: What `create_engine` takes.
         check: Is asked of each new connection whether the shard is good enough.
+        asynchronous: Whether it is for greenlets of an event loop, beneath an `AsyncEngine`.
 
     Raises (when a connection is opened):
         MigrationNeededError: The server does not have the library's tables.
@@ -67,7 +69,8 @@ def shard_engine(
         WrongShardError: The server says that it is another shard, or none.
     """
     url = driver_url(url)
-    engine = driver_engine(url, **_with_bounds(url, engine_options or {}))
+    options = _with_bounds(url, engine_options or {})
+    engine = driver_engine(url, asynchronous=asynchronous, **options)
 
     @event.listens_for(engine, "connect")
     def settle(connection: DriverConnection[Any], _record: object) -> None:
@@ -79,7 +82,8 @@ def shard_engine(
             connection.close()  # the pool does not know it yet
             raise
 
-    return give_turns(watch_commits(engine))
+    watched = watch_commits(engine)
+    return watched if asynchronous else give_turns(watched)
 
 
 def _with_bounds(url: URL, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,12 +112,18 @@ def tables_needed(schema: str) -> Iterator[None]:
         raise
 
 
-def driver_engine(url: URL, **options: Any) -> Engine:  # noqa: ANN401 -- what create_engine takes
+def driver_engine(url: URL, *, asynchronous: bool = False, **options: Any) -> Engine:  # noqa: ANN401 -- what create_engine takes
     """Return an engine that shows no secret of ``url`` and no row."""
     shown, secrets = without_secret_options(url)
     arguments = {**secrets, **options.pop("connect_args", {})}
     options = {"hide_parameters": True, **options}
-    return discreet(create_engine(shown, connect_args=arguments, **options))
+    if asynchronous:
+        from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 -- needs an extra
+
+        made = create_async_engine(shown, connect_args=arguments, **options).sync_engine
+    else:
+        made = create_engine(shown, connect_args=arguments, **options)
+    return discreet(made)
 
 
 def driver_url(url: str | URL) -> URL:

@@ -5,6 +5,7 @@ one of them failed, and whoever interrupts. So no connection is used by two, or 
 """
 
 import threading
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
@@ -18,6 +19,18 @@ T_co = TypeVar("T_co", covariant=True)
 
 Questions = Mapping[str, Callable[[], T]]
 """What to ask, by the shard that it is for."""
+
+
+class CancelledAfterwards(CancelledError):  # noqa: N818 -- it is none
+    """A cancellation that came while something went to its end, and succeeded.
+
+    Attributes:
+        result: What came of it.
+    """
+
+    def __init__(self, result: object) -> None:
+        super().__init__()
+        self.result = result
 
 
 class Answer(Protocol[T_co]):
@@ -54,6 +67,15 @@ class FanOut(Protocol):
         """Do as `answers`, for questions that share objects, such as a session.
 
         One of them works at a time; only while it waits for its server do others.
+        """
+        ...
+
+    def undisturbed(self, question: Callable[[], T], attempted: str) -> T:
+        """Answer a question that must not be left in the middle, such as to commit.
+
+        Args:
+            question: What to do.
+            attempted: What it is for, in the words of an error message.
         """
         ...
 
@@ -111,6 +133,10 @@ class InThreads:
 
     def _submit(self, _shard: str, ask: Callable[[], T]) -> Future[T]:
         return self._executor.submit(ask)
+
+    def undisturbed(self, question: Callable[[], T], attempted: str) -> T:  # noqa: ARG002 -- nobody interrupts
+        """Answer a question that must not be left in the middle, such as to commit."""
+        return question()
 
 
 class _Here(threading.local):

@@ -30,6 +30,7 @@ from datapatterns.failpoints import failpoint
 from datapatterns.sharding.atomic.branches import Branch
 from datapatterns.sharding.atomic.deciding import fate_of, own_xid, record_commit, settle_outcome
 from datapatterns.sharding.atomic.waiting import wait_for_locks_at_most
+from datapatterns.sharding.driver_calls import settled
 from datapatterns.sharding.fan_out import FanOut
 from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.transactions import fresh_reads
@@ -202,8 +203,8 @@ def _prepare(writer: Writer, branch: Branch) -> None:
         with shard_errors(writer.shard):
             # The name holds nothing that needs quoting, and no statement of this kind takes
             # parameters.
-            answer = driver.execute(
-                sql.SQL("PREPARE TRANSACTION {}").format(sql.Literal(branch.name))
+            answer = settled(
+                driver.execute(sql.SQL("PREPARE TRANSACTION {}").format(sql.Literal(branch.name)))
             ).statusmessage
     except ObjectNotInPrerequisiteState as error:
         _refuse_server(writer.shard, "it is 0 on", error)
@@ -234,12 +235,12 @@ def _finish(conn: Connection, statement: sql.SQL, branch: Branch) -> bool:
         return False
     try:
         # It is idle: what it had begun belongs to nobody's session any more.
-        driver.autocommit = True
-        driver.execute(statement.format(sql.Literal(branch.name)))
-        driver.autocommit = False
+        settled(driver.set_autocommit(True))
+        settled(driver.execute(statement.format(sql.Literal(branch.name))))
+        settled(driver.set_autocommit(False))
     except _SETTLED_BY_OTHERS:
         # Recovery was faster, or is at it; the decision stays until it has seen that through.
-        driver.autocommit = False
+        settled(driver.set_autocommit(False))
         return False
     except DriverError as error:
         logger.warning("a branch on %s is left to recovery: %s", branch.shard, error)
@@ -257,9 +258,9 @@ def _forget(conn: Connection, transaction: UUID, schema: str) -> None:
         " DELETE FROM {} WHERE transaction_id = {}; COMMIT"
     ).format(sql.Identifier(schema, "transaction_decision"), sql.Literal(transaction))
     try:
-        driver.autocommit = True
-        driver.execute(statement)
-        driver.autocommit = False
+        settled(driver.set_autocommit(True))
+        settled(driver.execute(statement))
+        settled(driver.set_autocommit(False))
     except DriverError as error:
         logger.warning("a decision is left to be collected: %s", error)
         conn.invalidate()
@@ -275,7 +276,7 @@ def _roll_back(conn: Connection) -> None:
     # SQLAlchemy's transaction stays as it is: whoever opened it rolls it back, too.
     if (driver := _usable(conn)) is not None:
         try:
-            driver.rollback()
+            settled(driver.rollback())
         except DriverError as error:
             logger.warning("a transaction ends with its connection: %s", error)
             conn.invalidate()

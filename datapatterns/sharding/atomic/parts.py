@@ -1,6 +1,7 @@
 """The connections of one transaction: one for each shard that it has come to."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,7 @@ class Parts:
         if shard in self._lost:
             raise self._lost[shard]
         if shard not in self._parts:
-            self._parts[shard] = self._opened(shard)
+            self._open(shard)
         return self._parts[shard][0]
 
     def open(self, shards: Iterable[str]) -> None:
@@ -77,14 +78,8 @@ class Parts:
         wanted = sorted(set(shards) - self._parts.keys())
         missing = {shard: self._lost[shard] for shard in wanted if shard in self._lost}
         answers = self._access.fan_out.answers(
-            {
-                shard: partial(self._opened, shard, seconds)
-                for shard in wanted
-                if shard not in missing
-            }
+            {shard: partial(self._open, shard, seconds) for shard in wanted if shard not in missing}
         )
-        opened = {shard: each for shard, each in answers.items() if each.exception() is None}
-        self._parts.update((shard, each.result()) for shard, each in opened.items())
         for shard, answer in answers.items():
             try:
                 with self._access.asking(shard):
@@ -145,7 +140,8 @@ class Parts:
         elif writers:
             access = self._access
             with access.learning():
-                return Commit(access.engines, access.fan_out, access.schema).run(writers)
+                commit = Commit(access.engines, access.fan_out, access.schema)
+                return access.fan_out.undisturbed(partial(commit.run, writers), ATTEMPTED)
         return ()
 
     def close(self) -> None:
@@ -155,8 +151,13 @@ class Parts:
         self._left.clear()
         self._lock_seconds = self._declared_lock_seconds
         self._marked.clear()
-        for conn, _ in parts:
-            conn.close()
+        with ExitStack() as closing:  # all of them, whatever one raises
+            for conn, _ in parts:
+                closing.callback(conn.close)
+
+    def _open(self, shard: str, seconds: float | None = None) -> None:
+        # Kept by whoever opens it: if others are interrupted at the same, this is open already.
+        self._parts[shard] = self._opened(shard, seconds)
 
     def _opened(self, shard: str, seconds: float | None = None) -> Part:
         with connecting_within(seconds):

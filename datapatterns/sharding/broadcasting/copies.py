@@ -38,10 +38,11 @@ class CopyList:
 
     def shards(self) -> tuple[str, ...]:
         """Return the shards in the order in which they are locked; they may be others by then."""
-        with self._lock:
-            if self._known is None:
-                self._known = self._listed()
-            return self._known
+        # Not under the lock: on asyncio another task of the thread would wait for it for ever.
+        known = self._known
+        if known is None:
+            known = self._known = self._listed()
+        return known
 
     def check(self, locked: tuple[str, ...]) -> None:
         """Read the list again, once the first shard is locked: from now on it stays as it is.

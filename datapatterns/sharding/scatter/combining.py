@@ -11,19 +11,20 @@ from itertools import count
 from threading import Lock
 from typing import Any, Final, cast
 
-from psycopg import Connection as DriverConnection
 from psycopg import Error as DriverError
 from psycopg.errors import InsufficientPrivilege
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from datapatterns.errors import MergeLimitError, MissingRightsError
+from datapatterns.sharding.driver_calls import settled
+from datapatterns.sharding.engines import driver_engine
 from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.routing.key_conditions import Parameters
+from datapatterns.sharding.scatter.copy_streams import read_all, write_all
 from datapatterns.sharding.scatter.scatter_plan import ScatterPlan
 from datapatterns.sharding.scatter.selected import AnySelect
-from datapatterns.sql.discretion import discreet
 
 # What binary COPY begins and ends with: signature, flags, length of an extension; minus one.
 _HEADER: Final = 19
@@ -64,20 +65,19 @@ class Combiner:
             if shard_id not in self._own:
                 theirs = self._engines[shard_id]
                 # The pool knows how to connect, and whom to introduce itself to.
-                own = create_engine(theirs.url, pool=theirs.pool.recreate(), hide_parameters=True)
-                self._own[shard_id] = discreet(own)
+                own = driver_engine(
+                    theirs.url, asynchronous=theirs.dialect.is_async, pool=theirs.pool.recreate()
+                )
+                self._own[shard_id] = own
             return self._own[shard_id]
 
 
 def copy_out(conn: Connection, statement: AnySelect, parameters: Parameters) -> bytes:
     """Return the rows of ``statement``, as binary COPY sends them."""
     written, values = _written(conn, statement, parameters)
-    with (
-        _driver_errors(conn, written),
-        _driver(conn).cursor() as cursor,
-        cursor.copy(f"COPY ({written}) TO STDOUT (FORMAT BINARY)", values) as rows,
-    ):
-        return b"".join(rows)
+    with _driver_errors(conn, written):
+        command = f"COPY ({written}) TO STDOUT (FORMAT BINARY)"
+        return cast("bytes", settled(read_all(_driver(conn), command, values)))
 
 
 def combine(
@@ -120,20 +120,16 @@ def _create_table(conn: Connection, statement: AnySelect, parameters: Parameters
 
 
 def _copy_in(conn: Connection, parts: Sequence[bytes]) -> int:
-    with _driver_errors(conn, "COPY"), _driver(conn).cursor() as cursor:
-        with cursor.copy(
-            "COPY pg_temp.datapatterns_partial_rows FROM STDIN (FORMAT BINARY)"
-        ) as rows:
-            # One header and one trailer for all.
-            rows.write(parts[0][:_HEADER])
-            for part in parts:
-                rows.write(memoryview(part)[_HEADER:-_TRAILER])
-            rows.write(parts[0][-_TRAILER:])
-        return cursor.rowcount
+    # One header and one trailer for all.
+    rows = (memoryview(part)[_HEADER:-_TRAILER] for part in parts)
+    pieces = [parts[0][:_HEADER], *rows, parts[0][-_TRAILER:]]
+    command = "COPY pg_temp.datapatterns_partial_rows FROM STDIN (FORMAT BINARY)"
+    with _driver_errors(conn, "COPY"):
+        return cast("int", settled(write_all(_driver(conn), command, pieces)))
 
 
-def _driver(conn: Connection) -> DriverConnection[Any]:
-    return cast("DriverConnection[Any]", conn.connection.dbapi_connection)
+def _driver(conn: Connection) -> Any:  # noqa: ANN401 -- the driver's connection, of either kind
+    return conn.connection.driver_connection
 
 
 def _written(

@@ -52,7 +52,7 @@ class PinnedSession(Session):
         self._bucket = self._shard_map.strategy.bucket(key)
         self.shard_id = self._shard_map.shard_of(key)
         self._flushed = TimedFlush(access.load)
-        super().__init__(bind=access.engines[self.shard_id], **options)
+        super().__init__(**{**options, "bind": access.engines[self.shard_id]})
 
     def connection(self, *args: Any, **named: Any) -> Connection:  # noqa: ANN401 -- as in Session
         """Return the connection of this session's transaction, on the key's shard."""

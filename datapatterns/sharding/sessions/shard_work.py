@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from itertools import count
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from sqlalchemy import Connection, Result
 from sqlalchemy.orm import ORMExecuteState, Session
@@ -16,6 +16,7 @@ from datapatterns.errors import (
 )
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import Parts
+from datapatterns.sharding.fan_out import CancelledAfterwards
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.seeing.timing import TimedFlush
@@ -51,6 +52,7 @@ class ShardWork:
         self._session = session
         self._claimed: set[tuple[int, int]] = set()
         self._holding: set[str] = set()
+        self._cancelled: CancelledAfterwards | None = None
 
     # Connections ---------------------------------------------------------------------------
 
@@ -145,7 +147,12 @@ class ShardWork:
 
     def commit(self) -> tuple[str, ...]:
         """Commit on every shard, or on none; return the shards that are left to recovery."""
-        left = self.parts.commit()
+        try:
+            left = self.parts.commit()
+        except CancelledAfterwards as cancelled:
+            # Were it raised now, the session would roll back what has been committed.
+            self._cancelled = cancelled
+            left = cast("tuple[str, ...]", cancelled.result)
         self.is_committed = True
         return left
 
@@ -156,3 +163,6 @@ class ShardWork:
         self._claimed.clear()
         self._holding.clear()
         self.parts.close()
+        cancelled, self._cancelled = self._cancelled, None
+        if cancelled is not None:
+            raise cancelled
