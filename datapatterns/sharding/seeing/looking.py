@@ -163,6 +163,7 @@ class Sight:
             for bucket, cost in costs.items():
                 share = _PARTS * part * cost / total if total else 0.0
                 mixed[bucket] = mixed.get(bucket, 0.0) + share / sum(by.values())
+        mixed = {bucket: float(round(cost)) for bucket, cost in mixed.items()}
         words = " + ".join(f"{part:g} {measure}" for measure, part in by.items())
         return f"millionths of {words}", mixed
 
@@ -183,7 +184,8 @@ class Sight:
 
         found = on_each(access, measure)
         placed = ((bucket, shard_map.owners[bucket]) for bucket in shard_map.buckets)
-        return {bucket: float(found[shard].get(bucket, 0)) for bucket, shard in placed}
+        # Whole numbers add up exactly: a drained shard ends with 0.
+        return {bucket: float(round(found[shard].get(bucket, 0))) for bucket, shard in placed}
 
     def _control(self) -> Connection:
         return self.control.connect()
