@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -18,8 +18,9 @@ from datapatterns.errors import (
     ShardUnavailableError,
 )
 from datapatterns.failpoints import armed
-from datapatterns.sharding import MigrationPace, ShardCluster, ShardRun
-from datapatterns.sharding.migrating.lock import keep_tables, release_tables
+from datapatterns.sharding import MigrationPace, ShardCluster, ShardMigrations, ShardRun
+from datapatterns.sharding.migrating.lock import locked_alone, migration_key, tables_kept
+from tests.fixtures.shard_model import households, named, sharded_shop
 from tests.fixtures.shop_revisions import (
     IN_PROCESS,
     ShopRevisions,
@@ -34,7 +35,7 @@ ELSEWHERE = """
 from alembic import context
 from sqlalchemy import NullPool, create_engine
 
-with create_engine({url!r}, poolclass=NullPool).connect() as conn:
+with create_engine({url!r}, poolclass=NullPool, isolation_level="AUTOCOMMIT").connect() as conn:
     context.configure(connection=conn)
     with context.begin_transaction():
         context.run_migrations()
@@ -109,14 +110,15 @@ def states(cluster: ShardCluster) -> dict[str, str]:
 
 def test_a_shard_whose_bucket_moves_is_not_migrated(cluster: ShardCluster, urls: list[URL]) -> None:
     with session_on(urls[1]) as mover:
-        keep_tables(mover)
-        with pytest.raises(MigrationBlockedError, match=r"'s1'.*a bucket is being moved"):
+        with (
+            tables_kept(mover),
+            pytest.raises(MigrationBlockedError, match=r"'s1'.*a bucket is being moved"),
+        ):
             cluster.migrations.upgrade(pace=IN_PROCESS)
 
         assert states(cluster) == {"s0": "done", "s1": "blocked", "s2": "pending"}
         assert tables_on(urls[1]) == set()
 
-        release_tables(mover)
         cluster.migrations.upgrade(pace=IN_PROCESS)
     assert states(cluster) == dict.fromkeys(["s0", "s1", "s2"], "done")
 
@@ -129,7 +131,8 @@ def test_a_bucket_is_not_moved_while_its_shard_is_migrated(
     def move() -> None:
         with session_on(urls[0]) as mover:
             try:
-                keep_tables(mover)
+                with tables_kept(mover):
+                    pass
             except MigrationBlockedError as error:
                 refused.append(str(error))
 
@@ -142,8 +145,42 @@ def test_a_bucket_is_not_moved_while_its_shard_is_migrated(
 
 def test_two_moves_of_a_shard_do_not_exclude_each_other(urls: list[URL]) -> None:
     with session_on(urls[0]) as one, session_on(urls[0]) as other:
-        keep_tables(one)
-        keep_tables(other)
+        with tables_kept(one), tables_kept(other):
+            pass
+        with locked_alone(one, migration_key("datapatterns"), wait_seconds=0):
+            pass
+
+
+@pytest.mark.parametrize("failpoint", ["move.captured", "move.copied", "move.cut"])
+def test_a_real_move_keeps_its_two_shards_from_being_migrated_also_when_its_worker_has_died(
+    shard_urls: list[URL], shop: ShopRevisions, failpoint: str
+) -> None:
+    shop.rewrite("r1", "CREATE TABLE further (id bigint)")
+    said: list[str] = []
+    migrations = ShardMigrations(
+        shard_urls[0], named(shard_urls[:3]), shop.environment(), clock=SystemClock()
+    )
+
+    def migrate() -> None:
+        with suppress(MigrationBlockedError):
+            migrations.upgrade(pace=IN_PROCESS)
+        said.extend(run.error or run.state for run in migrations.last_run())
+
+    def migrate_and_die() -> None:
+        migrate()
+        raise KeyboardInterrupt
+
+    with sharded_shop(shard_urls[:3]) as cluster:
+        bucket = cluster.router.map_of(households).buckets_on("s1")[0]
+        with armed(failpoint, migrate_and_die), suppress(KeyboardInterrupt):
+            cluster.move(households, bucket, to="s2", clean_after_seconds=0)
+        migrate()
+        [moved] = cluster.resume_moves(clean_after_seconds=0)
+        migrate()
+
+    told = f"bucket {bucket} is being moved; let the move end, or resume or abort it"
+    assert said == ["done", told, "pending"] * 2 + ["done"] * 3
+    assert moved.state == "cleaned"
 
 
 # Locks --------------------------------------------------------------------------------------

@@ -7,13 +7,25 @@ that is being made of them.
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from sqlalchemy import BigInteger, Connection, TextClause, bindparam, func, select, text
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Function,
+    TextClause,
+    bindparam,
+    func,
+    or_,
+    select,
+    text,
+)
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import MigrationBlockedError
+from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
+from datapatterns.transactions import looking
 
 _POLL_SECONDS = 0.05
 
@@ -38,23 +50,28 @@ def run_key(schema: str) -> int:
     return _key(f"datapatterns: migrating the shards of {schema}")
 
 
-def keep_tables(conn: Connection, *, schema: str = DEFAULT_SCHEMA) -> None:
-    """Let no migration change this shard's tables while this session lasts; for moves.
+@contextmanager
+def tables_kept(*conns: Connection, schema: str = DEFAULT_SCHEMA) -> Iterator[None]:
+    """Let no migration change these shards' tables while the block lasts; for moves.
 
-    It outlives transactions: `release_tables` or the end of the session lets go. Take it on both
-    shards before capturing, and again after a crash, before going on.
+    It belongs to the sessions, so it outlives their transactions, and needs a connection that no
+    pooler gives to others in between. Take it again after a crash, before going on.
+
+    Args:
+        conns: In no transaction.
+        schema: Where the library's tables live.
 
     Raises:
         MigrationBlockedError: A migration is under way.
     """
     key = migration_key(schema)
-    if not conn.scalar(select(func.pg_try_advisory_lock_shared(key))):
-        raise MigrationBlockedError(_holder(conn, key), waited_seconds=0)
-
-
-def release_tables(conn: Connection, *, schema: str = DEFAULT_SCHEMA) -> None:
-    """Let migrations change this shard's tables again."""
-    conn.execute(select(func.pg_advisory_unlock_shared(migration_key(schema)))).close()
+    with ExitStack() as kept:
+        for conn in conns:
+            with looking(conn):
+                if not conn.scalar(select(func.pg_try_advisory_lock_shared(key))):
+                    raise MigrationBlockedError(_holder(conn, key), waited_seconds=0)
+            kept.callback(_release, conn, func.pg_advisory_unlock_shared(key))
+        yield
 
 
 @contextmanager
@@ -78,15 +95,34 @@ def locked_alone(
     try:
         yield
     finally:
-        # A session that broke has let go already.
-        if not conn.closed and not conn.invalidated:
-            conn.execute(select(func.pg_advisory_unlock(key))).close()
+        _release(conn, func.pg_advisory_unlock(key))
 
 
-def is_shared_by_others(conn: Connection, *, schema: str = DEFAULT_SCHEMA) -> bool:
-    """Return whether a bucket is on its way from or to this shard."""
-    found = conn.execute(_asking(migration_key(schema))).one_or_none()
-    return found is not None and bool(found.shared)
+def moves_under_way(control: Connection, shard: str, *, schema: str = DEFAULT_SCHEMA) -> list[int]:
+    """Return the buckets that are on their way from or to a shard, also if their worker has died.
+
+    A dead worker's session holds no lock, but whoever resumes its move goes on with its copy.
+    """
+    moves = sharding_tables(schema).bucket_move
+    return list(
+        control.scalars(
+            select(moves.c.bucket)
+            .where(
+                or_(moves.c.source == shard, moves.c.target == shard),
+                moves.c.state.in_(("capturing", "copying", "catching_up", "cut")),
+            )
+            .order_by(moves.c.bucket)
+        )
+    )
+
+
+def _release(conn: Connection, unlocked: Function[bool]) -> None:
+    # A session that broke has let go already; in a transaction that failed nothing can be said.
+    if conn.closed or conn.invalidated:
+        return
+    conn.rollback()
+    conn.execute(select(unlocked)).close()
+    conn.rollback()
 
 
 def _holder(conn: Connection, key: int) -> str:

@@ -1,6 +1,6 @@
 """One run over all shards: the canary alone, then several at once, up to the first error."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -16,6 +16,7 @@ from datapatterns.errors import (
     ShardUnavailableError,
 )
 from datapatterns.failpoints import failpoint
+from datapatterns.sharding.migrating.lock import moves_under_way
 from datapatterns.sharding.migrating.recording import (
     ShardRun,
     note_begun,
@@ -135,8 +136,12 @@ class ShardsRun:
         with ThreadPoolExecutor(max_workers=at_once) as pool:
             while under_way or (waiting and failed is None):
                 while waiting and failed is None and len(under_way) < at_once:
+                    order = self._begun(waiting.pop(0))
+                    moving = moves_under_way(self.control, order.shard, schema=self.schema)
                     under_way.add(
-                        pool.submit(done_on_one, self._begun(waiting.pop(0)), self.pace, self.clock)
+                        pool.submit(_refused, order, moving)
+                        if moving
+                        else pool.submit(done_on_one, order, self.pace, self.clock)
                     )
                 ended, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 for each in ended:
@@ -165,6 +170,12 @@ class ShardsRun:
 
     def _states(self) -> tuple[ShardRun, ...]:
         return shard_runs(self.control, self._run, schema=self.schema)
+
+
+def _refused(order: ShardOrder, moving: Sequence[int]) -> ShardOutcome:
+    buckets = ", ".join(map(str, moving))
+    error = f"bucket {buckets} is being moved; let the move end, or resume or abort it"
+    return ShardOutcome(shard=order.shard, state="blocked", error=error)
 
 
 def done_on_one(order: ShardOrder, pace: MigrationPace, clock: Clock) -> ShardOutcome:
