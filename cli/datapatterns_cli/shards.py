@@ -2,6 +2,7 @@
 
 import click
 
+from datapatterns_cli import shards_migrating
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster
 from datapatterns_cli.shards_seeing import hot_keys, plan, stats
@@ -19,6 +20,8 @@ def shards() -> None:
       datapatterns shards hot-keys household --cluster shop.data:cluster
       datapatterns shards plan household --cluster shop.data:cluster
       datapatterns shards recover --cluster shop.data:cluster
+      datapatterns shards migrate --cluster shop.data:cluster
+      datapatterns shards status --cluster shop.data:cluster
     """  # noqa: D301
 
 
@@ -123,5 +126,13 @@ def recover(invocation: Invocation, where: str, grace_seconds: float, *, dry_run
         click.get_current_context().exit(1)
 
 
-for _command in (stats, hot_keys, plan):
+for _command in (
+    stats,
+    hot_keys,
+    plan,
+    shards_migrating.migrate,
+    shards_migrating.downgrade,
+    shards_migrating.status,
+    shards_migrating.bootstrap,
+):
     shards.add_command(_command)

@@ -10,6 +10,7 @@ from sqlalchemy import URL, Connection, NullPool
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import (
     AlembicEnvironmentError,
+    MigrationNeededError,
     SettingsError,
     ShardDriftError,
     ShardUnavailableError,
@@ -193,6 +194,13 @@ class ShardMigrations:
         if differences := drift(model.catalog, found.catalog):
             raise ShardDriftError(shard, tuple(map(str, differences)))
         return compared({shard: address}, {shard: found})[0]
+
+    def last_run_if_any(self) -> tuple[ShardRun, ...]:
+        """Return the same; nothing also where the control database has no tables yet."""
+        try:
+            return self.last_run()
+        except MigrationNeededError:
+            return ()
 
     def last_run(self) -> tuple[ShardRun, ...]:
         """Return how far the last run has come on each shard; nothing if there was none."""
