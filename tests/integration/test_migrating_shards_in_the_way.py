@@ -19,7 +19,12 @@ from datapatterns.errors import (
 )
 from datapatterns.failpoints import armed
 from datapatterns.sharding import MigrationPace, ShardCluster, ShardMigrations, ShardRun
-from datapatterns.sharding.migrating.lock import locked_alone, migration_key, tables_kept
+from datapatterns.sharding.migrating.lock import (
+    keep_tables,
+    locked_alone,
+    migration_key,
+    release_tables,
+)
 from tests.fixtures.shard_model import households, named, sharded_shop
 from tests.fixtures.shop_revisions import (
     IN_PROCESS,
@@ -86,6 +91,13 @@ def session_on(url: URL) -> Iterator[Connection]:
             yield conn
     finally:
         engine.dispose()
+
+
+@contextmanager
+def tables_kept(conn: Connection) -> Iterator[None]:
+    keep_tables(conn)
+    yield
+    release_tables(conn)
 
 
 @contextmanager

@@ -7,12 +7,11 @@ that is being made of them.
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from sqlalchemy import (
     BigInteger,
     Connection,
-    Function,
     TextClause,
     bindparam,
     func,
@@ -25,7 +24,6 @@ from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import MigrationBlockedError
 from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
-from datapatterns.transactions import looking
 
 _POLL_SECONDS = 0.05
 
@@ -50,28 +48,24 @@ def run_key(schema: str) -> int:
     return _key(f"datapatterns: migrating the shards of {schema}")
 
 
-@contextmanager
-def tables_kept(*conns: Connection, schema: str = DEFAULT_SCHEMA) -> Iterator[None]:
-    """Let no migration change these shards' tables while the block lasts; for moves.
+def keep_tables(conn: Connection, *, schema: str = DEFAULT_SCHEMA) -> None:
+    """Let no migration change this shard's tables while this session lasts; for moves.
 
-    It belongs to the sessions, so it outlives their transactions, and needs a connection that no
-    pooler gives to others in between. Take it again after a crash, before going on.
-
-    Args:
-        conns: In no transaction.
-        schema: Where the library's tables live.
+    It outlives transactions: `release_tables` or the end of the session lets go. Take it on both
+    shards before capturing, and again after a crash, before going on. No pooler may give the
+    session to others in between.
 
     Raises:
         MigrationBlockedError: A migration is under way.
     """
     key = migration_key(schema)
-    with ExitStack() as kept:
-        for conn in conns:
-            with looking(conn):
-                if not conn.scalar(select(func.pg_try_advisory_lock_shared(key))):
-                    raise MigrationBlockedError(_holder(conn, key), waited_seconds=0)
-            kept.callback(_release, conn, func.pg_advisory_unlock_shared(key))
-        yield
+    if not conn.scalar(select(func.pg_try_advisory_lock_shared(key))):
+        raise MigrationBlockedError(_holder(conn, key), waited_seconds=0)
+
+
+def release_tables(conn: Connection, *, schema: str = DEFAULT_SCHEMA) -> None:
+    """Let migrations change this shard's tables again."""
+    conn.execute(select(func.pg_advisory_unlock_shared(migration_key(schema)))).close()
 
 
 @contextmanager
@@ -95,7 +89,9 @@ def locked_alone(
     try:
         yield
     finally:
-        _release(conn, func.pg_advisory_unlock(key))
+        # A session that broke has let go already.
+        if not conn.closed and not conn.invalidated:
+            conn.execute(select(func.pg_advisory_unlock(key))).close()
 
 
 def moves_under_way(control: Connection, shard: str, *, schema: str = DEFAULT_SCHEMA) -> list[int]:
@@ -114,15 +110,6 @@ def moves_under_way(control: Connection, shard: str, *, schema: str = DEFAULT_SC
             .order_by(moves.c.bucket)
         )
     )
-
-
-def _release(conn: Connection, unlocked: Function[bool]) -> None:
-    # A session that broke has let go already; in a transaction that failed nothing can be said.
-    if conn.closed or conn.invalidated:
-        return
-    conn.rollback()
-    conn.execute(select(unlocked)).close()
-    conn.rollback()
 
 
 def _holder(conn: Connection, key: int) -> str:

@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 from datapatterns.errors import MoveRefusedError
 from datapatterns.failpoints import failpoint
 from datapatterns.sharding.maps.shard_map import ShardMap
-from datapatterns.sharding.migrating.lock import tables_kept
 from datapatterns.sharding.moving import planning
 from datapatterns.sharding.moving.capturing import guard_truncate, install_capture, remove_capture
 from datapatterns.sharding.moving.checking import check_move
@@ -69,12 +68,10 @@ class Work:
         self._describe()
         cut_at = None
         if state == "owned":
-            with tables_kept(self.source.conn, self.target.conn, schema=self.access.schema):
-                cut_at = self._bring_over()
-                self._hand_over(cut_at)
+            cut_at = self._bring_over()
         else:
             self.target.take()
-            self._hand_over(cut_at)
+        self._hand_over(cut_at)
         if clean_up:
             self._clean_up(state)
 
