@@ -38,8 +38,8 @@ DataPatternsError
 │                         PartialAnswerError, ScatterRefusedError, UnmergeableQueryError,
 │                         UnroutableStatementError
 │     shards              BucketCountError, GroupMismatchError, RangeBoundError,
-│                         ShardKeyChangedError, ShardKeyError, ShardMapExistsError,
-│                         ShardMapMissingError, ShardTransactionEndedError,
+│                         RowHasDependantsError, ShardKeyChangedError, ShardKeyError,
+│                         ShardMapExistsError, ShardMapMissingError, ShardTransactionEndedError,
 │                         ShardedTableError, UnroutableKeyError, WrongShardError
 │     testing             FaultRefusedError, HistoryError, SearchTooLargeError
 │     transactions        AbortedTransactionError, IsolationLevelError, TransactionInUseError
@@ -53,7 +53,7 @@ DataPatternsError
 │     index_tables        IndexKeyTakenError
 │     projections         LeaseHeldError, LeaseLostError, ReadModelMovedError
 │     segments            SegmentsBusyError
-│     shards              ShardTransactionRefusedError, StaleShardMapError
+│     shards              RowMissingError, ShardTransactionRefusedError, StaleShardMapError
 │     views               SnapshotOutdatedError
 ├── UnavailableError      a dependency did not answer; retry with backoff
 │     bucket_moves        MoveBlockedError
@@ -252,6 +252,8 @@ from datapatterns.errors.shards import (
     GroupMismatchError,
     IdWorkersTakenError,
     RangeBoundError,
+    RowHasDependantsError,
+    RowMissingError,
     ShardBusyError,
     ShardedTableError,
     ShardKeyChangedError,
@@ -394,6 +396,8 @@ __all__ = [
     "ReadModelKeyError",
     "ReadModelMovedError",
     "ReadOnlyServerError",
+    "RowHasDependantsError",
+    "RowMissingError",
     "ScatterRefusedError",
     "SchemaDriftError",
     "SchemaManagedElsewhereError",

@@ -1,5 +1,7 @@
 """Which shard a row lies on: keys, tables and the shard map."""
 
+from collections.abc import Iterable
+
 from datapatterns.errors.families import (
     ConfigurationError,
     ConflictError,
@@ -64,11 +66,28 @@ class ShardKeyChangedError(ConfigurationError):
 
     def __init__(self, *, table: str, column: str) -> None:
         super().__init__(
-            f"{table}.{column} is a shard key and cannot be changed; delete the row and insert it"
-            " again under the new key, in two transactions"
+            f"{table}.{column} is a shard key and cannot be changed in place; move_row() of the"
+            " session or cluster gives a row another key"
         )
         self.table = table
         self.column = column
+
+
+class RowHasDependantsError(ConfigurationError):
+    """A row cannot get another shard key while other rows refer to it.
+
+    Attributes:
+        table: The table of the row.
+        dependants: The tables whose rows refer to it.
+    """
+
+    def __init__(self, table: str, dependants: Iterable[str], advice: str) -> None:
+        self.dependants = tuple(sorted({*dependants}))
+        super().__init__(
+            f"rows of {', '.join(self.dependants)} refer to the row of {table!r}; {advice}"
+        )
+        self.table = table
+        self.advice = advice
 
 
 class ShardKeyError(ConfigurationError):
@@ -169,6 +188,18 @@ class WrongShardError(ConfigurationError):
         )
         self.expected = expected
         self.found = found
+
+
+class RowMissingError(ConflictError):
+    """The row that was to get another shard key is not there, or not any more.
+
+    Attributes:
+        table: Its table.
+    """
+
+    def __init__(self, table: str) -> None:
+        super().__init__(f"the row of {table!r} is gone; read again, and decide anew")
+        self.table = table
 
 
 class StaleShardMapError(ConflictError):

@@ -18,6 +18,7 @@ from datapatterns.sharding.migrating.running import MigrationPace
 from datapatterns.sharding.moving.move import Move, MoveProgress
 from datapatterns.sharding.reaching.options import AllShards
 from datapatterns.sharding.reaching.results import ShardResult
+from datapatterns.sharding.rekeying.row_moving import RowMove
 from datapatterns.sharding.scatter.keyset import Keyset, KeysetPage, keyset
 from datapatterns.sharding.seeing.counting import BucketStats, ShardStats, TableCount
 from datapatterns.sharding.seeing.drawing import draw_stats
@@ -77,6 +78,7 @@ __all__ = [
     "Recovered",
     "Rendezvous",
     "Router",
+    "RowMove",
     "SchemaDifference",
     "ShardCluster",
     "ShardKey",

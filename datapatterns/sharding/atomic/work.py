@@ -1,11 +1,18 @@
 """A transaction of the caller's over several shards."""
 
-from sqlalchemy import Connection
+from collections.abc import Mapping
+from typing import Any
 
+from sqlalchemy import Connection, Table, inspect
+from sqlalchemy.orm import Mapper
+
+from datapatterns.errors import ShardedTableError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.ownership import claim_buckets
+from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.rekeying.row_moving import RowMove, RowMoving
 from datapatterns.sharding.strategies.strategy import Key
 
 
@@ -38,6 +45,34 @@ class AtomicWork:
         shard, bucket = shard_map.shard_of(found), shard_map.strategy.bucket(found)
         if self._access.load is not None:
             self._access.load.add(shard_map.group_id, (bucket,), (found,), writes=True)
+        return self._on(shard, shard_map, bucket)
+
+    def move_row(
+        self,
+        table: type | Table,
+        key: Mapping[str, Any],
+        *,
+        with_children: bool = False,
+        **new_key: Key,
+    ) -> RowMove:
+        """Give a row another shard key in this transaction, as `ShardCluster.move_row` does.
+
+        Raises:
+            IntegrityError: Another row is in the way there, or what the row refers to is missing.
+            RowHasDependantsError: Others refer to it, and are not to move along.
+            RowMissingError: There is no such row.
+        """
+        mapper: Mapper[Any] | None = None if isinstance(table, Table) else inspect(table)
+        found: object = table if mapper is None else mapper.base_mapper.local_table
+        own = [] if mapper is None else [t for t in mapper.tables if isinstance(t, Table)]
+        assert isinstance(found, Table)
+        shard_key = self._access.placements.shard_key(found)
+        if shard_key is None:
+            raise ShardedTableError(found.name, "it has no shard key that could be changed")
+        moving = RowMoving(self._access, self._on, with_children=with_children, own_tables=own)
+        return moving.move(found, key, shard_key.group.key_from(new_key))
+
+    def _on(self, shard: str, shard_map: ShardMap, bucket: int) -> Connection:
         with self._access.asking(shard):
             conn = self._parts.on(shard)
             if (shard_map.group_id, bucket) not in self._claimed:

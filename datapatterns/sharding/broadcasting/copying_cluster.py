@@ -7,9 +7,10 @@ from sqlalchemy import Table
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.broadcasting.comparing import CopyComparison
 from datapatterns.sharding.broadcasting.repairing import repair_copies, verify_copies
+from datapatterns.sharding.rekeying.rekeying_cluster import RekeyingCluster
 
 
-class CopyingCluster:
+class CopyingCluster(RekeyingCluster):
     """What a `ShardCluster` does for the tables that every shard holds a copy of."""
 
     @property

@@ -33,6 +33,12 @@ class Placements:
         found = self._placement(table)
         return found if isinstance(found, ShardKey) else None
 
+    def tables_of(self, group: EntityGroup) -> list[Table]:
+        """Return the tables of a group, also those beside them that no class is mapped to."""
+        beside = dict.fromkeys(table.metadata for table in self.tables())
+        found = (table for metadata in beside for table in metadata.sorted_tables)
+        return [t for t in found if (key := self.shard_key(t)) is not None and key.group is group]
+
     def is_broadcast(self, table: FromClause) -> bool:
         """Return whether every shard holds all rows of ``table``.
 

@@ -25,11 +25,11 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session
 from sqlalchemy.sql.dml import UpdateBase
 
 from datapatterns.errors import BroadcastWriteError
+from datapatterns.sharding.atomic.spoiling import refuse_commit
 from datapatterns.sharding.broadcasting.copies import check_shape, lock_copy
 from datapatterns.sharding.broadcasting.guarding import allow, disallow, writing_all
 from datapatterns.sharding.broadcasting.images import (
@@ -215,7 +215,7 @@ class BroadcastWriting:
             with writing_all(opened.conn):
                 yield
         except BaseException:
-            _fail(opened.conn)
+            refuse_commit(opened.conn)
             raise
 
     def _insert_first(
@@ -327,14 +327,6 @@ class BroadcastWriting:
                 for table, missing in gone.items():
                     for statement in deletions(table, missing):
                         conn.execute(statement).close()
-
-
-def _fail(conn: Connection) -> None:
-    """Let the server refuse to commit, unless the transaction or its savepoint is rolled back."""
-    try:
-        conn.exec_driver_sql("SELECT 1 / 0")
-    except DBAPIError:
-        return
 
 
 def _count(result: Any, sets: Sequence[object]) -> int | None:  # noqa: ANN401 -- of any statement

@@ -1,19 +1,24 @@
 """A session over all shards: routed where the key is known, merged exactly where it is not."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Delete, Insert, Result, Update, event
+from sqlalchemy import Connection, Delete, Insert, Result, Update, event, inspect
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import SettingsError, UnroutableStatementError
 from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.routing.instances import declared_key
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.flushing import Flushing
 from datapatterns.sharding.sessions.reading import Reading
+from datapatterns.sharding.sessions.row_moves import move_object
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.writing import Writing
+from datapatterns.sharding.strategies.strategy import Key
+
+T = TypeVar("T")
 
 
 class ShardSession(Session):
@@ -89,6 +94,30 @@ class ShardSession(Session):
         finally:
             self.connection_callable = None
             self._broadcasting.end_flush()
+
+    def move_row(self, instance: T, *, with_children: bool = False, **new_key: Key) -> T:
+        """Give a stored object another shard key, as in ``move_row(basket, household_id=7)``.
+
+        Its row is moved to that key's shard in this transaction, which then happens on both shards
+        or on none. All columns stay as they are but for the key, also those that a server has
+        computed. Objects of moved rows leave the session, also if it is rolled back.
+
+        Args:
+            instance: The object; what is pending is flushed before.
+            with_children: Whether rows that refer to it by foreign keys move along.
+            new_key: The shard key, by its column.
+
+        Returns:
+            The object of the row as it is now.
+
+        Raises:
+            IntegrityError: Another row is in the way there, or what the row refers to is missing.
+            RowHasDependantsError: Others refer to it, and are not to move along.
+            RowMissingError: The row is gone.
+        """
+        group = declared_key(inspect(instance).mapper, self._work.access.placements).group
+        key = group.key_from(new_key)
+        return move_object(self, self._work, instance, key, with_children=with_children)
 
     def _route(self, state: ORMExecuteState) -> Result[Any] | None:
         if "shard_id" in state.bind_arguments:

@@ -44,6 +44,7 @@ class ShardWork:
     def __init__(self, session: Session, access: ShardAccess, *, atomic: bool) -> None:
         self.access = access
         self.atomic = atomic
+        self._declared_atomic = atomic
         self.parts = Parts(access, lock_seconds=LOCK_SECONDS if atomic else None)
         self.written: set[str] = set()
         self.is_committed = False
@@ -121,6 +122,11 @@ class ShardWork:
         self.written.add(shard_id)
         self._holding.add(shard_id)
 
+    def bind_together(self) -> None:
+        """Let this one transaction write to several shards."""
+        self.atomic = True
+        self.parts.bind_together(lock_seconds=LOCK_SECONDS)
+
     def claim(self, shard_id: str, shard_map: ShardMap, buckets: Iterable[int]) -> None:
         """Keep buckets on a shard until the transaction ends."""
         wanted = {bucket for bucket in buckets if (shard_map.group_id, bucket) not in self._claimed}
@@ -159,6 +165,7 @@ class ShardWork:
     def end(self) -> None:
         """Forget the transaction, and give its connections back."""
         self.is_committed = False
+        self.atomic = self._declared_atomic
         self.written.clear()
         self._claimed.clear()
         self._holding.clear()

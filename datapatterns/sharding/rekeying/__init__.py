@@ -1,0 +1,1 @@
+"""Rows that get another shard key, and with it perhaps another shard."""

@@ -1,0 +1,257 @@
+"""Give a row another shard key: deleted here and inserted there, in one transaction."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from sqlalchemy import Connection, Table, Text, cast, select
+
+from datapatterns.errors import (
+    RowHasDependantsError,
+    RowMissingError,
+    ShardedTableError,
+    UnroutableStatementError,
+)
+from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.atomic.spoiling import refuse_commit
+from datapatterns.sharding.broadcasting.images import Image, TableShape, has_key, shape_of
+from datapatterns.sharding.definition import ShardKey
+from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.rekeying.references import (
+    Reference,
+    references_to,
+    tables_by_oid,
+)
+from datapatterns.sharding.rekeying.rows import (
+    delete_row,
+    insert_rows,
+    is_referred_to,
+    locked_rows,
+)
+from datapatterns.sharding.strategies.strategy import Key
+
+ROWS_MAX = 10_000
+"""How many rows may move at once; more are better moved as a bucket."""
+
+ConnectionFor: TypeAlias = Callable[[str, ShardMap, int], Connection]
+"""Gives the connection to a shard, once a bucket has been claimed there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowMove:
+    """What was moved from one shard key to another.
+
+    Attributes:
+        source: The shard that the row was on.
+        target: The shard that it is on now; may be the same.
+        rows: How many rows of each table, with those that refer to the row.
+    """
+
+    source: str
+    target: str
+    rows: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class _Found:
+    """A table's rows that are to move, in the order in which they were found."""
+
+    shape: TableShape
+    images: dict[tuple[str | None, ...], Image] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RowMoving:
+    """Moves a row, and what refers to it.
+
+    Attributes:
+        access: The way to the shards.
+        connection_for: The transaction that it happens in.
+        with_children: Whether rows that refer to it by foreign keys move along.
+        own_tables: Tables that hold parts of the row itself: those of a class that inherits.
+    """
+
+    access: ShardAccess
+    connection_for: ConnectionFor
+    with_children: bool
+    own_tables: Collection[Table] = ()
+    keys: dict[Table, list[tuple[str | None, ...]]] = field(default_factory=dict)
+    """Afterwards: the primary keys that have gone, as text."""
+
+    def move(self, table: Table, key: Mapping[str, Any], new_key: Key) -> RowMove:
+        """Move one row.
+
+        Args:
+            table: Its table.
+            key: Its primary key, by columns.
+            new_key: The shard key that it gets.
+
+        Raises:
+            RowHasDependantsError: Others refer to it, and are not to move along.
+            RowMissingError: There is no such row.
+        """
+        shard_key = self._declared(table)
+        group = shard_key.group
+        old_key = group.stored_key(key[shard_key.column], table.c[shard_key.column])
+        new_key = group.stored_key(new_key, table.c[shard_key.column])
+        shard_map = self.access.router.map_of(group)
+        buckets = shard_map.strategy.bucket(old_key), shard_map.strategy.bucket(new_key)
+        source, target = shard_map.shard_of(old_key), shard_map.shard_of(new_key)
+        if old_key == new_key:
+            return RowMove(source, target, {})
+        leaving = self.connection_for(source, shard_map, buckets[0])
+        entering = self.connection_for(target, shard_map, buckets[1])
+        with self.access.asking(source):
+            found = self._collect(leaving, table, shard_key, key, str(old_key))
+        with self.access.asking(target):
+            for each, rows in found.items():
+                if shape_of(entering, each).columns != rows.shape.columns:
+                    raise ShardedTableError(
+                        each.name, f"its columns differ on {source} and {target}; migrate both"
+                    )
+        try:
+            with self.access.asking(source):
+                self._delete(leaving, found)
+            with self.access.asking(target):
+                self._insert(entering, found, str(new_key))
+        except BaseException:
+            refuse_commit(leaving)
+            raise
+        self.keys = {each: list(rows.images) for each, rows in found.items()}
+        return RowMove(
+            source, target, {t.name: len(rows.images) for t, rows in found.items() if rows.images}
+        )
+
+    def _delete(self, conn: Connection, found: dict[Table, _Found]) -> None:
+        for table in reversed(_in_order(found)):
+            for primary in reversed(list(found[table].images)):
+                delete_row(conn, table, _named(table, primary))
+
+    def _insert(self, conn: Connection, found: dict[Table, _Found], new_key: str) -> None:
+        for table in _in_order(each for each, rows in found.items() if rows.images):
+            images = self._rekeyed(found[table], self._declared(table), new_key)
+            insert_rows(conn, table, found[table].shape, images)
+
+    def _declared(self, table: Table) -> ShardKey:
+        found = self.access.placements.shard_key(table)
+        if found is None:
+            raise UnroutableStatementError(
+                f"table {table.name!r} has no shard key", "rows of sharded tables can be moved"
+            )
+        return found
+
+    # What moves ----------------------------------------------------------------------------
+
+    def _collect(
+        self,
+        conn: Connection,
+        table: Table,
+        shard_key: ShardKey,
+        key: Mapping[str, Any],
+        old_key: str,
+    ) -> dict[Table, _Found]:
+        """Lock the row and all that refer to it; nobody can add any that do, from then on."""
+        known = tables_by_oid(conn, self.access.placements.tables_of(shard_key.group))
+        found: dict[Table, _Found] = {}
+        typed = tuple(key[column.name] for column in table.primary_key.columns)
+        row = conn.execute(
+            select(*(cast(column, Text) for column in table.primary_key.columns))
+            .select_from(table)
+            .where(has_key(table, [typed]))
+        ).one_or_none()
+        if row is None:
+            raise RowMissingError(table.name)
+        waiting = self._take(conn, table, _named(table, tuple(row)), found, old_key)
+        if not waiting:  # it went while its lock was waited for
+            raise RowMissingError(table.name)
+        dependants: Counter[str] = Counter()
+        while waiting:
+            of, image = waiting.pop()
+            for reference in references_to(conn, of, known):
+                below = self._below(conn, of, found[of].shape, image, reference, found, old_key)
+                if below and reference.table not in self.own_tables:
+                    dependants[reference.child] += len(below)
+                waiting += below
+            if dependants and not self.with_children:
+                raise RowHasDependantsError(
+                    table.name, dependants, "move them along with with_children=True"
+                )
+        return found
+
+    def _below(  # noqa: PLR0913, PLR0917 -- a row, and how another table refers to it
+        self,
+        conn: Connection,
+        of: Table,
+        shape: TableShape,
+        image: Image,
+        reference: Reference,
+        found: dict[Table, _Found],
+        old_key: str,
+    ) -> list[tuple[Table, Image]]:
+        values = dict(zip(shape.names, image, strict=True))
+        wanted: dict[str, str] = {}
+        for column, referred in zip(reference.columns, reference.referred, strict=True):
+            if (value := values[referred]) is None:
+                return []  # NULL refers to nothing
+            wanted[column] = value
+        if reference.table is None:
+            if is_referred_to(conn, reference, wanted):
+                raise RowHasDependantsError(
+                    of.name,
+                    [reference.child],
+                    f"{reference.child} is none of group {self._declared(of).group.name!r}; change"
+                    " what it refers to before",
+                )
+            return []
+        return self._take(conn, reference.table, wanted, found, old_key)
+
+    def _take(
+        self,
+        conn: Connection,
+        of: Table,
+        values: Mapping[str, Any],
+        found: dict[Table, _Found],
+        old_key: str,
+    ) -> list[tuple[Table, Image]]:
+        """Lock rows that are not taken yet."""
+        if of not in found:
+            found[of] = _Found(shape_of(conn, of))
+        rows, column = found[of], self._declared(of).column
+        new = []
+        for image in locked_rows(conn, of, rows.shape, values):
+            primary = _primary(of, rows.shape, image)
+            if dict(zip(rows.shape.names, image, strict=True))[column] != old_key:
+                raise ShardedTableError(
+                    of.name, f"a row refers to one of another {column}, and so cannot move with it"
+                )
+            if primary not in rows.images:
+                rows.images[primary] = image
+                new.append((of, image))
+        if sum(len(each.images) for each in found.values()) > ROWS_MAX:
+            raise RowHasDependantsError(
+                of.name,
+                [each.name for each in found],
+                f"there are more than {ROWS_MAX} rows of them; copy them in parts",
+            )
+        return new
+
+    def _rekeyed(self, rows: _Found, shard_key: ShardKey, new_key: str) -> list[Image]:
+        place = rows.shape.names.index(shard_key.column)
+        return [(*image[:place], new_key, *image[place + 1 :]) for image in rows.images.values()]
+
+
+def _named(table: Table, primary: Iterable[str | None]) -> dict[str, str]:
+    values = [value for value in primary if value is not None]  # none of a primary key is NULL
+    return dict(zip((c.name for c in table.primary_key.columns), values, strict=True))
+
+
+def _primary(table: Table, shape: TableShape, image: Image) -> tuple[str | None, ...]:
+    values = dict(zip(shape.names, image, strict=True))
+    return tuple(values[column.name] for column in table.primary_key.columns)
+
+
+def _in_order(tables: Iterable[Table]) -> list[Table]:
+    """Order tables so that those come first that others refer to."""
+    found = list(tables)
+    return [table for table in found[0].metadata.sorted_tables if table in found]
