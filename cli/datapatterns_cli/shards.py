@@ -5,6 +5,7 @@ import click
 from datapatterns_cli import shards_migrating
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster
+from datapatterns_cli.shards_mapping import assign, merge, pin, split, unpin
 from datapatterns_cli.shards_seeing import hot_keys, plan, stats
 from datapatterns_cli.shared_options import Command, Group
 
@@ -19,6 +20,7 @@ def shards() -> None:
       datapatterns shards stats --cluster shop.data:cluster
       datapatterns shards hot-keys household --cluster shop.data:cluster
       datapatterns shards plan household --cluster shop.data:cluster
+      datapatterns shards pin household 42 --cluster shop.data:cluster
       datapatterns shards recover --cluster shop.data:cluster
       datapatterns shards migrate --cluster shop.data:cluster
       datapatterns shards status --cluster shop.data:cluster
@@ -134,5 +136,10 @@ for _command in (
     shards_migrating.downgrade,
     shards_migrating.status,
     shards_migrating.bootstrap,
+    split,
+    merge,
+    pin,
+    unpin,
+    assign,
 ):
     shards.add_command(_command)
