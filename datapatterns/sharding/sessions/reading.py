@@ -26,6 +26,7 @@ from datapatterns.sharding.scatter.streaming import Streams
 from datapatterns.sharding.seeing.timing import timed_read
 from datapatterns.sharding.sessions.asking import Asking, all_rows
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
+from datapatterns.sharding.sessions.carried_ids import buckets_of_id, with_id
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.statements import one_set
 
@@ -54,7 +55,9 @@ class Reading:
         """
         access = self.work.access
         parameters = one_set(state)
-        asked = asked_for(state.execution_options, scatter=self.scatter)
+        options = state.execution_options
+        asked = asked_for(options, scatter=self.scatter)
+        statement = with_id(statement, options)
         footprint, values = access.footprints.of(statement, parameters)
         if locks_copies(statement, footprint):
             # Of a copy alone they would keep nobody out elsewhere.
@@ -62,6 +65,7 @@ class Reading:
             return self.work.run(state, statement, first)
         shard_map = access.router.map_of(footprint.group)
         buckets = footprint.buckets(values, shard_map.strategy)
+        buckets = buckets_of_id(options, shard_map, buckets, footprint.group.name)
         if buckets is not None:
             shards = shard_map.shards_of(buckets)
             if len(shards) <= 1:
