@@ -2,7 +2,7 @@
 
 import click
 
-from datapatterns_cli import shards_migrating
+from datapatterns_cli import shards_citus, shards_migrating
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster
 from datapatterns_cli.shards_mapping import assign, merge, pin, split, unpin
@@ -141,5 +141,7 @@ for _command in (
     pin,
     unpin,
     assign,
+    shards_citus.check_citus,
+    shards_citus.citus_ddl,
 ):
     shards.add_command(_command)

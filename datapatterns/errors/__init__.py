@@ -8,6 +8,7 @@ DataPatternsError
 │                         UnknownRowsError
 │     change_log          CaptureRefusedError, CapturedTableInUseError, ConsumerMissingError,
 │                         ForeignSnapshotError
+│     citus               CitusUnfitError
 │     commands            CommandHandlerError, CommandInvalidError, CommandResultError,
 │                         IdempotencyKeyReusedError
 │     embedded            EmbeddedFolderError, EmbeddedStartError
@@ -119,6 +120,7 @@ from datapatterns.errors.change_log import (
     ConsumerMissingError,
     ForeignSnapshotError,
 )
+from datapatterns.errors.citus import CitusUnfitError
 from datapatterns.errors.commands import (
     CommandHandlerError,
     CommandInvalidError,
@@ -306,6 +308,7 @@ __all__ = [
     "CaptureRefusedError",
     "CapturedTableInUseError",
     "CheckpointError",
+    "CitusUnfitError",
     "CodecError",
     "CommandHandlerError",
     "CommandInvalidError",

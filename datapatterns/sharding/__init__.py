@@ -3,6 +3,7 @@
 from datapatterns.sharding.atomic import AtomicWork, Recovered
 from datapatterns.sharding.broadcasting.comparing import CopyComparison, CopyDifference
 from datapatterns.sharding.broadcasting.definition import Broadcast
+from datapatterns.sharding.citus.fitness import CitusFinding
 from datapatterns.sharding.cluster import ShardCluster
 from datapatterns.sharding.definition import EntityGroup, ShardKey
 from datapatterns.sharding.ids import IdGenerator, IdParts, parts_of_id
@@ -50,6 +51,7 @@ __all__ = [
     "Broadcast",
     "BucketMove",
     "BucketStats",
+    "CitusFinding",
     "Composite",
     "CompositeKey",
     "CopyComparison",

@@ -14,6 +14,7 @@ from datapatterns.errors import SettingsError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
 from datapatterns.sharding.atomic.parts import Parts
+from datapatterns.sharding.citus.citus_cluster import CitusCluster
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url
 from datapatterns.sharding.ids import IdGenerator
@@ -49,7 +50,7 @@ Row = TypeVar("Row")
 _SHARD_ID = re.compile(r"[a-z0-9_]{1,30}")
 
 
-class ShardCluster(MovedCluster, MappedCluster, AsyncCluster):
+class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
     """Several PostgreSQL servers that hold the entity groups of one application.
 
     It opens connections when they are needed and keeps them; close it at the end, or use it as a

@@ -102,6 +102,8 @@ ELSEWHERE = {  # command -> why it has tests of its own
     "shards assign": "it needs shards",
     "shards hot-keys": "it needs shards",
     "shards bootstrap": "it needs shards",
+    "shards check-citus": "it needs shards",
+    "shards citus-ddl": "it needs shards",
     "shards downgrade": "it needs shards",
     "shards list": "it needs shards",
     "shards migrate": "it needs shards",

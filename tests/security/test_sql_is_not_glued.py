@@ -38,6 +38,7 @@ COMPILED = "what Core compiled from constructs, with parameters"
 ALLOWED = {
     "cli/datapatterns_cli/migrate.py:sql": PRINTED,
     "cli/datapatterns_cli/migrate.py:_show_plan": PRINTED,
+    "cli/datapatterns_cli/shards_citus.py:citus_ddl": PRINTED,
     "cli/datapatterns_cli/shards_migrating.py:_show_plans": PRINTED,
     "cli/datapatterns_cli/shards_migrating.py:_show_sql": PRINTED,
     "datapatterns/cache_aside/query_analysis.py:read_tables": COMPILED,
