@@ -4,7 +4,9 @@ import click
 
 from datapatterns_cli import shards_citus, shards_migrating
 from datapatterns_cli.invocation import Invocation, pass_invocation
+from datapatterns_cli.shards_broadcast import broadcast
 from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster
+from datapatterns_cli.shards_linting import lint
 from datapatterns_cli.shards_mapping import assign, merge, pin, split, unpin
 from datapatterns_cli.shards_seeing import hot_keys, plan, stats
 from datapatterns_cli.shared_options import Command, Group
@@ -145,3 +147,5 @@ for _command in (
     shards_citus.citus_ddl,
 ):
     shards.add_command(_command)
+shards.add_command(broadcast)
+shards.add_command(lint)

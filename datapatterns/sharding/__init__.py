@@ -23,6 +23,7 @@ from datapatterns.sharding.rekeying.row_moving import RowMove
 from datapatterns.sharding.scatter.keyset import Keyset, KeysetPage, keyset
 from datapatterns.sharding.seeing.counting import BucketStats, ShardStats, TableCount
 from datapatterns.sharding.seeing.drawing import draw_stats
+from datapatterns.sharding.seeing.linting import LintFinding
 from datapatterns.sharding.seeing.load_watch import LoadWatch
 from datapatterns.sharding.seeing.looking import HotKey
 from datapatterns.sharding.seeing.rebalance_plan import RebalancePlan
@@ -67,6 +68,7 @@ __all__ = [
     "Key",
     "Keyset",
     "KeysetPage",
+    "LintFinding",
     "ListMap",
     "LoadWatch",
     "MapChange",

@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.seeing.counting import ShardStats
+from datapatterns.sharding.seeing.linting import LintFinding, lint_tables
 from datapatterns.sharding.seeing.looking import HotKey, Measure, Sight, plan_for
 from datapatterns.sharding.seeing.rebalance_plan import RebalancePlan
 
@@ -29,6 +30,17 @@ class SeenCluster:
     def groups(self) -> tuple[EntityGroup, ...]:
         """Return the groups whose tables lie on the shards."""
         raise NotImplementedError
+
+    def lint(self, *, declared_only: bool = False) -> list[LintFinding]:
+        """Return what would go wrong with sharded and broadcast tables, and what to do about it.
+
+        Args:
+            declared_only: Look at what the code declares, and at no server.
+
+        Raises:
+            ShardUnavailableError: A shard does not answer.
+        """
+        return lint_tables(self._access, self.groups, declared_only=declared_only)
 
     def stats(self, *, within: timedelta = _HOUR) -> list[ShardStats]:
         """Return what each shard holds of each mapped table and bucket, and what it is asked.
