@@ -28,8 +28,9 @@ WEEKS_OF_THE_YEAR = 53
 def demo(invocation: Invocation, *, weeks: int, full: bool, keep: bool) -> None:
     """Run a grocer's data through all six patterns, and check every figure.
 
-    A real grocer's receipts are spread over four shards, become event streams, read models, a
-    materialized view, an index table and cached pages. In the end each derived figure is compared
+    A real grocer's receipts are spread over four shards, of which one is drained and a fifth takes
+    over while baskets are written; they become event streams, read models, a materialized view, an
+    index table and cached pages. In the end each derived figure is compared
     with what the files say; the exit code is 5 unless all are equal, to the cent.
 
     Servers are started for it and gone afterwards. On servers given by --database-url it makes

@@ -14,7 +14,7 @@ from datapatterns.errors import ConflictError, SettingsError
 from datapatterns.urls import shown_database
 
 MAIN_NAME = "datapatterns_demo"
-SHARD_NAMES = tuple(f"{MAIN_NAME}_s{number}" for number in range(4))
+SHARD_NAMES = tuple(f"{MAIN_NAME}_s{number}" for number in range(5))
 
 _MARK = "made by datapatterns demo; safe to drop"
 _UNFINISHED = 7_239_101

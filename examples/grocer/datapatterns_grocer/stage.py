@@ -11,9 +11,11 @@ from sqlalchemy import URL
 
 from datapatterns import DataLayer
 from datapatterns.embedded import EmbeddedServers, ValkeyServer
+from datapatterns.sharding import ShardCluster
 from datapatterns.urls import checked_redis_url, postgres_url
 from datapatterns_grocer.databases import MAIN_NAME, SHARD_NAMES, demo_databases
 from datapatterns_grocer.dataset import Dataset, Line
+from datapatterns_grocer.model import HOUSEHOLDS
 from datapatterns_grocer.projections import DECLARED
 from datapatterns_grocer.screen import Screen
 
@@ -38,6 +40,15 @@ class Stage:
     screen: Screen
     redis_server: ValkeyServer | None
     live: list[list[Line]]
+
+    def cluster(self, shards: int | None = None) -> ShardCluster:
+        """Return the first so many shards as a cluster, or all, which the caller closes."""
+        known = self.layer.settings.shards
+        return ShardCluster(
+            control=self.layer.engine.url,
+            shards={shard: known[shard] for shard in sorted(known)[:shards]},
+            groups=[HOUSEHOLDS],
+        )
 
     def loaded_baskets(self) -> Iterator[list[Line]]:
         """Yield the lines of every basket that is not shopped live."""

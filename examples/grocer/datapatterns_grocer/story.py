@@ -9,6 +9,7 @@ from datapatterns_grocer.chapters import (
     baskets_on_shards,
     by_product,
     event_store,
+    growing_shards,
     product_pages,
     read_models,
     receipts,
@@ -21,6 +22,7 @@ from datapatterns_grocer.truth import Check
 
 CHAPTERS: tuple[ModuleType, ...] = (
     baskets_on_shards,
+    growing_shards,
     event_store,
     read_models,
     weekly_sales,
