@@ -185,6 +185,33 @@ def test_without_generations_an_old_map_would_find_nothing(
         assert read(cluster, tenants, 7) == [1]
 
 
+def test_a_pinned_session_goes_on_with_the_new_map_in_its_next_transaction(
+    cluster: ShardCluster, stale: ShardCluster
+) -> None:
+    with stale.on(tenants, key=7) as session:
+        assert session.scalars(select(NOTE.c.id).where(MINE)).all() == [1]
+        session.rollback()
+        cluster.pin(tenants, 7)
+
+        with pytest.raises(StaleShardMapError):
+            session.scalars(select(NOTE.c.id).where(MINE))
+        session.rollback()
+
+        assert session.scalars(select(NOTE.c.id).where(MINE)).all() == [1]
+
+
+def test_laying_out_the_map_again_does_not_mind_a_change_that_is_under_way(
+    cluster: ShardCluster,
+) -> None:
+    with armed("map-change.applied", crash), pytest.raises(CrashError):
+        cluster.pin(tenants, 7)
+
+    cluster.create_map()
+
+    assert not cluster.pin(tenants, 7).changed
+    nothing_is_left_over(cluster)
+
+
 def test_an_old_map_of_a_range_is_refused_after_the_merged_range_has_moved(
     cluster: ShardCluster, stale: ShardCluster
 ) -> None:

@@ -181,6 +181,10 @@ class PinnedSession(Session):
 
     def _begun(self, connection: Connection) -> None:
         if not connection.in_nested_transaction():
+            newest = self._access.router.map_of(self._group)
+            if newest.shard_of(self._key) == self.shard_id:
+                # The key may have got a bucket of its own since the last transaction.
+                self._shard_map, self._bucket = newest, newest.strategy.bucket(self._key)
             with self._access.asking(self.shard_id):
                 claim_buckets(
                     connection, self._shard_map, (self._bucket,), schema=self._access.schema
