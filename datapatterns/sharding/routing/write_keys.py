@@ -111,15 +111,29 @@ def changed_rows(
         statement, [own, *(block for block in nested if block.leaves)], placements, plain=not nested
     )
     if by_primary_key:
-        group = leaf.shard_key.group
         for value in chain(*(row.values() for row in parameters)):
             if isinstance(value, ClauseElement):
                 refuse_subqueries(value)
-        found = [group.checked_key(_key_value(row, names, group.name)) for row in parameters]
-        return footprint, frozenset(found)
+        return footprint, frozenset(keys_of_rows(statement, parameters, placements, mapper))
     each = [footprint.keys(row) for row in parameters or ({},)]
     known = [keys for keys in each if keys is not None]
     return footprint, frozenset().union(*known) if len(known) == len(each) else None
+
+
+def keys_of_rows(
+    statement: Update | Delete,
+    parameters: Sequence[Parameters],
+    placements: Placements,
+    mapper: Mapper[Any] | None,
+) -> list[Key]:
+    """Return the shard key of each row that is changed by its primary key, in their order.
+
+    Raises:
+        ShardKeyError: A row has none.
+    """
+    leaf = leaf_of(statement.table, placements)
+    names, group = _names(leaf, mapper), leaf.shard_key.group
+    return [group.checked_key(_key_value(row, names, group.name)) for row in parameters]
 
 
 def updates_by_primary_key(state: ORMExecuteState) -> bool:

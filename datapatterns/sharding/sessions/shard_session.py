@@ -15,6 +15,7 @@ from datapatterns.sharding.sessions.flushing import Flushing
 from datapatterns.sharding.sessions.reading import Reading
 from datapatterns.sharding.sessions.row_moves import move_object
 from datapatterns.sharding.sessions.shard_work import ShardWork
+from datapatterns.sharding.sessions.split_writing import SplitWriting
 from datapatterns.sharding.sessions.writing import Writing
 from datapatterns.sharding.strategies.strategy import Key
 
@@ -52,7 +53,7 @@ class ShardSession(Session):
         self._work = ShardWork(self, access, atomic=atomic)
         self._broadcasting = BroadcastWriting(self, self._work)
         self._reading = Reading(self._work, self._broadcasting, scatter)
-        self._writing = Writing(self._work, self._broadcasting)
+        self._writing = Writing(self._work, self._broadcasting, SplitWriting(self._work))
         self._flushing_to_shards = Flushing(self, self._work, self._broadcasting)
         self.left_to_recovery: tuple[str, ...] = ()
         """After a commit: the shards that show it only when recovery has been there."""

@@ -7,18 +7,24 @@ from typing import Any
 from sqlalchemy import Delete, Insert, Result, Update
 from sqlalchemy.orm import ORMExecuteState
 
-from datapatterns.errors import MultiShardWriteError, ScatterRefusedError
+from datapatterns.errors import (
+    MultiShardWriteError,
+    ScatterRefusedError,
+    UnmergeableQueryError,
+)
 from datapatterns.sharding.broadcasting.statements import broadcast_target
 from datapatterns.sharding.maps.shard_map import ShardMap
-from datapatterns.sharding.routing.footprint import leaf_of
+from datapatterns.sharding.routing.footprint import Footprint, leaf_of
 from datapatterns.sharding.routing.write_keys import (
     changed_rows,
     insert_keys,
+    keys_of_rows,
     updates_by_primary_key,
 )
 from datapatterns.sharding.seeing.timing import timed
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
+from datapatterns.sharding.sessions.split_writing import SplitWriting
 from datapatterns.sharding.sessions.statements import all_sets
 from datapatterns.sharding.strategies.strategy import Key
 
@@ -30,10 +36,12 @@ class Writing:
     Attributes:
         work: The session's transaction.
         broadcasting: Writes tables that every shard holds.
+        splitting: Writes to several shards, which an atomic session may.
     """
 
     work: ShardWork
     broadcasting: BroadcastWriting
+    splitting: SplitWriting
 
     def insert(self, state: ORMExecuteState, statement: Insert) -> Result[Any]:
         """Insert rows on the shard of their keys.
@@ -48,7 +56,11 @@ class Writing:
         leaf = leaf_of(statement.table, access.placements)
         keys = insert_keys(statement, all_sets(state), leaf, state.bind_mapper)
         shard_map = access.router.map_of(leaf.shard_key.group)
-        return self._write(state, shard_map, shard_map.buckets_of(keys), {*keys})
+        buckets = shard_map.buckets_of(keys)
+        if self._splits(shard_map, buckets):
+            with timed(access.load, shard_map, buckets, {*keys}, writes=True):
+                return self.splitting.rows(state, statement, shard_map, keys)
+        return self._write(state, shard_map, buckets, {*keys})
 
     def change(self, state: ORMExecuteState, statement: Update | Delete) -> Result[Any]:
         """Change rows on the shard of their keys.
@@ -71,12 +83,36 @@ class Writing:
         )
         shard_map = access.router.map_of(footprint.group)
         if keys is not None:
-            return self._write(state, shard_map, shard_map.buckets_with(keys), keys)
-        each = [footprint.buckets(row, shard_map.strategy) for row in sets or ({},)]
-        known = [buckets for buckets in each if buckets is not None]
-        if len(known) < len(each):
-            raise ScatterRefusedError(footprint.tables)
-        return self._write(state, shard_map, frozenset().union(*known), ())
+            buckets = shard_map.buckets_with(keys)
+        else:
+            each = [footprint.buckets(row, shard_map.strategy) for row in sets or ({},)]
+            known = [buckets for buckets in each if buckets is not None]
+            if len(known) < len(each):
+                raise ScatterRefusedError(footprint.tables)
+            buckets = frozenset[int]().union(*known)
+        if not self._splits(shard_map, buckets):
+            return self._write(state, shard_map, buckets, keys or ())
+        with timed(access.load, shard_map, buckets, keys or (), writes=True):
+            if isinstance(state.parameters, list):
+                of_rows = self._keys_of_sets(state, statement, footprint)
+                return self.splitting.rows(state, statement, shard_map, of_rows)
+            return self.splitting.changes(state, statement, shard_map, footprint, buckets, keys)
+
+    def _splits(self, shard_map: ShardMap, buckets: frozenset[int]) -> bool:
+        return self.work.atomic and len(shard_map.shards_of(buckets)) > 1
+
+    def _keys_of_sets(
+        self, state: ORMExecuteState, statement: Update | Delete, footprint: Footprint
+    ) -> list[Key]:
+        placements, sets = self.work.access.placements, all_sets(state)
+        if updates_by_primary_key(state):
+            return keys_of_rows(statement, sets, placements, state.bind_mapper)
+        each = [footprint.keys(row) for row in sets]
+        if not footprint.plain or any(keys is None or len(keys) != 1 for keys in each):
+            raise UnmergeableQueryError(
+                "sets of parameters that are not each for one key", "pass a set for each key"
+            )
+        return [key for keys in each for key in keys or ()]
 
     def _write(
         self,
