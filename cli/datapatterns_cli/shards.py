@@ -8,6 +8,7 @@ from datapatterns_cli.shards_broadcast import broadcast
 from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster
 from datapatterns_cli.shards_linting import lint
 from datapatterns_cli.shards_mapping import assign, merge, pin, split, unpin
+from datapatterns_cli.shards_moving import COMMANDS as MOVING
 from datapatterns_cli.shards_seeing import hot_keys, plan, stats
 from datapatterns_cli.shared_options import Command, Group
 
@@ -27,6 +28,10 @@ def shards() -> None:
       datapatterns shards migrate --cluster shop.data:cluster
       datapatterns shards status --cluster shop.data:cluster
     """  # noqa: D301
+
+
+for _moving in MOVING:
+    shards.add_command(_moving)
 
 
 @shards.command(cls=Command, name="list")

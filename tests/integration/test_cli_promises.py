@@ -133,6 +133,8 @@ ELSEWHERE = {  # command -> why it has tests of its own
     "views refresh": "it needs a view",
     "views verify": "it needs a view",
 }
+MOVING = ("abort", "add", "drain", "forget", "move", "moves", "rebalance", "remove", "resume")
+ELSEWHERE |= {f"shards {name}": "it needs shards" for name in MOVING}
 LINES = (
     b'{"format":"datapatterns.events","format_version":1}\n'
     b'{"category":"door","key":"9","type":"door.opened","data":{"by":"bob"}}\n'
