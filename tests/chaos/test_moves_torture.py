@@ -1,20 +1,29 @@
 """Moves die anywhere, beside writers of all kinds: nothing is lost, nothing is doubled."""
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
+from random import Random
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine, text
 
+from datapatterns.failpoints import armed
 from datapatterns.sharding import Move, ShardCluster
+from datapatterns.sharding.moving import cutting
 from datapatterns.testing import wait_until
 from tests.fixtures import doomed_workers as workers
+from tests.fixtures.atomic import Died
+from tests.fixtures.effort import THOROUGH
 from tests.fixtures.forked_workers import run_until_failpoint
 from tests.fixtures.moving import bucket_rows, keys_in, put, states_of
-from tests.fixtures.shard_model import Basket, households, sharded_shop
+from tests.fixtures.moving_writers import WAYS, Way, check_ledger, with_another, writing
+from tests.fixtures.shard_model import Basket, households, named, sharded_shop
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
 BUCKET = 5
+MOVES = 300 if THOROUGH else 4
 TOO_LATE_TO_UNDO = {
     "move.cut",
     "move.target-owns",
@@ -33,6 +42,19 @@ def cluster(shard_urls: list[URL]) -> Iterator[ShardCluster]:
 @pytest.fixture
 def urls(shard_urls: list[URL]) -> list[str]:
     return [url.render_as_string(hide_password=False) for url in shard_urls[:2]]
+
+
+def die() -> None:
+    raise Died
+
+
+def with_two_phases(url: URL) -> dict[str, Way]:
+    """Return how to write on two shards at once, if the server prepares transactions."""
+    engine = create_engine(url)
+    with engine.connect() as conn:
+        allowed = conn.scalar(text("SHOW max_prepared_transactions")) != "0"
+    engine.dispose()
+    return {"two phases": with_another} if allowed else {}
 
 
 def ended(cluster: ShardCluster) -> list[Move]:
@@ -96,3 +118,56 @@ def test_a_move_whose_worker_died_can_be_undone_before_its_cut(
     assert bucket_rows(cluster, owner, BUCKET) == wanted
     assert bucket_rows(cluster, other, BUCKET) == (0, 0)
     put(cluster, keys_in(BUCKET, 4)[-1])
+
+
+@pytest.mark.parametrize("compared", ["in the cut", "before the cut"])
+def test_moves_that_die_anywhere_beside_writers_of_all_kinds_lose_nothing(
+    cluster: ShardCluster,
+    shard_urls: list[URL],
+    monkeypatch: pytest.MonkeyPatch,
+    compared: str,
+) -> None:
+    if compared == "before the cut":
+        monkeypatch.setattr(cutting, "ROWS_COMPARED_AT_ONCE", -1)
+    dice, buckets = Random(11), (1, 2, 3)  # noqa: S311 -- the same in every run
+    keys = [key for bucket in buckets for key in keys_in(bucket, 3)]
+    ends: Counter[str] = Counter()
+    # Its map is as old as it can be: only a refusal makes it look again.
+    stale = ShardCluster(
+        control=shard_urls[0],
+        shards=named(shard_urls[:2]),
+        groups=[households],
+        poll_seconds=3_600,
+    )
+    ways = {**WAYS, **with_two_phases(shard_urls[0])}
+
+    with (
+        stale,
+        writing(cluster, keys, threads=3, ways=ways) as writers,
+        writing(stale, keys, threads=2, numbers=10, wanted=writers.fixed) as late,
+    ):
+        for number in range(MOVES):
+            bucket = dice.choice(buckets)
+            owner = cluster.router.map_of(households).owners[bucket]
+            to = "s1" if owner == "s0" else "s0"
+            place = dice.choice([*workers.MOVING, None, None])
+            with armed(place[0], die) if place else nullcontext():
+                try:
+                    move = cluster.move(households, bucket, to=to, clean_after_seconds=0)
+                    ends[move.state] += 1
+                except Died:
+                    ends["died"] += 1
+            if number % 3 == 2:
+                cluster.abort_move(households, bucket)
+            cluster.resume_moves(clean_after_seconds=0)
+
+    writers.ledger |= late.ledger
+    writers.problems += late.problems
+    check_ledger(cluster, writers)
+    assert min(writers.commits.values()) > 0
+    assert set(writers.commits) == set(ways)
+    assert late.scatters > 0
+    assert cluster.moves() == []
+    for bucket in buckets:
+        assert sorted(states_of(cluster, bucket).values()).count("owned") == 1
+    assert {table.misplaced for shard in cluster.stats() for table in shard.tables} == {0}

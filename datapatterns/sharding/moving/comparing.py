@@ -1,6 +1,6 @@
 """Prove that both shards hold the same rows of a bucket."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -8,6 +8,7 @@ from psycopg import sql
 
 from datapatterns.errors import MoveMismatchError
 from datapatterns.sharding.moving.copying import TablePair
+from datapatterns.sharding.moving.draining import Batch
 from datapatterns.sharding.moving.holding import Side
 from datapatterns.sharding.moving.moved_table import ROW, MovedTable
 from datapatterns.sql.composing import execute
@@ -15,8 +16,9 @@ from datapatterns.sql.composing import execute
 # A sum does not depend on the order in which rows are read.
 _DIGEST = sql.SQL("""
 SELECT count(*), coalesce(sum(hash_record_extended({hashed}, 0)::numeric), 0)
-FROM {table} AS {row} WHERE {in_bucket}
+FROM {table} AS {row} WHERE {in_bucket} AND {chosen}
 """)
+_CHOSEN = sql.SQL("EXISTS (SELECT FROM {keys} WHERE {same_key})")
 
 
 def compare(source: Side, target: Side, tables: Sequence[TablePair]) -> int:
@@ -37,16 +39,43 @@ def compare(source: Side, target: Side, tables: Sequence[TablePair]) -> int:
     return total
 
 
-def digest_of(side: Side, table: MovedTable, *, like: MovedTable) -> tuple[int, Decimal]:
+def compare_changed(source: Side, target: Side, batches: Iterable[Batch]) -> None:
+    """Compare the rows that have changed since all were compared.
+
+    Raises:
+        MoveMismatchError: A table differs.
+    """
+    for batch in batches:
+        for each in batch.tables:
+            here, there = each.here, each.there
+            rows, digest = digest_of(source, here, like=here, keys=each.keys)
+            found = digest_of(target, there, like=here, keys=each.keys)
+            if found != (rows, digest):
+                raise MoveMismatchError(
+                    source.bucket, here.place.as_string(None), rows=rows, found=found[0]
+                )
+
+
+def digest_of(
+    side: Side, table: MovedTable, *, like: MovedTable, keys: str | None = None
+) -> tuple[int, Decimal]:
     """Return how many rows of the bucket there are, and a number made of all of them.
 
     Args:
         side: Where.
         table: The table there.
         like: Whose columns to read, in which order.
+        keys: Of these rows alone, as JSON.
     """
+    chosen: sql.Composable = sql.SQL("true")
+    if keys is not None:
+        chosen = _CHOSEN.format(keys=table.keys_from(keys, alias="k"), same_key=table.same_key("k"))
     statement = _DIGEST.format(
-        hashed=like.hashed, table=table.place, row=sql.Identifier(ROW), in_bucket=table.in_bucket
+        hashed=like.hashed,
+        table=table.place,
+        row=sql.Identifier(ROW),
+        in_bucket=table.in_bucket,
+        chosen=chosen,
     )
     found: Sequence[Any] = execute(side.conn, statement).one()
     return found[0], found[1]

@@ -8,12 +8,15 @@ from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import MoveBlockedError
 from datapatterns.failpoints import failpoint
-from datapatterns.sharding.moving.comparing import compare
+from datapatterns.sharding.moving.comparing import compare, compare_changed
 from datapatterns.sharding.moving.copying import TablePair
-from datapatterns.sharding.moving.draining import apply_dirty, drain
+from datapatterns.sharding.moving.draining import Batch, apply_dirty
 from datapatterns.sharding.moving.holding import Side, is_blocked
 from datapatterns.sharding.moving.pacing import Pace
 from datapatterns.sql.composing import execute
+
+ROWS_COMPARED_AT_ONCE = 20_000
+"""Larger buckets are compared before the cut, and in it only what has changed since."""
 
 _TRIES = 120
 _LOCK_MS = (50, 100, 200, 500)
@@ -39,6 +42,7 @@ def cut(
     target: Side,
     tables: Sequence[TablePair],
     *,
+    rows: int,
     check: Callable[[], None],
     pace: Pace,
 ) -> Cut:
@@ -48,6 +52,7 @@ def cut(
         source: The shard that has the bucket.
         target: The shard that gets it.
         tables: The tables of the group.
+        rows: About how many rows there are.
         check: Raises if the tables have changed since the copy.
         pace: How to wait.
 
@@ -57,11 +62,14 @@ def cut(
         MoveMismatchError: The shards hold different rows; nothing has happened.
         MoveTakenOverError: Another worker has taken over.
     """
+    known = _compare_before(source, target, tables, pace) if rows > ROWS_COMPARED_AT_ONCE else None
+    changed: list[Batch] = []
     attempt = 0
     while True:
         lock_ms = _LOCK_MS[min(attempt, len(_LOCK_MS) - 1)]
         try:
-            return _try(source, target, tables, check, pace, lock_ms=lock_ms)
+            attempted = _Attempt(source, target, tables, check, pace, known, changed)
+            return attempted.run(lock_ms=lock_ms)
         except DBAPIError as error:
             if not is_blocked(error):
                 raise
@@ -69,29 +77,49 @@ def cut(
                 raise MoveBlockedError(source.shard, f"bucket {source.bucket}") from error
         # Whoever queued behind goes on; what they write is brought over before the next try.
         pace.back_off(attempt)
-        drain(source, target, tables, pace=pace)
+        with source.transaction("owned", snapshot=True):
+            changed.append(apply_dirty(source, target, tables, pace=pace))
         attempt += 1
 
 
-def _try(
-    source: Side,
-    target: Side,
-    tables: Sequence[TablePair],
-    check: Callable[[], None],
-    pace: Pace,
-    *,
-    lock_ms: int,
-) -> Cut:
-    with source.transaction("owned", lock_ms=lock_ms) as conn:
-        execute(conn, _HURRY)
-        began = pace.clock.monotonic()
-        source.fence()
+def _compare_before(source: Side, target: Side, tables: Sequence[TablePair], pace: Pace) -> int:
+    """Compare all rows as of one moment before anybody has to wait; return how many there are.
+
+    From then on, only what changes has to be compared.
+    """
+    with source.transaction("owned", snapshot=True):
         while apply_dirty(source, target, tables, pace=pace):
             pass
-        failpoint("move.drained")
         with target.transaction("incoming"):
-            check()
-            rows = compare(source, target, tables)
-        source.become("moved", was="owned")
-        failpoint("move.cut-written")
-    return Cut(began, rows)
+            return compare(source, target, tables)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    source: Side
+    target: Side
+    tables: Sequence[TablePair]
+    check: Callable[[], None]
+    pace: Pace
+    known: int | None
+    changed: list[Batch]
+
+    def run(self, *, lock_ms: int) -> Cut:
+        source, target = self.source, self.target
+        with source.transaction("owned", lock_ms=lock_ms) as conn:
+            execute(conn, _HURRY)
+            began = self.pace.clock.monotonic()
+            source.fence()
+            while batch := apply_dirty(source, target, self.tables, pace=self.pace):
+                self.changed.append(batch)
+            failpoint("move.drained")
+            with target.transaction("incoming"):
+                self.check()
+                if self.known is None:
+                    rows = compare(source, target, self.tables)
+                else:
+                    rows = self.known
+                    compare_changed(source, target, self.changed)
+            source.become("moved", was="owned")
+            failpoint("move.cut-written")
+        return Cut(began, rows)

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from psycopg import sql
@@ -33,10 +34,41 @@ def drain(source: Side, target: Side, tables: Sequence[TablePair], *, pace: Pace
         MoveTakenOverError: Another worker has taken over.
     """
     with source.transaction("owned", snapshot=True):
-        return apply_dirty(source, target, tables, pace=pace)
+        return len(apply_dirty(source, target, tables, pace=pace))
 
 
-def apply_dirty(source: Side, target: Side, tables: Sequence[TablePair], *, pace: Pace) -> int:
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Keys of rows of one table that have changed.
+
+    Attributes:
+        here: The table on the source.
+        there: The same on the target.
+        keys: The keys, as JSON.
+    """
+
+    here: MovedTable
+    there: MovedTable
+    keys: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one round has brought over; empty if there was nothing.
+
+    Attributes:
+        keys: How many keys, some of them repeatedly.
+        tables: Of which tables.
+    """
+
+    keys: int = 0
+    tables: tuple[Changed, ...] = ()
+
+    def __len__(self) -> int:
+        return self.keys
+
+
+def apply_dirty(source: Side, target: Side, tables: Sequence[TablePair], *, pace: Pace) -> Batch:
     """Do as `drain` does, in a transaction of the caller's on the source.
 
     The rows go as they are now, not what happened to them. So it does no harm to do it again, and a
@@ -50,23 +82,26 @@ def apply_dirty(source: Side, target: Side, tables: Sequence[TablePair], *, pace
         .limit(KEYS_MAX)
     ).all()
     if not found:
-        return 0
+        return Batch()
     keys: dict[int, list[Any]] = defaultdict(list)
     for _, table, key in found:
         keys[table].append(key)
-    changed = [
-        (here, there, json.dumps(keys[here.oid])) for here, there in tables if here.oid in keys
-    ]
+    changed = tuple(
+        Changed(here, there, json.dumps(keys[here.oid]))
+        for here, there in tables
+        if here.oid in keys
+    )
     with target.transaction("incoming", as_mover=True):
         # All go before any comes, so that two rows can change places in a unique column.
-        for _, there, listed in changed:
-            _forget(target, there, listed)
-        for here, there, listed in changed:
-            pipe(source, target, _images(here, listed), (here, there), pace=pace)
+        for each in changed:
+            _forget(target, each.there, each.keys)
+        for each in changed:
+            images = _images(each.here, each.keys)
+            pipe(source, target, images, (each.here, each.there), pace=pace)
     # The target has committed: now, and not before, they may be forgotten.
     numbers = bindparam("numbers", [seq for seq, *_ in found], ARRAY(BigInteger))
     source.conn.execute(delete(dirty).where(dirty.c.seq == func.any(numbers)))
-    return len(found)
+    return Batch(len(found), changed)
 
 
 def _images(here: MovedTable, listed: str) -> sql.Composable:

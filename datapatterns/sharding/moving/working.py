@@ -118,6 +118,7 @@ class Work:
             self.source,
             self.target,
             self._pairs,
+            rows=self.move.copied_rows or 0,
             check=self._check_again,
             pace=self._pace,
         )
