@@ -29,6 +29,7 @@ TINY: dict[str, dict[str, object]] = {
     "load": {"EVENTS": 40, "LOADS": 2, "CASES": ((40, False), (40, True))},
     "load_watch": {"READS": 2, "COUNTS": 10, "KEYS": 20},
     "log": {"EVENTS": 40, "STREAMS": 4, "PAGE_EVENTS": 7},
+    "move": {"ROWS": 200, "CASES": ("move",)},
     "promote": {"EVENTS": 1_000, "READERS": 2},
     "projection_rebuild": {"EVENTS": 1_020, "PAGE_EVENTS": 400},
     "projection_fold": {"EVENTS": 1_020, "PAGE_EVENTS": 400, "RIVAL_EVENTS": 4},
@@ -43,6 +44,7 @@ MAKE_DATABASES = {
     "atomic",
     "fence",
     "growth",
+    "move",
     "scatter",
 }  # under names of their own: they need a server each
 
@@ -107,4 +109,16 @@ def test_the_benchmark_of_who_waits_for_verify_runs(monkeypatch: pytest.MonkeyPa
         delayed = measure_delays(claim, rounds=1)
 
     assert [each.role for each in delayed] == ["ours", "rival"]
+    assert all(each.p99s[0] > 0 for each in delayed)
+
+
+def test_the_benchmark_of_who_waits_for_a_move_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("benchmarks.bench_move")
+    monkeypatch.setattr(module, "PAUSED_ROWS", 100)
+    monkeypatch.setattr(module, "MOVES", 1)
+
+    with module.claim("pause") as claim:
+        delayed = measure_delays(claim, rounds=1)
+
+    assert [each.role for each in delayed] == ["ours", "limit"]
     assert all(each.p99s[0] > 0 for each in delayed)
