@@ -20,6 +20,7 @@ from datapatterns.sharding.moving.move import Move, MoveProgress
 from datapatterns.sharding.reaching.options import AllShards
 from datapatterns.sharding.reaching.results import ShardResult
 from datapatterns.sharding.rekeying.row_moving import RowMove
+from datapatterns.sharding.scatter.explaining import ReadPlan
 from datapatterns.sharding.scatter.keyset import Keyset, KeysetPage, keyset
 from datapatterns.sharding.seeing.counting import BucketStats, ShardStats, TableCount
 from datapatterns.sharding.seeing.drawing import draw_stats
@@ -78,6 +79,7 @@ __all__ = [
     "MoveProgress",
     "PinnedSession",
     "Range",
+    "ReadPlan",
     "RebalancePlan",
     "Recovered",
     "Rendezvous",

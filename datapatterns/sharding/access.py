@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
@@ -13,6 +13,7 @@ from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
+from datapatterns.sharding.scatter.agreeing import TextOrder
 from datapatterns.sharding.scatter.combining import Combiner
 from datapatterns.sharding.seeing.load_watch import LoadWatch
 
@@ -31,6 +32,7 @@ class ShardAccess:
         schema: Where the library's tables live.
         merge_rows_max: How many rows may be merged for one statement.
         copies: Which shards hold copies of broadcast tables.
+        text_order: Whether shards order text alike.
         load: What counts statements, if that is wanted.
     """
 
@@ -44,6 +46,7 @@ class ShardAccess:
     merge_rows_max: int
     copies: CopyList
     load: LoadWatch | None = None
+    text_order: TextOrder = field(default_factory=TextOrder)
 
     @contextmanager
     def asking(self, shard_id: str) -> Iterator[None]:

@@ -10,7 +10,8 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
 from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
-from datapatterns.errors import MergeLimitError, MissingRightsError
+from datapatterns.errors import MergeLimitError, MissingRightsError, UnmergeableQueryError
+from datapatterns.migrations import Migrations
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing import Databases
 from tests.fixtures.empty_database import told
@@ -224,3 +225,57 @@ def test_a_role_without_temporary_tables_is_told(urls: list[URL], reader: str) -
         assert session.scalar(select(func.count()).select_from(Basket)) == len(ROWS)
         with pytest.raises(MissingRightsError, match="temporary tables"):
             session.scalar(select(func.count(Basket.store.distinct())))
+
+
+def test_a_plan_says_whom_it_asks_and_who_merges(cluster: ShardCluster) -> None:
+    one = cluster.explain(select(Basket.id).where(Basket.household_id == 7))
+    python = cluster.explain(select(Basket.store).order_by(Basket.store).limit(3))
+    postgres = cluster.explain(
+        select(Basket.store, func.count()).group_by(Basket.store).having(func.count() > 1)
+    )
+
+    assert (len(one.shards), one.merged_by) == (1, None)
+    assert (len(python.shards), python.merged_by, python.combined) == (4, "python", None)
+    assert (postgres.merged_by, postgres.reason) == ("postgresql", "HAVING")
+    assert "HAVING" not in postgres.sent
+    assert "HAVING" in str(postgres).splitlines()[-1]
+    with pytest.raises(UnmergeableQueryError, match="FOR UPDATE"):
+        cluster.explain(select(Basket.id).with_for_update())
+
+
+@pytest.fixture
+def other_order(databases: Databases, server_url: URL) -> Iterator[list[URL]]:
+    """Two databases, of which one orders text by its bytes and the other by something else."""
+    first = databases.new()
+    second = first.set(database=f"{first.database}_posix")
+    admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as conn:
+        conn.execute(
+            text(
+                f'CREATE DATABASE "{second.database}" TEMPLATE template0 ENCODING UTF8'
+                " LOCALE_PROVIDER libc LOCALE 'POSIX'"
+            )
+        )
+    Migrations({"main": second}).upgrade()
+    yield [first, second]
+    with admin.connect() as conn:
+        conn.execute(text(f'DROP DATABASE "{second.database}" WITH (FORCE)'))
+    admin.dispose()
+    databases.drop(first)
+
+
+def test_shards_that_order_text_in_two_ways_are_told(other_order: list[URL]) -> None:
+    with (
+        sharded_shop(other_order) as cluster,
+        cluster.session(scatter=True) as session,
+    ):
+        for statement in (
+            select(Basket.id).order_by(Basket.store),
+            select(func.max(Basket.store)),
+            select(Basket).order_by(Basket.store).limit(1),
+        ):
+            with pytest.raises(UnmergeableQueryError, match="not the same on all shards"):
+                session.execute(statement).all()
+        # What compares no text, or its bytes, is as good as ever.
+        session.execute(select(Basket.id).order_by(Basket.code)).all()
+        session.execute(select(func.count(Basket.cents.distinct()))).all()

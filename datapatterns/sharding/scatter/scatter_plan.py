@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Numeric, func
+from sqlalchemy import BindParameter, ColumnElement, Numeric, Select, func
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import MergeLimitError, UnmergeableQueryError
 from datapatterns.sharding.routing.footprint import Footprint
@@ -94,6 +95,22 @@ class ScatterPlan:
     streamed: bool = False
     combined: AnySelect | None = None
     reason: str | None = None
+
+
+def refuse_other_shapes(statement: SelectBase, footprint: Footprint) -> AnySelect:
+    """Return a statement for several shards that is one SELECT of rows that lie together.
+
+    Raises:
+        UnmergeableQueryError: It is something else.
+    """
+    if not isinstance(statement, Select) or not footprint.plain:
+        raise UnmergeableQueryError("a UNION or subquery", "let each SELECT name one shard key")
+    if not footprint.blocks[0].tied:
+        raise UnmergeableQueryError(
+            "a join that does not compare the shard keys",
+            "add the comparison to its ON, or let each table name the key",
+        )
+    return statement
 
 
 def plan_scatter(

@@ -2,11 +2,14 @@
 
 from collections.abc import Collection, Mapping
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import Engine
+from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.scatter.explaining import ReadPlan, explain
 from datapatterns.sharding.seeing.counting import ShardStats
 from datapatterns.sharding.seeing.linting import LintFinding, lint_tables
 from datapatterns.sharding.seeing.looking import HotKey, Measure, Sight, plan_for
@@ -55,6 +58,24 @@ class SeenCluster:
             ShardUnavailableError: A shard does not answer.
         """
         return self._sight(within).stats(self.groups)
+
+    def explain(
+        self, statement: SelectBase, parameters: Mapping[str, Any] | None = None
+    ) -> ReadPlan:
+        """Return which shards a read asks, what it sends them, and who merges the answers.
+
+        Asks no shard. Whether the statement may ask all of them is left to its session.
+
+        Args:
+            statement: A SELECT.
+            parameters: The values that would be passed beside it.
+
+        Raises:
+            MergeLimitError: It asks for more rows than may be merged.
+            UnmergeableQueryError: The answers of several shards cannot be merged exactly.
+            UnroutableStatementError: It cannot be told what it reads.
+        """
+        return explain(self._access, statement, parameters or {})
 
     def hot_keys(
         self, group: EntityGroup, *, limit: int = 20, within: timedelta = _HOUR

@@ -1,6 +1,6 @@
 """Reads of a session over shards: from one shard, or gathered from several."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,11 @@ from datapatterns.sharding.routing.footprint import Footprint, footprint_of
 from datapatterns.sharding.routing.key_conditions import Leaf
 from datapatterns.sharding.scatter.answering import as_result
 from datapatterns.sharding.scatter.combining import combine, copy_out
-from datapatterns.sharding.scatter.scatter_plan import ScatterPlan, plan_scatter
+from datapatterns.sharding.scatter.scatter_plan import (
+    ScatterPlan,
+    plan_scatter,
+    refuse_other_shapes,
+)
 from datapatterns.sharding.scatter.scattering import merge
 from datapatterns.sharding.scatter.selected import AnySelect
 from datapatterns.sharding.scatter.streaming import Streams
@@ -75,13 +79,7 @@ class Reading:
             shards = frozenset(shard_map.owners)
         else:
             raise ScatterRefusedError(footprint.tables)
-        if not isinstance(statement, Select) or not footprint.plain:
-            raise UnmergeableQueryError("a UNION or subquery", "let each SELECT name one shard key")
-        if not footprint.blocks[0].tied:
-            raise UnmergeableQueryError(
-                "a join that does not compare the shard keys",
-                "add the comparison to its ON, or let each table name the key",
-            )
+        statement = refuse_other_shapes(statement, footprint)
         # Looked at afresh: the plan compares the columns of this very statement.
         footprint = footprint_of(statement, access.placements)
         plan = plan_scatter(
@@ -177,6 +175,7 @@ class Reading:
         answers = asking.for_rows(state, statements, all_rows)
         rows: Sequence[Sequence[Any]] = []
         if answers.given:
+            self._require_one_order(plan, answers.given)
             judge = self.work.connection_to(next(iter(answers.given)))
             rows = merge(plan, [*answers.given.values()], judge)
         return as_result(state.statement, rows, answers.missing)
@@ -211,9 +210,14 @@ class Reading:
             )
         access, parameters = self.work.access, one_set(state)
         sent = asking.apart(statements, lambda conn, one: copy_out(conn, one, parameters))
+        self._require_one_order(plan, sent.given)
         with access.learning(), access.combiner.connection([*sent.given]) as conn:
             rows = combine(plan, [*sent.given.values()], conn, parameters)
         return as_result(state.statement, rows, sent.missing)
+
+    def _require_one_order(self, plan: ScatterPlan, shards: Iterable[str]) -> None:
+        connections = {shard_id: self.work.connection_to(shard_id) for shard_id in shards}
+        self.work.access.text_order.require_one(plan, connections)
 
 
 def _is_scattered(footprint: Footprint) -> bool:
