@@ -15,7 +15,7 @@ from datapatterns.sharding.moving.holding import Side, is_blocked
 from datapatterns.sharding.moving.pacing import Pace
 from datapatterns.sql.composing import execute
 
-ROWS_COMPARED_AT_ONCE = 20_000
+ROWS_COMPARED_AT_ONCE = 500
 """Larger buckets are compared before the cut, and in it only what has changed since."""
 
 _TRIES = 120
