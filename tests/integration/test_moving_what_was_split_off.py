@@ -10,6 +10,10 @@ from datapatterns.failpoints import armed
 from datapatterns.sharding import EntityGroup, Key, ShardCluster
 from datapatterns.sharding.moving import working
 from tests.fixtures.changing_maps import days, noted, read, shops, tenants, write
+from tests.fixtures.effort import at_most
+from tests.fixtures.moving import keys_in
+from tests.fixtures.moving_writers import check_ledger, writing
+from tests.fixtures.shard_model import households, sharded_shop
 
 pytestmark = pytest.mark.postgres
 
@@ -177,3 +181,20 @@ def test_nothing_is_pinned_out_of_a_bucket_while_what_was_pinned_before_moves(
         move(cluster, tenants, pinned.gaining)
 
     assert cluster.pin(tenants, other).changed
+
+
+def test_nothing_is_lost_while_tenants_are_pinned_moved_and_put_back_under_writers(
+    shard_urls: list[URL],
+) -> None:
+    with sharded_shop(shard_urls[:2]) as cluster:
+        keys = keys_in(3, 3)
+        with writing(cluster, keys) as writers:
+            for _ in range(at_most(1)):
+                home = cluster.router.map_of(households).shard_of(keys[1])
+                pinned = cluster.pin(households, keys[0])
+                for to in (ELSEWHERE[home], home):
+                    cluster.move(households, pinned.gaining, to=to, clean_after_seconds=0)
+                cluster.unpin(households, keys[0])
+                cluster.move(households, 3, to=ELSEWHERE[home], clean_after_seconds=0)
+
+        check_ledger(cluster, writers)
