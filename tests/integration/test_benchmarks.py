@@ -34,6 +34,7 @@ TINY: dict[str, dict[str, object]] = {
     "projection_rebuild": {"EVENTS": 1_020, "PAGE_EVENTS": 400},
     "projection_fold": {"EVENTS": 1_020, "PAGE_EVENTS": 400, "RIVAL_EVENTS": 4},
     "projection_set": {"EVENTS": 2_000, "PAGE_EVENTS": 300},
+    "routing": {"OPERATIONS": 4, "KEYS": 4},
     "scatter": {"ROWS": 400, "ASKED": 2, "SECONDS": 0.01},
     "verify": {"EVENTS": 1_000, "PAGE_EVENTS": 300, "CASES": ("equal", "one row differs")},
     "view_growth": {"ROWS": 400, "PRODUCTS": 40, "CASES": (Case(10, 5, 3), Case(10, 5, 1, "max"))},
@@ -45,6 +46,7 @@ MAKE_DATABASES = {
     "fence",
     "growth",
     "move",
+    "routing",
     "scatter",
 }  # under names of their own: they need a server each
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from psycopg import Error as DriverError
@@ -31,7 +32,17 @@ def owns_buckets(
 
     It is evaluated once, before any row is read.
     """
-    return library_function(schema, "assert_owned", *_known(shard_map, buckets), returns=Boolean())
+    wanted = tuple(sorted(buckets))
+    return _owned(schema, shard_map.group_id, wanted, tuple(shard_map.generations_of(wanted)))
+
+
+# Each read has one, and there are few that differ.
+@lru_cache(maxsize=4_096)
+def _owned(
+    schema: str, group_id: int, buckets: tuple[int, ...], generations: tuple[int, ...]
+) -> ColumnElement[bool]:
+    lists = (cast(list(each), ARRAY(Integer)) for each in (buckets, generations))
+    return library_function(schema, "assert_owned", group_id, *lists, returns=Boolean())
 
 
 def agrees_with_map(
