@@ -1,9 +1,10 @@
 """What shards are asked is counted by bucket and by key, of all processes; never in the way."""
 
+import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -140,6 +141,47 @@ def written_atomically(cluster: ShardCluster) -> None:
         work.connect(households, household_id=7).execute(delete(Basket))
 
 
+def on_asyncio(cluster: ShardCluster, work: Callable[[], Coroutine[None, None, None]]) -> None:
+    async def closing() -> None:
+        await work()
+        await cluster.aclose()
+
+    asyncio.run(closing())
+
+
+def fetched_async(cluster: ShardCluster) -> None:
+    async def work() -> None:
+        async with cluster.async_session() as session:
+            await session.get(Basket, (7, 1))
+
+    on_asyncio(cluster, work)
+
+
+def flushed_async(cluster: ShardCluster) -> None:
+    async def work() -> None:
+        async with cluster.async_session() as session:
+            session.add(Basket(household_id=7, id=1))
+            await session.commit()
+
+    on_asyncio(cluster, work)
+
+
+def read_pinned_async(cluster: ShardCluster) -> None:
+    async def work() -> None:
+        async with cluster.async_on(households, household_id=7) as session:
+            await session.scalars(select(Basket))
+
+    on_asyncio(cluster, work)
+
+
+def written_by_core_async(cluster: ShardCluster) -> None:
+    async def work() -> None:
+        async with cluster.async_connect(households, household_id=7) as conn:
+            await conn.execute(delete(Basket).where(Basket.household_id == 7))
+
+    on_asyncio(cluster, work)
+
+
 @pytest.mark.parametrize(
     ("do", "expected"),
     [
@@ -155,6 +197,10 @@ def written_atomically(cluster: ShardCluster) -> None:
         (read_by_core, (1, 0)),
         (written_by_core, (0, 1)),
         (written_atomically, (0, 1)),
+        (fetched_async, (1, 0)),
+        (flushed_async, (0, 1)),
+        (read_pinned_async, (1, 0)),
+        (written_by_core_async, (0, 1)),
     ],
 )
 def test_each_way_to_a_key_is_counted(
@@ -314,6 +360,34 @@ def test_threads_lose_no_hit(cluster: ShardCluster, eager_switching: None) -> No
     found = {each.key: each for each in cluster.hot_keys(households, limit=100)}
     for number in range(threads):
         assert found[number].hits_min <= rounds + threads <= found[number].hits_max + threads
+
+
+def test_processes_that_write_the_same_rows_wait_in_one_line(
+    cluster: ShardCluster, shard_urls: list[URL]
+) -> None:
+    """Two that lock rows in another order would wait for each other, and one would lose."""
+    group_id = cluster.router.map_of(households).group_id
+    buckets, rounds = 400, 12
+    start = Barrier(2)
+    engine = create_engine(shard_urls[0])
+
+    def flush(order: range) -> int:
+        watch = LoadWatch(engine, flush_seconds=3600)
+        for _ in range(rounds):
+            for bucket in order:
+                watch.add(group_id, (bucket,), (), writes=False)
+            start.wait()
+            watch.flush()
+        watch.close()
+        return watch.lost_hits
+
+    with ThreadPoolExecutor(2) as pool:
+        lost = list(pool.map(flush, (range(buckets), range(buckets - 1, -1, -1))))
+    engine.dispose()
+
+    assert lost == [0, 0]
+    with cluster.engines["s0"].connect() as conn:
+        assert conn.scalar(select(func.sum(TABLES[0].c.reads))) == 2 * buckets * rounds
 
 
 def test_what_was_counted_is_written_down_by_itself(
