@@ -47,12 +47,14 @@ from datapatterns.runtime import (
     CollectLoop,
     HowToWork,
     Loop,
+    ShardRecoveryLoop,
     Worker,
     view_loops,
     worker_for,
 )
 from datapatterns.settings import MAIN, READ_MODELS, Settings, settings_from
 from datapatterns.sharding import EntityGroup, ShardCluster
+from datapatterns.sharding.atomic import Recovery
 from datapatterns.sql.discretion import discreet
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
@@ -392,6 +394,9 @@ class DataLayer:
         if how.get("relay_caches", bool(self._caches) and not only):
             collecting = [] if loops else [CollectLoop(self.engine, self.schema)]
             loops += [CacheRelayLoop(self.cache_relay()), *collecting]
+        if how.get("recover_shards", bool(self._shard_engines) and not only):
+            recovery = Recovery(self._shard_engines, schema=self.schema)
+            loops.append(ShardRecoveryLoop(recovery.run))
         how["loops"] = [*how.get("loops", ()), *loops]
         if named and not others:
             projections = replace(projections, declared=())

@@ -12,6 +12,7 @@ from datapatterns_cli.shared_options import Command
 if TYPE_CHECKING:
     from datapatterns import DataLayer
     from datapatterns.event_sourcing import AppendOnlyFinding
+    from datapatterns.sharding import ShardFinding
 
 
 @click.command(cls=Command)
@@ -21,7 +22,8 @@ def doctor(invocation: Invocation) -> None:
 
     PostgreSQL must be 14 or newer, Redis 7 or newer (or Valkey). Where there are tables of events,
     rights, triggers and settings are looked at; exits with 2 if somebody else than their owner
-    could change or lose events.
+    could change or lose events. Where there are shards, it is said what about their servers should
+    be mended: prepared transactions, collations, encodings, time zones, versions.
 
     \b
       datapatterns doctor --app shop.data:layer
@@ -34,6 +36,8 @@ def doctor(invocation: Invocation) -> None:
             errors.append(f"{database}: {finding}")
         else:
             invocation.output.note(f"{database}: {finding}")
+    for shard_finding in _shard_findings(layer):
+        invocation.output.note(str(shard_finding))
     if errors:
         from datapatterns import ConfigurationError  # noqa: PLC0415 -- help must not wait for it
 
@@ -54,3 +58,11 @@ def _findings(layer: "DataLayer") -> "Iterator[tuple[str, AppendOnlyFinding]]":
             if inspect(conn).has_table("event", schema=layer.schema):
                 for finding in check_append_only(conn, schema=layer.schema):
                     yield name, finding
+
+
+def _shard_findings(layer: "DataLayer") -> "list[ShardFinding]":
+    if not layer.shard_engines:
+        return []
+    from datapatterns.sharding import check_shards  # noqa: PLC0415 -- help must not wait for it
+
+    return check_shards(layer.shard_engines, schema=layer.schema)

@@ -38,12 +38,13 @@ for _moving in MOVING:
 @cluster_option
 @pass_invocation
 def list_shards(invocation: Invocation, where: str) -> None:
-    """Show the shards, and how many buckets of each group they own.
+    """Show the shards, how many buckets of each group they own, and how they are.
 
     \b
       datapatterns shards list --cluster shop.data:cluster
     """  # noqa: D301
     with load_cluster(where) as cluster:
+        health = {each.shard: each for each in cluster.health()}
         maps = {group: cluster.router.map_of(group) for group in cluster.groups}
         rows = [
             {
@@ -52,11 +53,17 @@ def list_shards(invocation: Invocation, where: str) -> None:
                 "shard": shard,
                 "buckets": len(shard_map.buckets_on(shard)),
                 "epoch": shard_map.epoch,
+                "answers": health[shard].answers,
+                "left_alone": health[shard].left_alone,
+                "oldest_prepared_seconds": round(health[shard].oldest_prepared_seconds, 1),
             }
             for group, shard_map in maps.items()
             for shard in sorted(cluster.engines)
         ]
     invocation.output.table(rows)
+    for each in health.values():
+        if each.problem is not None:
+            invocation.output.note(each.problem)
 
 
 @shards.command(cls=Command)

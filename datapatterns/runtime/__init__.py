@@ -8,6 +8,7 @@ from datapatterns.runtime.loops import (
     Loop,
     MarkLoop,
     RelayLoop,
+    ShardRecoveryLoop,
     ViewLoop,
 )
 from datapatterns.runtime.signals import stopped_by_signals
@@ -21,6 +22,7 @@ __all__ = [
     "Loop",
     "MarkLoop",
     "RelayLoop",
+    "ShardRecoveryLoop",
     "ViewLoop",
     "Worker",
     "WorkerTotals",

@@ -30,6 +30,8 @@ class HowToWork(TypedDict, total=False):
         view_timeout_seconds: After so long a statement of a refresh is given up, of a view that
             is declared without a time of its own; 600.
         relay_caches: Whether invalidations are sent to Redis; if caches are declared.
+        recover_shards: Whether transactions over several shards are ended whose process died; if
+            shards are declared.
     """
 
     threads: int
@@ -41,6 +43,7 @@ class HowToWork(TypedDict, total=False):
     populate_views: bool
     view_timeout_seconds: float
     relay_caches: bool
+    recover_shards: bool
 
 
 def worker_for(

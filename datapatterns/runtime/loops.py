@@ -1,8 +1,9 @@
 """What a worker does besides moving projections on: bounded steps with pauses in between."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from sqlalchemy import Engine
 
@@ -12,8 +13,14 @@ from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.cqrs import Message, Outbox, relay_messages
 from datapatterns.event_sourcing import EventStore, publish_mark
 from datapatterns.materialized_view import ViewWorker
+from datapatterns.sharding import Recovered
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.transactions import fresh_reads, resuming, transaction
+
+logger = logging.getLogger(__name__)
+
+OLD_PREPARED_SECONDS: Final = 60.0
+"""What is prepared for longer has been forgotten: it holds locks, and holds back VACUUM."""
 
 
 class Loop(Protocol):
@@ -182,3 +189,31 @@ class CollectLoop:
         with fresh_reads(self.engine) as conn, resuming(conn, "collecting logged changes"):
             deleted = ChangeLog(self.schema).collect_garbage(conn, limit=self.limit)
         return self.seconds if deleted < self.limit else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecoveryLoop:
+    """Ends the transactions over several shards whose process died; several may run.
+
+    Attributes:
+        recover: What looks at all shards once, such as `ShardCluster.recover`.
+        seconds: How long to pause after a round.
+    """
+
+    recover: Callable[[], Recovered]
+    seconds: float = 30.0
+    name: str = "recovery of transactions over shards"
+
+    def step(self) -> float:
+        """Look at all shards once; tell of what is left that somebody should look at."""
+        done = self.recover()
+        old = {name: age for name, age in done.waiting.items() if age > OLD_PREPARED_SECONDS}
+        if old or done.foreign or done.denied or done.unreachable:
+            known = {
+                "old": old,
+                "foreign": done.foreign,
+                "denied": done.denied,
+                "unreachable": done.unreachable,
+            }
+            logger.warning("transactions over shards are left prepared", extra=known)
+        return self.seconds

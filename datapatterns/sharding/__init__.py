@@ -17,6 +17,7 @@ from datapatterns.sharding.migrating.migrations import ShardMigrations, ShardPla
 from datapatterns.sharding.migrating.recording import ShardRun
 from datapatterns.sharding.migrating.running import MigrationPace
 from datapatterns.sharding.moving.move import Move, MoveProgress
+from datapatterns.sharding.reaching.health import ShardFinding, ShardHealth, check_shards
 from datapatterns.sharding.reaching.options import AllShards
 from datapatterns.sharding.reaching.results import ShardResult
 from datapatterns.sharding.rekeying.row_moving import RowMove
@@ -87,6 +88,8 @@ __all__ = [
     "RowMove",
     "SchemaDifference",
     "ShardCluster",
+    "ShardFinding",
+    "ShardHealth",
     "ShardKey",
     "ShardMap",
     "ShardMigrations",
@@ -98,6 +101,7 @@ __all__ = [
     "ShardStats",
     "ShardingStrategy",
     "TableCount",
+    "check_shards",
     "draw_stats",
     "in_rounds",
     "keyset",

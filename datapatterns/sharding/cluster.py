@@ -108,6 +108,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         """What this process counts, if it does."""
         self._placements = Placements(groups)
         self._fan_out = InThreadsOfShards(shards)
+        self._breakers = {shard_id: Breaker(clock.monotonic) for shard_id in shards}
         self._opening = Opening(
             driver_url(control),
             self._urls,
@@ -119,7 +120,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
             engine_options,
             None if alembic is None else RevisionFloor(alembic).check,
             clock,
-            {shard_id: Breaker(clock.monotonic) for shard_id in shards},
+            self._breakers,
         )
         self.engines: Mapping[str, Engine] = self._opening.engines()
         """One engine for each shard, for work that is about a server and not about rows."""

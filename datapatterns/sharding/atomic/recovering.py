@@ -31,7 +31,7 @@ from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.transactions import fresh_reads
 
 _COMMIT, _ROLLBACK = sql.SQL("COMMIT PREPARED {}"), sql.SQL("ROLLBACK PREPARED {}")
-_PREPARED = named_table(
+PREPARED = named_table(
     "pg_prepared_xacts", column("gid", Text), column("prepared"), column("database")
 )
 
@@ -184,9 +184,9 @@ class Recovery:
 
 def prepared_on(conn: Connection) -> list[tuple[str, float]]:
     """Return the names of what is prepared in this database, and for how many seconds."""
-    age = func.extract("epoch", func.clock_timestamp() - _PREPARED.c.prepared).cast(Float)
-    found = select(_PREPARED.c.gid, age).where(
-        _PREPARED.c.database == func.current_database(), _PREPARED.c.gid.startswith("datapatterns/")
+    age = func.extract("epoch", func.clock_timestamp() - PREPARED.c.prepared).cast(Float)
+    found = select(PREPARED.c.gid, age).where(
+        PREPARED.c.database == func.current_database(), PREPARED.c.gid.startswith("datapatterns/")
     )
     return [(name, seconds) for name, seconds in conn.execute(found)]
 

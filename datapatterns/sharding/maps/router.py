@@ -53,6 +53,10 @@ class Router:
             self._poll()
         return self._maps[group.name]
 
+    def maps(self) -> list[ShardMap]:
+        """Return the maps of all groups, as `map_of` does."""
+        return [self.map_of(group) for group in self._groups]
+
     def refresh(self) -> None:
         """Read the map again; keep the old one if the control database does not answer.
 

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any, Final, Self
 
 from psycopg import Connection as DriverConnection
@@ -50,7 +51,10 @@ class Line:
             if isinstance(self.driver, DriverConnection):
                 self.driver.cancel_safe(timeout=CANCEL_SECONDS)
             else:
-                self.driver.cancel()
+                # Of asyncio; this one waits for the server as long as that takes.
+                thread = Thread(target=self.driver.cancel, daemon=True)
+                thread.start()
+                thread.join(CANCEL_SECONDS)
         except (AttributeError, DriverError) as error:
             logger.debug("a statement was not cancelled", exc_info=error)
 

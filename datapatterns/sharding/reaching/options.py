@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from datapatterns.errors import SettingsError
 
-Partial = Literal["raise", "allow", "replica"]
+Partial = Literal["raise", "allow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class AllShards:
 
     Attributes:
         partial: ``raise`` an error; or ``allow`` an answer without them, whose ``missing_shards``
-            names them; or ask a ``replica`` of each.
+            names them.
         timeout_seconds: After so long a shard counts as one that does not answer; None to wait.
 
     Raises:

@@ -13,6 +13,7 @@ class ShardResult(IteratorResult[Any]):
     Attributes:
         missing_shards: The shards that did not answer, so that their rows are not among these;
             none unless the statement allowed it.
+        rowcount: How many rows an UPDATE or DELETE has changed on all of them; -1 for a SELECT.
     """
 
     def __init__(
@@ -20,6 +21,9 @@ class ShardResult(IteratorResult[Any]):
         metadata: SimpleResultMetaData,
         rows: Iterable[Sequence[Any]],
         missing: Iterable[str] = (),
+        *,
+        rowcount: int = -1,
     ) -> None:
         super().__init__(metadata, iter([tuple(row) for row in rows]))
         self.missing_shards: tuple[str, ...] = tuple(sorted(missing))
+        self.rowcount = rowcount

@@ -9,6 +9,7 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.reaching.watched_cluster import WatchedCluster
 from datapatterns.sharding.scatter.explaining import ReadPlan, explain
 from datapatterns.sharding.seeing.counting import ShardStats
 from datapatterns.sharding.seeing.linting import LintFinding, lint_tables
@@ -20,7 +21,7 @@ _LOOKED_AT = 1_000
 _ALONE = 0.9
 
 
-class SeenCluster:
+class SeenCluster(WatchedCluster):
     """What a `ShardCluster` can tell about its shards."""
 
     _control: Engine

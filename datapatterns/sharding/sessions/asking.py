@@ -87,9 +87,19 @@ class Asking:
         def execute(_conn: Connection, shard: str) -> T:
             return take(self.work.run(state, statements[shard], shard))
 
+        return self.in_turns(state, statements, execute)
+
+    def in_turns(
+        self, state: ORMExecuteState, shards: Iterable[str], ask: Callable[[Connection, str], T]
+    ) -> Answers[T]:
+        """Ask each shard something that concerns the session, at once.
+
+        Raises:
+            ShardUnavailableError: One does not answer, and must not be missing.
+        """
         # A flush would come in between, on connections that are in use.
         with state.session.no_autoflush:
-            return self._ask(statements, execute, in_turns=True)
+            return self._ask(shards, ask, in_turns=True)
 
     def _ask(
         self,

@@ -33,6 +33,7 @@ from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.carried_ids import buckets_of_id, with_id
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.statements import one_set
+from datapatterns.sharding.sessions.whole_shards import WholeShards
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Reading:
             # Of a copy alone they would keep nobody out elsewhere.
             first = self.broadcasting.open(footprint.broadcast).first
             return self.work.run(state, statement, first)
+        if asked.one is not None:
+            return WholeShards(self.work).read(state, statement, footprint, asked.one)
         shard_map = access.router.map_of(footprint.group)
         buckets = footprint.buckets(values, shard_map.strategy)
         buckets = buckets_of_id(options, shard_map, buckets, footprint.group.name)
@@ -79,18 +82,18 @@ class Reading:
             shards = frozenset(shard_map.owners)
         else:
             raise ScatterRefusedError(footprint.tables)
-        statement = refuse_other_shapes(statement, footprint)
+        selected = refuse_other_shapes(statement, footprint)
         # Looked at afresh: the plan compares the columns of this very statement.
-        footprint = footprint_of(statement, access.placements)
+        footprint = footprint_of(selected, access.placements)
         plan = plan_scatter(
-            statement,
+            selected,
             footprint,
             parameters,
             rows_max=access.merge_rows_max,
             streaming="yield_per" in state.execution_options,
         )
         if asked.policy.partial == "allow":
-            refuse_wrong_answers(statement, plan)
+            refuse_wrong_answers(selected, plan)
         guards = self._guards(shard_map, sorted(shards), buckets, footprint.blocks[0].leaves)
         with timed_read(access.load, shard_map, buckets, footprint, values):
             return self._gather(state, plan, guards, asked)

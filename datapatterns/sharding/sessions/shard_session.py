@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Delete, Insert, Result, Update, event, inspect
+from sqlalchemy import Connection, Delete, Insert, Result, TextClause, Update, event, inspect
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import SettingsError, UnroutableStatementError
 from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.reaching.options import asked_for
 from datapatterns.sharding.routing.instances import declared_key
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.flushing import Flushing
@@ -16,6 +17,7 @@ from datapatterns.sharding.sessions.reading import Reading
 from datapatterns.sharding.sessions.row_moves import move_object
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.split_writing import SplitWriting
+from datapatterns.sharding.sessions.whole_shards import WholeShards
 from datapatterns.sharding.sessions.writing import Writing
 from datapatterns.sharding.strategies.strategy import Key
 
@@ -130,9 +132,13 @@ class ShardSession(Session):
             return self._writing.insert(state, statement)
         if isinstance(statement, Update | Delete):
             return self._writing.change(state, statement)
+        asked = asked_for(state.execution_options, scatter=False)
+        if isinstance(statement, TextClause) and asked.one is not None:
+            return WholeShards(self._work).run_text(state, asked.one)
         raise UnroutableStatementError(
             f"nobody can look into a {type(statement).__name__}",
-            "write it in expressions, or work on one shard with ShardCluster.on()",
+            "write it in expressions, or work on one shard with ShardCluster.on(), or with"
+            " execution_options(shard=...)",
         )
 
     def _before_commit(self) -> None:

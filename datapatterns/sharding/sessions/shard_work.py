@@ -120,6 +120,10 @@ class ShardWork:
         if not self.atomic and self.written - {shard_id}:
             raise MultiShardWriteError((*self.written, shard_id))
         self.written.add(shard_id)
+        self.hold(shard_id)
+
+    def hold(self, shard_id: str) -> None:
+        """Remember that the transaction cannot go on without a shard."""
         self._holding.add(shard_id)
 
     def bind_together(self) -> None:
@@ -133,7 +137,7 @@ class ShardWork:
         if not wanted:
             return
         conn = self.connection_to(shard_id)
-        self._holding.add(shard_id)
+        self.hold(shard_id)
         with self.access.asking(shard_id):
             claim_buckets(conn, shard_map, wanted, schema=self.access.schema)
         # What is claimed inside a savepoint is given back when that is rolled back.

@@ -11,9 +11,11 @@ from datapatterns.errors import (
     MultiShardWriteError,
     ScatterRefusedError,
     UnmergeableQueryError,
+    UnroutableStatementError,
 )
 from datapatterns.sharding.broadcasting.statements import broadcast_target
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.reaching.options import asked_for
 from datapatterns.sharding.routing.footprint import Footprint, leaf_of
 from datapatterns.sharding.routing.write_keys import (
     changed_rows,
@@ -26,6 +28,7 @@ from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.split_writing import SplitWriting
 from datapatterns.sharding.sessions.statements import all_sets
+from datapatterns.sharding.sessions.whole_shards import WholeShards
 from datapatterns.sharding.strategies.strategy import Key
 
 
@@ -57,6 +60,12 @@ class Writing:
         keys = insert_keys(statement, all_sets(state), leaf, state.bind_mapper)
         shard_map = access.router.map_of(leaf.shard_key.group)
         buckets = shard_map.buckets_of(keys)
+        asked = asked_for(state.execution_options, scatter=False)
+        if asked.one is not None and (others := shard_map.shards_of(buckets) - {asked.one}):
+            raise UnroutableStatementError(
+                f"rows that belong to {', '.join(sorted(others))} are not inserted on {asked.one}",
+                "leave out the option: the key tells the shard",
+            )
         if self._splits(shard_map, buckets):
             with timed(access.load, shard_map, buckets, {*keys}, writes=True):
                 return self.splitting.rows(state, statement, shard_map, keys)
@@ -82,11 +91,21 @@ class Writing:
             by_primary_key=updates_by_primary_key(state),
         )
         shard_map = access.router.map_of(footprint.group)
+        asked = asked_for(state.execution_options, scatter=False)
+        if asked.one is not None:
+            return WholeShards(self.work).change(
+                state, statement, footprint, shards=[asked.one], policy=asked.policy
+            )
         if keys is not None:
             buckets = shard_map.buckets_with(keys)
         else:
             each = [footprint.buckets(row, shard_map.strategy) for row in sets or ({},)]
             known = [buckets for buckets in each if buckets is not None]
+            if len(known) < len(each) and asked.explicit:
+                shards = sorted(frozenset(shard_map.owners))
+                return WholeShards(self.work).change(
+                    state, statement, footprint, shards=shards, policy=asked.policy
+                )
             if len(known) < len(each):
                 raise ScatterRefusedError(footprint.tables)
             buckets = frozenset[int]().union(*known)
