@@ -19,7 +19,9 @@ from datapatterns.sharding.migrating.running import MigrationPace
 from datapatterns.sharding.moving.move import Move, MoveProgress
 from datapatterns.sharding.reaching.health import ShardFinding, ShardHealth, check_shards
 from datapatterns.sharding.reaching.options import AllShards
+from datapatterns.sharding.reaching.replicas import Shard
 from datapatterns.sharding.reaching.results import ShardResult
+from datapatterns.sharding.reaching.tokens import ShardToken
 from datapatterns.sharding.rekeying.row_moving import RowMove
 from datapatterns.sharding.scatter.explaining import ReadPlan
 from datapatterns.sharding.scatter.keyset import Keyset, KeysetPage, keyset
@@ -87,6 +89,7 @@ __all__ = [
     "Router",
     "RowMove",
     "SchemaDifference",
+    "Shard",
     "ShardCluster",
     "ShardFinding",
     "ShardHealth",
@@ -99,6 +102,7 @@ __all__ = [
     "ShardSchema",
     "ShardSession",
     "ShardStats",
+    "ShardToken",
     "ShardingStrategy",
     "TableCount",
     "check_shards",

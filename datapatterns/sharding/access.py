@@ -11,6 +11,7 @@ from datapatterns.sharding.broadcasting.copies import CopyList
 from datapatterns.sharding.fan_out import FanOut
 from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.maps.router import Router
+from datapatterns.sharding.reaching.replicas import NO_REPLICAS, Replicas
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.agreeing import TextOrder
@@ -33,6 +34,7 @@ class ShardAccess:
         merge_rows_max: How many rows may be merged for one statement.
         copies: Which shards hold copies of broadcast tables.
         text_order: Whether shards order text alike.
+        replicas: Where shards may be read, too.
         load: What counts statements, if that is wanted.
     """
 
@@ -45,6 +47,7 @@ class ShardAccess:
     schema: str
     merge_rows_max: int
     copies: CopyList
+    replicas: Replicas = NO_REPLICAS
     load: LoadWatch | None = None
     text_order: TextOrder = field(default_factory=TextOrder)
 

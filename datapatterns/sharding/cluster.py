@@ -29,6 +29,7 @@ from datapatterns.sharding.migrating.migrations import ShardMigrations
 from datapatterns.sharding.moving.moved_cluster import MovedCluster
 from datapatterns.sharding.moving.settings import MoveAccess
 from datapatterns.sharding.opening import Opening
+from datapatterns.sharding.reaching.replicas import Shard, primary_of, replicas_of
 from datapatterns.sharding.reaching.threads import InThreadsOfShards
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
@@ -58,7 +59,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
 
     Args:
         control: Where the shard map is; may be one of the shards.
-        shards: The servers by the names that the map has for them.
+        shards: The servers by the names that the map has for them; a `Shard` has replicas, too.
         groups: What is sharded.
         schema: Where the library's tables live, on all of them.
         poll_seconds: How often to ask whether the map has changed.
@@ -77,7 +78,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         self,
         *,
         control: str | URL,
-        shards: Mapping[str, str | URL],
+        shards: Mapping[str, str | URL | Shard],
         groups: Sequence[EntityGroup],
         schema: str = DEFAULT_SCHEMA,
         poll_seconds: float = 1.0,
@@ -96,7 +97,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         if len({group.name for group in groups}) != len(groups) or not groups:
             raise SettingsError("groups", "name each group once, and at least one")
         self._schema = checked_schema(schema)
-        self._urls = {shard_id: driver_url(url) for shard_id, url in shards.items()}
+        self._urls = {name: driver_url(primary_of(each)) for name, each in shards.items()}
         self._groups = tuple(groups)
         self._poll_seconds = poll_seconds
         self._clock = clock
@@ -121,6 +122,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
             None if alembic is None else RevisionFloor(alembic).check,
             clock,
             self._breakers,
+            {name: [*map(driver_url, replicas_of(each))] for name, each in shards.items()},
         )
         self.engines: Mapping[str, Engine] = self._opening.engines()
         """One engine for each shard, for work that is about a server and not about rows."""
@@ -312,6 +314,8 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
             self.load.close()
         self._fan_out.shutdown()
         self._combiner.close()
+        if "_access" in vars(self):
+            self._access.replicas.close()
         for engine in (self._control, *self.engines.values()):
             engine.dispose()
 

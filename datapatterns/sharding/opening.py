@@ -17,6 +17,7 @@ from datapatterns.sharding.fan_out import FanOut
 from datapatterns.sharding.maps.late_router import LateRouter
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.reaching.circuits import watch_connecting
+from datapatterns.sharding.reaching.replicas import Replicas
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
@@ -41,27 +42,42 @@ class Opening:
     check: Callable[[str, Any], None] | None
     clock: Clock
     breakers: Mapping[str, Breaker]
+    replica_urls: Mapping[str, Sequence[URL]]
 
     def engines(self, *, asynchronous: bool = False) -> dict[str, Engine]:
         """Return an engine for each shard."""
         return {
-            shard_id: watch_connecting(
-                guard_copies(
-                    shard_engine(
-                        shard_id,
-                        url,
-                        schema=self.schema,
-                        engine_options=self.engine_options,
-                        check=self.check,
-                        asynchronous=asynchronous,
-                    ),
-                    self.placements,
-                ),
-                shard_id,
-                self.breakers[shard_id],
+            shard_id: self._engine(
+                shard_id, url, self.breakers[shard_id], asynchronous=asynchronous
             )
             for shard_id, url in self.shards.items()
         }
+
+    def replicas(
+        self, engines: Mapping[str, Engine], router: Router, *, asynchronous: bool = False
+    ) -> Replicas:
+        """Return what chooses replicas of shards that ``engines`` are of."""
+        found = {
+            shard_id: [
+                self._engine(
+                    shard_id, url, Breaker(self.clock.monotonic), asynchronous=asynchronous
+                )
+                for url in urls
+            ]
+            for shard_id, urls in self.replica_urls.items()
+        }
+        return Replicas(engines, found, router.maps, self.clock)
+
+    def _engine(self, shard_id: str, url: URL, breaker: Breaker, *, asynchronous: bool) -> Engine:
+        engine = shard_engine(
+            shard_id,
+            url,
+            schema=self.schema,
+            engine_options=self.engine_options,
+            check=self.check,
+            asynchronous=asynchronous,
+        )
+        return watch_connecting(guard_copies(engine, self.placements), shard_id, breaker)
 
     def router_options(self) -> dict[str, Any]:
         """Return what a `Router` is told beside its connection."""
@@ -73,7 +89,7 @@ class Opening:
             "clock": self.clock,
         }
 
-    def access(
+    def access(  # noqa: PLR0913 -- what is shared, all by name
         self,
         *,
         control: Engine,
@@ -82,6 +98,7 @@ class Opening:
         combiner: Combiner,
         fan_out: FanOut,
         load: LoadWatch | None,
+        asynchronous: bool = False,
     ) -> ShardAccess:
         """Return what sessions share."""
         return ShardAccess(
@@ -94,6 +111,7 @@ class Opening:
             self.schema,
             self.merge_rows_max,
             CopyList(control, engines, schema=self.schema),
+            self.replicas(engines, router, asynchronous=asynchronous),
             load,
         )
 
@@ -111,5 +129,6 @@ class Opening:
             combiner=Combiner(engines),
             fan_out=InTasks(),
             load=load,
+            asynchronous=True,
         )
         return AsyncShards(control, access)

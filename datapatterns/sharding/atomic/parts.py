@@ -19,6 +19,7 @@ from datapatterns.sharding.atomic.committing import ATTEMPTED, Commit, Writer
 from datapatterns.sharding.atomic.waiting import is_as_prepared, prepare_for_others
 from datapatterns.sharding.reaching.circuits import connecting_within
 from datapatterns.sharding.reaching.time_limits import silence_limit
+from datapatterns.sharding.reaching.tokens import NEVER
 from datapatterns.transactions import refuse_aborted
 
 Part = tuple[Connection, RootTransaction]
@@ -43,6 +44,7 @@ class Parts:
         self._parts: dict[str, Part] = {}
         self._lost: dict[str, ShardUnavailableError] = {}
         self._left: list[Part] = []
+        self.on_replicas: set[str] = set()
         self._marked: set[str] = set()
 
     def on(self, shard: str) -> Connection:
@@ -87,6 +89,23 @@ class Parts:
             except ShardUnavailableError as error:
                 missing[shard] = error
         return missing
+
+    def read_from(self, shard: str, conn: Connection) -> None:
+        """Take a connection to a replica, for as long as nothing is written."""
+        self._parts[shard] = conn, conn.begin()
+        self.on_replicas.add(shard)
+
+    def leave_replicas(self) -> None:
+        """Read from primaries from now on."""
+        for shard in self.on_replicas:
+            part = self._parts.pop(shard)
+            self._left.append(part)  # the session knows it still
+            _let_go(part[0])
+        self.on_replicas.clear()
+
+    def places(self, shards: Iterable[str]) -> dict[str, str]:
+        """Return where the logs of shards are, after the commit."""
+        return {shard: _place(self._parts[shard][0]) for shard in shards if shard in self._parts}
 
     def lose(self, shard: str, error: ShardUnavailableError) -> None:
         """Go on without a shard on which nothing was done."""
@@ -149,6 +168,7 @@ class Parts:
         parts, self._parts = [*self._parts.values(), *self._left], {}
         self._lost.clear()
         self._left.clear()
+        self.on_replicas.clear()
         self._lock_seconds = self._declared_lock_seconds
         self._marked.clear()
         with ExitStack() as closing:  # all of them, whatever one raises
@@ -191,12 +211,28 @@ class Parts:
         return found
 
 
+def _place(conn: Connection) -> str:
+    """Return where the log of a server is, on a connection whose transaction has ended."""
+    driver: Any = None if conn.invalidated else conn.connection.dbapi_connection
+    try:
+        driver.autocommit = True
+        cursor = driver.cursor()
+        cursor.execute("SELECT pg_current_wal_insert_lsn()::text")
+        (place,) = cursor.fetchone()
+        cursor.close()
+        driver.autocommit = False
+    except (AttributeError, DriverError):
+        conn.invalidate()
+        return NEVER
+    return str(place)
+
+
 def _let_go(conn: Connection) -> None:
     """Give up what a transaction holds on a server, if that can be told of it."""
     if conn.invalidated:
         return
     driver: Any = conn.connection.driver_connection
-    if driver.info.transaction_status != TransactionStatus.INERROR:
+    if driver.info.transaction_status in {TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN}:
         conn.invalidate()  # nobody knows what it is at
         return
     try:

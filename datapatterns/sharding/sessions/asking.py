@@ -170,6 +170,8 @@ class Asking:
         return self.policy.partial == "allow"
 
     def _open(self, shards: Iterable[str]) -> dict[str, ShardUnavailableError]:
+        for shard in shards:
+            self.work.read_on_replica(shard)
         failed = self.work.parts.open_some(shards, seconds=self.policy.timeout_seconds)
         for shard, error in failed.items():
             if not self._tolerates:

@@ -128,5 +128,6 @@ class AsyncShards:
     async def close(self) -> None:
         """Close all connections that nobody uses."""
         await greenlet_spawn(self.access.combiner.close)
+        await greenlet_spawn(self.access.replicas.close)
         for engine in (self.control, *self.access.engines.values()):
             await greenlet_spawn(engine.dispose)

@@ -8,7 +8,12 @@ from sqlalchemy import ColumnElement, Result, Select
 from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.sql.selectable import SelectBase
 
-from datapatterns.errors import ScatterRefusedError, UnmergeableQueryError
+from datapatterns.errors import (
+    ScatterRefusedError,
+    ShardUnavailableError,
+    StaleShardMapError,
+    UnmergeableQueryError,
+)
 from datapatterns.sharding.broadcasting.statements import locks_copies
 from datapatterns.sharding.maps.elsewhere import not_elsewhere
 from datapatterns.sharding.maps.ownership import agrees_with_map, owns_buckets
@@ -128,10 +133,23 @@ class Reading:
             return self.work.run(state, statement, shard_id)
         if isinstance(statement, Select) and statement._for_update_arg is None:  # noqa: SLF001
             guard = owns_buckets(shard_map, buckets, schema=self.work.access.schema)
-            return self.work.run(state, statement.where(guard), shard_id)
+            return self._read_guarded(state, statement.where(guard), shard_id)
         # Locks are of no use on rows that are leaving.
         self.work.claim(shard_id, shard_map, buckets)
         return self.work.run(state, statement, shard_id)
+
+    def _read_guarded(
+        self, state: ORMExecuteState, statement: AnySelect, shard_id: str
+    ) -> Result[Any]:
+        self.work.read_on_replica(shard_id)
+        if shard_id not in self.work.parts.on_replicas:
+            return self.work.run(state, statement, shard_id)
+        try:
+            return self.work.run(state, statement, shard_id)
+        except (ShardUnavailableError, StaleShardMapError):
+            # It has gone, or does not know yet what the primary knows.
+            self.work.parts.leave_replicas()
+            return self.work.run(state, statement, shard_id)
 
     # Gathering -----------------------------------------------------------------------------
 

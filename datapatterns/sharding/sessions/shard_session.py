@@ -10,6 +10,7 @@ from sqlalchemy.sql.selectable import SelectBase
 from datapatterns.errors import SettingsError, UnroutableStatementError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.reaching.options import asked_for
+from datapatterns.sharding.reaching.tokens import ShardToken
 from datapatterns.sharding.routing.instances import declared_key
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.flushing import Flushing
@@ -45,6 +46,9 @@ class ShardSession(Session):
         *,
         scatter: bool = False,
         atomic: bool = False,
+        replicas: bool = False,
+        after: ShardToken | str | None = None,
+        wait_seconds: float = 0.0,
         **options: Any,  # noqa: ANN401 -- what Session takes
     ) -> None:
         if options.get("twophase"):
@@ -57,8 +61,21 @@ class ShardSession(Session):
         self._reading = Reading(self._work, self._broadcasting, scatter)
         self._writing = Writing(self._work, self._broadcasting, SplitWriting(self._work))
         self._flushing_to_shards = Flushing(self, self._work, self._broadcasting)
+        if replicas:
+            self._work.replica_seconds = wait_seconds
+        if after is not None:
+            self._work.token = after if isinstance(after, ShardToken) else ShardToken.parse(after)
         self.left_to_recovery: tuple[str, ...] = ()
         """After a commit: the shards that show it only when recovery has been there."""
+
+    @property
+    def token(self) -> ShardToken:
+        """What a replica has to show to whoever comes after this session.
+
+        What it was given as ``after``, and what it has committed since on shards that have
+        replicas.
+        """
+        return self._work.token
 
     @property
     def missing_shards(self) -> tuple[str, ...]:

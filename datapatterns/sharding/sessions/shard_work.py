@@ -19,6 +19,7 @@ from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.fan_out import CancelledAfterwards
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.reaching.tokens import NEVER, ShardToken
 from datapatterns.sharding.seeing.timing import TimedFlush
 
 T = TypeVar("T")
@@ -50,6 +51,8 @@ class ShardWork:
         self.is_committed = False
         self.flushed = TimedFlush(access.load)
         self.missing: tuple[str, ...] = ()
+        self.replica_seconds: float | None = None
+        self.token = ShardToken()
         self._session = session
         self._claimed: set[tuple[int, int]] = set()
         self._holding: set[str] = set()
@@ -90,6 +93,23 @@ class ShardWork:
         work, shard_id = _RUNNING.get() or (None, None)
         return shard_id if work is self else None
 
+    def read_on_replica(self, shard_id: str) -> None:
+        """Read a shard on a replica from now on, if this transaction may and one has what it needs.
+
+        A transaction that has written, or is about to, reads from primaries: others would not show
+        it what it wrote.
+        """
+        wanted, session = self.replica_seconds, self._session
+        if wanted is None or shard_id in self.parts.shards:
+            return
+        if not self.access.replicas.has(shard_id):
+            return
+        if self._holding or session.new or session.dirty or session.deleted:
+            return
+        found = self.access.replicas.connect(shard_id, self.token, seconds=wanted)
+        if found is not None:
+            self.parts.read_from(shard_id, found)
+
     def lose(self, shard_id: str, error: ShardUnavailableError) -> None:
         """Go on without a shard until the transaction ends.
 
@@ -123,7 +143,8 @@ class ShardWork:
         self.hold(shard_id)
 
     def hold(self, shard_id: str) -> None:
-        """Remember that the transaction cannot go on without a shard."""
+        """Remember that the transaction cannot go on without a shard; it reads from primaries."""
+        self.parts.leave_replicas()
         self._holding.add(shard_id)
 
     def bind_together(self) -> None:
@@ -164,7 +185,16 @@ class ShardWork:
             self._cancelled = cancelled
             left = cast("tuple[str, ...]", cancelled.result)
         self.is_committed = True
+        self._take_token(left)
         return left
+
+    def _take_token(self, left: tuple[str, ...]) -> None:
+        wrote = [shard for shard in sorted(self._holding) if self.access.replicas.has(shard)]
+        if not wrote:
+            return
+        places = self.parts.places(wrote) | {shard: NEVER for shard in wrote if shard in left}
+        epochs = {each.group_id: each.epoch for each in self.access.router.maps()}
+        self.token = self.token.with_all_of(ShardToken(places, epochs))
 
     def end(self) -> None:
         """Forget the transaction, and give its connections back."""
