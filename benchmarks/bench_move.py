@@ -55,7 +55,12 @@ class Reading(Base):
 @contextmanager
 def claim(case: Case) -> Iterator[Claim | DelayClaim]:
     """Two databases of one server, and one bucket full of rows."""
-    with DataLayer.embedded() as layer, _cluster(layer.engine.url) as cluster:
+    with (
+        DataLayer.embedded() as layer,
+        _cluster(layer.engine.url) as cluster,
+        _raw(cluster, "s0") as out,
+        _raw(cluster, "s1") as into,
+    ):
         if case == "move":
             _fill(cluster, ROWS)
             yield Claim(
@@ -63,7 +68,7 @@ def claim(case: Case) -> Iterator[Claim | DelayClaim]:
                 "rows",
                 [
                     Contestant("a move", "ours", *_moving(cluster)),
-                    Contestant("COPY to COPY", "limit", *_copying(cluster)),
+                    Contestant("COPY to COPY", "limit", *_copying(cluster, out, into)),
                 ],
             )
         else:
@@ -131,14 +136,14 @@ def _moving(cluster: ShardCluster) -> tuple[Callable[[], int], Callable[[], None
     return move, prepare
 
 
-def _copying(cluster: ShardCluster) -> tuple[Callable[[], int], Callable[[], None]]:
-    out, into = (
-        psycopg.connect(
-            engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        )
-        for engine in cluster.engines.values()
-    )
+def _raw(cluster: ShardCluster, shard: str) -> psycopg.Connection:
+    url = cluster.engines[shard].url.set(drivername="postgresql")
+    return psycopg.connect(url.render_as_string(hide_password=False))
 
+
+def _copying(
+    cluster: ShardCluster, out: psycopg.Connection, into: psycopg.Connection
+) -> tuple[Callable[[], int], Callable[[], None]]:
     def copy() -> int:
         with (
             out.cursor().copy(COPY_OUT) as blocks,
