@@ -16,6 +16,7 @@ from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.agreeing import TextOrder
 from datapatterns.sharding.scatter.combining import Combiner
+from datapatterns.sharding.scatter.plan_cache import PlanCache
 from datapatterns.sharding.seeing.load_watch import LoadWatch
 
 
@@ -33,6 +34,7 @@ class ShardAccess:
         schema: Where the library's tables live.
         merge_rows_max: How many rows may be merged for one statement.
         copies: Which shards hold copies of broadcast tables.
+        plans: How statements of several shards are answered.
         text_order: Whether shards order text alike.
         replicas: Where shards may be read, too.
         load: What counts statements, if that is wanted.
@@ -49,6 +51,7 @@ class ShardAccess:
     copies: CopyList
     replicas: Replicas = NO_REPLICAS
     load: LoadWatch | None = None
+    plans: PlanCache = field(default_factory=PlanCache)
     text_order: TextOrder = field(default_factory=TextOrder)
 
     @contextmanager

@@ -5,9 +5,20 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine, Select, create_engine, func, literal, select, text
+from sqlalchemy import (
+    URL,
+    Engine,
+    Integer,
+    Select,
+    create_engine,
+    event,
+    func,
+    literal,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, ProgrammingError
 from sqlalchemy.orm import Session
 
 from datapatterns.errors import MergeLimitError, MissingRightsError, UnmergeableQueryError
@@ -108,9 +119,9 @@ STATEMENTS: dict[str, Select[*tuple[Any, ...]]] = {
     "a join": select(func.count(Basket.store.distinct()))
     .join(Basket.lines, isouter=True)
     .where(Line.number.is_(None), Basket.store.not_in(["%s", "Z"])),
-    "nothing at all": select(func.count(Basket.store.distinct()), func.sum(Basket.cents) + 1).where(
-        Basket.id < 0
-    ),
+    "nothing at all": select(
+        func.count(Basket.store.distinct()), func.count(), func.sum(Basket.cents) + 1
+    ).where(Basket.id < 0),
 }
 
 
@@ -279,3 +290,62 @@ def test_shards_that_order_text_in_two_ways_are_told(other_order: list[URL]) -> 
         # What compares no text, or its bytes, is as good as ever.
         session.execute(select(Basket.id).order_by(Basket.code)).all()
         session.execute(select(func.count(Basket.cents.distinct()))).all()
+
+
+def test_statements_of_one_shape_are_planned_once_with_their_own_values(
+    shops: tuple[ShardCluster, Engine],
+) -> None:
+    """What was found out about the first must not be taken for the others."""
+    cluster, whole = shops
+
+    def statements(one: int, other: int) -> list[Select[*tuple[Any, ...]]]:
+        rest = Basket.id % one
+        return [
+            select(Basket.id).where(Basket.cents > one).order_by(Basket.id).limit(other),
+            select(Basket.id).order_by(Basket.id).limit(one).offset(other),
+            select(Basket.store).where(Basket.id.in_([one, other, 7, 9])).order_by(Basket.store),
+            select(rest, func.count()).group_by(rest).having(func.sum(Basket.id) > other * 9),
+            # Ordered by what is selected only if both values are the same.
+            select((Basket.id % one).label("a"))
+            .distinct()
+            .order_by(Basket.id % literal(other, Integer)),
+            select(func.count(Basket.store.distinct()), func.sum(Basket.id) + one).where(
+                Basket.id > other
+            ),
+        ]
+
+    for pair in ((2, 2), (3, 3), (2, 3), (5, 2), (3, 3)):
+        for statement in statements(*pair):
+            with cluster.session(scatter=True) as session:
+                try:
+                    found = session.execute(statement).all()
+                except (UnmergeableQueryError, ProgrammingError):
+                    continue
+            with Session(whole) as plain:
+                expected = plain.execute(statement).all()
+            assert sorted(map(repr, found)) == sorted(map(repr, expected)), (pair, str(statement))
+
+
+def test_what_is_grouped_by_depends_on_the_values(cluster: ShardCluster) -> None:
+    """Two statements of one shape, of which one selects what it groups by."""
+
+    def by_rest(selected: int, grouped: int) -> Select[*tuple[Any, ...]]:
+        rest = Basket.id % grouped
+        found = select(Basket.id % selected, func.count()).group_by(rest)
+        return found.having(func.count() > 0)
+
+    with cluster.session(scatter=True) as session:
+        assert len(session.execute(by_rest(3, 3)).all()) == 3
+        with pytest.raises(UnmergeableQueryError, match="GROUP BY"):
+            session.execute(by_rest(3, 4))
+        assert len(session.execute(by_rest(4, 4)).all()) == 4
+
+
+def test_a_listener_sees_the_values_of_its_own_statement(cluster: ShardCluster) -> None:
+    def first(number: int) -> Select[*tuple[Any, ...]]:
+        return select(Basket.id).where(Basket.id >= number).order_by(Basket.id).limit(1)
+
+    with cluster.session(scatter=True) as session:
+        assert session.scalar(first(3)) == 3
+        event.listen(session, "do_orm_execute", lambda _state: None)
+        assert [session.scalar(first(number)) for number in (5, 7)] == [5, 7]

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Numeric, Select, func
-from sqlalchemy.sql import visitors
+from sqlalchemy import ColumnElement, Numeric, Select, func
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import MergeLimitError, UnmergeableQueryError
 from datapatterns.sharding.routing.footprint import Footprint
 from datapatterns.sharding.routing.key_conditions import Parameters
+from datapatterns.sharding.scatter.bounds import bounds_of
 from datapatterns.sharding.scatter.combine_plan import combine
 from datapatterns.sharding.scatter.mergeable import (
     AggregateCall,
@@ -190,8 +190,8 @@ class _Bounds:
 
 
 def _bounds(statement: AnySelect, parameters: Parameters, rows_max: int) -> _Bounds:
-    limit = _number(statement._limit_clause, parameters)  # noqa: SLF001
-    offset = _number(statement._offset_clause, parameters) or 0  # noqa: SLF001
+    limit, offset = bounds_of(statement, parameters)
+    offset = offset or 0
     if offset > OFFSET_MAX:
         raise UnmergeableQueryError(
             f"OFFSET {offset}", "read pages by keyset(statement, by=..., after=cursor, size=...)"
@@ -383,14 +383,3 @@ def _named(sort: SortExpression, selected: Sequence[ColumnElement[Any]]) -> Colu
     if position is None:
         raise UnmergeableQueryError(f"ORDER BY {sort.expression!r}", "order by an expression")
     return unlabelled(selected[position])
-
-
-def _number(clause: ClauseElement | None, parameters: Parameters) -> int | None:
-    if clause is None:
-        return None
-    binds = [part for part in visitors.iterate(clause) if isinstance(part, BindParameter)]
-    if len(binds) == 1:
-        value = parameters.get(binds[0].key, binds[0].effective_value)
-        if type(value) is int and value >= 0 and isinstance(clause, BindParameter):
-            return value
-    raise UnmergeableQueryError("a computed LIMIT or OFFSET", "pass a number")

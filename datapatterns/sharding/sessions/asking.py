@@ -16,9 +16,9 @@ from datapatterns.sharding.reaching.asking import Answers, ask_connected
 from datapatterns.sharding.reaching.options import AllShards
 from datapatterns.sharding.reaching.results import ShardResult
 from datapatterns.sharding.reaching.time_limits import time_limit
+from datapatterns.sharding.routing.key_conditions import Parameters
 from datapatterns.sharding.scatter.selected import AnySelect, selects_only_columns
 from datapatterns.sharding.sessions.shard_work import ShardWork
-from datapatterns.sharding.sessions.statements import one_set
 
 T = TypeVar("T")
 Rows = Sequence[Sequence[Any]]
@@ -50,6 +50,7 @@ class Asking:
         self,
         state: ORMExecuteState,
         statements: Mapping[str, AnySelect],
+        parameters: Parameters,
         take: Callable[[Result[Any]], T],
     ) -> Answers[T]:
         """Execute a statement on each shard at once; give what ``take`` makes of the results.
@@ -63,10 +64,10 @@ class Asking:
         listened = state._remaining_events()  # noqa: SLF001 -- there is no public name
         if listened or not selects_only_columns(next(iter(statements.values()))):
             return self.together(state, statements, take)
-        parameters, options = dict(one_set(state)), state.local_execution_options
+        values, options = dict(parameters), state.local_execution_options
 
         def execute(conn: Connection, statement: AnySelect) -> T:
-            return take(conn.execute(statement, parameters, execution_options=options))
+            return take(conn.execute(statement, values, execution_options=options))
 
         return self.apart(statements, execute)
 

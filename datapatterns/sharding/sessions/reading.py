@@ -21,9 +21,10 @@ from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.reaching.options import Asked, asked_for
 from datapatterns.sharding.reaching.shortness import refuse_wrong_answers
 from datapatterns.sharding.routing.footprint import Footprint, footprint_of
-from datapatterns.sharding.routing.key_conditions import Leaf
+from datapatterns.sharding.routing.key_conditions import Leaf, Parameters
 from datapatterns.sharding.scatter.answering import as_result
 from datapatterns.sharding.scatter.combining import combine, copy_out
+from datapatterns.sharding.scatter.plan_cache import Planned
 from datapatterns.sharding.scatter.scatter_plan import (
     ScatterPlan,
     plan_scatter,
@@ -88,20 +89,35 @@ class Reading:
         else:
             raise ScatterRefusedError(footprint.tables)
         selected = refuse_other_shapes(statement, footprint)
-        # Looked at afresh: the plan compares the columns of this very statement.
-        footprint = footprint_of(selected, access.placements)
-        plan = plan_scatter(
-            selected,
-            footprint,
-            parameters,
-            rows_max=access.merge_rows_max,
-            streaming="yield_per" in state.execution_options,
-        )
+        planned = self._planned(state, selected, parameters)
+        plan, footprint = planned.plan, planned.footprint
         if asked.policy.partial == "allow":
             refuse_wrong_answers(selected, plan)
         guards = self._guards(shard_map, sorted(shards), buckets, footprint.blocks[0].leaves)
-        with timed_read(access.load, shard_map, buckets, footprint, values):
-            return self._gather(state, plan, guards, asked)
+        with timed_read(
+            access.load, shard_map, buckets, footprint, {**values, **planned.parameters}
+        ):
+            return self._gather(state, planned, guards, asked)
+
+    def _planned(
+        self, state: ORMExecuteState, statement: AnySelect, parameters: Parameters
+    ) -> Planned:
+        access = self.work.access
+        streaming = "yield_per" in state.execution_options
+
+        def make() -> tuple[ScatterPlan, Footprint]:
+            # Looked at afresh: the plan compares the columns of this very statement.
+            footprint = footprint_of(statement, access.placements)
+            rows_max = access.merge_rows_max
+            plan = plan_scatter(
+                statement, footprint, parameters, rows_max=rows_max, streaming=streaming
+            )
+            return plan, footprint
+
+        if state._remaining_events():  # noqa: SLF001 -- there is no public name
+            # Listeners execute what they see with the values that the caller has passed.
+            return Planned(*make(), parameters)
+        return access.plans.of(statement, parameters, make, streaming=streaming)
 
     def _read_within(
         self,
@@ -181,19 +197,20 @@ class Reading:
     def _gather(
         self,
         state: ORMExecuteState,
-        plan: ScatterPlan,
+        planned: Planned,
         guards: Mapping[str, ColumnElement[bool]],
         asked: Asked,
     ) -> Result[Any]:
         if state.session.autoflush and state.execution_options.get("autoflush", True):
             state.session.flush()
+        plan, parameters = planned.plan, planned.parameters
         statements = {shard_id: plan.statement.where(guard) for shard_id, guard in guards.items()}
         asking = Asking(self.work, asked.policy)
         if plan.combined is not None:
-            return self._combined(plan, statements, state, asking)
+            return self._combined(planned, statements, state, asking)
         if plan.streamed:
-            return self._streamed(plan, statements, state, asking)
-        answers = asking.for_rows(state, statements, all_rows)
+            return self._streamed(planned, statements, state, asking)
+        answers = asking.for_rows(state, statements, parameters, all_rows)
         rows: Sequence[Sequence[Any]] = []
         if answers.given:
             self._require_one_order(plan, answers.given)
@@ -203,22 +220,22 @@ class Reading:
 
     def _streamed(
         self,
-        plan: ScatterPlan,
+        planned: Planned,
         statements: Mapping[str, AnySelect],
         state: ORMExecuteState,
         asking: Asking,
     ) -> Result[Any]:
         streams = Streams(int(state.execution_options["yield_per"]))
         try:
-            begun = asking.for_rows(state, statements, streams.begin)
+            begun = asking.for_rows(state, statements, planned.parameters, streams.begin)
         except BaseException:
             streams.close()  # those of the other shards
             raise
-        return streams.merged(plan, state.statement, begun.given.values(), begun.missing)
+        return streams.merged(planned.plan, state.statement, begun.given.values(), begun.missing)
 
     def _combined(
         self,
-        plan: ScatterPlan,
+        planned: Planned,
         statements: Mapping[str, AnySelect],
         state: ORMExecuteState,
         asking: Asking,
@@ -229,7 +246,7 @@ class Reading:
                 "what only PostgreSQL can merge, beside a listener of do_orm_execute,",
                 "add to the statement itself what the listener would add",
             )
-        access, parameters = self.work.access, one_set(state)
+        access, plan, parameters = self.work.access, planned.plan, planned.parameters
         sent = asking.apart(statements, lambda conn, one: copy_out(conn, one, parameters))
         self._require_one_order(plan, sent.given)
         with access.learning(), access.combiner.connection([*sent.given]) as conn:
