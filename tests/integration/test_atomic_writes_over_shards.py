@@ -10,6 +10,7 @@ from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, NotSupportedError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from datapatterns.breaker import FAILURES_MAX, RETRY_SECONDS
 from datapatterns.embedded import EmbeddedServers
 from datapatterns.errors import (
     AbortedTransactionError,
@@ -23,7 +24,7 @@ from datapatterns.errors import (
 from datapatterns.failpoints import armed
 from datapatterns.sharding import AtomicWork, Recovered, ShardCluster
 from datapatterns.sharding.atomic.branches import Branch
-from datapatterns.testing import Databases, wait_until
+from datapatterns.testing import Databases, ManualClock, wait_until
 from datapatterns.testing.faults import FaultProxy
 from tests.fixtures.atomic import (
     Died,
@@ -291,6 +292,37 @@ def test_a_primary_that_cannot_be_asked_undoes_nothing(
 
     cluster.recover(grace_seconds=0)
 
+    assert len(baskets(cluster)) == 3
+
+
+def test_a_primary_that_is_left_alone_undoes_nothing(
+    cluster: ShardCluster, shard_urls: list[URL]
+) -> None:
+    """Unknown is not undone: neither by who commits, nor by recovery in the same process."""
+    clock = ManualClock()
+    with FaultProxy(shard_urls[0]) as network:
+        urls = {**named(shard_urls[:3]), "s0": network.url}
+        with ShardCluster(
+            control=shard_urls[0], shards=urls, groups=[households], clock=clock
+        ) as frail:
+
+            def lose() -> None:
+                network.cut_next_reply_to("COMMIT")
+                network.refuse()
+                for _ in range(FAILURES_MAX):
+                    with pytest.raises(DBAPIError):
+                        frail.engines["s0"].connect()
+                network.pass_through()
+
+            with armed("atomic.decision-written", lose), pytest.raises(OutcomeUnknownError):
+                put_on_each(frail)
+            meanwhile = frail.recover(grace_seconds=0)
+            clock.advance(RETRY_SECONDS)
+            afterwards = frail.recover(grace_seconds=0)
+
+    assert (meanwhile.committed, meanwhile.rolled_back) == ([], [])
+    assert meanwhile.unreachable == ["s0"]
+    assert sorted(meanwhile.waiting) == sorted(afterwards.committed)
     assert len(baskets(cluster)) == 3
 
 

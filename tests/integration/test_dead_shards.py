@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from sqlalchemy import Select, create_engine, func, select, text
+from sqlalchemy import Dialect, Select, create_engine, event, func, select, text
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.orm import selectinload
 
@@ -352,3 +352,26 @@ def test_a_shard_that_cannot_be_connected_to_is_left_alone(
         return True
 
     wait_until(answers)
+
+
+def test_who_listens_to_connecting_is_asked_whenever_added(cluster: ShardCluster) -> None:
+    """As who fetches a password that has just changed, or makes the connection otherwise."""
+    engine, heard = cluster.engines["s0"], list[str]()
+
+    def first(*_: object) -> None:
+        heard.append("first")
+
+    def note(*_: object) -> None:
+        heard.append("note")
+
+    def make(dialect: Dialect, _record: object, arguments: list[Any], named: dict[str, Any]) -> Any:  # noqa: ANN401 -- the driver's connection
+        heard.append("make")
+        return dialect.connect(*arguments, **named)
+
+    event.listen(engine, "do_connect", first, insert=True)
+    event.listen(engine, "do_connect", note)
+    event.listen(engine, "do_connect", make)
+    engine.dispose()
+    engine.connect().close()
+
+    assert heard == ["first", "note", "make"]

@@ -1,7 +1,7 @@
 """Leave a shard alone that cannot be connected to, so that nobody waits for it for long."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -31,13 +31,15 @@ def watch_connecting(engine: Engine, shard_id: str, breaker: Breaker) -> Engine:
     or a time-out; SQLAlchemy drops its pool then, so the next one to ask has to connect, and that
     tells whether the server is there.
 
+    Listeners that are added later are asked, too: one may fetch a password that has just changed.
+
     Raises (when a connection is opened):
         ShardUnavailableError: It has failed so often that the shard is left alone for a moment.
     """
 
     @event.listens_for(engine, "do_connect")
     def connect(
-        dialect: Dialect, _record: object, arguments: tuple[Any, ...], named: dict[str, Any]
+        dialect: Dialect, record: object, arguments: list[Any], named: dict[str, Any]
     ) -> Any:  # noqa: ANN401 -- the driver's connection
         if not breaker.allows():
             raise ShardUnavailableError(shard_id)
@@ -46,7 +48,9 @@ def watch_connecting(engine: Engine, shard_id: str, breaker: Breaker) -> Engine:
             declared = float(named.get("connect_timeout") or seconds)
             named["connect_timeout"] = max(2, math.ceil(min(seconds, declared)))
         try:
-            connection = dialect.connect(*arguments, **named)
+            connection = _of_later_listeners(connect, dialect, record, arguments, named)
+            if connection is None:
+                connection = dialect.connect(*arguments, **named)
         except Exception:
             breaker.failed()
             raise
@@ -54,3 +58,24 @@ def watch_connecting(engine: Engine, shard_id: str, breaker: Breaker) -> Engine:
         return connection
 
     return engine
+
+
+def _of_later_listeners(
+    own: Callable[..., object],
+    dialect: Dialect,
+    record: object,
+    arguments: list[Any],
+    named: dict[str, Any],
+) -> Any | None:  # noqa: ANN401 -- the driver's connection
+    """Return the connection of a listener that comes after ``own``; None if there is none.
+
+    SQLAlchemy asks no further when it gets a connection, and it gets one from ``own``.
+    """
+    listeners = iter(dialect.dispatch.do_connect)
+    for listener in listeners:
+        if listener is own:
+            break
+    for listener in listeners:
+        if (connection := listener(dialect, record, arguments, named)) is not None:
+            return connection
+    return None
