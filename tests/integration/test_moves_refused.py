@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import URL, make_url, text
 
 from datapatterns.errors import DataPatternsError, MoveRefusedError, ShardedTableError
-from datapatterns.sharding import MoveProgress, ShardCluster
+from datapatterns.sharding import EntityGroup, MoveProgress, ShardCluster
 from tests.fixtures.moving import bucket_rows, keys_in, put, states_of
 from tests.fixtures.shard_model import Basket, households, named, sharded_shop
 
@@ -44,6 +44,10 @@ def check_refused(cluster: ShardCluster, kind: type[DataPatternsError], match: s
     with pytest.raises(kind, match=match):
         cluster.move(households, BUCKET, to=target, clean_after_seconds=0)
 
+    check_nothing_has_changed(cluster, source, target)
+
+
+def check_nothing_has_changed(cluster: ShardCluster, source: str, target: str) -> None:
     assert states_of(cluster, BUCKET) == {source: "owned"}
     assert bucket_rows(cluster, source, BUCKET) == (1, 2)
     assert bucket_rows(cluster, target, BUCKET) == (0, 0)
@@ -73,6 +77,18 @@ def check_refused(cluster: ShardCluster, kind: type[DataPatternsError], match: s
             "foreign key",
         ),
         (["CREATE UNIQUE INDEX ON basket (code)"], "unique without household_id"),
+        (
+            ["CREATE UNIQUE INDEX ON basket (code) INCLUDE (household_id)"],
+            "unique without household_id",
+        ),
+        (
+            [
+                "ALTER TABLE line ADD twice int GENERATED ALWAYS AS (number * 2) STORED",
+                "ALTER TABLE line DROP CONSTRAINT line_pkey",
+                "ALTER TABLE line ADD PRIMARY KEY (household_id, basket_id, twice)",
+            ],
+            "generated and in the primary key",
+        ),
         (
             [
                 "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END'",
@@ -118,6 +134,22 @@ def test_a_table_that_the_target_lacks_is_refused(cluster: ShardCluster) -> None
         cluster.move(households, BUCKET, to=target)
 
     assert [move.state for move in cluster.moves(live=False)] == ["aborted"]
+
+
+def test_a_process_that_declares_no_table_of_the_group_moves_nothing(
+    cluster: ShardCluster, shard_urls: list[URL]
+) -> None:
+    bare = EntityGroup("household", strategy=households.strategy)
+    source, target = source_and_target(cluster)
+    urls = shard_urls[:2]
+
+    with (
+        ShardCluster(control=urls[0], shards=named(urls), groups=[bare]) as without_models,
+        pytest.raises(MoveRefusedError, match="import the models"),
+    ):
+        without_models.move(bare, BUCKET, to=target)
+
+    check_nothing_has_changed(cluster, source, target)
 
 
 def test_a_role_that_may_not_silence_triggers_is_refused(

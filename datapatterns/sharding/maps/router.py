@@ -64,11 +64,25 @@ class Router:
             ConfigurationError: The new map does not go with what the code declares.
             ShardMapCorruptError: The new map is incomplete.
         """
-        self._polled_at = self._clock.monotonic()
         try:
-            self._maps = self._load()
+            self._read()
         except OperationalError:
             logger.warning("no answer from the control database; the shard map may be old")
+
+    def newest(self, group: EntityGroup) -> ShardMap:
+        """Read the map again, and return what was read, whatever other threads have read.
+
+        Raises:
+            ConfigurationError: The new map does not go with what the code declares.
+            OperationalError: The control database does not answer.
+            ShardMapCorruptError: The new map is incomplete.
+        """
+        return self._read()[group.name]
+
+    def _read(self) -> Mapping[str, ShardMap]:
+        self._polled_at = self._clock.monotonic()
+        self._maps = maps = self._load()
+        return maps
 
     def _poll(self) -> None:
         # One thread asks, the others go on with what they have.

@@ -38,7 +38,7 @@ _LOCK = sql.SQL("LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE")
 def install_capture(
     side: Side, tables: Sequence[MovedTable], shard_map: ShardMap, *, pace: Pace
 ) -> None:
-    """Begin to note the keys of rows that change in the bucket.
+    """Begin to note the keys of rows that change in the bucket, or refuse it where it is coming.
 
     Its commit proves that everybody who wrote before has ended: they hold locks against it.
 
@@ -61,12 +61,6 @@ def predicate_digest(table: MovedTable, shard_map: ShardMap, bucket: int, *, sch
     """Return what tells conditions on the bucket of a row apart."""
     condition = bucket_predicate(table.shard_key, shard_map, bucket, row="new", schema=schema)
     return sha256(condition.as_string(None).encode()).hexdigest()
-
-
-def guard_truncate(side: Side, tables: Sequence[MovedTable], *, pace: Pace) -> None:
-    """Let nobody empty a table while rows of the bucket come into it."""
-    statements = [_truncate_trigger(side, table, side.bucket) for table in tables]
-    _run_briefly(side, tables, statements, pace=pace)
 
 
 def remove_capture(side: Side, tables: Sequence[MovedTable], *, pace: Pace) -> None:

@@ -57,7 +57,8 @@ SELECT i.indexrelid::regclass::text
 FROM pg_catalog.pg_index i
 WHERE i.indrelid = :table AND (i.indisunique OR i.indisexclusion) AND NOT EXISTS (
     SELECT FROM pg_catalog.pg_attribute a
-    WHERE a.attrelid = i.indrelid AND a.attname = :key AND a.attnum = ANY (i.indkey))
+    WHERE a.attrelid = i.indrelid AND a.attname = :key
+        AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
 ORDER BY 1
 """)
 _INDEXED = text("""
@@ -142,8 +143,18 @@ def _check_tables(
             f"trigger {row.name} of {row.table} on shard {shard}",
             "it comes after those of a move, which would miss what it changes; rename it",
         )
+    _check_keys(conn, shard, tables)
+
+
+def _check_keys(conn: Connection, shard: str, tables: Sequence[MovedTable]) -> None:
     for table in tables:
         key = table.shard_key.column
+        for column in sorted({*table.primary_key} - table.columns.keys()):
+            raise MoveRefusedError(
+                f"column {column} of {table.name} on shard {shard}",
+                "it is generated and in the primary key, and triggers that note what changes run"
+                " before it is computed; let a trigger of yours fill a plain column",
+            )
         for name in conn.scalars(_UNIQUE, {"table": table.oid, "key": key}):
             raise MoveRefusedError(
                 f"index {name} on shard {shard}",

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from psycopg import Error as DriverError
 from psycopg import sql
+from psycopg.errors import ExclusionViolation, UniqueViolation
 from sqlalchemy import ARRAY, BigInteger, bindparam, delete, func, select
+from sqlalchemy.exc import DBAPIError
 
 from datapatterns.sharding.moving.copying import TablePair, pipe
 from datapatterns.sharding.moving.holding import Side
@@ -33,8 +36,17 @@ def drain(source: Side, target: Side, tables: Sequence[TablePair], *, pace: Pace
     Raises:
         MoveTakenOverError: Another worker has taken over.
     """
-    with source.transaction("owned", snapshot=True):
-        return len(apply_dirty(source, target, tables, pace=pace))
+    limit: int | None = KEYS_MAX
+    while True:
+        try:
+            with source.transaction("owned", snapshot=True):
+                return len(apply_dirty(source, target, tables, pace=pace, limit=limit))
+        except (DBAPIError, DriverError) as error:
+            if limit is None or not _is_in_the_way(error):
+                raise
+            # A row has got what another one had whose change is in the next round. All changes of
+            # one moment together bring nothing that was not there at once.
+            limit = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,14 @@ class Batch:
         return self.keys
 
 
-def apply_dirty(source: Side, target: Side, tables: Sequence[TablePair], *, pace: Pace) -> Batch:
+def apply_dirty(
+    source: Side,
+    target: Side,
+    tables: Sequence[TablePair],
+    *,
+    pace: Pace,
+    limit: int | None = KEYS_MAX,
+) -> Batch:
     """Do as `drain` does, in a transaction of the caller's on the source.
 
     The rows go as they are now, not what happened to them. So it does no harm to do it again, and a
@@ -79,7 +98,7 @@ def apply_dirty(source: Side, target: Side, tables: Sequence[TablePair], *, pace
         select(dirty.c.seq, dirty.c.table_oid, dirty.c.pk)
         .where(dirty.c.group_id == source.group_id, dirty.c.bucket == source.bucket)
         .order_by(dirty.c.seq)
-        .limit(KEYS_MAX)
+        .limit(limit)
     ).all()
     if not found:
         return Batch()
@@ -102,6 +121,11 @@ def apply_dirty(source: Side, target: Side, tables: Sequence[TablePair], *, pace
     numbers = bindparam("numbers", [seq for seq, *_ in found], ARRAY(BigInteger))
     source.conn.execute(delete(dirty).where(dirty.c.seq == func.any(numbers)))
     return Batch(len(found), changed)
+
+
+def _is_in_the_way(error: DBAPIError | DriverError) -> bool:
+    found = error.orig if isinstance(error, DBAPIError) else error
+    return isinstance(found, UniqueViolation | ExclusionViolation)
 
 
 def _images(here: MovedTable, listed: str) -> sql.Composable:

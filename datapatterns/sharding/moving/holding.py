@@ -25,6 +25,7 @@ HeldState: TypeAlias = Literal["owned", "incoming", "moved", "cleaned"]
 _PATIENT = sql.SQL("""
 SELECT set_config(name, value, true)
 FROM (VALUES ('statement_timeout', '0'), ('transaction_timeout', '0'),
+    ('idle_in_transaction_session_timeout', '0'),  -- one shard is idle while the other works
     -- Rows that a policy hides would be left behind: then it is an error.
     ('row_security', 'off')) AS setting (name, value)
 WHERE current_setting(name, true) IS NOT NULL

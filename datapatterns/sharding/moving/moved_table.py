@@ -23,7 +23,9 @@ SELECT c.oid, n.nspname, c.relname, format('%I.%I', n.nspname, c.relname),
      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
     (SELECT jsonb_agg(a.attname ORDER BY a.attnum)
      FROM pg_catalog.pg_index i
-     JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
+     JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (
+        -- Without what INCLUDE adds.
+        (i.indkey::int2[])[0:i.indnkeyatts - 1])
      WHERE i.indrelid = c.oid AND i.indisprimary)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = to_regclass(:name)

@@ -62,9 +62,13 @@ class MoveAccess:
         return self.shards.schema
 
     def newest_map(self, group: EntityGroup) -> ShardMap:
-        """Return the map of a group as it is now."""
-        self.shards.router.refresh()
-        return self.shards.router.map_of(group)
+        """Return the map of a group as it is now.
+
+        Raises:
+            OperationalError: The control database does not answer. By an older map, rows of other
+                buckets would be taken for this one's, moved and cleaned away.
+        """
+        return self.shards.router.newest(group)
 
     def group(self, name: str) -> EntityGroup:
         """Return a group by its name.

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection
 
-from datapatterns.errors import MoveRefusedError
+from datapatterns.errors import MoveRefusedError, ShardMapCorruptError
 from datapatterns.failpoints import failpoint
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.moving import planning
-from datapatterns.sharding.moving.capturing import guard_truncate, install_capture, remove_capture
+from datapatterns.sharding.moving.capturing import install_capture, remove_capture
 from datapatterns.sharding.moving.checking import check_move
 from datapatterns.sharding.moving.cleaning import clean
 from datapatterns.sharding.moving.copying import TablePair, copy_bucket
@@ -77,12 +77,15 @@ class Work:
 
     def back(self) -> bool:
         """Undo the move; return False if it is too late for that."""
-        if self.source.take() != "owned":
-            return False
+        is_owned = self.source.take() == "owned"
         if self.move.state == "planned":  # the shards do not know of it
             self._record("aborted")
             return True
+        if not is_owned:
+            return False
         self._describe()
+        # Should this worker die, the next one must not go on with a copy that is half gone.
+        self._record("capturing")
         self.target.expect()
         self._clean(self.target, [there for _, there in self._pairs], "incoming")
         remove_capture(self.source, [here for here, _ in self._pairs], pace=self._pace)
@@ -103,8 +106,10 @@ class Work:
             self._record("capturing")
             self.target.expect()
             renew_tombstones(self.target, there, self.shard_map, pace=self._pace)
+            # Nobody else may change or add what is arriving: a transaction that began to do so
+            # could end after both shards were compared.
+            install_capture(self.target, there, self.shard_map, pace=self._pace)
             install_capture(self.source, here, self.shard_map, pace=self._pace)
-            guard_truncate(self.target, there, pace=self._pace)
             failpoint("move.captured")
             self._record("copying")
             rows = copy_bucket(self.source, self.target, self._pairs, pace=self._pace)
@@ -133,14 +138,25 @@ class Work:
                 return
 
     def _hand_over(self, cut_at: float | None) -> None:
-        """Make the target the owner, then tell the map: in between nobody has it, never two."""
+        """Make the target the owner, then tell the map: in between nobody has it, never two.
+
+        Raises:
+            ShardMapCorruptError: The source has not given the bucket up to this target.
+        """
         if self.move.state == "handed_over":
             return
         with self.source.transaction():
             held = self.source.now()
         with self.target.transaction():
-            if self.target.now().state == "incoming":
+            found = self.target.now().state
+            if (found, held.state) == ("incoming", "moved"):
                 self.target.become("owned", was="incoming", like=held)
+            elif found != "owned":
+                raise ShardMapCorruptError(
+                    self.move.group,
+                    f"bucket {self.move.bucket} is {held.state} on {self.move.source!r} and {found}"
+                    f" on {self.move.target!r}; was one of the databases restored?",
+                )
         failpoint("move.target-owns")
         clock = self.access.clock
         pause_ms = None if cut_at is None else (clock.monotonic() - cut_at) * 1000
@@ -180,6 +196,12 @@ class Work:
             describe_tables(side.conn, declared, self.shard_map, side.bucket, schema=side.schema)
             for side in (self.source, self.target)
         )
+        if not here:
+            raise MoveRefusedError(
+                f"group {self.move.group!r}",
+                "this process declares no table of it, so all rows would stay behind; import the"
+                " models",
+            )
         return list(zip(here, there, strict=True))
 
     def _check_again(self) -> None:
