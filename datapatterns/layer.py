@@ -7,7 +7,7 @@ from dataclasses import replace
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from redis import Redis
 from sqlalchemy import URL, Connection, Engine
@@ -47,6 +47,7 @@ from datapatterns.runtime import (
     CollectLoop,
     HowToWork,
     Loop,
+    ShardMoveLoop,
     ShardRecoveryLoop,
     Worker,
     view_loops,
@@ -155,6 +156,7 @@ class DataLayer:
         )
         self._async_engines: dict[str, AsyncEngine] = {}
         self._caches: WeakValueDictionary[str, Cache] = WeakValueDictionary()
+        self._clusters: WeakSet[ShardCluster] = WeakSet()
         self._lock = Lock()
 
     @classmethod
@@ -397,6 +399,8 @@ class DataLayer:
         if how.get("recover_shards", bool(self._shard_engines) and not only):
             recovery = Recovery(self._shard_engines, schema=self.schema)
             loops.append(ShardRecoveryLoop(recovery.run))
+        if how.get("finish_moves", not only):
+            loops += [ShardMoveLoop(each.finish_moves) for each in self._clusters]
         how["loops"] = [*how.get("loops", ()), *loops]
         if named and not others:
             projections = replace(projections, declared=())
@@ -450,7 +454,8 @@ class DataLayer:
     def cluster(self, *groups: EntityGroup) -> ShardCluster:
         """Return the shards of this layer as a cluster, which the caller keeps and closes.
 
-        The shard map is in the main database.
+        The shard map is in the main database. Workers made while it is kept finish its moves whose
+        process died at their cut.
 
         Args:
             groups: What is sharded.
@@ -458,12 +463,14 @@ class DataLayer:
         Raises:
             SettingsError: No shards, or no database for their map, are named.
         """
-        return ShardCluster(
+        cluster = ShardCluster(
             control=self.engine.url,
             shards=self.settings.shards,
             groups=groups,
             schema=self.schema,
         )
+        self._clusters.add(cluster)
+        return cluster
 
     @property
     def migrations(self) -> "Migrations":

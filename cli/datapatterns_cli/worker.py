@@ -75,7 +75,8 @@ def worker(  # noqa: PLR0913 -- click's options
 ) -> None:
     """Run what an application declares: move projections on, refresh views that are due.
 
-    And tell Redis of what its caches have to forget.
+    And tell Redis of what its caches have to forget; end transactions over shards, and moves of
+    buckets, whose process died.
 
     Start as many of these as you like. They share the segments and the views among them, and
     take over from those that die. SIGTERM and Ctrl-C end one cleanly: pages and refreshes that
@@ -90,10 +91,10 @@ def worker(  # noqa: PLR0913 -- click's options
     if once and until_caught_up:
         raise click.UsageError("give --once or --until-caught-up, not both")
     layer = invocation.layer()
-    if not (layer.projections.declared or layer.views.declared or layer.caches or relay_caches):
+    if not (_has_work(layer) or relay_caches):
         raise click.UsageError(
             "nothing is declared to be run; name the app that has DataLayer(projections=[...],"
-            " views=[...]) or keeps what layer.cache() returns: --app"
+            " views=[...], shards={...}) or keeps what layer.cache() returns: --app"
         )
     how: HowToWork = {
         "threads": threads,
@@ -119,6 +120,11 @@ def worker(  # noqa: PLR0913 -- click's options
     invocation.output.values({**told, "seconds": seconds})
     if once or until_caught_up:
         _raise_troubles(work)
+
+
+def _has_work(layer: "DataLayer") -> bool:
+    declared = (layer.projections.declared, layer.views.declared, layer.caches, layer.shard_engines)
+    return any(map(bool, declared))
 
 
 def _further(

@@ -8,6 +8,7 @@ from datapatterns.runtime.loops import (
     Loop,
     MarkLoop,
     RelayLoop,
+    ShardMoveLoop,
     ShardRecoveryLoop,
     ViewLoop,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "Loop",
     "MarkLoop",
     "RelayLoop",
+    "ShardMoveLoop",
     "ShardRecoveryLoop",
     "ViewLoop",
     "Worker",

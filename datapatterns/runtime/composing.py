@@ -32,6 +32,8 @@ class HowToWork(TypedDict, total=False):
         relay_caches: Whether invalidations are sent to Redis; if caches are declared.
         recover_shards: Whether transactions over several shards are ended whose process died; if
             shards are declared.
+        finish_moves: Whether moves of buckets are finished whose process died at their cut; of
+            the clusters that `DataLayer.cluster` has returned and somebody keeps.
     """
 
     threads: int
@@ -44,6 +46,7 @@ class HowToWork(TypedDict, total=False):
     view_timeout_seconds: float
     relay_caches: bool
     recover_shards: bool
+    finish_moves: bool
 
 
 def worker_for(

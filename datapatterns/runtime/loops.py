@@ -1,7 +1,7 @@
 """What a worker does besides moving projections on: bounded steps with pauses in between."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.cqrs import Message, Outbox, relay_messages
 from datapatterns.event_sourcing import EventStore, publish_mark
 from datapatterns.materialized_view import ViewWorker
-from datapatterns.sharding import Recovered
+from datapatterns.sharding import Move, Recovered
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.transactions import fresh_reads, resuming, transaction
 
@@ -216,4 +216,27 @@ class ShardRecoveryLoop:
                 "unreachable": done.unreachable,
             }
             logger.warning("transactions over shards are left prepared", extra=known)
+        return self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMoveLoop:
+    """Takes up moves of buckets whose process died; several may run.
+
+    Attributes:
+        resume: What takes up all that nobody works at: `ShardCluster.finish_moves` for those that
+            were about to be handed over, whose bucket may be nobody's; `ShardCluster.resume_moves`
+            for all, which may copy for long, and as fast as it goes.
+        seconds: How long to pause after a round.
+    """
+
+    resume: Callable[[], Sequence[Move]]
+    seconds: float = 5.0
+    name: str = "moves of buckets"
+
+    def step(self) -> float:
+        """Take up what nobody works at."""
+        for move in self.resume():
+            known = {"group": move.group, "bucket": move.bucket, "state": move.state}
+            logger.info("a move of a bucket whose worker died has ended", extra=known)
         return self.seconds

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 from sqlalchemy import URL, create_engine, text
 
+from datapatterns import DataLayer
 from datapatterns.failpoints import armed
 from datapatterns.sharding import Move, ShardCluster
 from datapatterns.sharding.moving import cutting
@@ -97,6 +98,25 @@ def test_a_move_whose_worker_died_goes_on_from_there(
     wanted = (2, 3) if failpoint in {"move.cut", "move.target-owns"} else (2, 5)
     assert bucket_rows(cluster, target, BUCKET) == wanted
     assert not cluster.resume_moves()
+
+
+def test_a_worker_of_a_layer_hands_over_what_nobody_owns_since_its_mover_was_killed(
+    cluster: ShardCluster, urls: list[str]
+) -> None:
+    source, target = die_in_the_middle(cluster, urls, "move.cut", 1)
+    assert states_of(cluster, BUCKET) == {source: "moved", target: "incoming"}
+
+    with (
+        DataLayer(urls[0], shards={"s0": urls[0], "s1": urls[1]}) as layer,
+        layer.cluster(households),
+    ):
+        wait_until(lambda: not any(move.is_leased for move in cluster.moves()))
+        worker = layer.worker()
+        worker.run(until=lambda _conn: bool(ended(cluster)))
+
+    assert states_of(cluster, BUCKET) == {source: "cleaned", target: "owned"}
+    cluster.router.refresh()
+    put(cluster, keys_in(BUCKET, 4)[-1])
 
 
 @pytest.mark.parametrize(("failpoint", "visit"), workers.MOVING)

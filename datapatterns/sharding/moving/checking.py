@@ -67,6 +67,12 @@ SELECT EXISTS (
     WHERE i.indrelid = :table AND i.indisvalid AND i.indpred IS NULL
         AND pg_get_indexdef(i.indexrelid) LIKE :pattern)
 """)
+# Whatever has ever moved has triggers, unless somebody has let them be forgotten.
+_UNDECLARED = text("""
+SELECT min(t.tgrelid::regclass::text)
+FROM pg_catalog.pg_trigger t
+WHERE t.tgrelid <> ALL (:tables) AND starts_with(t.tgname, :prefix) AND NOT t.tgisinternal
+""")
 _ROLE = sql.SQL("SET LOCAL session_replication_role = 'replica'")
 _OIDS = ARRAY(OID)
 
@@ -90,6 +96,22 @@ def check_move(
             _check_tables(side.conn, side.shard, mine, broadcast)
         _check_right(side)
     _check_alike(source, target, tables)
+
+
+def check_declared(side: Side, tables: Sequence[MovedTable], group: str) -> None:
+    """Refuse to go on with part of the tables, in a transaction of the caller's.
+
+    Raises:
+        MoveRefusedError: Rows of other tables would be left behind.
+    """
+    declared = bindparam("tables", [table.oid for table in tables], _OIDS)
+    prefix = {"prefix": f"zz_datapatterns_{side.group_id}_"}
+    if (name := side.conn.scalar(_UNDECLARED.bindparams(declared), prefix)) is not None:
+        raise MoveRefusedError(
+            f"table {name} on shard {side.shard}",
+            f"buckets of group {group!r} have moved with it, and this process does not declare it;"
+            " import the module that does",
+        )
 
 
 def missing_indexes(

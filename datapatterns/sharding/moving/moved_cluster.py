@@ -2,11 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy import Connection
 
-from datapatterns.errors import MoveBusyError, SettingsError, ShardListChangedError
+from datapatterns.errors import SettingsError, ShardListChangedError
 from datapatterns.sharding.broadcasting.copying_cluster import CopyingCluster
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.moving import joining
@@ -14,6 +14,7 @@ from datapatterns.sharding.moving.forgetting import forget
 from datapatterns.sharding.moving.move import Move, MoveProgress
 from datapatterns.sharding.moving.mover import Mover
 from datapatterns.sharding.moving.rebalancing import run_plan
+from datapatterns.sharding.moving.resuming import ALL_STATES, FROM_THE_CUT_ON, resume
 from datapatterns.sharding.moving.settings import MoveAccess, MoveSettings
 from datapatterns.sharding.seeing.looking import Measure
 from datapatterns.sharding.seeing.rebalance_plan import RebalancePlan
@@ -99,15 +100,25 @@ class MovedCluster(SeenCluster, CopyingCluster):
         Any process may, at any time, and several at once.
 
         Raises:
-            Exception: What `move` raises.
+            Exception: What `move` raises; of several, the first, when all have been tried.
         """
         mover = self._mover(clean_after_seconds, progress=progress)
-        ended = []
-        for move in mover.moves(live=True):
-            if not move.is_leased:
-                with suppress(MoveBusyError):  # another process was faster
-                    ended.append(mover.run(move.move_id))
-        return ended
+        return resume(mover, wanted=ALL_STATES)
+
+    def finish_moves(
+        self, *, clean_after_seconds: float | None = None, progress: Told = _untold
+    ) -> list[Move]:
+        """Do as `resume_moves` does, with moves that were about to be handed over, or have been.
+
+        Only there may a bucket be nobody's. Moves that died earlier harm no writer: they wait
+        until somebody resumes them at the speed that suits the servers, or undoes them. For
+        workers, see `datapatterns.runtime.ShardMoveLoop`.
+
+        Raises:
+            Exception: What `move` raises; of several, the first, when all have been tried.
+        """
+        mover = self._mover(clean_after_seconds, progress=progress)
+        return resume(mover, wanted=FROM_THE_CUT_ON)
 
     def abort_move(self, group: EntityGroup, bucket: int) -> Move | None:
         """Undo the move of a bucket; return it as it has ended, None if there is none.

@@ -11,7 +11,7 @@ from datapatterns.failpoints import failpoint
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.moving import planning
 from datapatterns.sharding.moving.capturing import install_capture, remove_capture
-from datapatterns.sharding.moving.checking import check_move
+from datapatterns.sharding.moving.checking import check_declared, check_move
 from datapatterns.sharding.moving.cleaning import clean
 from datapatterns.sharding.moving.copying import TablePair, copy_bucket
 from datapatterns.sharding.moving.cutting import cut
@@ -189,6 +189,8 @@ class Work:
     def _describe(self) -> None:
         with looking(self.source.conn), looking(self.target.conn):
             self._pairs = self._described()
+            for number, side in enumerate((self.source, self.target)):
+                check_declared(side, [pair[number] for pair in self._pairs], self.move.group)
 
     def _described(self) -> Sequence[TablePair]:
         declared = self.access.tables_of(self.access.group(self.move.group))
