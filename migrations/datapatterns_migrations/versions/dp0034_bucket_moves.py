@@ -159,6 +159,10 @@ CAPTURE = """
         END IF;
         RETURN NULL;
     END $$;
+
+    -- They run as their owner. Who could attach them to a table of their own could note any keys,
+    -- and hold a bucket's fence.
+    REVOKE ALL ON FUNCTION {schema}.capture_change(), {schema}.reject_truncate() FROM PUBLIC;
 """
 
 AGREEMENT = """
