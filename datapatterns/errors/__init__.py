@@ -8,7 +8,7 @@ DataPatternsError
 │                         UnknownRowsError
 │     change_log          CaptureRefusedError, CapturedTableInUseError, ConsumerMissingError,
 │                         ForeignSnapshotError
-│     citus               CitusUnfitError
+│     citus               CitusTransactionError, CitusUnfitError
 │     commands            CommandHandlerError, CommandInvalidError, CommandResultError,
 │                         IdempotencyKeyReusedError
 │     embedded            EmbeddedFolderError, EmbeddedStartError
@@ -120,7 +120,7 @@ from datapatterns.errors.change_log import (
     ConsumerMissingError,
     ForeignSnapshotError,
 )
-from datapatterns.errors.citus import CitusUnfitError
+from datapatterns.errors.citus import CitusTransactionError, CitusUnfitError
 from datapatterns.errors.commands import (
     CommandHandlerError,
     CommandInvalidError,
@@ -308,6 +308,7 @@ __all__ = [
     "CaptureRefusedError",
     "CapturedTableInUseError",
     "CheckpointError",
+    "CitusTransactionError",
     "CitusUnfitError",
     "CodecError",
     "CommandHandlerError",

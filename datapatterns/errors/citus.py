@@ -1,4 +1,4 @@
-"""Growing out to Citus."""
+"""Growing out to Citus, and shards that are coordinators of it."""
 
 from datapatterns.errors.families import ConfigurationError
 
@@ -14,3 +14,19 @@ class CitusUnfitError(ConfigurationError):
         more = f"; and {len(problems) - 1} more, see check_citus()" if len(problems) > 1 else ""
         super().__init__(f"Citus would refuse {problems[0]}{more}")
         self.problems = problems
+
+
+class CitusTransactionError(ConfigurationError):
+    """A transaction has written to two coordinators of Citus; nothing was committed.
+
+    Attributes:
+        shards: Which ones.
+    """
+
+    def __init__(self, shards: tuple[str, ...]) -> None:
+        super().__init__(
+            f"shards {', '.join(shards)} are coordinators of Citus, which prepare no transaction"
+            " for others, so only one of them can take part; write to each in a transaction of its"
+            " own"
+        )
+        self.shards = shards

@@ -3,6 +3,7 @@
 from datapatterns.sharding.atomic import AtomicWork, Recovered
 from datapatterns.sharding.broadcasting.comparing import CopyComparison, CopyDifference
 from datapatterns.sharding.broadcasting.definition import Broadcast
+from datapatterns.sharding.citus.citus_shard import CitusShard
 from datapatterns.sharding.citus.fitness import CitusFinding
 from datapatterns.sharding.cluster import ShardCluster
 from datapatterns.sharding.definition import EntityGroup, ShardKey
@@ -57,6 +58,7 @@ __all__ = [
     "BucketMove",
     "BucketStats",
     "CitusFinding",
+    "CitusShard",
     "Composite",
     "CompositeKey",
     "CopyComparison",

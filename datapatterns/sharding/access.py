@@ -38,6 +38,7 @@ class ShardAccess:
         text_order: Whether shards order text alike.
         replicas: Where shards may be read, too.
         load: What counts statements, if that is wanted.
+        citus: The shards that are coordinators of Citus.
     """
 
     engines: Mapping[str, Engine]
@@ -53,6 +54,7 @@ class ShardAccess:
     load: LoadWatch | None = None
     plans: PlanCache = field(default_factory=PlanCache)
     text_order: TextOrder = field(default_factory=TextOrder)
+    citus: frozenset[str] = frozenset()
 
     @contextmanager
     def asking(self, shard_id: str) -> Iterator[None]:

@@ -15,6 +15,7 @@ from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.citus.citus_cluster import CitusCluster
+from datapatterns.sharding.citus.citus_shard import CitusShard
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url
 from datapatterns.sharding.ids import IdGenerator
@@ -29,7 +30,7 @@ from datapatterns.sharding.migrating.migrations import ShardMigrations
 from datapatterns.sharding.moving.moved_cluster import MovedCluster
 from datapatterns.sharding.moving.settings import MoveAccess
 from datapatterns.sharding.opening import Opening
-from datapatterns.sharding.reaching.replicas import Shard, primary_of, replicas_of
+from datapatterns.sharding.reaching.replicas import Servers, primary_of, replicas_of
 from datapatterns.sharding.reaching.threads import InThreadsOfShards
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
@@ -59,7 +60,8 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
 
     Args:
         control: Where the shard map is; may be one of the shards.
-        shards: The servers by the names that the map has for them; a `Shard` has replicas, too.
+        shards: The servers by the names that the map has for them; a `Shard` has replicas, too,
+            a `CitusShard` is many servers.
         groups: What is sharded.
         schema: Where the library's tables live, on all of them.
         poll_seconds: How often to ask whether the map has changed.
@@ -78,7 +80,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         self,
         *,
         control: str | URL,
-        shards: Mapping[str, str | URL | Shard],
+        shards: Mapping[str, Servers],
         groups: Sequence[EntityGroup],
         schema: str = DEFAULT_SCHEMA,
         poll_seconds: float = 1.0,
@@ -98,6 +100,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
             raise SettingsError("groups", "name each group once, and at least one")
         self._schema = checked_schema(schema)
         self._urls = {name: driver_url(primary_of(each)) for name, each in shards.items()}
+        self._citus = frozenset(n for n, each in shards.items() if isinstance(each, CitusShard))
         self._groups = tuple(groups)
         self._poll_seconds = poll_seconds
         self._clock = clock
@@ -123,6 +126,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
             clock,
             self._breakers,
             {name: [*map(driver_url, replicas_of(each))] for name, each in shards.items()},
+            self._citus,
         )
         self.engines: Mapping[str, Engine] = self._opening.engines()
         """One engine for each shard, for work that is about a server and not about rows."""

@@ -43,6 +43,7 @@ class Opening:
     clock: Clock
     breakers: Mapping[str, Breaker]
     replica_urls: Mapping[str, Sequence[URL]]
+    citus: frozenset[str] = frozenset()
 
     def engines(self, *, asynchronous: bool = False) -> dict[str, Engine]:
         """Return an engine for each shard."""
@@ -113,6 +114,7 @@ class Opening:
             CopyList(control, engines, schema=self.schema),
             self.replicas(engines, router, asynchronous=asynchronous),
             load,
+            citus=self.citus,
         )
 
     def for_asyncio(self, *, load: LoadWatch | None) -> "AsyncShards":

@@ -22,36 +22,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from datapatterns.errors import CitusUnfitError
 from datapatterns.migrations import Migrations
 from datapatterns.sharding import Broadcast, EntityGroup, Hash, ListMap, Range, ShardCluster
+from tests.fixtures.citus_stub import CITUS_TABLES, STUB
 from tests.fixtures.commands import Run
 from tests.fixtures.empty_database import shown
 
 pytestmark = pytest.mark.postgres
-
-# Stands for Citus: notes what it is called with, after PostgreSQL has understood each name.
-STUB = """
-CREATE TABLE called (number serial, what text, place text, more text);
-CREATE FUNCTION create_reference_table(t regclass) RETURNS void LANGUAGE sql AS
-    $$ INSERT INTO called (what, place) VALUES ('reference', t) $$;
-CREATE FUNCTION create_distributed_function(f regprocedure) RETURNS void LANGUAGE sql AS
-    $$ INSERT INTO called (what, place) VALUES ('function', f) $$;
-CREATE FUNCTION create_distributed_table(
-    t regclass, c text, shard_count int DEFAULT NULL, colocate_with text DEFAULT 'default')
-    RETURNS void LANGUAGE sql AS
-    $$ INSERT INTO called (what, place, more)
-       VALUES ('distributed', t, c || ' ' || coalesce(shard_count::text, '') || colocate_with) $$;
-CREATE FUNCTION isolate_tenant_to_new_shard(t regclass, k anyelement, c text)
-    RETURNS bigint LANGUAGE sql AS
-    $$ INSERT INTO called (what, place, more) VALUES ('alone', t, k || ' ' || pg_typeof(k));
-       SELECT 1::bigint $$;
-"""
-CITUS_TABLES = """
-CREATE VIEW citus_tables AS SELECT place::regclass AS table_name,
-    CASE what WHEN 'reference' THEN 'reference' ELSE 'distributed' END AS citus_table_type,
-    split_part(more, ' ', 1) AS distribution_column,
-    CASE WHEN place LIKE '%far%' THEN 2 ELSE 1 END AS colocation_id
-FROM called WHERE what IN ('reference', 'distributed')
-"""
-
 
 tenants = EntityGroup("tenant", strategy=Hash(buckets=16))
 

@@ -8,7 +8,7 @@ in the R* Distributed Database Management System" (1986); the last agent decides
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from uuid import UUID, uuid4
@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from datapatterns.errors import (
     AbortedTransactionError,
+    CitusTransactionError,
     OutcomeUnknownError,
     SettingsError,
     ShardTransactionRefusedError,
@@ -55,6 +56,20 @@ class Writer:
     shard: str
     conn: Connection
     transaction: RootTransaction
+
+
+def deciding_first(writers: Sequence[Writer], citus: Collection[str]) -> Sequence[Writer]:
+    """Return ``writers`` so that a coordinator of Citus is the one that decides.
+
+    It prepares its nodes itself, and does not let others prepare the whole.
+
+    Raises:
+        CitusTransactionError: There are two of them.
+    """
+    deciders = [writer.shard for writer in writers if writer.shard in citus]
+    if len(deciders) > 1:
+        raise CitusTransactionError(tuple(deciders))
+    return sorted(writers, key=lambda writer: writer.shard not in citus)
 
 
 @dataclass(frozen=True, slots=True)

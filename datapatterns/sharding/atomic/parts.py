@@ -15,7 +15,7 @@ from datapatterns.errors import (
     ShardUnavailableError,
 )
 from datapatterns.sharding.access import ShardAccess
-from datapatterns.sharding.atomic.committing import ATTEMPTED, Commit, Writer
+from datapatterns.sharding.atomic.committing import ATTEMPTED, Commit, Writer, deciding_first
 from datapatterns.sharding.atomic.waiting import is_as_prepared, prepare_for_others
 from datapatterns.sharding.reaching.circuits import connecting_within
 from datapatterns.sharding.reaching.time_limits import silence_limit
@@ -158,9 +158,10 @@ class Parts:
                 writers[0].transaction.commit()
         elif writers:
             access = self._access
+            ordered = deciding_first(writers, access.citus)
             with access.learning():
                 commit = Commit(access.engines, access.fan_out, access.schema)
-                return access.fan_out.undisturbed(partial(commit.run, writers), ATTEMPTED)
+                return access.fan_out.undisturbed(partial(commit.run, ordered), ATTEMPTED)
         return ()
 
     def close(self) -> None:

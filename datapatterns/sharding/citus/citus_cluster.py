@@ -24,6 +24,7 @@ class CitusCluster:
 
     _placements: Placements
     _schema: str
+    _citus: frozenset[str]
     engines: Mapping[str, Engine]
 
     @property
@@ -59,7 +60,13 @@ class CitusCluster:
         if coordinator is not None:
             engine = driver_engine(driver_url(coordinator), poolclass=NullPool)
             with shard_errors("citus"), engine.connect() as conn, reading(conn):
-                found += coordinator_findings(conn, tables, broadcast, schema=self._schema)
+                found += coordinator_findings(
+                    conn,
+                    tables,
+                    broadcast,
+                    schema=self._schema,
+                    local=bool(self._citus),
+                )
         return tuple(found)
 
     def citus_ddl(
@@ -73,7 +80,8 @@ class CitusCluster:
 
         Broadcast tables become reference tables. Tables of a group are distributed by their key
         and lie together; pinned keys get a shard of Citus for themselves. What the library asks of
-        a shard becomes a reference table, and its conditions functions of every node.
+        a shard becomes a reference table, and its conditions functions of every node; of a cluster
+        that has a `CitusShard` it stays on the coordinator, which is asked by itself.
 
         Args:
             shard_count: How many shards Citus makes of a table; they are its unit of moving.
@@ -96,6 +104,7 @@ class CitusCluster:
             further=index_tables or {},
             shard_count=shard_count,
             schema=self._schema,
+            local=bool(self._citus),
         )
 
     def _pins(self, group: EntityGroup) -> Sequence[Key]:

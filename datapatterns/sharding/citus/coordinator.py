@@ -44,19 +44,44 @@ def live_findings(conn: Connection, tables: Sequence[Table]) -> list[CitusFindin
 
 
 def coordinator_findings(
-    conn: Connection, tables: Mapping[Table, ShardKey], broadcast: Sequence[Table], *, schema: str
+    conn: Connection,
+    tables: Mapping[Table, ShardKey],
+    broadcast: Sequence[Table],
+    *,
+    schema: str,
+    local: bool,
 ) -> list[CitusFinding]:
-    """Return what a coordinator has otherwise than `ddl` makes it."""
-    everywhere = [f"{schema}.{name}" for name in ASKED]
-    everywhere += [_name(conn, table) for table in broadcast]
+    """Return what a coordinator has otherwise than `ddl` makes it.
+
+    Args:
+        conn: A connection to it.
+        tables: What is to be distributed.
+        broadcast: What is to be everywhere.
+        schema: Where the library's tables live.
+        local: Whether those stay on the coordinator.
+    """
+    asked = [f"{schema}.{name}" for name in ASKED]
+    everywhere = [_name(conn, table) for table in broadcast]
+    if not local:
+        everywhere = [*asked, *everywhere]
     sharded = {_name(conn, table): key.column for table, key in tables.items()}
-    rows = conn.execute(_DISTRIBUTED, {"names": [*everywhere, *sharded]}).all()
+    rows = conn.execute(_DISTRIBUTED, {"names": [*asked, *everywhere, *sharded]}).all()
     found = {row.name: row for row in rows}
     problems = [
         CitusFinding(name, "it is no reference table", "run what citus_ddl() returns")
         for name in everywhere
         if found[name].citus_table_type != "reference"
     ]
+    if local:
+        problems += [
+            CitusFinding(
+                name,
+                "it is not the coordinator's alone",
+                "a CitusShard is asked by statements of their own; SELECT undistribute_table(...)",
+            )
+            for name in asked
+            if found[name].citus_table_type is not None
+        ]
     problems += [
         CitusFinding(name, f"it is not distributed by {column}", "run what citus_ddl() returns")
         for name, column in sharded.items()

@@ -13,6 +13,9 @@ from datapatterns.sharding.strategies.strategy import Key
 ASKED = ("this_shard", "bucket")
 """What those conditions read."""
 
+PLACES = "hash_bucket"
+"""What tells rows of a bucket from others."""
+
 GUARDS = ("assert_map", "assert_owned", "hash_bucket", "map_digest")
 """What conditions call that Citus sends on to its nodes."""
 
@@ -30,7 +33,7 @@ _UUID, _BIGINT = sql.SQL("::uuid"), sql.SQL("::bigint")
 _ALONE = sql.SQL("SELECT isolate_tenant_to_new_shard({table}, {key}, 'CASCADE')")
 
 
-def ddl(
+def ddl(  # noqa: PLR0913 -- what there is to distribute, by name
     tables: Mapping[Table, ShardKey],
     broadcast: Sequence[Table],
     *,
@@ -38,6 +41,7 @@ def ddl(
     further: Mapping[str, str],
     shard_count: int,
     schema: str,
+    local: bool,
 ) -> str:
     """Return one statement a line, in an order in which each finds what it needs."""
     lines = [
@@ -46,9 +50,13 @@ def ddl(
         "-- What the library's conditions ask, on every node.",
         *(
             _line(_EVERYWHERE.format(table=_place(schema, name)))
-            for name in ("this_shard", "bucket")
+            for name in (() if local else ASKED)
         ),
-        _line(_GUARDS.format(schema=sql.Literal(schema), names=sql.Literal([*GUARDS]))),
+        _line(
+            _GUARDS.format(
+                schema=sql.Literal(schema), names=sql.Literal([PLACES] if local else [*GUARDS])
+            )
+        ),
         "-- Broadcast tables, those first that others refer to.",
         *(_line(_EVERYWHERE.format(table=_table(table))) for table in broadcast),
     ]

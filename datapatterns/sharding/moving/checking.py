@@ -94,7 +94,7 @@ def check_move(
     for side, mine in ((source, [here for here, _ in tables]), (target, [t for _, t in tables])):
         with reading(side.conn):
             _check_tables(side.conn, side.shard, mine, broadcast)
-        _check_right(side)
+    check_right(source)
     _check_alike(source, target, tables)
 
 
@@ -185,7 +185,12 @@ def _check_keys(conn: Connection, shard: str, tables: Sequence[MovedTable]) -> N
             )
 
 
-def _check_right(side: Side) -> None:
+def check_right(side: Side) -> None:
+    """Refuse a role that cannot keep triggers quiet.
+
+    Raises:
+        MoveRefusedError: It may not.
+    """
     try:
         with reading(side.conn):
             execute(side.conn, _ROLE)

@@ -11,8 +11,9 @@ from datapatterns.sharding.moving.moved_table import ROW, MovedTable
 from datapatterns.sharding.moving.pacing import Pace
 from datapatterns.sql.composing import execute
 
-_OUT = sql.SQL("COPY ({rows}) TO STDOUT (FORMAT binary)")
-_IN = sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT binary)")
+_OUT = sql.SQL("COPY ({rows}) TO STDOUT (FORMAT {form})")
+_IN = sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT {form})")
+_BINARY, _TEXT = sql.SQL("binary"), sql.SQL("text")
 _ROWS = sql.SQL("SELECT {columns} FROM {table} AS {row} WHERE {in_bucket}")
 _DELETE = sql.SQL("DELETE FROM {table} AS {row} WHERE {in_bucket}")
 
@@ -38,36 +39,49 @@ def copy_bucket(source: Side, target: Side, tables: Sequence[TablePair], *, pace
                 ),
             )
         for here, there in tables:
-            query = _ROWS.format(
-                columns=here.selected,
-                table=here.place,
-                row=sql.Identifier(ROW),
-                in_bucket=here.in_bucket,
-            )
-            rows += pipe(source, target, query, (here, there), pace=pace)
+            rows += pipe(source, target, rows_of(here), (here, there), pace=pace)
     return rows
 
 
-def pipe(
-    source: Side, target: Side, query: sql.Composable, tables: TablePair, *, pace: Pace
+def rows_of(here: MovedTable) -> sql.Composable:
+    """Return the query of all rows of the bucket."""
+    return _ROWS.format(
+        columns=here.selected,
+        table=here.place,
+        row=sql.Identifier(ROW),
+        in_bucket=here.in_bucket,
+    )
+
+
+def pipe(  # noqa: PLR0913 -- two of them are about Citus only
+    source: Side,
+    target: Side,
+    query: sql.Composable,
+    tables: TablePair,
+    *,
+    pace: Pace,
+    binary: bool = True,
+    into: sql.Identifier | None = None,
 ) -> int:
     """Send the rows of ``query`` on the source into a table of the target; return their number.
 
-    Both sides are in a transaction.
+    Both sides are in a transaction. ``into`` is another table that has the same columns.
     """
     here, there = tables
     read: Any = source.conn.connection.driver_connection
     write: Any = target.conn.connection.driver_connection
     # By the source's names: the columns of two shards may be in another order.
-    into = _IN.format(table=there.place, columns=here.column_list)
+    form = _BINARY if binary else _TEXT
+    place = there.place if into is None else into
+    incoming = _IN.format(table=place, columns=here.column_list, form=form)
     with (
         shard_errors(source.shard),
         read.cursor() as reader,
-        reader.copy(_OUT.format(rows=query)) as out,
+        reader.copy(_OUT.format(rows=query, form=form)) as out,
         shard_errors(target.shard),
         write.cursor() as writer,
     ):
-        with writer.copy(into) as copy:
+        with writer.copy(incoming) as copy:
             for block in out:
                 copy.write(block)
                 pace.sent(len(block))

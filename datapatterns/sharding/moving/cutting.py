@@ -13,6 +13,7 @@ from datapatterns.sharding.moving.copying import TablePair
 from datapatterns.sharding.moving.draining import Batch, apply_dirty
 from datapatterns.sharding.moving.holding import Side, is_blocked
 from datapatterns.sharding.moving.pacing import Pace
+from datapatterns.sharding.moving.receiving import Receiving
 from datapatterns.sql.composing import execute
 
 ROWS_COMPARED_AT_ONCE = 500
@@ -37,7 +38,7 @@ class Cut:
     rows: int
 
 
-def cut(
+def cut(  # noqa: PLR0913 -- the two sides, and how to go about it, by name
     source: Side,
     target: Side,
     tables: Sequence[TablePair],
@@ -45,6 +46,7 @@ def cut(
     rows: int,
     check: Callable[[], None],
     pace: Pace,
+    receiving: Receiving,
 ) -> Cut:
     """Let the source give the bucket up, when the target has all of it.
 
@@ -55,6 +57,7 @@ def cut(
         rows: About how many rows there are.
         check: Raises if the tables have changed since the copy.
         pace: How to wait.
+        receiving: How the target takes rows in.
 
     Raises:
         CommitUnansweredError: Nobody knows whether it is done; resume the move.
@@ -62,13 +65,15 @@ def cut(
         MoveMismatchError: The shards hold different rows; nothing has happened.
         MoveTakenOverError: Another worker has taken over.
     """
-    known = _compare_before(source, target, tables, pace) if rows > ROWS_COMPARED_AT_ONCE else None
+    known = None
+    if rows > ROWS_COMPARED_AT_ONCE and receiving.compares_changed:
+        known = _compare_before(source, target, tables, pace)
     changed: list[Batch] = []
     attempt = 0
     while True:
         lock_ms = _LOCK_MS[min(attempt, len(_LOCK_MS) - 1)]
         try:
-            attempted = _Attempt(source, target, tables, check, pace, known, changed)
+            attempted = _Attempt(source, target, tables, check, pace, receiving, known, changed)
             return attempted.run(lock_ms=lock_ms)
         except DBAPIError as error:
             if not is_blocked(error):
@@ -78,7 +83,7 @@ def cut(
         # Whoever queued behind goes on; what they write is brought over before the next try.
         pace.back_off(attempt)
         with source.transaction("owned", snapshot=True):
-            changed.append(apply_dirty(source, target, tables, pace=pace))
+            changed.append(receiving.apply_dirty(source, target, tables, pace=pace))
         attempt += 1
 
 
@@ -101,6 +106,7 @@ class _Attempt:
     tables: Sequence[TablePair]
     check: Callable[[], None]
     pace: Pace
+    receiving: Receiving
     known: int | None
     changed: list[Batch]
 
@@ -110,7 +116,7 @@ class _Attempt:
             execute(conn, _HURRY)
             began = self.pace.clock.monotonic()
             source.fence()
-            while batch := apply_dirty(source, target, self.tables, pace=self.pace):
+            while batch := self.receiving.apply_dirty(source, target, self.tables, pace=self.pace):
                 self.changed.append(batch)
             failpoint("move.drained")
             with target.transaction("incoming"):

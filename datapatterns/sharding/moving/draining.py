@@ -115,8 +115,7 @@ def apply_dirty(
         for each in changed:
             _forget(target, each.there, each.keys)
         for each in changed:
-            images = _images(each.here, each.keys)
-            pipe(source, target, images, (each.here, each.there), pace=pace)
+            pipe(source, target, images(each.here, each.keys), (each.here, each.there), pace=pace)
     # The target has committed: now, and not before, they may be forgotten.
     numbers = bindparam("numbers", [seq for seq, *_ in found], ARRAY(BigInteger))
     source.conn.execute(delete(dirty).where(dirty.c.seq == func.any(numbers)))
@@ -128,7 +127,8 @@ def _is_in_the_way(error: DBAPIError | DriverError) -> bool:
     return isinstance(found, UniqueViolation | ExclusionViolation)
 
 
-def _images(here: MovedTable, listed: str) -> sql.Composable:
+def images(here: MovedTable, listed: str) -> sql.Composable:
+    """Return the query of rows as they are now, by their keys as JSON."""
     return _IMAGES.format(
         columns=here.selected,
         table=here.place,

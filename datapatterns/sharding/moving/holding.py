@@ -12,12 +12,16 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from datapatterns.errors import MoveBlockedError, MoveTakenOverError
+from datapatterns.sharding.citus.claiming import wait_for_readers
 from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.migrating.lock import keep_tables, release_tables
 from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sql.composing import execute
 from datapatterns.sql.functions import library_function
 from datapatterns.transactions import looking, reading, resuming
+
+BRIEFLY = "10s"
+"""How long a worker waits for whoever holds what the shard knows of the bucket."""
 
 HeldState: TypeAlias = Literal["owned", "incoming", "moved", "cleaned"]
 
@@ -65,6 +69,7 @@ class Side:
         bucket: Which bucket moves.
         lease: What the worker is numbered; a younger one has a higher number.
         schema: Where the library's tables live.
+        is_citus: Whether it is a coordinator of Citus.
     """
 
     conn: Connection
@@ -73,6 +78,7 @@ class Side:
     bucket: int
     lease: int
     schema: str
+    is_citus: bool = False
 
     @contextmanager
     def transaction(
@@ -191,6 +197,8 @@ class Side:
             where=and_(held.c.state != "owned", held.c.lease_epoch <= self.lease),
         )
         with self._waiting_briefly() as conn:
+            if self.is_citus:
+                wait_for_readers(conn, self.group_id, schema=self.schema)
             if not conn.execute(expected).rowcount:
                 raise MoveTakenOverError(self.bucket, self.shard)
 
@@ -245,7 +253,7 @@ class Side:
             shard_errors(self.shard),
             resuming(self.conn, f"a move on shard {self.shard}"),
         ):
-            execute(self.conn, _LOCK_TIMEOUT.format(sql.Literal("10s")))
+            execute(self.conn, _LOCK_TIMEOUT.format(sql.Literal(BRIEFLY)))
             yield self.conn
 
 

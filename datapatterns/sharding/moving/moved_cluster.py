@@ -188,6 +188,7 @@ class MovedCluster(SeenCluster, CopyingCluster):
             SettingsError: No other shard may get buckets.
         """
         self._check_shard(shard)
+        self._mover(None).refuse_leaving(shard)
         with self._control_transaction(f"draining shard {shard}") as conn:
             joining.set_state(conn, shard, "draining", schema=self._moving.schema)
         moves: list[Move] = []

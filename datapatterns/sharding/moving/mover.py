@@ -13,8 +13,10 @@ from datapatterns.errors import (
     DataPatternsError,
     MoveBusyError,
     MoveMismatchError,
+    MoveRefusedError,
 )
 from datapatterns.failpoints import failpoint
+from datapatterns.sharding.citus.receiving import CitusReceiving
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.moving import planning
@@ -22,6 +24,7 @@ from datapatterns.sharding.moving.checking import missing_indexes
 from datapatterns.sharding.moving.holding import Side
 from datapatterns.sharding.moving.move import Move
 from datapatterns.sharding.moving.moved_table import describe_tables
+from datapatterns.sharding.moving.receiving import PlainReceiving, Receiving
 from datapatterns.sharding.moving.settings import MoveAccess, MoveSettings
 from datapatterns.sharding.moving.working import Work
 from datapatterns.transactions import fresh_reads, looking, resuming
@@ -43,8 +46,10 @@ class Mover:
         """Write a move down; return its id.
 
         Raises:
+            MoveRefusedError: The source is a coordinator of Citus.
             StaleMoveError: The map has the bucket elsewhere, or it is moving already.
         """
+        self.refuse_leaving(source)
         with self._control() as conn:
             move_id = planning.plan_move(
                 conn,
@@ -56,6 +61,20 @@ class Mover:
             )
         failpoint("move.planned")
         return move_id
+
+    def refuse_leaving(self, shard: str) -> None:
+        """Refuse to take a bucket from a shard that cannot note what changes meanwhile.
+
+        Raises:
+            MoveRefusedError: It is a coordinator of Citus.
+        """
+        if shard in self.access.shards.citus:
+            raise MoveRefusedError(
+                f"shard {shard!r}",
+                "it is a coordinator of Citus, whose tables have no triggers to note what changes,"
+                " so buckets come to it and never leave; spread them inside of it, by"
+                " citus_rebalance_start(), or copy the tables while nobody writes",
+            )
 
     def run(self, move_id: UUID, *, clean_up: bool = True) -> Move:
         """Carry a move out, from wherever it is; return it as it has ended.
@@ -118,7 +137,16 @@ class Mover:
                 source.keeping_tables(),
                 target.keeping_tables(),
             ):
-                yield Work(move, lease, source, target, self.access, self.settings, shard_map)
+                yield Work(
+                    move,
+                    lease,
+                    source,
+                    target,
+                    self.access,
+                    self.settings,
+                    shard_map,
+                    self._receiving(move),
+                )
         except BaseException as caught:
             error = f"{type(caught).__name__}: {caught}"[:500]
             raise
@@ -127,11 +155,27 @@ class Mover:
             with suppress(DataPatternsError, SQLAlchemyError), self._control() as conn:
                 planning.give_back(conn, move, lease, error, schema=schema)
 
+    def _receiving(self, move: Move) -> Receiving:
+        if move.target not in self.access.shards.citus:
+            return PlainReceiving()
+        return CitusReceiving(
+            self.access.tables_of(self.access.group(move.group)),
+            self.access.shards.placements.broadcast_tables(),
+        )
+
     @contextmanager
     def _side(self, move: Move, shard: str, lease: int) -> Iterator[Side]:
         engine = self.access.engines[shard]
         with shard_errors(shard), fresh_reads(engine) as conn:
-            yield Side(conn, shard, move.group_id, move.bucket, lease, self.access.schema)
+            yield Side(
+                conn,
+                shard,
+                move.group_id,
+                move.bucket,
+                lease,
+                self.access.schema,
+                is_citus=shard in self.access.shards.citus,
+            )
 
     @contextmanager
     def _control(self) -> Iterator[Connection]:

@@ -13,15 +13,14 @@ from datapatterns.sharding.moving import planning
 from datapatterns.sharding.moving.capturing import install_capture, remove_capture
 from datapatterns.sharding.moving.checking import check_declared, check_move
 from datapatterns.sharding.moving.cleaning import clean
-from datapatterns.sharding.moving.copying import TablePair, copy_bucket
+from datapatterns.sharding.moving.copying import TablePair
 from datapatterns.sharding.moving.cutting import cut
-from datapatterns.sharding.moving.draining import drain
 from datapatterns.sharding.moving.holding import HeldState, Side
 from datapatterns.sharding.moving.move import Move, MoveProgress, MoveState
-from datapatterns.sharding.moving.moved_table import MovedTable, describe_tables
+from datapatterns.sharding.moving.moved_table import describe_tables
 from datapatterns.sharding.moving.pacing import Pace
+from datapatterns.sharding.moving.receiving import Receiving
 from datapatterns.sharding.moving.settings import MoveAccess, MoveSettings
-from datapatterns.sharding.moving.tombstones import renew_tombstones
 from datapatterns.transactions import fresh_reads, looking, resuming
 
 _SMALL_ROUND = 20
@@ -40,6 +39,7 @@ class Work:
         access: What a worker needs of a cluster.
         settings: How buckets are moved.
         shard_map: Whose strategy says what lies in the bucket.
+        receiving: How the target takes rows in.
     """
 
     move: Move
@@ -49,6 +49,7 @@ class Work:
     access: MoveAccess
     settings: MoveSettings
     shard_map: ShardMap
+    receiving: Receiving
     _pace: Pace = field(init=False)
     _pairs: Sequence[TablePair] = field(init=False, default=())
     _beaten: float = field(init=False, default=0.0)
@@ -87,7 +88,12 @@ class Work:
         # Should this worker die, the next one must not go on with a copy that is half gone.
         self._record("capturing")
         self.target.expect()
-        self._clean(self.target, [there for _, there in self._pairs], "incoming")
+        self.receiving.clean(
+            self.target,
+            [there for _, there in self._pairs],
+            rows_at_once=self.settings.rows_at_once,
+            pace=self._pace,
+        )
         remove_capture(self.source, [here for here, _ in self._pairs], pace=self._pace)
         self._record("aborted")
         return True
@@ -100,19 +106,18 @@ class Work:
             self._pairs,
             broadcast=self.access.broadcast_names(),
         )
+        receiving = self.receiving
+        receiving.check(self.target, [there for _, there in self._pairs])
         here, there = ([pair[side] for pair in self._pairs] for side in (0, 1))
         # What is on the target already only lacks what has been noted since.
         if self.move.state not in {"catching_up", "cut"}:
             self._record("capturing")
             self.target.expect()
-            renew_tombstones(self.target, there, self.shard_map, pace=self._pace)
-            # Nobody else may change or add what is arriving: a transaction that began to do so
-            # could end after both shards were compared.
-            install_capture(self.target, there, self.shard_map, pace=self._pace)
+            receiving.make_ready(self.target, there, self.shard_map, pace=self._pace)
             install_capture(self.source, here, self.shard_map, pace=self._pace)
             failpoint("move.captured")
             self._record("copying")
-            rows = copy_bucket(self.source, self.target, self._pairs, pace=self._pace)
+            rows = receiving.copy(self.source, self.target, self._pairs, pace=self._pace)
             failpoint("move.copied")
             self._record("catching_up", copied_rows=rows, copied_bytes=self._pace.bytes)
         else:
@@ -126,13 +131,14 @@ class Work:
             rows=self.move.copied_rows or 0,
             check=self._check_again,
             pace=self._pace,
+            receiving=receiving,
         )
         failpoint("move.cut")
         return done.began
 
     def _catch_up(self) -> None:
         for _ in range(_ROUNDS_MAX):
-            dirty = drain(self.source, self.target, self._pairs, pace=self._pace)
+            dirty = self.receiving.drain(self.source, self.target, self._pairs, pace=self._pace)
             self._tell(dirty)
             if dirty <= _SMALL_ROUND:
                 return
@@ -177,14 +183,18 @@ class Work:
             self._beat()
             age += step
         # What an earlier stay on the target has left there would note changes for nobody.
-        remove_capture(self.target, [there for _, there in self._pairs], pace=self._pace)
+        there = [there for _, there in self._pairs]
+        self.receiving.forget_capture(self.target, there, pace=self._pace)
         if state != "cleaned":
-            self._clean(self.source, [here for here, _ in self._pairs], "moved")
+            clean(
+                self.source,
+                [here for here, _ in self._pairs],
+                state="moved",
+                rows_at_once=self.settings.rows_at_once,
+                pace=self._pace,
+            )
         failpoint("move.source-cleaned")
         self._record("cleaned")
-
-    def _clean(self, side: Side, tables: Sequence[MovedTable], state: HeldState) -> None:
-        clean(side, tables, state=state, rows_at_once=self.settings.rows_at_once, pace=self._pace)
 
     def _describe(self) -> None:
         with looking(self.source.conn), looking(self.target.conn):

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Final
+from typing import Final, TypeAlias
 
 from psycopg import Error as DriverError
 from sqlalchemy import URL, Connection, Engine, Text, cast, func, select
@@ -13,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import DataPatternsError
+from datapatterns.sharding.citus.citus_shard import CitusShard
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.reaching.circuits import connecting_within
 from datapatterns.sharding.reaching.tokens import NEVER, ShardToken, number_of
@@ -38,12 +39,17 @@ class Shard:
     replicas: Sequence[str | URL] = ()
 
 
-def primary_of(servers: str | URL | Shard) -> str | URL:
+Servers: TypeAlias = str | URL | Shard | CitusShard
+
+
+def primary_of(servers: Servers) -> str | URL:
     """Return where a shard is written to."""
+    if isinstance(servers, CitusShard):
+        return servers.coordinator
     return servers.primary if isinstance(servers, Shard) else servers
 
 
-def replicas_of(servers: str | URL | Shard) -> Sequence[str | URL]:
+def replicas_of(servers: Servers) -> Sequence[str | URL]:
     """Return where a shard may be read, too."""
     return servers.replicas if isinstance(servers, Shard) else ()
 

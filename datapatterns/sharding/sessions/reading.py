@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Result, Select
+from sqlalchemy import ColumnElement, Result, Select, true
 from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.sql.selectable import SelectBase
 
@@ -147,7 +147,9 @@ class Reading:
         shard_id = self.work.shard_of(shard_map, buckets)
         if not buckets:  # nothing can match, which any shard may say
             return self.work.run(state, statement, shard_id)
-        if isinstance(statement, Select) and statement._for_update_arg is None:  # noqa: SLF001
+        # Citus would ask its nodes; a claim is a statement of its own, and asks the coordinator.
+        is_guarded = shard_id not in self.work.access.citus
+        if is_guarded and isinstance(statement, Select) and statement._for_update_arg is None:  # noqa: SLF001
             guard = owns_buckets(shard_map, buckets, schema=self.work.access.schema)
             return self._read_guarded(state, statement.where(guard), shard_id)
         # Locks are of no use on rows that are leaving.
@@ -185,13 +187,21 @@ class Reading:
         schema = self.work.access.schema
         guards: dict[str, ColumnElement[bool]] = {}
         for shard_id in shards:
-            guards[shard_id] = agrees_with_map(shard_map, shard_id, schema=schema)
+            is_citus = shard_id in self.work.access.citus
+            if is_citus:
+                self.work.claim_citus(shard_id, shard_map)
+            guards[shard_id] = (
+                true() if is_citus else agrees_with_map(shard_map, shard_id, schema=schema)
+            )
             if shard_map.elsewhere(shard_id):
                 for leaf in leaves:
                     guards[shard_id] &= not_elsewhere(leaf, shard_map, shard_id, schema=schema)
             if buckets is not None:
                 mine = [bucket for bucket in buckets if shard_map.owners[bucket] == shard_id]
-                guards[shard_id] &= owns_buckets(shard_map, mine, schema=schema)
+                if is_citus:
+                    self.work.claim(shard_id, shard_map, mine)
+                else:
+                    guards[shard_id] &= owns_buckets(shard_map, mine, schema=schema)
         return guards
 
     def _gather(

@@ -16,6 +16,7 @@ from datapatterns.errors import (
 )
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import Parts
+from datapatterns.sharding.citus.claiming import claim_as_it_is
 from datapatterns.sharding.fan_out import CancelledAfterwards
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
@@ -164,6 +165,13 @@ class ShardWork:
         # What is claimed inside a savepoint is given back when that is rolled back.
         if not conn.in_nested_transaction():
             self._claimed.update((shard_map.group_id, bucket) for bucket in wanted)
+
+    def claim_citus(self, shard_id: str, shard_map: ShardMap) -> None:
+        """Hold a Citus coordinator to the map for what is read of it until the transaction ends."""
+        conn = self.connection_to(shard_id)
+        self.hold(shard_id)
+        with self.access.asking(shard_id):
+            claim_as_it_is(conn, shard_map, shard_id, schema=self.access.schema)
 
     # The end -------------------------------------------------------------------------------
 

@@ -166,6 +166,9 @@ class WholeShards:
     def _guard(
         self, shard_map: ShardMap, shard: str, leaves: Sequence[Leaf]
     ) -> ColumnElement[bool]:
+        if shard in self.work.access.citus:
+            self.work.claim_citus(shard, shard_map)
+            return self._elsewhere(shard_map, shard, leaves)
         agrees = agrees_with_map(shard_map, shard, schema=self.work.access.schema)
         return agrees & self._elsewhere(shard_map, shard, leaves)
 
@@ -179,6 +182,9 @@ class WholeShards:
         return first
 
     def _claim(self, conn: Connection, shard_map: ShardMap, shard: str) -> None:
+        if shard in self.work.access.citus:
+            self.work.claim_citus(shard, shard_map)
+            return
         self.work.hold(shard)
         with self.work.access.asking(shard):
             claim_shard(conn, shard_map, shard, schema=self.work.access.schema)
