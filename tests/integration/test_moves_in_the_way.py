@@ -276,3 +276,41 @@ def test_a_role_that_may_not_idle_in_transactions_may_move(
     )
 
     assert cluster.move(households, BUCKET, to=target, clean_after_seconds=0).state == "cleaned"
+
+
+# Rows of all kinds -------------------------------------------------------------------------
+
+
+def test_rows_that_are_no_jsonb_are_written_while_they_move(
+    cluster: ShardCluster, source: str, target: str
+) -> None:
+    on_each(cluster, "ALTER TABLE basket ADD told json")
+    write = r"""UPDATE basket SET told = '{"a": "\u0000"}' WHERE household_id = :key"""
+
+    def work(progress: MoveProgress) -> None:
+        if progress.move.state == "catching_up":
+            on_one(cluster, source, write)
+
+    cluster.move(households, BUCKET, to=target, clean_after_seconds=0, progress=work)
+
+    told = values(cluster, target, "SELECT told::text FROM basket WHERE household_id = :key")
+    assert told == [r'{"a": "\u0000"}']
+
+
+def test_a_transaction_that_does_not_see_the_bucket_truncates_nothing_of_it(
+    cluster: ShardCluster, target: str
+) -> None:
+    refused: list[str | None] = []
+    with cluster.engines[target].connect() as plain:
+        job = plain.execution_options(isolation_level="REPEATABLE READ")
+        job.execute(text("SELECT count(*) FROM basket"))
+
+        def truncate(progress: MoveProgress) -> None:
+            if progress.move.state == "cut" and not refused:
+                refused.append(sqlstate(job, "TRUNCATE basket, line"))
+                job.commit()
+
+        cluster.move(households, BUCKET, to=target, clean_after_seconds=0, progress=truncate)
+
+    assert refused == ["SD002"]
+    assert bucket_rows(cluster, target, BUCKET) == (2, 3)
