@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 from psycopg import sql
-from sqlalchemy import URL, Connection, text
+from sqlalchemy import URL, Connection, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from datapatterns.errors import ShardMapCorruptError
@@ -105,6 +105,25 @@ def sqlstate(conn: Connection, statement: str) -> str | None:
     except DBAPIError as error:
         return getattr(error.orig, "sqlstate", None)
     return None
+
+
+@pytest.mark.parametrize("locking", [False, True])
+def test_a_read_of_the_whole_shard_shows_nothing_that_is_arriving(
+    cluster: ShardCluster, target: str, *, locking: bool
+) -> None:
+    found: list[int] = []
+    keys = select(Basket.household_id)
+
+    def read(progress: MoveProgress) -> None:
+        if progress.move.state == "catching_up":
+            cluster.router.refresh()
+            with cluster.session() as session:
+                statement = keys.with_for_update() if locking else keys
+                found.extend(session.scalars(statement, execution_options={"shard": target}))
+
+    cluster.move(households, BUCKET, to=target, clean_after_seconds=0, progress=read)
+
+    assert found == []
 
 
 # Keys --------------------------------------------------------------------------------------

@@ -61,11 +61,12 @@ class WholeShards:
                 f"a subquery on the whole of {shard!r} while buckets move there",
                 "name the shard key, or wait until they have moved",
             )
-        if isinstance(statement, Select) and statement._for_update_arg is None:  # noqa: SLF001
+        if not isinstance(statement, Select) or statement._for_update_arg is not None:  # noqa: SLF001
+            self._claim(self.work.connection_to(shard), shard_map, shard)
+        if isinstance(statement, Select):
+            # Also where rows are locked: only what the shard owns is held, and more may arrive.
             leaves = [leaf for block in footprint.blocks for leaf in block.leaves]
-            guarded = statement.where(self._guard(shard_map, shard, leaves))
-            return self.work.run(state, guarded, shard)
-        self._claim(self.work.connection_to(shard), shard_map, shard)
+            statement = statement.where(self._guard(shard_map, shard, leaves))
         return self.work.run(state, statement, shard)
 
     def run_text(self, state: ORMExecuteState, shard: str) -> Result[Any]:
