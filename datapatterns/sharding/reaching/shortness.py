@@ -2,7 +2,7 @@
 
 from datapatterns.errors import PartialAnswerError
 from datapatterns.sharding.scatter.scatter_plan import ScatterPlan
-from datapatterns.sharding.scatter.selected import AnySelect
+from datapatterns.sharding.scatter.selected import AnySelect, distinct_on_of
 
 
 def refuse_wrong_answers(statement: AnySelect, plan: ScatterPlan) -> None:
@@ -28,5 +28,5 @@ def refuse_wrong_answers(statement: AnySelect, plan: ScatterPlan) -> None:
         raise PartialAnswerError(
             "the first rows in an order", "bound what is ordered by with WHERE instead of a LIMIT"
         )
-    if statement._distinct_on:  # noqa: SLF001 -- there is no public name
+    if distinct_on_of(statement):
         raise PartialAnswerError("the first row of each DISTINCT ON", "select all rows")

@@ -48,12 +48,18 @@ def insert_keys(
     Raises:
         ShardKeyChangedError: Its ON CONFLICT would change a key.
         ShardKeyError: A row has none, or one of a wrong type.
-        UnroutableStatementError: It inserts what another statement selects.
+        UnroutableStatementError: It inserts what another statement selects, or has parameters
+            beside the VALUES of several rows.
     """
     if statement.select is not None or statement._independent_ctes:  # noqa: SLF001
         raise UnroutableStatementError(
             "the rows of an INSERT .. SELECT are not known before it runs",
             "insert values, or work on one shard with ShardCluster.connect()",
+        )
+    if statement._multi_values and any(parameters):  # noqa: SLF001
+        # Of a class, SQLAlchemy leaves them out; of a table it does not.
+        raise UnroutableStatementError(
+            "parameters beside the VALUES of several rows", "write their values into the rows"
         )
     names = _names(leaf, mapper)
     conflict = statement._post_values_clause  # noqa: SLF001 -- there is no public name
@@ -66,11 +72,11 @@ def insert_keys(
     replaced = (
         conflict.update_values_to_set.values() if isinstance(conflict, OnConflictDoUpdate) else ()
     )
-    written = chain(replaced, *(row.values() for row in rows))
+    written = chain(replaced, *(row.values() for row, _ in rows))
     for part in (statement, conflict, *written):
         if isinstance(part, ClauseElement):
             refuse_subqueries(part)
-    keys = (_key_value(row, names, group.name) for row in rows)
+    keys = (_key_value(row, names, group.name, passed) for row, passed in rows)
     return [group.stored_key(key, leaf.table.c[leaf.shard_key.column]) for key in keys]
 
 
@@ -203,31 +209,36 @@ def _outside_selects(element: ClauseElement) -> Iterator[ClauseElement]:
             yield from _outside_selects(child)
 
 
-def _inserted(statement: Insert, parameters: Sequence[Parameters]) -> Iterator[Mapping[str, Any]]:
-    """Yield what each row is given, by the names of columns or attributes."""
+def _inserted(
+    statement: Insert, parameters: Sequence[Parameters]
+) -> Iterator[tuple[Mapping[str, Any], Parameters]]:
+    """Yield what each row is given, by the names of columns or attributes, and its parameters."""
     constant = _named(statement._values or {})  # noqa: SLF001 -- there is no public name
     several: Any = statement._multi_values  # noqa: SLF001 -- there is no public name
     if several:
         for row in chain.from_iterable(several):
             by_name = row if isinstance(row, Mapping) else dict(zip(statement.table.c, row))  # noqa: B905 -- a short row leaves columns out
-            yield _named(by_name)
+            yield _named(by_name), {}
     elif parameters:
-        yield from ({**constant, **row} for row in parameters)
+        yield from (({**constant, **row}, row) for row in parameters)
     else:
-        yield constant
+        yield constant, {}
 
 
 def _named(values: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(getattr(column, "key", column)): value for column, value in values.items()}
 
 
-def _key_value(row: Mapping[str, Any], names: frozenset[str], group: str) -> object:
+def _key_value(
+    row: Mapping[str, Any], names: frozenset[str], group: str, passed: Parameters | None = None
+) -> object:
     given = [row[name] for name in names if name in row]
     if len(given) != 1:
         raise ShardKeyError(group, f"a row has no value for {sorted(names)}; give it one")
     (value,) = given
     if isinstance(value, BindParameter) and is_plain_key_type(value.type):
-        return value.effective_value
+        # What is passed with the statement prevails over what the parameter was made with.
+        return (passed or {}).get(value.key, value.effective_value)
     if isinstance(value, ClauseElement):
         raise ShardKeyError(group, "it is computed by the server; pass its value")
     return value

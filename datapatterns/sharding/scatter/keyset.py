@@ -4,7 +4,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from sqlalchemy import Column, ColumnElement, Connection, Join, Row, Select, and_, literal, or_
+from sqlalchemy import (
+    Alias,
+    Column,
+    ColumnElement,
+    Connection,
+    Float,
+    Interval,
+    Join,
+    Row,
+    Select,
+    Table,
+    and_,
+    literal,
+    or_,
+)
+from sqlalchemy import cast as sql_cast
 from sqlalchemy import tuple_ as row_of
 from sqlalchemy.dialects.postgresql import dialect
 from sqlalchemy.orm import Session
@@ -14,7 +29,13 @@ from datapatterns.errors import PageCursorError, UnmergeableQueryError
 from datapatterns.sharding.scatter.answering import as_result
 from datapatterns.sharding.scatter.mergeable import sort_expression
 from datapatterns.sharding.scatter.page_cursors import cursor_of, values_of
-from datapatterns.sharding.scatter.selected import AnySelect
+from datapatterns.sharding.scatter.selected import (
+    AnySelect,
+    aggregates_in,
+    selected_columns,
+    windows_in,
+)
+from datapatterns.sharding.scatter.value_types import arrives_exactly
 
 Columns = TypeVar("Columns", bound=tuple[Any, ...])
 
@@ -63,7 +84,7 @@ class Keyset(Generic[Columns]):
         found = session.execute(self.statement).all()
         ends = [tuple(row[self._width :]) for row in found[self.size - 1 :]]
         has_more = len(found) > self.size
-        if has_more and ends[0] == ends[1]:
+        if has_more and all(map(_are_equal, *ends)):
             raise PageCursorError("several rows agree in all that orders its pages")
         rows = as_result(self._asked, [row[: self._width] for row in found[: self.size]]).all()
         return KeysetPage(rows, cursor_of(self._order, ends[0]) if has_more else None)
@@ -124,17 +145,35 @@ def _refuse_bounds(statement: AnySelect) -> None:
         "FETCH": statement._fetch_clause is not None,  # noqa: SLF001 -- nor for this
         "DISTINCT": statement._distinct,  # noqa: SLF001 -- nor for this
         "GROUP BY": statement._group_by_clauses,  # noqa: SLF001 -- nor for this
+        "HAVING": statement._having_criteria,  # noqa: SLF001 -- nor for this
     }
     for clause, is_there in present.items():
         if is_there:
             raise UnmergeableQueryError(f"{clause} of a page", "leave it out of what is paged")
+    for column in selected_columns(statement):
+        # After the first page they would not see the rows before it.
+        if windows_in(column) or aggregates_in(column):
+            raise UnmergeableQueryError(
+                "a window function or aggregate of a page", "compute it in a subquery"
+            )
 
 
 def _checked(expression: object) -> Column[Any]:
     if not isinstance(expression, Column) or expression.nullable is not False:
         # A comparison with NULL is never true: its rows would be on no page but the first.
         raise PageCursorError(f"{expression} orders its pages, which is no NOT NULL column")
+    used = expression.table
+    if not isinstance(used.element if isinstance(used, Alias) else used, Table):
+        raise PageCursorError(f"{expression} orders its pages, which a subquery may leave out")
+    if isinstance(expression.type, Interval) or not arrives_exactly(expression):
+        # To Python a year has 365 days, to PostgreSQL 360; what is rounded begins elsewhere.
+        raise PageCursorError(f"{expression} orders its pages, which Python does not get exactly")
     return expression
+
+
+def _are_equal(one: object, other: object) -> bool:
+    """Return whether PostgreSQL takes two values of a column for equal, NaN and NaN too."""
+    return one == other or (one != one and other != other)  # noqa: PLR0124 -- NaN is not
 
 
 def _refuse_missing(statement: AnySelect, columns: Sequence[Column[Any]]) -> None:
@@ -159,7 +198,7 @@ def _behind(
     columns: Sequence[Column[Any]], descending: Sequence[bool], values: Sequence[Any]
 ) -> ColumnElement[bool]:
     """Return the condition of rows that come after those with ``values``."""
-    bound = [literal(value, column.type) for column, value in zip(columns, values, strict=True)]
+    bound = [_bound(column, value) for column, value in zip(columns, values, strict=True)]
     if len(set(descending)) == 1:
         mine, theirs = row_of(*columns), row_of(*bound)
         return mine < theirs if descending[0] else mine > theirs
@@ -171,3 +210,9 @@ def _behind(
     # The first column by itself, which an index can serve.
     first = columns[0] <= bound[0] if descending[0] else columns[0] >= bound[0]
     return and_(first, or_(*steps))
+
+
+def _bound(column: Column[Any], value: object) -> ColumnElement[Any]:
+    sent = literal(value, column.type)
+    # Else the column would be compared as a float of more digits, which it does not equal.
+    return sql_cast(sent, column.type) if isinstance(column.type, Float) else sent

@@ -29,7 +29,13 @@ from datapatterns.sharding.scatter.ordering import OrderKey
 from datapatterns.sharding.scatter.ranking import can_be_ranked
 from datapatterns.sharding.scatter.refusals import AGGREGATES, name_of
 from datapatterns.sharding.scatter.selected import unlabelled
-from datapatterns.sharding.scatter.value_types import SUMMABLE, TEXTS, is_orderable
+from datapatterns.sharding.scatter.value_types import (
+    SUMMABLE,
+    TEXTS,
+    contains_floats,
+    is_orderable,
+    is_told_apart_by_bytes,
+)
 
 AggregateName: TypeAlias = Aggregate | Literal["avg"]
 
@@ -128,9 +134,10 @@ def aggregate_call(column: ColumnElement[Any]) -> AggregateCall | None:
 
 
 def _check_argument(name: AggregateName, argument: ColumnElement[Any]) -> None:
-    if name in ("sum", "avg") and type(argument.type) not in SUMMABLE:
+    exact = type(argument.type) in SUMMABLE and not contains_floats(argument)
+    if name in ("sum", "avg") and not exact:
         raise UnmergeableQueryError(f"{name}() of {type(argument.type).__name__}", "cast it")
-    if name in ("min", "max") and not is_orderable(argument.type):
+    if name in ("min", "max") and not is_orderable(argument):
         raise UnmergeableQueryError(
             f"{name}() of {type(argument.type).__name__}", "cast it, or name the shard key"
         )
@@ -142,10 +149,11 @@ def check_identity(column: ColumnElement[Any], clause: str) -> None:
     Raises:
         UnmergeableQueryError: The column is of such a type.
     """
-    type_ = unlabelled(column).type
-    if type(type_) not in TEXTS and not is_orderable(type_):
+    expression = unlabelled(column)
+    if not is_told_apart_by_bytes(expression) and not is_orderable(expression):
         raise UnmergeableQueryError(
-            f"{clause} of {type(type_).__name__}", "cast it to a plain type, or name the shard key"
+            f"{clause} of {type(expression.type).__name__}",
+            "cast it to a plain type, or name the shard key",
         )
 
 
@@ -159,7 +167,7 @@ def order_key(sort: SortExpression, expression: ColumnElement[Any], position: in
         return sort.key(position, text=True)
     if can_be_ranked(expression):
         return replace(sort.key(position, text=False), ranked=True)
-    if not is_orderable(expression.type):
+    if not is_orderable(expression):
         raise UnmergeableQueryError(
             f"ORDER BY a {type(expression.type).__name__}",
             "cast it to a plain type, or name the shard key",

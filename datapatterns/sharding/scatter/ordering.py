@@ -102,9 +102,12 @@ def merged_chunks(
             break
         # Whatever is still to come from a source lies behind the last row that it has sent.
         bound = ordered_rows([held[number][-1] for number in unfinished], order)[0]
-        yield ordered_rows(
-            [row for rows in held.values() for row in _until(bound, rows, order)], order
-        )
+        rows = [row for rows in held.values() for row in _until(bound, rows, order)]
+        if not rows:  # or this would go on for ever
+            raise UnmergeableQueryError(
+                "rows that a shard orders otherwise than Python", "declare columns as they are"
+            )
+        yield ordered_rows(rows, order)
         held = {number: rows for number, rows in held.items() if rows}
     if held:
         yield ordered_rows([row for rows in held.values() for row in rows], order)

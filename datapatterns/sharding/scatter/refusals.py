@@ -13,7 +13,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import Subquery, Values
 
 from datapatterns.errors import UnmergeableQueryError
-from datapatterns.sharding.scatter.value_types import SUMMABLE
+from datapatterns.sharding.scatter.value_types import SUMMABLE, contains_floats
 
 # By name, for these names are PostgreSQL's; each is the same for a row wherever it lies.
 ROW_FUNCTIONS = frozenset((
@@ -53,6 +53,9 @@ def refuse_what_nobody_merges(statement: Select[*tuple[Any, ...]], *, whole_grou
     for clause, present in _clauses(statement):
         if present:
             raise UnmergeableQueryError(clause, "leave it out, or name the shard key")
+    for column in statement.selected_columns:
+        if getattr(column, "is_literal", False) and column.name == "*":
+            raise UnmergeableQueryError("a *", "select entities, or columns by their names")
     arguments = _arguments(statement)
     ordered = {id(inner) for part in visitors.iterate(statement) for inner in _ordered(part)}
     for part in visitors.iterate(statement):
@@ -132,7 +135,8 @@ def _check_order_of_rows(function: FunctionElement[Any], *, is_ordered: bool) ->
 def _check_exact(name: str, argument: ColumnElement[Any]) -> None:
     type_ = argument.type
     exact = SUMMABLE if name in SPREAD else _ADDABLE
-    if type(type_) not in exact or not getattr(type_, "asdecimal", True):
+    rounded = not getattr(type_, "asdecimal", True) or contains_floats(argument)
+    if type(type_) not in exact or rounded:
         # A sum of floats depends on the order of adding.
         raise UnmergeableQueryError(
             f"{name}() of {type(type_).__name__}",

@@ -156,7 +156,9 @@ def plan_scatter(
     whole_groups = holds_key(group_by)
     # A shard can finish a window function if it has all rows of each partition.
     whole_windows = all(holds_key(clauses_of(window.partition_by)) for window in windows)
-    aggregated = bool(group_by) or any(map(aggregates_in, _results(statement)))
+    aggregated = bool(group_by or statement._having_criteria) or any(  # noqa: SLF001
+        map(aggregates_in, _results(statement))
+    )
     finished = whole_windows and (whole_groups or not aggregated)
     refuse_what_nobody_merges(statement, whole_groups=finished)
     bounds = _bounds(statement, parameters, rows_max)

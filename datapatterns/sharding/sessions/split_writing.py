@@ -59,8 +59,15 @@ class SplitWriting:
             keys: The keys of the rows.
 
         Raises:
-            UnmergeableQueryError: The order of what is returned could not be told.
+            UnmergeableQueryError: The order of what is returned could not be told, or the rows
+                name different columns of a table.
         """
+        given = {frozenset(row) for row in all_sets(state)}
+        if not state.is_orm_statement and len(given) > 1:
+            # One database would take the columns of the first set for those of all.
+            raise UnmergeableQueryError(
+                "sets of parameters that name different columns", "let each name all of them"
+            )
         returns = bool(statement._returning)  # noqa: SLF001 -- there is no public name
         if isinstance(statement, Insert) and returns:
             if statement._post_values_clause is not None:  # noqa: SLF001
