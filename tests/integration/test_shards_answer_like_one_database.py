@@ -324,6 +324,6 @@ def test_a_star_is_refused(
     cluster: ShardCluster,
     target: Any,  # noqa: ANN401 -- a class or a table
 ) -> None:
-    statement = select(literal_column("*")).select_from(target)
+    statement: Select[*tuple[Any, ...]] = select(literal_column("*")).select_from(target)
     with cluster.session(scatter=True) as session, pytest.raises(UnmergeableQueryError):
         session.execute(statement)

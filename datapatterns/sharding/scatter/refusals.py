@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Function, Over, Select, WithinGroup, types
+from sqlalchemy import ColumnClause, ColumnElement, Function, Over, Select, WithinGroup, types
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.dialects.postgresql.ext import DistinctOnClause
@@ -53,9 +53,6 @@ def refuse_what_nobody_merges(statement: Select[*tuple[Any, ...]], *, whole_grou
     for clause, present in _clauses(statement):
         if present:
             raise UnmergeableQueryError(clause, "leave it out, or name the shard key")
-    for column in statement.selected_columns:
-        if getattr(column, "is_literal", False) and column.name == "*":
-            raise UnmergeableQueryError("a *", "select entities, or columns by their names")
     arguments = _arguments(statement)
     ordered = {id(inner) for part in visitors.iterate(statement) for inner in _ordered(part)}
     for part in visitors.iterate(statement):
@@ -83,6 +80,12 @@ def _clauses(statement: Select[*tuple[Any, ...]]) -> Iterator[tuple[str, object]
     yield "an extension of SELECT", any(part is not None for part in known)
     yield "a prefix or suffix", statement._prefixes or statement._suffixes  # noqa: SLF001
     yield "WITH", statement._independent_ctes  # noqa: SLF001
+    # Nobody says how many columns it has.
+    yield "a *", any(_is_star(column) for column in statement.selected_columns)
+
+
+def _is_star(column: object) -> bool:
+    return isinstance(column, ColumnClause) and column.is_literal and column.name == "*"
 
 
 def _ordered(part: visitors.ExternallyTraversible) -> Iterator[object]:
