@@ -246,7 +246,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         with closing(Parts(self._access, lock_seconds=lock_seconds)) as parts:
             work = AtomicWork(self._access, parts)
             yield work
-            work.left_to_recovery = parts.commit()
+            work.left_to_recovery, work.token = parts.commit_and_tell()
 
     def recover(self, *, grace_seconds: float = 60.0, dry_run: bool = False) -> Recovered:
         """End the transactions over several shards whose process died; one round.
@@ -339,6 +339,9 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
             fan_out=self._fan_out,
             load=self.load,
         )
+
+    def _replica_engines(self) -> dict[str, list[Engine]]:
+        return self._opening.replica_engines()
 
     def _async_shards(self) -> "AsyncShards":
         return self._opening.for_asyncio(load=self.load)

@@ -58,7 +58,12 @@ class Opening:
         self, engines: Mapping[str, Engine], router: Router, *, asynchronous: bool = False
     ) -> Replicas:
         """Return what chooses replicas of shards that ``engines`` are of."""
-        found = {
+        found = self.replica_engines(asynchronous=asynchronous)
+        return Replicas(engines, found, router.maps, self.clock)
+
+    def replica_engines(self, *, asynchronous: bool = False) -> dict[str, list[Engine]]:
+        """Return engines for the replicas of each shard."""
+        return {
             shard_id: [
                 self._engine(
                     shard_id, url, Breaker(self.clock.monotonic), asynchronous=asynchronous
@@ -67,7 +72,6 @@ class Opening:
             ]
             for shard_id, urls in self.replica_urls.items()
         }
-        return Replicas(engines, found, router.maps, self.clock)
 
     def _engine(self, shard_id: str, url: URL, breaker: Breaker, *, asynchronous: bool) -> Engine:
         engine = shard_engine(

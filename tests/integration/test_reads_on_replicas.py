@@ -1,12 +1,16 @@
 """Reads on replicas: a session sees what it, or whoever gave it a token, has written."""
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
-from sqlalchemy import Engine, func, insert, select, text, update
+from sqlalchemy import URL, Engine, func, insert, select, text, update
 
-from datapatterns.errors import TokenError
-from datapatterns.sharding import Shard, ShardCluster, ShardSession, ShardToken
+from datapatterns.errors import ShardUnavailableError, TokenError
+from datapatterns.sharding import AllShards, Shard, ShardCluster, ShardSession, ShardToken
+from datapatterns.sharding.reaching.standbys import Standby, findings_about
 from datapatterns.testing import wait_until
 from tests.fixtures.shard_model import Basket, create_tables, households
 from tests.fixtures.standbys import Pair, replicated
@@ -192,6 +196,25 @@ def test_a_replica_that_is_away_is_done_without(pair: Pair) -> None:
                 assert is_replica(session)
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_replica_answers_while_its_primary_is_away_unless_the_map_has_changed(
+    pair: Pair, *, changed: bool
+) -> None:
+    """What may have arrived on the shard since, only the primary could tell."""
+    with pair.primary.begin() as conn:
+        change = text("UPDATE datapatterns.shard_group SET epoch = :epoch")
+        conn.execute(change, {"epoch": 2 if changed else 1})
+    caught_up(pair)
+    widowed = Shard("postgresql://[::1]:1/x", replicas=[pair.standby.url])
+    with (
+        ShardCluster(control=pair.primary.url, shards={"s0": widowed}, groups=[households]) as shop,
+        shop.session(replicas=True) as session,
+        pytest.raises(ShardUnavailableError) if changed else nullcontext(),
+    ):
+        assert is_replica(session)
+        assert session.scalars(EVERYTHING).all() == [1]
+
+
 def test_a_primary_is_no_replica(pair: Pair) -> None:
     twice = Shard(pair.primary.url, replicas=[pair.primary.url])
     with (
@@ -199,6 +222,111 @@ def test_a_primary_is_no_replica(pair: Pair) -> None:
         shop.session(replicas=True) as session,
     ):
         assert not is_replica(session)
+
+
+def test_a_block_over_several_shards_gives_a_token(cluster: ShardCluster, pair: Pair) -> None:
+    run(pair.standby, "SELECT pg_wal_replay_pause()")
+    with cluster.atomically() as work:
+        conn = work.connect(households, household_id=1)
+        conn.execute(update(Basket).where(Basket.household_id == 1).values(cents=11))
+        assert work.token == ShardToken()
+
+    with cluster.session(replicas=True, after=work.token) as session:
+        assert (is_replica(session), seen(session)) == (False, 11)
+    run(pair.standby, "SELECT pg_wal_replay_resume()")
+    caught_up(pair)
+    with cluster.session(replicas=True, after=work.token) as session:
+        assert (is_replica(session), seen(session)) == (True, 11)
+
+
+def test_so_does_a_block_on_asyncio(cluster: ShardCluster, pair: Pair) -> None:
+    async def write() -> ShardToken:
+        async with cluster_of(pair) as other:
+            async with other.async_atomically() as work:
+                conn = await work.connect(households, household_id=1)
+                await conn.execute(update(Basket).where(Basket.household_id == 1).values(cents=12))
+            return work.token
+
+    run(pair.standby, "SELECT pg_wal_replay_pause()")
+    token = asyncio.run(write())
+    with cluster.session(replicas=True, after=token) as session:
+        assert (is_replica(session), seen(session)) == (False, 12)
+
+
+def test_a_pinned_session_gives_a_token(cluster: ShardCluster, pair: Pair) -> None:
+    run(pair.standby, "SELECT pg_wal_replay_pause()")
+    with cluster.on(households, household_id=1) as pinned:
+        pinned.get_one(Basket, (1, 1)).cents = 13
+        with pinned.begin_nested():
+            pinned.get_one(Basket, (1, 1)).cents = 14
+        assert pinned.token == ShardToken()  # a savepoint is no commit
+        pinned.commit()
+        first = pinned.token
+        pinned.rollback()
+        pinned.get_one(Basket, (1, 1)).cents = 15
+        pinned.rollback()
+        assert pinned.token == first
+
+    with cluster.session(replicas=True, after=first) as session:
+        assert (is_replica(session), seen(session)) == (False, 14)
+    run(pair.standby, "SELECT pg_wal_replay_resume()")
+    caught_up(pair)
+    with cluster.session(replicas=True, after=first) as session:
+        assert (is_replica(session), seen(session)) == (True, 14)
+
+
+def test_where_there_is_no_replica_nobody_pays_for_a_token(pair: Pair) -> None:
+    with (
+        ShardCluster(
+            control=pair.primary.url, shards={"s0": pair.primary.url}, groups=[households]
+        ) as plain,
+        plain.on(households, household_id=1) as pinned,
+    ):
+        pinned.get_one(Basket, (1, 1)).cents = 16
+        pinned.commit()
+        assert pinned.token == ShardToken()
+
+
+def test_a_replica_that_breaks_is_lost_without_harm(cluster: ShardCluster, pair: Pair) -> None:
+    available = {"shard": AllShards(partial="allow")}
+    with cluster.session(replicas=True) as session:
+        assert is_replica(session)
+        run(
+            pair.standby,
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+        )
+        assert session.execute(select(Basket.id), execution_options=available).all() == []
+        assert session.missing_shards == ("s0",)
+        with pytest.raises(ShardUnavailableError):
+            session.execute(update(Basket).where(Basket.household_id == 1).values(cents=1))
+        session.rollback()
+        assert session.execute(select(Basket.id), execution_options=available).all() == [(1,)]
+
+
+def test_what_is_wrong_with_a_replica_is_found(cluster: ShardCluster, pair: Pair) -> None:
+    assert [each for each in cluster.check() if "replica" in each.problem] == []
+    run(pair.standby, "SELECT pg_wal_replay_pause()")
+    wrong: list[str | URL] = [pair.standby.url, pair.primary.url, "postgresql://[::1]:1/x"]
+    servers = Shard(pair.primary.url, replicas=wrong)
+    with ShardCluster(
+        control=pair.primary.url, shards={"s0": servers}, groups=[households]
+    ) as shop:
+        found = [str(each) for each in shop.check() if "replica" in each.problem]
+
+    assert len(found) == 3
+    assert "replica 1 was told not to replay" in found[0]
+    assert "replica 2 is no standby" in found[1]
+    assert "replica 3 could not be looked at" in found[2]
+
+
+def test_a_replica_that_sorts_otherwise_than_its_indexes_is_found() -> None:
+    odd = Standby(is_one=True, paused=False, collation_stored="2.28", collation_actual="2.36")
+
+    [finding] = findings_about("s0", 1, odd)
+
+    assert "by version 2.36" in finding.problem
+    assert [*findings_about("s0", 1, replace(odd, collation_actual="2.28"))] == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from datapatterns.sharding.atomic.committing import ATTEMPTED, Commit, Writer, d
 from datapatterns.sharding.atomic.waiting import is_as_prepared, prepare_for_others
 from datapatterns.sharding.reaching.circuits import connecting_within
 from datapatterns.sharding.reaching.time_limits import silence_limit
-from datapatterns.sharding.reaching.tokens import NEVER
+from datapatterns.sharding.reaching.tokens import NEVER, ShardToken
 from datapatterns.transactions import refuse_aborted
 
 Part = tuple[Connection, RootTransaction]
@@ -105,11 +105,12 @@ class Parts:
 
     def places(self, shards: Iterable[str]) -> dict[str, str]:
         """Return where the logs of shards are, after the commit."""
-        return {shard: _place(self._parts[shard][0]) for shard in shards if shard in self._parts}
+        return {shard: place_on(self._parts[shard][0]) for shard in shards if shard in self._parts}
 
     def lose(self, shard: str, error: ShardUnavailableError) -> None:
         """Go on without a shard on which nothing was done."""
         self._lost[shard] = error
+        self.on_replicas.discard(shard)
         if (part := self._parts.pop(shard, None)) is not None:
             # The session knows it still, and rolls it back in the end.
             self._left.append(part)
@@ -164,6 +165,20 @@ class Parts:
                 return access.fan_out.undisturbed(partial(commit.run, ordered), ATTEMPTED)
         return ()
 
+    def commit_and_tell(self) -> tuple[tuple[str, ...], ShardToken]:
+        """Do as `commit`; return also what a replica has to show to whoever comes after.
+
+        Raises:
+            MultiShardWriteError: Several shards were written to, and must not be.
+            Exception: What `Commit.run` raises.
+        """
+        shown = [shard for shard in sorted(self._parts) if self._access.replicas.has(shard)]
+        # Before, as nothing may fail when it has happened. What is claimed cannot move in between.
+        maps = self._access.router.maps() if shown else []
+        left = self.commit()
+        places = self.places(shown) | {shard: NEVER for shard in shown if shard in left}
+        return left, ShardToken(places, {each.group_id: each.epoch for each in maps})
+
     def close(self) -> None:
         """Give all connections back; what was not committed is rolled back."""
         parts, self._parts = [*self._parts.values(), *self._left], {}
@@ -212,8 +227,11 @@ class Parts:
         return found
 
 
-def _place(conn: Connection) -> str:
-    """Return where the log of a server is, on a connection whose transaction has ended."""
+def place_on(conn: Connection) -> str:
+    """Return where the log of a server is, on a connection whose transaction has ended.
+
+    Where that cannot be told, a place that only the primary has reached.
+    """
     driver: Any = None if conn.invalidated else conn.connection.dbapi_connection
     try:
         driver.autocommit = True

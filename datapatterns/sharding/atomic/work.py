@@ -12,6 +12,7 @@ from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.reaching.tokens import ShardToken
 from datapatterns.sharding.rekeying.row_moving import RowMove, RowMoving
 from datapatterns.sharding.strategies.strategy import Key
 
@@ -22,10 +23,12 @@ class AtomicWork:
     Attributes:
         left_to_recovery: After the commit: the shards that show it only when recovery has been
             there. It happens as certainly.
+        token: After the commit: what a replica has to show to whoever comes after, as for sessions.
     """
 
     def __init__(self, access: ShardAccess, parts: Parts) -> None:
         self.left_to_recovery: tuple[str, ...] = ()
+        self.token = ShardToken()
         self._access = access
         self._parts = parts
         self._claimed: set[tuple[int, int]] = set()

@@ -215,12 +215,13 @@ def _ask(
     engines: Mapping[str, Engine], fan_out: FanOut, ask: Callable[[Connection], T]
 ) -> dict[str, T | Exception]:
     answers = fan_out.answers(
-        {shard: partial(_asked, engine, shard, ask) for shard, engine in engines.items()}
+        {shard: partial(asked_now, engine, shard, ask) for shard, engine in engines.items()}
     )
     return {shard: answer.result() for shard, answer in answers.items()}
 
 
-def _asked(engine: Engine, shard: str, ask: Callable[[Connection], T]) -> T | Exception:
+def asked_now(engine: Engine, shard: str, ask: Callable[[Connection], T]) -> T | Exception:
+    """Return what a server says within two seconds, or why it does not."""
     try:
         with (
             connecting_within(_ASK_SECONDS),

@@ -1,5 +1,6 @@
 """The part of a cluster that tells how its shards are."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 from sqlalchemy import Engine
@@ -11,6 +12,7 @@ from datapatterns.sharding.reaching.health import (
     findings_of,
     health_of,
 )
+from datapatterns.sharding.reaching.standbys import replica_findings
 from datapatterns.sharding.reaching.threads import InThreadsOfShards
 
 
@@ -25,11 +27,21 @@ class WatchedCluster:
         """Return how each shard is, as this process sees it; takes two seconds if one is away."""
         return health_of(self.engines, self._breakers, self._fan_out)
 
+    @abstractmethod
+    def _replica_engines(self) -> dict[str, list[Engine]]: ...
+
     def check(self) -> list[ShardFinding]:
         """Return what about the shards' servers should be mended, with what mends it.
 
         Whether they can prepare transactions, sort text alike, and have forgotten none that is
-        prepared; and whether encodings, time zones and major versions agree. Ask before you use a
-        new server, and now and then: `datapatterns doctor` does so.
+        prepared; and whether encodings, time zones and major versions agree. Whether replicas
+        answer, are any, replay, and sort as their indexes do. Ask before you use a new server, and
+        now and then: `datapatterns doctor` does so with shards.
         """
-        return findings_of(self.engines, self._fan_out)
+        replicas = self._replica_engines()
+        try:
+            found = findings_of(self.engines, self._fan_out)
+            return [*found, *replica_findings(replicas, self._fan_out)]
+        finally:
+            for engine in (each for engines in replicas.values() for each in engines):
+                engine.dispose()

@@ -21,6 +21,7 @@ from datapatterns.sharding.atomic.work import AtomicWork
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.fan_out_async import to_the_end
 from datapatterns.sharding.maps.ownership import shard_errors
+from datapatterns.sharding.reaching.tokens import ShardToken
 from datapatterns.sharding.seeing.timing import count_statements
 from datapatterns.sharding.sessions.pinned_connection import keep_claimed
 from datapatterns.sharding.sessions.pinned_session import PinnedSession
@@ -55,6 +56,11 @@ class AsyncAtomicWork:
     def left_to_recovery(self) -> tuple[str, ...]:
         """After the commit: the shards that show it only when recovery has been there."""
         return self._work.left_to_recovery
+
+    @property
+    def token(self) -> ShardToken:
+        """After the commit: what a replica has to show to whoever comes after, as for sessions."""
+        return self._work.token
 
     async def connect(self, group: EntityGroup, **key: Key) -> AsyncConnection:
         """Return a connection to the shard of one key, in this transaction.
@@ -121,7 +127,7 @@ class AsyncShards:
         work = AtomicWork(self.access, parts)
         try:
             yield AsyncAtomicWork(work)
-            work.left_to_recovery = await greenlet_spawn(parts.commit)
+            work.left_to_recovery, work.token = await greenlet_spawn(parts.commit_and_tell)
         finally:
             await to_the_end(parts.close)
 

@@ -22,8 +22,10 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import ScatterRefusedError, ShardKeyError, UnroutableStatementError
 from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.atomic.parts import place_on
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.ownership import claim_buckets
+from datapatterns.sharding.reaching.tokens import ShardToken
 from datapatterns.sharding.routing.footprint import Footprint, footprint_of, leaf_of
 from datapatterns.sharding.routing.instances import declared_key, key_of
 from datapatterns.sharding.routing.key_conditions import Parameters
@@ -52,6 +54,9 @@ class PinnedSession(Session):
         self._bucket = self._shard_map.strategy.bucket(key)
         self.shard_id = self._shard_map.shard_of(key)
         self._flushed = TimedFlush(access.load)
+        self._begun_on: Connection | None = None
+        self.token = ShardToken()
+        """What a replica has to show to whoever comes after this session, as of `ShardSession`."""
         super().__init__(**{**options, "bind": access.engines[self.shard_id]})
 
     def connection(self, *args: Any, **named: Any) -> Connection:  # noqa: ANN401 -- as in Session
@@ -189,6 +194,17 @@ class PinnedSession(Session):
                 claim_buckets(
                     connection, self._shard_map, (self._bucket,), schema=self._access.schema
                 )
+            self._begun_on = connection
+
+    def _committed(self) -> None:
+        if self._begun_on is None or self.in_nested_transaction():
+            return
+        if self._access.replicas.has(self.shard_id):
+            # What is claimed cannot have moved since the map of its claim.
+            epochs = {self._shard_map.group_id: self._shard_map.epoch}
+            places = {self.shard_id: place_on(self._begun_on)}
+            self.token = self.token.with_all_of(ShardToken(places, epochs))
+        self._begun_on = None
 
     def _foreign(self, key: Key | None) -> ShardKeyError:
         found = "another group" if key is None else f"key {key!r}"
@@ -205,6 +221,11 @@ def _on_execute(state: ORMExecuteState) -> Result[Any] | None:
 @event.listens_for(PinnedSession, "after_begin")
 def _on_begin(session: Session, _transaction: object, connection: Connection) -> None:
     cast("PinnedSession", session)._begun(connection)  # noqa: SLF001 -- of this module
+
+
+@event.listens_for(PinnedSession, "after_commit")
+def _on_commit(session: Session) -> None:
+    cast("PinnedSession", session)._committed()  # noqa: SLF001 -- of this module
 
 
 def _sets(state: ORMExecuteState) -> Sequence[Parameters]:
