@@ -4,12 +4,13 @@ A PostgreSQL server stands for it. Where ours would let pass what Citus refuses,
 statements; foreign keys are enforced on it as they are on the nodes of Citus.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from re import search
 
 import pytest
-from sqlalchemy import URL, delete, event, func, select, text, update
+from sqlalchemy import URL, create_engine, delete, event, func, make_url, select, text, update
 
 from datapatterns.errors import (
     CitusTransactionError,
@@ -17,11 +18,15 @@ from datapatterns.errors import (
     MoveBlockedError,
     MoveMismatchError,
     MoveRefusedError,
+    StaleShardMapError,
 )
+from datapatterns.migrations import Migrations
 from datapatterns.sharding import CitusShard, MoveProgress, ShardCluster
+from datapatterns.sharding.citus import receiving
+from datapatterns.sharding.moving import cutting
 from tests.fixtures.citus_stub import distribute
 from tests.fixtures.moving import bucket_rows, keys_in, put, states_of
-from tests.fixtures.shard_model import Basket, Line, create_tables, households
+from tests.fixtures.shard_model import Base, Basket, Line, create_tables, households
 
 pytestmark = pytest.mark.postgres
 
@@ -31,7 +36,11 @@ KEY = keys_in(BUCKET, 1)[0]
 
 @contextmanager
 def grown(
-    urls: list[URL], *, citus: tuple[str, ...] = ("big",), level: str | None = None
+    urls: list[URL],
+    *,
+    citus: tuple[str, ...] = ("big",),
+    level: str | None = None,
+    believe: Callable[[str | URL, str], None] = distribute,
 ) -> Iterator[ShardCluster]:
     """A cluster of a plain shard with all buckets, to which coordinators have been added."""
     for url in urls[: 1 + len(citus)]:
@@ -48,7 +57,7 @@ def grown(
         engine_options=options,
     ) as cluster:
         for name in citus:
-            distribute(coordinators[name].coordinator, cluster.citus_ddl())
+            believe(coordinators[name].coordinator, cluster.citus_ddl())
             cluster.add_shard(name)
         yield cluster
 
@@ -59,6 +68,14 @@ def cluster(shard_urls: list[URL]) -> Iterator[ShardCluster]:
         put(cluster, KEY, lines=3)
         put(cluster, KEY + 1, lines=2)
         yield cluster
+
+
+def run_on_citus(url: str | URL, ddl: str) -> None:
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as conn:
+        for line in ddl.splitlines():
+            conn.exec_driver_sql(line, execution_options={"no_parameters": True})
+    engine.dispose()
 
 
 @contextmanager
@@ -213,6 +230,9 @@ def test_nothing_leaves_a_coordinator(cluster: ShardCluster) -> None:
 
     assert cluster.moves() == []
     assert states_of(cluster, BUCKET) == {"s0": "cleaned", "big": "owned"}
+    with cluster.engines["s0"].connect() as conn:  # the control database
+        known = text("SELECT state FROM datapatterns.shard WHERE shard_id = 'big'")
+        assert conn.scalar(known) == "active"
 
 
 def test_foreign_keys_that_no_order_satisfies_are_refused(cluster: ShardCluster) -> None:
@@ -351,3 +371,98 @@ def test_two_coordinators_take_part_in_no_transaction(shard_urls: list[URL]) -> 
 
         with cluster.session(scatter=True) as session:
             assert session.scalars(select(Basket.cents)).all() == [None, None]
+
+
+def test_what_goes_on_the_nodes_before_the_cut_is_found_in_it(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where others are compared before, and in the cut only what was seen to change."""
+
+    def vanish(name: str) -> None:
+        if name == "move.drained":
+            with cluster.engines["big"].begin() as conn:
+                conn.execute(text("DELETE FROM line"))
+
+    monkeypatch.setattr(cutting, "ROWS_COMPARED_AT_ONCE", 0)
+    monkeypatch.setattr(cutting, "failpoint", vanish)
+
+    with pytest.raises(MoveMismatchError):
+        move(cluster)
+
+    assert states_of(cluster, BUCKET) == {"s0": "owned", "big": "cleaned"}
+
+
+def test_a_coordinator_answers_only_for_what_it_owns(cluster: ShardCluster) -> None:
+    move(cluster)
+    mine = select(Basket.id).where(Basket.household_id == KEY)
+    every = select(func.count()).select_from(Basket)
+    with cluster.session(scatter=True) as session:
+        assert (session.scalar(mine), session.scalar(every)) == (1, 2)
+    with cluster.engines["big"].begin() as conn:  # as after a restore
+        conn.execute(text("UPDATE datapatterns.bucket SET state = 'incoming'"))
+
+    for statement, options in (
+        (mine, {}),
+        (every, {}),
+        (every, {"shard": "big"}),
+        (mine.with_for_update(), {}),
+    ):
+        with cluster.session(scatter=True) as session, pytest.raises(StaleShardMapError):
+            session.scalar(statement, execution_options=options)
+
+
+def test_more_rows_than_one_statement_names_come_and_go(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiving, "KEYS_AT_ONCE", 2)
+    monkeypatch.setattr(receiving, "IMAGES_AT_ONCE", 3)
+    for basket in range(2, 7):
+        put(cluster, KEY, basket=basket, lines=2)
+
+    def change() -> None:
+        with cluster.connect(households, household_id=KEY) as conn, conn.begin():
+            for statement in (
+                "UPDATE basket SET code = E'tab\\t, \\\\N and ''' WHERE household_id = :key",
+                "DELETE FROM line WHERE household_id = :key AND basket_id > 3",
+                "DELETE FROM basket WHERE household_id = :key AND id > 3",
+                "UPDATE line SET quantity = 5 WHERE household_id = :key",
+            ):
+                conn.execute(text(statement), {"key": KEY})
+
+    while_copying(cluster, change)
+
+    assert bucket_rows(cluster, "big", BUCKET) == (3, 7)
+    with cluster.session() as session:
+        third = session.get_one(Basket, (KEY, 3))
+        assert (third.code, third.cents) == ("tab\t, \\N and '", None)
+
+
+@pytest.mark.skipif("CITUS_URL" not in os.environ, reason="CITUS_URL names no Citus coordinator")
+def test_a_real_citus_takes_buckets_while_they_are_written(shard_urls: list[URL]) -> None:
+    url = make_url(os.environ["CITUS_URL"]).set(drivername="postgresql+psycopg")
+    Migrations({"citus": url}).upgrade()
+    try:
+        with grown([shard_urls[0], url], believe=run_on_citus) as cluster:
+            put(cluster, KEY, lines=3)
+            put(cluster, KEY + 1, lines=2)
+
+            def change() -> None:
+                with cluster.session() as session, session.begin():
+                    session.get_one(Basket, (KEY, 1)).cents = 9
+                    session.execute(delete(Line).where(Line.household_id == KEY, Line.number == 0))
+
+            while_copying(cluster, change)
+
+            assert cluster.check_citus(coordinator=url) == ()
+            assert states_of(cluster, BUCKET) == {"s0": "cleaned", "big": "owned"}
+            with cluster.session(scatter=True) as session:
+                assert session.scalar(select(func.count()).select_from(Line)) == 4
+            with cluster.session(atomic=True) as session, session.begin():
+                for key in (KEY + 1, KEY):
+                    session.get_one(Basket, (key, 1)).cents = 5
+            with cluster.session(scatter=True) as session:
+                assert session.scalars(select(Basket.cents)).all() == [5, 5]
+    finally:
+        engine = create_engine(url)
+        Base.metadata.drop_all(engine)
+        engine.dispose()
