@@ -5,7 +5,7 @@ import click
 from datapatterns_cli import shards_citus, shards_migrating
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.shards_broadcast import broadcast
-from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster
+from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster, shown_key
 from datapatterns_cli.shards_linting import lint
 from datapatterns_cli.shards_mapping import assign, merge, pin, split, unpin
 from datapatterns_cli.shards_moving import COMMANDS as MOVING
@@ -20,6 +20,7 @@ def shards() -> None:
     \b
       datapatterns shards list --cluster shop.data:cluster
       datapatterns shards route household 42 --cluster shop.data:cluster
+      datapatterns shards route tenant eu 7 --cluster shop.data:cluster
       datapatterns shards stats --cluster shop.data:cluster
       datapatterns shards hot-keys household --cluster shop.data:cluster
       datapatterns shards plan household --cluster shop.data:cluster
@@ -68,25 +69,27 @@ def list_shards(invocation: Invocation, where: str) -> None:
 
 @shards.command(cls=Command)
 @click.argument("group")
-@click.argument("key")
+@click.argument("key", nargs=-1, required=True)
 @cluster_option
 @pass_invocation
-def route(invocation: Invocation, where: str, group: str, key: str) -> None:
+def route(invocation: Invocation, where: str, group: str, key: tuple[str, ...]) -> None:
     """Tell which bucket and which shard hold the rows of one key.
 
-    GROUP is the name of an entity group; KEY is a number, a text or a UUID, as the group has them.
+    GROUP is the name of an entity group; KEY is a number, a text or a UUID, as the group has them:
+    one for each column of the key.
 
     \b
       datapatterns shards route household 42 --cluster shop.data:cluster
+      datapatterns shards route tenant eu 7 --cluster shop.data:cluster
     """  # noqa: D301
     with load_cluster(where) as cluster:
         found = group_of(cluster, group)
         shard_map = cluster.router.map_of(found)
-        wanted = found.parsed_key(key)
+        wanted = found.parsed_key(*key)
         invocation.output.values(
             {
                 "group": found.name,
-                "key": wanted if isinstance(wanted, int) else str(wanted),
+                "key": shown_key(wanted),
                 "bucket": shard_map.strategy.bucket(wanted),
                 "shard": shard_map.shard_of(wanted),
             }

@@ -7,7 +7,7 @@ import click
 from datapatterns_cli.named_objects import bad_option, load_object
 
 if TYPE_CHECKING:
-    from datapatterns.sharding import EntityGroup, ShardCluster
+    from datapatterns.sharding import EntityGroup, Key, ShardCluster
 
 cluster_option = click.option(
     "--cluster",
@@ -47,3 +47,10 @@ def group_of(cluster: "ShardCluster", name: str) -> "EntityGroup":
     if name not in found:
         raise bad_option(f"there is no group {name!r}; there are {', '.join(found)}", "GROUP")
     return found[name]
+
+
+def shown_key(key: "Key") -> object:
+    """Return a key for output: a number or a text, or a list of both parts."""
+    if isinstance(key, tuple):
+        return [shown_key(part) for part in key]
+    return key if isinstance(key, int) else str(key)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
-from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster
+from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster, shown_key
 from datapatterns_cli.shared_options import Command
 
 if TYPE_CHECKING:
-    from datapatterns.sharding import EntityGroup, Key, MapChange, ShardCluster
+    from datapatterns.sharding import EntityGroup, MapChange, ShardCluster
 
 
 def _options(function: Callable[..., None]) -> Callable[..., None]:
@@ -139,7 +139,7 @@ def _change(
         {
             "group": done.group,
             "change": done.kind,
-            "key": _shown(done.key),
+            "key": shown_key(done.key),
             "from_bucket": done.losing,
             "to_bucket": done.gaining,
             "shard": done.shard,
@@ -149,7 +149,3 @@ def _change(
     )
     if not done.changed:
         invocation.output.note("it was so already")
-
-
-def _shown(key: "Key") -> int | str:
-    return key if isinstance(key, int) else str(key)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
-from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster
+from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster, shown_key
 from datapatterns_cli.shared_options import Command
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _per_bucket(found: "Sequence[ShardStats]") -> list[dict[str, Any]]:
 def _hot(keys: "Sequence[HotKey]") -> list[dict[str, Any]]:
     return [
         {
-            "key": key.key if isinstance(key.key, int) else str(key.key),
+            "key": shown_key(key.key),
             "shard": key.shard,
             "bucket": key.bucket,
             "hits_min": key.hits_min,

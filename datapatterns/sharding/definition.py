@@ -5,65 +5,37 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Literal, TypeAlias
-from uuid import UUID
+from typing import Any, TypeAlias
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    ColumnElement,
-    Integer,
-    SmallInteger,
-    String,
-    Table,
-    Text,
-    Unicode,
-    UnicodeText,
-    Uuid,
-    inspect,
-    type_coerce,
-)
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import BigInteger, Column, ColumnElement, Table, Uuid, inspect, type_coerce
 from sqlalchemy.orm import Mapper
-from sqlalchemy.types import BIGINT, INTEGER, SMALLINT, TEXT, VARCHAR, NullType, TypeEngine
-from sqlalchemy.types import UUID as SQL_UUID
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from datapatterns.errors import ShardedTableError, ShardKeyError
-from datapatterns.sharding.strategies import (
-    Directory,
-    Hash,
-    Key,
-    ListMap,
-    Modulo,
-    Range,
-    ShardingStrategy,
+from datapatterns.sharding.key_types import (
+    COLUMN_TYPES,
+    PYTHON_TYPES,
+    KeyTypeName,
+    SqlKeyType,
+    checked_part,
+    is_plain_key_type,
+    key_type_name,
+    parsed_part,
+    written_parts,
 )
-from datapatterns.sharding.strategies.stored import final_part, range_of
+from datapatterns.sharding.placeable import check_strategy
+from datapatterns.sharding.strategies import Hash, Key, KeyPart, ShardingStrategy
+from datapatterns.sharding.strategies.stored import final_part
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
-KeyTypeName: TypeAlias = Literal["bigint", "text", "uuid"]
+KeyColumns: TypeAlias = ColumnElement[Any] | tuple[ColumnElement[Any], ColumnElement[Any]]
+"""The column that holds the key of a row, or both."""
 
-_PYTHON_TYPES: dict[KeyTypeName, type[Key]] = {"bigint": int, "text": str, "uuid": UUID}
-# Exactly these classes: a subclass may compare otherwise (citext) or change values on their way.
-_COLUMN_TYPES: dict[KeyTypeName, frozenset[type[TypeEngine[Any]]]] = {
-    "bigint": frozenset((SmallInteger, Integer, BigInteger, SMALLINT, INTEGER, BIGINT)),
-    "text": frozenset((String, Text, Unicode, UnicodeText, VARCHAR, TEXT)),
-    "uuid": frozenset((Uuid, SQL_UUID, postgresql.UUID)),
-}
-_PLAIN_TYPES = frozenset[type[TypeEngine[Any]]]((NullType,)).union(*_COLUMN_TYPES.values())
 _GROUP_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_PARTS = 2
 
 INFO_KEY = "shard"
 """Where a `Table` that no class is mapped to carries its `ShardKey`: in ``Table.info``."""
-
-
-def is_plain_key_type(type_: TypeEngine[Any]) -> bool:
-    """Return whether parameters of ``type_`` reach the server as keys, and compare as those do.
-
-    Others may send another value, or have the server compare as citext or fractions compare.
-    """
-    sent = type_._variant_mapping.get("postgresql", type_)  # noqa: SLF001 -- there is no public name
-    return type(sent) in _PLAIN_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,54 +49,33 @@ class EntityGroup:
         name: What the stored map is found by.
         strategy: Which bucket holds a key when the map is created. From then on the map knows, in
             which ranges are split and merged, keys are listed, assigned and pinned.
-        key: The SQL type of the key: `BigInteger`, `Text` or `Uuid`.
+        key: The SQL type of the key: `BigInteger`, `Text` or `Uuid`; for `Composite`, a pair of
+            them.
     """
 
     name: str
     strategy: ShardingStrategy = field(default_factory=Hash)
-    key: type[BigInteger | Text | Uuid[UUID]] = BigInteger
+    key: SqlKeyType | tuple[SqlKeyType, SqlKeyType] = BigInteger
     _keys: "list[ShardKey]" = field(default_factory=list, init=False, repr=False, compare=False)
+    key_types: tuple[KeyTypeName, ...] = field(init=False, repr=False, compare=False)
+    """The types of the key's columns by their names in PostgreSQL."""
 
     def __post_init__(self) -> None:
         if not _GROUP_NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r} cannot name a group; use a-z, 0-9 and _")
-        if self.key not in (BigInteger, Text, Uuid):
-            raise ValueError("a shard key is BigInteger, Text or Uuid")
-        self._check_strategy()
-
-    def _check_strategy(self) -> None:
-        name = type(self.strategy).__name__
-        if not isinstance(self.strategy, Hash | Modulo | Range | ListMap | Directory):
-            raise ValueError(  # noqa: TRY004 -- as the other refusals
-                f"rows of one key column cannot be placed by {name}; use Hash, Range, ListMap,"
-                " Directory or Modulo"
-            )
-        if isinstance(self.strategy, Directory) and isinstance(
-            self.strategy.default, ListMap | Directory
-        ):
-            raise ValueError(  # noqa: TRY004 -- as the other refusals
-                "a directory over a list or another directory would be two lists of keys; put all"
-                " of them into one"
-            )
-        ranges = range_of(self.strategy)
-        if ranges is not None and "" in ranges.bounds:
-            raise ValueError("nothing lies below the empty text; let it be no bound")
-        placed = self.strategy.key_type
-        if placed is not None and placed is not _PYTHON_TYPES[self.key_type]:
-            raise ValueError(
-                f"{name} places keys of {placed.__name__}, group {self.name!r} has {self.key_type}"
-                " keys; let both agree"
-            )
+        types = self.key if isinstance(self.key, tuple) else (self.key,)
+        object.__setattr__(self, "key_types", tuple(map(key_type_name, types)))
+        check_strategy(self.name, self.strategy, self.key_types)
 
     @property
-    def key_type(self) -> KeyTypeName:
-        """Return the key's type by its name in PostgreSQL."""
-        return "bigint" if self.key is BigInteger else "text" if self.key is Text else "uuid"
+    def key_type(self) -> str:
+        """Return the key's type by its name in PostgreSQL; the types of both columns, if two."""
+        return ",".join(self.key_types)
 
     @property
-    def python_type(self) -> type[Key]:
-        """Return the type of the keys in Python."""
-        return _PYTHON_TYPES[self.key_type]
+    def python_type(self) -> type[KeyPart]:
+        """Return the type of the keys in Python; if they are two columns, of the first."""
+        return PYTHON_TYPES[self.key_types[0]]
 
     @property
     def fingerprint(self) -> str:
@@ -132,14 +83,21 @@ class EntityGroup:
         declared = f"{self.strategy.kind}/{self.key_type}/{final_part(self.strategy)}"
         return sha256(declared.encode()).hexdigest()
 
-    def by(self, column: str, *, scatter: bool = False) -> "ShardKey":
-        """Return what a mapped class says as ``__shard__``: this column holds the key.
+    def by(self, *columns: str, scatter: bool = False) -> "ShardKey":
+        """Return what a mapped class says as ``__shard__``: these columns hold the key.
 
         Args:
-            column: Its name in the table.
+            columns: Their names in the table, one for each part of the key.
             scatter: Whether reads that name no key may go to all shards without being told to.
+
+        Raises:
+            ValueError: The key has more parts, or fewer.
         """
-        key = ShardKey(self, column, scatter=scatter)
+        if len({*columns}) != len(self.key_types) or len(columns) != len(self.key_types):
+            raise ValueError(
+                f"keys of group {self.name!r} are {self.key_type}; name a column for each"
+            )
+        key = ShardKey(self, columns, scatter=scatter)
         self._keys.append(key)
         return key
 
@@ -152,57 +110,83 @@ class EntityGroup:
         Raises:
             ShardKeyError: It is of another type, or no ``bigint`` can hold it.
         """
-        expected = _PYTHON_TYPES[self.key_type]
-        if not isinstance(key, expected) or isinstance(key, bool):
+        types = self.key_types
+        if len(types) == 1:
+            return checked_part(self.name, key, PYTHON_TYPES[types[0]])
+        if not isinstance(key, tuple) or len(key) != _PARTS:
             raise ShardKeyError(
-                self.name, f"{type(key).__name__} where {expected.__name__} is needed; convert it"
+                self.name, f"{key!r} has not two parts; pass both ({self.key_type}), as a tuple"
             )
-        if isinstance(key, int) and not -(2**63) <= key < 2**63:
-            raise ShardKeyError(self.name, f"{key} does not fit into a bigint")
-        return key
+        return self.checked_part(key[0], 0), self.checked_part(key[1], 1)
 
-    def parsed_key(self, written: str) -> Key:
-        """Return the key that a person wrote as text.
+    def checked_part(self, value: object, part: int) -> KeyPart:
+        """Return ``value`` if it is exactly of the type of that part of the group's keys.
+
+        Raises:
+            ShardKeyError: As for `checked_key`.
+        """
+        return checked_part(self.name, value, PYTHON_TYPES[self.key_types[part]])
+
+    def parsed_key(self, *written: str) -> Key:
+        """Return the key that a person wrote as text, a text for each of its parts.
 
         Raises:
             ShardKeyError: It is no key of this group.
         """
-        try:
-            found: Key = _PYTHON_TYPES[self.key_type](written)
-        except ValueError as error:
-            raise ShardKeyError(self.name, f"{written!r} is no {self.key_type}") from error
-        return self.checked_key(found)
+        types = self.key_types
+        if len(written) == 1 < len(types):
+            written = tuple(written_parts(written[0])) or written
+        if len(written) != len(types):
+            raise ShardKeyError(
+                self.name, f"{len(written)} values where a key has {len(types)} ({self.key_type})"
+            )
+        parts = [
+            parsed_part(self.name, value, type_)
+            for value, type_ in zip(written, types, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
-    def stored_key(self, key: object, column: Column[Any]) -> Key:
-        """Return ``key`` if ``column`` keeps it as it is.
+    def stored_key(self, key: object, *columns: Column[Any]) -> Key:
+        """Return ``key`` if ``columns`` keep it as it is.
 
         Raises:
             ShardKeyError: As for `checked_key`, or it is too long: PostgreSQL would cut off blanks.
         """
         found = self.checked_key(key)
-        length = getattr(column.type, "length", None)
-        if isinstance(found, str) and length is not None and len(found) > length:
-            raise ShardKeyError(self.name, f"{found!r} is longer than {column.name} can be")
+        if isinstance(found, tuple):
+            for part, column in zip(found, columns, strict=True):
+                self._check_length(part, column)
+        else:
+            self._check_length(found, columns[0])
         return found
 
-    def key_from(self, keywords: Mapping[str, Key]) -> Key:
-        """Return the key that a caller wrote by its column, as in ``household_id=42``.
+    def _check_length(self, part: KeyPart, column: Column[Any]) -> None:
+        if not isinstance(part, str):
+            return
+        length = getattr(column.type, "length", None)
+        if length is not None and len(part) > length:
+            raise ShardKeyError(self.name, f"{part!r} is longer than {column.name} can be")
+
+    def key_from(self, keywords: Mapping[str, Any]) -> Key:
+        """Return the key that a caller wrote by its columns, as in ``household_id=42``.
 
         Raises:
             ShardKeyError: The value is no key of this group.
-            TypeError: Not exactly one was given, or no table has that column as its key.
+            TypeError: Not a whole key was given, or no table has these columns as its key.
         """
-        if len(keywords) != 1:
-            raise TypeError(f"name one shard key of {self.name!r}, such as {self.name}_id=42")
-        ((name, key),) = keywords.items()
-        declared = sorted({shard_key.column for shard_key in self._keys})
-        if name not in declared:
-            raise TypeError(f"{name} is no shard key of {self.name!r}; those are {declared}")
-        return self.checked_key(key)
+        if len(keywords) != len(self.key_types):
+            such = f"{self.name}_id=42" if len(self.key_types) == 1 else "region='eu', tenant_id=42"
+            raise TypeError(f"name one shard key of {self.name!r}, such as {such}")
+        for key in self._keys:
+            if keywords.keys() == {*key.columns}:
+                return self.checked_key(key.value_in(keywords))
+        declared = sorted({", ".join(key.columns) for key in self._keys})
+        named = ", ".join(keywords)
+        raise TypeError(f"{named} is no shard key of {self.name!r}; those are {declared}")
 
     def predicate(
         self,
-        column: ColumnElement[Any],
+        column: KeyColumns,
         bucket: int,
         *,
         strategy: ShardingStrategy,
@@ -211,7 +195,7 @@ class EntityGroup:
         """Return the SQL condition that a row with this shard key lies in ``bucket``.
 
         Args:
-            column: The shard key's.
+            column: The shard key's; or both, as `ShardKey.of` returns them.
             bucket: Which.
             strategy: That of the map, which knows what has changed since the declaration.
             schema: Where the library's functions live.
@@ -220,7 +204,7 @@ class EntityGroup:
 
     def bucket_of(
         self,
-        column: ColumnElement[Any],
+        column: KeyColumns,
         *,
         strategy: ShardingStrategy,
         schema: str = DEFAULT_SCHEMA,
@@ -228,15 +212,20 @@ class EntityGroup:
         """Return the SQL expression for the bucket of a row with this shard key.
 
         Args:
-            column: The shard key's.
+            column: The shard key's; or both, as `ShardKey.of` returns them.
             strategy: That of the map, which knows what has changed since the declaration.
             schema: Where the library's functions live.
         """
         return strategy.bucket_of(self._as_key(column), schema=schema)
 
-    def _as_key(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+    def _as_key(self, column: KeyColumns) -> KeyColumns:
         # Bounds and listed keys may not fit into a column of fewer bits, with whose type they would
         # be sent.
+        if isinstance(self.key, tuple):
+            assert isinstance(column, tuple)
+            first, second = zip(column, self.key, strict=True)
+            return type_coerce(*first), type_coerce(*second)
+        assert not isinstance(column, tuple)
         return type_coerce(column, self.key)
 
     def tables(self) -> "dict[Table, ShardKey]":
@@ -254,18 +243,56 @@ class EntityGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardKey:
-    """Which column of a table decides where its rows lie.
+    """Which columns of a table decide where its rows lie: one, or for `Composite` two.
 
     Attributes:
         group: The tables that it moves with.
-        column: The column's name.
+        columns: The columns' names, in the order of the key's parts.
         scatter: Whether reads without a key may go to all shards without being told to.
     """
 
     group: EntityGroup
-    column: str
+    columns: tuple[str, ...]
     scatter: bool = False
     _owners: "list[weakref.ref[type]]" = field(default_factory=list, init=False, repr=False)
+
+    @property
+    def column(self) -> str:
+        """Return the name of the only column.
+
+        Raises:
+            ShardKeyError: There are two, and whoever asks cannot do with that.
+        """
+        if len(self.columns) > 1:
+            raise ShardKeyError(
+                self.group.name,
+                f"it is two columns ({self.named}), and this goes with one only; use a group"
+                " whose key is one column",
+            )
+        return self.columns[0]
+
+    @property
+    def is_composite(self) -> bool:
+        """Return whether the key is two columns."""
+        return len(self.columns) > 1
+
+    @property
+    def named(self) -> str:
+        """Return the names of the columns in a line."""
+        return ", ".join(self.columns)
+
+    def of(self, columns: "ReadOnlyColumnCollection[str, Any]") -> KeyColumns:
+        """Return the key's columns among those of a table, or of an alias of it."""
+        if len(self.columns) == 1:
+            column: ColumnElement[Any] = columns[self.columns[0]]
+            return column
+        return columns[self.columns[0]], columns[self.columns[1]]
+
+    def value_in(self, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- as it was given
+        """Return the key of a row whose values are known by columns."""
+        if len(self.columns) == 1:
+            return values[self.columns[0]]
+        return tuple(values[name] for name in self.columns)
 
     def __set_name__(self, owner: type, name: str) -> None:
         # The class that declares it is remembered, because a Table in a statement does not lead
@@ -285,31 +312,36 @@ class ShardKey:
         found = [mapper.local_table for mapper in self.mappers()]
         tables = list(dict.fromkeys(table for table in found if isinstance(table, Table)))
         for table in tables:
-            self.checked_column(table)
+            self.checked_columns(table)
         return tables
 
-    def checked_column(self, table: Table) -> Column[Any]:
-        """Return the key's column in ``table``.
+    def checked_columns(self, table: Table) -> tuple[Column[Any], ...]:
+        """Return the key's columns in ``table``.
 
         Raises:
-            ShardedTableError: The column is missing, of a wrong type, or not in the primary key.
+            ShardedTableError: One is missing, of a wrong type, or not in the primary key.
         """
-        column = table.columns.get(self.column)
+        return tuple(
+            self._checked_column(table, name, expected)
+            for name, expected in zip(self.columns, self.group.key_types, strict=True)
+        )
+
+    def _checked_column(self, table: Table, name: str, expected: KeyTypeName) -> Column[Any]:
+        column = table.columns.get(name)
         if column is None:
-            raise ShardedTableError(table.name, f"it has no column {self.column!r}")
-        expected = self.group.key_type
-        if type(column.type) not in _COLUMN_TYPES[expected] or not is_plain_key_type(column.type):
+            raise ShardedTableError(table.name, f"it has no column {name!r}")
+        if type(column.type) not in COLUMN_TYPES[expected] or not is_plain_key_type(column.type):
             raise ShardedTableError(
                 table.name,
-                f"{self.column} is {type(column.type).__name__}, group {self.group.name!r} has"
+                f"{name} is {type(column.type).__name__}, group {self.group.name!r} has"
                 f" {expected} keys; use a plain type that goes with it",
             )
         if isinstance(column.type, Uuid) and not column.type.as_uuid:
-            raise ShardedTableError(table.name, f"{self.column} needs as_uuid=True")
+            raise ShardedTableError(table.name, f"{name} needs as_uuid=True")
         if not table.primary_key.contains_column(column):
             raise ShardedTableError(
                 table.name,
-                f"its primary key must include {self.column}, or two shards could hold one key",
+                f"its primary key must include {name}, or two shards could hold one key",
             )
         return column
 

@@ -95,9 +95,14 @@ def sharding_tables(schema: str, /) -> ShardingTables:
         Column("epoch", BigInteger, nullable=False, server_default="1"),
         UniqueConstraint("name"),
         CheckConstraint(
-            "strategy IN ('hash', 'modulo', 'range', 'list', 'directory')", name="strategy"
+            "strategy IN ('hash', 'modulo', 'range', 'list', 'directory', 'composite')",
+            name="strategy",
         ),
-        CheckConstraint("key_type IN ('bigint', 'text', 'uuid')", name="key_type"),
+        CheckConstraint(
+            "key_type ~ '^(bigint|text|uuid)(,(bigint|text|uuid))?$'"
+            " AND (strategy = 'composite') = (key_type LIKE '%,%')",
+            name="key_type",
+        ),
         CheckConstraint(
             "buckets > 0 AND (strategy <> 'hash' OR buckets & (buckets - 1) = 0)", name="buckets"
         ),

@@ -254,7 +254,7 @@ def test_a_key_of_a_type_that_differs_on_the_server_is_refused() -> None:
     for type_ in (folding, local):
         codes = Table("codes", MetaData(), Column("code", type_, primary_key=True))
         with pytest.raises(ShardedTableError) if type_ is folding else nullcontext():
-            texts.by("code").checked_column(codes)
+            texts.by("code").checked_columns(codes)
 
 
 def test_a_text_key_that_would_lose_its_blanks_is_refused(shard_urls: list[URL]) -> None:

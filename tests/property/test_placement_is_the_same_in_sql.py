@@ -15,7 +15,7 @@ from datapatterns.sharding import (
     Composite,
     Directory,
     Hash,
-    Key,
+    KeyPart,
     ListMap,
     Modulo,
     Range,
@@ -45,7 +45,7 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 @st.composite
-def ranges(draw: st.DrawFn, keys: st.SearchStrategy[Key]) -> Range:
+def ranges(draw: st.DrawFn, keys: st.SearchStrategy[KeyPart]) -> Range:
     bounds = sorted(draw(st.lists(keys, max_size=5, unique=True)))
     found = Range(bounds[::2])
     for bound in bounds[1::2]:
@@ -53,7 +53,9 @@ def ranges(draw: st.DrawFn, keys: st.SearchStrategy[Key]) -> Range:
     return found
 
 
-def plain(keys: st.SearchStrategy[Key], *, numbers: bool) -> st.SearchStrategy[ShardingStrategy]:
+def plain(
+    keys: st.SearchStrategy[KeyPart], *, numbers: bool
+) -> st.SearchStrategy[ShardingStrategy]:
     listed = st.dictionaries(keys, st.integers(0, 3), min_size=1, max_size=5)
     some: list[st.SearchStrategy[Any]] = [
         st.integers(0, 4).map(lambda bits: Hash(buckets=2**bits)),
@@ -85,7 +87,7 @@ def place(strategy: ShardingStrategy | Composite, key: Any) -> int | None:  # no
 @asks_the_server
 @given(case=cases)
 def test_a_key_satisfies_the_condition_of_its_bucket_alone(
-    conn: Connection, case: tuple[ShardingStrategy, list[Key]]
+    conn: Connection, case: tuple[ShardingStrategy, list[KeyPart]]
 ) -> None:
     strategy, keys = case
     given_keys = values(column("key", TYPES[type(keys[0])]), name="given").data(
@@ -109,7 +111,7 @@ def test_a_key_satisfies_the_condition_of_its_bucket_alone(
 
 @given(case=cases, data=st.data())
 def test_no_key_that_satisfies_a_comparison_lies_elsewhere(
-    case: tuple[ShardingStrategy, list[Key]], data: st.DataObject
+    case: tuple[ShardingStrategy, list[KeyPart]], data: st.DataObject
 ) -> None:
     strategy, keys = case
     operator: Any = data.draw(st.sampled_from([*COMPARISONS, "between", "in"]))
@@ -142,7 +144,7 @@ def test_keys_of_two_parts_satisfy_the_condition_of_their_bucket_alone(
     conn: Connection,
     prefix: ShardingStrategy,
     within: ShardingStrategy,
-    keys: list[tuple[Key, Key]],
+    keys: list[tuple[KeyPart, KeyPart]],
 ) -> None:
     strategy = Composite(prefix, within)
     given_keys = values(column("first", Text()), column("second", BigInteger()), name="given").data(

@@ -14,7 +14,7 @@ from datapatterns.sharding import (
     Hash,
     Jump,
     Ketama,
-    Key,
+    KeyPart,
     ListMap,
     Modulo,
     Range,
@@ -22,9 +22,9 @@ from datapatterns.sharding import (
     ShardingStrategy,
 )
 
-NUMBERS: list[Key] = [0, 1, -1, 7, 42, 2**31, -(2**63), 2**63 - 1]
-TEXTS: list[Key] = ["", "a", "milk", "Ärger", "日本", "😀", "x" * 25]
-UUIDS: list[Key] = [
+NUMBERS: list[KeyPart] = [0, 1, -1, 7, 42, 2**31, -(2**63), 2**63 - 1]
+TEXTS: list[KeyPart] = ["", "a", "milk", "Ärger", "日本", "😀", "x" * 25]
+UUIDS: list[KeyPart] = [
     UUID(int=0),
     UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
     UUID(int=2**128 - 1),
@@ -32,7 +32,7 @@ UUIDS: list[Key] = [
 NODES = ["10.0.0.1:11211", "10.0.0.2:11211", "10.0.0.3:11211"]
 COMPOSITES: list[CompositeKey] = [("eu", 7), ("us", 42), ("us", -1)]
 
-STRATEGIES: list[tuple[ShardingStrategy, list[Key]]] = [
+STRATEGIES: list[tuple[ShardingStrategy, list[KeyPart]]] = [
     (Hash(buckets=1024), NUMBERS),
     (Hash(buckets=1024), TEXTS),
     (Hash(buckets=1024), UUIDS),

@@ -51,9 +51,9 @@ def test_a_table_that_cannot_be_sharded_is_refused(
     )
 
     with pytest.raises(ShardedTableError, match=advice):
-        group.by("tenant_id").checked_column(table)
+        group.by("tenant_id").checked_columns(table)
     with pytest.raises(ShardedTableError, match="no column 'missing'"):
-        group.by("missing").checked_column(table)
+        group.by("missing").checked_columns(table)
 
 
 @pytest.mark.parametrize("type_", [CITEXT(), CHAR(5), Trimmed()])
@@ -61,7 +61,7 @@ def test_text_that_may_be_equal_with_other_bytes_is_no_key(type_: TypeEngine[Any
     table = Table("order", MetaData(), Column("tenant", type_, primary_key=True))
 
     with pytest.raises(ShardedTableError, match="plain type"):
-        EntityGroup("tenant", key=Text).by("tenant").checked_column(table)
+        EntityGroup("tenant", key=Text).by("tenant").checked_columns(table)
 
 
 def test_a_class_inherits_the_key_of_its_base() -> None:

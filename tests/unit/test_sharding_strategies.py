@@ -13,7 +13,7 @@ from datapatterns.sharding import (
     Hash,
     Jump,
     Ketama,
-    Key,
+    KeyPart,
     ListMap,
     Modulo,
     Range,
@@ -21,7 +21,7 @@ from datapatterns.sharding import (
     ShardingStrategy,
 )
 
-KEYS: tuple[Key, ...] = (0, 1, -1, 2**63 - 1, "", "customer-7", "Größe", UUID(int=2**127 + 5))
+KEYS: tuple[KeyPart, ...] = (0, 1, -1, 2**63 - 1, "", "customer-7", "Größe", UUID(int=2**127 + 5))
 NODES = ["10.0.0.1:11211", "10.0.0.2:11211", "10.0.0.3:11211"]
 
 
@@ -121,7 +121,7 @@ def test_a_remainder_is_never_negative() -> None:
 
 
 @pytest.mark.parametrize("bounds", [["p", "g"], ["g", "g"], ["g", 7], [7.5], [None], [True]])
-def test_bounds_that_do_not_ascend_are_refused(bounds: list[Key]) -> None:
+def test_bounds_that_do_not_ascend_are_refused(bounds: list[KeyPart]) -> None:
     with pytest.raises(RangeBoundError):
         Range(bounds)
 

@@ -9,7 +9,7 @@ from datapatterns.sharding import (
     Hash,
     Jump,
     Ketama,
-    Key,
+    KeyPart,
     Modulo,
     Range,
     Rendezvous,
@@ -19,9 +19,9 @@ from datapatterns.sharding import (
 from datapatterns.sharding.maps.shard_map import spread_evenly
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/choose-a-sharding-strategy.md"
-KEYS: Sequence[Key] = range(20_000)
+KEYS: Sequence[KeyPart] = range(20_000)
 GROWTHS = [(4, 5), (8, 9), (32, 33)]
-Placed = Callable[[Key], object]
+Placed = Callable[[KeyPart], object]
 
 
 def shards(count: int) -> list[str]:

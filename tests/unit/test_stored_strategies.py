@@ -11,7 +11,7 @@ from datapatterns.sharding import (
     Directory,
     EntityGroup,
     Hash,
-    Key,
+    KeyPart,
     ListMap,
     Modulo,
     Range,
@@ -44,7 +44,7 @@ DECLARED: Sequence[ShardingStrategy] = [
 
 
 @given(st.sampled_from([*KEYS]).flatmap(lambda type_: st.lists(KEYS[type_], min_size=3)))
-def test_bytes_of_keys_sort_as_the_keys_and_lead_back_to_them(keys: list[Key]) -> None:
+def test_bytes_of_keys_sort_as_the_keys_and_lead_back_to_them(keys: list[KeyPart]) -> None:
     ordered = sorted(keys, key=encoded)
 
     assert ordered == sorted(keys)

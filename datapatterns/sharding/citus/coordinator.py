@@ -60,6 +60,8 @@ def coordinator_findings(
         schema: Where the library's tables live.
         local: Whether those stay on the coordinator.
     """
+    wide = [_name(conn, table) for table, key in tables.items() if key.is_composite]
+    tables = {table: key for table, key in tables.items() if not key.is_composite}
     asked = [f"{schema}.{name}" for name in ASKED]
     everywhere = [_name(conn, table) for table in broadcast]
     if not local:
@@ -86,6 +88,12 @@ def coordinator_findings(
         CitusFinding(name, f"it is not distributed by {column}", "run what citus_ddl() returns")
         for name, column in sharded.items()
         if found[name].distribution_column != column
+    ]
+    problems += [
+        CitusFinding(
+            name, "its key is two columns, and Citus distributes by one", "leave it on other shards"
+        )
+        for name in wide
     ]
     problems += _apart(
         {_name(conn, table): key for table, key in tables.items()},

@@ -56,6 +56,8 @@ def findings_of(
     """Return what stands in the way, by table; asks no server."""
     found = list(_groups(tables))
     for table, key in tables.items():
+        if key.is_composite:
+            continue  # it is told of its group
         found += _of_sharded(table, key, tables, broadcast)
     for table in broadcast:
         found += _of_broadcast(table, broadcast)
@@ -77,6 +79,12 @@ def leaders(tables: Mapping[Table, ShardKey]) -> dict[EntityGroup, Table]:
 
 def _groups(tables: Mapping[Table, ShardKey]) -> Iterator[CitusFinding]:
     for group in leaders(tables):
+        if len(group.key_types) > 1:
+            yield CitusFinding(
+                group.name,
+                f"its keys are two columns ({group.key_type}), and Citus distributes by one",
+                "declare a group by the column that tells more, such as the tenant",
+            )
         if group.strategy.kind == "range":
             yield CitusFinding(
                 group.name,

@@ -26,7 +26,7 @@ def not_elsewhere(
 
     It holds for rows of an outer join in which the table is missing.
     """
-    group, column = leaf.shard_key.group, leaf.used.c[leaf.shard_key.column]
+    group, column = leaf.shard_key.group, leaf.shard_key.of(leaf.used.c)
     return and_(
         true(),
         *(

@@ -14,7 +14,7 @@ from datapatterns.errors import (
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.schema import UNUSED, sharding_tables
-from datapatterns.sharding.strategies import Key, ShardingStrategy
+from datapatterns.sharding.strategies import KeyPart, ShardingStrategy
 from datapatterns.sharding.strategies.key_bytes import decoded
 from datapatterns.sharding.strategies.stored import StoredPlaces, range_of, routing_strategy
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -112,14 +112,18 @@ def _same_bucket(one: FromClause, other: FromClause) -> ColumnElement[bool]:
 def _stored_strategy(group: EntityGroup, rows: Sequence[Any]) -> ShardingStrategy:
     key_type = group.python_type
     ranges: dict[bytes, int] = {}
-    entries: dict[Key, int] = {}
-    pins: dict[Key, int] = {}
+    entries: dict[KeyPart, int] = {}
+    pins: dict[KeyPart, int] = {}
     for row in rows:
         if row.lower_bound is not None:
             ranges[bytes(row.lower_bound)] = row.bucket
         entries |= {decoded(bytes(key), key_type): row.bucket for key in row.entries or ()}
         pins |= {decoded(bytes(key), key_type): row.bucket for key in row.pins or ()}
         holds_keys = row.lower_bound is not None or row.entries or row.pins
+        if holds_keys and len(group.key_types) > 1:
+            raise ShardMapCorruptError(
+                group.name, f"bucket {row.bucket} has keys of its own, and they are two columns"
+            )
         if holds_keys and row.merged_into is not None:
             raise ShardMapCorruptError(
                 group.name, f"bucket {row.bucket} is merged into another, and has keys"

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from datapatterns.errors import MapChangeRefusedError, RangeBoundError
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.shard_map import ShardMap
-from datapatterns.sharding.strategies import Directory, Key, ListMap
+from datapatterns.sharding.strategies import Composite, Directory, Key, ListMap
 from datapatterns.sharding.strategies.stored import range_of, unpinned
 
 ChangeKind: TypeAlias = Literal["split", "merge", "pin", "unpin", "assign"]
@@ -50,6 +50,20 @@ class MapChange:
 
 Decision: TypeAlias = Callable[[ShardMap], MapChange]
 """What a change is on a certain map."""
+
+
+def refuse_composite(group: EntityGroup) -> None:
+    """Refuse to change where keys of two columns lie.
+
+    Raises:
+        MapChangeRefusedError: The group's keys are such.
+    """
+    if isinstance(group.strategy, Composite):
+        raise MapChangeRefusedError(
+            group.name,
+            f"its keys are two columns ({group.key_type}), whose places are final",
+            "move the whole bucket of a key instead",
+        )
 
 
 def split_at(group: EntityGroup, at: Key, shard_map: ShardMap) -> MapChange:

@@ -9,6 +9,7 @@ from datapatterns.sharding.maps.map_change import (
     assigned,
     merge_at,
     pinned,
+    refuse_composite,
     split_at,
     unpinned_key,
 )
@@ -43,6 +44,7 @@ class MappedCluster:
             ShardKeyError: ``at`` is no key of this group.
             ShardUnavailableError: The shard does not answer; do it again when it does.
         """
+        refuse_composite(group)
         key = group.checked_key(at)
         return self._changing.run(group, partial(split_at, group, key), dry_run=dry_run)
 
@@ -61,6 +63,7 @@ class MappedCluster:
             ShardKeyError: ``at`` is no key of this group.
             ShardUnavailableError: The shard does not answer; do it again when it does.
         """
+        refuse_composite(group)
         key = group.checked_key(at)
         return self._changing.run(group, partial(merge_at, group, key), dry_run=dry_run)
 
@@ -79,6 +82,7 @@ class MappedCluster:
             ShardUnavailableError: The shard does not answer; do it again when it does.
             UnroutableKeyError: No bucket holds such a key.
         """
+        refuse_composite(group)
         found = group.checked_key(key)
         return self._changing.run(group, partial(pinned, group, found), dry_run=dry_run)
 
@@ -96,6 +100,7 @@ class MappedCluster:
             ShardKeyError: It is no key of this group.
             ShardUnavailableError: The shard does not answer; do it again when it does.
         """
+        refuse_composite(group)
         found = group.checked_key(key)
         return self._changing.run(group, partial(unpinned_key, group, found), dry_run=dry_run)
 
@@ -117,6 +122,7 @@ class MappedCluster:
             ShardKeyError: It is no key of this group.
             ShardUnavailableError: The shard does not answer; do it again when it does.
         """
+        refuse_composite(group)
         found = group.checked_key(key)
         decide = partial(assigned, group, found, bucket)
         return self._changing.run(group, decide, dry_run=dry_run)

@@ -14,7 +14,7 @@ from datapatterns.sharding.migrating.catalogs import read_catalog
 from datapatterns.sharding.moving.copying import TablePair
 from datapatterns.sharding.moving.holding import Side
 from datapatterns.sharding.moving.moved_table import MovedTable
-from datapatterns.sharding.moving.predicates import bucket_expression
+from datapatterns.sharding.moving.predicates import indexed_expressions
 from datapatterns.sql.composing import execute
 from datapatterns.transactions import reading
 
@@ -123,13 +123,16 @@ def missing_indexes(
     """
     found = []
     for table in tables:
-        key = table.shard_key.column
-        is_hashed = "hash_bucket(" in table.in_bucket.as_string(None)
-        indexed = bucket_expression(table.shard_key, shard_map, schema=schema)
-        by = indexed if is_hashed else sql.Identifier(key)
-        pattern = f"%(%hash_bucket(%{key}%" if is_hashed else f"%({key}%"
+        by = indexed_expressions(table.shard_key, shard_map, schema=schema)
+        parts = [
+            f"%hash_bucket(%{name}" if "hash_bucket(" in each.as_string(None) else name
+            for name, each in zip(table.shard_key.columns, by, strict=True)
+        ]
+        pattern = f"%({'%'.join(parts)}%"
         if not conn.scalar(_INDEXED, {"table": table.oid, "pattern": pattern}):
-            wanted = sql.SQL("CREATE INDEX CONCURRENTLY ON {} ({})").format(table.place, by)
+            wanted = sql.SQL("CREATE INDEX CONCURRENTLY ON {} ({})").format(
+                table.place, sql.SQL(", ").join(by)
+            )
             found.append(wanted.as_string(None))
     return found
 
@@ -170,13 +173,17 @@ def _check_tables(
 
 def _check_keys(conn: Connection, shard: str, tables: Sequence[MovedTable]) -> None:
     for table in tables:
-        key = table.shard_key.column
         for column in sorted({*table.primary_key} - table.columns.keys()):
             raise MoveRefusedError(
                 f"column {column} of {table.name} on shard {shard}",
                 "it is generated and in the primary key, and triggers that note what changes run"
                 " before it is computed; let a trigger of yours fill a plain column",
             )
+        _check_unique(conn, shard, table)
+
+
+def _check_unique(conn: Connection, shard: str, table: MovedTable) -> None:
+    for key in table.shard_key.columns:
         for name in conn.scalars(_UNIQUE, {"table": table.oid, "key": key}):
             raise MoveRefusedError(
                 f"index {name} on shard {shard}",

@@ -47,7 +47,7 @@ class MovedTable:
         columns: The names of its columns and their types in SQL, without generated ones.
         hashed: What a digest is made of.
         primary_key: The columns of its primary key.
-        shard_key: Which column decides where a row lies.
+        shard_key: Which columns decide where a row lies.
         in_bucket: The condition that a row, called ``ROW``, lies in the bucket.
     """
 
@@ -126,9 +126,9 @@ def _described(
     if row is None:
         raise ShardedTableError(table.name, "it does not exist on every shard; migrate them alike")
     oid, namespace, name, written, columns, primary_key = row
-    if primary_key is None or key.column not in primary_key:
+    if primary_key is None or not {*key.columns}.issubset(primary_key):
         raise ShardedTableError(
-            table.name, f"on the server, its primary key must include {key.column}"
+            table.name, f"on the server, its primary key must include {key.named}"
         )
     return MovedTable(
         oid,

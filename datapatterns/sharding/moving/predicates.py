@@ -7,8 +7,9 @@ from sqlalchemy import ClauseElement, column, table, type_coerce
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from datapatterns.sharding.definition import ShardKey
+from datapatterns.sharding.key_types import SQL_TYPES
 from datapatterns.sharding.maps.shard_map import ShardMap
-from datapatterns.sharding.strategies import Directory
+from datapatterns.sharding.strategies import Composite, Directory, Hash
 
 # A paramstyle that leaves % alone, and no backslash that would be doubled: the text becomes part of
 # a trigger or a COPY, which take no parameters.
@@ -22,24 +23,35 @@ def bucket_predicate(
     """Return the condition that a row lies in ``bucket``, as of the map, with its values in it.
 
     Args:
-        shard_key: Which column holds the key.
+        shard_key: Which columns hold the key.
         shard_map: Whose strategy says it; that may be another tomorrow.
         bucket: Which bucket.
         row: The alias of the row's table, or ``new`` or ``old`` in a trigger.
         schema: Where the library's functions live.
     """
-    key = table(row, column(shard_key.column)).c[shard_key.column]
+    key = shard_key.of(table(row, *map(column, shard_key.columns)).c)
     strategy = shard_map.strategy
-    as_key = type_coerce(key, shard_key.group.key)
-    return written(strategy.predicate(as_key, bucket, schema=schema))
+    return written(shard_key.group.predicate(key, bucket, strategy=strategy, schema=schema))
 
 
-def bucket_expression(shard_key: ShardKey, shard_map: ShardMap, *, schema: str) -> sql.Composable:
-    """Return the bucket of a row as an index can hold it: before pins and other exceptions."""
+def indexed_expressions(
+    shard_key: ShardKey, shard_map: ShardMap, *, schema: str
+) -> list[sql.Composable]:
+    """Return what an index that finds the rows of a bucket holds, before pins and exceptions.
+
+    For each part of the key its hash, if it is placed by that, else its column.
+    """
     strategy = shard_map.strategy
     plain = strategy.default if isinstance(strategy, Directory) else strategy
-    as_key = type_coerce(column(shard_key.column), shard_key.group.key)
-    return written(plain.bucket_of(as_key, schema=schema))
+    parts = plain.parts if isinstance(plain, Composite) else (plain,)
+    return [
+        written(part.bucket_of(type_coerce(column(name), SQL_TYPES[type_]), schema=schema))
+        if isinstance(part, Hash)
+        else sql.Identifier(name)
+        for part, name, type_ in zip(
+            parts, shard_key.columns, shard_key.group.key_types, strict=True
+        )
+    ]
 
 
 def written(construct: ClauseElement) -> sql.Composable:

@@ -34,6 +34,9 @@ from datapatterns.sharding.strategies.strategy import Key
 ROWS_MAX = 10_000
 """How many rows may move at once; more are better moved as a bucket."""
 
+Texts: TypeAlias = tuple[str, ...]
+"""A shard key as the server writes it: a text for each of its columns."""
+
 ConnectionFor: TypeAlias = Callable[[str, ShardMap, int], Connection]
 """Gives the connection to a shard, once a bucket has been claimed there."""
 
@@ -93,8 +96,9 @@ class RowMoving:
         """
         shard_key = self._declared(table)
         group = shard_key.group
-        old_key = group.stored_key(key[shard_key.column], table.c[shard_key.column])
-        new_key = group.stored_key(new_key, table.c[shard_key.column])
+        columns = shard_key.checked_columns(table)
+        old_key = group.stored_key(shard_key.value_in(key), *columns)
+        new_key = group.stored_key(new_key, *columns)
         shard_map = self.access.router.map_of(group)
         buckets = shard_map.strategy.bucket(old_key), shard_map.strategy.bucket(new_key)
         source, target = shard_map.shard_of(old_key), shard_map.shard_of(new_key)
@@ -103,7 +107,7 @@ class RowMoving:
         leaving = self.connection_for(source, shard_map, buckets[0])
         entering = self.connection_for(target, shard_map, buckets[1])
         with self.access.asking(source):
-            found = self._collect(leaving, table, shard_key, key, str(old_key))
+            found = self._collect(leaving, table, shard_key, key, as_texts(old_key))
         with self.access.asking(target):
             for each, rows in found.items():
                 if shape_of(entering, each).columns != rows.shape.columns:
@@ -114,7 +118,7 @@ class RowMoving:
             with self.access.asking(source):
                 self._delete(leaving, found)
             with self.access.asking(target):
-                self._insert(entering, found, str(new_key))
+                self._insert(entering, found, as_texts(new_key))
         except BaseException:
             refuse_commit(leaving)
             raise
@@ -128,7 +132,7 @@ class RowMoving:
             for primary in reversed(list(found[table].images)):
                 delete_row(conn, table, _named(table, primary))
 
-    def _insert(self, conn: Connection, found: dict[Table, _Found], new_key: str) -> None:
+    def _insert(self, conn: Connection, found: dict[Table, _Found], new_key: Texts) -> None:
         for table in _in_order(each for each, rows in found.items() if rows.images):
             images = self._rekeyed(found[table], self._declared(table), new_key)
             insert_rows(conn, table, found[table].shape, images)
@@ -149,7 +153,7 @@ class RowMoving:
         table: Table,
         shard_key: ShardKey,
         key: Mapping[str, Any],
-        old_key: str,
+        old_key: Texts,
     ) -> dict[Table, _Found]:
         """Lock the row and all that refer to it; nobody can add any that do, from then on."""
         known = tables_by_oid(conn, self.access.placements.tables_of(shard_key.group))
@@ -187,7 +191,7 @@ class RowMoving:
         image: Image,
         reference: Reference,
         found: dict[Table, _Found],
-        old_key: str,
+        old_key: Texts,
     ) -> list[tuple[Table, Image]]:
         values = dict(zip(shape.names, image, strict=True))
         wanted: dict[str, str] = {}
@@ -212,18 +216,20 @@ class RowMoving:
         of: Table,
         values: Mapping[str, Any],
         found: dict[Table, _Found],
-        old_key: str,
+        old_key: Texts,
     ) -> list[tuple[Table, Image]]:
         """Lock rows that are not taken yet."""
         if of not in found:
             found[of] = _Found(shape_of(conn, of))
-        rows, column = found[of], self._declared(of).column
+        rows, shard_key = found[of], self._declared(of)
         new = []
         for image in locked_rows(conn, of, rows.shape, values):
             primary = _primary(of, rows.shape, image)
-            if dict(zip(rows.shape.names, image, strict=True))[column] != old_key:
+            values_of = dict(zip(rows.shape.names, image, strict=True))
+            if tuple(values_of[name] for name in shard_key.columns) != old_key:
                 raise ShardedTableError(
-                    of.name, f"a row refers to one of another {column}, and so cannot move with it"
+                    of.name,
+                    f"a row refers to one of another {shard_key.named}, and so cannot move with it",
                 )
             if primary not in rows.images:
                 rows.images[primary] = image
@@ -236,9 +242,17 @@ class RowMoving:
             )
         return new
 
-    def _rekeyed(self, rows: _Found, shard_key: ShardKey, new_key: str) -> list[Image]:
-        place = rows.shape.names.index(shard_key.column)
-        return [(*image[:place], new_key, *image[place + 1 :]) for image in rows.images.values()]
+    def _rekeyed(self, rows: _Found, shard_key: ShardKey, new_key: Texts) -> list[Image]:
+        new = dict(zip(shard_key.columns, new_key, strict=True))
+        return [
+            tuple(new.get(name, value) for name, value in zip(rows.shape.names, image, strict=True))
+            for image in rows.images.values()
+        ]
+
+
+def as_texts(key: Key) -> Texts:
+    """Return a shard key as the server writes it."""
+    return tuple(map(str, key)) if isinstance(key, tuple) else (str(key),)
 
 
 def _named(table: Table, primary: Iterable[str | None]) -> dict[str, str]:

@@ -29,7 +29,9 @@ from datapatterns.sharding.routing.key_conditions import (
     key_condition,
     key_tie,
 )
+from datapatterns.sharding.routing.part_conditions import confined_pairs, listed_pairs
 from datapatterns.sharding.routing.placements import Placements
+from datapatterns.sharding.routing.ties import are_tied, tie_both
 from datapatterns.sharding.strategies.strategy import Key, ShardingStrategy
 
 Item = TypeVar("Item", Key, int)
@@ -51,6 +53,7 @@ class Block:
         outer_conditions: What the keys of tables must be that may be missing, unless they are.
         keeping: Whether an outer join keeps rows that every shard has, with NULLs where it finds
             no sharded row beside them: each shard would add its own.
+        composite: Whether keys are two columns, so that conditions may be about a part.
     """
 
     leaves: tuple[Leaf, ...]
@@ -59,17 +62,18 @@ class Block:
     conditions: tuple[KeyCondition, ...]
     outer_conditions: tuple[KeyCondition, ...] = ()
     keeping: bool = False
+    composite: bool = False
 
     def keys(self, parameters: Parameters) -> frozenset[Key] | None:
         """Return the keys of all rows that this SELECT can use; None if that may be any."""
         if self.tied and self.conditions:
-            return _listed(self.conditions, parameters)
+            return self._listed(self.conditions, parameters)
         # Untied tables are confined if each is: a condition in WHERE also drops the rows that an
         # outer join has filled with NULLs.
         conditions = (*self.conditions, *self.outer_conditions)
         return _union(
             [
-                _listed([each for each in conditions if each.leaf is leaf], parameters)
+                self._listed([each for each in conditions if each.leaf is leaf], parameters)
                 for leaf in self.leaves
             ]
         )
@@ -77,12 +81,41 @@ class Block:
     def buckets(self, parameters: Parameters, strategy: ShardingStrategy) -> frozenset[int] | None:
         """Return the buckets of all rows that this SELECT can use; None if that may be any."""
         if self.tied and self.conditions:
-            return _confined(self.conditions, parameters, strategy)
+            return self._confined(self.conditions, parameters, strategy)
         conditions = (*self.conditions, *self.outer_conditions)
         return _union(
             [
-                _confined([each for each in conditions if each.leaf is leaf], parameters, strategy)
+                self._confined(
+                    [each for each in conditions if each.leaf is leaf], parameters, strategy
+                )
                 for leaf in self.leaves
+            ]
+        )
+
+    def _listed(
+        self, conditions: Sequence[KeyCondition], parameters: Parameters
+    ) -> frozenset[Key] | None:
+        """Return the keys that satisfy all conditions that list some; None if none does."""
+        if self.composite:
+            return listed_pairs(conditions, parameters)
+        return _intersection([condition.keys(parameters) for condition in conditions])
+
+    def _confined(
+        self,
+        conditions: Sequence[KeyCondition],
+        parameters: Parameters,
+        strategy: ShardingStrategy,
+    ) -> frozenset[int] | None:
+        """Return the buckets of keys that satisfy all conditions; None if that may be any."""
+        if self.composite:
+            return confined_pairs(conditions, parameters, strategy)
+        listed = [condition.keys(parameters) for condition in conditions]
+        keys = _intersection(listed)
+        others = [each for each, found in zip(conditions, listed, strict=True) if found is None]
+        return _intersection(
+            [
+                None if keys is None else strategy.buckets_for("in", [*keys]),
+                *(condition.buckets(parameters, strategy) for condition in others),
             ]
         )
 
@@ -212,11 +245,13 @@ def block_of(
     keyed = [key_condition(clause, leaves) for clause in conditions]
     return Block(
         leaves=tuple(leaves),
-        tied=all(element.tied for element in elements) and _connected(elements, ties),
+        tied=all(element.tied for element in elements)
+        and are_tied([element.leaves for element in elements], ties),
         outer=any(element.outer for element in elements),
         conditions=tuple(condition for condition in keyed if condition is not None),
         outer_conditions=tuple(found for element in elements for found in element.conditions),
         keeping=any(element.keeping for element in elements),
+        composite=any(leaf.shard_key.is_composite for leaf in leaves),
     )
 
 
@@ -251,7 +286,7 @@ def _element(source: FromClause, placements: Placements, *, strict: bool) -> _El
         right = _element(source.right, placements, strict=strict)
         leaves = [*left.leaves, *right.leaves]
         ties = [key_tie(clause, leaves) for clause in conjuncts(source.onclause)]
-        crossing = any(tie is not None and _crosses(tie, left, right) for tie in ties)
+        crossing = tie_both(left.leaves, right.leaves, [tie for tie in ties if tie is not None])
         alone = not left.leaves or not right.leaves
         kept = (left, right) if source.full else (left,) if source.isouter else ()
         keeping = bool(leaves) and any(not side.leaves for side in kept)
@@ -295,23 +330,6 @@ def leaf_of(used: FromClause, placements: Placements) -> Leaf:
     return Leaf(used, table, shard_key)
 
 
-def _connected(elements: Sequence[_Element], ties: Sequence[tuple[Leaf, Leaf]]) -> bool:
-    """Return whether the ties connect all elements that hold sharded tables."""
-    groups = [set(element.leaves) for element in elements if element.leaves]
-    for left, right in ties:
-        joined = [group for group in groups if left in group or right in group]
-        groups = [group for group in groups if group not in joined]
-        groups.append(set().union(*joined))
-    return len(groups) <= 1
-
-
-def _crosses(tie: tuple[Leaf, Leaf], left: _Element, right: _Element) -> bool:
-    first, second = tie
-    return (first in left.leaves and second in right.leaves) or (
-        first in right.leaves and second in left.leaves
-    )
-
-
 def _ungrouped(source: FromClause) -> FromClause:
     while isinstance(source, FromGrouping):
         source = source.element
@@ -345,26 +363,6 @@ def refuse_text(part: ClauseElement) -> None:
             "the statement contains SQL text, which may say anything",
             "write it in expressions, or work on one shard with ShardCluster.on()",
         )
-
-
-def _listed(conditions: Sequence[KeyCondition], parameters: Parameters) -> frozenset[Key] | None:
-    """Return the keys that satisfy all conditions that list some; None if none does."""
-    return _intersection([condition.keys(parameters) for condition in conditions])
-
-
-def _confined(
-    conditions: Sequence[KeyCondition], parameters: Parameters, strategy: ShardingStrategy
-) -> frozenset[int] | None:
-    """Return the buckets of keys that satisfy all conditions; None if that may be any."""
-    listed = [condition.keys(parameters) for condition in conditions]
-    keys = _intersection(listed)
-    others = [each for each, found in zip(conditions, listed, strict=True) if found is None]
-    return _intersection(
-        [
-            None if keys is None else strategy.buckets_for("in", [*keys]),
-            *(condition.buckets(parameters, strategy) for condition in others),
-        ]
-    )
 
 
 def _intersection(sets: Sequence[frozenset[Item] | None]) -> frozenset[Item] | None:

@@ -41,8 +41,25 @@ def key_of(instance: object, shard_key: ShardKey) -> Key | None:
         UnroutableStatementError: An attribute is to be set to a subquery.
     """
     state: InstanceState[Any] = inspect(instance)
+    names = shard_key.columns
+    value, column = _stored_part(state, names[0])
+    second, its_column = _stored_part(state, names[1]) if len(names) > 1 else (None, None)
+    for written in state.dict.values():
+        if isinstance(written, ClauseElement):
+            refuse_subqueries(written)
+    if value is None:
+        return None
+    if its_column is None:
+        return shard_key.group.stored_key(value, column)
+    if second is None:
+        return None
+    return shard_key.group.stored_key((value, second), column, its_column)
+
+
+def _stored_part(state: InstanceState[Any], name: str) -> tuple[Any, Column[Any]]:
+    """Return what an object has in a column of its shard key, and the column."""
     mapper = state.mapper
-    column = mapper.base_mapper.local_table.c[shard_key.column]
+    column = mapper.base_mapper.local_table.c[name]
     attribute = mapper.get_property_by_column(column).key
     value = state.dict.get(attribute)
     if state.key is not None:
@@ -52,8 +69,5 @@ def key_of(instance: object, shard_key: ShardKey) -> Key | None:
         if attribute in state.dict and value != stored:
             raise ShardKeyChangedError(table=column.table.name, column=column.name)
         value = stored
-    for written in state.dict.values():
-        if isinstance(written, ClauseElement):
-            refuse_subqueries(written)
     assert isinstance(column, Column)  # the primary key's
-    return None if value is None else shard_key.group.stored_key(value, column)
+    return value, column

@@ -4,11 +4,11 @@ Sound, not clever: only conjuncts count. What stands under OR, NOT or CASE, or i
 outer join, may be false for a row of the answer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeGuard
 
-from sqlalchemy import BindParameter, Float, FromClause, Numeric, Table, TupleType
+from sqlalchemy import BindParameter, Column, Float, FromClause, Numeric, Table, TupleType
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import (
     BinaryExpression,
@@ -21,8 +21,14 @@ from sqlalchemy.sql.elements import (
 )
 from sqlalchemy.types import TypeEngine
 
-from datapatterns.sharding.definition import ShardKey, is_plain_key_type
-from datapatterns.sharding.strategies.strategy import Key, KeyOperator, ShardingStrategy
+from datapatterns.sharding.definition import ShardKey
+from datapatterns.sharding.key_types import is_plain_key_type
+from datapatterns.sharding.strategies.strategy import (
+    Key,
+    KeyOperator,
+    KeyPart,
+    ShardingStrategy,
+)
 
 Parameters: TypeAlias = Mapping[str, Any]
 
@@ -55,10 +61,27 @@ class Leaf:
         """Return the table's name."""
         return self.table.name
 
-    def is_key(self, clause: object) -> bool:
-        """Return whether ``clause`` is the key column of this use, and of no other."""
+    def part_of(self, clause: object) -> int | None:
+        """Return which part of the key of this use ``clause`` is; None if it is none."""
         # An annotated column hashes as the column that it stands for; == would build SQL.
-        return hash(clause) == hash(self.used.c[self.shard_key.column])
+        named, columns = hash(clause), self.used.c
+        for part, name in enumerate(self.shard_key.columns):
+            if named == hash(columns[name]):
+                return part
+        return None
+
+    def has_key(self, clauses: Iterable[object]) -> bool:
+        """Return whether all columns of the key of this use are among ``clauses``."""
+        parts = {self.part_of(clause) for clause in clauses}
+        return parts.issuperset(range(len(self.shard_key.columns)))
+
+    def column(self, part: int) -> Column[Any]:
+        """Return the column of the table that holds a part of the key."""
+        return self.table.columns[self.shard_key.columns[part]]
+
+
+KeyTie: TypeAlias = tuple[Leaf, Leaf, int]
+"""Two uses of tables whose rows have the same key, as far as one part of it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +93,16 @@ class KeyCondition:
         operator: How it compares.
         binds: The parameters that hold the values.
         position: Where the key stands in each value, if the values are tuples.
+        parts: Which parts of the key compare, if it is two columns.
+        positions: Where these stand in each value, if the values are tuples.
     """
 
     leaf: Leaf
     operator: KeyOperator
     binds: tuple[BindParameter[Any], ...]
     position: int | None = None
+    parts: tuple[int, ...] = (0,)
+    positions: tuple[int, ...] = ()
 
     def keys(self, parameters: Parameters) -> frozenset[Key] | None:
         """Return the keys that such a row can have; None if they are not listed.
@@ -99,6 +126,24 @@ class KeyCondition:
             return frozenset()
         keys = [group.checked_key(value) for value in values]
         return strategy.buckets_for(self.operator, keys if self.operator == "between" else keys[0])
+
+    def part_values(self, parameters: Parameters) -> list[tuple[KeyPart, ...]]:
+        """Return what is compared with, as a tuple of the parts that compare; without NULLs.
+
+        Raises:
+            ShardKeyError: A value is of another type than that part of the key.
+        """
+        group = self.leaf.shard_key.group
+        values = (value for bind in self.binds for value in _values(bind, parameters))
+        rows = (
+            tuple(value[position] for position in self.positions) if self.positions else (value,)
+            for value in values
+        )
+        return [
+            tuple(group.checked_part(v, part) for v, part in zip(row, self.parts, strict=True))
+            for row in rows
+            if None not in row
+        ]
 
     def _listed(self, parameters: Parameters) -> frozenset[Key]:
         group = self.leaf.shard_key.group
@@ -126,9 +171,9 @@ def key_condition(clause: ClauseElement, leaves: list[Leaf]) -> KeyCondition | N
         return None
     if clause.operator is operators.eq:
         for column, value in ((clause.left, clause.right), (clause.right, clause.left)):
-            leaf = _leaf_of(column, leaves)
-            if leaf is not None and _is_plain_bind(value, leaf):
-                return KeyCondition(leaf, "=", (value,))
+            found = _part_of(column, leaves)
+            if found is not None and _is_plain_bind(value, found):
+                return found.condition("=", (value,))
     if clause.operator is operators.in_op:
         return _in_condition(clause, leaves)
     if clause.operator is operators.between_op:
@@ -136,13 +181,30 @@ def key_condition(clause: ClauseElement, leaves: list[Leaf]) -> KeyCondition | N
     return _order_condition(clause, leaves)
 
 
-def key_tie(clause: ClauseElement, leaves: list[Leaf]) -> tuple[Leaf, Leaf] | None:
-    """Return the two uses of tables whose keys a conjunct makes equal, if it does."""
+def key_tie(clause: ClauseElement, leaves: list[Leaf]) -> KeyTie | None:
+    """Return the two uses of tables whose keys a conjunct makes equal, in one part, if it does."""
     if isinstance(clause, BinaryExpression) and clause.operator is operators.eq:
-        left, right = _leaf_of(clause.left, leaves), _leaf_of(clause.right, leaves)
-        if left is not None and right is not None:
-            return left, right
+        left, right = _part_of(clause.left, leaves), _part_of(clause.right, leaves)
+        if left is not None and right is not None and left.part == right.part:
+            return left.leaf, right.leaf, left.part
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A column that holds a part of a key; of most keys, all of it."""
+
+    leaf: Leaf
+    part: int
+
+    @property
+    def column(self) -> Column[Any]:
+        return self.leaf.column(self.part)
+
+    def condition(
+        self, operator: KeyOperator, binds: tuple[BindParameter[Any], ...]
+    ) -> KeyCondition:
+        return KeyCondition(self.leaf, operator, binds, parts=(self.part,))
 
 
 def _in_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondition | None:
@@ -151,21 +213,28 @@ def _in_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondi
         left = left.element
     if isinstance(left, Tuple):
         return _in_tuples_condition(left, clause.right, leaves)
-    if (leaf := _leaf_of(left, leaves)) is None:
+    if (found := _part_of(left, leaves)) is None:
         return None
-    binds = _listed_binds(clause.right, leaf)
-    return None if binds is None else KeyCondition(leaf, "in", binds)
+    binds = _listed_binds(clause.right, found)
+    return None if binds is None else found.condition("in", binds)
 
 
 def _in_tuples_condition(left: Tuple, right: object, leaves: list[Leaf]) -> KeyCondition | None:
     # The values are tuples, which only one expanding parameter can hold.
     if not isinstance(right, BindParameter) or not isinstance(right.type, TupleType):
         return None
+    compared: dict[Leaf, dict[int, int]] = {}
     for position, column in enumerate(left.clauses):
-        leaf = _leaf_of(column, leaves)
-        if leaf is not None and _compares_as_key(right.type.types[position], leaf):
-            return KeyCondition(leaf, "in", (right,), position)
-    return None
+        found = _part_of(column, leaves)
+        if found is not None and _compares_as_key(right.type.types[position], found):
+            compared.setdefault(found.leaf, {}).setdefault(found.part, position)
+    if not compared:
+        return None
+    # What names most of a key says most.
+    leaf, places = max(compared.items(), key=lambda item: len(item[1]))
+    if not leaf.shard_key.is_composite:
+        return KeyCondition(leaf, "in", (right,), places[0])
+    return KeyCondition(leaf, "in", (right,), parts=tuple(places), positions=tuple(places.values()))
 
 
 def _order_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondition | None:
@@ -175,22 +244,22 @@ def _order_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCo
         (clause.left, clause.right, operator),
         (clause.right, clause.left, _TURNED[operator]),
     ):
-        leaf = _ordered_leaf_of(column, leaves)
-        if leaf is not None and _is_plain_bind(value, leaf):
-            return KeyCondition(leaf, meant, (value,))
+        found = _ordered_part_of(column, leaves)
+        if found is not None and _is_plain_bind(value, found):
+            return found.condition(meant, (value,))
     return None
 
 
 def _between_condition(clause: BinaryExpression[Any], leaves: list[Leaf]) -> KeyCondition | None:
-    leaf = _ordered_leaf_of(clause.left, leaves)
+    found = _ordered_part_of(clause.left, leaves)
     # SYMMETRIC would take the bounds in either order.
-    if leaf is None or clause.modifiers.get("symmetric"):
+    if found is None or clause.modifiers.get("symmetric"):
         return None
-    binds = _listed_binds(clause.right, leaf)
-    return None if binds is None else KeyCondition(leaf, "between", binds)
+    binds = _listed_binds(clause.right, found)
+    return None if binds is None else found.condition("between", binds)
 
 
-def _ordered_leaf_of(clause: object, leaves: list[Leaf]) -> Leaf | None:
+def _ordered_part_of(clause: object, leaves: list[Leaf]) -> _Part | None:
     """Return whose key ``clause`` is, if it is ordered as strategies order keys.
 
     Text is ordered by its collation: under most of them B lies between a and c.
@@ -199,40 +268,42 @@ def _ordered_leaf_of(clause: object, leaves: list[Leaf]) -> Leaf | None:
         clause = clause.element
     if isinstance(clause, BinaryExpression) and clause.operator is operators.collate:
         by_code_point = getattr(clause.right, "collation", None) in _BY_CODE_POINT
-        return _leaf_of(clause.left, leaves) if by_code_point else None
-    leaf = _leaf_of(clause, leaves)
-    if leaf is None or leaf.shard_key.group.key_type != "text":
-        return leaf
-    type_ = leaf.table.columns[leaf.shard_key.column].type
-    return leaf if getattr(type_, "collation", None) in _BY_CODE_POINT else None
+        return _part_of(clause.left, leaves) if by_code_point else None
+    found = _part_of(clause, leaves)
+    if found is None or found.leaf.shard_key.group.key_types[found.part] != "text":
+        return found
+    return found if getattr(found.column.type, "collation", None) in _BY_CODE_POINT else None
 
 
-def _listed_binds(right: object, leaf: Leaf) -> tuple[BindParameter[Any], ...] | None:
+def _listed_binds(right: object, found: _Part) -> tuple[BindParameter[Any], ...] | None:
     if isinstance(right, BindParameter):
-        return (right,) if right.expanding and _compares_as_key(right.type, leaf) else None
+        return (right,) if right.expanding and _compares_as_key(right.type, found) else None
     if isinstance(right, Grouping):
         right = right.element
     if isinstance(right, ClauseList | ExpressionClauseList):
-        listed = tuple(value for value in right.clauses if _is_plain_bind(value, leaf))
+        listed = tuple(value for value in right.clauses if _is_plain_bind(value, found))
         return listed if len(listed) == len(right.clauses) else None
     return None
 
 
-def _leaf_of(clause: object, leaves: list[Leaf]) -> Leaf | None:
-    return next((leaf for leaf in leaves if leaf.is_key(clause)), None)
+def _part_of(clause: object, leaves: list[Leaf]) -> _Part | None:
+    for leaf in leaves:
+        if (part := leaf.part_of(clause)) is not None:
+            return _Part(leaf, part)
+    return None
 
 
-def _is_plain_bind(clause: object, leaf: Leaf) -> TypeGuard[BindParameter[Any]]:
+def _is_plain_bind(clause: object, found: _Part) -> TypeGuard[BindParameter[Any]]:
     return (
         isinstance(clause, BindParameter)
         and not clause.expanding
-        and _compares_as_key(clause.type, leaf)
+        and _compares_as_key(clause.type, found)
     )
 
 
-def _compares_as_key(type_: TypeEngine[Any], leaf: Leaf) -> bool:
+def _compares_as_key(type_: TypeEngine[Any], found: _Part) -> bool:
     # A parameter is sent with the collation of its type, which decides over that of the column.
-    own = getattr(leaf.table.columns[leaf.shard_key.column].type, "collation", None)
+    own = getattr(found.column.type, "collation", None)
     collation = getattr(type_, "collation", None)
     # Of fractions is said, when their values are known, that they are no keys.
     known = is_plain_key_type(type_) or isinstance(type_, Numeric | Float)

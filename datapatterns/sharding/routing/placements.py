@@ -83,7 +83,7 @@ class Placements:
         return found
 
     def _check(self, table: Table, shard_key: ShardKey) -> None:
-        shard_key.checked_column(table)
+        shard_key.checked_columns(table)
         if shard_key.group not in self._groups:
             raise ShardedTableError(
                 table.name, f"this cluster has no group {shard_key.group.name!r}; pass it in groups"

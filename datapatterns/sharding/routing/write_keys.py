@@ -20,7 +20,7 @@ from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import ShardKeyChangedError, ShardKeyError, UnroutableStatementError
-from datapatterns.sharding.definition import is_plain_key_type
+from datapatterns.sharding.key_types import is_plain_key_type
 from datapatterns.sharding.routing.footprint import (
     Block,
     Footprint,
@@ -62,8 +62,9 @@ def insert_keys(
             "parameters beside the VALUES of several rows", "write their values into the rows"
         )
     names = _names(leaf, mapper)
+    all_names = frozenset[str]().union(*names)
     conflict = statement._post_values_clause  # noqa: SLF001 -- there is no public name
-    if isinstance(conflict, OnConflictDoUpdate) and names.intersection(
+    if isinstance(conflict, OnConflictDoUpdate) and all_names.intersection(
         str(getattr(column, "key", column)) for column in conflict.update_values_to_set
     ):
         raise _changed(leaf)
@@ -76,8 +77,16 @@ def insert_keys(
     for part in (statement, conflict, *written):
         if isinstance(part, ClauseElement):
             refuse_subqueries(part)
-    keys = (_key_value(row, names, group.name, passed) for row, passed in rows)
-    return [group.stored_key(key, leaf.table.c[leaf.shard_key.column]) for key in keys]
+    columns = [leaf.table.c[name] for name in leaf.shard_key.columns]
+    if len(columns) == 1:
+        of_key, column = names[0], columns[0]
+        return [
+            group.stored_key(_key_value(row, of_key, group.name, passed), column)
+            for row, passed in rows
+        ]
+    return [
+        group.stored_key(_key_in(row, names, group.name, passed), *columns) for row, passed in rows
+    ]
 
 
 def changed_rows(
@@ -104,10 +113,17 @@ def changed_rows(
     leaf = leaf_of(statement.table, placements)
     names = _names(leaf, mapper)
     if isinstance(statement, Update):
-        _refuse_new_key(statement, () if by_primary_key else parameters, leaf, names)
+        all_names = frozenset[str]().union(*names)
+        _refuse_new_key(statement, () if by_primary_key else parameters, leaf, all_names)
     _refuse_other_tables(statement, leaf)
     conditions = [key_condition(clause, [leaf]) for clause in conjuncts(statement.whereclause)]
-    own = Block((leaf,), True, False, tuple(found for found in conditions if found is not None))
+    own = Block(
+        (leaf,),
+        True,
+        False,
+        tuple(found for found in conditions if found is not None),
+        composite=leaf.shard_key.is_composite,
+    )
     nested = [
         block_of(part, placements)
         for part in visitors.iterate(statement)
@@ -139,7 +155,7 @@ def keys_of_rows(
     """
     leaf = leaf_of(statement.table, placements)
     names, group = _names(leaf, mapper), leaf.shard_key.group
-    return [group.checked_key(_key_value(row, names, group.name)) for row in parameters]
+    return [group.checked_key(_key_in(row, names, group.name)) for row in parameters]
 
 
 def updates_by_primary_key(state: ORMExecuteState) -> bool:
@@ -229,6 +245,17 @@ def _named(values: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(getattr(column, "key", column)): value for column, value in values.items()}
 
 
+def _key_in(
+    row: Mapping[str, Any],
+    names: Sequence[frozenset[str]],
+    group: str,
+    passed: Parameters | None = None,
+) -> object:
+    if len(names) == 1:
+        return _key_value(row, names[0], group, passed)
+    return tuple(_key_value(row, of_part, group, passed) for of_part in names)
+
+
 def _key_value(
     row: Mapping[str, Any], names: frozenset[str], group: str, passed: Parameters | None = None
 ) -> object:
@@ -244,9 +271,13 @@ def _key_value(
     return value
 
 
-def _names(leaf: Leaf, mapper: Mapper[Any] | None) -> frozenset[str]:
-    """The key's column may be known by its attribute, too."""
-    column: Column[Any] = leaf.table.columns[leaf.shard_key.column]
+def _names(leaf: Leaf, mapper: Mapper[Any] | None) -> tuple[frozenset[str], ...]:
+    """A column of the key may be known by its attribute, too."""
+    columns = [leaf.table.columns[name] for name in leaf.shard_key.columns]
+    return tuple(_names_of(column, mapper) for column in columns)
+
+
+def _names_of(column: Column[Any], mapper: Mapper[Any] | None) -> frozenset[str]:
     names = {column.key, column.name}
     if mapper is not None and mapper.columns.contains_column(column):
         names.add(mapper.get_property_by_column(column).key)
@@ -254,4 +285,4 @@ def _names(leaf: Leaf, mapper: Mapper[Any] | None) -> frozenset[str]:
 
 
 def _changed(leaf: Leaf) -> ShardKeyChangedError:
-    return ShardKeyChangedError(table=leaf.name, column=leaf.shard_key.column)
+    return ShardKeyChangedError(table=leaf.name, column=leaf.shard_key.named)

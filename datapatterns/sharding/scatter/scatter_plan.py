@@ -150,7 +150,8 @@ def plan_scatter(
     group_by = groups_of(statement)
 
     def holds_key(clauses: Iterable[ClauseElement]) -> bool:
-        return any(leaf.is_key(unlabelled(clause)) for leaf in keys for clause in clauses)
+        plain = [unlabelled(clause) for clause in clauses]
+        return any(leaf.has_key(plain) for leaf in keys)
 
     windows = windows_in(statement)
     whole_groups = holds_key(group_by)

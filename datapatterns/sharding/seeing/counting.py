@@ -192,7 +192,7 @@ def _rows(
     *,
     schema: str,
 ) -> Counter[int]:
-    column = table.c[shard_key.column]
+    column = shard_key.of(table.c)
     bucket = shard_key.group.bucket_of(column, strategy=strategy, schema=schema).label("bucket")
     counted = select(bucket, func.count()).select_from(table).group_by(bucket)
     found: Counter[int] = Counter()

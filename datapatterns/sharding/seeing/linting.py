@@ -23,7 +23,7 @@ from datapatterns.errors import ShardedTableError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup, ShardKey
 from datapatterns.sharding.scatter.scattering import ask_each
-from datapatterns.sharding.strategies import Hash
+from datapatterns.sharding.strategies import Composite, Directory, Hash
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 _KEY_COLUMN = text(
@@ -139,13 +139,13 @@ def lint_shards(access: ShardAccess, groups: Sequence[EntityGroup]) -> list[Lint
 
 def _uniques(table: Table, key: ShardKey) -> Iterator[LintFinding]:
     for columns in _declared_uniques(table):
-        if key.column not in columns:
+        if not {*key.columns}.issubset(columns):
             yield LintFinding(
                 "unique",
                 table.name,
                 None,
                 f"UNIQUE ({', '.join(columns)}) is kept by each shard for itself",
-                f"add {key.column}, or keep it unique over all shards by an index table",
+                f"add {key.named}, or keep it unique over all shards by an index table",
             )
 
 
@@ -165,13 +165,13 @@ def _foreign_keys(table: Table, key: ShardKey, access: ShardAccess) -> Iterator[
                 f"({names}) refers to {other.name!r}, which is not of group {key.group.name!r}",
                 f"declare {other.name!r} as Broadcast() if it is small, or drop the foreign key",
             )
-        elif (key.column, found.column) not in pairs:
+        elif not pairs.issuperset(zip(key.columns, found.columns, strict=True)):
             yield LintFinding(
                 "foreign-key",
                 table.name,
                 None,
                 f"({names}) refers to {other.name!r} without its shard key",
-                f"let {key.column} refer to {found.column}, too, so that both move together",
+                f"let {key.named} refer to {found.named}, too, so that both move together",
             )
 
 
@@ -217,25 +217,26 @@ def _on_shard(
     conn: Connection, shard: str, table: Table, key: ShardKey, access: ShardAccess
 ) -> Iterator[LintFinding]:
     name = conn.dialect.identifier_preparer.format_table(table)
-    row = conn.execute(_KEY_COLUMN, {"name": name, "key": key.column}).one_or_none()
-    if row is None:
-        yield LintFinding(
-            "missing", table.name, shard, f"there is no {table.name}.{key.column}",
-            "migrate this shard",
-        )  # fmt: skip
-        return
-    if not row.bound:
-        yield LintFinding(
-            "null-key", table.name, shard, f"{key.column} may be NULL, so its row lies nowhere",
-            "forbid it", f"ALTER TABLE {name} ALTER COLUMN {_quoted(key.column)} SET NOT NULL",
-        )  # fmt: skip
-    if not row.settled:
-        yield LintFinding(
-            "collation", table.name, shard,
-            f"{key.column} has collation {row.collation!r}, by which unequal texts are equal, and"
-            " so have several buckets",
-            'give the column a deterministic collation, such as "C"',
-        )  # fmt: skip
+    for key_column in key.columns:
+        row = conn.execute(_KEY_COLUMN, {"name": name, "key": key_column}).one_or_none()
+        if row is None:
+            yield LintFinding(
+                "missing", table.name, shard, f"there is no {table.name}.{key_column}",
+                "migrate this shard",
+            )  # fmt: skip
+            return
+        if not row.bound:
+            yield LintFinding(
+                "null-key", table.name, shard, f"{key_column} may be NULL, so its row lies nowhere",
+                "forbid it", f"ALTER TABLE {name} ALTER COLUMN {_quoted(key_column)} SET NOT NULL",
+            )  # fmt: skip
+        if not row.settled:
+            yield LintFinding(
+                "collation", table.name, shard,
+                f"{key_column} has collation {row.collation!r}, by which unequal texts are equal,"
+                " and so have several buckets",
+                'give the column a deterministic collation, such as "C"',
+            )  # fmt: skip
     declared = {column.name for column in table.columns if _is_numbered(table, column)}
     for column in conn.scalars(_NUMBERED, {"name": name}):
         if column not in declared:  # else it is told of once
@@ -253,11 +254,12 @@ def _indexes(
     finds_bucket = False
     for index in conn.execute(_INDEXES, {"name": name}):
         # What is declared so is told of once.
-        if index.is_unique and index.columns not in declared and key.column not in index.columns:
+        narrow = not {*key.columns}.issubset(index.columns)
+        if index.is_unique and index.columns not in declared and narrow:
             yield LintFinding(
                 "unique", table.name, shard,
                 f"unique index {index.name} is kept by this shard for itself",
-                f"add {key.column}, or keep it unique over all shards by an index table",
+                f"add {key.named}, or keep it unique over all shards by an index table",
             )  # fmt: skip
         finds_bucket |= _finds_bucket(index.columns, index.definition, key)
     if not finds_bucket:
@@ -276,24 +278,32 @@ def _declared_uniques(table: Table) -> list[list[str]]:
 
 
 def _finds_bucket(columns: list[str | None], definition: str, key: ShardKey) -> bool:
-    if isinstance(key.group.strategy, Hash):
+    strategy = key.group.strategy
+    if isinstance(strategy, Composite):
+        if len(columns) < len(strategy.parts):
+            return False
+        return all(
+            at is None and "hash_bucket(" in definition if isinstance(part, Hash) else at == name
+            for part, name, at in zip(strategy.parts, key.columns, columns, strict=False)
+        )
+    if isinstance(strategy, Hash):
         return re.search(r"USING btree \(\(?(\S+\.)?hash_bucket\(", definition) is not None
     return bool(columns) and columns[0] == key.column
 
 
 def _bucket_index(table: Table, key: ShardKey, access: ShardAccess) -> str:
     # Beside the table that is declared, which is to stay as it is.
-    column = table.to_metadata(MetaData()).c[key.column]
-    wanted = (
-        key.group.bucket_of(
-            column,
-            strategy=access.router.map_of(key.group).strategy,
-            schema=access.schema,
-        )
-        if isinstance(key.group.strategy, Hash)
-        else column
-    )
-    index = Index(f"{table.name}_bucket", wanted, postgresql_concurrently=True)
+    columns = table.to_metadata(MetaData()).c
+    strategy = access.router.map_of(key.group).strategy
+    plain = strategy.default if isinstance(strategy, Directory) else strategy
+    parts = plain.parts if isinstance(plain, Composite) else (plain,)
+    wanted = [
+        part.bucket_of(columns[name], schema=access.schema)
+        if isinstance(part, Hash)
+        else columns[name]
+        for part, name in zip(parts, key.columns, strict=True)
+    ]
+    index = Index(f"{table.name}_bucket", *wanted, postgresql_concurrently=True)
     return str(CreateIndex(index).compile(dialect=_DIALECT))
 
 

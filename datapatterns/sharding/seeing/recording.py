@@ -22,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.types import TypeEngine
 
+from datapatterns.sharding.key_types import written_key
 from datapatterns.sharding.schema import load_tables
 from datapatterns.sharding.seeing.load_counts import BucketCount, LoadCounts
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -64,7 +65,7 @@ def record_load(
     for group_id, counts in sorted(counted.items()):
         held = counts.keys.trimmed(_KEYS_MAX)
         totals.append((group_id, held.total, held.floor))
-        written = {str(hitter.key): hitter for hitter in held.top(_KEYS_MAX)}
+        written = {written_key(hitter.key): hitter for hitter in held.top(_KEYS_MAX)}
         keys += [
             (group_id, key, hitter.hits, hitter.max_error, held.floor, hitter.busy_us)
             for key, hitter in sorted(written.items())

@@ -9,6 +9,7 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.maps.map_change import refuse_composite
 from datapatterns.sharding.reaching.watched_cluster import WatchedCluster
 from datapatterns.sharding.scatter.explaining import ReadPlan, explain
 from datapatterns.sharding.seeing.counting import ShardStats
@@ -107,8 +108,10 @@ class SeenCluster(WatchedCluster):
             within: How far back to look.
 
         Raises:
+            MapChangeRefusedError: The group's keys are two columns, which cannot be pinned.
             ValueError: ``min_share`` is no share.
         """
+        refuse_composite(group)
         if not 0 < min_share <= 1:
             raise ValueError(f"{min_share} is no share; give one above 0 and up to 1")
         hot = self._sight(within).hot_keys(group, limit=_LOOKED_AT)

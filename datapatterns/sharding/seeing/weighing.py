@@ -75,7 +75,7 @@ def weigh_table(
     # Column by column: a row as a whole would be read together with its long values.
     widths = (func.coalesce(func.pg_column_size(each), 0) for each in rows.c)
     width = reduce(add, widths, literal(_ROW_HEADER_BYTES))
-    key = rows.c[shard_key.column]
+    key = shard_key.of(rows.c)
     bucket = shard_key.group.bucket_of(key, strategy=strategy, schema=schema).label("bucket")
     found = conn.execute(
         select(bucket, cast(func.sum(width), BigInteger)).select_from(rows).group_by(bucket)

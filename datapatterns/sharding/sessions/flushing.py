@@ -65,7 +65,7 @@ class Flushing:
         group = shard_key.group
         key = key_of(instance, shard_key)
         if key is None:
-            raise ShardKeyError(group.name, f"{shard_key.column} of a new object is not set")
+            raise ShardKeyError(group.name, f"{shard_key.named} of a new object is not set")
         shard_map = access.router.map_of(group)
         shard_id = shard_map.shard_of(key)
         bucket = shard_map.strategy.bucket(key)

@@ -1,6 +1,7 @@
 """A session on the one shard of one key."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NoReturn, cast
 
 from sqlalchemy import (
@@ -35,7 +36,7 @@ from datapatterns.sharding.routing.write_keys import (
     updates_by_primary_key,
 )
 from datapatterns.sharding.seeing.timing import TimedFlush, timed
-from datapatterns.sharding.strategies.strategy import Key
+from datapatterns.sharding.strategies.strategy import Key, KeyPart
 
 
 class PinnedSession(Session):
@@ -175,6 +176,8 @@ class PinnedSession(Session):
 
     def _criteria(self) -> list[Any]:
         key = self._key
+        if isinstance(key, tuple):
+            return list(chain(*(_criteria_of_parts(each, key) for each in self._group.mappers())))
         return [
             # As a lambda, which SQLAlchemy calls for each alias; an expression it would not adapt
             # in every join.
@@ -236,6 +239,27 @@ def _sets(state: ORMExecuteState) -> Sequence[Parameters]:
 
 
 def _key_attribute(entity: Any) -> Any:  # noqa: ANN401 -- a mapped class or an alias of one
+    return _part_attribute(entity, 0)
+
+
+def _second_attribute(entity: Any) -> Any:  # noqa: ANN401 -- as above
+    return _part_attribute(entity, 1)
+
+
+def _part_attribute(entity: Any, part: int) -> Any:  # noqa: ANN401 -- as above
     mapper: Mapper[Any] = entity.__mapper__  # inspect() does not know what stands for an entity
-    column = mapper.base_mapper.local_table.c[mapper.class_.__shard__.column]
+    column = mapper.base_mapper.local_table.c[mapper.class_.__shard__.columns[part]]
     return getattr(entity, mapper.get_property_by_column(column).key)
+
+
+def _criteria_of_parts(mapper: Mapper[Any], key: tuple[KeyPart, KeyPart]) -> list[Any]:
+    # Each by itself: SQLAlchemy takes the values out of the lambdas.
+    first, second = key
+    return [
+        with_loader_criteria(
+            mapper.class_, lambda entity: _key_attribute(entity) == first, include_aliases=True
+        ),
+        with_loader_criteria(
+            mapper.class_, lambda entity: _second_attribute(entity) == second, include_aliases=True
+        ),
+    ]

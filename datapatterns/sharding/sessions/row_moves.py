@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Table, inspect
 from sqlalchemy.orm import InstanceState, Session
 
 from datapatterns.sharding.maps.shard_map import ShardMap
-from datapatterns.sharding.rekeying.row_moving import RowMoving
+from datapatterns.sharding.rekeying.row_moving import RowMoving, Texts, as_texts
 from datapatterns.sharding.routing.instances import declared_key
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.strategies.strategy import Key
@@ -29,7 +29,8 @@ def move_object(
     names = [column.name for column in mapper.primary_key]
     key = dict(zip(names, state.key[1], strict=True))
     shard_key = declared_key(mapper, work.access.placements)
-    if key[shard_key.column] == new_key:
+    old_key = shard_key.value_in(key)
+    if old_key == new_key:
         return instance
 
     def connection_for(shard: str, shard_map: ShardMap, bucket: int) -> Connection:
@@ -41,19 +42,21 @@ def move_object(
     own = [each for each in mapper.tables if isinstance(each, Table)]
     moving = RowMoving(work.access, connection_for, with_children=with_children, own_tables=own)
     moving.move(table, key, new_key)
-    _forget(session, moving.keys.keys(), str(key[shard_key.column]), work)
-    identity = tuple(new_key if name == shard_key.column else key[name] for name in names)
+    _forget(session, moving.keys.keys(), as_texts(old_key), work)
+    parts = new_key if isinstance(new_key, tuple) else (new_key,)
+    key.update(zip(shard_key.columns, parts, strict=True))
+    identity = tuple(key[name] for name in names)
     return session.get_one(type(instance), identity)
 
 
-def _forget(session: Session, tables: Iterable[Table], old_key: str, work: ShardWork) -> None:
+def _forget(session: Session, tables: Iterable[Table], old_key: Texts, work: ShardWork) -> None:
     """Let go of objects whose rows may be elsewhere now; those that are not are read again."""
     moved = {*tables}
     for instance in list(session.identity_map.values()):
         state: Any = inspect(instance)
         if moved.isdisjoint(state.mapper.tables):
             continue
-        column = declared_key(state.mapper, work.access.placements).column
-        place = [primary.name for primary in state.mapper.primary_key].index(column)
-        if str(state.key[1][place]) == old_key:
+        names = [primary.name for primary in state.mapper.primary_key]
+        stored = dict(zip(names, state.key[1], strict=True))
+        if as_texts(declared_key(state.mapper, work.access.placements).value_in(stored)) == old_key:
             session.expunge(instance)

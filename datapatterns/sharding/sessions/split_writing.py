@@ -6,7 +6,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Delete, Insert, Result, Update, or_
+from sqlalchemy import ColumnElement, Delete, Insert, Result, Update, or_, tuple_
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
 from sqlalchemy.orm import ORMExecuteState
@@ -121,7 +121,7 @@ class SplitWriting:
         keys: frozenset[Key] | None,
     ) -> ColumnElement[bool]:
         leaf = footprint.blocks[0].leaves[0]
-        column = leaf.used.c[leaf.shard_key.column]
+        column = leaf.shard_key.of(leaf.used.c)
         if keys is None:
             predicate = partial(
                 leaf.shard_key.group.predicate,
@@ -131,7 +131,8 @@ class SplitWriting:
             )
             return or_(*(predicate(bucket) for bucket in sorted(buckets)))
         mine = [key for key in keys if shard_map.buckets_with([key]) <= buckets]
-        return column.in_(sorted(mine, key=str))
+        compared = tuple_(*column) if isinstance(column, tuple) else column
+        return compared.in_(sorted(mine, key=str))
 
     def _write(
         self,

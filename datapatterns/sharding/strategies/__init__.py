@@ -7,7 +7,12 @@ from datapatterns.sharding.strategies.listed import ListMap
 from datapatterns.sharding.strategies.modulo import Modulo
 from datapatterns.sharding.strategies.nodes import Jump, Ketama, Rendezvous
 from datapatterns.sharding.strategies.ranges import Range
-from datapatterns.sharding.strategies.strategy import Key, KeyOperator, ShardingStrategy
+from datapatterns.sharding.strategies.strategy import (
+    Key,
+    KeyOperator,
+    KeyPart,
+    ShardingStrategy,
+)
 
 __all__ = [
     "Composite",
@@ -18,6 +23,7 @@ __all__ = [
     "Ketama",
     "Key",
     "KeyOperator",
+    "KeyPart",
     "ListMap",
     "Modulo",
     "Range",

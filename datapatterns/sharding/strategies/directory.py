@@ -10,7 +10,12 @@ from datapatterns.errors import UnroutableKeyError
 from datapatterns.sharding.strategies.comparisons import listed_keys
 from datapatterns.sharding.strategies.hash_buckets import Hash
 from datapatterns.sharding.strategies.listed import none_of, one_of
-from datapatterns.sharding.strategies.strategy import Key, KeyOperator, ShardingStrategy
+from datapatterns.sharding.strategies.strategy import (
+    Key,
+    KeyOperator,
+    KeyPart,
+    ShardingStrategy,
+)
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 
@@ -34,11 +39,11 @@ class Directory:
     kind: ClassVar[str] = "directory"
 
     default: ShardingStrategy = field(default_factory=Hash)
-    entries: tuple[tuple[Key, int], ...] = ()
+    entries: tuple[tuple[KeyPart, int], ...] = ()
     _places: Mapping[Key, int] = field(repr=False, compare=False, default_factory=dict)
 
     def __init__(
-        self, default: ShardingStrategy | None = None, assigned: Mapping[Key, int] | None = None
+        self, default: ShardingStrategy | None = None, assigned: Mapping[KeyPart, int] | None = None
     ) -> None:
         places = dict(assigned or {})
         types = {type(key) for key in places} | {(default or Hash()).key_type or type(None)}
@@ -49,10 +54,10 @@ class Directory:
         entries = tuple(sorted(places.items(), key=lambda entry: (entry[1], str(entry[0]))))
         object.__setattr__(self, "default", Hash() if default is None else default)
         object.__setattr__(self, "entries", entries)
-        object.__setattr__(self, "_places", places)
+        object.__setattr__(self, "_places", dict[Key, int](entries))
 
     @property
-    def key_type(self) -> type[Key] | None:
+    def key_type(self) -> type[KeyPart] | None:
         """Return the type of the assigned keys, else of the other strategy's; None if any."""
         return type(self.entries[0][0]) if self.entries else self.default.key_type
 
@@ -109,17 +114,17 @@ class Directory:
                 by_default = and_(by_default, none_of(column, elsewhere))
         return or_(by_default, one_of(column, mine)) if mine else by_default
 
-    def assign(self, key: Key, bucket: int) -> "Directory":
+    def assign(self, key: KeyPart, bucket: int) -> "Directory":
         """Return this with ``key`` in ``bucket``."""
-        return Directory(self.default, {**self._places, key: bucket})
+        return Directory(self.default, {**dict(self.entries), key: bucket})
 
-    def release(self, key: Key) -> "Directory":
+    def release(self, key: KeyPart) -> "Directory":
         """Return this with ``key`` where the other strategy puts it.
 
         Raises:
             KeyError: It was not assigned.
         """
-        left = dict(self._places)
+        left = dict(self.entries)
         del left[key]
         return Directory(self.default, left)
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Integer
 
-from datapatterns.errors import BucketCountError
+from datapatterns.errors import BucketCountError, UnroutableKeyError
 from datapatterns.sharding.strategies.comparisons import listed_keys
 from datapatterns.sharding.strategies.postgres_hash import (
     partition_hash_of_bytes,
@@ -48,6 +48,7 @@ class Hash:
         """Return the bucket that holds ``key``.
 
         Raises:
+            UnroutableKeyError: It has two parts.
             ValueError: ``key`` is an integer that no ``bigint`` can hold.
         """
         match key:
@@ -57,6 +58,8 @@ class Hash:
                 return _of_bytes(key.encode()) & (self.buckets - 1)
             case UUID():
                 return _of_bytes(key.bytes) & (self.buckets - 1)
+            case tuple():
+                raise UnroutableKeyError(key, "it has two parts; use Composite")
 
     def buckets_for(
         self, operator: KeyOperator, value: Key | Sequence[Key]

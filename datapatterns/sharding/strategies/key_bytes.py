@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from datapatterns.sharding.strategies.strategy import Key
+from datapatterns.sharding.strategies.strategy import Key, KeyPart
 
 _BIGINT_LIMIT = 2**63
 
@@ -13,6 +13,7 @@ def encoded(key: Key) -> bytes:
     Text sorts by code points, as under ``COLLATE "C"``.
 
     Raises:
+        TypeError: It is two columns, which no map keeps by key.
         OverflowError: It is an integer that no ``bigint`` can hold.
     """
     match key:
@@ -22,9 +23,11 @@ def encoded(key: Key) -> bytes:
             return key.encode()
         case UUID():
             return key.bytes
+        case tuple():
+            raise TypeError("keys of two columns are placed for good, so no map keeps them")
 
 
-def decoded(key_bytes: bytes, key_type: type[Key]) -> Key:
+def decoded(key_bytes: bytes, key_type: type[KeyPart]) -> KeyPart:
     """Return the key that `encoded` gave these bytes.
 
     Raises:

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Integer, case, false, null, type_coerce
 
 from datapatterns.errors import UnroutableKeyError
 from datapatterns.sharding.strategies.comparisons import listed_keys
-from datapatterns.sharding.strategies.strategy import Key, KeyOperator
+from datapatterns.sharding.strategies.strategy import Key, KeyOperator, KeyPart
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 
@@ -27,11 +27,11 @@ class ListMap:
 
     kind: ClassVar[str] = "list"
 
-    entries: tuple[tuple[Key, int], ...]
+    entries: tuple[tuple[KeyPart, int], ...]
     default: int | None = None
     _places: Mapping[Key, int] = field(repr=False, compare=False, default_factory=dict)
 
-    def __init__(self, places: Mapping[Key, int], default: int | None = None) -> None:
+    def __init__(self, places: Mapping[KeyPart, int], default: int | None = None) -> None:
         entries = tuple(sorted(places.items(), key=lambda entry: (entry[1], str(entry[0]))))
         if not entries and default is None:
             raise ValueError("a list without keys has no buckets; name some, or a default")
@@ -41,10 +41,10 @@ class ListMap:
             raise ValueError("buckets are numbered from 0")
         object.__setattr__(self, "entries", entries)
         object.__setattr__(self, "default", default)
-        object.__setattr__(self, "_places", dict(entries))
+        object.__setattr__(self, "_places", dict[Key, int](entries))
 
     @property
-    def key_type(self) -> type[Key] | None:
+    def key_type(self) -> type[KeyPart] | None:
         """Return the type of the listed keys; None if there are none."""
         return type(self.entries[0][0]) if self.entries else None
 

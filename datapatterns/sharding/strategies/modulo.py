@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement
 
 from datapatterns.errors import BucketCountError, UnroutableKeyError
 from datapatterns.sharding.strategies.comparisons import listed_keys
-from datapatterns.sharding.strategies.strategy import Key, KeyOperator
+from datapatterns.sharding.strategies.strategy import Key, KeyOperator, KeyPart
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
 
@@ -28,7 +28,7 @@ class Modulo:
     """
 
     kind: ClassVar[str] = "modulo"
-    key_type: ClassVar[type[Key]] = int
+    key_type: ClassVar[type[KeyPart]] = int
 
     buckets: int
 

@@ -12,7 +12,7 @@ from math import log
 from uuid import UUID
 
 from datapatterns.sharding.strategies.postgres_hash import partition_hash_of_bytes
-from datapatterns.sharding.strategies.strategy import Key
+from datapatterns.sharding.strategies.strategy import KeyPart
 
 _BITS_64 = (1 << 64) - 1
 _JUMP_MULTIPLIER = 2862933555777941757
@@ -37,7 +37,7 @@ class Jump:
         if self.nodes < 1:
             raise ValueError("there is no node")
 
-    def node(self, key: Key) -> int:
+    def node(self, key: KeyPart) -> int:
         """Return the number of the node that is asked for ``key``."""
         state = (
             key if isinstance(key, int) else partition_hash_of_bytes(_bytes_of(key))
@@ -72,7 +72,7 @@ class Rendezvous:
         if len(self.weights) != len(self.nodes) or min(self.weights) <= 0:
             raise ValueError("each node has one weight, above 0")
 
-    def node(self, key: Key) -> str:
+    def node(self, key: KeyPart) -> str:
         """Return the name of the node that is asked for ``key``."""
         wanted = _bytes_of(key)
 
@@ -106,7 +106,7 @@ class Ketama:
         object.__setattr__(self, "_points", tuple(point for point, _ in ring))
         object.__setattr__(self, "_owners", tuple(node for _, node in ring))
 
-    def node(self, key: Key) -> str:
+    def node(self, key: KeyPart) -> str:
         """Return the name of the node that is asked for ``key``."""
         digest = md5(str(key).encode(), usedforsecurity=False).digest()
         place = bisect_left(self._points, int.from_bytes(digest[:4], "little"))
@@ -127,5 +127,5 @@ def _checked_nodes(nodes: Sequence[str]) -> tuple[str, ...]:
     return tuple(nodes)
 
 
-def _bytes_of(key: Key) -> bytes:
+def _bytes_of(key: KeyPart) -> bytes:
     return key.bytes if isinstance(key, UUID) else str(key).encode()

@@ -25,10 +25,10 @@ from sqlalchemy.types import TypeEngine
 
 from datapatterns.errors import RangeBoundError, UnroutableKeyError
 from datapatterns.sharding.strategies.comparisons import bounds_of, listed_keys, single
-from datapatterns.sharding.strategies.strategy import Key, KeyOperator
+from datapatterns.sharding.strategies.strategy import Key, KeyOperator, KeyPart
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
-_SQL_TYPES: dict[type[Key], TypeEngine[Any]] = {int: BigInteger(), str: Text(), UUID: Uuid()}
+_SQL_TYPES: dict[type[KeyPart], TypeEngine[Any]] = {int: BigInteger(), str: Text(), UUID: Uuid()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,12 @@ class Range:
 
     kind: ClassVar[str] = "range"
 
-    bounds: tuple[Key, ...] = ()
+    bounds: tuple[KeyPart, ...] = ()
     numbers: tuple[int, ...] = ()
 
-    def __init__(self, bounds: Iterable[Key] = (), numbers: Iterable[int] | None = None) -> None:
+    def __init__(
+        self, bounds: Iterable[KeyPart] = (), numbers: Iterable[int] | None = None
+    ) -> None:
         found = tuple(bounds)
         pieces = range(len(found) + 1)
         object.__setattr__(self, "bounds", found)
@@ -72,7 +74,7 @@ class Range:
             raise ValueError("buckets are numbered from 0")
 
     @property
-    def key_type(self) -> type[Key] | None:
+    def key_type(self) -> type[KeyPart] | None:
         """Return the type of the bounds; None if there are none."""
         return type(self.bounds[0]) if self.bounds else None
 
@@ -135,7 +137,7 @@ class Range:
         conditions = [ordered >= bound for bound in low] + [ordered < bound for bound in high]
         return and_(true(), *conditions)
 
-    def split(self, at: Key, *, bucket: int | None = None) -> "Range":
+    def split(self, at: KeyPart, *, bucket: int | None = None) -> "Range":
         """Return this with a piece cut in two; its upper part, from ``at``, is another bucket.
 
         Args:
@@ -155,7 +157,7 @@ class Range:
             (*self.numbers[: place + 1], number, *self.numbers[place + 1 :]),
         )
 
-    def merge(self, at: Key) -> "Range":
+    def merge(self, at: KeyPart) -> "Range":
         """Return this with the piece that begins at ``at`` made one with that below it.
 
         Raises:
@@ -169,10 +171,12 @@ class Range:
             (*self.numbers[: place + 1], *self.numbers[place + 2 :]),
         )
 
-    def _checked(self, key: Key) -> Key:
+    def _checked(self, key: Key) -> KeyPart:
         if self.bounds and not isinstance(key, type(self.bounds[0])):
             wanted = type(self.bounds[0]).__name__
             raise UnroutableKeyError(key, f"the bounds are {wanted}; convert it")
+        if isinstance(key, tuple):
+            raise UnroutableKeyError(key, "it has two parts; use Composite")
         return key
 
     def _place(self, key: Key) -> int:
@@ -185,5 +189,5 @@ class Range:
         return column.collate("C") if self.bounds and isinstance(self.bounds[0], str) else column
 
 
-def _is_below(low: Key, high: Key) -> bool:
+def _is_below(low: KeyPart, high: KeyPart) -> bool:
     return low < high  # type: ignore[operator]  # they are of one type

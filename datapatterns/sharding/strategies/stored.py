@@ -8,11 +8,12 @@ strategies that route are made of both.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from datapatterns.sharding.strategies.composite import Composite
 from datapatterns.sharding.strategies.directory import Directory
 from datapatterns.sharding.strategies.hash_buckets import Hash
 from datapatterns.sharding.strategies.listed import ListMap
 from datapatterns.sharding.strategies.ranges import Range
-from datapatterns.sharding.strategies.strategy import Key, ShardingStrategy
+from datapatterns.sharding.strategies.strategy import KeyPart, ShardingStrategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +26,16 @@ class StoredPlaces:
         pins: The bucket that a key has for itself.
     """
 
-    ranges: Mapping[Key | None, int] = field(default_factory=dict)
-    entries: Mapping[Key, int] = field(default_factory=dict)
-    pins: Mapping[Key, int] = field(default_factory=dict)
+    ranges: Mapping[KeyPart | None, int] = field(default_factory=dict)
+    entries: Mapping[KeyPart, int] = field(default_factory=dict)
+    pins: Mapping[KeyPart, int] = field(default_factory=dict)
 
 
 def places_of(strategy: ShardingStrategy) -> StoredPlaces:
     """Return what a map is to keep of a declared strategy."""
     parts = list(_parts(strategy))
-    ranges: dict[Key | None, int] = {}
-    entries: dict[Key, int] = {}
+    ranges: dict[KeyPart | None, int] = {}
+    entries: dict[KeyPart, int] = {}
     for part in parts:
         if isinstance(part, Range):
             ranges = dict(zip((None, *part.bounds), part.numbers, strict=True))
@@ -73,8 +74,21 @@ def final_part(strategy: ShardingStrategy) -> str:
             return f"default {strategy.default}"
         case Directory():
             return f"over {strategy.default.kind} {final_part(strategy.default)}"
+        case Composite():
+            return " then ".join(f"{part.kind} {_whole(part)}" for part in strategy.parts)
         case _:
             return repr(strategy)
+
+
+def _whole(part: ShardingStrategy) -> str:
+    """Nothing of what places a part of a key can change: its buckets are numbered by both."""
+    match part:
+        case Range():
+            return f"{part.bounds} {part.numbers}"
+        case ListMap():
+            return f"{part.entries} default {part.default}"
+        case _:
+            return final_part(part)
 
 
 def _parts(strategy: ShardingStrategy) -> Iterator[ShardingStrategy]:

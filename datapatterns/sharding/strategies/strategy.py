@@ -8,8 +8,11 @@ from sqlalchemy import ColumnElement
 
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
-Key: TypeAlias = int | str | UUID
-"""A shard key: what PostgreSQL calls ``bigint``, ``text`` or ``uuid``."""
+KeyPart: TypeAlias = int | str | UUID
+"""What PostgreSQL calls ``bigint``, ``text`` or ``uuid``."""
+
+Key: TypeAlias = KeyPart | tuple[KeyPart, KeyPart]
+"""A shard key; if it is two columns, the values of both."""
 
 KeyOperator: TypeAlias = Literal["=", "in", "between", "<", "<=", ">", ">="]
 """How a statement may compare the shard key; ``between`` two keys, both of them included.
@@ -29,8 +32,8 @@ class ShardingStrategy(Protocol):
     """What the stored map calls it."""
 
     @property
-    def key_type(self) -> type[Key] | None:
-        """Return the type of the keys that it places; None if any."""
+    def key_type(self) -> type[KeyPart] | None:
+        """Return the type of the keys that it places; None if any, or if they have two parts."""
         ...
 
     @property
@@ -60,13 +63,20 @@ class ShardingStrategy(Protocol):
         ...
 
     def bucket_of(
-        self, column: ColumnElement[Any], *, schema: str = DEFAULT_SCHEMA
+        self,
+        column: Any,  # noqa: ANN401 -- a column, or two for keys of two parts
+        *,
+        schema: str = DEFAULT_SCHEMA,
     ) -> ColumnElement[int]:
         """Return the SQL expression for the bucket of a row with this shard key."""
         ...
 
     def predicate(
-        self, column: ColumnElement[Any], bucket: int, *, schema: str = DEFAULT_SCHEMA
+        self,
+        column: Any,  # noqa: ANN401 -- as above
+        bucket: int,
+        *,
+        schema: str = DEFAULT_SCHEMA,
     ) -> ColumnElement[bool]:
         """Return the SQL condition that a row with this shard key lies in ``bucket``."""
         ...
