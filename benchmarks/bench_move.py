@@ -129,11 +129,19 @@ def _moving(cluster: ShardCluster) -> tuple[Callable[[], int], Callable[[], None
         return mover.run(move_id, clean_up=False).copied_rows or 0
 
     def prepare() -> None:
-        cluster.resume_moves(clean_after_seconds=0)
-        if _owner(cluster) == "s1":
-            cluster.move(METERS, 0, to="s0", clean_after_seconds=0)
+        _put_back(cluster)
 
     return move, prepare
+
+
+def _put_back(cluster: ShardCluster) -> None:
+    """Let the bucket be where it was, and neither shard full of rows that were deleted."""
+    cluster.resume_moves(clean_after_seconds=0)
+    if _owner(cluster) == "s1":
+        cluster.move(METERS, 0, to="s0", clean_after_seconds=0)
+    for engine in cluster.engines.values():
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.execute(text("VACUUM reading"))
 
 
 def _raw(cluster: ShardCluster, shard: str) -> psycopg.Connection:
@@ -158,9 +166,7 @@ def _copying(
         return copied
 
     def prepare() -> None:
-        cluster.resume_moves(clean_after_seconds=0)
-        if _owner(cluster) == "s1":
-            cluster.move(METERS, 0, to="s0", clean_after_seconds=0)
+        _put_back(cluster)
         into.execute("TRUNCATE copied")
         into.commit()
 

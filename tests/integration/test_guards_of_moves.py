@@ -8,7 +8,7 @@ from typing import Self
 
 import pytest
 from sqlalchemy import URL, Connection, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from datapatterns.errors import MoveTakenOverError
 from datapatterns.failpoints import armed
@@ -272,6 +272,21 @@ def test_a_table_is_not_emptied_while_a_bucket_of_it_moves(
 
     assert refused == ["SD002", "SD002"]
     on_each(cluster, "TRUNCATE basket, line")
+
+
+@pytest.mark.parametrize("shard", ["source", "target"])
+def test_no_column_comes_between_the_look_at_the_tables_and_the_cut(
+    cluster: ShardCluster, source: str, target: str, shard: str
+) -> None:
+    changed = {"source": source, "target": target}[shard]
+    with HeldAt("move.drained") as drained, moving(cluster, target) as move:
+        drained.wait()
+        with cluster.engines[changed].connect() as conn:
+            conn.execute(text("SET LOCAL lock_timeout = '50ms'"))
+            with pytest.raises(OperationalError, match="lock timeout"):
+                conn.execute(text("ALTER TABLE line ADD extra int DEFAULT 7"))
+        drained.go_on()
+        assert move.result().state == "cleaned"
 
 
 class HeldAt:

@@ -1,6 +1,7 @@
 """What is looked at before a bucket moves, so that nothing has to be undone."""
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
@@ -11,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from datapatterns.errors import MoveRefusedError
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.migrating.catalogs import read_catalog
+from datapatterns.sharding.moving.both_sides import on_both
 from datapatterns.sharding.moving.copying import TablePair
 from datapatterns.sharding.moving.holding import Side
 from datapatterns.sharding.moving.moved_table import MovedTable
@@ -91,9 +93,15 @@ def check_move(
     Raises:
         MoveRefusedError: Something is in the way.
     """
-    for side, mine in ((source, [here for here, _ in tables]), (target, [t for _, t in tables])):
+
+    def check(side: Side, mine: Sequence[MovedTable]) -> None:
         with reading(side.conn):
             _check_tables(side.conn, side.shard, mine, broadcast)
+
+    on_both(
+        partial(check, source, [here for here, _ in tables]),
+        partial(check, target, [there for _, there in tables]),
+    )
     check_right(source)
     _check_alike(source, target, tables)
 
@@ -227,7 +235,7 @@ def _check_alike(source: Side, target: Side, tables: Sequence[TablePair]) -> Non
             or part.kind == "labels"
         }
 
-    here, there = told(source), told(target)
+    here, there = on_both(partial(told, source), partial(told, target))
     for place in sorted(here.keys() | there.keys()):
         # A type that only one of them has is none of a column, which would differ, too.
         if place[1] == "labels" and not (place in here and place in there):

@@ -1,24 +1,26 @@
 """Prove that both shards hold the same rows of a bucket."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from psycopg import sql
 
 from datapatterns.errors import MoveMismatchError
+from datapatterns.sharding.moving.both_sides import on_both
 from datapatterns.sharding.moving.copying import TablePair
 from datapatterns.sharding.moving.draining import Batch
 from datapatterns.sharding.moving.holding import Side
 from datapatterns.sharding.moving.moved_table import ROW, MovedTable
 from datapatterns.sql.composing import execute
 
-# A sum does not depend on the order in which rows are read.
+# A sum does not depend on the order in which rows are read; that of bigint has no bounds.
 _DIGEST = sql.SQL("""
-SELECT count(*), coalesce(sum(hash_record_extended({hashed}, 0)::numeric), 0)
-FROM {table} AS {row} WHERE {in_bucket} AND {chosen}
+SELECT count(*), coalesce(sum(hash_record_extended({hashed}, 0)), 0)
+FROM {table} AS {row} WHERE {chosen}
 """)
-_CHOSEN = sql.SQL("EXISTS (SELECT FROM {keys} WHERE {same_key})")
+_THESE = sql.SQL("ctid = ANY ({})")
 
 
 def compare(source: Side, target: Side, tables: Sequence[TablePair]) -> int:
@@ -29,8 +31,10 @@ def compare(source: Side, target: Side, tables: Sequence[TablePair]) -> int:
     """
     total = 0
     for here, there in tables:
-        rows, digest = digest_of(source, here, like=here)
-        found = digest_of(target, there, like=here)
+        (rows, digest), found = on_both(
+            partial(digest_of, source, here, like=here),
+            partial(digest_of, target, there, like=here),
+        )
         if found != (rows, digest):
             raise MoveMismatchError(
                 source.bucket, here.place.as_string(None), rows=rows, found=found[0]
@@ -39,21 +43,20 @@ def compare(source: Side, target: Side, tables: Sequence[TablePair]) -> int:
     return total
 
 
-def compare_changed(source: Side, target: Side, batches: Iterable[Batch]) -> None:
-    """Compare the rows that have changed since all were compared.
+def compare_changed(source: Side, target: Side, batch: Batch) -> None:
+    """Compare the rows that a round has brought over, in the source's transaction that read them.
 
     Raises:
         MoveMismatchError: A table differs.
     """
-    for batch in batches:
-        for each in batch.tables:
-            here, there = each.here, each.there
-            rows, digest = digest_of(source, here, like=here, keys=each.keys)
-            found = digest_of(target, there, like=here, keys=each.keys)
-            if found != (rows, digest):
-                raise MoveMismatchError(
-                    source.bucket, here.place.as_string(None), rows=rows, found=found[0]
-                )
+    for each in batch.tables:
+        here, there = each.here, each.there
+        rows, digest = digest_of(source, here, like=here, keys=each.keys)
+        found = digest_of(target, there, like=here, keys=each.keys)
+        if found != (rows, digest):
+            raise MoveMismatchError(
+                source.bucket, here.place.as_string(None), rows=rows, found=found[0]
+            )
 
 
 def digest_of(
@@ -67,14 +70,11 @@ def digest_of(
         like: Whose columns to read, in which order.
         keys: Of these rows alone, as JSON.
     """
-    chosen: sql.Composable = sql.SQL("true")
-    if keys is not None:
-        chosen = _CHOSEN.format(keys=table.keys_from(keys, alias="k"), same_key=table.same_key("k"))
+    chosen = table.in_bucket if keys is None else _THESE.format(table.with_keys(keys))
     statement = _DIGEST.format(
         hashed=like.hashed,
         table=table.place,
         row=sql.Identifier(ROW),
-        in_bucket=table.in_bucket,
         chosen=chosen,
     )
     found: Sequence[Any] = execute(side.conn, statement).one()

@@ -1,6 +1,6 @@
 """Rows from one server to another, as bytes that nobody looks into."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from psycopg import sql
@@ -16,6 +16,9 @@ _IN = sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT {form})")
 _BINARY, _TEXT = sql.SQL("binary"), sql.SQL("text")
 _ROWS = sql.SQL("SELECT {columns} FROM {table} AS {row} WHERE {in_bucket}")
 _DELETE = sql.SQL("DELETE FROM {table} AS {row} WHERE {in_bucket}")
+
+_BLOCK_BYTES = 65_536
+"""A server sends each row by itself; to pass them on so would take longer than to store them."""
 
 TablePair = tuple[MovedTable, MovedTable]
 """A table on the source, and the same on the target."""
@@ -82,8 +85,22 @@ def pipe(  # noqa: PLR0913 -- two of them are about Citus only
         write.cursor() as writer,
     ):
         with writer.copy(incoming) as copy:
-            for block in out:
+            for block in _in_blocks(out):
                 copy.write(block)
                 pace.sent(len(block))
         copied: int = writer.rowcount
     return copied
+
+
+def _in_blocks(rows: Iterable[bytes]) -> Iterator[bytes]:
+    waiting: list[bytes] = []
+    size = 0
+    for row in rows:
+        waiting.append(row)
+        size += len(row)
+        if size >= _BLOCK_BYTES:
+            yield b"".join(waiting)
+            waiting.clear()
+            size = 0
+    if waiting:
+        yield b"".join(waiting)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from psycopg import sql
 from sqlalchemy.exc import DBAPIError
@@ -10,8 +11,14 @@ from datapatterns.errors import MoveBlockedError
 from datapatterns.failpoints import failpoint
 from datapatterns.sharding.moving.comparing import compare, compare_changed
 from datapatterns.sharding.moving.copying import TablePair
-from datapatterns.sharding.moving.draining import Batch, apply_dirty
-from datapatterns.sharding.moving.holding import Side, is_blocked
+from datapatterns.sharding.moving.draining import (
+    Batch,
+    apply_dirty,
+    apply_last_dirty,
+    drain,
+    is_steady,
+)
+from datapatterns.sharding.moving.holding import Held, Side, is_blocked
 from datapatterns.sharding.moving.pacing import Pace
 from datapatterns.sharding.moving.receiving import Receiving
 from datapatterns.sql.composing import execute
@@ -21,8 +28,9 @@ ROWS_COMPARED_AT_ONCE = 500
 
 _TRIES = 120
 _LOCK_MS = (50, 100, 200, 500)
-# Should this process be stopped while others wait for it, the server ends the transaction.
-_HURRY = sql.SQL("SET LOCAL idle_in_transaction_session_timeout = '10s'")
+# From it on nobody changes a column, which needs more than all others do.
+_KEEP_COLUMNS = sql.SQL("LOCK TABLE {tables} IN ACCESS SHARE MODE")
+_ROUNDS_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +39,13 @@ class Cut:
 
     Attributes:
         began: When writers began to wait, by the clock that only grows.
-        rows: How many rows both shards were found to hold.
+        rows: How many rows both shards were found to hold, then or a moment before.
+        left: What the bucket is on the source now.
     """
 
     began: float
     rows: int
+    left: Held
 
 
 def cut(  # noqa: PLR0913 -- the two sides, and how to go about it, by name
@@ -66,14 +76,16 @@ def cut(  # noqa: PLR0913 -- the two sides, and how to go about it, by name
         MoveTakenOverError: Another worker has taken over.
     """
     known = None
+    catch_up: Callable[[], None] = partial(_catch_up, source, target, tables, pace, receiving)
     if rows > ROWS_COMPARED_AT_ONCE and receiving.compares_changed:
         known = _compare_before(source, target, tables, pace)
-    changed: list[Batch] = []
+        catch_up = partial(_catch_up_compared, source, target, tables, pace)
+        catch_up()
     attempt = 0
     while True:
         lock_ms = _LOCK_MS[min(attempt, len(_LOCK_MS) - 1)]
         try:
-            attempted = _Attempt(source, target, tables, check, pace, receiving, known, changed)
+            attempted = _Attempt(source, target, tables, check, pace, receiving, known)
             return attempted.run(lock_ms=lock_ms)
         except DBAPIError as error:
             if not is_blocked(error):
@@ -82,8 +94,7 @@ def cut(  # noqa: PLR0913 -- the two sides, and how to go about it, by name
                 raise MoveBlockedError(source.shard, f"bucket {source.bucket}") from error
         # Whoever queued behind goes on; what they write is brought over before the next try.
         pace.back_off(attempt)
-        with source.transaction("owned", snapshot=True):
-            changed.append(receiving.apply_dirty(source, target, tables, pace=pace))
+        catch_up()
         attempt += 1
 
 
@@ -93,10 +104,31 @@ def _compare_before(source: Side, target: Side, tables: Sequence[TablePair], pac
     From then on, only what changes has to be compared.
     """
     with source.transaction("owned", snapshot=True):
-        while apply_dirty(source, target, tables, pace=pace):
-            pass
+        apply_dirty(source, target, tables, pace=pace, limit=None)
         with target.transaction("incoming"):
             return compare(source, target, tables)
+
+
+def _catch_up(
+    source: Side, target: Side, tables: Sequence[TablePair], pace: Pace, receiving: Receiving
+) -> None:
+    """Bring over what has changed since; it is compared in the cut."""
+    receiving.drain(source, target, tables, pace=pace)
+
+
+def _catch_up_compared(source: Side, target: Side, tables: Sequence[TablePair], pace: Pace) -> None:
+    """Bring over what has changed since, and compare that, until few rows are left for the cut."""
+
+    def verify(batch: Batch) -> None:
+        with target.transaction("incoming"):
+            compare_changed(source, target, batch)
+
+    before = 0
+    for _ in range(_ROUNDS_MAX):
+        keys = drain(source, target, tables, pace=pace, verify=verify)
+        if is_steady(keys, before):
+            return
+        before = keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,24 +140,49 @@ class _Attempt:
     pace: Pace
     receiving: Receiving
     known: int | None
-    changed: list[Batch]
 
     def run(self, *, lock_ms: int) -> Cut:
+        source = self.source
+        with source.transaction("owned", lock_ms=lock_ms, hurry=True):
+            if self.receiving.compares_changed:
+                began, rows = self._at_once(lock_ms=lock_ms)
+            else:
+                began, rows = self._one_after_the_other()
+            # The target has committed: now, and not before, the source may let go.
+            left = source.become("moved", was="owned")
+            failpoint("move.cut-written")
+        return Cut(began, rows, left)
+
+    def _at_once(self, *, lock_ms: int) -> tuple[float, int]:
+        """Bring the rest over and compare it, in a transaction that is there when all wait."""
         source, target = self.source, self.target
-        with source.transaction("owned", lock_ms=lock_ms) as conn:
-            execute(conn, _HURRY)
+        with target.transaction("incoming", as_mover=True, lock_ms=lock_ms, hurry=True):
+            self._keep_columns(source, target)
+            self.check()
             began = self.pace.clock.monotonic()
             source.fence()
-            while batch := self.receiving.apply_dirty(source, target, self.tables, pace=self.pace):
-                self.changed.append(batch)
+            batch = apply_last_dirty(source, target, self.tables, pace=self.pace)
             failpoint("move.drained")
-            with target.transaction("incoming"):
-                self.check()
-                if self.known is None:
-                    rows = compare(source, target, self.tables)
-                else:
-                    rows = self.known
-                    compare_changed(source, target, self.changed)
-            source.become("moved", was="owned")
-            failpoint("move.cut-written")
-        return Cut(began, rows)
+            if self.known is None:
+                return began, compare(source, target, self.tables)
+            compare_changed(source, target, batch)
+            return began, self.known
+
+    def _one_after_the_other(self) -> tuple[float, int]:
+        """Bring the rest over in transactions of its own, then compare all."""
+        source, target = self.source, self.target
+        self._keep_columns(source)
+        began = self.pace.clock.monotonic()
+        source.fence()
+        while self.receiving.apply_dirty(source, target, self.tables, pace=self.pace):
+            pass
+        failpoint("move.drained")
+        with target.transaction("incoming"):
+            self.check()
+            return began, compare(source, target, self.tables)
+
+    def _keep_columns(self, *sides: Side) -> None:
+        for side in sides:
+            number = 0 if side is self.source else 1
+            places = sql.SQL(", ").join(pair[number].place for pair in self.tables)
+            execute(side.conn, _KEEP_COLUMNS.format(tables=places)).close()

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,31 +22,11 @@ from datapatterns.sql.composing import execute
 KEYS_MAX = 5_000
 """How many keys one round takes at most: both servers get them as one text."""
 
+_FEW = 20
+
 # A key may have left for another bucket, which the target may own: the bucket is asked for again.
-_IMAGES = sql.SQL("""
-SELECT {columns} FROM {table} AS {row}, (SELECT DISTINCT {key} FROM {keys}) AS k
-WHERE {same_key} AND {in_bucket}
-""")
-_FORGET = sql.SQL("DELETE FROM {table} AS {row} USING {keys} WHERE {same_key} AND {in_bucket}")
-
-
-def drain(source: Side, target: Side, tables: Sequence[TablePair], *, pace: Pace) -> int:
-    """Bring the rows that have changed to the target, and forget that; return how many keys.
-
-    Raises:
-        MoveTakenOverError: Another worker has taken over.
-    """
-    limit: int | None = KEYS_MAX
-    while True:
-        try:
-            with source.transaction("owned", snapshot=True):
-                return len(apply_dirty(source, target, tables, pace=pace, limit=limit))
-        except (DBAPIError, DriverError) as error:
-            if limit is None or not _is_in_the_way(error):
-                raise
-            # A row has got what another one had whose change is in the next round. All changes of
-            # one moment together bring nothing that was not there at once.
-            limit = None
+_IMAGES = sql.SQL("SELECT {columns} FROM {table} AS {row} WHERE ctid = ANY ({places})")
+_FORGET = sql.SQL("DELETE FROM {table} WHERE ctid = ANY ({places})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +60,47 @@ class Batch:
         return self.keys
 
 
+def is_steady(keys: int, before: int) -> bool:
+    """Return whether another round would hardly find fewer keys than this and the one before."""
+    return keys <= _FEW or (keys < KEYS_MAX and 2 * keys > before > 0)
+
+
+def drain(
+    source: Side,
+    target: Side,
+    tables: Sequence[TablePair],
+    *,
+    pace: Pace,
+    verify: Callable[[Batch], None] = lambda _: None,
+) -> int:
+    """Bring the rows that have changed to the target, and forget that; return how many keys.
+
+    Args:
+        source: The shard that has the bucket.
+        target: The shard that gets it.
+        tables: The tables of the group.
+        pace: How to wait.
+        verify: Is told what was brought, while the source is seen as of then; what it raises
+            undoes the round.
+
+    Raises:
+        MoveTakenOverError: Another worker has taken over.
+    """
+    limit: int | None = KEYS_MAX
+    while True:
+        try:
+            with source.transaction("owned", snapshot=True):
+                batch = apply_dirty(source, target, tables, pace=pace, limit=limit)
+                verify(batch)
+                return len(batch)
+        except (DBAPIError, DriverError) as error:
+            if limit is None or not _is_in_the_way(error):
+                raise
+            # A row has got what another one had whose change is in the next round. All changes of
+            # one moment together bring nothing that was not there at once.
+            limit = None
+
+
 def apply_dirty(
     source: Side,
     target: Side,
@@ -93,6 +114,36 @@ def apply_dirty(
     The rows go as they are now, not what happened to them. So it does no harm to do it again, and a
     key that is committed late, under a lower number, simply comes in the next round.
     """
+    noted = _noted(source, tables, limit=limit)
+    if noted.numbers:
+        with target.transaction("incoming", as_mover=True):
+            _bring(source, target, noted.batch, pace=pace)
+        # The target has committed: now, and not before, they may be forgotten.
+        _forget_noted(source, noted)
+    return noted.batch
+
+
+def apply_last_dirty(
+    source: Side, target: Side, tables: Sequence[TablePair], *, pace: Pace
+) -> Batch:
+    """Do as `apply_dirty` does with all that is left, in transactions of the caller's on both.
+
+    Nobody may note more meanwhile, and the target commits before the source.
+    """
+    noted = _noted(source, tables, limit=None)
+    if noted.numbers:
+        _bring(source, target, noted.batch, pace=pace)
+        _forget_noted(source, noted)
+    return noted.batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    numbers: Sequence[int]
+    batch: Batch
+
+
+def _noted(source: Side, tables: Sequence[TablePair], *, limit: int | None) -> _Noted:
     dirty = sharding_tables(source.schema).dirty_key
     found = source.conn.execute(
         select(dirty.c.seq, dirty.c.table_oid, dirty.c.pk)
@@ -100,8 +151,6 @@ def apply_dirty(
         .order_by(dirty.c.seq)
         .limit(limit)
     ).all()
-    if not found:
-        return Batch()
     keys: dict[int, list[Any]] = defaultdict(list)
     for _, table, key in found:
         keys[table].append(key)
@@ -110,16 +159,21 @@ def apply_dirty(
         for here, there in tables
         if here.oid in keys
     )
-    with target.transaction("incoming", as_mover=True):
-        # All go before any comes, so that two rows can change places in a unique column.
-        for each in changed:
-            _forget(target, each.there, each.keys)
-        for each in changed:
-            pipe(source, target, images(each.here, each.keys), (each.here, each.there), pace=pace)
-    # The target has committed: now, and not before, they may be forgotten.
-    numbers = bindparam("numbers", [seq for seq, *_ in found], ARRAY(BigInteger))
+    return _Noted([seq for seq, *_ in found], Batch(len(found), changed))
+
+
+def _bring(source: Side, target: Side, batch: Batch, *, pace: Pace) -> None:
+    # All go before any comes, so that two rows can change places in a unique column.
+    for each in batch.tables:
+        _forget(target, each.there, each.keys)
+    for each in batch.tables:
+        pipe(source, target, images(each.here, each.keys), (each.here, each.there), pace=pace)
+
+
+def _forget_noted(source: Side, noted: _Noted) -> None:
+    dirty = sharding_tables(source.schema).dirty_key
+    numbers = bindparam("numbers", noted.numbers, ARRAY(BigInteger))
     source.conn.execute(delete(dirty).where(dirty.c.seq == func.any(numbers)))
-    return Batch(len(found), changed)
 
 
 def _is_in_the_way(error: DBAPIError | DriverError) -> bool:
@@ -133,19 +187,9 @@ def images(here: MovedTable, listed: str) -> sql.Composable:
         columns=here.selected,
         table=here.place,
         row=sql.Identifier(ROW),
-        key=here.key_list,
-        keys=here.keys_from(listed, alias="listed"),
-        same_key=here.same_key("k"),
-        in_bucket=here.in_bucket,
+        places=here.with_keys(listed),
     )
 
 
 def _forget(target: Side, there: MovedTable, listed: str) -> None:
-    statement = _FORGET.format(
-        table=there.place,
-        row=sql.Identifier(ROW),
-        keys=there.keys_from(listed, alias="k"),
-        same_key=there.same_key("k"),
-        in_bucket=there.in_bucket,
-    )
-    execute(target.conn, statement)
+    execute(target.conn, _FORGET.format(table=there.place, places=there.with_keys(listed)))

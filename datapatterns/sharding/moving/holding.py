@@ -1,8 +1,9 @@
 """Transactions of a worker on a shard, each of which makes sure that it is the worker still."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, TypeAlias
 
 from psycopg import sql
@@ -40,6 +41,8 @@ _READ_ONLY = sql.SQL("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY
 _AS_MOVER = sql.SQL(
     "SET LOCAL datapatterns.mover = 'on'; SET LOCAL session_replication_role = 'replica'"
 )
+# Others wait for it.
+_HURRY = sql.SQL("SET LOCAL idle_in_transaction_session_timeout = '10s'")
 _LOCK_TIMEOUT = sql.SQL("SET LOCAL lock_timeout = {}")
 
 
@@ -88,6 +91,7 @@ class Side:
         as_mover: bool = False,
         snapshot: bool = False,
         lock_ms: int | None = None,
+        hurry: bool = False,
     ) -> Iterator[Connection]:
         """Open a transaction in which no other worker can take over, and commit it.
 
@@ -96,6 +100,7 @@ class Side:
             as_mover: Whether triggers and foreign keys keep quiet.
             snapshot: Whether all statements see one moment.
             lock_ms: How long to wait for a lock; by default for ever.
+            hurry: Whether the server ends the transaction should this process be stopped in it.
 
         Raises:
             CommitUnansweredError: Nobody knows whether it was committed; resume the move.
@@ -103,15 +108,31 @@ class Side:
             ShardUnavailableError: The shard does not answer.
         """
         with shard_errors(self.shard), resuming(self.conn, f"a move on shard {self.shard}"):
-            if snapshot:
-                execute(self.conn, _SNAPSHOT)
-            execute(self.conn, _PATIENT).close()
-            if lock_ms is not None:
-                execute(self.conn, _LOCK_TIMEOUT.format(sql.Literal(f"{lock_ms}ms")))
+            self._set(
+                [_SNAPSHOT] * snapshot,
+                [_PATIENT],
+                [_HURRY] * hurry,
+                [] if lock_ms is None else [_LOCK_TIMEOUT.format(sql.Literal(f"{lock_ms}ms"))],
+                [_AS_MOVER] * as_mover,
+            )
             self.check(state)
-            if as_mover:
-                execute(self.conn, _AS_MOVER)
             yield self.conn
+
+    @contextmanager
+    def changing(self) -> Iterator[Connection]:
+        """Open a transaction for `become` alone, which itself makes sure of lease and state.
+
+        Raises:
+            CommitUnansweredError: Nobody knows whether it was committed; resume the move.
+            ShardUnavailableError: The shard does not answer.
+        """
+        with shard_errors(self.shard), resuming(self.conn, f"a move on shard {self.shard}"):
+            self._set([_PATIENT])
+            yield self.conn
+
+    def _set(self, *settings: Sequence[sql.Composable]) -> None:
+        """Set what holds for a transaction, in one message."""
+        execute(self.conn, sql.SQL(";").join(chain.from_iterable(settings))).close()
 
     @contextmanager
     def keeping_tables(self) -> Iterator[None]:
@@ -202,8 +223,8 @@ class Side:
             if not conn.execute(expected).rowcount:
                 raise MoveTakenOverError(self.bucket, self.shard)
 
-    def become(self, state: HeldState, *, was: HeldState, like: "Held | None" = None) -> None:
-        """Change what the bucket is on this shard, in the caller's transaction.
+    def become(self, state: HeldState, *, was: HeldState, like: "Held | None" = None) -> "Held":
+        """Change what the bucket is on this shard, in the caller's transaction; return that.
 
         Args:
             state: What it becomes.
@@ -223,9 +244,12 @@ class Side:
             update(held)
             .where(self._is_mine(), held.c.state == was, held.c.lease_epoch == self.lease)
             .values(state=state, **facts)
+            .returning(held.c.state, held.c.epoch, held.c.generation)
         )
-        if not self.conn.execute(changed).rowcount:
+        found = self.conn.execute(changed).one_or_none()
+        if found is None:
             raise MoveTakenOverError(self.bucket, self.shard)
+        return Held(*found)
 
     def now(self) -> "Held":
         """Return what the bucket is on this shard, in the caller's transaction."""

@@ -31,6 +31,12 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE c.oid = to_regclass(:name)
 """)
 
+_WITH_KEYS = sql.SQL("""
+ARRAY(SELECT found.place FROM {keys} CROSS JOIN LATERAL (
+    SELECT {row}.ctid AS place FROM {table} AS {row}
+    WHERE {same_key} AND ({in_bucket}) IS TRUE OFFSET 0) AS found)
+""")
+
 # Types whose hash is that of what they look like. Of all others the text is hashed: an enum hashes
 # its OID, which differs between databases, and a numeric 1.0 hashes as 1.00 does.
 _HASHED = frozenset((16, 17, 20, 21, 23, 26, 1082, 1083, 1114, 1184, 2950))
@@ -83,6 +89,20 @@ class MovedTable:
         ]
         return sql.SQL("jsonb_to_recordset({}::jsonb) AS {} ({})").format(
             sql.Literal(listed), sql.Identifier(alias), sql.SQL(", ").join(typed)
+        )
+
+    def with_keys(self, listed: str) -> sql.Composable:
+        """Return where the rows of the bucket are that have these primary keys, as an array.
+
+        Each is looked up by its key. A join would be guessed at from statistics that know nothing
+        of what has just arrived, and might read the whole bucket while writers wait.
+        """
+        return _WITH_KEYS.format(
+            keys=self.keys_from(listed, alias="k"),
+            table=self.place,
+            row=sql.Identifier(ROW),
+            same_key=self.same_key("k"),
+            in_bucket=self.in_bucket,
         )
 
     def same_key(self, alias: str) -> sql.Composable:

@@ -50,10 +50,11 @@ class Mover:
             StaleMoveError: The map has the bucket elsewhere, or it is moving already.
         """
         self.refuse_leaving(source)
+        group_id = self.access.newest_map(group).group_id
         with self._control() as conn:
             move_id = planning.plan_move(
                 conn,
-                self.access.newest_map(group).group_id,
+                group_id,
                 bucket,
                 source=source,
                 target=target,

@@ -1,8 +1,9 @@
 """The steps of one move, in the hands of one worker."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -10,11 +11,13 @@ from datapatterns.errors import MoveRefusedError, ShardMapCorruptError
 from datapatterns.failpoints import failpoint
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.moving import planning
+from datapatterns.sharding.moving.both_sides import on_both
 from datapatterns.sharding.moving.capturing import install_capture, remove_capture
 from datapatterns.sharding.moving.checking import check_declared, check_move
 from datapatterns.sharding.moving.cleaning import clean
 from datapatterns.sharding.moving.copying import TablePair
-from datapatterns.sharding.moving.cutting import cut
+from datapatterns.sharding.moving.cutting import Cut, cut
+from datapatterns.sharding.moving.draining import is_steady
 from datapatterns.sharding.moving.holding import HeldState, Side
 from datapatterns.sharding.moving.move import Move, MoveProgress, MoveState
 from datapatterns.sharding.moving.moved_table import describe_tables
@@ -23,7 +26,6 @@ from datapatterns.sharding.moving.receiving import Receiving
 from datapatterns.sharding.moving.settings import MoveAccess, MoveSettings
 from datapatterns.transactions import fresh_reads, looking, resuming
 
-_SMALL_ROUND = 20
 _ROUNDS_MAX = 1_000
 
 
@@ -53,6 +55,7 @@ class Work:
     _pace: Pace = field(init=False)
     _pairs: Sequence[TablePair] = field(init=False, default=())
     _beaten: float = field(init=False, default=0.0)
+    _kept: Connection | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         clock = self.access.clock
@@ -67,12 +70,12 @@ class Work:
         """
         state = self.source.take()
         self._describe()
-        cut_at = None
         if state == "owned":
-            cut_at = self._bring_over()
+            self._bring_over()
         else:
             self.target.take()
-        self._hand_over(cut_at)
+        with self._keeping_control():
+            self._hand_over(self._cut() if state == "owned" else None)
         if clean_up:
             self._clean_up(state)
 
@@ -98,8 +101,8 @@ class Work:
         self._record("aborted")
         return True
 
-    def _bring_over(self) -> float:
-        """Copy, catch up and cut; return the moment from which writers had to wait."""
+    def _bring_over(self) -> None:
+        """Copy, and catch up."""
         check_move(
             self.source,
             self.target,
@@ -113,8 +116,10 @@ class Work:
         if self.move.state not in {"catching_up", "cut"}:
             self._record("capturing")
             self.target.expect()
-            receiving.make_ready(self.target, there, self.shard_map, pace=self._pace)
-            install_capture(self.source, here, self.shard_map, pace=self._pace)
+            on_both(
+                partial(receiving.make_ready, self.target, there, self.shard_map, pace=self._pace),
+                partial(install_capture, self.source, here, self.shard_map, pace=self._pace),
+            )
             failpoint("move.captured")
             self._record("copying")
             rows = receiving.copy(self.source, self.target, self._pairs, pace=self._pace)
@@ -124,6 +129,8 @@ class Work:
             self.target.expect()
         self._catch_up()
         self._record("cut")
+
+    def _cut(self) -> Cut:
         done = cut(
             self.source,
             self.target,
@@ -131,19 +138,21 @@ class Work:
             rows=self.move.copied_rows or 0,
             check=self._check_again,
             pace=self._pace,
-            receiving=receiving,
+            receiving=self.receiving,
         )
         failpoint("move.cut")
-        return done.began
+        return done
 
     def _catch_up(self) -> None:
+        before = 0
         for _ in range(_ROUNDS_MAX):
             dirty = self.receiving.drain(self.source, self.target, self._pairs, pace=self._pace)
             self._tell(dirty)
-            if dirty <= _SMALL_ROUND:
+            if is_steady(dirty, before):
                 return
+            before = dirty
 
-    def _hand_over(self, cut_at: float | None) -> None:
+    def _hand_over(self, done: Cut | None) -> None:
         """Make the target the owner, then tell the map: in between nobody has it, never two.
 
         Raises:
@@ -151,6 +160,24 @@ class Work:
         """
         if self.move.state == "handed_over":
             return
+        if done is None:
+            self._become_owner()
+        else:
+            with self.target.changing():
+                self.target.become("owned", was="incoming", like=done.left)
+        failpoint("move.target-owns")
+        clock = self.access.clock
+        pause_ms = None if done is None else (clock.monotonic() - done.began) * 1000
+        with self._control() as conn:
+            planning.hand_over(
+                conn, self.move, self.lease, pause_ms=pause_ms, schema=self.access.schema
+            )
+        self.access.shards.router.refresh()
+        self._become("handed_over", pause_ms=pause_ms or self.move.pause_ms)
+        failpoint("move.handed-over")
+
+    def _become_owner(self) -> None:
+        """Make the target the owner after a cut that is another worker's, or was not answered."""
         with self.source.transaction():
             held = self.source.now()
         with self.target.transaction():
@@ -163,16 +190,6 @@ class Work:
                     f"bucket {self.move.bucket} is {held.state} on {self.move.source!r} and {found}"
                     f" on {self.move.target!r}; was one of the databases restored?",
                 )
-        failpoint("move.target-owns")
-        clock = self.access.clock
-        pause_ms = None if cut_at is None else (clock.monotonic() - cut_at) * 1000
-        with self._control() as conn:
-            planning.hand_over(
-                conn, self.move, self.lease, pause_ms=pause_ms, schema=self.access.schema
-            )
-        self.access.shards.router.refresh()
-        self._become("handed_over", pause_ms=pause_ms or self.move.pause_ms)
-        failpoint("move.handed-over")
 
     def _clean_up(self, state: HeldState) -> None:
         with self._control(only_looking=True) as conn:
@@ -260,8 +277,19 @@ class Work:
         self._tell(0)
 
     @contextmanager
-    def _control(self, *, only_looking: bool = False) -> Iterator[Connection]:
+    def _keeping_control(self) -> Iterator[None]:
+        """Keep one connection to the control database, as writers wait while another is opened."""
         with fresh_reads(self.access.control) as conn:
+            self._kept = conn
+            try:
+                yield
+            finally:
+                self._kept = None
+
+    @contextmanager
+    def _control(self, *, only_looking: bool = False) -> Iterator[Connection]:
+        connecting = fresh_reads(self.access.control)
+        with connecting if self._kept is None else nullcontext(self._kept) as conn:
             within = looking(conn) if only_looking else resuming(conn, "a move of a bucket")
             with within:
                 yield conn
