@@ -1,6 +1,7 @@
 """Copies of broadcast tables: compared, mended, and given to a new shard."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, Engine, create_engine, insert, select, text
@@ -8,6 +9,7 @@ from sqlalchemy import URL, Engine, create_engine, insert, select, text
 from datapatterns.errors import CopiesDifferError, SettingsError, ShardedTableError
 from datapatterns.sharding import CopyDifference, ShardCluster
 from datapatterns.sharding.broadcasting.copying import copied_to
+from datapatterns.sharding.moving import joining
 from datapatterns.sharding.schema import sharding_tables
 from tests.fixtures.atomic import Died, needs_prepared_transactions
 from tests.fixtures.broadcast_model import (
@@ -18,6 +20,7 @@ from tests.fixtures.broadcast_model import (
     broadcast_shop,
     the_copy,
 )
+from tests.fixtures.shard_model import named
 
 pytestmark = pytest.mark.postgres
 
@@ -145,3 +148,27 @@ def test_a_crash_before_the_shard_is_listed_changes_nothing(
         session.add(Country(code="es"))
     assert len(the_copy(cluster, "country")) == 4
     engine.dispose()
+
+
+def test_a_shard_is_added_when_it_has_all_copies(
+    cluster: ShardCluster, shard_urls: list[URL], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_shard(shard_urls[3]).dispose()
+    list_shard = joining.list_shard
+    counted: list[int | None] = []
+
+    def look_and_list(*args: Any, **options: Any) -> None:  # noqa: ANN401 -- passed on
+        with wider.engines["s3"].connect() as conn:
+            counted.append(conn.scalar(text("SELECT count(*) FROM country")))
+        list_shard(*args, **options)
+
+    monkeypatch.setattr(joining, "list_shard", look_and_list)
+    urls = named(shard_urls[:4])
+    with ShardCluster(control=urls["s0"], shards=urls, groups=cluster.groups) as wider:
+        wider.add_shard("s3")
+        with wider.session() as session, session.begin():
+            session.add(Country(code="es"))
+        wider.add_shard("s3", weight=2)  # again
+
+        assert counted == [3, 4]
+        assert wider.verify_broadcast(Country).rows == dict.fromkeys(("s0", "s1", "s2", "s3"), 4)

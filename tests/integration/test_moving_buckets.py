@@ -1,12 +1,16 @@
 """Buckets change their shard with all rows, while they are read and written."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import URL, func, select
+from psycopg.errors import SerializationFailure
+from sqlalchemy import URL, func, select, text
+from sqlalchemy.exc import OperationalError
 
 from datapatterns.errors import StaleMoveError
 from datapatterns.sharding import ShardCluster
+from datapatterns.testing import wait_until
 from tests.fixtures.effort import at_most
 from tests.fixtures.moving import bucket_rows, keys_in, put, states_of
 from tests.fixtures.moving_writers import WAYS, check_ledger, writing
@@ -73,3 +77,28 @@ def test_a_bucket_does_not_move_twice_at_once_nor_to_where_it_is(cluster: ShardC
         cluster.move(households, BUCKET, to=owner)
 
     assert cluster.moves(live=False) == []
+
+
+def test_a_connection_whose_claim_fails_raises_what_its_statements_raise(
+    cluster: ShardCluster,
+) -> None:
+    """As while a bucket is cut under a transaction that has just begun."""
+    [key] = keys_in(BUCKET, 1)
+    shard = cluster.router.map_of(households).owners[BUCKET]
+    changed = text("UPDATE datapatterns.bucket SET epoch = epoch + 1 WHERE bucket = :bucket")
+
+    def begin() -> None:
+        with cluster.connect(households, household_id=key) as plain:
+            plain.execution_options(isolation_level="REPEATABLE READ").begin()
+
+    with ThreadPoolExecutor(1) as pool, cluster.engines[shard].connect() as cutting:
+        cutting.execute(changed, {"bucket": BUCKET})
+        found = pool.submit(begin)
+        waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        wait_until(lambda: found.done() or cutting.scalar(waiting))
+        cutting.commit()
+        with pytest.raises(OperationalError) as caught:
+            found.result()
+
+    assert isinstance(caught.value.orig, SerializationFailure)
+    begin()

@@ -229,7 +229,12 @@ def test_a_plan_heeds_what_is_stored_about_shards(cluster: ShardCluster) -> None
     with cluster.engines["s0"].begin() as conn:
         conn.execute(text("UPDATE datapatterns.shard SET state = 'draining' WHERE shard_id = 's0'"))
     drained = cluster.plan(households)
+    with cluster.engines["s0"].begin() as conn:
+        conn.execute(text("UPDATE datapatterns.shard SET state = 'readonly' WHERE shard_id = 's0'"))
+    left_alone = cluster.plan(households)
 
+    assert len(left_alone) == 0
+    assert left_alone.draining == ()
     assert weighed.weights == {"s0": 1.0, "s1": 3.0}
     assert {(move.source, move.target) for move in weighed} == {("s0", "s1")}
     assert told.moves == even.moves

@@ -69,6 +69,11 @@ def test_a_shard_is_added_filled_emptied_and_removed_beside_writers(three: Shard
     assert sorted(listed) == ["s0", "s1"]
 
 
+def test_a_map_is_not_created_anew_for_a_shard_that_comes(three: ShardCluster) -> None:
+    with pytest.raises(ShardMapExistsError, match=r"let \['s2'\] in with ShardCluster.add_shard"):
+        three.create_map()
+
+
 def test_a_shard_with_buckets_is_not_removed(two: ShardCluster) -> None:
     with pytest.raises(MoveRefusedError, match="32 buckets"):
         two.remove_shard("s1")

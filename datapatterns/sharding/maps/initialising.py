@@ -46,6 +46,12 @@ def record_map(
     # Whoever comes second waits here, and then finds everything.
     conn.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"{schema}.shard", 0))))
     known = set(conn.scalars(select(tables.shard.c.shard_id)))
+    if known and known < set(shards):
+        raise ShardMapExistsError(
+            "control database",
+            f"it has a map of shards {sorted(known)}; let {sorted(set(shards) - known)} in with"
+            " ShardCluster.add_shard()",
+        )
     if known and known != set(shards):
         raise ShardMapExistsError(
             "control database", f"it has a map of shards {sorted(known)}; configure exactly these"

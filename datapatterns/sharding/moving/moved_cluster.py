@@ -2,11 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from sqlalchemy import Connection
 
 from datapatterns.errors import SettingsError, ShardListChangedError
+from datapatterns.sharding.broadcasting.copying import copied_to
 from datapatterns.sharding.broadcasting.copying_cluster import CopyingCluster
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.moving import joining
@@ -206,14 +207,7 @@ class MovedCluster(SeenCluster, CopyingCluster):
         """Return what `drain` would do, a plan for each group; changes nothing."""
         self._check_shard(shard)
         self._moving.shards.router.refresh()
-        with self._control_transaction("a plan") as conn:
-            weights, idle = joining.weights_of(conn, schema=self._moving.schema)
-        known = {name: weight for name, weight in weights.items() if name in self._moving.engines}
-        draining = ({shard} | idle) & known.keys()
-        return [
-            self.plan(group, by=by, draining=draining, weights=known, max_moves=0)
-            for group in self.groups
-        ]
+        return [self.plan(group, by=by, draining=[shard], max_moves=0) for group in self.groups]
 
     # Shards --------------------------------------------------------------------------------
 
@@ -242,10 +236,30 @@ class MovedCluster(SeenCluster, CopyingCluster):
         tables = [table for group in self.groups for table in access.tables_of(group)]
         with self._unchecked(shard) as conn:
             joining.introduce(conn, shard, maps, tables, schema=access.schema)
+        with self._control_transaction("a look at the shards") as conn:
+            known, _ = joining.weights_of(conn, schema=access.schema)
+        if shard in known:
+            self._list(shard, weight)
+            self._repair_copies(sorted(known.keys() & access.engines.keys() - {shard}))
+            return
+        try:
+            self._list_with_copies(shard, weight)
+        except ShardListChangedError:  # it is read now
+            self._list_with_copies(shard, weight)
+
+    def _list_with_copies(self, shard: str, weight: float) -> None:
+        """Let writers of broadcast tables wait until a shard has those, and is listed."""
+        with copied_to(self._access, shard, self._moving.engines[shard]):
+            self._list(shard, weight)
+        copies = self._access.copies
+        with suppress(ShardListChangedError):  # it is read now, so that our own writers know it
+            copies.check(copies.shards())
+
+    def _list(self, shard: str, weight: float) -> None:
         with self._control_transaction(f"adding shard {shard}") as conn:
-            joining.list_shard(conn, shard, weight=weight, schema=access.schema)
-        # From now on writers of broadcast tables come to it, too; what was before is brought there.
-        others = sorted(access.engines.keys() - {shard})
+            joining.list_shard(conn, shard, weight=weight, schema=self._moving.schema)
+
+    def _repair_copies(self, others: Sequence[str]) -> None:
         for table in self.broadcast_tables if others else ():
             try:
                 self.repair_broadcast(table, source=others[0])

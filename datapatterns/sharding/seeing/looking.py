@@ -136,13 +136,14 @@ class Sight:
             )
         return found
 
-    def stored_shards(self) -> tuple[dict[str, float], frozenset[str]]:
-        """Return the weights of shards, and which of them get nothing more."""
+    def stored_shards(self) -> tuple[dict[str, float], frozenset[str], frozenset[str]]:
+        """Return the weights of shards, those that are to be emptied, and those left alone."""
         shard = sharding_tables(self.access.schema).shard
         with tables_needed(self.access.schema), self._control() as conn, reading(conn):
             rows = conn.execute(select(shard.c.shard_id, shard.c.weight, shard.c.state)).all()
         leaving = frozenset(row.shard_id for row in rows if row.state == "draining")
-        return {row.shard_id: row.weight for row in rows}, leaving
+        kept = frozenset(row.shard_id for row in rows if row.state == "readonly")
+        return {row.shard_id: row.weight for row in rows}, leaving, kept
 
     def costs(
         self, group: EntityGroup, shard_map: ShardMap, by: Measure | Mapping[Measure, float]
@@ -213,7 +214,7 @@ def plan_for(  # noqa: PLR0913 -- what a plan depends on
     shard_map = access.router.map_of(group)
     words, costs = sight.costs(group, shard_map, by)
     placement = {bucket: shard_map.owners[bucket] for bucket in shard_map.buckets}
-    stored, leaving = sight.stored_shards()
+    stored, leaving, kept = sight.stored_shards()
     all_weights = {shard: stored.get(shard, 1.0) for shard in access.engines} | {**weights}
     draining = {*draining, *leaving} & all_weights.keys()
     moves = plan_moves(
@@ -221,6 +222,7 @@ def plan_for(  # noqa: PLR0913 -- what a plan depends on
         costs,
         all_weights,
         draining=draining,
+        left_alone=(kept & all_weights.keys()) - draining,
         threshold=threshold,
         max_moves=max_moves,
     )

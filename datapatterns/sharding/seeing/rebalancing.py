@@ -35,6 +35,7 @@ def plan_moves(  # noqa: PLR0913 -- what a plan depends on
     weights: Mapping[str, float],
     *,
     draining: Collection[str] = (),
+    left_alone: Collection[str] = (),
     threshold: float = 0.1,
     min_gain: float = 0.3,
     max_moves: int | None = None,
@@ -46,6 +47,7 @@ def plan_moves(  # noqa: PLR0913 -- what a plan depends on
         costs: What each bucket weighs: rows, bytes, load, or a mix of them.
         weights: The shards, and how large each is compared with others.
         draining: The shards that are to be emptied.
+        left_alone: The shards that keep what they have and get nothing.
         threshold: How far from the mean a shard may be, as a share of the mean.
         min_gain: The least by which a move must even out, as a share of what it moves.
         max_moves: At most so many besides those from draining shards.
@@ -53,7 +55,7 @@ def plan_moves(  # noqa: PLR0913 -- what a plan depends on
     Raises:
         SettingsError: Every shard is draining, a weight is none, or a shard is not among them.
     """
-    planning = _Planning(placement, costs, weights, draining)
+    planning = _Planning(placement, costs, weights, draining, left_alone)
     planning.drain()
     mean = planning.mean()
     allowed = len(placement) * len(weights) if max_moves is None else max_moves
@@ -93,15 +95,19 @@ class _Planning:
         costs: Mapping[int, float],
         weights: Mapping[str, float],
         draining: Collection[str],
+        left_alone: Collection[str],
     ) -> None:
         self._before = placement
         self._costs = costs
         self._weights = weights
-        self._receivers = sorted(weights.keys() - {*draining})
+        self._draining = {*draining}
+        self._receivers = sorted(weights.keys() - {*draining, *left_alone})
         if unknown := ({*placement.values()} | {*draining}) - weights.keys():
             raise SettingsError("weights", f"there is no weight for {sorted(unknown)}; give one")
         if not self._receivers:
-            raise SettingsError("draining", "every shard is to be emptied; leave one, or add one")
+            raise SettingsError(
+                "draining", "every shard is to be emptied, or left alone; leave one, or add one"
+            )
         if not all(weight > 0 for weight in weights.values()):
             raise SettingsError("weights", "a shard's weight is a positive number")
         self._on: dict[str, dict[int, float]] = {shard: {} for shard in weights}
@@ -114,7 +120,7 @@ class _Planning:
         leaving = [
             (-cost, bucket, shard)
             for shard, held in self._on.items()
-            if shard not in self._receivers
+            if shard in self._draining
             for bucket, cost in held.items()
         ]
         for cost, bucket, shard in sorted(leaving):
@@ -127,7 +133,8 @@ class _Planning:
 
     def mean(self) -> float:
         """Return how much a shard of weight 1 would hold if all were used alike."""
-        return sum(self._total.values()) / sum(self._weights[each] for each in self._receivers)
+        held = sum(self._total[each] for each in self._receivers)
+        return held / sum(self._weights[each] for each in self._receivers)
 
     def step(self, mean: float, threshold: float, min_gain: float) -> bool:
         """Make the best move from the fullest shard that has one; return whether there was any."""

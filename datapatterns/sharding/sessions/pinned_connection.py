@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from psycopg import Error as DriverError
 from psycopg import sql
 from sqlalchemy import Connection, event
+from sqlalchemy.exc import DBAPIError
 
 from datapatterns.sharding.maps.ownership import refuse_autocommit
 from datapatterns.sharding.maps.shard_map import ShardMap
@@ -22,4 +24,10 @@ def keep_claimed(
         # SQLAlchemy would begin once more for a statement of its own.
         driver_connection: Any = beginning.connection.dbapi_connection
         generations = shard_map.generations_of([bucket])
-        driver_connection.execute(claim, (shard_map.group_id, [bucket], generations))
+        try:
+            driver_connection.execute(claim, (shard_map.group_id, [bucket], generations))
+        except DriverError as error:
+            # As SQLAlchemy raises what fails in its own statements.
+            raise DBAPIError.instance(
+                "claim_buckets", None, error, DriverError, dialect=beginning.dialect
+            ) from error
