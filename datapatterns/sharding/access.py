@@ -14,6 +14,7 @@ from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.reaching.replicas import NO_REPLICAS, Replicas
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
+from datapatterns.sharding.routing.prepared_gets import PreparedGets
 from datapatterns.sharding.scatter.agreeing import TextOrder
 from datapatterns.sharding.scatter.combining import Combiner
 from datapatterns.sharding.scatter.plan_cache import PlanCache
@@ -35,6 +36,7 @@ class ShardAccess:
         merge_rows_max: How many rows may be merged for one statement.
         copies: Which shards hold copies of broadcast tables.
         plans: How statements of several shards are answered.
+        gets: How objects are loaded by their primary key.
         text_order: Whether shards order text alike.
         replicas: Where shards may be read, too.
         load: What counts statements, if that is wanted.
@@ -53,6 +55,7 @@ class ShardAccess:
     replicas: Replicas = NO_REPLICAS
     load: LoadWatch | None = None
     plans: PlanCache = field(default_factory=PlanCache)
+    gets: PreparedGets = field(default_factory=PreparedGets)
     text_order: TextOrder = field(default_factory=TextOrder)
     citus: frozenset[str] = frozenset()
 

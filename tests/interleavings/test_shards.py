@@ -241,7 +241,9 @@ def test_a_transaction_of_an_old_map_is_refused_or_moves_along(move: Move) -> No
 
 
 def test_without_the_fence_of_its_bucket_a_write_stays_behind(move: Move) -> None:
-    guard = "PERFORM pg_advisory_xact_lock_shared(datapatterns.fence_class(in_group), wanted);"
+    guard = (
+        "PERFORM pg_advisory_xact_lock_shared(datapatterns.fence_class(in_group), in_buckets[1]);"
+    )
     with (
         function_without(
             move.plain[move.source], "datapatterns.claim_buckets", guard, instead="NULL;"

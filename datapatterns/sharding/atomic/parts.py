@@ -47,6 +47,11 @@ class Parts:
         self.on_replicas: set[str] = set()
         self._marked: set[str] = set()
 
+    def opened(self, shard: str) -> Connection | None:
+        """Return the connection to ``shard`` if there is one."""
+        part = self._parts.get(shard)
+        return None if part is None else part[0]
+
     def on(self, shard: str) -> Connection:
         """Return the connection to ``shard``, in a transaction.
 

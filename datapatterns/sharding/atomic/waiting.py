@@ -1,5 +1,6 @@
 """Settings of a transaction that is one of several."""
 
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, case, func, select
@@ -28,6 +29,7 @@ def is_as_prepared() -> ColumnElement[bool]:
     return func.coalesce(func.current_setting(_MARK, True), "") == "on"
 
 
+@lru_cache(maxsize=64)
 def _settings(lock_seconds: float) -> Select[Any]:
     # What is prepared must not be lost in a crash that leaves the decision.
     written = case(

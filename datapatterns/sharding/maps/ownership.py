@@ -7,7 +7,21 @@ from typing import Any
 
 from psycopg import Error as DriverError
 from psycopg import OperationalError
-from sqlalchemy import ARRAY, Boolean, ColumnElement, Connection, Integer, Text, cast, select
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    literal,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -18,6 +32,7 @@ from datapatterns.errors import (
     StaleShardMapError,
 )
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
@@ -33,10 +48,45 @@ def owns_buckets(
     It is evaluated once, before any row is read.
     """
     wanted = tuple(sorted(buckets))
-    return _owned(schema, shard_map.group_id, wanted, tuple(shard_map.generations_of(wanted)))
+    generations = tuple(shard_map.generations_of(wanted))
+    if len(wanted) == 1:
+        return _owned_one(schema, shard_map.group_id, wanted[0], generations[0])
+    return _owned(schema, shard_map.group_id, wanted, generations)
 
 
 # Each read has one, and there are few that differ.
+@lru_cache(maxsize=4_096)
+def _owned_one(schema: str, group_id: int, bucket: int, generation: int) -> ColumnElement[bool]:
+    return owns_one(schema, *(literal(each, Integer) for each in (group_id, bucket, generation)))
+
+
+def owns_one(
+    schema: str,
+    group_id: ColumnElement[int],
+    bucket: ColumnElement[int],
+    generation: ColumnElement[int],
+) -> ColumnElement[bool]:
+    """Return the condition of `owns_buckets` for one bucket.
+
+    Without a function, unless it fails: one that runs a query of its own takes longer than the
+    statement. Both SELECTs name no column of the statement's, so the server evaluates them once and
+    first, and the plan does not depend on what they say.
+    """
+    held = sharding_tables(schema).bucket.alias("held")
+    shown: Select[Any] = (
+        select(literal_column("1"))
+        .select_from(held)
+        .where(
+            held.c.group_id == group_id,
+            held.c.bucket == bucket,
+            held.c.state == literal_column("'owned'"),
+            held.c.generation <= generation,
+        )
+    )
+    refused = library_function(schema, "refuse_bucket", group_id, bucket, returns=Boolean())
+    return select(refused).where(~shown.exists()).scalar_subquery().is_(None)
+
+
 @lru_cache(maxsize=4_096)
 def _owned(
     schema: str, group_id: int, buckets: tuple[int, ...], generations: tuple[int, ...]
@@ -66,20 +116,29 @@ def claim_buckets(
         IsolationLevelError: The connection commits each statement by itself.
     """
     refuse_autocommit(conn)
-    conn.execute(
-        select(library_function(schema, "claim_buckets", *_known(shard_map, buckets)))
-    ).close()
-
-
-def _known(shard_map: ShardMap, buckets: Collection[int]) -> tuple[object, object, object]:
-    """Name buckets as the map knows them: one that has lost keys since is another."""
     wanted = sorted(buckets)
     generations = shard_map.generations_of(wanted)
-    return (
-        shard_map.group_id,
-        cast(wanted, ARRAY(Integer)),
-        cast(generations, ARRAY(Integer)),
-    )
+    named: dict[str, Any] = {"group_id": shard_map.group_id}
+    if len(wanted) == 1:
+        named |= {"bucket": wanted[0], "generation": generations[0]}
+    else:
+        named |= {"buckets": wanted, "generations": generations}
+    conn.execute(_claim(schema, one=len(wanted) == 1), named).close()
+
+
+@lru_cache(maxsize=64)
+def _claim(schema: str, *, one: bool) -> Select[Any]:
+    """Return the claim, made once: each bucket is named as the map knows it.
+
+    One that has lost keys since is another, by its generation.
+    """
+    lists: list[ColumnElement[Any]]
+    if one:  # the driver takes longer to write a list than the server needs to read one
+        lists = [array([bindparam(name, type_=Integer)]) for name in ("bucket", "generation")]
+    else:
+        lists = [cast(bindparam(n), ARRAY(Integer)) for n in ("buckets", "generations")]
+    group_id = bindparam("group_id", type_=Integer)
+    return select(library_function(schema, "claim_buckets", group_id, *lists))
 
 
 def claim_shard(

@@ -8,18 +8,41 @@ from sqlalchemy import BindParameter
 from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.sharding.routing.footprint import Footprint, footprint_of
+from datapatterns.sharding.routing.guarded import GuardedShape
 from datapatterns.sharding.routing.key_conditions import Parameters
 from datapatterns.sharding.routing.placements import Placements
 
 _SHAPES_MAX = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """A footprint, and where in any statement of the shape its parameters stand."""
+@dataclass(slots=True)
+class Shape:
+    """What statements of one shape have in common.
+
+    Attributes:
+        footprint: What they read.
+        positions: Where in any of them its parameters stand.
+        guarded: The shape of any of them with a guard.
+    """
 
     footprint: Footprint
     positions: tuple[tuple[str, int], ...]
+    guarded: GuardedShape | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What is known of a statement.
+
+    Attributes:
+        footprint: What it reads.
+        values: The parameters to ask that footprint with.
+        shape: What it has in common with others, if these were seen before.
+    """
+
+    footprint: Footprint
+    values: Parameters
+    shape: Shape | None
 
 
 class Footprints:
@@ -31,7 +54,7 @@ class Footprints:
 
     def __init__(self, placements: Placements) -> None:
         self._placements = placements
-        self._shapes: dict[tuple[Any, ...], _Shape] = {}
+        self._shapes: dict[tuple[Any, ...], Shape] = {}
 
     def of(self, statement: SelectBase, parameters: Parameters) -> tuple[Footprint, Parameters]:
         """Return what ``statement`` reads, with the parameters to ask that footprint with.
@@ -39,23 +62,32 @@ class Footprints:
         Raises:
             UnroutableStatementError: As `footprint_of` does.
         """
+        looked = self.look(statement, parameters)
+        return looked.footprint, looked.values
+
+    def look(self, statement: SelectBase, parameters: Parameters) -> Looked:
+        """Return what is known of ``statement``.
+
+        Raises:
+            UnroutableStatementError: As `footprint_of` does.
+        """
         key = statement._generate_cache_key()  # noqa: SLF001 -- there is no public name
         if key is None:  # SQLAlchemy cannot cache it either
-            return footprint_of(statement, self._placements), parameters
+            return Looked(footprint_of(statement, self._placements), parameters, None)
         shape = self._shapes.get(key.key)
         if shape is None:
             footprint = footprint_of(statement, self._placements)
             positions = _positions(footprint, key.bindparams)
             if positions is not None:
-                self._remember(key.key, _Shape(footprint, positions))
-            return footprint, parameters
+                self._remember(key.key, Shape(footprint, positions))
+            return Looked(footprint, parameters, None)
         values = dict(parameters)
         for name, position in shape.positions:
             bind = key.bindparams[position]
             values[name] = parameters.get(bind.key, bind.effective_value)
-        return shape.footprint, values
+        return Looked(shape.footprint, values, shape)
 
-    def _remember(self, key: tuple[Any, ...], shape: _Shape) -> None:
+    def _remember(self, key: tuple[Any, ...], shape: Shape) -> None:
         while len(self._shapes) >= _SHAPES_MAX:
             # Another thread may have dropped the oldest one just now.
             self._shapes.pop(next(iter(self._shapes)), None)

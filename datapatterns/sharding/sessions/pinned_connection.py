@@ -16,7 +16,9 @@ def keep_claimed(
     conn: Connection, shard_map: ShardMap, bucket: int, *, schema: str = DEFAULT_SCHEMA
 ) -> None:
     """Make each transaction of ``conn`` begin by keeping ``bucket`` on this shard."""
-    claim = sql.SQL("SELECT {}(%s, %s, %s)").format(sql.Identifier(schema, "claim_buckets"))
+    claim = sql.SQL("SELECT {}(%s, ARRAY[%s::int], ARRAY[%s::int])").format(
+        sql.Identifier(schema, "claim_buckets")
+    )
 
     @event.listens_for(conn, "begin")
     def claim_first(beginning: Connection) -> None:
@@ -25,7 +27,7 @@ def keep_claimed(
         driver_connection: Any = beginning.connection.dbapi_connection
         generations = shard_map.generations_of([bucket])
         try:
-            driver_connection.execute(claim, (shard_map.group_id, [bucket], generations))
+            driver_connection.execute(claim, (shard_map.group_id, bucket, *generations))
         except DriverError as error:
             # As SQLAlchemy raises what fails in its own statements.
             raise DBAPIError.instance(

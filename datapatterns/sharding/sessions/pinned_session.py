@@ -1,6 +1,6 @@
 """A session on the one shard of one key."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NoReturn, cast
 
@@ -36,6 +36,7 @@ from datapatterns.sharding.routing.write_keys import (
     updates_by_primary_key,
 )
 from datapatterns.sharding.seeing.timing import TimedFlush, timed
+from datapatterns.sharding.sessions.statements import all_sets
 from datapatterns.sharding.strategies.strategy import Key, KeyPart
 
 
@@ -126,7 +127,7 @@ class PinnedSession(Session):
 
     def _check_keys(self, state: ORMExecuteState, statement: Executable) -> None:
         placements = self._access.placements
-        sets = _sets(state)
+        sets = all_sets(state)
         if isinstance(statement, FromStatement):
             self._check_keys(state, statement.element)
             return
@@ -144,7 +145,7 @@ class PinnedSession(Session):
         by_primary_key = updates_by_primary_key(state)
         footprint, keys = changed_rows(
             statement,
-            _sets(state),
+            all_sets(state),
             self._access.placements,
             state.bind_mapper,
             by_primary_key=by_primary_key,
@@ -155,7 +156,8 @@ class PinnedSession(Session):
         # The ORM adds the key to what is about mapped classes; a Table it leaves alone.
         for part in visitors.iterate(statement):
             if isinstance(part, Select) and self._names_sharded(part):
-                self._check_read(part, {}, strict=True)
+                for row in all_sets(state) or ({},):
+                    self._check_read(part, row, strict=True)
 
     def _check_read(self, statement: SelectBase, parameters: Parameters, *, strict: bool) -> None:
         if isinstance(statement, Select | CompoundSelect):  # else SQL text, which is refused below
@@ -229,13 +231,6 @@ def _on_begin(session: Session, _transaction: object, connection: Connection) ->
 @event.listens_for(PinnedSession, "after_commit")
 def _on_commit(session: Session) -> None:
     cast("PinnedSession", session)._committed()  # noqa: SLF001 -- of this module
-
-
-def _sets(state: ORMExecuteState) -> Sequence[Parameters]:
-    given = state.parameters
-    if given is None:
-        return ()
-    return (given,) if isinstance(given, Mapping) else given
 
 
 def _key_attribute(entity: Any) -> Any:  # noqa: ANN401 -- a mapped class or an alias of one

@@ -1,6 +1,7 @@
 """A session over all shards: routed where the key is known, merged exactly where it is not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Delete, Insert, Result, TextClause, Update, event, inspect
@@ -14,6 +15,7 @@ from datapatterns.sharding.reaching.tokens import ShardToken
 from datapatterns.sharding.routing.instances import declared_key
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.flushing import Flushing
+from datapatterns.sharding.sessions.getting import load_by_key
 from datapatterns.sharding.sessions.reading import Reading
 from datapatterns.sharding.sessions.row_moves import move_object
 from datapatterns.sharding.sessions.shard_work import ShardWork
@@ -106,6 +108,8 @@ class ShardSession(Session):
             ShardTransactionEndedError: A listener changed it after the commit.
         """
         self._work.refuse_after_commit()
+        if not self._flushing and self._is_clean():
+            return
         self._flushing_to_shards.check_pending()
         self.connection_callable = self._flushing_to_shards.connection_for
         try:
@@ -138,6 +142,20 @@ class ShardSession(Session):
         group = declared_key(inspect(instance).mapper, self._work.access.placements).group
         key = group.key_from(new_key)
         return move_object(self, self._work, instance, key, with_children=with_children)
+
+    def _execute_internal(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 -- as in Session
+        # Each statement passes here, once more if `_route` has executed it itself.
+        return self._work.executing(partial(super()._execute_internal, *arguments, **named))
+
+    def _get_impl(
+        self,
+        entity: Any,  # noqa: ANN401 -- as in Session
+        primary_key_identity: Any,  # noqa: ANN401
+        db_load_fn: Callable[..., Any],
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        load = load_by_key(self._work, db_load_fn)
+        return super()._get_impl(entity, primary_key_identity, load, **options)
 
     def _route(self, state: ORMExecuteState) -> Result[Any] | None:
         if "shard_id" in state.bind_arguments:

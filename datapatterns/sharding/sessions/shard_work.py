@@ -73,6 +73,8 @@ class ShardWork:
                 "a session over all shards has no connection of its own",
                 "execute a statement that names the shard key, or use ShardCluster.connect()",
             )
+        if (opened := self.parts.opened(chosen)) is not None:
+            return opened
         with self.access.asking(chosen):
             return self.parts.on(chosen)
 
@@ -89,6 +91,34 @@ class ShardWork:
                 return state.invoke_statement(statement, bind_arguments={"shard_id": shard_id})
         finally:
             _RUNNING.reset(running)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a statement for one shard is sent to its primary, and that is all."""
+        return self.access.load is None and self.replica_seconds is None
+
+    def go_on(self, state: ORMExecuteState, statement: Any, shard_id: str) -> None:  # noqa: ANN401 -- any statement
+        """Let SQLAlchemy execute ``statement`` in place of that of ``state``, on one shard.
+
+        As `run` does, without beginning anew: `executing` is around that already.
+        """
+        state.statement = statement
+        state.bind_arguments["shard_id"] = shard_id
+        _RUNNING.set((self, shard_id))
+
+    def executing(self, execute: Callable[[], T]) -> T:
+        """Return what ``execute`` does, which may `go_on`; its errors name the shard."""
+        before = _RUNNING.get()
+        try:
+            return execute()
+        except Exception:
+            running = _RUNNING.get()
+            if running is before or running is None:
+                raise
+            with self.access.asking(running[1]):
+                raise
+        finally:
+            _RUNNING.set(before)
 
     def _running(self) -> str | None:
         work, shard_id = _RUNNING.get() or (None, None)
