@@ -100,7 +100,7 @@ def test_tables_are_distributed_together_parents_first_and_broadcast_ones_everyw
     functions = {place.partition("(")[0] for what, place, _ in found if what == "function"}
     assert functions == {
         f"datapatterns.{name}"
-        for name in ("assert_map", "assert_owned", "hash_bucket", "map_digest")
+        for name in ("assert_map", "assert_owned", "hash_bucket", "map_digest", "refuse_bucket")
     }
 
 

@@ -16,7 +16,7 @@ ASKED = ("this_shard", "bucket")
 PLACES = "hash_bucket"
 """What tells rows of a bucket from others."""
 
-GUARDS = ("assert_map", "assert_owned", "hash_bucket", "map_digest")
+GUARDS = ("assert_map", "assert_owned", "hash_bucket", "map_digest", "refuse_bucket")
 """What conditions call that Citus sends on to its nodes."""
 
 _GUARDS = sql.SQL(
