@@ -1,13 +1,13 @@
 """Statements of one bucket ask whether it is owned without a function, and claim it sooner.
 
-Revision ID: dp0036
-Revises: dp0035
+Revision ID: dp0038
+Revises: dp0037
 """
 
 from datapatterns_migrations.placement import run
 
-revision = "dp0036"
-down_revision = "dp0035"
+revision = "dp0038"
+down_revision = "dp0037"
 branch_labels = None
 depends_on = None
 
