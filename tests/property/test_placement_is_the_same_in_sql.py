@@ -161,3 +161,39 @@ def test_keys_of_two_parts_satisfy_the_condition_of_their_bucket_alone(
         assert bucket is None or satisfied[bucket]
         if bucket is not None:
             assert bucket in (strategy.buckets_for_prefix("=", first) or {bucket})
+
+
+@given(
+    prefix=plain(KINDS[1], numbers=False),
+    within=plain(KINDS[0], numbers=True),
+    keys=st.lists(st.tuples(KINDS[1], KINDS[0]), min_size=1, max_size=6),
+    operators=st.tuples(st.sampled_from([*COMPARISONS]), st.sampled_from([*COMPARISONS])),
+    data=st.data(),
+)
+def test_no_key_of_two_parts_that_satisfies_comparisons_of_each_lies_elsewhere(
+    prefix: ShardingStrategy,
+    within: ShardingStrategy,
+    keys: list[tuple[KeyPart, KeyPart]],
+    operators: tuple[Any, Any],
+    data: st.DataObject,
+) -> None:
+    strategy = Composite(prefix, within)
+    first, second = data.draw(st.sampled_from(keys))
+    satisfying = [
+        key
+        for key in keys
+        if COMPARISONS[operators[0]](key[0], first) and COMPARISONS[operators[1]](key[1], second)
+    ]
+
+    try:
+        blocks = prefix.buckets_for(operators[0], first)
+        places = within.buckets_for(operators[1], second)
+        whole = strategy.buckets_for("in", satisfying)
+    except UnroutableKeyError:
+        return
+
+    found = {place(strategy, key) for key in satisfying} - {None}
+    assert whole is not None
+    assert {*whole, None} == {*found, None}
+    confined = strategy.buckets_of_places(blocks, places)
+    assert confined is None or found <= confined

@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import CHAR, TypeDecorator, TypeEngine
 
 from datapatterns.errors import ShardedTableError, ShardKeyError
-from datapatterns.sharding import Directory, EntityGroup, Hash, ListMap, Modulo, Range
+from datapatterns.sharding import Composite, Directory, EntityGroup, Hash, ListMap, Modulo, Range
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.strategies import ShardingStrategy
 
@@ -142,3 +142,39 @@ def test_a_key_that_no_row_can_have_is_compared_all_the_same(strategy: ShardingS
         group.bucket_of(key, strategy=group.strategy),
     ):
         assert "SMALLINT" not in str(clause.compile(dialect=PSYCOPG))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "key", "advice"),
+    [
+        (Composite(Hash(), Hash()), BigInteger, "pair of types"),
+        (Hash(), (Text, BigInteger), "use it, or one column"),
+        (Composite(Directory(), Hash()), (Text, BigInteger), "cannot be placed by Directory"),
+        (Composite(Hash(), Composite(Hash(), Hash())), (Text, Text), "cannot be placed by"),
+        (Composite(ListMap({1: 0}), Hash()), (Text, BigInteger), "let both agree"),
+        (Composite(Hash(), Modulo(2)), (Text, Text), "let both agree"),
+        (Directory(Composite(Hash(), Hash())), BigInteger, "put all of them into one"),
+    ],
+)
+def test_a_placement_of_two_columns_that_cannot_work_is_refused(
+    strategy: ShardingStrategy,
+    key: Any,  # noqa: ANN401 -- a type, or two
+    advice: str,
+) -> None:
+    with pytest.raises(ValueError, match=advice):
+        EntityGroup("tenant", strategy=strategy, key=key)
+
+
+def test_a_key_of_two_columns_names_both() -> None:
+    group = EntityGroup("tenant", strategy=Composite(Hash(), Hash()), key=(Text, BigInteger))
+
+    for columns in (("region",), ("region", "region"), ("a", "b", "c")):
+        with pytest.raises(ValueError, match="a column for each"):
+            group.by(*columns)
+    assert group.parsed_key("eu", "7") == ("eu", 7)
+    assert group.parsed_key('["eu", "7"]') == ("eu", 7)
+    for wrong in ("eu", ("eu",), ("eu", "7"), (7, "eu"), ("eu", 7, 7), ("eu", None), ["eu", 7]):
+        with pytest.raises(ShardKeyError):
+            group.checked_key(wrong)
+    with pytest.raises(ShardKeyError, match="a key has 2"):
+        group.parsed_key("eu")
