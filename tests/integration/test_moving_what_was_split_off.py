@@ -8,7 +8,7 @@ from sqlalchemy import URL, text
 from datapatterns.errors import MapChangeRefusedError, StaleMoveError, StaleShardMapError
 from datapatterns.failpoints import armed
 from datapatterns.sharding import EntityGroup, Key, ShardCluster
-from datapatterns.sharding.moving import working
+from datapatterns.sharding.moving import receiving
 from tests.fixtures.changing_maps import days, noted, read, shops, tenants, write
 from tests.fixtures.effort import at_most
 from tests.fixtures.moving import keys_in
@@ -112,7 +112,7 @@ def test_triggers_that_stay_as_they_were_would_refuse_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     group, key, bucket = prepare(cluster)
-    monkeypatch.setattr(working, "renew_tombstones", lambda *_, **__: None)
+    monkeypatch.setattr(receiving, "renew_tombstones", lambda *_, **__: None)
 
     move(cluster, group, bucket)
 

@@ -25,7 +25,7 @@ def load_by_key(work: ShardWork, load: Callable[..., Any]) -> Callable[..., Any]
     """Return what loads an object for `Session.get`; ``load`` does if there is more to be done.
 
     More is to be done if the caller gives options, locks the row, listens to statements or counts
-    them, reads replicas, or if a part of the key is NULL.
+    them, reads replicas, or if a part of the key is NULL; and of a Citus coordinator.
     """
 
     def load_one(
@@ -50,6 +50,8 @@ def load_by_key(work: ShardWork, load: Callable[..., Any]) -> Callable[..., Any]
             return load(session, statement, identity, load_options=load_options, **more)
         (bucket,) = buckets
         shard = shard_map.owners[bucket]
+        if shard in access.citus:  # its nodes cannot be asked what the coordinator owns
+            return load(session, statement, identity, load_options=load_options, **more)
         try:
             result = session._execute_internal(  # noqa: SLF001 -- as Session.execute does
                 prepared.statement,

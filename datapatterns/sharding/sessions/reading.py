@@ -129,11 +129,14 @@ class Reading:
             or statement._for_update_arg is not None  # noqa: SLF001 -- there is no public name
         ):
             return False
+        shard = shard_map.owners[next(iter(buckets))]
+        if shard in work.access.citus:  # its nodes cannot be asked what the coordinator owns
+            return False
         guard = owns_buckets(shard_map, buckets, schema=work.access.schema)
         guarded = with_guard_of(statement, guard, None if shape is None else shape.guarded)
         if shape is not None and shape.guarded is None:
             shape.guarded = guarded_shape(statement, guard, guarded)
-        work.go_on(state, guarded, shard_map.owners[next(iter(buckets))])
+        work.go_on(state, guarded, shard)
         return True
 
     def _planned(
