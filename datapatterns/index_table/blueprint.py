@@ -81,9 +81,9 @@ class _Written(ColumnElement[Any]):
 @compiles(_Written)
 def _compile(written: _Written, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 -- the compiler's own
     columns = [compiler.process(column, **options) for column in written.columns]
-    return "".join(
-        text + column for text, column in zip(written.texts, [*columns, ""], strict=True)
-    )
+    # In a statement with parameters a % begins one.
+    texts = map(compiler.escape_literal_column, written.texts)
+    return "".join(text + column for text, column in zip(texts, [*columns, ""], strict=True))
 
 
 def blueprint_of(definition: IndexDefinition) -> IndexBlueprint:

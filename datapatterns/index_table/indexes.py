@@ -198,9 +198,12 @@ def _report(conn: Connection, definition: IndexDefinition) -> IndexReport:
         select(backfills.c.rows_done, backfills.c.done).where(
             backfills.c.index_id == status.index_id
         )
-    ).one()
-    if not status.kept:
-        return IndexReport(definition.name, "detached", found.rows_done)
+    ).one_or_none()
+    if found is None:  # somebody has dropped it just now
+        return IndexReport(definition.name, "missing", None)
+    state: IndexState = "built" if found.done else "building"
     if status.state == "ready":
-        return IndexReport(definition.name, "ready", found.rows_done)
-    return IndexReport(definition.name, "built" if found.done else "building", found.rows_done)
+        state = "ready"
+    if not status.kept:
+        state = "detached"
+    return IndexReport(definition.name, state, found.rows_done)

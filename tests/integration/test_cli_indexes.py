@@ -136,6 +136,19 @@ def test_what_differs_is_told_with_exit_code_5_and_mended(
 
 
 @pytest.mark.usefixtures("customers")
+@pytest.mark.parametrize("command", ["verify", "repair"])
+def test_an_index_that_is_being_built_is_no_damage(
+    run: Run, app: tuple[str, str], command: str
+) -> None:
+    ran = run("indexes", command, *app)
+
+    assert ran.code == 0
+    assert "customer_by_email in main is left out: building" in ran.err
+    assert run("indexes", "backfill", *app).code == 0
+    assert run("indexes", command, *app, "--json").code == 0
+
+
+@pytest.mark.usefixtures("customers")
 def test_an_index_says_how_it_is_kept(run: Run, app: tuple[str, str]) -> None:
     ran = run("indexes", "explain", "line_by_product", *app, "--json")
 

@@ -49,6 +49,14 @@ def by_city(person: Table) -> IndexTable:
     return IndexTable("person_by_city", on=[person.c.city])
 
 
+def by_sign(person: Table) -> IndexTable:
+    return IndexTable(
+        "person_by_sign",
+        on=[person.c.name + "%s {sign} :x \\ 'é'"],
+        where=person.c.city.not_like("%(gone)s%"),
+    )
+
+
 def declared(environment: Environment, name: str = "person_by_email") -> IndexTable:
     assert isinstance(environment.metadata, MetaData)
     indexes: Indexes = environment.metadata.info["datapatterns.indexes"]["datapatterns"]
@@ -80,6 +88,22 @@ def test_an_index_comes_and_goes_with_its_table(environment: Environment) -> Non
     assert operations(code) == ["create_table", "create_index_table"]
     assert "'lower({email})'" in code
     assert found(environment.engine, declared(environment), "bob@example.org") == [1]
+
+
+def test_signs_that_mean_something_elsewhere_stay_as_they_are(environment: Environment) -> None:
+    environment.metadata = shop(by_sign)
+    environment.revise()
+
+    environment.upgrade()
+    run(
+        environment.engine,
+        "INSERT INTO person (id, name, city) VALUES (1, '5', 'here'), (2, '5', '%(gone)s!')",
+    )
+    index = declared(environment, "person_by_sign")
+    again = environment.differences()
+
+    assert again == []
+    assert found(environment.engine, index, "5%s {sign} :x \\ 'é'") == [1]
 
 
 def test_an_index_that_is_no_longer_declared_goes_and_comes_back(environment: Environment) -> None:
