@@ -5,10 +5,11 @@ from typing import Final
 
 from sqlalchemy import MetaData
 
+from datapatterns.alembic.register import Register
 from datapatterns.materialized_view import MaterializedView, Views
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
-_KEY: Final = "datapatterns.views"
+_REGISTER: Final = Register("datapatterns.views", Views)
 
 
 def register_views(
@@ -31,8 +32,7 @@ def register_views(
         ViewCycleError: Some are built upon each other in a circle.
         ViewUndeclaredError: Two have one name, or one lives in another schema.
     """
-    found = views if isinstance(views, Views) else Views(tuple(views), schema)
-    metadata.info.setdefault(_KEY, {})[found.schema] = found
+    _REGISTER.add(metadata, views, schema)
 
 
 def registered_views(metadata: MetaData | Sequence[MetaData] | None) -> list[Views]:
@@ -41,9 +41,4 @@ def registered_views(metadata: MetaData | Sequence[MetaData] | None) -> list[Vie
     Raises:
         ViewUndeclaredError: Two of one schema have one name.
     """
-    given = [metadata] if isinstance(metadata, MetaData) else metadata or []
-    by_schema: dict[str, list[MaterializedView]] = {}
-    for each in given:
-        for schema, views in each.info.get(_KEY, {}).items():
-            by_schema.setdefault(schema, []).extend(views.declared)
-    return [Views(tuple(views), schema) for schema, views in by_schema.items()]
+    return _REGISTER.of(metadata)

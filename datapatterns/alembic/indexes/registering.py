@@ -5,10 +5,11 @@ from typing import Final
 
 from sqlalchemy import MetaData
 
+from datapatterns.alembic.register import Register
 from datapatterns.index_table import Indexes, IndexTable
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
-_KEY: Final = "datapatterns.indexes"
+_REGISTER: Final = Register("datapatterns.indexes", Indexes)
 
 
 def register_indexes(
@@ -30,8 +31,7 @@ def register_indexes(
     Raises:
         IndexUndeclaredError: Two have one name, or one lives in another schema.
     """
-    found = indexes if isinstance(indexes, Indexes) else Indexes(tuple(indexes), schema)
-    metadata.info.setdefault(_KEY, {})[found.schema] = found
+    _REGISTER.add(metadata, indexes, schema)
 
 
 def registered_indexes(metadata: MetaData | Sequence[MetaData] | None) -> list[Indexes]:
@@ -40,9 +40,4 @@ def registered_indexes(metadata: MetaData | Sequence[MetaData] | None) -> list[I
     Raises:
         IndexUndeclaredError: Two of one schema have one name.
     """
-    given = [metadata] if isinstance(metadata, MetaData) else metadata or []
-    by_schema: dict[str, list[IndexTable]] = {}
-    for each in given:
-        for schema, indexes in each.info.get(_KEY, {}).items():
-            by_schema.setdefault(schema, []).extend(indexes.declared)
-    return [Indexes(tuple(indexes), schema) for schema, indexes in by_schema.items()]
+    return _REGISTER.of(metadata)
