@@ -63,7 +63,13 @@ def stats(invocation: Invocation, where: str, per: str | None, minutes: int) -> 
 
 @click.command(cls=Command, name="hot-keys")
 @click.argument("group")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="At most so many keys.",
+)
 @click.option(
     "--worth-a-pin",
     type=click.FloatRange(min=0, max=1, min_open=True),

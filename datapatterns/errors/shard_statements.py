@@ -31,7 +31,8 @@ class MultiShardWriteError(ConfigurationError):
         self.shards = tuple(sorted(shards))
         super().__init__(
             f"this transaction would write to {', '.join(self.shards)}, which cannot commit"
-            " together; commit for each shard key, or place rows in bulk with ShardCluster.placed()"
+            " together; commit for each shard key, write in a session(atomic=True) or atomically(),"
+            " or place rows in bulk with ShardCluster.placed()"
         )
 
 
