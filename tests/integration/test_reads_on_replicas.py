@@ -1,17 +1,28 @@
 """Reads on replicas: a session sees what it, or whoever gave it a token, has written."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine, func, insert, select, text, update
+from sqlalchemy import URL, Connection, Engine, event, func, insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from datapatterns.errors import ShardUnavailableError, TokenError
+from datapatterns.errors import (
+    ShardMapCorruptError,
+    ShardUnavailableError,
+    StaleShardMapError,
+    TokenError,
+)
+from datapatterns.outcomes import find_unknown_outcome
 from datapatterns.sharding import AllShards, Shard, ShardCluster, ShardSession, ShardToken
+from datapatterns.sharding.atomic.parts import place_on
+from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.reaching.standbys import Standby, findings_about
 from datapatterns.testing import wait_until
+from tests.fixtures.cancelling import every_await
 from tests.fixtures.shard_model import Basket, create_tables, households
 from tests.fixtures.standbys import Pair, replicated
 
@@ -58,6 +69,11 @@ def flush(pair: Pair) -> None:
     """Send what is in the log: its end may be of others, who flush it when they commit."""
     with pair.primary.begin() as conn:
         conn.execute(text("SELECT pg_logical_emit_message(true, '', '')"))
+
+
+def run_all(pair: Pair, sql: str) -> None:
+    with pair.primary.begin() as conn:
+        conn.execute(text(sql))
 
 
 def caught_up(pair: Pair) -> None:
@@ -335,3 +351,129 @@ def test_a_replica_that_sorts_otherwise_than_its_indexes_is_found() -> None:
 def test_what_is_no_token_is_refused(text: str) -> None:
     with pytest.raises(TokenError):
         ShardToken.parse(text)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_what_a_replica_has_shown_is_claimed_on_the_primary_before_it_is_locked(
+    cluster: ShardCluster, pair: Pair, *, moves: bool
+) -> None:
+    """The replica knows nothing yet of a bucket that has left."""
+    own = "UPDATE datapatterns.bucket SET state = '{}'"
+    one = select(Basket).where(Basket.household_id == 1)
+    with cluster.session(replicas=True) as session:
+        basket = session.get_one(Basket, (1, 1))
+        run(pair.standby, "SELECT pg_wal_replay_pause()")
+        run_all(pair, own.format("incoming"))
+        try:
+            with pytest.raises(StaleShardMapError):
+                if moves:
+                    session.move_row(basket, household_id=4)
+                else:
+                    session.scalars(one.with_for_update()).all()
+            session.rollback()
+        finally:
+            run_all(pair, own.format("owned"))
+        assert session.scalars(one.with_for_update()).one().id == 1
+        assert not is_replica(session)
+
+
+def test_a_map_that_is_wrong_since_makes_no_failure_of_a_commit(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong() -> list[ShardMap]:
+        raise ShardMapCorruptError("household", "it has a hole")
+
+    def break_map(_conn: Connection) -> None:
+        monkeypatch.setattr(cluster.router, "maps", wrong)
+
+    with cluster.session() as session:
+        session.get_one(Basket, (1, 1)).cents = 21
+        event.listen(cluster.engines["s0"], "commit", break_map, once=True)
+        session.commit()
+    monkeypatch.undo()
+
+    assert session.token.places.keys() == {"s0"}
+    with cluster.session(after=session.token) as again:
+        assert seen(again) == 21
+
+
+def test_a_savepoint_may_write_after_a_read_on_a_replica(cluster: ShardCluster) -> None:
+    with cluster.session(replicas=True) as session:
+        assert is_replica(session)
+        with session.begin_nested():
+            assert not is_replica(session)
+            session.execute(update(Basket).where(Basket.household_id == 1).values(cents=22))
+        assert (is_replica(session), seen(session)) == (False, 22)
+        session.commit()
+        assert seen(session) == 22
+
+
+async def in_a_session(cluster: ShardCluster, told: list[bool]) -> None:
+    async with cluster.async_session() as session:
+        (await session.get_one(Basket, (1, 1))).cents = 23
+        await session.commit()
+        told.append(True)
+
+
+async def in_a_pinned_session(cluster: ShardCluster, told: list[bool]) -> None:
+    async with cluster.async_on(households, household_id=1) as session:
+        (await session.get_one(Basket, (1, 1))).cents = 23
+        await session.commit()
+        told.append(True)
+
+
+async def in_a_block(cluster: ShardCluster, told: list[bool]) -> None:
+    async with cluster.async_atomically() as work:
+        conn = await work.connect(households, household_id=1)
+        await conn.execute(update(Basket).where(Basket.household_id == 1).values(cents=23))
+    told.append(True)
+
+
+@pytest.mark.parametrize("operation", [in_a_session, in_a_pinned_session, in_a_block])
+def test_who_is_cancelled_while_a_token_is_taken_leaves_no_autocommit_behind(
+    pair: Pair, operation: Callable[[ShardCluster, list[bool]], Coroutine[Any, Any, None]]
+) -> None:
+    """Whoever has the connection next would commit each statement by itself."""
+    took_place = 0
+
+    async def struck(cluster: ShardCluster) -> None:
+        nonlocal took_place
+        async with cluster:
+            await operation(cluster, [])
+            engine = cluster._of_this_loop().access.engines["s0"]  # noqa: SLF001 -- there is no public way
+            for strike in every_await():
+                run_all(pair, "UPDATE basket SET cents = 0 WHERE household_id = 1")
+                told: list[bool] = []
+                error = await strike.cancel(operation(cluster, told))
+                others = asyncio.all_tasks() - {asyncio.current_task()}
+                await asyncio.gather(*others, return_exceptions=True)
+                assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # a queue
+                written = run(pair.primary, "SELECT max(cents) FROM basket") == 23
+                if written and error is not None and not told:
+                    took_place += 1
+                    assert find_unknown_outcome(error) is not None
+                async with AsyncEngine(engine).connect() as conn:
+                    assert not (await autocommits(conn))
+
+    asyncio.run(struck(cluster_of(pair)))
+    assert took_place
+
+
+async def autocommits(conn: AsyncConnection) -> bool:
+    raw = await conn.get_raw_connection()
+    driver: Any = raw.driver_connection
+    return bool(driver.autocommit)
+
+
+def test_an_interrupted_look_at_the_log_leaves_no_autocommit_behind(pair: Pair) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pair.primary.connect() as conn:
+        driver: Any = conn.connection.dbapi_connection
+        driver.cursor = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            place_on(conn)
+    with pair.primary.connect() as conn:
+        again: Any = conn.connection.dbapi_connection
+        assert not again.autocommit

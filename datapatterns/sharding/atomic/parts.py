@@ -1,9 +1,9 @@
 """The connections of one transaction: one for each shard that it has come to."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from psycopg import Error as DriverError
 from psycopg.pq import TransactionStatus
@@ -17,10 +17,13 @@ from datapatterns.errors import (
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.committing import ATTEMPTED, Commit, Writer, deciding_first
 from datapatterns.sharding.atomic.waiting import is_as_prepared, prepare_for_others
+from datapatterns.sharding.fan_out import CancelledAfterwards
 from datapatterns.sharding.reaching.circuits import connecting_within
 from datapatterns.sharding.reaching.time_limits import silence_limit
 from datapatterns.sharding.reaching.tokens import NEVER, ShardToken
 from datapatterns.transactions import refuse_aborted
+
+T = TypeVar("T")
 
 Part = tuple[Connection, RootTransaction]
 
@@ -178,11 +181,33 @@ class Parts:
             Exception: What `Commit.run` raises.
         """
         shown = [shard for shard in sorted(self._parts) if self._access.replicas.has(shard)]
+        left, token, cancelled = self.commit_and_place(shown)
+        if cancelled is not None:
+            raise cancelled
+        return left, token
+
+    def commit_and_place(
+        self, shown: Sequence[str]
+    ) -> tuple[tuple[str, ...], ShardToken, CancelledAfterwards | None]:
+        """Do as `commit`; return also the places of some shards, and who cancelled afterwards.
+
+        Raises:
+            MultiShardWriteError: Several shards were written to, and must not be.
+            Exception: What `Commit.run` raises.
+        """
         # Before, as nothing may fail when it has happened. What is claimed cannot move in between.
         maps = self._access.router.maps() if shown else []
-        left = self.commit()
-        places = self.places(shown) | {shard: NEVER for shard in shown if shard in left}
-        return left, ShardToken(places, {each.group_id: each.epoch for each in maps})
+        left, cancelled = _result_of(self.commit)
+        places: dict[str, str] = {}
+        if shown:
+            fan_out = self._access.fan_out
+            places, later = _result_of(
+                partial(fan_out.undisturbed, partial(self.places, shown), ATTEMPTED)
+            )
+            cancelled = cancelled or later
+        places |= {shard: NEVER for shard in shown if shard in left}
+        epochs = {each.group_id: each.epoch for each in maps}
+        return left, ShardToken(places, epochs), cancelled
 
     def close(self) -> None:
         """Give all connections back; what was not committed is rolled back."""
@@ -248,7 +273,18 @@ def place_on(conn: Connection) -> str:
     except (AttributeError, DriverError):
         conn.invalidate()
         return NEVER
+    except BaseException:
+        conn.invalidate()  # or whoever has it next commits each statement by itself
+        raise
     return str(place)
+
+
+def _result_of(commit: Callable[[], T]) -> tuple[T, CancelledAfterwards | None]:
+    """Return what comes of a commit, also if it was cancelled when it could not be undone."""
+    try:
+        return commit(), None
+    except CancelledAfterwards as cancelled:
+        return cast("T", cancelled.result), cancelled
 
 
 def _let_go(conn: Connection) -> None:

@@ -3,6 +3,7 @@
 Connections of asyncio belong to the loop that opened them, so each loop has its own.
 """
 
+from asyncio import CancelledError
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from datapatterns.errors import StaleShardMapError
+from datapatterns.errors import OutcomeUnknownError, StaleShardMapError
 from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.atomic.committing import ATTEMPTED
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.atomic.work import AtomicWork
 from datapatterns.sharding.definition import EntityGroup
@@ -124,12 +126,19 @@ class AsyncShards:
     async def atomically(self, lock_seconds: float) -> AsyncIterator[AsyncAtomicWork]:
         """Open a transaction over several shards."""
         parts = Parts(self.access, lock_seconds=lock_seconds)
-        work = AtomicWork(self.access, parts)
+        work, committed = AtomicWork(self.access, parts), False
         try:
             yield AsyncAtomicWork(work)
             work.left_to_recovery, work.token = await greenlet_spawn(parts.commit_and_tell)
+            committed = True
         finally:
-            await to_the_end(parts.close)
+            try:
+                await to_the_end(parts.close)
+            except CancelledError as cancelled:
+                if not committed:
+                    raise
+                reason = "cancelled after it was committed"
+                raise cancelled from OutcomeUnknownError(ATTEMPTED, reason=reason)
 
     async def close(self) -> None:
         """Close all connections that nobody uses."""

@@ -1,6 +1,7 @@
 """A session on the one shard of one key."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, NoReturn, cast
 
@@ -38,6 +39,7 @@ from datapatterns.sharding.routing.write_keys import (
 from datapatterns.sharding.seeing.timing import TimedFlush, timed
 from datapatterns.sharding.sessions.statements import all_sets
 from datapatterns.sharding.strategies.strategy import Key, KeyPart
+from datapatterns.transactions import A_TRANSACTION
 
 
 class PinnedSession(Session):
@@ -202,14 +204,16 @@ class PinnedSession(Session):
             self._begun_on = connection
 
     def _committed(self) -> None:
-        if self._begun_on is None or self.in_nested_transaction():
+        if (begun_on := self._begun_on) is None or self.in_nested_transaction():
             return
+        self._begun_on = None
         if self._access.replicas.has(self.shard_id):
             # What is claimed cannot have moved since the map of its claim.
             epochs = {self._shard_map.group_id: self._shard_map.epoch}
-            places = {self.shard_id: place_on(self._begun_on)}
+            look = partial(place_on, begun_on)
+            # Left in the middle, it would hide that the commit has happened.
+            places = {self.shard_id: self._access.fan_out.undisturbed(look, A_TRANSACTION)}
             self.token = self.token.with_all_of(ShardToken(places, epochs))
-        self._begun_on = None
 
     def _foreign(self, key: Key | None) -> ShardKeyError:
         found = "another group" if key is None else f"key {key!r}"

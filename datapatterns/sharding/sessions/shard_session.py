@@ -197,6 +197,12 @@ def _on_commit(session: Session) -> None:
     cast("ShardSession", session)._before_commit()  # noqa: SLF001 -- of this module
 
 
+@event.listens_for(ShardSession, "after_transaction_create")
+def _on_begin(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.nested:  # it is going to write
+        cast("ShardSession", session)._work.parts.leave_replicas()  # noqa: SLF001 -- of this module
+
+
 @event.listens_for(ShardSession, "after_transaction_end")
 def _on_end(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:

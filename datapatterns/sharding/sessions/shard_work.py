@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from itertools import count
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Result
 from sqlalchemy.orm import ORMExecuteState, Session
@@ -20,7 +20,7 @@ from datapatterns.sharding.citus.claiming import claim_as_it_is
 from datapatterns.sharding.fan_out import CancelledAfterwards
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
-from datapatterns.sharding.reaching.tokens import NEVER, ShardToken
+from datapatterns.sharding.reaching.tokens import ShardToken
 from datapatterns.sharding.seeing.timing import TimedFlush
 
 T = TypeVar("T")
@@ -137,6 +137,8 @@ class ShardWork:
             return
         if self._holding or session.new or session.dirty or session.deleted:
             return
+        if session.in_nested_transaction():
+            return  # what is to be written would leave its savepoint behind there
         found = self.access.replicas.connect(shard_id, self.token, seconds=wanted)
         if found is not None:
             self.parts.read_from(shard_id, found)
@@ -188,8 +190,8 @@ class ShardWork:
         wanted = {bucket for bucket in buckets if (shard_map.group_id, bucket) not in self._claimed}
         if not wanted:
             return
+        self.hold(shard_id)  # first: what a replica gives does not bind its primary
         conn = self.connection_to(shard_id)
-        self.hold(shard_id)
         with self.access.asking(shard_id):
             claim_buckets(conn, shard_map, wanted, schema=self.access.schema)
         # What is claimed inside a savepoint is given back when that is rolled back.
@@ -198,8 +200,8 @@ class ShardWork:
 
     def claim_citus(self, shard_id: str, shard_map: ShardMap) -> None:
         """Hold a Citus coordinator to the map for what is read of it until the transaction ends."""
-        conn = self.connection_to(shard_id)
         self.hold(shard_id)
+        conn = self.connection_to(shard_id)
         with self.access.asking(shard_id):
             claim_as_it_is(conn, shard_map, shard_id, schema=self.access.schema)
 
@@ -216,23 +218,11 @@ class ShardWork:
 
     def commit(self) -> tuple[str, ...]:
         """Commit on every shard, or on none; return the shards that are left to recovery."""
-        try:
-            left = self.parts.commit()
-        except CancelledAfterwards as cancelled:
-            # Were it raised now, the session would roll back what has been committed.
-            self._cancelled = cancelled
-            left = cast("tuple[str, ...]", cancelled.result)
-        self.is_committed = True
-        self._take_token(left)
-        return left
-
-    def _take_token(self, left: tuple[str, ...]) -> None:
         wrote = [shard for shard in sorted(self._holding) if self.access.replicas.has(shard)]
-        if not wrote:
-            return
-        places = self.parts.places(wrote) | {shard: NEVER for shard in wrote if shard in left}
-        epochs = {each.group_id: each.epoch for each in self.access.router.maps()}
-        self.token = self.token.with_all_of(ShardToken(places, epochs))
+        left, token, self._cancelled = self.parts.commit_and_place(wrote)
+        self.is_committed = True
+        self.token = self.token.with_all_of(token)
+        return left
 
     def end(self) -> None:
         """Forget the transaction, and give its connections back."""
