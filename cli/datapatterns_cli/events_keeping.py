@@ -9,7 +9,7 @@ import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.named_objects import bad_option, load_object
-from datapatterns_cli.shared_options import Command, Group
+from datapatterns_cli.shared_options import Command, Group, dry_run_option
 
 if TYPE_CHECKING:
     from datapatterns import DataLayer
@@ -19,7 +19,6 @@ _BATCH = 1_000
 
 _tenant = click.option("--tenant", default="", help="Whose stream it is.")
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
-_dry_run = click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 _of = click.option(
     "--of",
     metavar="MODULE:NAME",
@@ -65,7 +64,7 @@ def list_(invocation: Invocation, *, category: str, key: str, tenant: str, limit
 @click.argument("key")
 @_tenant
 @_of
-@_dry_run
+@dry_run_option
 @pass_invocation
 def take(
     invocation: Invocation,
@@ -95,7 +94,7 @@ def take(
 @click.argument("category")
 @click.argument("key")
 @_tenant
-@_dry_run
+@dry_run_option
 @pass_invocation
 def drop(invocation: Invocation, *, category: str, key: str, tenant: str, dry_run: bool) -> None:
     """Delete all snapshots of a stream; the next load folds its events."""
@@ -108,7 +107,7 @@ def drop(invocation: Invocation, *, category: str, key: str, tenant: str, dry_ru
 
 
 @snapshot.command()
-@_dry_run
+@dry_run_option
 @pass_invocation
 def purge(invocation: Invocation, *, dry_run: bool) -> None:
     """Delete the snapshots that the app's aggregates and deciders cannot use any more.
@@ -156,7 +155,7 @@ def archive() -> None:
 @click.argument("category")
 @click.argument("key")
 @_tenant
-@_dry_run
+@dry_run_option
 @pass_invocation
 def stop(invocation: Invocation, *, category: str, key: str, tenant: str, dry_run: bool) -> None:
     """Let a stream take no more appends; `move` then moves its events."""
@@ -180,7 +179,7 @@ def stop(invocation: Invocation, *, category: str, key: str, tenant: str, dry_ru
     show_default=True,
     help="How many events a transaction moves.",
 )
-@_dry_run
+@dry_run_option
 @pass_invocation
 def move(invocation: Invocation, *, batch: int, dry_run: bool) -> None:
     """Move the events of stopped streams, and those before summaries, into the archive.
@@ -214,7 +213,7 @@ def _pending(layer: "DataLayer", archive: "Archive") -> "Iterator[StreamId]":
 @click.argument("category")
 @click.argument("key")
 @_tenant
-@_dry_run
+@dry_run_option
 @pass_invocation
 def restore(invocation: Invocation, *, category: str, key: str, tenant: str, dry_run: bool) -> None:
     """Bring the events of a stopped stream back, and let it take appends again."""
@@ -242,7 +241,7 @@ def restore(invocation: Invocation, *, category: str, key: str, tenant: str, dry
 @click.argument("subject")
 @click.option("--tenant", default="", help="Whose log it is about.")
 @_yes
-@_dry_run
+@dry_run_option
 @pass_invocation
 def forget(invocation: Invocation, *, subject: str, tenant: str, yes: bool, dry_run: bool) -> None:
     """Make the personal data of a SUBJECT unreadable for ever, by destroying its key.

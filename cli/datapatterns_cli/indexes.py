@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
-from datapatterns_cli.shared_options import Command, Group
+from datapatterns_cli.shared_options import Command, Group, dry_run_option
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -33,7 +33,6 @@ _database = click.option(
     metavar="NAME",
     help=f"Only there: {_MAIN!r}, or a shard's name.  [default: wherever the table is]",
 )
-_dry_run = click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 
 
 @click.group(cls=Group)
@@ -112,7 +111,7 @@ def explain(invocation: Invocation, *, names: tuple[str, ...]) -> None:
     show_default=True,
     help="Seconds to leave the database alone after each chunk.",
 )
-@_dry_run
+@dry_run_option
 @pass_invocation
 def backfill(
     invocation: Invocation,
@@ -173,7 +172,7 @@ def verify(invocation: Invocation, *, names: tuple[str, ...], database: str | No
 @indexes.command(cls=Command)
 @_names
 @_database
-@_dry_run
+@dry_run_option
 @pass_invocation
 def repair(
     invocation: Invocation, *, names: tuple[str, ...], database: str | None, dry_run: bool

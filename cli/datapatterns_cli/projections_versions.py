@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
-from datapatterns_cli.shared_options import Command
+from datapatterns_cli.shared_options import Command, dry_run_option
 
 if TYPE_CHECKING:
     from datapatterns import DataLayer
@@ -17,7 +17,6 @@ _name = click.argument("name")
 _version = click.option(
     "--version", type=click.IntRange(1), help="Which version.  [default: the newest declared]"
 )
-_dry_run = click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 _timeout = click.option(
     "--timeout-seconds",
     type=click.FloatRange(0),
@@ -41,7 +40,7 @@ _lock = click.option(
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--rows-max", type=click.IntRange(1), default=1_000_000, show_default=True)
 @click.option("--page-events", type=click.IntRange(1), help="How many are read at once.")
-@_dry_run
+@dry_run_option
 @pass_invocation
 def rebuild(
     invocation: Invocation,
@@ -109,7 +108,7 @@ def _rebuilt(
 @_version
 @_timeout
 @_lock
-@_dry_run
+@dry_run_option
 @pass_invocation
 def promote(
     invocation: Invocation,
@@ -151,7 +150,7 @@ def promote(
 @click.option("--allow-older", is_flag=True, help="Readers may see a step back.")
 @_timeout
 @_lock
-@_dry_run
+@dry_run_option
 @pass_invocation
 def rollback(  # noqa: PLR0913 -- its options
     invocation: Invocation,
@@ -188,7 +187,7 @@ def rollback(  # noqa: PLR0913 -- its options
 @_name
 @click.option("--version", type=click.IntRange(1), required=True, help="Which version.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_dry_run
+@dry_run_option
 @pass_invocation
 def retire(invocation: Invocation, *, name: str, version: int, yes: bool, dry_run: bool) -> None:
     """Drop the tables, or the keys in Redis, of a version that is not live.

@@ -10,7 +10,7 @@ from datapatterns_cli.shards_linting import lint
 from datapatterns_cli.shards_mapping import assign, merge, pin, split, unpin
 from datapatterns_cli.shards_moving import COMMANDS as MOVING
 from datapatterns_cli.shards_seeing import hot_keys, plan, stats
-from datapatterns_cli.shared_options import Command, Group
+from datapatterns_cli.shared_options import Command, Group, dry_run_option
 
 
 @click.group(cls=Group)
@@ -104,7 +104,7 @@ def route(invocation: Invocation, where: str, group: str, key: tuple[str, ...]) 
     show_default=True,
     help="How long a transaction that is still under way is left alone.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@dry_run_option
 @cluster_option
 @pass_invocation
 def recover(invocation: Invocation, where: str, grace_seconds: float, *, dry_run: bool) -> None:

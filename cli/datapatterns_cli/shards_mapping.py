@@ -7,16 +7,15 @@ import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster, shown_key
-from datapatterns_cli.shared_options import Command
+from datapatterns_cli.shared_options import Command, dry_run_option
 
 if TYPE_CHECKING:
-    from datapatterns.sharding import EntityGroup, MapChange, ShardCluster
+    from datapatterns.sharding import EntityGroup, Key, MapChange, ShardCluster
 
 
 def _options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command what all of them take, besides the group and the key."""
-    dry_run = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-    return dry_run(cluster_option(pass_invocation(function)))
+    return dry_run_option(cluster_option(pass_invocation(function)))
 
 
 @click.command(cls=Command)
@@ -35,8 +34,8 @@ def split(invocation: Invocation, where: str, group: str, at: str, *, dry_run: b
     _change(
         invocation,
         where,
-        group,
-        lambda cluster, found: cluster.split_range(found, at=found.parsed_key(at), dry_run=dry_run),
+        (group, at),
+        lambda cluster, found, key: cluster.split_range(found, at=key, dry_run=dry_run),
     )
 
 
@@ -55,10 +54,8 @@ def merge(invocation: Invocation, where: str, group: str, at: str, *, dry_run: b
     _change(
         invocation,
         where,
-        group,
-        lambda cluster, found: cluster.merge_ranges(
-            found, at=found.parsed_key(at), dry_run=dry_run
-        ),
+        (group, at),
+        lambda cluster, found, key: cluster.merge_ranges(found, at=key, dry_run=dry_run),
     )
 
 
@@ -77,8 +74,8 @@ def pin(invocation: Invocation, where: str, group: str, key: str, *, dry_run: bo
     _change(
         invocation,
         where,
-        group,
-        lambda cluster, found: cluster.pin(found, found.parsed_key(key), dry_run=dry_run),
+        (group, key),
+        lambda cluster, found, key: cluster.pin(found, key, dry_run=dry_run),
     )
 
 
@@ -97,8 +94,8 @@ def unpin(invocation: Invocation, where: str, group: str, key: str, *, dry_run: 
     _change(
         invocation,
         where,
-        group,
-        lambda cluster, found: cluster.unpin(found, found.parsed_key(key), dry_run=dry_run),
+        (group, key),
+        lambda cluster, found, key: cluster.unpin(found, key, dry_run=dry_run),
     )
 
 
@@ -120,21 +117,21 @@ def assign(
     _change(
         invocation,
         where,
-        group,
-        lambda cluster, found: cluster.assign(
-            found, found.parsed_key(key), bucket, dry_run=dry_run
-        ),
+        (group, key),
+        lambda cluster, found, key: cluster.assign(found, key, bucket, dry_run=dry_run),
     )
 
 
 def _change(
     invocation: Invocation,
     where: str,
-    group: str,
-    change: "Callable[[ShardCluster, EntityGroup], MapChange]",
+    named: tuple[str, str],
+    change: "Callable[[ShardCluster, EntityGroup, Key], MapChange]",
 ) -> None:
+    group, key = named
     with load_cluster(where) as cluster:
-        done = change(cluster, group_of(cluster, group))
+        found = group_of(cluster, group)
+        done = change(cluster, found, found.parsed_key(key))
     invocation.output.values(
         {
             "group": done.group,

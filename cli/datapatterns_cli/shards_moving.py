@@ -8,12 +8,11 @@ import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.shards_cluster import cluster_option, group_of, load_cluster
-from datapatterns_cli.shared_options import Command
+from datapatterns_cli.shared_options import Command, dry_run_option
 
 if TYPE_CHECKING:
     from datapatterns.sharding import Move, MoveProgress, RebalancePlan
 
-dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 clean_option = click.option(
     "--clean-after-seconds",
     type=click.FloatRange(min=0),

@@ -1,10 +1,15 @@
-"""The options that every command takes, before or after its name; the last one given counts."""
+"""Options of several commands.
+
+Those of every command are taken before or after its name; the last one given counts.
+"""
 
 from typing import Any
 
 import click
 
 _GIVEN = "datapatterns_cli.given"
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 
 
 def given(ctx: click.Context) -> dict[str, Any]:

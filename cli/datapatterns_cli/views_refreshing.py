@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datapatterns_cli.invocation import Invocation, pass_invocation
-from datapatterns_cli.shared_options import Command
+from datapatterns_cli.shared_options import Command, dry_run_option
 from datapatterns_cli.views_conditions import condition_of
 from datapatterns_cli.views_looking import statuses
 
@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     from datapatterns.materialized_view import RefreshReport, ViewStatus
 
 _names = click.argument("names", nargs=-1, metavar="[NAME]...")
-_dry_run = click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 
 
 @click.command(cls=Command)
 @_names
-@_dry_run
+@dry_run_option
 @pass_invocation
 def populate(invocation: Invocation, *, names: tuple[str, ...], dry_run: bool) -> None:
     """Fill the views that are not filled yet: all that the app declares, or these.
@@ -43,7 +42,7 @@ def populate(invocation: Invocation, *, names: tuple[str, ...], dry_run: bool) -
 @click.command(cls=Command)
 @_names
 @click.option("--skip-locked", is_flag=True, help="Leave out what somebody else is refreshing.")
-@_dry_run
+@dry_run_option
 @pass_invocation
 def refresh(
     invocation: Invocation, *, names: tuple[str, ...], skip_locked: bool, dry_run: bool
@@ -75,7 +74,7 @@ def refresh(
     metavar="CONDITION",
     help="Only these rows, such as 'week>=7'; several are all meant.",
 )
-@_dry_run
+@dry_run_option
 @pass_invocation
 def rebuild(
     invocation: Invocation, *, names: tuple[str, ...], conditions: tuple[str, ...], dry_run: bool

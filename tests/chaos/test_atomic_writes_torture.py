@@ -1,22 +1,14 @@
 """Transactions over three shards die anywhere while recovery gives no grace: sums stay zero."""
 
-from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from random import Random
-from threading import Event
 
 import pytest
 from sqlalchemy import URL, update
-from sqlalchemy.exc import OperationalError
 
-from datapatterns.errors import OutcomeUnknownError, ShardTransactionRefusedError
-from datapatterns.failpoints import armed
 from datapatterns.sharding import ShardCluster
 from tests.fixtures import doomed_workers as workers
 from tests.fixtures.atomic import (
-    Died,
     baskets,
     decisions,
     keys_on_each,
@@ -28,17 +20,12 @@ from tests.fixtures.atomic import (
 from tests.fixtures.effort import THOROUGH
 from tests.fixtures.forked_workers import run_until_failpoint
 from tests.fixtures.shard_model import Basket, households, sharded_shop
+from tests.fixtures.storms import Storm
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
 WRITERS = 4
 TRANSACTIONS = 500 if THOROUGH else 25
-DEADLY = (
-    "atomic.branch-prepared",
-    "atomic.decision-written",
-    "atomic.decided",
-    "atomic.branch-settled",
-)
 MOVES = (2, -1, -1)
 REFUSALS = {"ShardTransactionRefusedError", "OutcomeUnknownError"}
 
@@ -50,70 +37,23 @@ def cluster(shard_urls: list[URL]) -> Iterator[ShardCluster]:
         yield cluster
 
 
-class Storm:
-    """Writers that die now and then, and recovery that gives nobody a grace."""
+def test_no_transaction_is_done_by_half(cluster: ShardCluster) -> None:
+    known = keys_on_each(cluster)
+    with cluster.atomically() as work:
+        for key in known:
+            for number in range(WRITERS):
+                put(work, key, number=number)
 
-    def __init__(self, cluster: ShardCluster) -> None:
-        self.cluster = cluster
-        self.keys = keys_on_each(cluster)
-        self._over = Event()
-        self._dice = Random(7)  # noqa: S311 -- no secret
-
-    def rage(self) -> Counter[str]:
-        """Return how the transactions have ended."""
-        with ExitStack() as stack, ThreadPoolExecutor(WRITERS + 1) as pool:
-            for name in DEADLY:
-                stack.enter_context(armed(name, self._die_sometimes, visit=None))
-            recovering = pool.submit(self._recover)
-            try:
-                return sum(pool.map(self._write, range(WRITERS)), Counter[str]())
-            finally:
-                self._over.set()
-                recovering.result()
-
-    def _die_sometimes(self) -> None:
-        if self._dice.random() < 0.1:
-            raise Died
-
-    def _recover(self) -> None:
-        while not self._over.is_set():
-            self.cluster.recover(grace_seconds=0)
-
-    def _write(self, number: int) -> Counter[str]:
-        seen: Counter[str] = Counter()
-        dice = Random(number)  # noqa: S311 -- no secret
-        for _ in range(TRANSACTIONS):
-            try:
-                self._move(dice.sample(self.keys, 3), number)
-            except (Died, ShardTransactionRefusedError, OutcomeUnknownError) as end:
-                seen[type(end).__name__] += 1
-            except OperationalError as error:
-                # A branch of one that died holds the row still.
-                seen[type(error.orig).__name__] += 1
-            else:
-                seen["committed"] += 1
-        return seen
-
-    def _move(self, keys: list[int], number: int) -> None:
-        with self.cluster.atomically(lock_seconds=0.5) as work:
-            for key, cents in zip(keys, MOVES, strict=True):
+    def move(dice: Random, number: int) -> None:
+        with cluster.atomically(lock_seconds=0.5) as work:
+            for key, cents in zip(dice.sample(known, 3), MOVES, strict=True):
                 work.connect(households, household_id=key).execute(
                     update(Basket)
                     .where(Basket.household_id == key, Basket.id == number)
                     .values(cents=Basket.cents + cents)
                 )
 
-
-def test_no_transaction_is_done_by_half(cluster: ShardCluster) -> None:
-    storm = Storm(cluster)
-    with cluster.atomically() as work:
-        for key in storm.keys:
-            for number in range(WRITERS):
-                put(work, key, number=number)
-
-    seen = storm.rage()
-    for _ in range(2):
-        cluster.recover(grace_seconds=0)
+    seen = Storm(cluster, move, writers=WRITERS, transactions=TRANSACTIONS, deaths=0.1).rage()
 
     assert seen.keys() <= {"committed", "Died", "LockNotAvailable", *REFUSALS}
     assert min(seen["committed"], seen["Died"]) > 0

@@ -1,12 +1,9 @@
 """Writers of broadcast and sharded rows die anywhere, and recovery gives no grace: copies agree."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from decimal import Decimal
 from random import Random
-from threading import Event
 
 import pytest
 from sqlalchemy import URL, delete, func, insert, select, update
@@ -14,15 +11,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from datapatterns.errors import (
-    AbortedTransactionError,
-    OutcomeUnknownError,
-    ShardTransactionRefusedError,
-)
-from datapatterns.failpoints import armed
 from datapatterns.sharding import ShardCluster
 from datapatterns.sharding.sessions import broadcast_writing, shard_work
-from tests.fixtures.atomic import Died, decisions, needs_prepared_transactions, prepared
+from tests.fixtures.atomic import decisions, needs_prepared_transactions, prepared
 from tests.fixtures.broadcast_model import (
     Cart,
     Country,
@@ -32,6 +23,7 @@ from tests.fixtures.broadcast_model import (
     the_copy,
 )
 from tests.fixtures.effort import THOROUGH
+from tests.fixtures.storms import Storm, Undone
 
 pytestmark = [
     pytest.mark.postgres,
@@ -42,12 +34,6 @@ pytestmark = [
 
 WRITERS = 3
 TRANSACTIONS = 200 if THOROUGH else 12
-DEADLY = (
-    "atomic.branch-prepared",
-    "atomic.decision-written",
-    "atomic.decided",
-    "atomic.branch-settled",
-)
 CODES = [f"c{number}" for number in range(6)]
 
 
@@ -58,10 +44,6 @@ def cluster(shard_urls: list[URL], monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setattr(shard_work, "LOCK_SECONDS", 0.5)
     with broadcast_shop(shard_urls[:3]) as cluster:
         yield cluster
-
-
-class Undone(Exception):  # noqa: N818 -- no error, but a change of mind
-    pass
 
 
 class Writer:
@@ -116,60 +98,6 @@ class Writer:
                 raise Undone
 
 
-class Storm:
-    """Writers that die now and then, and recovery that gives nobody a grace."""
-
-    def __init__(self, cluster: ShardCluster) -> None:
-        self.cluster = cluster
-        self.families = family_on_each(cluster)
-        self._over = Event()
-        self._dice = Random(7)  # noqa: S311 -- no secret
-
-    def rage(self) -> Counter[str]:
-        """Return how the transactions have ended."""
-        with ExitStack() as stack, ThreadPoolExecutor(WRITERS + 1) as pool:
-            for name in DEADLY:
-                stack.enter_context(armed(name, self._die_sometimes, visit=None))
-            recovering = pool.submit(self._recover)
-            try:
-                return sum(pool.map(self._write, range(WRITERS)), Counter[str]())
-            finally:
-                self._over.set()
-                recovering.result()
-
-    def _die_sometimes(self) -> None:
-        if self._dice.random() < 0.05:
-            raise Died
-
-    def _recover(self) -> None:
-        while not self._over.is_set():
-            self.cluster.recover(grace_seconds=0)
-
-    def _write(self, number: int) -> Counter[str]:
-        seen: Counter[str] = Counter()
-        dice = Random(number)  # noqa: S311 -- no secret
-        for _ in range(TRANSACTIONS):
-            try:
-                self._transaction(dice)
-            except (Died, Undone, StaleDataError, AbortedTransactionError) as end:
-                seen[type(end).__name__] += 1
-            except (ShardTransactionRefusedError, OutcomeUnknownError) as end:
-                seen[type(end).__name__] += 1
-            except DBAPIError as error:
-                seen[type(error.orig).__name__] += 1
-            else:
-                seen["committed"] += 1
-        return seen
-
-    def _transaction(self, dice: Random) -> None:
-        with self.cluster.session(atomic=True) as session, session.begin():
-            writer = Writer(session, self.families, dice)
-            for _ in range(dice.randint(1, 3)):
-                writer.do_something()
-            if dice.random() < 0.2:
-                raise Undone
-
-
 EXPECTED = {
     "committed", "Died", "Undone", "StaleDataError", "AbortedTransactionError",
     "ShardTransactionRefusedError", "OutcomeUnknownError", "LockNotAvailable", "DeadlockDetected",
@@ -178,11 +106,17 @@ EXPECTED = {
 
 
 def test_copies_are_equal_whoever_dies(cluster: ShardCluster) -> None:
-    storm = Storm(cluster)
+    families = family_on_each(cluster)
 
-    seen = storm.rage()
-    for _ in range(2):
-        cluster.recover(grace_seconds=0)
+    def write(dice: Random, _: int) -> None:
+        with cluster.session(atomic=True) as session, session.begin():
+            writer = Writer(session, families, dice)
+            for _ in range(dice.randint(1, 3)):
+                writer.do_something()
+            if dice.random() < 0.2:
+                raise Undone
+
+    seen = Storm(cluster, write, writers=WRITERS, transactions=TRANSACTIONS, deaths=0.05).rage()
 
     assert seen.keys() <= EXPECTED, seen
     assert seen["committed"] > 0
