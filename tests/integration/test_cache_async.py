@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from datapatterns.cache_aside import AsyncCache, CacheAudit, CachePolicy, CacheViolation
 from datapatterns.cache_aside.driver_async import AsyncLoader
+from datapatterns.testing import wait_until
 from tests.fixtures.caches import (
     ENOUGH_SECONDS,
     PATIENT,
@@ -137,9 +138,8 @@ def test_who_comes_after_the_fill_was_sent_looks_for_himself(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(ENOUGH_SECONDS):
-        while not condition():  # noqa: ASYNC110 -- the server is asked
-            await asyncio.sleep(0.001)
+    """Wait as other tests do, while the loop goes on."""
+    await asyncio.to_thread(wait_until, condition, deadline_seconds=ENOUGH_SECONDS)
 
 
 def test_callers_of_another_type_do_not_get_each_others_value(redis: str, engine: Engine) -> None:
