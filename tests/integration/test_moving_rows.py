@@ -7,7 +7,7 @@ from threading import Event
 
 import pytest
 from sqlalchemy import URL, Engine, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from datapatterns.errors import (
     AbortedTransactionError,
@@ -19,6 +19,7 @@ from datapatterns.errors import (
 )
 from datapatterns.failpoints import armed
 from datapatterns.sharding import ShardCluster
+from datapatterns.sharding.rekeying import rows
 from tests.fixtures.atomic import Died, decisions, needs_prepared_transactions, prepared
 from tests.fixtures.blocking import until_waiting
 from tests.fixtures.broadcast_model import (
@@ -298,3 +299,149 @@ def test_a_move_that_dies_leaves_the_row_here_or_there(
     moved = [shard for shard, rows in carts(cluster).items() if any(r[1] == 1 for r in rows)]
     assert moved == (["s1"] if happened else ["s0"])
     assert items(cluster, there if happened else here) == [1, 2]
+
+
+def test_a_trigger_that_keeps_a_row_stops_a_move(
+    cluster: ShardCluster, homes: tuple[int, int]
+) -> None:
+    """As one that only marks as deleted; the row would be on two shards."""
+    here, there = homes
+    before = carts(cluster)
+    with cluster.engines["s0"].begin() as conn:
+        conn.execute(
+            text(
+                "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql"
+                " AS 'BEGIN UPDATE item SET quantity = -1 WHERE number = OLD.number; RETURN NULL;"
+                " END'"
+            )
+        )
+        conn.execute(
+            text("CREATE TRIGGER keep BEFORE DELETE ON item FOR EACH ROW EXECUTE FUNCTION keep()")
+        )
+
+    with pytest.raises(ShardedTableError, match="stayed"):
+        cluster.move_row(Cart, {"family_id": here, "id": 1}, with_children=True, family_id=there)
+
+    assert carts(cluster) == before
+    assert items(cluster, here) == [1, 2]
+
+
+def test_more_rows_move_than_one_statement_has_parameters_for(
+    cluster: ShardCluster, homes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = homes
+    monkeypatch.setattr(rows, "_PARAMETERS_MAX", 100)
+    count = 99
+    with cluster.session() as session, session.begin():
+        session.add_all(
+            Item(family_id=here, cart_id=1, number=n, quantity=n) for n in range(3, count + 1)
+        )
+
+    moved = cluster.move_row(
+        Cart, {"family_id": here, "id": 1}, with_children=True, family_id=there
+    )
+
+    assert moved.rows == {"cart": 1, "item": count}
+    assert items(cluster, there) == [*range(1, count + 1)]
+
+
+@pytest.mark.parametrize("action", ["NO ACTION", "CASCADE"])
+def test_rows_that_refer_to_several_of_their_own_table_move_along(
+    cluster: ShardCluster, homes: tuple[int, int], action: str
+) -> None:
+    """3 refers to 1 and to 2, and 2 to 1: whichever is found first, none is deleted too early."""
+    here, there = homes
+    for engine in cluster.engines.values():
+        with engine.begin() as conn:
+            for column in ("parent", "friend"):
+                conn.execute(text(f"ALTER TABLE cart ADD {column} int"))
+                conn.execute(
+                    text(
+                        f"ALTER TABLE cart ADD FOREIGN KEY (family_id, {column})"
+                        f" REFERENCES cart (family_id, id) ON DELETE {action}"
+                    )
+                )
+    with cluster.session() as session, session.begin():
+        session.add(Cart(family_id=here, id=3))
+        session.add(Cart(family_id=here, id=4))
+    with cluster.engines["s0"].begin() as conn:
+        conn.execute(text("UPDATE cart SET parent = 1 WHERE id IN (3, 4)"))
+        conn.execute(text("UPDATE cart SET friend = 4 WHERE id = 3"))
+        conn.execute(text("UPDATE cart SET friend = 3 WHERE id = 4"))
+
+    moved = cluster.move_row(
+        Cart, {"family_id": here, "id": 1}, with_children=True, family_id=there
+    )
+
+    assert moved.rows == {"cart": 3, "item": 2}
+    with cluster.engines["s1"].connect() as conn:
+        found = conn.execute(text("SELECT id, parent, friend FROM cart WHERE id <> 2 ORDER BY id"))
+        assert [*map(tuple, found)] == [(1, None, None), (3, 1, 4), (4, 1, 3)]
+
+
+def test_a_row_that_came_after_the_snapshot_is_not_lost_by_a_cascade(
+    cluster: ShardCluster, homes: tuple[int, int]
+) -> None:
+    here, there = homes
+    with cluster.engines["s0"].begin() as conn:
+        conn.execute(text("ALTER TABLE item DROP CONSTRAINT item_family_id_cart_id_fkey"))
+        conn.execute(
+            text(
+                "ALTER TABLE item ADD FOREIGN KEY (family_id, cart_id) REFERENCES cart"
+                " ON DELETE CASCADE"
+            )
+        )
+    cluster.engines["s0"].update_execution_options(isolation_level="REPEATABLE READ")
+    with cluster.session() as session:
+        cart = session.get_one(Cart, (here, 1))
+        with cluster.session() as other, other.begin():
+            other.add(Item(family_id=here, cart_id=1, number=3, quantity=3))
+        with pytest.raises(DBAPIError, match="serialize"):
+            session.move_row(cart, with_children=True, family_id=there)
+
+    assert items(cluster, here) == [1, 2, 3]
+    assert items(cluster, there) == []
+
+
+def test_of_two_who_move_a_row_one_finds_it_gone(
+    cluster: ShardCluster, homes: tuple[int, int]
+) -> None:
+    here, there = homes
+    begun = Event()
+
+    def second() -> None:
+        begun.set()
+        cluster.move_row(Cart, {"family_id": here, "id": 1}, with_children=True, family_id=there)
+
+    with ThreadPoolExecutor(1) as pool:
+        with cluster.atomically() as work:
+            work.move_row(Cart, {"family_id": here, "id": 1}, with_children=True, family_id=there)
+            waiting = pool.submit(second)
+            assert begun.wait(30)
+            until_waiting(cluster.engines["s0"], 1)
+        with pytest.raises(RowMissingError):
+            waiting.result(timeout=60)
+
+    assert carts(cluster)["s1"] == [(there, 1, 5), (there, 2, 9)]
+
+
+def test_a_generated_column_that_is_referred_to_is_refused(
+    cluster: ShardCluster, homes: tuple[int, int]
+) -> None:
+    here, there = homes
+    with cluster.engines["s0"].begin() as conn:
+        conn.execute(text("ALTER TABLE cart ADD t int GENERATED ALWAYS AS (id * 2) STORED"))
+        conn.execute(text("ALTER TABLE cart ADD UNIQUE (family_id, t)"))
+        conn.execute(
+            text(
+                "CREATE TABLE ticket (f bigint, t int,"
+                " FOREIGN KEY (f, t) REFERENCES cart (family_id, t) ON DELETE CASCADE)"
+            )
+        )
+        conn.execute(text("INSERT INTO ticket VALUES (:family, 4)"), {"family": here})
+
+    with pytest.raises(ShardedTableError, match="generated"):
+        cluster.move_row(Cart, {"family_id": here, "id": 2}, with_children=True, family_id=there)
+    with cluster.engines["s0"].begin() as conn:
+        assert conn.scalar(text("SELECT count(*) FROM ticket")) == 1
+        conn.execute(text("DROP TABLE ticket"))

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -362,14 +363,13 @@ def test_what_a_replica_has_shown_is_claimed_on_the_primary_before_it_is_locked(
     one = select(Basket).where(Basket.household_id == 1)
     with cluster.session(replicas=True) as session:
         basket = session.get_one(Basket, (1, 1))
+        lock = partial(session.scalars, one.with_for_update())
+        attempt = partial(session.move_row, basket, household_id=4) if moves else lock
         run(pair.standby, "SELECT pg_wal_replay_pause()")
         run_all(pair, own.format("incoming"))
         try:
             with pytest.raises(StaleShardMapError):
-                if moves:
-                    session.move_row(basket, household_id=4)
-                else:
-                    session.scalars(one.with_for_update()).all()
+                attempt()
             session.rollback()
         finally:
             run_all(pair, own.format("owned"))

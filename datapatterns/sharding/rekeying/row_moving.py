@@ -24,7 +24,7 @@ from datapatterns.sharding.rekeying.references import (
     tables_by_oid,
 )
 from datapatterns.sharding.rekeying.rows import (
-    delete_row,
+    delete_rows,
     insert_rows,
     is_referred_to,
     locked_rows,
@@ -129,8 +129,9 @@ class RowMoving:
 
     def _delete(self, conn: Connection, found: dict[Table, _Found]) -> None:
         for table in reversed(_in_order(found)):
-            for primary in reversed(list(found[table].images)):
-                delete_row(conn, table, _named(table, primary))
+            # Those first that were found last: they refer to what was found before.
+            primaries = reversed(list(found[table].images))
+            delete_rows(conn, table, [_named(table, primary) for primary in primaries])
 
     def _insert(self, conn: Connection, found: dict[Table, _Found], new_key: Texts) -> None:
         for table in _in_order(each for each, rows in found.items() if rows.images):
@@ -196,6 +197,12 @@ class RowMoving:
         values = dict(zip(shape.names, image, strict=True))
         wanted: dict[str, str] = {}
         for column, referred in zip(reference.columns, reference.referred, strict=True):
+            if referred not in values:
+                raise ShardedTableError(
+                    of.name,
+                    f"{reference.child} refers to its generated column {referred}, which would be"
+                    " another one; let it refer to others",
+                )
             if (value := values[referred]) is None:
                 return []  # NULL refers to nothing
             wanted[column] = value

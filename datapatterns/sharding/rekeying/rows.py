@@ -1,7 +1,7 @@
 """Rows as text, read to be deleted here and inserted there."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from psycopg import Error as DriverError
 from psycopg import sql
@@ -11,6 +11,12 @@ from sqlalchemy.exc import DBAPIError
 from datapatterns.errors import ShardedTableError
 from datapatterns.sharding.broadcasting.images import Image, TableShape, table_name
 from datapatterns.sharding.rekeying.references import Reference
+
+T = TypeVar("T")
+
+_PARAMETERS_MAX: Final = 60_000
+"""In one statement; PostgreSQL takes 65,535."""
+_ROWS_AT_ONCE: Final = 10_000
 
 
 def locked_rows(
@@ -23,12 +29,25 @@ def locked_rows(
     return _rows(conn, "SELECT", statement, list(values.values()))
 
 
-def delete_row(conn: Connection, of: Table, key: Mapping[str, str]) -> int:
-    """Delete a row; return how many there were."""
-    statement = sql.SQL("DELETE FROM {} WHERE {} RETURNING 1").format(
-        table_name(of), _conditions(key)
-    )
-    return len(_rows(conn, "DELETE", statement, list(key.values())))
+def delete_rows(conn: Connection, of: Table, keys: Sequence[Mapping[str, str]]) -> None:
+    """Delete rows by their primary keys, many in one statement, so that they may refer to others.
+
+    Raises:
+        IntegrityError: Others refer to them.
+        ShardedTableError: They are there still, as by a trigger that only marks them.
+    """
+    for some in _batches(keys, len(of.primary_key.columns)):
+        wanted = sql.SQL(" OR ").join(sql.SQL("({})").format(_conditions(key)) for key in some)
+        values = [value for key in some for value in key.values()]
+        deletion = sql.SQL("DELETE FROM {} WHERE {} RETURNING 1").format(table_name(of), wanted)
+        if len(_rows(conn, "DELETE", deletion, values)) == len(some):
+            continue
+        # Or a foreign key has deleted them with what they referred to.
+        left = sql.SQL("SELECT 1 FROM {} WHERE {} LIMIT 1").format(table_name(of), wanted)
+        if _rows(conn, "SELECT", left, values):
+            raise ShardedTableError(
+                of.name, "a row stayed where it was moved away from; let no trigger keep it"
+            )
 
 
 def is_referred_to(conn: Connection, reference: Reference, values: Mapping[str, str]) -> bool:
@@ -40,12 +59,22 @@ def is_referred_to(conn: Connection, reference: Reference, values: Mapping[str, 
 
 
 def insert_rows(conn: Connection, of: Table, shape: TableShape, images: Sequence[Image]) -> None:
-    """Insert rows as they are, in one statement, so that they may refer to each other.
+    """Insert rows as they are, many in one statement, so that they may refer to each other.
 
     Raises:
         IntegrityError: Another row is in the way, or what they refer to is not there.
         ShardedTableError: They became others there, as by a trigger.
     """
+    for some in _batches(images, len(shape.names)):
+        if _inserted(conn, of, shape, some) != list(some):
+            raise ShardedTableError(
+                of.name, "a row became another one where it was moved to; let no trigger change it"
+            )
+
+
+def _inserted(
+    conn: Connection, of: Table, shape: TableShape, images: Sequence[Image]
+) -> list[Image]:
     row = sql.SQL("({})").format(sql.SQL(", ").join(sql.Placeholder() for _ in shape.names))
     statement = sql.SQL(
         "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES {} RETURNING {}"
@@ -55,11 +84,14 @@ def insert_rows(conn: Connection, of: Table, shape: TableShape, images: Sequence
         sql.SQL(", ").join([row] * len(images)),
         _as_text(of, shape),
     )
-    found = _rows(conn, "INSERT", statement, [value for image in images for value in image])
-    if found != list(images):
-        raise ShardedTableError(
-            of.name, "a row became another one where it was moved to; let no trigger change it"
-        )
+    return _rows(conn, "INSERT", statement, [value for image in images for value in image])
+
+
+def _batches(rows: Sequence[T], width: int) -> Iterator[Sequence[T]]:
+    """Yield as many rows at once as a statement has parameters for."""
+    at_once = max(1, min(_ROWS_AT_ONCE, _PARAMETERS_MAX // width))
+    for start in range(0, len(rows), at_once):
+        yield rows[start : start + at_once]
 
 
 def _rows(
