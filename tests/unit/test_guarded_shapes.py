@@ -10,7 +10,7 @@ from sqlalchemy.orm import aliased, joinedload, selectinload
 
 from datapatterns.sharding.maps.ownership import owns_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
-from datapatterns.sharding.routing.guarded import guarded_shape, with_guard_of
+from datapatterns.sharding.routing.guarded import guarded_shape, with_guard, with_guard_of
 from datapatterns.sharding.strategies import Hash
 from tests.fixtures.shard_model import Basket, Line
 
@@ -52,31 +52,31 @@ def keys_of(statement: Select[Any]) -> tuple[Any, list[int], Any]:
 @pytest.mark.parametrize("made", SHAPES)
 def test_the_key_is_the_one_that_sqlalchemy_makes(made: Callable[[int], Any]) -> None:
     first, guard = made(3), owns_buckets(MAP, [4])
-    shape = guarded_shape(first, guard, first.where(guard))
+    shape = guarded_shape(first, guard, with_guard(first, guard))
     assert shape is not None
 
     second, other = made(7), owns_buckets(MAP, [5])
     guarded = with_guard_of(second, other, shape)
 
-    assert keys_of(guarded) == keys_of(second.where(other))
+    assert keys_of(guarded) == keys_of(with_guard(second, other))
     # Whatever is added to it later gives it a key of its own.
-    assert keys_of(guarded.limit(9))[0] == keys_of(second.where(other).limit(9))[0]
+    assert keys_of(guarded.limit(9))[0] == keys_of(with_guard(second, other).limit(9))[0]
 
 
 def test_values_in_another_order_are_another_key() -> None:
     first, guard = SHAPES[0](3), owns_buckets(MAP, [4])
-    shape = guarded_shape(first, guard, first.where(guard))
+    shape = guarded_shape(first, guard, with_guard(first, guard))
     assert shape is not None
     turned = replace(shape, order=shape.order[::-1])
 
     guarded = with_guard_of(first, guard, turned)
 
-    assert keys_of(guarded) != keys_of(first.where(guard))
+    assert keys_of(guarded) != keys_of(with_guard(first, guard))
 
 
 def test_a_guard_of_another_shape_is_added_the_long_way() -> None:
     first, guard = SHAPES[0](3), owns_buckets(MAP, [4])
-    shape = guarded_shape(first, guard, first.where(guard))
+    shape = guarded_shape(first, guard, with_guard(first, guard))
     several = owns_buckets(MAP, [4, 6])
 
-    assert keys_of(with_guard_of(first, several, shape)) == keys_of(first.where(several))
+    assert keys_of(with_guard_of(first, several, shape)) == keys_of(with_guard(first, several))

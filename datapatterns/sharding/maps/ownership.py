@@ -92,7 +92,14 @@ def _owned(
     schema: str, group_id: int, buckets: tuple[int, ...], generations: tuple[int, ...]
 ) -> ColumnElement[bool]:
     lists = (cast(list(each), ARRAY(Integer)) for each in (buckets, generations))
-    return library_function(schema, "assert_owned", group_id, *lists, returns=Boolean())
+    return _asked_first(
+        library_function(schema, "assert_owned", group_id, *lists, returns=Boolean())
+    )
+
+
+def _asked_first(agreed: ColumnElement[bool]) -> ColumnElement[bool]:
+    # A subquery without columns costs a condition nothing, so the server sorts no other before it.
+    return select(agreed).scalar_subquery()
 
 
 def agrees_with_map(
@@ -100,7 +107,7 @@ def agrees_with_map(
 ) -> ColumnElement[bool]:
     """Return a condition that fails the statement unless the whole shard agrees with the map."""
     agreement = _agreement(shard_map, shard_id)
-    return library_function(schema, "assert_map", *agreement, returns=Boolean())
+    return _asked_first(library_function(schema, "assert_map", *agreement, returns=Boolean()))
 
 
 def claim_buckets(

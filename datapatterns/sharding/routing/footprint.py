@@ -1,7 +1,7 @@
 """Tell from a statement which rows it can touch, one SELECT at a time."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TypeVar, cast
 
@@ -21,6 +21,7 @@ from sqlalchemy.sql.selectable import (
 
 from datapatterns.errors import UnroutableStatementError
 from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.routing.early_conditions import has_early_conditions, is_of_a_guard
 from datapatterns.sharding.routing.key_conditions import (
     KeyCondition,
     Leaf,
@@ -37,8 +38,8 @@ from datapatterns.sharding.strategies.strategy import Key, ShardingStrategy
 Item = TypeVar("Item", Key, int)
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
-# What func.count() and EXISTS put into a statement by themselves.
-_HARMLESS_LITERALS = frozenset(("*", "1"))
+# What func.count(), EXISTS and guards put into a statement by themselves.
+_HARMLESS_LITERALS = frozenset(("*", "1", "'owned'"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +131,14 @@ class Footprint:
         plain: Whether it is a single SELECT, without any other inside.
         broadcast: The tables in it that every shard holds a copy of. If there are no others, it
             has no blocks and no buckets, and any shard may answer; the group is any.
+        early: Whether it may be answered before a guard in its WHERE is looked at.
     """
 
     group: EntityGroup
     blocks: tuple[Block, ...]
     plain: bool
     broadcast: frozenset[Table] = frozenset()
+    early: bool = False
 
     @property
     def tables(self) -> frozenset[str]:
@@ -170,13 +173,16 @@ def footprint_of(
     sent = getattr(compiled_state, "statement", statement)
     selects = [part for part in visitors.iterate(sent) if isinstance(part, Select)]
     blocks = [block_of(select, placements, strict=strict) for select in selects]
-    return footprint_of_blocks(
+    found = footprint_of_blocks(
         sent,
         [block for block in blocks if block.leaves],
         placements,
         plain=selects == [sent],
         strict=strict,
     )
+    if found.plain or not isinstance(sent, Select):
+        return found
+    return replace(found, early=has_early_conditions(sent))
 
 
 def footprint_of_blocks(
@@ -216,7 +222,7 @@ def _broadcast_tables(
             refuse_change(cast("ClauseElement", part))
         if strict:
             refuse_text(cast("ClauseElement", part))
-        if isinstance(part, Table) and part not in accounted:
+        if isinstance(part, Table) and part not in accounted and not is_of_a_guard(part):
             if placements.is_broadcast(part):
                 broadcast.add(part)
                 continue
@@ -301,7 +307,7 @@ def _element(source: FromClause, placements: Placements, *, strict: bool) -> _El
             conditions=(*left.conditions, *right.conditions, *found),
             keeping=keeping or left.keeping or right.keeping,
         )
-    if isinstance(source, Subquery | CTE | Values | TableValuedAlias):
+    if isinstance(source, Subquery | CTE | Values | TableValuedAlias) or is_of_a_guard(source):
         return _Element(())
     if placements.is_broadcast(source.element if isinstance(source, Alias) else source):
         return _Element(())

@@ -1,4 +1,4 @@
-"""Add a guard to statements of one shape without finding out their new shape each time.
+"""Add a guard to statements, before all else, without finding out their new shape each time.
 
 SQLAlchemy looks a compiled statement up by its cache key, which takes longer to make than all else
 that routing does. A statement with a guard has the key of the statement and that of the guard put
@@ -32,6 +32,18 @@ class GuardedShape:
     order: tuple[int, ...]
 
 
+def with_guard(statement: AnySelect, guard: ColumnElement[bool]) -> AnySelect:
+    """Return ``statement`` with ``guard`` as the first of its conditions.
+
+    The server looks at conditions without columns, such as EXISTS about another table, in the order
+    in which they stand, and leaves the rest alone when one is false.
+    """
+    guarded = statement.where(guard)
+    *own, added = guarded._where_criteria  # noqa: SLF001 -- there is no public name
+    guarded._where_criteria = (added, *own)  # noqa: SLF001
+    return guarded
+
+
 def guarded_shape(
     statement: Select[Any], guard: ColumnElement[bool], with_guard: Select[Any]
 ) -> GuardedShape | None:
@@ -52,7 +64,7 @@ def with_guard_of(
     statement: AnySelect, guard: ColumnElement[bool], shape: GuardedShape | None
 ) -> AnySelect:
     """Return ``statement`` with ``guard``, under the key that it would have anyhow."""
-    guarded = statement.where(guard)
+    guarded = with_guard(statement, guard)
     own, of_guard = statement._generate_cache_key(), guard._generate_cache_key()  # noqa: SLF001
     if shape is None or own is None or of_guard is None or of_guard.key != shape.guard:
         return guarded

@@ -10,6 +10,7 @@ from datapatterns.errors import UnroutableStatementError
 from datapatterns.sharding.maps.ownership import owns_one
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.routing.footprint import Footprint, footprint_of
+from datapatterns.sharding.routing.guarded import with_guard
 from datapatterns.sharding.routing.placements import Placements
 
 _PREPARED_MAX = 1_000
@@ -74,9 +75,10 @@ def _prepare(mapper: Mapper[Any], placements: Placements, schema: str) -> Prepar
         for condition in (*block.conditions, *block.outer_conditions)
         for bind in condition.binds
     }
-    if footprint.broadcast or not footprint.blocks or not binds <= set(names):
+    is_simple = footprint.blocks and not footprint.broadcast and not footprint.early
+    if not is_simple or not binds <= set(names):
         return None
     guard = owns_one(
         schema, *(bindparam(name, type_=Integer) for name in (_GROUP, _BUCKET, _GENERATION))
     )
-    return PreparedGet(statement.where(guard), names, footprint)
+    return PreparedGet(with_guard(statement, guard), names, footprint)

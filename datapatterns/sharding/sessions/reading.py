@@ -21,8 +21,8 @@ from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.reaching.options import Asked, asked_for
 from datapatterns.sharding.reaching.shortness import refuse_wrong_answers
 from datapatterns.sharding.routing.footprint import Footprint, footprint_of
-from datapatterns.sharding.routing.footprints import Shape
-from datapatterns.sharding.routing.guarded import guarded_shape, with_guard_of
+from datapatterns.sharding.routing.footprints import Looked
+from datapatterns.sharding.routing.guarded import guarded_shape, with_guard, with_guard_of
 from datapatterns.sharding.routing.key_conditions import Leaf, Parameters
 from datapatterns.sharding.scatter.answering import as_result
 from datapatterns.sharding.scatter.combining import combine, copy_out
@@ -88,10 +88,15 @@ class Reading:
         if buckets is not None:
             shards = shard_map.shards_of(buckets)
             if len(shards) <= 1:
-                if self._goes_on(state, statement, shard_map, buckets, asked, looked.shape):
+                if self._goes_on(state, statement, shard_map, buckets, asked, looked):
                     return None
                 with timed_read(access.load, shard_map, buckets, footprint, values):
-                    return self._read_within(state, statement, shard_map, buckets, asked)
+                    return self._read_within(
+                        state,
+                        statement,
+                        _Place(shard_map, buckets, _is_guarded(statement, footprint)),
+                        asked,
+                    )
         elif asked.every or _is_scattered(footprint):
             shards = frozenset(shard_map.owners)
         else:
@@ -114,7 +119,7 @@ class Reading:
         shard_map: ShardMap,
         buckets: frozenset[int],
         asked: Asked,
-        shape: Shape | None,
+        looked: Looked,
     ) -> bool:
         """Let SQLAlchemy go on with the guard and the shard, if nothing else is to be done.
 
@@ -123,16 +128,17 @@ class Reading:
         work = self.work
         if (
             len(buckets) != 1
+            or not isinstance(statement, Select)
             or asked.explicit
             or not work.is_plain
-            or not isinstance(statement, Select)
-            or statement._for_update_arg is not None  # noqa: SLF001 -- there is no public name
+            or not _is_guarded(statement, looked.footprint)
         ):
             return False
         shard = shard_map.owners[next(iter(buckets))]
         if shard in work.access.citus:  # its nodes cannot be asked what the coordinator owns
             return False
         guard = owns_buckets(shard_map, buckets, schema=work.access.schema)
+        shape = looked.shape
         guarded = with_guard_of(statement, guard, None if shape is None else shape.guarded)
         if shape is not None and shape.guarded is None:
             shape.guarded = guarded_shape(statement, guard, guarded)
@@ -163,36 +169,32 @@ class Reading:
         self,
         state: ORMExecuteState,
         statement: SelectBase,
-        shard_map: ShardMap,
-        buckets: frozenset[int],
+        place: "_Place",
         asked: Asked,
     ) -> Result[Any]:
         if not asked.explicit:
-            return self._read_one(state, statement, shard_map, buckets)
+            return self._read_one(state, statement, place)
         asking = Asking(self.work, asked.policy)
-        shard_id = self.work.shard_of(shard_map, buckets)
+        shard_id = self.work.shard_of(place.shard_map, place.buckets)
         return asking.on_one(
             shard_id,
-            lambda: self._read_one(state, statement, shard_map, buckets),
+            lambda: self._read_one(state, statement, place),
             [column.key or "" for column in statement.selected_columns],
         )
 
     def _read_one(
-        self,
-        state: ORMExecuteState,
-        statement: SelectBase,
-        shard_map: ShardMap,
-        buckets: frozenset[int],
+        self, state: ORMExecuteState, statement: SelectBase, place: "_Place"
     ) -> Result[Any]:
+        shard_map, buckets = place.shard_map, place.buckets
         shard_id = self.work.shard_of(shard_map, buckets)
         if not buckets:  # nothing can match, which any shard may say
             return self.work.run(state, statement, shard_id)
         # Citus would ask its nodes; a claim is a statement of its own, and asks the coordinator.
-        is_guarded = shard_id not in self.work.access.citus
-        if is_guarded and isinstance(statement, Select) and statement._for_update_arg is None:  # noqa: SLF001
+        is_citus = shard_id in self.work.access.citus
+        if place.is_guarded and isinstance(statement, Select) and not is_citus:
             guard = owns_buckets(shard_map, buckets, schema=self.work.access.schema)
-            return self._read_guarded(state, statement.where(guard), shard_id)
-        # Locks are of no use on rows that are leaving.
+            return self._read_guarded(state, with_guard(statement, guard), shard_id)
+        # Locks are of no use on rows that are leaving; and what is claimed first is asked first.
         self.work.claim(shard_id, shard_map, buckets)
         return self.work.run(state, statement, shard_id)
 
@@ -254,7 +256,9 @@ class Reading:
         if state.session.autoflush and state.execution_options.get("autoflush", True):
             state.session.flush()
         plan, parameters = planned.plan, planned.parameters
-        statements = {shard_id: plan.statement.where(guard) for shard_id, guard in guards.items()}
+        statements = {
+            shard_id: with_guard(plan.statement, guard) for shard_id, guard in guards.items()
+        }
         asking = Asking(self.work, asked.policy)
         if plan.combined is not None:
             return self._combined(planned, statements, state, asking)
@@ -306,6 +310,21 @@ class Reading:
     def _require_one_order(self, plan: ScatterPlan, shards: Iterable[str]) -> None:
         connections = {shard_id: self.work.connection_to(shard_id) for shard_id in shards}
         self.work.access.text_order.require_one(plan, connections)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Buckets of one shard, and whether a condition of the statement asks for them."""
+
+    shard_map: ShardMap
+    buckets: frozenset[int]
+    is_guarded: bool
+
+
+def _is_guarded(statement: SelectBase, footprint: Footprint) -> bool:
+    return (
+        isinstance(statement, Select) and not footprint.early and statement._for_update_arg is None  # noqa: SLF001 -- there is no public name
+    )
 
 
 def _is_scattered(footprint: Footprint) -> bool:

@@ -23,6 +23,7 @@ from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.reaching.options import AllShards
 from datapatterns.sharding.reaching.results import ShardResult
 from datapatterns.sharding.routing.footprint import Footprint
+from datapatterns.sharding.routing.guarded import with_guard
 from datapatterns.sharding.routing.key_conditions import Leaf
 from datapatterns.sharding.sessions.asking import Asking
 from datapatterns.sharding.sessions.shard_work import ShardWork
@@ -61,12 +62,13 @@ class WholeShards:
                 f"a subquery on the whole of {shard!r} while buckets move there",
                 "name the shard key, or wait until they have moved",
             )
-        if not isinstance(statement, Select) or statement._for_update_arg is not None:  # noqa: SLF001
+        locks = not isinstance(statement, Select) or statement._for_update_arg is not None  # noqa: SLF001
+        if locks or footprint.early:
             self._claim(self.work.connection_to(shard), shard_map, shard)
         if isinstance(statement, Select):
             # Also where rows are locked: only what the shard owns is held, and more may arrive.
             leaves = [leaf for block in footprint.blocks for leaf in block.leaves]
-            statement = statement.where(self._guard(shard_map, shard, leaves))
+            statement = with_guard(statement, self._guard(shard_map, shard, leaves))
         return self.work.run(state, statement, shard)
 
     def run_text(self, state: ORMExecuteState, shard: str) -> Result[Any]:
