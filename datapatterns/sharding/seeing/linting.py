@@ -1,7 +1,7 @@
 """Say what would go wrong with the tables that are declared, before it does."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import (
@@ -22,7 +22,7 @@ from sqlalchemy.schema import CreateIndex, Index
 from datapatterns.errors import ShardedTableError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup, ShardKey
-from datapatterns.sharding.scatter.scattering import ask_each
+from datapatterns.sharding.seeing.snapshots import on_each
 from datapatterns.sharding.strategies import Composite, Directory, Hash
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
@@ -118,20 +118,14 @@ def lint_shards(access: ShardAccess, groups: Sequence[EntityGroup]) -> list[Lint
         if (key := access.placements.shard_key(table)) is not None
     ]
 
-    def question(shard: str) -> Callable[[], list[LintFinding]]:
-        def answer() -> list[LintFinding]:
-            with access.engines[shard].connect() as conn:
-                return [
-                    finding
-                    for table, key in tables
-                    for finding in _on_shard(conn, shard, table, key, access)
-                ]
+    def look(shard: str, conn: Connection) -> list[LintFinding]:
+        return [
+            finding
+            for table, key in tables
+            for finding in _on_shard(conn, shard, table, key, access)
+        ]
 
-        return answer
-
-    questions = {shard: question(shard) for shard in sorted(access.engines)}
-    answers = ask_each(access.fan_out, questions)
-    return [finding for findings in answers.values() for finding in findings]
+    return [finding for findings in on_each(access, look).values() for finding in findings]
 
 
 # As declared ---------------------------------------------------------------------------------

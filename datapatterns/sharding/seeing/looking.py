@@ -1,9 +1,9 @@
 """Ask every shard what it holds, and the control database what it was asked."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 from sqlalchemy import Connection, Engine, select
 
@@ -12,7 +12,6 @@ from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import tables_needed
 from datapatterns.sharding.maps.shard_map import ShardMap
-from datapatterns.sharding.scatter.scattering import ask_each
 from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sharding.seeing.counting import (
     BucketStats,
@@ -25,10 +24,9 @@ from datapatterns.sharding.seeing.load_counts import BucketCount
 from datapatterns.sharding.seeing.rebalance_plan import RebalancePlan
 from datapatterns.sharding.seeing.rebalancing import plan_moves
 from datapatterns.sharding.seeing.recording import load_by_bucket, load_by_key
+from datapatterns.sharding.seeing.snapshots import on_each
 from datapatterns.sharding.strategies.strategy import Key
 from datapatterns.transactions import reading
-
-T = TypeVar("T")
 
 Measure: TypeAlias = Literal["rows", "bytes", "load"]
 """What a bucket is weighed by: its rows, all counted; its bytes, from a sample; or the time that
@@ -238,21 +236,6 @@ def plan_for(  # noqa: PLR0913 -- what a plan depends on
         draining=tuple(sorted(draining)),
         moves=tuple(moves),
     )
-
-
-def on_each(access: ShardAccess, ask: Callable[[str, Connection], T]) -> dict[str, T]:
-    """Ask all shards at once, each in one snapshot; return the answers in the order of names."""
-
-    def question(shard: str) -> Callable[[], T]:
-        def answer() -> T:
-            with access.engines[shard].connect() as plain:
-                conn = plain.execution_options(isolation_level="REPEATABLE READ")
-                with reading(conn):
-                    return ask(shard, conn)
-
-        return answer
-
-    return ask_each(access.fan_out, {shard: question(shard) for shard in sorted(access.engines)})
 
 
 def _with_load(bucket: BucketStats, load: BucketCount | None) -> BucketStats:

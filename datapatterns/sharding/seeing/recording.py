@@ -76,12 +76,10 @@ def record_load(
     _add(conn, tables.hot_key_total, totals, summed=("hits", "floor"))
 
 
-def forget_load(
-    conn: Connection, *, kept: timedelta, limit: int = _FORGOTTEN_MAX, schema: str = DEFAULT_SCHEMA
-) -> int:
+def forget_load(conn: Connection, *, kept: timedelta, schema: str = DEFAULT_SCHEMA) -> int:
     """Delete what is older than ``kept``, the oldest first; return how many rows that were.
 
-    At most ``limit`` of each table. Nothing while another process is at it.
+    So many of each table that it takes no long lock. Nothing while another process is at it.
     """
     turn = func.hashtextextended(f"{schema}.bucket_load", 0)
     if not conn.scalar(select(func.pg_try_advisory_xact_lock(turn))):
@@ -94,7 +92,7 @@ def forget_load(
             select(*table.primary_key.columns)
             .where(table.c.minute < _this_minute() - kept)
             .order_by(table.c.minute)
-            .limit(limit)
+            .limit(_FORGOTTEN_MAX)
         )
         deleted += conn.execute(delete(table).where(key.in_(old))).rowcount
     return deleted

@@ -26,13 +26,13 @@ from datapatterns.sharding.routing.guarded import guarded_shape, with_guard, wit
 from datapatterns.sharding.routing.key_conditions import Leaf, Parameters
 from datapatterns.sharding.scatter.answering import as_result
 from datapatterns.sharding.scatter.combining import combine, copy_out
+from datapatterns.sharding.scatter.judged_merging import merge
 from datapatterns.sharding.scatter.plan_cache import Planned
 from datapatterns.sharding.scatter.scatter_plan import (
     ScatterPlan,
     plan_scatter,
     refuse_other_shapes,
 )
-from datapatterns.sharding.scatter.scattering import merge
 from datapatterns.sharding.scatter.selected import AnySelect
 from datapatterns.sharding.scatter.streaming import Streams
 from datapatterns.sharding.seeing.timing import timed_read

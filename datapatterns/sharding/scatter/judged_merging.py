@@ -1,46 +1,15 @@
-"""Ask several shards at once, and merge what they say."""
+"""Merge what several shards say, asking a server about what only PostgreSQL knows."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import ARRAY, BigInteger, Connection, Numeric, cast, column, func, select
 
 from datapatterns.errors import MergeLimitError
-from datapatterns.sharding.fan_out import FanOut
-from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.scatter.merging import merged_groups, merged_rows
 from datapatterns.sharding.scatter.ordering import first_rows, ordered_rows
 from datapatterns.sharding.scatter.ranking import ranks_of
 from datapatterns.sharding.scatter.scatter_plan import GroupMerge, ScatterPlan
-
-T = TypeVar("T")
-
-
-def ask_each(
-    fan_out: FanOut, questions: Mapping[str, Callable[[], T]], *, in_turns: bool = False
-) -> dict[str, T]:
-    """Ask shards in parallel; return their answers, in the order of the questions.
-
-    Returns only when all have answered or failed, so that nobody still uses a connection.
-
-    Args:
-        fan_out: The way to ask.
-        questions: What to ask, by shard.
-        in_turns: Whether the questions share objects, such as a session.
-
-    Raises:
-        ShardUnavailableError: One of them does not answer.
-        StaleShardMapError: One of them owns other buckets than the map says.
-    """
-
-    def ask(shard_id: str, question: Callable[[], T]) -> T:
-        with shard_errors(shard_id):
-            return question()
-
-    named = {shard_id: partial(ask, shard_id, question) for shard_id, question in questions.items()}
-    answers = fan_out.in_turns(named) if in_turns else fan_out.answers(named)
-    return {shard_id: answer.result() for shard_id, answer in answers.items()}
 
 
 def merge(
