@@ -90,7 +90,14 @@ def explain(invocation: Invocation, *, names: tuple[str, ...]) -> None:
     rows = []
     for index in _layer(invocation).indexes.named(names):
         explanation = index.explain()
-        rows.append({"name": index.name, "mode": explanation.mode, "reason": explanation.reason})
+        rows.append(
+            {
+                "name": index.name,
+                "mode": explanation.mode,
+                "chosen_because": explanation.chosen_because,
+                "reason": explanation.reason,
+            }
+        )
     invocation.output.table(rows, empty="no index is declared")
 
 

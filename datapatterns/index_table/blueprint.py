@@ -34,6 +34,7 @@ class IndexBlueprint:
         include: Further columns that index rows carry.
         where: Rows for which this isn't true are left out.
         unique: No two rows have the same key.
+        mode: How it is kept.
     """
 
     table: str
@@ -43,6 +44,7 @@ class IndexBlueprint:
     include: tuple[str, ...] = ()
     where: str | None = None
     unique: bool = field(default=False, kw_only=True)
+    mode: str = field(default="local", kw_only=True)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
@@ -100,6 +102,7 @@ def blueprint_of(definition: IndexDefinition) -> IndexBlueprint:
         include=definition.include,
         where=None if definition.where is None else _written(definition, definition.where),
         unique=definition.unique,
+        mode=definition.mode,
     )
 
 
@@ -125,6 +128,7 @@ def definition_from(name: str, blueprint: IndexBlueprint, *, schema: str) -> Ind
         where=None if blueprint.where is None else _expression(blueprint.where, base),
         unique=blueprint.unique,
         schema=schema,
+        mode=blueprint.mode,
     )
 
 

@@ -90,7 +90,7 @@ def _register(conn: Connection, definition: IndexDefinition) -> bool:
             name=definition.name,
             base_table=definition.base.fullname,
             is_unique=definition.unique,
-            mode="local",
+            mode=definition.mode,
             state="building",
             fingerprint=fingerprint(definition),
             blueprint=_written_down(definition),

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from sqlalchemy import (
     BindParameter,
@@ -50,6 +50,8 @@ class IndexDefinition:
         where: Rows for which this isn't true are left out.
         unique: No two rows have the same key.
         schema: The library's schema.
+        mode: How it is kept.
+        chosen_because: Why that mode was chosen; None if it was declared.
     """
 
     name: str
@@ -59,6 +61,8 @@ class IndexDefinition:
     where: ColumnElement[bool] | None
     unique: bool
     schema: str
+    mode: str = "local"
+    chosen_because: str | None = None
 
     @property
     def primary_key(self) -> tuple[str, ...]:
@@ -115,6 +119,9 @@ def fingerprint(definition: IndexDefinition) -> str:
         "where": None if definition.where is None else rendered(definition.where),
         "unique": definition.unique,
     }
+    # Of those that were there before there were other modes.
+    if definition.mode != "local":
+        described["mode"] = definition.mode
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
@@ -125,7 +132,7 @@ def define(  # noqa: PLR0913 -- the declaration's vocabulary, all by keyword
     unique: bool,
     include: Sequence[Indexable],
     where: ColumnElement[bool] | None,
-    mode: str,
+    mode: str | None,
     schema: str,
 ) -> IndexDefinition:
     """Return the definition of an index table.
@@ -137,7 +144,7 @@ def define(  # noqa: PLR0913 -- the declaration's vocabulary, all by keyword
         SchemaNameError: ``schema`` cannot name the library's schema.
     """
     _check_name(name)
-    if mode != "local":
+    if mode is not None and mode not in get_args(IndexMode):
         raise IndexModeError(name, mode=mode)
     key = [_expression(part) for part in on]
     expressions = key if where is None else [*key, where]
@@ -151,6 +158,8 @@ def define(  # noqa: PLR0913 -- the declaration's vocabulary, all by keyword
         where=where,
         unique=unique,
         schema=checked_schema(schema),
+        mode=mode or "local",
+        chosen_because=None if mode else "rows and index rows are in one database",
     )
     try:
         fingerprint(definition)

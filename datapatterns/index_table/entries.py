@@ -85,7 +85,14 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """How an index is kept, and why that way."""
+    """How an index is kept, and why that way.
+
+    Attributes:
+        mode: How it is kept.
+        reason: What that means.
+        chosen_because: Why that mode was chosen; None if it was declared.
+    """
 
     mode: str
     reason: str
+    chosen_because: str | None = None

@@ -39,7 +39,7 @@ class IndexTable:
         unique: bool = False,
         include: Sequence[Indexable] = (),
         where: ColumnElement[bool] | None = None,
-        mode: IndexMode = "local",
+        mode: IndexMode | None = None,
         schema: str = DEFAULT_SCHEMA,
     ) -> None:
         """Declare the index; nothing happens in a database before `create`.
@@ -50,7 +50,7 @@ class IndexTable:
             unique: Refuse two rows with one key, in the statement that writes the second.
             include: Further columns, to be read without the base table.
             where: Leave out rows for which this isn't true.
-            mode: How the index is kept.
+            mode: How the index is kept; chosen unless given, and `explain` says why.
             schema: The library's schema.
 
         Raises:
@@ -241,9 +241,10 @@ class IndexTable:
     def explain(self) -> Explanation:
         """Return how the index is kept, and why that way."""
         return Explanation(
-            mode="local",
+            mode=self.definition.mode,
             reason="index rows live in the database of their rows; triggers write them in the"
             " transaction of every writer, raw SQL included, so they are never behind",
+            chosen_because=self.definition.chosen_because,
         )
 
     @contextmanager

@@ -114,6 +114,16 @@ def test_a_schema_that_would_need_quotes_is_refused() -> None:
         IndexTable("i", on=[person.c.email], schema="Not Mine")
 
 
+def test_a_mode_that_was_chosen_says_why_and_one_that_was_declared_does_not() -> None:
+    chosen = IndexTable("i", on=[person.c.email])
+    declared = IndexTable("i", on=[person.c.email], mode="local")
+
+    assert chosen.explain().mode == declared.explain().mode == "local"
+    assert chosen.explain().chosen_because == "rows and index rows are in one database"
+    assert declared.explain().chosen_because is None
+    assert fingerprint(chosen.definition) == fingerprint(declared.definition)
+
+
 def test_local_is_explained() -> None:
     index = IndexTable("i", on=[person.c.email])
 

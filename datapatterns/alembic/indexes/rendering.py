@@ -35,9 +35,11 @@ def _call(
 
 
 def _shown(blueprint: IndexBlueprint) -> list[str]:
-    given = {field.name: getattr(blueprint, field.name) for field in fields(blueprint)}
+    given = {
+        field.name: getattr(blueprint, field.name)
+        for field in fields(blueprint)
+        if getattr(blueprint, field.name) != field.default
+    }
     return [
-        f"    {name}={dict(value) if name == 'key' else value!r},"
-        for name, value in given.items()
-        if value not in (None, (), False)
+        f"    {name}={dict(value) if name == 'key' else value!r}," for name, value in given.items()
     ]
