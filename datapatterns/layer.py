@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from threading import Lock
 from types import MappingProxyType
@@ -42,6 +42,8 @@ from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing import Codecs, EventStore, Position, SubjectKeys
 from datapatterns.index_table import Indexes, IndexTable
 from datapatterns.materialized_view import MaterializedView, Views
+from datapatterns.overview import Declared, Standing, gather
+from datapatterns.overview.standing import LATE_SECONDS
 from datapatterns.runtime import (
     CacheRelayLoop,
     CollectLoop,
@@ -479,6 +481,32 @@ class DataLayer:
         from datapatterns.migrations import Migrations  # noqa: PLC0415
 
         return Migrations(self._databases(), self.schema, CONNECT_TIMEOUT_SECONDS)
+
+    def status(
+        self, *, late_seconds: float = LATE_SECONDS, clusters: Sequence[ShardCluster] = ()
+    ) -> list[Standing]:
+        """Return how everything that is declared stands: how stale it is, what is in the way.
+
+        A server that is away is one of the answers; all others are asked nevertheless.
+
+        Args:
+            late_seconds: After how long what is behind is wrong, unless its declaration says.
+            clusters: Shards to ask besides those that `cluster` has returned and somebody keeps.
+        """
+        main = {MAIN: self._engine} if self._engine else {}
+        models = {READ_MODELS: self._read_engine} if self._read_engine is not None else {}
+        relay = self.cache_relay() if self._engine and self._redis is not None else None
+        declared = Declared(
+            engines=main | models | self._shard_engines,
+            schema=self.schema,
+            projections=self.projections,
+            views=self.views,
+            indexes=self.indexes,
+            relay=relay,
+            clusters=tuple({*self._clusters, *clusters}),
+        )
+        with closing(relay) if relay is not None else nullcontext():
+            return gather(declared, late_seconds=late_seconds)
 
     def check(self) -> list[ServerReport]:
         """Ask every declared server whether it is there and new enough, and return the answers.

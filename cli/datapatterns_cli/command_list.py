@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "datapatterns_cli.shards:shards",
         "Look at shards, find keys, end what the dead have begun.",
     ),
+    "status": ("datapatterns_cli.status:status", "How stale is what is derived, what is wrong?"),
     "views": ("datapatterns_cli.views:views", "Look at materialized views, refresh, verify them."),
     "worker": ("datapatterns_cli.worker:worker", "Run what an application declares."),
 }

@@ -9,16 +9,17 @@ from datapatterns_cli.named_objects import bad_option, load_object
 if TYPE_CHECKING:
     from datapatterns.sharding import EntityGroup, Key, ShardCluster
 
-cluster_option = click.option(
-    "--cluster",
-    "where",
-    metavar="MODULE:NAME",
-    envvar="DATAPATTERNS_CLUSTER",
-    show_envvar=True,
-    required=True,
-    help="Where the application declares its ShardCluster, or a function that returns it, such as"
-    " shop.data:cluster.",
-)
+_NAMES_CLUSTER = {
+    "metavar": "MODULE:NAME",
+    "envvar": "DATAPATTERNS_CLUSTER",
+    "show_envvar": True,
+    "help": "Where the application declares its ShardCluster, or a function that returns it, such"
+    " as shop.data:cluster.",
+}
+
+cluster_option = click.option("--cluster", "where", required=True, **_NAMES_CLUSTER)
+cluster_too_option = click.option("--cluster", "where", **_NAMES_CLUSTER)
+"""For commands that look at more than shards."""
 
 
 def load_cluster(where: str) -> "ShardCluster":

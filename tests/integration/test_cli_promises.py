@@ -120,6 +120,7 @@ ELSEWHERE = {  # command -> why it has tests of its own
     "shards status": "it needs shards",
     "shards unpin": "it needs shards",
     "demo": "it has servers",
+    "status": "it ends with 1 where something needs somebody",
     "worker": "it does not end",
     "projections merge": "it needs segments",
     "projections promote": "it needs a version that was built",
