@@ -1,6 +1,7 @@
 """Find the cluster that an application declares."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -9,16 +10,24 @@ from datapatterns_cli.named_objects import bad_option, load_object
 if TYPE_CHECKING:
     from datapatterns.sharding import EntityGroup, Key, ShardCluster
 
-_NAMES_CLUSTER = {
-    "metavar": "MODULE:NAME",
-    "envvar": "DATAPATTERNS_CLUSTER",
-    "show_envvar": True,
-    "help": "Where the application declares its ShardCluster, or a function that returns it, such"
-    " as shop.data:cluster.",
-}
+Command = TypeVar("Command", bound=Callable[..., Any])
 
-cluster_option = click.option("--cluster", "where", required=True, **_NAMES_CLUSTER)
-cluster_too_option = click.option("--cluster", "where", **_NAMES_CLUSTER)
+
+def _names_cluster(*, required: bool) -> Callable[[Command], Command]:
+    return click.option(
+        "--cluster",
+        "where",
+        metavar="MODULE:NAME",
+        envvar="DATAPATTERNS_CLUSTER",
+        show_envvar=True,
+        required=required,
+        help="Where the application declares its ShardCluster, or a function that returns it, such"
+        " as shop.data:cluster.",
+    )
+
+
+cluster_option = _names_cluster(required=True)
+cluster_too_option = _names_cluster(required=False)
 """For commands that look at more than shards."""
 
 
