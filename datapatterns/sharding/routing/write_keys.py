@@ -263,6 +263,8 @@ def _key_value(
     if len(given) != 1:
         raise ShardKeyError(group, f"a row has no value for {sorted(names)}; give it one")
     (value,) = given
+    if isinstance(value, BindParameter) and value.callable is not None:
+        raise ShardKeyError(group, "it is computed when it is sent; pass its value")
     if isinstance(value, BindParameter) and is_plain_key_type(value.type):
         # What is passed with the statement prevails over what the parameter was made with.
         return (passed or {}).get(value.key, value.effective_value)

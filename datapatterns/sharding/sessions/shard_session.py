@@ -18,6 +18,7 @@ from datapatterns.sharding.sessions.flushing import Flushing
 from datapatterns.sharding.sessions.getting import load_by_key
 from datapatterns.sharding.sessions.reading import Reading
 from datapatterns.sharding.sessions.row_moves import move_object
+from datapatterns.sharding.sessions.settled_values import settle_values
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.split_writing import SplitWriting
 from datapatterns.sharding.sessions.whole_shards import WholeShards
@@ -160,6 +161,7 @@ class ShardSession(Session):
     def _route(self, state: ORMExecuteState) -> Result[Any] | None:
         if "shard_id" in state.bind_arguments:
             return None
+        settle_values(state)
         statement = state.statement
         if isinstance(statement, SelectBase):
             return self._reading.read(state, statement)
