@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Result, Select, true
-from sqlalchemy.orm import ORMExecuteState
+from sqlalchemy import ColumnElement, Executable, Result, Select, true
+from sqlalchemy.orm import FromStatement, ORMExecuteState
 from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import (
@@ -112,6 +112,33 @@ class Reading:
         ):
             return self._gather(state, planned, guards, asked)
 
+    def read_objects(
+        self, state: ORMExecuteState, statement: FromStatement[Any], source: Select[Any]
+    ) -> Result[Any]:
+        """Read objects from the rows of ``source``, which must be of one shard.
+
+        So SQLAlchemy reads what an object of a class that inherits has in tables of its own.
+
+        Raises:
+            ScatterRefusedError: They are of several.
+            UnroutableStatementError: It cannot be told what it reads.
+        """
+        access = self.work.access
+        footprint, values = access.footprints.of(source, one_set(state))
+        shard_map = access.router.map_of(footprint.group)
+        buckets = footprint.buckets(values, shard_map.strategy)
+        if buckets is None or len(shard_map.shards_of(buckets)) > 1:
+            raise ScatterRefusedError(footprint.tables)
+        shard = self.work.shard_of(shard_map, buckets)
+        if buckets and _is_guarded(source, footprint) and shard not in access.citus:
+            guard = owns_buckets(shard_map, buckets, schema=access.schema)
+            statement = statement._generate()  # noqa: SLF001 -- there is no public name
+            statement.element = with_guard(source, guard)
+        else:
+            self.work.claim(shard, shard_map, buckets)
+        with timed_read(access.load, shard_map, buckets, footprint, values):
+            return self._read_guarded(state, statement, shard)
+
     def _goes_on(
         self,
         state: ORMExecuteState,
@@ -199,7 +226,7 @@ class Reading:
         return self.work.run(state, statement, shard_id)
 
     def _read_guarded(
-        self, state: ORMExecuteState, statement: AnySelect, shard_id: str
+        self, state: ORMExecuteState, statement: Executable, shard_id: str
     ) -> Result[Any]:
         self.work.read_on_replica(shard_id)
         if shard_id not in self.work.parts.on_replicas:

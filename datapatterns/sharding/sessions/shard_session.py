@@ -4,9 +4,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Delete, Insert, Result, TextClause, Update, event, inspect
-from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
-from sqlalchemy.sql.selectable import SelectBase
+from sqlalchemy import (
+    Connection,
+    Delete,
+    Insert,
+    Result,
+    Select,
+    TextClause,
+    Update,
+    event,
+    inspect,
+)
+from sqlalchemy.orm import FromStatement, ORMExecuteState, Session, SessionTransaction
+from sqlalchemy.sql.selectable import SelectBase, TextualSelect
 
 from datapatterns.errors import SettingsError, UnroutableStatementError
 from datapatterns.sharding.access import ShardAccess
@@ -165,12 +175,15 @@ class ShardSession(Session):
         statement = state.statement
         if isinstance(statement, SelectBase):
             return self._reading.read(state, statement)
+        if isinstance(statement, FromStatement) and isinstance(statement.element, Select):
+            return self._reading.read_objects(state, statement, statement.element)
         if isinstance(statement, Insert):
             return self._writing.insert(state, statement)
         if isinstance(statement, Update | Delete):
             return self._writing.change(state, statement)
         asked = asked_for(state.execution_options, scatter=False)
-        if isinstance(statement, TextClause) and asked.one is not None:
+        source = statement.element if isinstance(statement, FromStatement) else statement
+        if isinstance(source, TextClause | TextualSelect) and asked.one is not None:
             return WholeShards(self._work).run_text(state, asked.one)
         raise UnroutableStatementError(
             f"nobody can look into a {type(statement).__name__}",
