@@ -7,7 +7,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Connection, Table, delete, func, insert, select, text, update
+from sqlalchemy import URL, Connection, Table, delete, func, insert, select, text, union_all, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from datapatterns.errors import (
@@ -131,6 +131,14 @@ def test_a_lock_beside_sharded_rows_must_say_whose(cluster: ShardCluster) -> Non
             session.execute(joined.with_for_update())
         assert session.scalars(joined.with_for_update(of=Cart)).all() == []
         assert session.scalars(joined.with_for_update(read=True)).all() == []
+        locked = select(Country.code).with_for_update()
+        statements: list[Any] = [
+            select(locked.cte().c.code),
+            union_all(locked, select(Country.name)),
+        ]
+        for inside in statements:
+            with pytest.raises(BroadcastWriteError, match="of its own"):
+                session.execute(inside)
 
 
 def test_an_upsert_reaches_every_copy_also_where_it_finds_another_row(

@@ -11,6 +11,7 @@ from datapatterns.errors import ScatterRefusedError, StaleShardMapError
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing import Databases
 from tests.fixtures.shard_model import Basket, Line, households, sharded_shop
+from tests.integration.test_shard_session import is_fenced
 from tests.integration.test_single_shard_statements import moved_away, sent
 
 pytestmark = pytest.mark.postgres
@@ -116,3 +117,27 @@ def test_a_load_by_subquery_is_refused_by_what_it_reads_and_not_by_its_guard(
         session.add(Basket(household_id=KEY, id=1))
         with pytest.raises(ScatterRefusedError, match="line"):
             session.scalars(loaded.where(Basket.household_id == KEY)).all()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_bucket_of_locked_rows_stays_wherever_in_the_statement_they_are_locked(
+    cluster: ShardCluster,
+    again: bool,  # noqa: FBT001 -- a case
+) -> None:
+    shard_map = cluster.router.map_of(households)
+    place, shard = (shard_map.group_id, shard_map.strategy.bucket(KEY)), shard_map.shard_of(KEY)
+    locked = MINE.with_for_update()
+
+    for statement in (
+        locked,
+        select(locked.cte().c.id),
+        select(locked.subquery().c.id),
+        select(Line.number).where(Line.household_id == KEY, Line.basket_id.in_(locked)),
+        select(locked.scalar_subquery()),
+    ):
+        for _ in range(3 if again else 0):
+            with cluster.session() as session:
+                session.execute(statement)
+        with cluster.engines[shard].connect() as mover, cluster.session() as session:
+            session.execute(statement)
+            assert is_fenced(mover, *place)

@@ -10,6 +10,7 @@ from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import BroadcastWriteError
+from datapatterns.sharding.routing.early_conditions import locks_rows_below
 from datapatterns.sharding.routing.footprint import Footprint, refuse_change, refuse_text
 from datapatterns.sharding.routing.key_conditions import Parameters
 from datapatterns.sharding.routing.placements import Placements
@@ -29,8 +30,14 @@ def locks_copies(statement: SelectBase, footprint: Footprint) -> bool:
     """Return whether a SELECT locks rows of broadcast tables, which takes the lock of all copies.
 
     Raises:
-        BroadcastWriteError: It locks rows of sharded tables as well.
+        BroadcastWriteError: It locks rows of sharded tables as well, or some in a subquery.
     """
+    if footprint.broadcast and not footprint.plain and locks_rows_below(statement):
+        raise BroadcastWriteError(
+            min(table.name for table in footprint.broadcast),
+            "FOR UPDATE in a subquery would lock the copy of one shard",
+            "lock it in a statement of its own",
+        )
     locking = getattr(statement, "_for_update_arg", None)
     if locking is None or locking.read or not footprint.broadcast:
         return False

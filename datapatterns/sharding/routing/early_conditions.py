@@ -1,17 +1,29 @@
-"""Tell where a server may find that there are no rows before it looks at a guard.
+"""Tell where a guard in the WHERE is not enough, so that buckets have to be claimed.
+
+A server may find that there are no rows before it looks at the guard.
 
 A guard is the first condition of a WHERE. Earlier is what stands in the FROM below it: the server
 looks at a condition there that names no column, such as EXISTS about rows of a key, and leaves the
 rest alone if it is false. So it does with a LIMIT that a subquery says, and with a HAVING.
+
+And rows that are locked, here or below, must not leave while they are.
 """
 
 from typing import Any
 
-from sqlalchemy import FromClause, Join, Select, Table
+from sqlalchemy import ClauseElement, FromClause, Join, Select, Table
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.visitors import ExternallyTraversible
 
 from datapatterns.sql.metadata import library_metadata
+
+
+def locks_rows_below(select: ClauseElement) -> bool:
+    """Return whether a SELECT inside of ``select`` is FOR UPDATE or its like."""
+    return any(
+        isinstance(part, Select) and part is not select and part._for_update_arg is not None  # noqa: SLF001 -- there is no public name
+        for part in visitors.iterate(select)
+    )
 
 
 def has_early_conditions(select: Select[Any]) -> bool:

@@ -21,7 +21,11 @@ from sqlalchemy.sql.selectable import (
 
 from datapatterns.errors import UnroutableStatementError
 from datapatterns.sharding.definition import EntityGroup
-from datapatterns.sharding.routing.early_conditions import has_early_conditions, is_of_a_guard
+from datapatterns.sharding.routing.early_conditions import (
+    has_early_conditions,
+    is_of_a_guard,
+    locks_rows_below,
+)
 from datapatterns.sharding.routing.key_conditions import (
     KeyCondition,
     Leaf,
@@ -131,7 +135,8 @@ class Footprint:
         plain: Whether it is a single SELECT, without any other inside.
         broadcast: The tables in it that every shard holds a copy of. If there are no others, it
             has no blocks and no buckets, and any shard may answer; the group is any.
-        early: Whether it may be answered before a guard in its WHERE is looked at.
+        early: Whether it may be answered before a guard in its WHERE is looked at, or locks rows
+            below that.
     """
 
     group: EntityGroup
@@ -182,7 +187,7 @@ def footprint_of(
     )
     if found.plain or not isinstance(sent, Select):
         return found
-    return replace(found, early=has_early_conditions(sent))
+    return replace(found, early=has_early_conditions(sent) or locks_rows_below(sent))
 
 
 def footprint_of_blocks(
