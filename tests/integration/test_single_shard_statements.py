@@ -208,6 +208,29 @@ def test_a_shard_whose_connection_breaks_is_named(
             read(session, 7, 99)
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+def test_tables_of_another_schema_than_the_declared_one_are_not_read(
+    cluster: ShardCluster,
+    pinned: bool,  # noqa: FBT001 -- a case
+) -> None:
+    other: dict[str, Any] = {"schema_translate_map": {None: "pg_temp"}}
+    mine = select(Basket).where(Basket.household_id == 7)
+    changed = update(Basket).where(Basket.household_id == 7).values(cents=1)
+    with pytest.raises(UnroutableStatementError, match="name the schema"):
+        cluster.session(execution_options=other)
+    with cluster.on(households, household_id=7) if pinned else cluster.session() as session:
+        for read in (
+            lambda: session.get(Basket, (7, 1), execution_options=other),
+            lambda: session.execute(mine, execution_options=other),
+            lambda: session.execute(mine.execution_options(**other)),
+            lambda: session.execute(changed, execution_options=other),
+            lambda: session.execute(select(Basket), execution_options={"scatter": True, **other}),
+        ):
+            with pytest.raises(UnroutableStatementError, match="name the schema"):
+                read()
+        assert len(session.scalars(mine, execution_options={"schema_translate_map": None}).all())
+
+
 # Values that a statement keeps -----------------------------------------------------------------
 
 MINE = select(Basket).where(Basket.household_id == bindparam("key"))

@@ -38,7 +38,7 @@ from datapatterns.sharding.routing.write_keys import (
 )
 from datapatterns.sharding.seeing.timing import TimedFlush, timed
 from datapatterns.sharding.sessions.settled_values import settle_values
-from datapatterns.sharding.sessions.statements import all_sets
+from datapatterns.sharding.sessions.statements import all_sets, refuse_other_schemas
 from datapatterns.sharding.strategies.strategy import Key, KeyPart
 from datapatterns.transactions import A_TRANSACTION
 
@@ -110,6 +110,7 @@ class PinnedSession(Session):
         return self.connection()
 
     def _execute(self, state: ORMExecuteState) -> Result[Any] | None:
+        refuse_other_schemas(state.execution_options)
         settle_values(state)
         statement = state.statement
         placements = self._access.placements

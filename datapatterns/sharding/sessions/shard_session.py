@@ -31,6 +31,7 @@ from datapatterns.sharding.sessions.row_moves import move_object
 from datapatterns.sharding.sessions.settled_values import settle_values
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.split_writing import SplitWriting
+from datapatterns.sharding.sessions.statements import refuse_other_schemas
 from datapatterns.sharding.sessions.whole_shards import WholeShards
 from datapatterns.sharding.sessions.writing import Writing
 from datapatterns.sharding.strategies.strategy import Key
@@ -67,6 +68,7 @@ class ShardSession(Session):
         if options.get("twophase"):
             # SQLAlchemy prepares readers, too, and leaves branches behind after a crash.
             raise SettingsError("twophase", "leave it out; atomic=True is for several shards")
+        refuse_other_schemas(options.get("execution_options") or {})
         # Commits are up to the parts: only they know which comes first.
         super().__init__(join_transaction_mode="rollback_only", **options)
         self._work = ShardWork(self, access, atomic=atomic)
@@ -171,6 +173,7 @@ class ShardSession(Session):
     def _route(self, state: ORMExecuteState) -> Result[Any] | None:
         if "shard_id" in state.bind_arguments:
             return None
+        refuse_other_schemas(state.execution_options)
         settle_values(state)
         statement = state.statement
         if isinstance(statement, SelectBase):

@@ -11,6 +11,21 @@ from datapatterns.errors import UnroutableStatementError
 from datapatterns.sharding.routing.key_conditions import Parameters
 
 
+def refuse_other_schemas(options: Mapping[str, Any]) -> None:
+    """Refuse to read tables of another schema than the declared one.
+
+    Nobody moves their rows with the bucket, and what merges rows does not know of them.
+
+    Raises:
+        UnroutableStatementError: Options of execution name one.
+    """
+    if options.get("schema_translate_map"):
+        raise UnroutableStatementError(
+            "schema_translate_map puts tables in place of the declared ones, which are what moves",
+            "name the schema in the tables",
+        )
+
+
 def all_sets(state: ORMExecuteState) -> Sequence[Parameters]:
     """Return the sets of parameters that were passed with the statement, or kept in it.
 
