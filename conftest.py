@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.fixtures.colours",
     "tests.fixtures.empty_database",  # which the next two import
     "tests.fixtures.commands",
+    "tests.fixtures.declared_everything",
     "tests.fixtures.doors",
     "tests.fixtures.event_units",
     "tests.fixtures.explorers",

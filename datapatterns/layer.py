@@ -42,8 +42,7 @@ from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing import Codecs, EventStore, Position, SubjectKeys
 from datapatterns.index_table import Indexes, IndexTable
 from datapatterns.materialized_view import MaterializedView, Views
-from datapatterns.overview import Declared, Standing, gather
-from datapatterns.overview.standing import LATE_SECONDS
+from datapatterns.overview import Declared, SeenLayer
 from datapatterns.runtime import (
     CacheRelayLoop,
     CollectLoop,
@@ -79,7 +78,7 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 
-class DataLayer:
+class DataLayer(SeenLayer):
     """The servers an application uses and the patterns laid over them.
 
     What is not given is taken from the environment (see `datapatterns.settings`); a layer without
@@ -482,31 +481,21 @@ class DataLayer:
 
         return Migrations(self._databases(), self.schema, CONNECT_TIMEOUT_SECONDS)
 
-    def status(
-        self, *, late_seconds: float = LATE_SECONDS, clusters: Sequence[ShardCluster] = ()
-    ) -> list[Standing]:
-        """Return how everything that is declared stands: how stale it is, what is in the way.
-
-        A server that is away is one of the answers; all others are asked nevertheless.
-
-        Args:
-            late_seconds: After how long what is behind is wrong, unless its declaration says.
-            clusters: Shards to ask besides those that `cluster` has returned and somebody keeps.
-        """
+    @contextmanager
+    def _overview(self, clusters: Sequence[ShardCluster]) -> Iterator[Declared]:
         main = {MAIN: self._engine} if self._engine else {}
         models = {READ_MODELS: self._read_engine} if self._read_engine is not None else {}
         relay = self.cache_relay() if self._engine and self._redis is not None else None
-        declared = Declared(
-            engines=main | models | self._shard_engines,
-            schema=self.schema,
-            projections=self.projections,
-            views=self.views,
-            indexes=self.indexes,
-            relay=relay,
-            clusters=tuple({*self._clusters, *clusters}),
-        )
         with closing(relay) if relay is not None else nullcontext():
-            return gather(declared, late_seconds=late_seconds)
+            yield Declared(
+                engines=main | models | self._shard_engines,
+                schema=self.schema,
+                projections=self.projections,
+                views=self.views,
+                indexes=self.indexes,
+                relay=relay,
+                clusters=tuple({*self._clusters, *clusters}),
+            )
 
     def check(self) -> list[ServerReport]:
         """Ask every declared server whether it is there and new enough, and return the answers.

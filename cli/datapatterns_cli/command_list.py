@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Look at shards, find keys, end what the dead have begun.",
     ),
     "status": ("datapatterns_cli.status:status", "How stale is what is derived, what is wrong?"),
+    "verify": ("datapatterns_cli.verify:verify", "Is what is derived what its source says?"),
     "views": ("datapatterns_cli.views:views", "Look at materialized views, refresh, verify them."),
     "worker": ("datapatterns_cli.worker:worker", "Run what an application declares."),
 }

@@ -88,6 +88,7 @@ WORDS = {  # what follows each command, in the situation that `busy` makes
     "projections verify": (),
     "views explain": (),
     "views list": (),
+    "verify": (),
 }
 ELSEWHERE = {  # command -> why it has tests of its own
     "cache audit": "it needs a cache",
