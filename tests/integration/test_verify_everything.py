@@ -92,8 +92,9 @@ def test_shards_and_copies_are_compared(whole: DataLayer, shard_urls: list[URL])
     assert ("sharded table", "all") in verdicts(found)
 
 
+@pytest.mark.usefixtures("whole")
 def test_the_command_exits_with_5_and_names_what_mends(
-    run: Run, whole: DataLayer, engine: Engine, whole_app: tuple[str, str]
+    run: Run, engine: Engine, whole_app: tuple[str, str]
 ) -> None:
     right = run("verify", *whole_app)
     spoil(engine, "UPDATE product_sales SET cents = 1")
@@ -101,7 +102,6 @@ def test_the_command_exits_with_5_and_names_what_mends(
     ran = run("verify", *whole_app)
     told = run("verify", "projection", *whole_app, "--json")
 
-    assert whole
     assert right.code == 0, right
     assert ran.code == 5
     assert "datapatterns projections rebuild sales_by_product" in ran.err
@@ -109,8 +109,9 @@ def test_the_command_exits_with_5_and_names_what_mends(
     assert (row["verdict"], row["differing"]) == ("wrong", 1)
 
 
+@pytest.mark.usefixtures("whole")
 def test_a_report_says_what_was_proven_and_the_next_run_goes_on_from_there(
-    run: Run, whole: DataLayer, engine: Engine, whole_app: tuple[str, str], tmp_path: Path
+    run: Run, engine: Engine, whole_app: tuple[str, str], tmp_path: Path
 ) -> None:
     report = tmp_path / "proofs.jsonl"
     spoil(engine, "UPDATE product_sales SET cents = 1")
@@ -121,7 +122,6 @@ def test_a_report_says_what_was_proven_and_the_next_run_goes_on_from_there(
 
     ran = run("verify", *whole_app, "--report", str(report), "--continue", "--json")
 
-    assert whole
     assert ran.code == 0, ran
     lines = [json.loads(line) for line in report.read_text().splitlines() if line.endswith("}")]
     again = [line["name"] for line in lines[4:]]
@@ -134,10 +134,10 @@ def test_a_report_says_what_was_proven_and_the_next_run_goes_on_from_there(
     }
 
 
+@pytest.mark.usefixtures("whole")
 def test_a_database_that_is_away_ends_with_4(
-    run: Run, whole: DataLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert whole
     (tmp_path / "away_app.py").write_text(
         f"from datapatterns import DataLayer\nlayer = DataLayer({NOWHERE!r})\n"
     )
