@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import StaleShardMapError
 from datapatterns.sharding.broadcasting.copies import CopyList
 from datapatterns.sharding.fan_out import FanOut
-from datapatterns.sharding.maps.ownership import shard_errors
+from datapatterns.sharding.maps.ownership import failed_shard, shard_errors
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.reaching.replicas import NO_REPLICAS, Replicas
 from datapatterns.sharding.routing.footprints import Footprints
@@ -69,6 +70,22 @@ class ShardAccess:
         """
         with self.learning(), shard_errors(shard_id):
             yield
+
+    @contextmanager
+    def asking_several(self) -> Iterator[None]:
+        """Do as `asking`, of whichever shard it is on which something goes wrong.
+
+        Raises:
+            ShardUnavailableError: It does not answer.
+            StaleShardMapError: It owns other buckets than the map says.
+        """
+        try:
+            yield
+        except DBAPIError as error:
+            if (shard_id := failed_shard(error)) is None:
+                raise
+            with self.asking(shard_id):
+                raise
 
     @contextmanager
     def learning(self) -> Iterator[None]:

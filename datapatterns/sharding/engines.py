@@ -8,7 +8,7 @@ from psycopg import Connection as DriverConnection
 from psycopg import Error as DriverError
 from psycopg import sql
 from psycopg.errors import InvalidSchemaName, UndefinedColumn, UndefinedFunction, UndefinedTable
-from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.errors import MigrationNeededError, SettingsError, WrongShardError
@@ -30,6 +30,9 @@ SESSION_SETTINGS = {
 }
 """Set alike on every shard: two time zones would give one query two answers."""
 
+
+FAILED = "datapatterns_shard"
+"""The attribute of a driver's error that names the shard on which it happened."""
 
 POOL_SECONDS = 5.0
 """How long to wait for a connection while all that a shard may have are in use."""
@@ -81,6 +84,10 @@ def shard_engine(
         except BaseException:
             connection.close()  # the pool does not know it yet
             raise
+
+    @event.listens_for(engine, "handle_error")
+    def blame(context: ExceptionContext) -> None:
+        context.original_exception.__dict__.setdefault(FAILED, shard_id)
 
     watched = watch_commits(engine)
     return watched if asynchronous else give_turns(watched)

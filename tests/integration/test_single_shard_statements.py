@@ -113,6 +113,14 @@ def total(session: Session, key: int, number: int) -> object:
     )
 
 
+def flush(session: Session, *_: int) -> None:
+    session.flush()
+
+
+def commit(session: Session, *_: int) -> None:
+    session.commit()
+
+
 READS: list[Callable[[Session, int, int], object]] = [
     get,
     get_with_options,
@@ -206,6 +214,47 @@ def test_a_shard_whose_connection_breaks_is_named(
         driver.close()
         with pytest.raises(ShardUnavailableError, match=shard):
             read(session, 7, 99)
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+@pytest.mark.parametrize("read", [flush, commit, get, entity, total])
+def test_a_flush_that_fails_names_its_own_shard_and_not_that_of_the_next_statement(
+    cluster: ShardCluster,
+    read: Callable[..., object],
+    atomic: bool,  # noqa: FBT001 -- a case
+) -> None:
+    shard_of = cluster.router.map_of(households).shard_of
+    other = next(key for key in range(10) if shard_of(key) != shard_of(7))
+
+    with cluster.session(atomic=atomic) as session:
+        session.add(Basket(household_id=other, id=50))
+        session.flush()
+        own = session.connection(bind_arguments={"shard_id": shard_of(other)})
+        driver: Any = own.connection.driver_connection
+        driver.close()
+        session.add(Basket(household_id=other, id=51))
+        with pytest.raises(ShardUnavailableError) as caught:
+            read(session, 7, 1)
+        assert caught.value.shard == shard_of(other)
+
+
+def test_a_flush_before_a_statement_has_no_connection_of_that_statement(
+    cluster: ShardCluster,
+) -> None:
+    tried: list[Session] = []
+
+    def look(session: Session, *_: object) -> None:
+        tried.append(session)
+        with pytest.raises(UnroutableStatementError, match="no connection of its own"):
+            session.connection()
+        assert entity(session, 7, 1) is not None
+
+    with cluster.session() as session:
+        event.listen(session, "before_flush", look)
+        for number, read in enumerate((entity, get, total), 60):
+            session.add(Basket(household_id=7, id=number))
+            assert read(session, 6, 1) is not None
+    assert len(tried) == 3
 
 
 @pytest.mark.parametrize("pinned", [False, True])

@@ -31,6 +31,7 @@ from datapatterns.errors import (
     ShardUnavailableError,
     StaleShardMapError,
 )
+from datapatterns.sharding.engines import FAILED
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sql.functions import library_function
@@ -203,6 +204,12 @@ def shard_errors(shard_id: str) -> Iterator[None]:
         if _is_connection_failure(error):
             raise ShardUnavailableError(shard_id) from error
         raise
+
+
+def failed_shard(error: DBAPIError) -> str | None:
+    """Return on which shard an error happened; None if that was not on a connection to one."""
+    found: str | None = getattr(error.orig, FAILED, None)
+    return found
 
 
 def _is_connection_failure(error: BaseException | None) -> bool:

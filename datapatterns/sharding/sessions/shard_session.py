@@ -118,6 +118,7 @@ class ShardSession(Session):
 
         Raises:
             MultiShardWriteError: It belongs to several; nothing of it was sent then.
+            ShardUnavailableError: A shard does not answer.
             ShardTransactionEndedError: A listener changed it after the commit.
         """
         self._work.refuse_after_commit()
@@ -126,7 +127,7 @@ class ShardSession(Session):
         self._flushing_to_shards.check_pending()
         self.connection_callable = self._flushing_to_shards.connection_for
         try:
-            with self._work.flushed:
+            with self._work.flushing():
                 super().flush(objects)
         finally:
             self.connection_callable = None

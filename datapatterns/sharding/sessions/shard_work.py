@@ -1,6 +1,7 @@
 """What the running transaction of a session over shards holds and has done on each of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import count
 from typing import Any, TypeAlias, TypeVar
@@ -119,6 +120,21 @@ class ShardWork:
                 raise
         finally:
             _RUNNING.set(before)
+
+    @contextmanager
+    def flushing(self) -> Iterator[None]:
+        """A flush may come before the running statement, on other shards than that one's.
+
+        Raises:
+            ShardUnavailableError: One of them does not answer.
+            StaleShardMapError: One owns other buckets than the map says.
+        """
+        running = _RUNNING.set(None)
+        try:
+            with self.flushed, self.access.asking_several():
+                yield
+        finally:
+            _RUNNING.reset(running)
 
     def _running(self) -> str | None:
         work, shard_id = _RUNNING.get() or (None, None)
