@@ -7,8 +7,6 @@ keys may be refused. So rows come and go in the order that foreign keys want, na
 What Citus does is read in its documentation and source, of versions 11 to 13.
 """
 
-import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from typing import Any, ClassVar
 
 from psycopg import sql
 from psycopg.errors import ForeignKeyViolation, UndefinedTable, UniqueViolation
-from sqlalchemy import ARRAY, BigInteger, Connection, Table, bindparam, delete, func, select
+from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import ProgrammingError as SQLAlchemyProgrammingError
 
@@ -30,8 +28,8 @@ from datapatterns.sharding.moving.copying import TablePair, pipe, rows_of
 from datapatterns.sharding.moving.draining import Batch, Changed, images
 from datapatterns.sharding.moving.holding import Side
 from datapatterns.sharding.moving.moved_table import ROW, MovedTable
+from datapatterns.sharding.moving.noted import forget_noted, listed, read_noted
 from datapatterns.sharding.moving.pacing import Pace
-from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sql.composing import execute
 from datapatterns.transactions import reading
 
@@ -129,23 +127,15 @@ class CitusReceiving:
             MoveRefusedError: A value of a unique index goes from one row to another.
             MoveTakenOverError: Another worker has taken over.
         """
-        dirty = sharding_tables(source.schema).dirty_key
-        found = source.conn.execute(
-            select(dirty.c.seq, dirty.c.table_oid, dirty.c.pk)
-            .where(dirty.c.group_id == source.group_id, dirty.c.bucket == source.bucket)
-            .order_by(dirty.c.seq)
-        ).all()
-        if not found:
+        noted = read_noted(source, tables, limit=None)
+        if not noted.numbers:
             return Batch()
-        keys: dict[int, list[Any]] = defaultdict(list)
-        for _, table, key in found:
-            keys[table].append(key)
         with _refusing(target), _arriving(target) as conn:
             family = families(conn, [there for _, there in tables])
             changed = [
-                Changed(here, there, json.dumps(some))
+                Changed(here, there, listed(some))
                 for here, there in _ordered(tables, family)
-                for some in _some_at_once(iter(keys[here.oid]), IMAGES_AT_ONCE)
+                for some in _some_at_once(iter(noted.keys.get(here.oid, ())), IMAGES_AT_ONCE)
             ]
             parents = [each for each in changed if each.there.oid in family.parents]
             leaves = [each for each in changed if each.there.oid not in family.parents]
@@ -159,9 +149,8 @@ class CitusReceiving:
             for each in reversed(parents):
                 _delete(source, target, each, _gone(each))
         # The target has committed: now, and not before, they may be forgotten.
-        numbers = bindparam("numbers", [seq for seq, *_ in found], ARRAY(BigInteger))
-        source.conn.execute(delete(dirty).where(dirty.c.seq == func.any(numbers)))
-        return Batch(len(found), tuple(changed))
+        forget_noted(source, noted)
+        return Batch(len(noted.numbers), tuple(changed))
 
     def clean(
         self, target: Side, tables: Sequence[MovedTable], *, rows_at_once: int, pace: Pace

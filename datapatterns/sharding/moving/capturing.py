@@ -22,9 +22,11 @@ _TRIES = 200
 
 # The name sorts after those of the application, whose BEFORE triggers may change the row. The
 # function would ask the same of the mover, but to call it for each row takes longer than the copy.
+# Who moves names its transaction: a setting that somebody has left in a session says nothing.
 _CREATE = sql.SQL("""
 CREATE OR REPLACE TRIGGER {name} BEFORE {operation} ON {table} FOR EACH ROW
-    WHEN (({when}) AND pg_catalog.current_setting('datapatterns.mover', true) IS DISTINCT FROM 'on')
+    WHEN (({when}) AND pg_catalog.current_setting('datapatterns.mover', true)
+        IS DISTINCT FROM pg_catalog.pg_current_xact_id()::text)
     EXECUTE FUNCTION {function}({arguments})
 """)
 _CREATE_TRUNCATE = sql.SQL("""
@@ -119,6 +121,9 @@ def _installed(
             )
             yield _ENABLE.format(name=name, table=table.place)
         yield _truncate_trigger(side, table, bucket)
+        yield _ENABLE.format(
+            name=trigger_name(side.group_id, bucket, "truncate"), table=table.place
+        )
 
 
 _OPERATIONS = {

@@ -1,22 +1,18 @@
 """What has changed since the copy goes after it, until next to nothing is left."""
 
-import json
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from psycopg import Error as DriverError
 from psycopg import sql
 from psycopg.errors import ExclusionViolation, UniqueViolation
-from sqlalchemy import ARRAY, BigInteger, bindparam, delete, func, select
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.sharding.moving.copying import TablePair, pipe
 from datapatterns.sharding.moving.holding import Side
 from datapatterns.sharding.moving.moved_table import ROW, MovedTable
+from datapatterns.sharding.moving.noted import Noted, forget_noted, listed, read_noted
 from datapatterns.sharding.moving.pacing import Pace
-from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sql.composing import execute
 
 KEYS_MAX = 5_000
@@ -114,13 +110,14 @@ def apply_dirty(
     The rows go as they are now, not what happened to them. So it does no harm to do it again, and a
     key that is committed late, under a lower number, simply comes in the next round.
     """
-    noted = _noted(source, tables, limit=limit)
+    noted = read_noted(source, tables, limit=limit)
+    batch = _batch(noted, tables)
     if noted.numbers:
         with target.transaction("incoming", as_mover=True):
-            _bring(source, target, noted.batch, pace=pace)
+            _bring(source, target, batch, pace=pace)
         # The target has committed: now, and not before, they may be forgotten.
-        _forget_noted(source, noted)
-    return noted.batch
+        forget_noted(source, noted)
+    return batch
 
 
 def apply_last_dirty(
@@ -130,36 +127,21 @@ def apply_last_dirty(
 
     Nobody may note more meanwhile, and the target commits before the source.
     """
-    noted = _noted(source, tables, limit=None)
+    noted = read_noted(source, tables, limit=None)
+    batch = _batch(noted, tables)
     if noted.numbers:
-        _bring(source, target, noted.batch, pace=pace)
-        _forget_noted(source, noted)
-    return noted.batch
+        _bring(source, target, batch, pace=pace)
+        forget_noted(source, noted)
+    return batch
 
 
-@dataclass(frozen=True, slots=True)
-class _Noted:
-    numbers: Sequence[int]
-    batch: Batch
-
-
-def _noted(source: Side, tables: Sequence[TablePair], *, limit: int | None) -> _Noted:
-    dirty = sharding_tables(source.schema).dirty_key
-    found = source.conn.execute(
-        select(dirty.c.seq, dirty.c.table_oid, dirty.c.pk)
-        .where(dirty.c.group_id == source.group_id, dirty.c.bucket == source.bucket)
-        .order_by(dirty.c.seq)
-        .limit(limit)
-    ).all()
-    keys: dict[int, list[Any]] = defaultdict(list)
-    for _, table, key in found:
-        keys[table].append(key)
-    changed = tuple(
-        Changed(here, there, json.dumps(keys[here.oid]))
+def _batch(noted: Noted, tables: Sequence[TablePair]) -> Batch:
+    changed = (
+        Changed(here, there, listed(noted.keys[here.oid]))
         for here, there in tables
-        if here.oid in keys
+        if here.oid in noted.keys
     )
-    return _Noted([seq for seq, *_ in found], Batch(len(found), changed))
+    return Batch(len(noted.numbers), tuple(changed))
 
 
 def _bring(source: Side, target: Side, batch: Batch, *, pace: Pace) -> None:
@@ -170,26 +152,20 @@ def _bring(source: Side, target: Side, batch: Batch, *, pace: Pace) -> None:
         pipe(source, target, images(each.here, each.keys), (each.here, each.there), pace=pace)
 
 
-def _forget_noted(source: Side, noted: _Noted) -> None:
-    dirty = sharding_tables(source.schema).dirty_key
-    numbers = bindparam("numbers", noted.numbers, ARRAY(BigInteger))
-    source.conn.execute(delete(dirty).where(dirty.c.seq == func.any(numbers)))
-
-
 def _is_in_the_way(error: DBAPIError | DriverError) -> bool:
     found = error.orig if isinstance(error, DBAPIError) else error
     return isinstance(found, UniqueViolation | ExclusionViolation)
 
 
-def images(here: MovedTable, listed: str) -> sql.Composable:
+def images(here: MovedTable, keys: str) -> sql.Composable:
     """Return the query of rows as they are now, by their keys as JSON."""
     return _IMAGES.format(
         columns=here.selected,
         table=here.place,
         row=sql.Identifier(ROW),
-        places=here.with_keys(listed),
+        places=here.with_keys(keys),
     )
 
 
-def _forget(target: Side, there: MovedTable, listed: str) -> None:
-    execute(target.conn, _FORGET.format(table=there.place, places=there.with_keys(listed)))
+def _forget(target: Side, there: MovedTable, keys: str) -> None:
+    execute(target.conn, _FORGET.format(table=there.place, places=there.with_keys(keys)))

@@ -31,6 +31,7 @@ _PATIENT = sql.SQL("""
 SELECT set_config(name, value, true)
 FROM (VALUES ('statement_timeout', '0'), ('transaction_timeout', '0'),
     ('idle_in_transaction_session_timeout', '0'),  -- one shard is idle while the other works
+    ('lc_monetary', 'C'),  -- as keys were noted
     -- Rows that a policy hides would be left behind: then it is an error.
     ('row_security', 'off')) AS setting (name, value)
 WHERE current_setting(name, true) IS NOT NULL
@@ -39,7 +40,8 @@ _SNAPSHOT = sql.SQL("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 _READ_ONLY = sql.SQL("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 # Triggers of the application would change what is copied, and foreign keys would want an order.
 _AS_MOVER = sql.SQL(
-    "SET LOCAL datapatterns.mover = 'on'; SET LOCAL session_replication_role = 'replica'"
+    "SELECT set_config('datapatterns.mover', pg_current_xact_id()::text, true);"
+    " SET LOCAL session_replication_role = 'replica'"
 )
 # Others wait for it.
 _HURRY = sql.SQL("SET LOCAL idle_in_transaction_session_timeout = '10s'")

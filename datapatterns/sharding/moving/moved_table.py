@@ -31,6 +31,9 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE c.oid = to_regclass(:name)
 """)
 
+_KEYS = sql.SQL("""
+(SELECT {typed} FROM jsonb_to_recordset({listed}::jsonb) AS listed ({texts})) AS {alias}
+""")
 _WITH_KEYS = sql.SQL("""
 ARRAY(SELECT found.place FROM {keys} CROSS JOIN LATERAL (
     SELECT {row}.ctid AS place FROM {table} AS {row}
@@ -82,13 +85,21 @@ class MovedTable:
         return sql.SQL(", ").join(map(sql.Identifier, self.primary_key))
 
     def keys_from(self, listed: str, *, alias: str) -> sql.Composable:
-        """Return primary keys, as JSON, as a table."""
-        typed = [
-            sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(self.columns[name]))
+        """Return primary keys, as JSON, as a table.
+
+        They are texts, as JSON has another word for some values: it knows no array that begins
+        with another number than 1, and takes the null of jsonb for a missing value.
+        """
+        typed = (
+            sql.SQL("{0}::{1} AS {0}").format(sql.Identifier(name), sql.SQL(self.columns[name]))
             for name in self.primary_key
-        ]
-        return sql.SQL("jsonb_to_recordset({}::jsonb) AS {} ({})").format(
-            sql.Literal(listed), sql.Identifier(alias), sql.SQL(", ").join(typed)
+        )
+        texts = (sql.SQL("{} text").format(sql.Identifier(name)) for name in self.primary_key)
+        return _KEYS.format(
+            typed=sql.SQL(", ").join(typed),
+            listed=sql.Literal(listed),
+            texts=sql.SQL(", ").join(texts),
+            alias=sql.Identifier(alias),
         )
 
     def with_keys(self, listed: str) -> sql.Composable:

@@ -1,0 +1,230 @@
+"""What changes while a bucket moves arrives, or the bucket stays: none of it is lost in silence.
+
+All of it happens after both shards were compared, when only what was noted is looked at again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+import pytest
+from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
+
+from datapatterns.errors import MoveMismatchError, MoveRefusedError
+from datapatterns.sharding import ShardCluster
+from datapatterns.sharding.moving import cutting
+from datapatterns.sharding.moving.copying import TablePair
+from datapatterns.sharding.moving.holding import Side
+from datapatterns.sharding.moving.pacing import Pace
+from tests.fixtures.moving import bucket_rows, keys_in, put, states_of
+from tests.fixtures.shard_model import households, sharded_shop
+
+pytestmark = pytest.mark.postgres
+
+BUCKET = 5
+KEY, OTHER_KEY = keys_in(BUCKET, 2)
+AS_REPLICA = "SET LOCAL session_replication_role = 'replica'"
+GUARD = "zz_datapatterns_1_5_update"
+
+After = Callable[..., None]
+
+
+@pytest.fixture
+def cluster(shard_urls: list[URL]) -> Iterator[ShardCluster]:
+    with sharded_shop(shard_urls[:2]) as cluster:
+        put(cluster, KEY, lines=2)
+        put(cluster, OTHER_KEY, lines=1)
+        yield cluster
+
+
+@pytest.fixture
+def source(cluster: ShardCluster) -> str:
+    return cluster.router.map_of(households).owners[BUCKET]
+
+
+@pytest.fixture
+def target(source: str) -> str:
+    return "s1" if source == "s0" else "s0"
+
+
+@pytest.fixture
+def after_comparison(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Let something happen once, when both shards have just been compared."""
+    compare_before = cutting._compare_before  # noqa: SLF001 -- what is behind it comes later
+    monkeypatch.setattr(cutting, "ROWS_COMPARED_AT_ONCE", -1)
+
+    def arrange(happens: Callable[[], None]) -> None:
+        left = [happens]
+
+        def and_then(here: Side, there: Side, tables: Sequence[TablePair], pace: Pace) -> int:
+            rows = compare_before(here, there, tables, pace)
+            while left:
+                left.pop()()
+            return rows
+
+        monkeypatch.setattr(cutting, "_compare_before", and_then)
+
+    return arrange
+
+
+def run(cluster: ShardCluster, shard: str, *statements: str) -> None:
+    with cluster.engines[shard].begin() as conn:
+        for statement in statements:
+            conn.exec_driver_sql(statement.replace(":key", str(KEY)))
+
+
+def on_each(cluster: ShardCluster, *statements: str) -> None:
+    for shard in cluster.engines:
+        run(cluster, shard, *statements)
+
+
+def values(cluster: ShardCluster, shard: str, statement: str) -> list[object]:
+    with cluster.engines[shard].connect() as conn:
+        return list(conn.scalars(text(statement.replace(":key", str(KEY)))))
+
+
+def move(cluster: ShardCluster, target: str) -> None:
+    cluster.move(households, BUCKET, to=target, clean_after_seconds=0)
+
+
+def owner(cluster: ShardCluster) -> str:
+    [found] = [shard for shard, state in states_of(cluster, BUCKET).items() if state == "owned"]
+    return found
+
+
+def move_in_the_end(cluster: ShardCluster, target: str) -> None:
+    """Move it; should it be refused, it is where it was, and can be moved after that."""
+    with suppress(MoveMismatchError, MoveRefusedError):
+        move(cluster, target)
+    if owner(cluster) != target:
+        assert cluster.moves() == []
+        move(cluster, target)
+
+
+CENTS = "SELECT cents FROM basket WHERE household_id = :key"
+QUANTITIES = "SELECT quantity FROM line WHERE household_id = :key ORDER BY number"
+
+
+# Keys --------------------------------------------------------------------------------------
+
+KEYS = {
+    "numeric(40, 20)": "1234567890.12345678901234567890",
+    "numeric": "'NaN'",
+    "int[]": "'[0:1]={1,2}'",
+    "jsonb": "'null'",
+    "float8": "'-0'",
+    "float4": "0.1",
+    "timestamptz": "'0044-03-15 12:00:00.000001 BC'",
+    "timestamp": "'infinity'",
+    "interval": "'-1 mon +2 days -03:04:05.6'",
+    "bytea": "'\\xdeadbeef'",
+    "char(5)": "'ab'",
+    "text": "'Ünï\\\"''%s :x'",
+    "citext": "'Ünï'",
+    "loose": "'Ünï'",
+    "mood": "'sad'",
+    "pair": "'(1,\"a, b\")'",
+    "numrange": "'[1.00000000000000000001,2)'",
+    "inet": "'::1/64'",
+    "bit(5)": "'10101'",
+    '"char"': "'\\001'",
+    "tsvector": "'a:1 b'",
+    "money": "1234.5",
+}
+NEEDED = {
+    "citext": {"citext": "SELECT 1 FROM pg_available_extensions WHERE name = 'citext'"},
+    "loose": {"ICU": "SELECT 1 FROM pg_collation WHERE collname = 'und-x-icu'"},
+}
+
+
+@pytest.mark.parametrize("type_name", KEYS)
+def test_a_row_is_found_again_by_its_key_of_whatever_type(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After, type_name: str
+) -> None:
+    for needed, asking in NEEDED.get(type_name, {}).items():
+        if not values(cluster, source, asking):
+            pytest.skip(f"the server has no {needed}")
+    prepared = {
+        "citext": "CREATE EXTENSION citext",
+        "mood": "CREATE TYPE mood AS ENUM ('glad', 'sad')",
+        "pair": "CREATE TYPE pair AS (a int, b text)",
+        "loose": "CREATE COLLATION loose"
+        " (provider = icu, locale = 'und-u-ks-level1', deterministic = false)",
+    }
+    on_each(
+        cluster,
+        *([prepared[type_name]] if type_name in prepared else []),
+        f"ALTER TABLE line ADD k {'text COLLATE loose' if type_name == 'loose' else type_name}"
+        f" NOT NULL DEFAULT {KEYS[type_name]}, DROP CONSTRAINT line_pkey",
+        "ALTER TABLE line ADD PRIMARY KEY (household_id, basket_id, number, k)",
+    )
+    after_comparison(
+        lambda: run(
+            cluster,
+            source,
+            "UPDATE line SET quantity = 77 WHERE household_id = :key AND number = 0",
+            "DELETE FROM line WHERE household_id = :key AND number = 1",
+        )
+    )
+
+    move(cluster, target)
+
+    assert values(cluster, target, QUANTITIES) == [77]
+
+
+def test_a_table_may_be_a_partition_of_another(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After
+) -> None:
+    on_each(
+        cluster,
+        "CREATE TABLE every_line (LIKE line) PARTITION BY LIST (number)",
+        "ALTER TABLE every_line ATTACH PARTITION line DEFAULT",
+    )
+    after_comparison(
+        lambda: run(cluster, source, "UPDATE every_line SET quantity = 7 WHERE household_id = :key")
+    )
+
+    move_in_the_end(cluster, target)
+
+    assert values(cluster, target, QUANTITIES) == [7, 7]
+
+
+# Who is not noted --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("emptied", ["source", "target"])
+def test_nothing_is_emptied_by_replication_either(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After, emptied: str
+) -> None:
+    shard = {"source": source, "target": target}[emptied]
+    refused: list[object] = []
+
+    def happens() -> None:
+        try:
+            run(cluster, shard, AS_REPLICA, "TRUNCATE basket, line")
+        except DBAPIError as error:
+            refused.append(getattr(error.orig, "sqlstate", None))
+
+    after_comparison(happens)
+
+    move_in_the_end(cluster, target)
+
+    assert refused == ["SD002"]
+    assert bucket_rows(cluster, target, BUCKET) == (2, 3)
+
+
+def test_a_setting_of_the_mover_does_not_let_others_pass(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After
+) -> None:
+    after_comparison(
+        lambda: run(
+            cluster,
+            source,
+            "SET LOCAL datapatterns.mover = 'on'",
+            "UPDATE basket SET cents = 77 WHERE household_id = :key",
+        )
+    )
+
+    move_in_the_end(cluster, target)
+
+    assert values(cluster, target, CENTS) == [77]
