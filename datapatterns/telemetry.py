@@ -30,5 +30,26 @@ class SilentObserver:
         """Do nothing."""
 
 
+class Observers:
+    """Tells several observers the same.
+
+    Args:
+        observers: Whom to tell, in this order.
+    """
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def count(self, name: str, amount: int = 1, /, **attributes: str) -> None:
+        """Tell each of them."""
+        for observer in self._observers:
+            observer.count(name, amount, **attributes)
+
+    def duration(self, name: str, seconds: float, /, **attributes: str) -> None:
+        """Tell each of them."""
+        for observer in self._observers:
+            observer.duration(name, seconds, **attributes)
+
+
 SILENT = SilentObserver()
 """The observer that forgets."""

@@ -8,6 +8,7 @@ import click
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.logs import shown_logs
 from datapatterns_cli.shared_options import Command
+from datapatterns_cli.worker_metrics import answering_scrapes
 
 if TYPE_CHECKING:
     from datapatterns import DataLayer
@@ -57,6 +58,17 @@ if TYPE_CHECKING:
     default=None,
     help="Tell Redis of what caches have to forget.  [default: if caches are declared]",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65_535),
+    help="Answer Prometheus there with what is counted and how all stands; 0 for a free port.",
+)
+@click.option(
+    "--metrics-host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen for it; names of tables and read models can be read there.",
+)
 @pass_invocation
 def worker(  # noqa: PLR0913 -- click's options
     invocation: Invocation,
@@ -72,6 +84,8 @@ def worker(  # noqa: PLR0913 -- click's options
     populate_views: bool,
     publish_mark: bool,
     relay_caches: bool | None,
+    metrics_port: int | None,
+    metrics_host: str,
 ) -> None:
     """Run what an application declares: move projections on, refresh views that are due.
 
@@ -87,6 +101,7 @@ def worker(  # noqa: PLR0913 -- click's options
       datapatterns worker --app shop.data:layer
       datapatterns worker --app shop.data:layer --only sales_by_product --threads 4
       datapatterns worker --app shop.data:layer --until-caught-up --json
+      datapatterns worker --app shop.data:layer --metrics-port 9464
     """  # noqa: D301
     if once and until_caught_up:
         raise click.UsageError("give --once or --until-caught-up, not both")
@@ -105,9 +120,12 @@ def worker(  # noqa: PLR0913 -- click's options
     }
     if relay_caches is not None:
         how["relay_caches"] = relay_caches
-    work = layer.worker(only, **how)
-    began = time.monotonic()
-    with shown_logs(as_json=invocation.output.as_json):
+    with (
+        answering_scrapes(invocation, layer, metrics_host, metrics_port),
+        shown_logs(as_json=invocation.output.as_json),
+    ):
+        work = layer.worker(only, **how)
+        began = time.monotonic()
         done = _once(layer, work) if once else _run(layer, work, until_caught_up=until_caught_up)
     seconds = round(time.monotonic() - began, 3)
     told = {"events": done.events, "pages": done.pages}
