@@ -19,8 +19,8 @@ DataPatternsError
 │     event_transfer      EventLineError, ExportFileError, ImportChunkError, ImportVersionError,
 │                         PurgeRefusedError, SourceEventError, StreamCopyError
 │     index_tables        IndexChangedError, IndexDefinitionError, IndexDetachedError,
-│                         IndexMigrationError, IndexMissingError, IndexModeError,
-│                         IndexUndeclaredError
+│                         IndexKeyTransferError, IndexMigrationError, IndexMissingError,
+│                         IndexModeError, IndexPlaceError, IndexUndeclaredError
 │     live_folds          LiveFoldLimitError
 │     migrations          MigrationNeededError, SchemaManagedElsewhereError, SchemaNameError,
 │                         SchemaOccupiedError, UnknownRevisionError
@@ -61,7 +61,7 @@ DataPatternsError
 │     caches              CacheBusyError, UnfencedWriteError
 │     change_log          ConsumerBehindError
 │     embedded            EmbeddedTimeoutError
-│     index_tables        IndexNotReadyError
+│     index_tables        IndexBusyError, IndexNotReadyError
 │     migrations          MigrationBlockedError
 │     projections         ReadModelBehindError, ReadModelBuildingError, ReadModelDamagedError,
 │                         WritersInTheWayError
@@ -174,15 +174,18 @@ from datapatterns.errors.families import (
     _restore,
 )
 from datapatterns.errors.index_tables import (
+    IndexBusyError,
     IndexChangedError,
     IndexDefinitionError,
     IndexDetachedError,
     IndexDiffersError,
     IndexKeyTakenError,
+    IndexKeyTransferError,
     IndexMigrationError,
     IndexMissingError,
     IndexModeError,
     IndexNotReadyError,
+    IndexPlaceError,
     IndexUndeclaredError,
 )
 from datapatterns.errors.live_folds import LiveFoldLimitError
@@ -347,15 +350,18 @@ __all__ = [
     "IdempotencyKeyReusedError",
     "ImportChunkError",
     "ImportVersionError",
+    "IndexBusyError",
     "IndexChangedError",
     "IndexDefinitionError",
     "IndexDetachedError",
     "IndexDiffersError",
     "IndexKeyTakenError",
+    "IndexKeyTransferError",
     "IndexMigrationError",
     "IndexMissingError",
     "IndexModeError",
     "IndexNotReadyError",
+    "IndexPlaceError",
     "IndexUndeclaredError",
     "InlineKeyError",
     "InlineProjectionError",

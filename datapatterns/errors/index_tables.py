@@ -80,17 +80,67 @@ class IndexModeError(ConfigurationError):
     def __init__(self, index: str, *, mode: str) -> None:
         super().__init__(
             f"index table {index!r}: mode {mode!r} is not available yet; use 'local', which"
-            " keeps the index in the database of the rows: over shards, one on each"
+            " keeps the index in the database of the rows: over shards, one on each; or 'reserve',"
+            " which shards it by its own key"
         )
         self.index = index
         self.mode = mode
 
 
+class IndexPlaceError(ConfigurationError):
+    """An index table is asked for something in a way that its mode has not.
+
+    Attributes:
+        index: Its name.
+        mode: How it is kept.
+    """
+
+    def __init__(self, index: str, *, mode: str, advice: str) -> None:
+        super().__init__(f"index table {index!r} is kept in mode {mode!r}; {advice}")
+        self.index = index
+        self.mode = mode
+        self.advice = advice
+
+
+class IndexKeyTransferError(ConfigurationError):
+    """In one transaction a row gives up a key of a unique index that another row takes.
+
+    Claimed before the commit, it would be missed if that fails.
+
+    Attributes:
+        index: The index table's name.
+    """
+
+    def __init__(self, index: str) -> None:
+        super().__init__(
+            f"one transaction takes a key of the unique index table {index!r} from a row and gives"
+            " it to another; commit in between"
+        )
+        self.index = index
+
+
+class IndexBusyError(UnavailableError):
+    """Other transactions did not let go of a key of an index table in time.
+
+    PostgreSQL may accept nothing more in the transaction.
+
+    Attributes:
+        index: The index table's name.
+    """
+
+    def __init__(self, index: str) -> None:
+        super().__init__(
+            f"others are about to change who has a key of index table {index!r}; roll back, and"
+            " repeat the transaction after a moment"
+        )
+        self.index = index
+
+
 class IndexKeyTakenError(ConflictError):
     """Another row has the key that a unique index table was to take.
 
-    The statement failed, so PostgreSQL accepts nothing more in the transaction: roll it back,
-    or back to a savepoint.
+    In mode ``local`` the statement failed, so PostgreSQL accepts nothing more in the transaction:
+    roll it back, or back to a savepoint. In mode ``reserve`` the commit is refused.
 
     Attributes:
         index: The index table's name.

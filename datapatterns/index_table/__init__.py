@@ -10,6 +10,7 @@ from datapatterns.index_table.entries import (
 )
 from datapatterns.index_table.index import IndexTable
 from datapatterns.index_table.indexes import Indexes, IndexReport
+from datapatterns.index_table.over_shards.shard_indexes import ShardIndexes
 
 __all__ = [
     "BackfillProgress",
@@ -20,5 +21,6 @@ __all__ = [
     "IndexTable",
     "Indexes",
     "Match",
+    "ShardIndexes",
     "VerifyReport",
 ]

@@ -24,6 +24,7 @@ from datapatterns.index_table.maintenance import (
     function_name,
     view_name,
 )
+from datapatterns.index_table.over_shards.collecting import create_collector
 from datapatterns.index_table.schema import index_tables
 from datapatterns.index_table.statements import quoted, rendered, run, table_name
 from datapatterns.index_table.states import index_status, require_transaction
@@ -128,9 +129,16 @@ def _build(conn: Connection, definition: IndexDefinition) -> None:
     for column in columns:
         for problem in column_problems(column) if column.name in matched_by else ():
             raise IndexDefinitionError(definition.name, problem)
-    run(conn, _create_table(definition, columns))
     loosely_equal = frozenset(column.name for column in columns if column.loosely_equal)
-    run(conn, create_function(definition, loosely_equal=loosely_equal))
+    if definition.mode == "local":
+        run(conn, _create_table(definition, columns))
+        run(conn, create_function(definition, loosely_equal=loosely_equal))
+    else:
+        for name in sorted(matched_by & loosely_equal):
+            raise IndexDefinitionError(
+                definition.name, f"equal values of {name} may be written in two ways; index others"
+            )
+        run(conn, create_collector(definition))
     _rehearse(conn, definition)
     run(conn, create_triggers(definition, on_table=table_name(definition.base)))
 
@@ -170,7 +178,8 @@ def _rehearse(conn: Connection, definition: IndexDefinition) -> None:
             run(conn, statement.format(_PROBE))
         run(conn, f"UPDATE {_PROBE} SET {touched} = {touched}")  # noqa: S608 -- quoted
         # A name that is no Column of the table is ambiguous beside the index.
-        conn.execute(select(literal(1)).select_from(joined(definition)).limit(0)).close()
+        if definition.mode == "local":
+            conn.execute(select(literal(1)).select_from(joined(definition)).limit(0)).close()
         _require_one_meaning(conn, definition)
         rehearsal.rollback()
 

@@ -30,8 +30,10 @@ from datapatterns.sql.metadata import checked_schema
 Indexable = ColumnElement[Any] | InstrumentedAttribute[Any]
 """A column or an expression over columns, of a Table or of a mapped class."""
 
-IndexMode = Literal["local"]
-"""How an index table is kept. ``local``: by triggers, in the transaction of every writer."""
+IndexMode = Literal["local", "reserve"]
+"""How an index table is kept. ``local``: by triggers, in the transaction of every writer, beside
+its rows. ``reserve``: sharded by its own key, which is claimed before a commit, and forgotten after
+it."""
 
 NAME_BYTES_MAX = 40
 """Names of an index's view, function and triggers are derived from its own; PostgreSQL cuts

@@ -6,8 +6,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
-from datapatterns.errors import IndexKeyTakenError
+from datapatterns.errors import IndexKeyTakenError, IndexPlaceError
 from datapatterns.index_table.backfilling import backfill_chunk
 from datapatterns.index_table.creating import create_index, drop_index
 from datapatterns.index_table.definition import Indexable, IndexMode, define
@@ -20,6 +21,8 @@ from datapatterns.index_table.entries import (
 )
 from datapatterns.index_table.looking_up import Miss, lookup_rows, lookup_rows_by_keys
 from datapatterns.index_table.maintenance import constraint_name
+from datapatterns.index_table.over_shards.looking_up import keys_over_shards, lookup_over_shards
+from datapatterns.index_table.over_shards.sharded_index import ShardedIndex, sharded_index
 from datapatterns.index_table.ranging import KeyRange, read_entries, read_matches
 from datapatterns.index_table.verifying import activate_index, repair_index, verify_index
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -61,6 +64,8 @@ class IndexTable:
         self.definition = define(
             name, on=on, unique=unique, include=include, where=where, mode=mode, schema=schema
         )
+        if self.definition.mode != "local":  # its table is now among the application's, to be created with them
+            sharded_index(self.definition)
 
     def __repr__(self) -> str:
         key = ", ".join(self.definition.key)
@@ -74,7 +79,8 @@ class IndexTable:
     def create(self, conn: Connection) -> bool:
         """Create it in state ``building``; return False if it was there already.
 
-        From then on every writer keeps it; rows from before come with `backfill`. Waits for
+        From then on every writer keeps it; rows from before come with `backfill`. Over shards it is
+        created on each, and its own table with those of the application's classes. Waits for
         transactions that are writing to the table, and makes others wait until the caller
         commits: set ``lock_timeout`` on a busy table.
 
@@ -98,6 +104,7 @@ class IndexTable:
             IndexDetachedError: Its triggers don't fire for every writer of its table.
             IsolationLevelError: The transaction isn't READ COMMITTED.
         """
+        self._refuse_over_shards()
         return backfill_chunk(conn, self.definition, limit=limit)
 
     def activate(self, conn: Connection) -> VerifyReport:
@@ -110,6 +117,7 @@ class IndexTable:
             IndexDetachedError: Its triggers don't fire for every writer of its table.
             IsolationLevelError: The transaction isn't READ COMMITTED.
         """
+        self._refuse_over_shards()
         return activate_index(conn, self.definition)
 
     def drop(self, conn: Connection) -> bool:
@@ -122,7 +130,7 @@ class IndexTable:
 
     def lookup(
         self,
-        conn: Connection,
+        conn: Connection | Session,
         *key: Any,  # noqa: ANN401 -- values of the application's columns
         limit: int = 1000,
         after: Sequence[Any] | None = None,
@@ -131,7 +139,7 @@ class IndexTable:
         """Return the rows of the base table with this key, by ascending primary key.
 
         Args:
-            conn: A connection in a transaction.
+            conn: A connection in a transaction; a session over the shards for an index over them.
             key: A value for each column of the key.
             limit: At most how many rows.
             after: Primary key of the last row of the page before.
@@ -144,6 +152,10 @@ class IndexTable:
             IndexChangedError: It was built from another definition. The transaction may
                 accept nothing more.
         """
+        if isinstance(conn, Session):
+            index = self._over_shards()
+            return lookup_over_shards(conn, index, key, limit=limit, after=after)
+        self._refuse_over_shards()
         return lookup_rows(conn, self.definition, key, limit=limit, after=after, miss=miss)
 
     def lookup_many(
@@ -165,6 +177,7 @@ class IndexTable:
         Raises:
             IndexNotReadyError: It is being built, and ``miss`` is ``refuse``.
         """
+        self._refuse_over_shards()
         asked = list(dict.fromkeys(keys))
         several = len(self.definition.key) > 1
         found = lookup_rows_by_keys(
@@ -198,12 +211,13 @@ class IndexTable:
         Raises:
             IndexNotReadyError: It is being built.
         """
+        self._refuse_over_shards()
         wanted = KeyRange(prefix=prefix, low=low, high=high, after=after, limit=limit)
         return read_matches(conn, self.definition, wanted)
 
     def keys(
         self,
-        conn: Connection,
+        conn: Connection | Session,
         *prefix: Any,  # noqa: ANN401 -- values of the application's columns
         low: Any | None = None,  # noqa: ANN401
         high: Any | None = None,  # noqa: ANN401
@@ -213,8 +227,14 @@ class IndexTable:
         """Return index rows with their included columns, without touching the base table.
 
         Takes the same arguments as `lookup_range`; ``after`` is the last entry of the page
-        before.
+        before. Over shards it takes a whole key, and an entry may lead to no row.
         """
+        if isinstance(conn, Session):
+            if low is not None or high is not None:
+                raise ValueError("an index over shards is read by whole keys; leave out low, high")
+            place = None if after is None else after.primary_key
+            return keys_over_shards(conn, self._over_shards(), prefix, limit=limit, after=place)
+        self._refuse_over_shards()
         wanted = KeyRange(prefix=prefix, low=low, high=high, after=after, limit=limit)
         return read_entries(conn, self.definition, wanted)
 
@@ -224,6 +244,7 @@ class IndexTable:
         Raises:
             IndexDetachedError: It was built on another table, in whose place this one is now.
         """
+        self._refuse_over_shards()
         return verify_index(conn, self.definition)
 
     def repair(self, conn: Connection) -> VerifyReport:
@@ -236,10 +257,18 @@ class IndexTable:
             IndexDetachedError: It was built on another table, in whose place this one is now.
             IsolationLevelError: The transaction isn't READ COMMITTED.
         """
+        self._refuse_over_shards()
         return repair_index(conn, self.definition)
 
     def explain(self) -> Explanation:
         """Return how the index is kept, and why that way."""
+        if self.definition.mode == "reserve":
+            return Explanation(
+                mode="reserve",
+                reason="index rows are sharded by their own key, so a look-up asks one shard;"
+                " sessions claim keys before they commit and forget them after it, so no row is"
+                " ever missed, and an index row that leads nowhere is found out when it is read",
+            )
         return Explanation(
             mode=self.definition.mode,
             reason="index rows live in the database of their rows; triggers write them in the"
@@ -265,3 +294,21 @@ class IndexTable:
             ):
                 raise
             raise IndexKeyTakenError(self.name) from error
+
+    def _over_shards(self) -> ShardedIndex:
+        if self.definition.mode == "local":
+            raise IndexPlaceError(
+                self.name,
+                mode="local",
+                advice="ask one shard, with a connection to it, or declare it with mode='reserve'",
+            )
+        return sharded_index(self.definition)
+
+    def _refuse_over_shards(self) -> None:
+        if self.definition.mode != "local":
+            raise IndexPlaceError(
+                self.name,
+                mode=self.definition.mode,
+                advice="it has no place in one database: look rows up with a session over the"
+                " shards, and leave the rest to ShardIndexes",
+            )

@@ -100,7 +100,8 @@ def create_function(definition: IndexDefinition, *, loosely_equal: frozenset[str
 def create_triggers(definition: IndexDefinition, *, on_table: str) -> str:
     """Return the statements that attach the function to ``on_table``.
 
-    ALWAYS, so that rows written under ``session_replication_role = replica`` are seen, too.
+    In mode ``local`` ALWAYS, so that rows written under ``session_replication_role = replica`` are
+    seen, too. Over shards those are rows of a bucket that moves, which no index has to know.
     """
     rows = {
         "INSERT": f"REFERENCING NEW TABLE AS {_NEW}",
@@ -113,6 +114,8 @@ def create_triggers(definition: IndexDefinition, *, on_table: str) -> str:
         f" {referencing} FOR EACH STATEMENT EXECUTE FUNCTION {function_name(definition)}();"
         for event, referencing in rows.items()
     )
+    if definition.mode != "local":
+        return created
     return f"{created}\n{enable_triggers(definition, on_table=on_table)}"
 
 

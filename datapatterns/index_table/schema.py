@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from datapatterns.change_log.schema import Xid8
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.sql.metadata import declared_once, library_metadata
 
@@ -32,10 +33,13 @@ class IndexTables:
     Attributes:
         index_table: One row for each index: its definition's fingerprint and its state.
         index_backfill: How far the building of each has come.
+        index_change: Keys of indexes over shards that transactions which are not committed yet
+            have changed; nobody sees a row of another's.
     """
 
     index_table: Table
     index_backfill: Table
+    index_change: Table
 
 
 @declared_once
@@ -71,7 +75,25 @@ def index_tables(schema: str, /) -> IndexTables:
         Column("done", Boolean, nullable=False, server_default=false()),
         CheckConstraint("rows_done >= 0", "counted"),
     )
-    return IndexTables(index_table=index_table, index_backfill=index_backfill)
+    index_change = Table(
+        "index_change",
+        metadata,
+        Column("change_id", BigInteger, Identity(always=True), primary_key=True),
+        Column(
+            "change_xid",
+            Xid8,
+            nullable=False,
+            server_default=text("pg_current_xact_id()"),
+            index=True,
+        ),
+        Column("index_name", Text, nullable=False),
+        Column("fingerprint", Text, nullable=False),
+        Column("gone", JSONB, nullable=False),
+        Column("come", JSONB, nullable=False),
+        Column("touched", JSONB, nullable=False),
+        prefixes=["UNLOGGED"],
+    )
+    return IndexTables(index_table, index_backfill, index_change)
 
 
 @declared_once

@@ -124,8 +124,9 @@ def _triggers(definition: IndexDefinition) -> Select[Any]:
 def _firing(definition: IndexDefinition) -> ColumnElement[bool]:
     # Triggers that were disabled and enabled again aren't ALWAYS any more: rows that were
     # written meanwhile are missing until repair() says otherwise.
-    always = _triggers(definition).where(_trigger.c.tgenabled == "A").scalar_subquery()
-    return always == len(trigger_names(definition))
+    enabled = "A" if definition.mode == "local" else "O"
+    firing = _triggers(definition).where(_trigger.c.tgenabled == enabled).scalar_subquery()
+    return firing == len(trigger_names(definition))
 
 
 def _detached(definition: IndexDefinition) -> IndexDetachedError:

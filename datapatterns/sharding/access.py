@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import StaleShardMapError
 from datapatterns.sharding.broadcasting.copies import CopyList
+from datapatterns.sharding.companions import NO_COMPANIONS, Companions
 from datapatterns.sharding.fan_out import FanOut
 from datapatterns.sharding.maps.ownership import failed_shard, shard_errors
 from datapatterns.sharding.maps.router import Router
@@ -42,6 +43,7 @@ class ShardAccess:
         replicas: Where shards may be read, too.
         load: What counts statements, if that is wanted.
         citus: The shards that are coordinators of Citus.
+        companions: What is kept beside the rows.
     """
 
     engines: Mapping[str, Engine]
@@ -59,6 +61,7 @@ class ShardAccess:
     gets: PreparedGets = field(default_factory=PreparedGets)
     text_order: TextOrder = field(default_factory=TextOrder)
     citus: frozenset[str] = frozenset()
+    companions: Companions = NO_COMPANIONS
 
     @contextmanager
     def asking(self, shard_id: str) -> Iterator[None]:

@@ -16,6 +16,7 @@ from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.citus.citus_cluster import CitusCluster
 from datapatterns.sharding.citus.citus_shard import CitusShard
+from datapatterns.sharding.companions import Companion
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url
 from datapatterns.sharding.ids import IdGenerator
@@ -70,6 +71,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
             `hot_keys`; written to the control database every ten seconds.
         engine_options: What `create_engine` takes, for each shard; such as ``pool_size``.
         alembic: The application's migrations, for `migrations`; and how old a shard may be.
+        indexes: The index tables over these shards, as `ShardIndexes`; their groups come along.
         clock: What time it is.
 
     Raises:
@@ -88,6 +90,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         watch_load: bool = False,
         engine_options: Mapping[str, Any] | None = None,
         alembic: AlembicEnvironment | None = None,
+        indexes: Companion | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         super().__init__()
@@ -96,12 +99,14 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         for shard_id in shards:
             if not _SHARD_ID.fullmatch(shard_id):
                 raise SettingsError("shards", f"{shard_id!r} cannot name one; use a-z, 0-9 and _")
+        companions = () if indexes is None else (indexes,)
+        groups = (*groups, *(group for each in companions for group in each.groups))
         if len({group.name for group in groups}) != len(groups) or not groups:
             raise SettingsError("groups", "name each group once, and at least one")
         self._schema = checked_schema(schema)
         self._urls = {name: driver_url(primary_of(each)) for name, each in shards.items()}
         self._citus = frozenset(n for n, each in shards.items() if isinstance(each, CitusShard))
-        self._groups = tuple(groups)
+        self._groups = groups
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._merge_rows_max = merge_rows_max
@@ -127,6 +132,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
             self._breakers,
             {name: [*map(driver_url, replicas_of(each))] for name, each in shards.items()},
             self._citus,
+            companions,
         )
         self.engines: Mapping[str, Engine] = self._opening.engines()
         """One engine for each shard, for work that is about a server and not about rows."""
@@ -320,6 +326,8 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         self._combiner.close()
         if "_access" in vars(self):
             self._access.replicas.close()
+            for engine in self._access.companions.side_engines.values():
+                engine.dispose()
         for engine in (self._control, *self.engines.values()):
             engine.dispose()
 

@@ -18,7 +18,7 @@ from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.transactions import watch_commits
 from datapatterns.urls import postgres_url, without_secret_options
 
-_REVISION = "dp0039"
+_REVISION = "dp0040"
 _MISSING = (UndefinedTable, UndefinedColumn, UndefinedFunction, InvalidSchemaName)
 
 SESSION_SETTINGS = {

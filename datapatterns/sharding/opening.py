@@ -11,6 +11,7 @@ from datapatterns.clock import Clock
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.broadcasting.copies import CopyList
 from datapatterns.sharding.broadcasting.guarding import guard_copies
+from datapatterns.sharding.companions import NO_COMPANIONS, Companion, Companions
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, shard_engine
 from datapatterns.sharding.fan_out import FanOut
@@ -44,6 +45,7 @@ class Opening:
     breakers: Mapping[str, Breaker]
     replica_urls: Mapping[str, Sequence[URL]]
     citus: frozenset[str] = frozenset()
+    companions: tuple[Companion, ...] = ()
 
     def engines(self, *, asynchronous: bool = False) -> dict[str, Engine]:
         """Return an engine for each shard."""
@@ -119,7 +121,14 @@ class Opening:
             self.replicas(engines, router, asynchronous=asynchronous),
             load,
             citus=self.citus,
+            companions=self.with_side_engines(asynchronous=asynchronous),
         )
+
+    def with_side_engines(self, *, asynchronous: bool = False) -> Companions:
+        """Return the companions with connections of their own."""
+        if not self.companions:
+            return NO_COMPANIONS
+        return Companions(self.companions, self.engines(asynchronous=asynchronous))
 
     def for_asyncio(self, *, load: LoadWatch | None) -> "AsyncShards":
         """Return the same for one event loop."""

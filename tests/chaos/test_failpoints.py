@@ -149,6 +149,7 @@ DEATHS = [
     SWITCHING_A_VIEW,
     LAYING_OUT_SHARDS,
     workers.WRITING_TOGETHER,
+    workers.CLAIMING_KEYS,
     workers.MOVING,
     workers.CHANGING_A_MAP,
     MIGRATING,

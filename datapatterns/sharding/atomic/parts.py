@@ -197,7 +197,12 @@ class Parts:
         """
         # Before, as nothing may fail when it has happened. What is claimed cannot move in between.
         maps = self._access.router.maps() if shown else []
-        left, cancelled = _result_of(self.commit)
+        parts = {
+            shard: conn for shard, (conn, _) in self._parts.items() if shard not in self.on_replicas
+        }
+        with self._access.companions.attending(self._access, parts) as attendance:
+            left, cancelled = _result_of(self.commit)
+        cancelled = cancelled or attendance.cancelled
         places: dict[str, str] = {}
         if shown:
             fan_out = self._access.fan_out

@@ -144,5 +144,6 @@ class AsyncShards:
         """Close all connections that nobody uses."""
         await greenlet_spawn(self.access.combiner.close)
         await greenlet_spawn(self.access.replicas.close)
-        for engine in (self.control, *self.access.engines.values()):
+        side_engines = self.access.companions.side_engines
+        for engine in (self.control, *self.access.engines.values(), *side_engines.values()):
             await greenlet_spawn(engine.dispose)

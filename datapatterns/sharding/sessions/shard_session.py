@@ -84,6 +84,11 @@ class ShardSession(Session):
         """After a commit: the shards that show it only when recovery has been there."""
 
     @property
+    def shard_access(self) -> ShardAccess:
+        """The way to the shards; for what is kept beside their rows, not for applications."""
+        return self._work.access
+
+    @property
     def token(self) -> ShardToken:
         """What a replica has to show to whoever comes after this session.
 

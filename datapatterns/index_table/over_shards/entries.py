@@ -1,0 +1,219 @@
+"""Statements about entries, each a transaction of its own on the shard that has them.
+
+No lock of an entry is held while anything else is waited for: held over a look at the owner, it
+would close a circle over two servers, which neither of them sees.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    Connection,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    func,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+
+from datapatterns.index_table.over_shards.net_changes import Entry, Texts
+from datapatterns.index_table.over_shards.notes import listed, wanted_rows
+from datapatterns.index_table.over_shards.sharded_index import (
+    CLAIM,
+    CLAIMED_AT,
+    ShardedIndex,
+    as_text,
+    from_text,
+)
+from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.maps.ownership import claim_buckets
+from datapatterns.sql.metadata import declared_once
+from datapatterns.transactions import committing
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An entry as it stands in the index.
+
+    Attributes:
+        entry: Key and row.
+        claim: Which claim it is; each has its own.
+    """
+
+    entry: Entry
+    claim: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An entry that is to be made.
+
+    Attributes:
+        entry: Key and row.
+        claim: A fresh one.
+        included: The included columns, as texts.
+    """
+
+    entry: Entry
+    claim: UUID
+    included: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """The entries of one index, wherever they are.
+
+    Attributes:
+        access: The way to the shards.
+        index: Which index.
+    """
+
+    access: ShardAccess
+    index: ShardedIndex
+
+    def by_shard(self, keys: Iterable[Texts]) -> dict[str, list[Texts]]:
+        """Return ``keys`` by the shards of their entries, sorted."""
+        shard_map = self.access.router.map_of(self.index.group)
+        return shard_map.placed(sorted({*keys}), self.index.place)
+
+    @contextmanager
+    def writing(self, shard: str, keys: Iterable[Texts]) -> Iterator[Connection]:
+        """Give a connection in a transaction that keeps the buckets of ``keys`` on ``shard``.
+
+        Raises:
+            OutcomeUnknownError: The answer to its COMMIT was lost.
+            ShardUnavailableError: The shard does not answer.
+            StaleShardMapError: The entries have moved.
+        """
+        shard_map = self.access.router.map_of(self.index.group)
+        buckets = shard_map.buckets_of(self.index.place(key) for key in keys)
+        engine = self.access.companions.side_engines[shard]
+        with self.access.asking(shard), engine.connect() as conn:
+            fresh = conn.execution_options(isolation_level="READ COMMITTED")
+            with committing(fresh, f"entries of index {self.index.name}"):
+                claim_buckets(fresh, shard_map, buckets, schema=self.access.schema)
+                yield fresh
+
+    def found(self, conn: Connection, keys: Sequence[Texts]) -> list[Claimed]:
+        """Return the entries of ``keys``."""
+        parameters = listed(keys, len(self.index.key_columns))
+        rows = conn.execute(_found(self.index), parameters)
+        return [Claimed(self.index.entry(row[:-1]), row[-1]) for row in rows]
+
+    def inserted(self, conn: Connection, wanted: Sequence[Wanted]) -> dict[Entry, bool]:
+        """Make entries, but none of a key that a unique index has; return those that were made.
+
+        Of an index that is not unique an entry that was there gets the new claim; its value is
+        False then, and its included columns stay.
+        """
+        index = self.index
+        texts = [(*index.texts(each.entry), *each.included, str(each.claim)) for each in wanted]
+        rows = conn.execute(_inserted(index), listed(texts, len(index.definition.columns) + 1))
+        return {index.entry(row[:-1]): row[-1] for row in rows}
+
+    def replaced(self, conn: Connection, seen: Claimed, by: Wanted, *, carry: bool) -> bool:
+        """Let an entry of a unique index be another row's, if it is still as it was seen.
+
+        Args:
+            conn: In a transaction.
+            seen: What is replaced.
+            by: Of the same key.
+            carry: Whether its included columns go along.
+        """
+        index, table = self.index, self.index.table
+        texts = dict(zip(index.names, index.texts(by.entry), strict=True))
+        values = {column.name: _value(texts[column.name], column) for column in index.row_columns}
+        if carry:
+            values |= {
+                name: _value(text, table.c[name])
+                for name, text in zip(_included(index), by.included, strict=True)
+            }
+        statement = (
+            update(table)
+            .where(*self._is(seen))
+            .values({**values, CLAIM: by.claim, CLAIMED_AT: func.now()})
+        )
+        return conn.execute(statement).rowcount == 1
+
+    def removed(self, conn: Connection, seen: Sequence[Claimed]) -> int:
+        """Delete entries that are still as they were seen; return how many were."""
+        texts = [(*each.entry.key, str(each.claim)) for each in seen]
+        parameters = listed(texts, len(self.index.key_columns) + 1)
+        return conn.execute(_removed(self.index), parameters).rowcount
+
+    def _is(self, seen: Claimed) -> list[Any]:
+        columns = self.index.key_columns
+        same = [own == _value(text, own) for own, text in zip(columns, seen.entry.key, strict=True)]
+        return [*same, self.index.table.c[CLAIM] == seen.claim]
+
+
+def remove_everywhere(access: ShardAccess, index: ShardedIndex, seen: Iterable[Claimed]) -> int:
+    """Delete entries that are still as they were seen, on all shards; return how many were."""
+    entries = Entries(access, index)
+    by_key: Mapping[Texts, list[Claimed]] = _by_key(seen)
+    count = 0
+    for shard, keys in entries.by_shard(by_key).items():
+        with entries.writing(shard, keys) as conn:
+            count += entries.removed(conn, [each for key in keys for each in by_key[key]])
+    return count
+
+
+def _by_key(seen: Iterable[Claimed]) -> dict[Texts, list[Claimed]]:
+    found: dict[Texts, list[Claimed]] = {}
+    for each in seen:
+        found.setdefault(each.entry.key, []).append(each)
+    return found
+
+
+def _included(index: ShardedIndex) -> list[str]:
+    return [name for name in index.definition.columns if name not in index.names]
+
+
+def _value(text: str | None, column: Any) -> Any:  # noqa: ANN401 -- a column, an expression of its type
+    return from_text(cast(bindparam(None, text, Text), Text), column)
+
+
+@declared_once
+def _found(index: ShardedIndex) -> Any:  # noqa: ANN401 -- a Select
+    wanted = wanted_rows(len(index.key_columns))
+    same = [own == from_text(wanted.c[f"c{at}"], own) for at, own in enumerate(index.key_columns)]
+    return select(*map(as_text, index.entry_columns), index.table.c[CLAIM]).select_from(
+        wanted.join(index.table, and_(*same))
+    )
+
+
+@declared_once
+def _inserted(index: ShardedIndex) -> Any:  # noqa: ANN401 -- an Insert
+    names = [*index.definition.columns]
+    table = index.table
+    wanted = wanted_rows(len(names) + 1)
+    order = [wanted.c[f"c{names.index(own.name)}"] for own in index.identity]
+    source = select(
+        *(from_text(wanted.c[f"c{at}"], table.c[name]) for at, name in enumerate(names)),
+        from_text(wanted.c[f"c{len(names)}"], table.c[CLAIM]),
+    ).order_by(*order)
+    made = insert(table).from_select([*names, CLAIM], source)
+    if index.definition.unique:
+        made = made.on_conflict_do_nothing(index_elements=index.identity)
+    else:
+        changed = {CLAIM: made.excluded[CLAIM], CLAIMED_AT: func.now()}
+        made = made.on_conflict_do_update(index_elements=index.identity, set_=changed)
+    # Only what was inserted has never been updated or locked.
+    return made.returning(*map(as_text, index.entry_columns), literal_column("xmax = 0"))
+
+
+@declared_once
+def _removed(index: ShardedIndex) -> Any:  # noqa: ANN401 -- a Delete
+    width = len(index.key_columns)
+    gone = wanted_rows(width + 1)
+    same = [own == from_text(gone.c[f"c{at}"], own) for at, own in enumerate(index.key_columns)]
+    claim = index.table.c[CLAIM]
+    return delete(index.table).where(*same, claim == from_text(gone.c[f"c{width}"], claim))

@@ -1,0 +1,148 @@
+"""What the triggers have noted in a transaction, and what its rows have now."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    FromClause,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    column,
+    delete,
+    func,
+    select,
+)
+
+from datapatterns.errors import IndexChangedError, IndexUndeclaredError
+from datapatterns.index_table.definition import fingerprint
+from datapatterns.index_table.over_shards.net_changes import (
+    Entry,
+    Included,
+    NetChanges,
+    StatementChanges,
+    net_changes,
+)
+from datapatterns.index_table.over_shards.sharded_index import ShardedIndex, from_text
+from datapatterns.index_table.schema import index_tables
+from datapatterns.sql.functions import library_function
+from datapatterns.sql.metadata import declared_once
+
+
+def noted_changes(
+    conn: Connection, indexes: Mapping[str, ShardedIndex], *, schema: str
+) -> dict[str, NetChanges]:
+    """Return what the transaction of ``conn`` changes in the end, by index.
+
+    Raises:
+        IndexChangedError: The triggers are those of another definition.
+        IndexUndeclaredError: An index is written to that is not among ``indexes``.
+    """
+    noted: dict[str, list[StatementChanges]] = {}
+    for note in conn.execute(_notes_of(schema)):
+        index = indexes.get(note.index_name)
+        if index is None:
+            raise IndexUndeclaredError(
+                note.index_name,
+                "rows were written that it finds, and this cluster was not given it; pass it to"
+                " ShardIndexes",
+            )
+        if note.fingerprint != fingerprint(index.definition):
+            raise IndexChangedError(index.name)
+        changes = ([index.entry(texts) for texts in part] for part in note[2:])
+        noted.setdefault(index.name, []).append(StatementChanges(*changes))
+    return {
+        name: net_changes(statements, present_entries(conn, indexes[name], statements))
+        for name, statements in noted.items()
+    }
+
+
+def present_entries(
+    conn: Connection, index: ShardedIndex, statements: Iterable[StatementChanges]
+) -> dict[Entry, Included]:
+    """Return what rows named by ``statements`` have now, as the transaction sees them."""
+    rows = sorted({row for statement in statements for row in statement.rows})
+    found = conn.execute(_present(index), listed(rows, len(index.definition.primary_key)))
+    width = len(index.names)
+    return {index.entry(texts): tuple(texts[width:]) for texts in found}
+
+
+def forget_notes(conn: Connection, *, schema: str) -> None:
+    """Let the transaction of ``conn`` commit: what it has noted is seen to."""
+    conn.execute(_settled(schema)).close()
+
+
+def lock_keys(conn: Connection, names: Iterable[str], *, schema: str, seconds: float) -> None:
+    """Lock keys until the transaction of ``conn`` ends; names are those of `lock_name`."""
+    arguments = {"names": sorted(names), "milliseconds": round(seconds * 1000)}
+    conn.execute(_lock(schema), arguments).close()
+
+
+def lock_name(index: ShardedIndex, entry: Entry) -> str:
+    """Return what is locked for an entry: its key, if no other row may have it.
+
+    Rows of one key that is not unique need not wait for each other.
+    """
+    locked = entry.key if index.definition.unique else (*entry.key, *entry.row)
+    return json.dumps([index.name, *locked], ensure_ascii=False)
+
+
+def listed(rows: Sequence[Sequence[str | None]], width: int) -> dict[str, list[str | None]]:
+    """Return the parameters of `wanted_rows`."""
+    return {f"c{at}": [row[at] for row in rows] for at in range(width)}
+
+
+def wanted_rows(width: int, *, name: str = "wanted") -> FromClause:
+    """Return a relation of texts that parameters ``c0``, ``c1`` and so on hold, as lists."""
+    lists = [cast(bindparam(f"c{at}"), ARRAY(Text)) for at in range(width)]
+    columns = [column(f"c{at}", Text) for at in range(width)]
+    return func.unnest(*lists).table_valued(*columns, name=name).render_derived()
+
+
+@lru_cache(maxsize=64)
+def _notes_of(schema: str) -> Select[Any]:
+    notes = index_tables(schema).index_change.c
+    columns: list[Any] = [
+        notes.index_name,
+        notes.fingerprint,
+        notes.gone,
+        notes.come,
+        notes.touched,
+    ]
+    return (
+        select(*columns)
+        .where(notes.change_xid == func.pg_current_xact_id_if_assigned())
+        .order_by(notes.change_id)
+    )
+
+
+@lru_cache(maxsize=64)
+def _settled(schema: str) -> Any:  # noqa: ANN401 -- a Delete without rows
+    notes = index_tables(schema).index_change
+    return delete(notes).where(notes.c.change_xid == func.pg_current_xact_id_if_assigned())
+
+
+@lru_cache(maxsize=64)
+def _lock(schema: str) -> Select[Any]:
+    names = cast(bindparam("names"), ARRAY(Text))
+    return select(library_function(schema, "lock_index_keys", names, bindparam("milliseconds")))
+
+
+@declared_once
+def _present(index: ShardedIndex) -> Any:  # noqa: ANN401 -- a Select of as many columns
+    base = index.definition.base
+    wanted = wanted_rows(len(index.definition.primary_key))
+    same = [
+        own == from_text(wanted.c[f"c{at}"], own) for at, own in enumerate(base.primary_key.columns)
+    ]
+    return (
+        select(*index.as_texts(base, index.definition.columns))
+        .select_from(wanted.join(base, and_(*same)))
+        .where(index.definition.is_indexed(base))
+    )

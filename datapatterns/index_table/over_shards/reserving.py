@@ -1,0 +1,151 @@
+"""Lock, remember, claim, commit, forget: what makes a commit on one shard keep an index on another.
+
+Each committed row has its entry, whoever dies and whenever: keys are claimed before the commit, and
+forgotten after it. What is left behind leads nowhere, is seen to do so by every read, and is taken
+over by whoever wants the key, or swept.
+
+Source: the consistent lookup vindexes of Vitess (RFC 4855) commit before, with and after a
+transaction in the same way; they rely on InnoDB waiting for uncommitted rows, which PostgreSQL does
+not. Here an advisory lock on the shard of the row is what is waited for.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from datapatterns.errors import IndexKeyTakenError, IndexKeyTransferError
+from datapatterns.failpoints import failpoint
+from datapatterns.index_table.over_shards.claiming import Claiming
+from datapatterns.index_table.over_shards.entries import Claimed, Entries, remove_everywhere
+from datapatterns.index_table.over_shards.net_changes import (
+    Entry,
+    Included,
+    NetChanges,
+    doubled,
+    handed_over,
+)
+from datapatterns.index_table.over_shards.notes import (
+    forget_notes,
+    lock_keys,
+    lock_name,
+)
+from datapatterns.index_table.over_shards.owners import busy
+from datapatterns.index_table.over_shards.sharded_index import ShardedIndex
+from datapatterns.sharding.access import ShardAccess
+
+ShardChanges = Mapping[str, Mapping[str, NetChanges]]
+"""What a transaction changes, by shard and index."""
+
+
+@dataclass(slots=True)
+class Reserving:
+    """The part that indexes have in one COMMIT.
+
+    Attributes:
+        access: The way to the shards.
+        indexes: By name.
+        lock_seconds: How long to wait for others that want the same keys.
+        changes: What the transaction changes, by shard and index.
+    """
+
+    access: ShardAccess
+    indexes: Mapping[str, ShardedIndex]
+    lock_seconds: float
+    changes: ShardChanges
+    _remembered: dict[str, list[Claimed]] = field(default_factory=dict)
+    _claimings: list[Claiming] = field(default_factory=list)
+
+    def reserve(self, parts: Mapping[str, Connection]) -> None:
+        """Claim all keys; whatever goes wrong, nothing is left of that.
+
+        Raises:
+            IndexBusyError: Others did not let go of a key in time.
+            IndexKeyTakenError: Another row has a key.
+            IndexKeyTransferError: One row gives up a key that another takes.
+            ShardUnavailableError: A shard does not answer.
+            StaleShardMapError: Entries have moved.
+        """
+        self._check()
+        held = self._lock(parts)
+        failpoint("index.keys-locked")
+        try:
+            for name in sorted(self.indexes):
+                index = self.indexes[name]
+                self._remember(index, self._removed(name))
+                claiming = Claiming(Entries(self.access, index), held, self.lock_seconds)
+                self._claimings.append(claiming)
+                claiming.claim(self._added(name))
+            failpoint("index.keys-claimed")
+            for shard in self.changes:
+                with self.access.asking(shard):
+                    forget_notes(parts[shard], schema=self.access.schema)
+        except Exception:
+            self.rolled_back()
+            raise
+
+    def committed(self) -> None:
+        """Forget the keys that rows gave up."""
+        failpoint("index.base-committed")
+        for name, seen in self._remembered.items():
+            remove_everywhere(self.access, self.indexes[name], seen)
+
+    def rolled_back(self) -> None:
+        """Forget what was claimed.
+
+        Entries that were this row's before may belong to what it has committed, and stay.
+        """
+        claimings, self._claimings = self._claimings, []
+        for claiming in claimings:
+            claiming.give_up()
+
+    def _check(self) -> None:
+        for name, index in self.indexes.items():
+            added, removed = self._added(name), self._removed(name)
+            if not index.definition.unique:
+                continue
+            if doubled(added) is not None:
+                raise IndexKeyTakenError(name)
+            if handed_over(added, removed) is not None:
+                raise IndexKeyTransferError(name)
+
+    def _lock(self, parts: Mapping[str, Connection]) -> frozenset[tuple[str, str]]:
+        """Serialise changes of who has a key, on the shards of the rows, until these are ended."""
+        held: set[tuple[str, str]] = set()
+        for shard, by_index in self.changes.items():
+            names = {
+                lock_name(self.indexes[name], entry)
+                for name, changes in by_index.items()
+                for entry in (*changes.added, *changes.removed)
+            }
+            if not names:
+                continue
+            with self.access.asking(shard), busy(", ".join(sorted(by_index))):
+                lock_keys(parts[shard], names, schema=self.access.schema, seconds=self.lock_seconds)
+            held.update((shard, name) for name in names)
+        return frozenset(held)
+
+    def _remember(self, index: ShardedIndex, removed: Iterable[Entry]) -> None:
+        """Note which claims are to be forgotten: the same row may have claimed again by then."""
+        wanted = {*removed}
+        entries = Entries(self.access, index)
+        for shard, keys in entries.by_shard(entry.key for entry in wanted).items():
+            with entries.writing(shard, keys) as conn:
+                seen = [each for each in entries.found(conn, keys) if each.entry in wanted]
+            self._remembered.setdefault(index.name, []).extend(seen)
+
+    def _added(self, name: str) -> dict[Entry, Included]:
+        return {
+            entry: included
+            for by_index in self.changes.values()
+            if name in by_index
+            for entry, included in by_index[name].added.items()
+        }
+
+    def _removed(self, name: str) -> set[Entry]:
+        return {
+            entry
+            for by_index in self.changes.values()
+            if name in by_index
+            for entry in by_index[name].removed
+        }

@@ -1,0 +1,142 @@
+"""What is kept beside the rows of sharded tables, and has a part in each of their COMMITs.
+
+As a ``Synchronization`` of the Java Transaction API: told before a transaction completes, when it
+may still refuse, and after, when it no longer may.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from datapatterns.errors import DataPatternsError, OutcomeUnknownError
+from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.fan_out import CancelledAfterwards
+from datapatterns.transactions import A_TRANSACTION
+
+if TYPE_CHECKING:
+    from datapatterns.sharding.access import ShardAccess
+
+logger = logging.getLogger(__name__)
+
+_ENDED: Final = (TransactionStatus.IDLE, TransactionStatus.INERROR)
+
+
+class Completion(Protocol):
+    """What is left to do when a transaction has come to its end."""
+
+    def committed(self) -> None:
+        """Do what follows a commit; what it raises is logged, as nothing can be undone."""
+
+    def rolled_back(self) -> None:
+        """Undo what was done before; nothing of the transaction happened."""
+
+
+class Companion(Protocol):
+    """Something kept beside sharded rows, on shards that need not be theirs."""
+
+    @property
+    def groups(self) -> Sequence[EntityGroup]:
+        """The groups that its own tables are sharded by."""
+
+    def before_commit(
+        self, access: "ShardAccess", parts: Mapping[str, Connection]
+    ) -> Completion | None:
+        """Do what must have happened before a transaction commits; None if that is nothing.
+
+        What it raises keeps the transaction from committing, and leaves it as it was.
+
+        Args:
+            access: The way to the shards.
+            parts: The transaction's connections, by shard; all its rows are flushed.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What a cluster was given to be kept beside its rows.
+
+    Attributes:
+        declared: All of them.
+        side_engines: Further engines of the shards: work beside a transaction must not wait for a
+            connection that another transaction holds which waits for the same.
+    """
+
+    declared: tuple[Companion, ...] = ()
+    side_engines: Mapping[str, Engine] = field(default_factory=dict)
+
+    @contextmanager
+    def attending(
+        self, access: "ShardAccess", parts: Mapping[str, Connection]
+    ) -> Iterator["Attendance"]:
+        """Let all of them have their part in a COMMIT, which is the block."""
+        waiting: list[Completion] = []
+        attendance = Attendance()
+        try:
+            for companion in self.declared:
+                completion = companion.before_commit(access, parts)
+                waiting += [] if completion is None else [completion]
+            yield attendance
+        except OutcomeUnknownError:
+            raise  # it may have happened
+        except Exception:
+            # Else it may still be committed: what was done for that must stay.
+            if all(map(_has_ended, parts.values())):
+                attendance.finish(access, [completion.rolled_back for completion in waiting])
+            raise
+        attendance.finish(access, [completion.committed for completion in waiting])
+
+
+@dataclass(slots=True)
+class Attendance:
+    """What came of having companions.
+
+    Attributes:
+        cancelled: Who was cancelled while they did what follows the end, which was done.
+    """
+
+    cancelled: CancelledAfterwards | None = None
+
+    def finish(self, access: "ShardAccess", todo: Iterable[Callable[[], None]]) -> None:
+        """Do what is left, to its end; whatever cannot be done is for a later sweep."""
+        for each in todo:
+            try:
+                access.fan_out.undisturbed(partial(_logged, each), A_TRANSACTION)
+            except CancelledAfterwards as cancelled:
+                self.cancelled = cancelled
+
+
+NO_COMPANIONS: Final = Companions()
+
+
+def _logged(todo: Callable[[], None]) -> None:
+    try:
+        todo()
+    except (DataPatternsError, SQLAlchemyError) as error:
+        logger.warning("what follows a transaction is left to a sweep: %s", error)
+
+
+def _has_ended(conn: Connection) -> bool:
+    """Return whether nothing can be committed on ``conn`` any more."""
+    driver: Any = None if conn.closed or conn.invalidated else conn.connection.driver_connection
+    return driver is not None and driver.info.transaction_status in _ENDED
+
+
+def access_of(session: Session) -> "ShardAccess":
+    """Return the way to the shards that a session over them, or on one of them, goes.
+
+    Raises:
+        TypeError: It is another session.
+    """
+    found = getattr(session, "shard_access", None)
+    if found is None:
+        raise TypeError(f"a {type(session).__name__} knows no shards; use ShardCluster.session()")
+    access: ShardAccess = found
+    return access
