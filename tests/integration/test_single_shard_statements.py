@@ -257,6 +257,18 @@ def test_a_flush_before_a_statement_has_no_connection_of_that_statement(
     assert len(tried) == 3
 
 
+def test_rows_are_counted_as_queries_count_them(cluster: ShardCluster) -> None:
+    with cluster.session() as session:
+        mine = session.query(Basket).filter_by(household_id=7)
+        assert mine.count() == 1
+        assert mine.filter(Basket.cents > 70).count() == 0
+        with moved_away(cluster, 7), pytest.raises(StaleShardMapError):
+            mine.count()
+        session.rollback()
+        with pytest.raises(ScatterRefusedError):
+            session.query(Basket).count()
+
+
 @pytest.mark.parametrize("pinned", [False, True])
 def test_tables_of_another_schema_than_the_declared_one_are_not_read(
     cluster: ShardCluster,

@@ -312,9 +312,10 @@ def _element(source: FromClause, placements: Placements, *, strict: bool) -> _El
             conditions=(*left.conditions, *right.conditions, *found),
             keeping=keeping or left.keeping or right.keeping,
         )
-    if isinstance(source, Subquery | CTE | Values | TableValuedAlias) or is_of_a_guard(source):
+    named = source.element if isinstance(source, Alias) else source  # Query.count() names one twice
+    if isinstance(named, Subquery | CTE | Values | TableValuedAlias) or is_of_a_guard(source):
         return _Element(())
-    if placements.is_broadcast(source.element if isinstance(source, Alias) else source):
+    if placements.is_broadcast(named):
         return _Element(())
     if not strict and placements.shard_key(getattr(source, "element", source)) is None:
         return _Element(())
@@ -330,7 +331,7 @@ def leaf_of(used: FromClause, placements: Placements) -> Leaf:
     table = used.element if isinstance(used, Alias) else used
     if not isinstance(table, Table):
         raise UnroutableStatementError(
-            f"the statement uses a {type(used).__name__}", "name a table or an alias instead"
+            f"the statement uses some {type(table).__name__}", "name a table or an alias instead"
         )
     shard_key = placements.shard_key(table)
     if shard_key is None:
