@@ -99,16 +99,16 @@ class InThreads:
         """Ask, and return when all have answered or failed, in the order of the questions."""
         if len(questions) <= 1 or _here.is_asking:
             return {name: _answered(question) for name, question in questions.items()}
-        asked: dict[str, Future[T]] = {}
+        # All before the first is asked: an interrupt may come while the executor takes one on.
+        asked: dict[str, Future[T]] = {name: Future() for name in questions}
         try:
             for name, question in questions.items():
-                asked[name] = self._submit(name, partial(_asking, question))
+                self._submit(name, partial(_asking, question, asked[name]))
             wait(asked.values())
         except BaseException:  # such as Ctrl-C: the connections are still in use
-            for future in asked.values():
-                future.cancel()
+            begun = [future for future in asked.values() if not future.cancel()]
             interrupt()
-            wait(asked.values())
+            wait(begun)
             raise
         return asked
 
@@ -131,8 +131,8 @@ class InThreads:
             {name: taking_turns(each) for name, each in questions.items()}, interrupt=interrupt
         )
 
-    def _submit(self, _shard: str, ask: Callable[[], T]) -> Future[T]:
-        return self._executor.submit(ask)
+    def _submit(self, _shard: str, ask: Callable[[], None]) -> None:
+        self._executor.submit(ask)
 
     def undisturbed(self, question: Callable[[], T], attempted: str) -> T:  # noqa: ARG002 -- nobody interrupts
         """Answer a question that must not be left in the middle, such as to commit."""
@@ -190,10 +190,14 @@ def _having(turn: threading.Lock) -> Iterator[None]:
         _here.turn = None
 
 
-def _asking(question: Callable[[], T]) -> T:
+def _asking(question: Callable[[], T], answer: "Future[T]") -> None:
+    if not answer.set_running_or_notify_cancel():
+        return
     _here.is_asking = True
     try:
-        return question()
+        answer.set_result(question())
+    except BaseException as error:  # noqa: BLE001 -- raised by whoever takes the answer
+        answer.set_exception(error)
     finally:
         _here.is_asking = False
 

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -21,6 +22,9 @@ from datapatterns.errors import (
     ShardUnavailableError,
 )
 from datapatterns.sharding import AllShards, ShardCluster, ShardResult
+from datapatterns.sharding.fan_out import InThreads
+from datapatterns.sharding.reaching.asking import ask_connected
+from datapatterns.sharding.reaching.interrupting import Line
 from datapatterns.testing import Databases, wait_until
 from tests.fixtures.doomed_shards import DOOMED, doomed_urls, fill_each
 from tests.fixtures.shard_model import Basket, households, named
@@ -297,6 +301,37 @@ def test_when_one_shard_fails_the_others_are_cancelled(cluster: ShardCluster) ->
         with pytest.raises(DataError, match="division by zero"):
             session.execute(fails_on_s1, execution_options={"scatter": True})
         assert not is_waiting(cluster, "s0")
+
+
+def test_a_statement_that_is_only_about_to_be_sent_is_cancelled_too(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel, tried, together = Line.cancel, threading.Event(), threading.Barrier(2)
+
+    def note(line: Line) -> None:
+        cancel(line)
+        tried.set()
+
+    def fail() -> None:
+        together.wait(30)
+        raise LookupError
+
+    def late() -> None:
+        together.wait(30)
+        assert tried.wait(30)
+        slow.execute(text("SELECT pg_sleep(60)"))
+
+    monkeypatch.setattr(Line, "cancel", note)
+    with (
+        ThreadPoolExecutor(2) as executor,
+        cluster.engines["s0"].connect() as failing,
+        cluster.engines["s1"].connect() as slow,
+    ):
+        with soon(), pytest.raises(LookupError):
+            ask_connected(InThreads(executor), {"s0": (failing, fail), "s1": (slow, late)})
+        assert not slow.invalidated
+        slow.rollback()
+        assert slow.scalar(text("SELECT 1")) == 1
 
 
 @pytest.mark.usefixtures("keys")

@@ -99,3 +99,54 @@ def test_an_interrupted_wait_leaves_nobody_at_work() -> None:
         with pytest.raises(KeyboardInterrupt):
             InThreads(executor).answers({"a": slow, "b": slow})
         assert finished == ["a"]
+
+
+def test_who_is_interrupted_while_a_thread_takes_a_question_on_waits_for_it() -> None:
+    """An interrupt comes anywhere: here when the thread is at work, and nobody has its future."""
+    started, go_on = threading.Event(), threading.Event()
+    finished: list[str] = []
+
+    def slow() -> None:
+        started.set()
+        assert go_on.wait(30)
+        finished.append("a")
+
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *args: Any, **named: Any) -> Future[Any]:  # noqa: ANN401 -- as there
+            super().submit(*args, **named)
+            assert started.wait(30)
+            raise KeyboardInterrupt
+
+    def later() -> None:
+        threading.Timer(0.05, go_on.set).start()
+
+    with Interrupted(2) as executor:
+        with pytest.raises(KeyboardInterrupt):
+            InThreads(executor).answers({"a": slow, "b": slow}, interrupt=later)
+        assert finished == ["a"]
+
+
+def test_what_no_thread_has_begun_is_left_out_after_an_interrupt() -> None:
+    go_on = threading.Event()
+    asked: list[str] = []
+
+    def ask(shard: str) -> None:
+        asked.append(shard)
+        assert go_on.wait(30)
+
+    class Interrupted(ThreadPoolExecutor):
+        taken = 0
+
+        def submit(self, *args: Any, **named: Any) -> Future[Any]:  # noqa: ANN401 -- as there
+            self.taken += 1
+            if self.taken == len(SHARDS):
+                raise KeyboardInterrupt
+            return super().submit(*args, **named)
+
+    with Interrupted(1) as executor:
+        with pytest.raises(KeyboardInterrupt):
+            InThreads(executor).answers(
+                {shard: partial(ask, shard) for shard in SHARDS}, interrupt=go_on.set
+            )
+        assert executor.submit(lambda: "free").result(30) == "free"
+    assert asked in ([], ["a"])

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event, Lock, Thread
-from typing import Generic, TypeVar
+from time import monotonic
+from typing import Final, Generic, TypeVar
 
 from sqlalchemy import Connection
 
@@ -15,6 +16,8 @@ from datapatterns.sharding.reaching.interrupting import CANCEL_SECONDS, Line
 from datapatterns.sharding.reaching.time_limits import time_limit
 
 T = TypeVar("T")
+
+_FIRST_PAUSE_SECONDS: Final = 0.02
 
 Question = tuple[Connection, Callable[[], T]]
 
@@ -144,6 +147,12 @@ class _Companions:
 
 
 def _end(line: Line, answered: Event) -> None:
-    line.cancel()
-    if not answered.wait(CANCEL_SECONDS):
-        line.sever()
+    # Again and again: a statement that is only about to be sent is not there to be cancelled, and a
+    # server does not notice that a connection has been severed while it waits for a lock.
+    until, pause_seconds = monotonic() + CANCEL_SECONDS, _FIRST_PAUSE_SECONDS
+    while monotonic() < until:
+        line.cancel()
+        if answered.wait(pause_seconds):
+            return
+        pause_seconds *= 2
+    line.sever()

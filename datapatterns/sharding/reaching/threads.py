@@ -1,12 +1,10 @@
 """Threads of which no shard can take those of another."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from datapatterns.sharding.fan_out import InThreads
-
-T = TypeVar("T")
 
 THREADS_MAX: Final = 32
 """So many statements of one process are under way on one shard, beside those of callers' own.
@@ -36,5 +34,5 @@ class InThreadsOfShards(InThreads):
         for executor in self._executors.values():
             executor.shutdown()
 
-    def _submit(self, shard: str, ask: Callable[[], T]) -> Future[T]:
-        return self._executors[shard].submit(ask)
+    def _submit(self, shard: str, ask: Callable[[], None]) -> None:
+        self._executors[shard].submit(ask)
