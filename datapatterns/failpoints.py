@@ -50,6 +50,7 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "embedded.process-started": "a server's process runs, and does not answer yet",
     "import.streams-claimed": "streams have their new versions, and not the events yet",
     "index.base-committed": "rows are committed, and the keys they gave up are not forgotten yet",
+    "index.changes-applied": "changes are in the index, and the consumer is not moved yet",
     "index.chunk-indexed": "rows are indexed, and the progress is not moved yet",
     "index.keys-claimed": "all keys are claimed, and the rows are not committed yet",
     "index.keys-locked": "all keys are locked on the shards of their rows, and none is claimed",

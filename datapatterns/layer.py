@@ -51,6 +51,7 @@ from datapatterns.runtime import (
     ShardMoveLoop,
     ShardRecoveryLoop,
     Worker,
+    index_loops,
     view_loops,
     worker_for,
 )
@@ -385,27 +386,42 @@ class DataLayer(SeenLayer):
         """Return a worker for all that is declared, or those named; see `HowToWork`.
 
         Raises:
-            ProjectionDefinitionError: A name of ``only`` is neither a projection's nor a view's.
+            ProjectionDefinitionError: A name of ``only`` is nothing's that is declared.
             ValueError: There are no threads, or a time cannot be kept.
         """
         projections = self.projections
         named = [name for name in only if self.views.declares(name)]
-        others = [name for name in only if name not in named]
+        indexes = [name for name in only if self.indexes.declares(name)]
+        others = [name for name in only if name not in {*named, *indexes}]
         loops: list[Loop] = []
         if named or not only:
             loops += view_loops(self.engine, self.views, named, self.observer, **how)
+        collected = {self._engine} if loops else set()
         if how.get("relay_caches", bool(self._caches) and not only):
-            collecting = [] if loops else [CollectLoop(self.engine, self.schema)]
-            loops += [CacheRelayLoop(self.cache_relay()), *collecting]
+            loops += [CacheRelayLoop(self.cache_relay()), *self._collecting(collected)]
+        if indexes or not only:
+            loops += self._index_loops(indexes, collected)
         if how.get("recover_shards", bool(self._shard_engines) and not only):
             recovery = Recovery(self._shard_engines, schema=self.schema)
             loops.append(ShardRecoveryLoop(recovery.run))
         if how.get("finish_moves", not only):
             loops += [ShardMoveLoop(each.finish_moves) for each in self._clusters]
         how["loops"] = [*how.get("loops", ()), *loops]
-        if named and not others:
+        if only and not others:
             projections = replace(projections, declared=())
         return worker_for(self.read_engine, projections, others, self.observer, **how)
+
+    def _index_loops(self, only: Sequence[str], collected: set[Engine | None]) -> list[Loop]:
+        main = {MAIN: self._engine} if self._engine else {}
+        engines = main | self._shard_engines
+        loops = index_loops(engines, self.indexes, only, self.observer)
+        return [*loops, *self._collecting(collected, *engines.values())] if loops else []
+
+    def _collecting(self, collected: set[Engine | None], *engines: Engine) -> list[Loop]:
+        """Return what deletes logged changes where nothing does yet, in the database at least."""
+        wanted = [each for each in engines or [self.engine] if each not in collected]
+        collected.update(wanted)
+        return [CollectLoop(each, self.schema) for each in wanted]
 
     def cache(self, name: str, *, policy: CachePolicy = DEFAULT_POLICY) -> Cache:
         """Return the cache called ``name``, which the caller keeps, shares and closes.

@@ -43,6 +43,7 @@ def indexes() -> None:
       datapatterns indexes list --app shop.data:layer
       datapatterns indexes backfill customer_by_email --app shop.data:layer
       datapatterns indexes verify --app shop.data:layer
+      datapatterns indexes lag --app shop.data:layer
     """  # noqa: D301
 
 
@@ -68,6 +69,7 @@ def list_indexes(invocation: Invocation, *, names: tuple[str, ...], database: st
             "table": index.definition.base.fullname,
             "on": ", ".join(index.definition.key),
             "unique": index.definition.unique,
+            "mode": index.definition.mode,
         }
         for where, index, one in found
     ]
@@ -76,6 +78,8 @@ def list_indexes(invocation: Invocation, *, names: tuple[str, ...], database: st
         if not invocation.output.as_json and one.state in _ADVICE:
             advice = _ADVICE[one.state].format(name=one.name)
             invocation.output.note(f"{one.name} in {where} is {one.state}: {advice}")
+        elif one.problem is not None:
+            invocation.output.note(f"{one.name} in {where} reads all rows again: {one.problem}")
 
 
 @indexes.command(cls=Command)
@@ -99,6 +103,33 @@ def explain(invocation: Invocation, *, names: tuple[str, ...]) -> None:
             }
         )
     invocation.output.table(rows, empty="no index is declared")
+
+
+@indexes.command(cls=Command)
+@_names
+@_database
+@pass_invocation
+def lag(invocation: Invocation, *, names: tuple[str, ...], database: str | None) -> None:
+    """Show how far indexes of mode async are behind their tables.
+
+    One that must_rebuild reads all rows anew the next time a worker comes to it.
+
+    \b
+      datapatterns indexes lag --app shop.data:layer
+    """  # noqa: D301
+    rows = [
+        {
+            "name": one.name,
+            "database": where,
+            "pending_rows": None if one.lag is None else one.lag.pending_rows,
+            "behind_seconds": None if one.lag is None else round(one.lag.behind_seconds, 3),
+            "must_rebuild": None if one.lag is None else one.lag.must_rebuild,
+            "state": one.state,
+        }
+        for where, index, one in _standing(_layer(invocation), names, database)
+        if index.definition.mode == "async"
+    ]
+    invocation.output.table(rows, empty="all indexes are kept by their writers, and never behind")
 
 
 @indexes.command(cls=Command)

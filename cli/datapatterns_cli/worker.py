@@ -13,11 +13,13 @@ from datapatterns_cli.worker_metrics import answering_scrapes
 if TYPE_CHECKING:
     from datapatterns import DataLayer
     from datapatterns.materialized_view import ViewWorker
-    from datapatterns.runtime import HowToWork, Worker, WorkerTotals
+    from datapatterns.runtime import HowToWork, IndexLoop, Worker, WorkerTotals
 
 
 @click.command(cls=Command)
-@click.option("--only", "only", multiple=True, metavar="NAME", help="Only this projection or view.")
+@click.option(
+    "--only", "only", multiple=True, metavar="NAME", help="Only this projection, view or index."
+)
 @click.option(
     "--threads",
     type=click.IntRange(1, 64),
@@ -89,8 +91,8 @@ def worker(  # noqa: PLR0913 -- click's options
 ) -> None:
     """Run what an application declares: move projections on, refresh views that are due.
 
-    And tell Redis of what its caches have to forget; end transactions over shards, and moves of
-    buckets, whose process died.
+    And keep index tables of mode async, tell Redis of what its caches have to forget, end
+    transactions over shards, and moves of buckets, whose process died.
 
     Start as many of these as you like. They share the segments and the views among them, and
     take over from those that die. SIGTERM and Ctrl-C end one cleanly: pages and refreshes that
@@ -109,7 +111,7 @@ def worker(  # noqa: PLR0913 -- click's options
     if not (_has_work(layer) or relay_caches):
         raise click.UsageError(
             "nothing is declared to be run; name the app that has DataLayer(projections=[...],"
-            " views=[...], shards={...}) or keeps what layer.cache() returns: --app"
+            " views=[...], indexes=[...], shards={...}) or keeps what layer.cache() returns: --app"
         )
     how: HowToWork = {
         "threads": threads,
@@ -135,13 +137,20 @@ def worker(  # noqa: PLR0913 -- click's options
             told["views_refreshed"] += _refresh(layer, views, populate=populate_views)
     if once or until_caught_up:
         _relay_caches(work)
+        _catch_up_indexes(work)
     invocation.output.values({**told, "seconds": seconds})
     if once or until_caught_up:
         _raise_troubles(work)
 
 
 def _has_work(layer: "DataLayer") -> bool:
-    declared = (layer.projections.declared, layer.views.declared, layer.caches, layer.shard_engines)
+    declared = (
+        layer.projections.declared,
+        layer.views.declared,
+        layer.indexes.worker().indexes,
+        layer.caches,
+        layer.shard_engines,
+    )
     return any(map(bool, declared))
 
 
@@ -170,6 +179,9 @@ def _raise_troubles(work: "Worker") -> None:
     if (views := _views_of(work)) is not None:
         for error in views.troubles.values():
             raise error
+    for loop in _index_loops(work):
+        for error in loop.worker.troubles.values():
+            raise error
 
 
 def _views_of(work: "Worker") -> "ViewWorker | None":
@@ -185,6 +197,18 @@ def _relay_caches(work: "Worker") -> None:
     for loop in work.loops:
         if isinstance(loop, CacheRelayLoop):
             loop.step()
+
+
+def _catch_up_indexes(work: "Worker") -> None:
+    """Take in what has been committed by now."""
+    for loop in _index_loops(work):
+        loop.worker.finish(loop.engine)
+
+
+def _index_loops(work: "Worker") -> "list[IndexLoop]":
+    from datapatterns.runtime import IndexLoop  # noqa: PLC0415 -- help must not wait for it
+
+    return [loop for loop in work.loops if isinstance(loop, IndexLoop)]
 
 
 def _refresh(layer: "DataLayer", views: "ViewWorker", *, populate: bool) -> int:

@@ -61,7 +61,7 @@ DataPatternsError
 │     caches              CacheBusyError, UnfencedWriteError
 │     change_log          ConsumerBehindError
 │     embedded            EmbeddedTimeoutError
-│     index_tables        IndexBusyError, IndexNotReadyError
+│     index_tables        IndexBehindError, IndexBusyError, IndexNotReadyError
 │     migrations          MigrationBlockedError
 │     projections         ReadModelBehindError, ReadModelBuildingError, ReadModelDamagedError,
 │                         WritersInTheWayError
@@ -174,6 +174,7 @@ from datapatterns.errors.families import (
     _restore,
 )
 from datapatterns.errors.index_tables import (
+    IndexBehindError,
     IndexBusyError,
     IndexChangedError,
     IndexDefinitionError,
@@ -350,6 +351,7 @@ __all__ = [
     "IdempotencyKeyReusedError",
     "ImportChunkError",
     "ImportVersionError",
+    "IndexBehindError",
     "IndexBusyError",
     "IndexChangedError",
     "IndexDefinitionError",

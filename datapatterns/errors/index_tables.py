@@ -75,16 +75,18 @@ class IndexModeError(ConfigurationError):
     Attributes:
         index: Its name.
         mode: The mode that was asked for.
+        problem: Why not, and the way out.
     """
 
-    def __init__(self, index: str, *, mode: str) -> None:
-        super().__init__(
-            f"index table {index!r}: mode {mode!r} is not available yet; use 'local', which"
-            " keeps the index in the database of the rows: over shards, one on each; or 'reserve',"
-            " which shards it by its own key"
+    def __init__(self, index: str, *, mode: str, problem: str | None = None) -> None:
+        problem = problem or (
+            "is not available yet; use 'local', which keeps the index in the database of the rows:"
+            " over shards, one on each; or 'reserve', which shards it by its own key"
         )
+        super().__init__(f"index table {index!r}: mode {mode!r} {problem}")
         self.index = index
         self.mode = mode
+        self.problem = problem
 
 
 class IndexPlaceError(ConfigurationError):
@@ -169,6 +171,24 @@ class IndexNotReadyError(UnavailableError):
         )
         self.index = index
         self.state = state
+
+
+class IndexBehindError(UnavailableError):
+    """An index table that is kept behind its writers has not taken in yet what it should show.
+
+    Attributes:
+        index: Its name.
+        timeout_seconds: How long it was waited for; None if it was not.
+    """
+
+    def __init__(self, index: str, *, timeout_seconds: float | None = None) -> None:
+        waited = "" if timeout_seconds is None else f" after {timeout_seconds} s"
+        super().__init__(
+            f"index table {index!r} is behind its table{waited}; see that a worker runs which keeps"
+            " it (datapatterns indexes lag says how far it is), and try again"
+        )
+        self.index = index
+        self.timeout_seconds = timeout_seconds
 
 
 class IndexDiffersError(CorruptionError):

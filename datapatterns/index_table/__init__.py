@@ -2,23 +2,31 @@
 
 from datapatterns.index_table.entries import (
     BackfillProgress,
+    CaughtUp,
+    Covered,
     Explanation,
     IndexDifference,
     IndexEntry,
+    IndexLag,
     Match,
     VerifyReport,
 )
 from datapatterns.index_table.index import IndexTable
 from datapatterns.index_table.indexes import Indexes, IndexReport
 from datapatterns.index_table.over_shards.shard_indexes import ShardIndexes
+from datapatterns.index_table.working import IndexWorker
 
 __all__ = [
     "BackfillProgress",
+    "CaughtUp",
+    "Covered",
     "Explanation",
     "IndexDifference",
     "IndexEntry",
+    "IndexLag",
     "IndexReport",
     "IndexTable",
+    "IndexWorker",
     "Indexes",
     "Match",
     "ShardIndexes",

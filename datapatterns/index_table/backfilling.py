@@ -1,9 +1,12 @@
 """Fill an index with the rows that were there before it, while writers go on.
 
-A chunk locks its rows FOR SHARE until the caller commits: a writer either comes before and is seen,
-or waits, and then its trigger sees the index row. Without the lock, a row deleted in between would
-leave an index row behind. The price: each row of the base table is locked once, which writes its
-page.
+Of an index that writers keep themselves, a chunk locks its rows FOR SHARE until the caller commits:
+a writer either comes before and is seen, or waits, and then its trigger sees the index row. Without
+the lock, a row deleted in between would leave an index row behind. The price: each row of the base
+table is locked once, which writes its page.
+
+Of an index that is kept behind its writers, a chunk locks no rows. It holds the index's consumer
+instead: whatever isn't in its snapshot is still to be taken in, and will be, by a later statement.
 """
 
 from typing import Any
@@ -33,6 +36,7 @@ from datapatterns.errors import IndexMissingError
 from datapatterns.failpoints import failpoint
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.entries import BackfillProgress
+from datapatterns.index_table.following import hold
 from datapatterns.index_table.maintenance import entry_name, view_name
 from datapatterns.index_table.schema import entry_table, index_tables
 from datapatterns.index_table.statements import run
@@ -51,19 +55,25 @@ def backfill_chunk(
     most one row at a time, holding no other: writers and chunks don't deadlock.
 
     Args:
-        conn: A READ COMMITTED transaction that has locked no row of the base table.
+        conn: A READ COMMITTED transaction that has locked no row of the base table; for an index
+            that is kept behind its writers, one that has written nothing.
         definition: The index.
         limit: At most how many rows to index.
 
     Raises:
         IndexDetachedError: Its triggers don't fire for every writer.
         IsolationLevelError: The transaction isn't READ COMMITTED.
+        TransactionInUseError: The index is kept behind its writers, and the transaction has
+            written something.
         ValueError: ``limit`` is below 1.
     """
     if limit < 1:
         raise ValueError(f"limit={limit}: a chunk has at least one row")
     require_read_committed(conn)
     status = require_kept(conn, definition)
+    is_behind = definition.mode == "async"
+    if is_behind:
+        hold(conn, definition)
     backfills = index_tables(definition.schema).index_backfill
     this_index = backfills.c.index_id == status.index_id
     # Two processes that build one index take turns.
@@ -79,8 +89,11 @@ def backfill_chunk(
         return BackfillProgress(rows_done=rows_done, done=True)
 
     due = _due(definition, after_pk, limit)
-    conn.execute(due.limit(1).with_for_update(read=True))
-    found = conn.execute(_index_chunk(definition, due, limit)).one()
+    if is_behind:
+        found = conn.execute(_index_unlocked_chunk(definition, due)).one()
+    else:
+        conn.execute(due.limit(1).with_for_update(read=True))
+        found = conn.execute(_index_chunk(definition, due, limit)).one()
     failpoint("index.chunk-indexed")
     progress = BackfillProgress(
         rows_done=rows_done + found.indexed,
@@ -124,6 +137,26 @@ def _beyond(definition: IndexDefinition, after_pk: str | None) -> ColumnElement[
     return tuple_(*primary_key) > tuple_(
         *(select(last.c[own.name]).scalar_subquery() for own in primary_key)
     )
+
+
+def _index_unlocked_chunk(definition: IndexDefinition, chunk: Select[Any]) -> Select[Any]:
+    due = chunk.add_columns(
+        func.row_number().over(order_by=definition.base.primary_key.columns).label(_ORDINAL)
+    ).cte("datapatterns_due")
+    into = upsert(entry_table(definition)).from_select(
+        definition.columns, select(*(due.c[name] for name in definition.columns))
+    )
+    # What is there already was taken in from an older snapshot.
+    inserted = into.on_conflict_do_update(
+        index_elements=[*definition.entry_identity],
+        set_={name: into.excluded[name] for name in definition.columns},
+    ).cte("inserted")
+    counted = select(func.count()).select_from(due).scalar_subquery()
+    return select(
+        counted.label("due"),
+        counted.label("indexed"),
+        _last_primary_key(definition, due).label("last_pk"),
+    ).add_cte(inserted)
 
 
 def _index_chunk(definition: IndexDefinition, chunk: Select[Any], limit: int) -> Select[Any]:

@@ -1,12 +1,14 @@
 """Create an index table with its triggers, and drop it again."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
 
 from sqlalchemy import Connection, delete, func, insert, literal, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 
+from datapatterns.change_log.locking import take_turn
 from datapatterns.errors import IndexDefinitionError
 from datapatterns.index_table.blueprint import blueprint_of
 from datapatterns.index_table.catalog import column_facts, table_facts
@@ -22,12 +24,14 @@ from datapatterns.index_table.maintenance import (
     create_triggers,
     entry_name,
     function_name,
+    row_index_name,
     view_name,
 )
 from datapatterns.index_table.over_shards.collecting import create_collector
 from datapatterns.index_table.schema import index_tables
 from datapatterns.index_table.statements import quoted, rendered, run, table_name
 from datapatterns.index_table.states import index_status, require_transaction
+from datapatterns.index_table.subscribing import begin_empty, subscribe, unsubscribe
 
 _PROBE = "datapatterns_index_probe"
 
@@ -46,11 +50,16 @@ def create_index(conn: Connection, definition: IndexDefinition) -> bool:
         IsolationLevelError: The connection is in autocommit mode.
     """
     require_transaction(conn)
+    is_behind = definition.mode == "async"
+    if is_behind:
+        # First of all, like everybody who changes what is captured.
+        take_turn(conn, schema=definition.schema)
     try:
         with conn.begin_nested():
             created = _register(conn, definition)
             if created:
-                _build(conn, definition)
+                build = _BUILDS[definition.mode]
+                build(conn, definition, _prepared_columns(conn, definition))
     except DBAPIError as error:
         if not _is_refusal(error):
             raise
@@ -66,11 +75,14 @@ def drop_index(conn: Connection, name: str, *, schema: str) -> bool:
     """
     require_transaction(conn)
     known = index_tables(schema).index_table
+    names = NamesOf(name, schema)
+    if conn.scalar(select(known.c.mode).where(known.c.name == name)) == "async":
+        # Before everything that who takes changes in may hold while it waits for that.
+        unsubscribe(conn, names)
     # Only what create_index() made: the library's own tables live in the same schema.
     dropped = conn.scalar(delete(known).where(known.c.name == name).returning(known.c.index_id))
     if dropped is None:
         return False
-    names = NamesOf(name, schema)
     # The function's triggers go with it, also where the base table is gone already.
     run(
         conn,
@@ -113,14 +125,18 @@ def _written_down(definition: IndexDefinition) -> dict[str, Any] | None:
         return None
 
 
-def _build(conn: Connection, definition: IndexDefinition) -> None:
+def _prepared_columns(conn: Connection, definition: IndexDefinition) -> list[ColumnFacts]:
+    """Create the guard view and return what the catalog says of its columns."""
     facts = table_facts(conn, definition.base)
     if facts is None:
         raise IndexDefinitionError(
             definition.name, f"there is no table {definition.base.fullname}; create it first"
         )
     for problem in table_problems(
-        facts, primary_key=definition.primary_key, used_columns=definition.used_columns
+        facts,
+        primary_key=definition.primary_key,
+        used_columns=definition.used_columns,
+        mode=definition.mode,
     ):
         raise IndexDefinitionError(definition.name, problem)
     run(conn, create_guard_view(definition))
@@ -129,18 +145,59 @@ def _build(conn: Connection, definition: IndexDefinition) -> None:
     for column in columns:
         for problem in column_problems(column) if column.name in matched_by else ():
             raise IndexDefinitionError(definition.name, problem)
+    return columns
+
+
+def _build_beside(
+    conn: Connection, definition: IndexDefinition, columns: Sequence[ColumnFacts]
+) -> None:
+    """Create what writers keep in their own transactions."""
+    run(conn, _create_table(definition, columns))
     loosely_equal = frozenset(column.name for column in columns if column.loosely_equal)
-    if definition.mode == "local":
-        run(conn, _create_table(definition, columns))
-        run(conn, create_function(definition, loosely_equal=loosely_equal))
-    else:
-        for name in sorted(matched_by & loosely_equal):
-            raise IndexDefinitionError(
-                definition.name, f"equal values of {name} may be written in two ways; index others"
-            )
-        run(conn, create_collector(definition))
-    _rehearse(conn, definition)
+    run(conn, create_function(definition, loosely_equal=loosely_equal))
+    with _rehearsal(conn, definition):
+        _rehearse_triggers(conn, definition)
     run(conn, create_triggers(definition, on_table=table_name(definition.base)))
+
+
+def _build_behind(
+    conn: Connection, definition: IndexDefinition, columns: Sequence[ColumnFacts]
+) -> None:
+    """Create what takes changes in after they were committed."""
+    run(conn, _create_table(definition, columns))
+    # Old index rows of a changed row are found by its primary key.
+    own = ", ".join(map(quoted, definition.primary_key))
+    run(
+        conn,
+        f"CREATE INDEX {quoted(row_index_name(definition))} ON {entry_name(definition)} ({own})",
+    )
+    with _rehearsal(conn, definition):
+        pass
+    subscribe(conn, definition)
+    begin_empty(conn, definition)
+
+
+def _build_over_shards(
+    conn: Connection, definition: IndexDefinition, columns: Sequence[ColumnFacts]
+) -> None:
+    """Create what notes changed keys, for sessions that claim them on other shards."""
+    for column in columns:
+        if column.loosely_equal and column.name in definition.entry_identity:
+            raise IndexDefinitionError(
+                definition.name,
+                f"equal values of {column.name} may be written in two ways; index others",
+            )
+    run(conn, create_collector(definition))
+    with _rehearsal(conn, definition):
+        _rehearse_triggers(conn, definition)
+    run(conn, create_triggers(definition, on_table=table_name(definition.base)))
+
+
+_BUILDS: Final = {
+    "local": _build_beside,
+    "async": _build_behind,
+    "reserve": _build_over_shards,
+}
 
 
 def _create_table(definition: IndexDefinition, columns: Sequence[ColumnFacts]) -> str:
@@ -158,30 +215,39 @@ def _create_table(definition: IndexDefinition, columns: Sequence[ColumnFacts]) -
     return f"CREATE TABLE {entry_name(definition)} ({', '.join([*declared, constraint])})"
 
 
-def _rehearse(conn: Connection, definition: IndexDefinition) -> None:
-    """Fire the function on an empty copy of the base table, and let PostgreSQL judge the key.
+@contextmanager
+def _rehearsal(conn: Connection, definition: IndexDefinition) -> Iterator[None]:
+    """Let PostgreSQL judge the key on an empty copy of the base table, which is gone then.
 
-    Bodies of functions aren't checked when they are created: an operator that isn't found
-    would break every write. That all expressions are immutable is a rule of its indexes.
+    That all expressions are immutable is a rule of its indexes.
     """
     copy = definition.transition(_PROBE)
     key = ", ".join(f"({rendered(definition.projection(copy)[name])})" for name in definition.key)
-    touched = quoted(definition.primary_key[0])
     with conn.begin_nested() as rehearsal:
         run(
             conn,
             f"CREATE TEMPORARY TABLE {_PROBE} (LIKE {table_name(definition.base)});\n"
-            f"CREATE INDEX ON {_PROBE} ({key}) WHERE {rendered(definition.is_indexed(copy))};\n"
-            f"{create_triggers(definition, on_table=_PROBE)}",
+            f"CREATE INDEX ON {_PROBE} ({key}) WHERE {rendered(definition.is_indexed(copy))}",
         )
-        for statement in ("INSERT INTO {0} SELECT * FROM {0}", "DELETE FROM {0}", "TRUNCATE {0}"):
-            run(conn, statement.format(_PROBE))
-        run(conn, f"UPDATE {_PROBE} SET {touched} = {touched}")  # noqa: S608 -- quoted
+        yield
         # A name that is no Column of the table is ambiguous beside the index.
-        if definition.mode == "local":
+        if definition.mode != "reserve":
             conn.execute(select(literal(1)).select_from(joined(definition)).limit(0)).close()
         _require_one_meaning(conn, definition)
         rehearsal.rollback()
+
+
+def _rehearse_triggers(conn: Connection, definition: IndexDefinition) -> None:
+    """Fire the function on the empty copy.
+
+    Bodies of functions aren't checked when they are created: an operator that isn't found
+    would break every write.
+    """
+    touched = quoted(definition.primary_key[0])
+    run(conn, create_triggers(definition, on_table=_PROBE))
+    for statement in ("INSERT INTO {0} SELECT * FROM {0}", "DELETE FROM {0}", "TRUNCATE {0}"):
+        run(conn, statement.format(_PROBE))
+    run(conn, f"UPDATE {_PROBE} SET {touched} = {touched}")  # noqa: S608 -- quoted
 
 
 def _require_one_meaning(conn: Connection, definition: IndexDefinition) -> None:

@@ -30,10 +30,16 @@ from datapatterns.sql.metadata import checked_schema
 Indexable = ColumnElement[Any] | InstrumentedAttribute[Any]
 """A column or an expression over columns, of a Table or of a mapped class."""
 
-IndexMode = Literal["local", "reserve"]
+IndexMode = Literal["local", "async", "reserve"]
 """How an index table is kept. ``local``: by triggers, in the transaction of every writer, beside
-its rows. ``reserve``: sharded by its own key, which is claimed before a commit, and forgotten after
+its rows. ``async``: through the change log, by a worker, after the writer's commit, beside its
+rows. ``reserve``: sharded by its own key, which is claimed before a commit, and forgotten after
 it."""
+
+_NOT_UNIQUE = (
+    "cannot be unique: when it finds out that two rows have one key, both have been committed; use"
+    " mode='local', which refuses the second one, or declare it without unique="
+)
 
 NAME_BYTES_MAX = 40
 """Names of an index's view, function and triggers are derived from its own; PostgreSQL cuts
@@ -142,16 +148,19 @@ def define(  # noqa: PLR0913 -- the declaration's vocabulary, all by keyword
     Raises:
         IndexDefinitionError: It names no column, columns of several tables, a table without
             primary key, or includes something that is no column.
-        IndexModeError: ``mode`` isn't ``local``.
+        IndexModeError: There is no such mode, or it can't keep a unique index.
         SchemaNameError: ``schema`` cannot name the library's schema.
     """
     _check_name(name)
     if mode is not None and mode not in get_args(IndexMode):
         raise IndexModeError(name, mode=mode)
+    if unique and mode == "async":
+        raise IndexModeError(name, mode=mode, problem=_NOT_UNIQUE)
     key = [_expression(part) for part in on]
     expressions = key if where is None else [*key, where]
     _check_values(name, expressions)
     base = _base_table(name, expressions)
+    chosen, reason = _choose_mode(base, unique=unique)
     definition = IndexDefinition(
         name=name,
         base=base,
@@ -160,14 +169,24 @@ def define(  # noqa: PLR0913 -- the declaration's vocabulary, all by keyword
         where=where,
         unique=unique,
         schema=checked_schema(schema),
-        mode=mode or "local",
-        chosen_because=None if mode else "rows and index rows are in one database",
+        mode=mode or chosen,
+        chosen_because=None if mode else reason,
     )
     try:
         fingerprint(definition)
     except CompileError as error:
         raise IndexDefinitionError(name, f"PostgreSQL can't be told of it: {error}") from error
     return definition
+
+
+def _choose_mode(base: Table, *, unique: bool) -> tuple[IndexMode, str]:
+    """Return how an index is kept for which nobody has said so, and why."""
+    if base.dialect_options["postgresql"]["partition_by"] is not None and not unique:
+        return "async", (
+            "the table is partitioned, and a partition that is attached later has no triggers;"
+            " the change log notices that"
+        )
+    return "local", "rows and index rows are in one database"
 
 
 def on_rows(expression: ColumnElement[Any], rows: FromClause) -> ColumnElement[Any]:

@@ -1,4 +1,4 @@
-"""Whether a table can have a local index, decided from what PostgreSQL's catalog says of it."""
+"""Whether a table can have an index table, decided from what PostgreSQL's catalog says of it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,10 +53,18 @@ class ColumnFacts:
 
 
 def table_problems(
-    facts: TableFacts, *, primary_key: Sequence[str], used_columns: Iterable[str]
+    facts: TableFacts,
+    *,
+    primary_key: Sequence[str],
+    used_columns: Iterable[str],
+    mode: str = "local",
 ) -> Iterator[str]:
-    """Yield why a table of ``facts`` can't have a local index, each with the way out."""
-    yield from _kind_problems(facts)
+    """Yield why a table of ``facts`` can't have an index of that mode, each with the way out.
+
+    What would be missed behind the writers, the change log says itself.
+    """
+    if mode != "async":
+        yield from _kind_problems(facts)
     if facts.row_security:
         yield (
             "its table has row-level security, which index rows would bypass; look its rows up"
@@ -78,8 +86,10 @@ def table_problems(
 def _kind_problems(facts: TableFacts) -> Iterator[str]:
     if facts.kind == "p" or facts.in_hierarchy:
         yield (
-            "a statement fires the triggers of the table it names only, so partitioned and"
-            " inherited tables can't have an index table yet; declare it on a plain table"
+            "a statement fires the triggers of the table it names only, and a partition that is"
+            " attached later has none, so partitioned and inherited tables can't have an index"
+            " table of mode 'local'; an index of a partitioned table that isn't unique can be"
+            " declared with mode='async'"
         )
     elif facts.kind != "r":
         yield "only a table can have an index table; declare it on the table underneath"

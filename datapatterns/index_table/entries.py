@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 R = TypeVar("R")
 
@@ -43,6 +43,59 @@ class BackfillProgress:
     done: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """What an index has taken in that is kept behind its writers.
+
+    Attributes:
+        rows_changed: How many rows were looked at because they had changed; None of all.
+        entries_written: How many index rows were inserted or changed.
+        entries_removed: How many were removed.
+        is_rebuilt: Whether all rows were read anew: after a truncation, say, or when the log of
+            changes didn't tell all.
+    """
+
+    rows_changed: int | None
+    entries_written: int
+    entries_removed: int
+    is_rebuilt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IndexLag:
+    """How far an index is behind its table.
+
+    Attributes:
+        pending_rows: How many logged changes are still to be taken in; counted up to 100,000.
+        behind_seconds: 0 if there are none, else the age of what the index shows: whatever was
+            committed longer ago is in it.
+        must_rebuild: Whether all rows have to be read anew, so that nobody can tell how many
+            changes are missing.
+    """
+
+    pending_rows: int
+    behind_seconds: float
+    must_rebuild: bool
+
+
+NEVER_BEHIND: Final = IndexLag(pending_rows=0, behind_seconds=0.0, must_rebuild=False)
+"""That of an index that its writers keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """Index rows as they are, without a look at their rows.
+
+    Attributes:
+        entries: Index rows in the order of the index.
+        behind_seconds: How old the state that they show is, at most; 0 if it is that of now. Rows
+            that changed since may be missing, or be shown as they were.
+    """
+
+    entries: list[IndexEntry]
+    behind_seconds: float
+
+
 Difference = Literal["missing", "orphaned", "different"]
 """A row without its index row; an index row without its row; both, but not the same."""
 
@@ -68,6 +121,7 @@ class VerifyReport:
         orphaned: How many index rows have no row, or one with another key.
         different: How many index rows carry other values than their row.
         samples: Some of the differences.
+        pending: How many rows have changes that are still to be taken in; these were not compared.
     """
 
     index: str
@@ -76,6 +130,7 @@ class VerifyReport:
     orphaned: int
     different: int
     samples: tuple[IndexDifference, ...]
+    pending: int = 0
 
     @property
     def clean(self) -> bool:

@@ -2,30 +2,42 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, Row
+from sqlalchemy import ColumnElement, Connection, Engine, Row
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from datapatterns.change_log import ChangeToken
+from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import IndexKeyTakenError, IndexPlaceError
 from datapatterns.index_table.backfilling import backfill_chunk
 from datapatterns.index_table.creating import create_index, drop_index
 from datapatterns.index_table.definition import Indexable, IndexMode, define
 from datapatterns.index_table.entries import (
     BackfillProgress,
+    CaughtUp,
+    Covered,
     Explanation,
     IndexEntry,
+    IndexLag,
     Match,
     VerifyReport,
 )
+from datapatterns.index_table.explaining import explain_index
+from datapatterns.index_table.following import catch_up
+from datapatterns.index_table.lagging import read_lag
 from datapatterns.index_table.looking_up import Miss, lookup_rows, lookup_rows_by_keys
 from datapatterns.index_table.maintenance import constraint_name
 from datapatterns.index_table.over_shards.looking_up import keys_over_shards, lookup_over_shards
 from datapatterns.index_table.over_shards.sharded_index import ShardedIndex, sharded_index
-from datapatterns.index_table.ranging import KeyRange, read_entries, read_matches
+from datapatterns.index_table.ranging import KeyRange, read_covered, read_entries, read_matches
 from datapatterns.index_table.verifying import activate_index, repair_index, verify_index
+from datapatterns.index_table.waiting import AwaitedRow, wait_for, wait_for_async
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 class IndexTable:
@@ -64,7 +76,7 @@ class IndexTable:
         self.definition = define(
             name, on=on, unique=unique, include=include, where=where, mode=mode, schema=schema
         )
-        if self.definition.mode != "local":  # its table is now among the application's, to be created with them
+        if self.definition.mode == "reserve":  # its table is now among the application's
             sharded_index(self.definition)
 
     def __repr__(self) -> str:
@@ -224,10 +236,12 @@ class IndexTable:
         limit: int = 1000,
         after: IndexEntry | None = None,
     ) -> list[IndexEntry]:
-        """Return index rows with their included columns, without touching the base table.
+        """Return index rows with their included columns, in the order of the index.
 
-        Takes the same arguments as `lookup_range`; ``after`` is the last entry of the page
-        before. Over shards it takes a whole key, and an entry may lead to no row.
+        The base table isn't touched, unless the index is kept behind its writers: then each is
+        compared with its row, and `covering` is what doesn't do that. Takes the same arguments as
+        `lookup_range`; ``after`` is the last entry of the page before. Over shards it takes a
+        whole key, and an entry may lead to no row.
         """
         if isinstance(conn, Session):
             if low is not None or high is not None:
@@ -238,10 +252,91 @@ class IndexTable:
         wanted = KeyRange(prefix=prefix, low=low, high=high, after=after, limit=limit)
         return read_entries(conn, self.definition, wanted)
 
+    def covering(
+        self,
+        conn: Connection,
+        *prefix: Any,  # noqa: ANN401 -- values of the application's columns
+        low: Any | None = None,  # noqa: ANN401
+        high: Any | None = None,  # noqa: ANN401
+        limit: int = 1000,
+        after: IndexEntry | None = None,
+    ) -> Covered:
+        """Return index rows without touching the base table, and how old that is.
+
+        Takes the same arguments as `keys`. Rows that are not what their table says any more may
+        be among them; ``behind_seconds`` is 0 for an index that its writers keep.
+        """
+        wanted = KeyRange(prefix=prefix, low=low, high=high, after=after, limit=limit)
+        return read_covered(conn, self.definition, wanted)
+
+    def catch_up(self, conn: Connection, *, skip_locked: bool = False) -> CaughtUp | None:
+        """Take in all that was committed, as a worker does; nothing if writers keep the index.
+
+        Args:
+            conn: A READ COMMITTED transaction that has written nothing; the caller commits.
+            skip_locked: Return None if somebody else is at it, instead of waiting.
+
+        Raises:
+            IndexDetachedError: It can't follow its table any more; `repair` it.
+            IndexMissingError: It was never created in this database.
+            IsolationLevelError: The transaction isn't READ COMMITTED.
+            TransactionInUseError: The transaction has written something.
+        """
+        if self.definition.mode != "async":
+            return CaughtUp(0, 0, 0, is_rebuilt=False)
+        return catch_up(conn, self.definition, skip_locked=skip_locked)
+
+    def lag(self, conn: Connection) -> IndexLag:
+        """Return how far it is behind its table: not at all, if its writers keep it.
+
+        Raises:
+            IndexDetachedError: It can't follow its table any more; `repair` it.
+        """
+        return read_lag(conn, self.definition)
+
+    def wait(
+        self,
+        engine: Engine,
+        token: ChangeToken,
+        *,
+        timeout_seconds: float,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Return as soon as look-ups find what the token's transaction wrote.
+
+        Args:
+            engine: Where the index is.
+            token: From `datapatterns.change_log.change_token`, taken in the writer's transaction.
+            timeout_seconds: How long to wait at most.
+            clock: What the time-out goes by.
+
+        Raises:
+            IndexBehindError: It has not come in time.
+            IndexNotReadyError: The index isn't read yet.
+            ValueError: The token comes from another cluster.
+        """
+        wait_for(engine, AwaitedRow(self.definition, token, timeout_seconds, clock))
+
+    async def wait_async(
+        self,
+        engine: "AsyncEngine",
+        token: ChangeToken,
+        *,
+        timeout_seconds: float,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Do as `wait` does, in a task."""
+        awaited = AwaitedRow(self.definition, token, timeout_seconds, clock)
+        await wait_for_async(engine, awaited)
+
     def verify(self, conn: Connection) -> VerifyReport:
         """Compare all rows with all index rows, both ways, in one snapshot.
 
+        Of an index that is kept behind its writers, rows are left out whose changes are still to
+        be taken in.
+
         Raises:
+            IndexBehindError: It has to read all rows anew first, after a truncation for example.
             IndexDetachedError: It was built on another table, in whose place this one is now.
         """
         self._refuse_over_shards()
@@ -251,7 +346,8 @@ class IndexTable:
         """Make the index what its table says; return what is left of the differences.
 
         Triggers that were disabled fire again. Writers of the table wait until the caller
-        commits. Rows of a unique index whose key another row has stay missing.
+        commits; they don't if the index is kept behind them and follows its table. Rows of a
+        unique index whose key another row has stay missing.
 
         Raises:
             IndexDetachedError: It was built on another table, in whose place this one is now.
@@ -262,19 +358,7 @@ class IndexTable:
 
     def explain(self) -> Explanation:
         """Return how the index is kept, and why that way."""
-        if self.definition.mode == "reserve":
-            return Explanation(
-                mode="reserve",
-                reason="index rows are sharded by their own key, so a look-up asks one shard;"
-                " sessions claim keys before they commit and forget them after it, so no row is"
-                " ever missed, and an index row that leads nowhere is found out when it is read",
-            )
-        return Explanation(
-            mode=self.definition.mode,
-            reason="index rows live in the database of their rows; triggers write them in the"
-            " transaction of every writer, raw SQL included, so they are never behind",
-            chosen_because=self.definition.chosen_because,
-        )
+        return explain_index(self.definition)
 
     @contextmanager
     def key_conflicts(self) -> Iterator[None]:
@@ -296,16 +380,16 @@ class IndexTable:
             raise IndexKeyTakenError(self.name) from error
 
     def _over_shards(self) -> ShardedIndex:
-        if self.definition.mode == "local":
+        if self.definition.mode != "reserve":
             raise IndexPlaceError(
                 self.name,
-                mode="local",
+                mode=self.definition.mode,
                 advice="ask one shard, with a connection to it, or declare it with mode='reserve'",
             )
         return sharded_index(self.definition)
 
     def _refuse_over_shards(self) -> None:
-        if self.definition.mode != "local":
+        if self.definition.mode == "reserve":
             raise IndexPlaceError(
                 self.name,
                 mode=self.definition.mode,

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from sqlalchemy import Connection, Engine, select
 
+from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import (
     IndexChangedError,
     IndexDetachedError,
@@ -15,11 +16,14 @@ from datapatterns.errors import (
 )
 from datapatterns.index_table.catalog import table_facts
 from datapatterns.index_table.definition import IndexDefinition
-from datapatterns.index_table.entries import BackfillProgress, VerifyReport
+from datapatterns.index_table.entries import BackfillProgress, IndexLag, VerifyReport
 from datapatterns.index_table.index import IndexTable
+from datapatterns.index_table.lagging import capture_problem, read_lag
 from datapatterns.index_table.schema import index_tables
 from datapatterns.index_table.states import index_status
+from datapatterns.index_table.working import IndexWorker
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
+from datapatterns.telemetry import SILENT, Observer
 from datapatterns.transactions import fresh_reads, resuming
 
 IndexState: TypeAlias = Literal[
@@ -45,11 +49,16 @@ class IndexReport:
         name: Its name.
         state: Whether it is read, and what is in the way.
         rows_done: Rows from before that were looked at; None if it isn't there.
+        lag: How far it is behind its table; None if nobody can tell.
+        problem: Which changes of its table nobody tells it of, so that all rows have to be read
+            again and again, and what to do.
     """
 
     name: str
     state: IndexState
     rows_done: int | None
+    lag: IndexLag | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,30 @@ class Indexes:
     def status(self, conn: Connection, only: Sequence[str] = ()) -> list[IndexReport]:
         """Return how each stands."""
         return [_report(conn, index.definition) for index in self.named(only)]
+
+    def worker(
+        self,
+        only: Sequence[str] = (),
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        observer: Observer = SILENT,
+    ) -> IndexWorker:
+        """Return what takes changes in for those that are kept behind their writers.
+
+        Args:
+            only: Names, if not all are meant.
+            clock: What its pauses go by.
+            observer: Is told what it does, and how far indexes are behind.
+
+        Raises:
+            IndexUndeclaredError: A name is not declared.
+        """
+        behind = [one for one in self.named(only) if one.definition.mode == "async"]
+        return IndexWorker(behind, clock, observer)
+
+    def declares(self, name: str) -> bool:
+        """Return whether an index of that name is declared."""
+        return name in self._by_name
 
     def build(
         self,
@@ -206,4 +239,7 @@ def _report(conn: Connection, definition: IndexDefinition) -> IndexReport:
         state = "ready"
     if not status.kept:
         state = "detached"
-    return IndexReport(definition.name, state, found.rows_done)
+        return IndexReport(definition.name, state, found.rows_done)
+    lag = read_lag(conn, definition)
+    problem = capture_problem(conn, definition) if lag.must_rebuild else None
+    return IndexReport(definition.name, state, found.rows_done, lag, problem)

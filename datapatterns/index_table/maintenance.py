@@ -67,6 +67,16 @@ def constraint_name(definition: IndexDefinition) -> str:
     return f"pk_{definition.name}"
 
 
+def row_index_name(definition: IndexDefinition) -> str:
+    """Return the name of the index by which index rows are found by their row."""
+    return f"ix_{definition.name}_row"
+
+
+def consumer_name(definition: Named) -> str:
+    """Return the name under which an index that is kept behind its writers consumes changes."""
+    return f"index_table:{definition.name}"
+
+
 def create_guard_view(definition: IndexDefinition) -> str:
     """Return the statement that creates the guard view.
 
@@ -114,7 +124,7 @@ def create_triggers(definition: IndexDefinition, *, on_table: str) -> str:
         f" {referencing} FOR EACH STATEMENT EXECUTE FUNCTION {function_name(definition)}();"
         for event, referencing in rows.items()
     )
-    if definition.mode != "local":
+    if definition.mode == "reserve":
         return created
     return f"{created}\n{enable_triggers(definition, on_table=on_table)}"
 

@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, literal, select, tuple_
 
 from datapatterns.index_table.definition import IndexDefinition
-from datapatterns.index_table.entries import IndexEntry, Match
+from datapatterns.index_table.entries import Covered, IndexEntry, Match
+from datapatterns.index_table.lagging import read_lag
 from datapatterns.index_table.looking_up import check_limit, joined
 from datapatterns.index_table.schema import entry_table
 from datapatterns.index_table.states import is_ready, reading, require_ready
@@ -35,9 +36,37 @@ class KeyRange:
 def read_entries(
     conn: Connection, definition: IndexDefinition, wanted: KeyRange
 ) -> list[IndexEntry]:
-    """Return the index rows of a range without touching the base table."""
-    entries = entry_table(definition)
-    statement = _ranged(definition, select(*entries.c), entries, wanted)
+    """Return the index rows of a range.
+
+    Without touching the base table, unless the index is kept behind its writers: then what it
+    says is looked up, and what is included comes from there.
+    """
+    if definition.mode == "async":
+        base = definition.projection(definition.base)
+        columns = select(*(own.label(f"entry_{n}") for n, own in enumerate(base.values())))
+        return _read(conn, definition, columns.select_from(joined(definition)), wanted)
+    return read_unchecked(conn, definition, wanted)
+
+
+def read_unchecked(
+    conn: Connection, definition: IndexDefinition, wanted: KeyRange
+) -> list[IndexEntry]:
+    """Return the index rows of a range without touching the base table, right or behind."""
+    return _read(conn, definition, select(*entry_table(definition).c), wanted)
+
+
+def read_covered(conn: Connection, definition: IndexDefinition, wanted: KeyRange) -> Covered:
+    """Return the index rows of a range as they are, and how old that is."""
+    # Before: in between the index can only have come closer.
+    lag = read_lag(conn, definition)
+    entries = read_unchecked(conn, definition, wanted)
+    return Covered(entries=entries, behind_seconds=lag.behind_seconds)
+
+
+def _read(
+    conn: Connection, definition: IndexDefinition, columns: Select[Any], wanted: KeyRange
+) -> list[IndexEntry]:
+    statement = _ranged(definition, columns, entry_table(definition), wanted)
     with reading(definition):
         found = conn.execute(statement).all()
     if not found:

@@ -17,11 +17,12 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from datapatterns.change_log.schema import Xid8
+from datapatterns.change_log.schema import Instant, Xid8
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.sql.metadata import declared_once, library_metadata
 
@@ -35,11 +36,13 @@ class IndexTables:
         index_backfill: How far the building of each has come.
         index_change: Keys of indexes over shards that transactions which are not committed yet
             have changed; nobody sees a row of another's.
+        index_conflict: Why the building of a unique one has failed: two rows with one key.
     """
 
     index_table: Table
     index_backfill: Table
     index_change: Table
+    index_conflict: Table
 
 
 @declared_once
@@ -57,9 +60,11 @@ def index_tables(schema: str, /) -> IndexTables:
         Column("state", Text, nullable=False),
         Column("fingerprint", Text, nullable=False),
         Column("blueprint", JSONB),
+        Column("as_of", Instant),
+        Column("failure", Text),
         UniqueConstraint("name"),
         CheckConstraint("mode IN ('local', 'reserve', '2pc', 'async')", "mode"),
-        CheckConstraint("state IN ('building', 'ready')", "state"),
+        CheckConstraint("state IN ('building', 'verifying', 'ready', 'failed')", "state"),
     )
     index_backfill = Table(
         "index_backfill",
@@ -93,7 +98,22 @@ def index_tables(schema: str, /) -> IndexTables:
         Column("touched", JSONB, nullable=False),
         prefixes=["UNLOGGED"],
     )
-    return IndexTables(index_table, index_backfill, index_change)
+    index_conflict = Table(
+        "index_conflict",
+        metadata,
+        Column(
+            "index_id",
+            Integer,
+            ForeignKey(index_table.c.index_id, ondelete="CASCADE"),
+            primary_key=True,
+        ),
+        Column("number", Integer, primary_key=True, autoincrement=False),
+        Column("key", JSONB, nullable=False),
+        Column("base_pk", JSONB, nullable=False),
+        Column("holder_pk", JSONB, nullable=False),
+        Column("found_at", Instant, nullable=False, server_default=func.statement_timestamp()),
+    )
+    return IndexTables(index_table, index_backfill, index_change, index_conflict)
 
 
 @declared_once

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, column, func, select, table
+from sqlalchemy import ColumnElement, Connection, Select, and_, column, func, select, table, text
 from sqlalchemy.exc import ProgrammingError
 
+from datapatterns.change_log import change_log_tables
 from datapatterns.errors import (
     IndexChangedError,
     IndexDetachedError,
@@ -16,9 +17,10 @@ from datapatterns.errors import (
     IsolationLevelError,
 )
 from datapatterns.index_table.definition import IndexDefinition, fingerprint
-from datapatterns.index_table.maintenance import trigger_names
+from datapatterns.index_table.maintenance import consumer_name, trigger_names, view_name
 from datapatterns.index_table.schema import index_tables
 from datapatterns.index_table.statements import table_name
+from datapatterns.index_table.subscribing import capture_triggers
 
 _UNDEFINED_TABLE = "42P01"
 _UNDEFINED_COLUMN = "42703"
@@ -26,6 +28,17 @@ _UNDEFINED_COLUMN = "42703"
 _trigger = table(
     "pg_trigger", column("tgrelid"), column("tgname"), column("tgenabled"), schema="pg_catalog"
 )
+
+
+_READS_TABLE = text("""
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_depend d
+        JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+        WHERE d.classid = 'pg_rewrite'::regclass AND r.ev_class = to_regclass(:view)
+          AND d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass(:base)
+    )
+""")
+"""Whether the guard view is one of the table that has the base table's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +78,7 @@ def index_status(conn: Connection, definition: IndexDefinition) -> IndexStatus:
         raise IndexMissingError(definition.name)
     if found.fingerprint != fingerprint(definition):
         raise IndexChangedError(definition.name)
-    if found.triggers < len(trigger_names(definition)):
+    if found.triggers < len(_keeping_triggers(definition)):
         raise _detached(definition)
     return IndexStatus(index_id=found.index_id, state=found.state, kept=found.kept)
 
@@ -113,20 +126,49 @@ def require_kept(conn: Connection, definition: IndexDefinition) -> IndexStatus:
     return status
 
 
+def require_own_table(conn: Connection, definition: IndexDefinition) -> None:
+    """Raise unless the index was built on the table of that name, with that definition.
+
+    Raises:
+        IndexMissingError: It was never created in this database.
+        IndexChangedError: It was built from another definition.
+        IndexDetachedError: Another table has the name now.
+    """
+    known = index_tables(definition.schema).index_table
+    found = conn.scalar(select(known.c.fingerprint).where(known.c.name == definition.name))
+    if found is None:
+        raise IndexMissingError(definition.name)
+    if found != fingerprint(definition):
+        raise IndexChangedError(definition.name)
+    names = {"view": view_name(definition), "base": table_name(definition.base)}
+    if not conn.scalar(_READS_TABLE, names):
+        raise _detached(definition)
+
+
+def _keeping_triggers(definition: IndexDefinition) -> tuple[str, ...]:
+    names = capture_triggers if definition.mode == "async" else trigger_names
+    return names(definition)
+
+
 def _triggers(definition: IndexDefinition) -> Select[Any]:
     # The table that the name means here and now: another one may have taken its place.
     base = func.to_regclass(table_name(definition.base))
     return select(func.count()).where(
-        _trigger.c.tgrelid == base, _trigger.c.tgname.in_(trigger_names(definition))
+        _trigger.c.tgrelid == base, _trigger.c.tgname.in_(_keeping_triggers(definition))
     )
 
 
 def _firing(definition: IndexDefinition) -> ColumnElement[bool]:
     # Triggers that were disabled and enabled again aren't ALWAYS any more: rows that were
     # written meanwhile are missing until repair() says otherwise.
-    enabled = "A" if definition.mode == "local" else "O"
+    enabled = "O" if definition.mode == "reserve" else "A"
     firing = _triggers(definition).where(_trigger.c.tgenabled == enabled).scalar_subquery()
-    return firing == len(trigger_names(definition))
+    fires = firing == len(_keeping_triggers(definition))
+    if definition.mode != "async":
+        return fires
+    consumers = change_log_tables(definition.schema).consumers
+    follows = select(consumers.c.name).where(consumers.c.name == consumer_name(definition))
+    return and_(fires, follows.exists())
 
 
 def _detached(definition: IndexDefinition) -> IndexDetachedError:

@@ -3,13 +3,12 @@
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     ColumnElement,
     Connection,
     FromClause,
     Select,
-    and_,
     case,
-    cast,
     delete,
     func,
     literal,
@@ -19,11 +18,18 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.types import UserDefinedType
 
-from datapatterns.errors import IndexDiffersError, IndexNotReadyError
+from datapatterns.errors import IndexBehindError, IndexDiffersError, IndexNotReadyError
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.entries import IndexDifference, VerifyReport
+from datapatterns.index_table.following import follow_anew, hold, take_in
+from datapatterns.index_table.images import differ, same_identity
+from datapatterns.index_table.lagging import (
+    followed_log,
+    is_pending,
+    is_truncation_pending,
+    must_rebuild,
+)
 from datapatterns.index_table.maintenance import enable_triggers
 from datapatterns.index_table.schema import entry_table, guard_view, index_tables
 from datapatterns.index_table.statements import run, table_name
@@ -33,19 +39,19 @@ SAMPLES_MAX = 20
 """At most how many differences a report names."""
 
 
-class _Record(UserDefinedType[Any]):
-    """PostgreSQL's type of any row."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: object) -> str:
-        return "record"
-
-
 def verify_index(conn: Connection, definition: IndexDefinition) -> VerifyReport:
-    """Compare all rows with all index rows in one snapshot; writers go on meanwhile."""
+    """Compare all rows with all index rows in one snapshot; writers go on meanwhile.
+
+    Of an index that is kept behind its writers, rows are left out whose changes are pending.
+
+    Raises:
+        IndexBehindError: It has to read all rows anew first.
+    """
     index_status(conn, definition)
-    found = conn.execute(_comparison(definition)).all()
+    log = followed_log(conn, definition) if definition.mode == "async" else None
+    found = conn.execute(_comparison(definition, log)).all()
+    if found[0].says_nothing:
+        raise IndexBehindError(definition.name)
     names = definition.entry_identity
     samples = []
     for row in found:
@@ -66,6 +72,7 @@ def verify_index(conn: Connection, definition: IndexDefinition) -> VerifyReport:
         orphaned=found[0].orphaned,
         different=found[0].different,
         samples=tuple(samples),
+        pending=found[0].pending,
     )
 
 
@@ -79,6 +86,8 @@ def activate_index(conn: Connection, definition: IndexDefinition) -> VerifyRepor
     """
     require_read_committed(conn)
     status = require_kept(conn, definition)
+    if definition.mode == "async" and (consumer := hold(conn, definition)) is not None:
+        take_in(conn, definition, consumer)
     tables = index_tables(definition.schema)
     known, backfills = tables.index_table, tables.index_backfill
     done = conn.scalar(select(backfills.c.done).where(backfills.c.index_id == status.index_id))
@@ -101,6 +110,9 @@ def repair_index(conn: Connection, definition: IndexDefinition) -> VerifyReport:
         IsolationLevelError: The transaction isn't READ COMMITTED.
     """
     require_read_committed(conn)
+    if definition.mode == "async":
+        follow_anew(conn, definition)
+        return verify_index(conn, definition)
     kept = index_status(conn, definition).kept
     base = table_name(definition.base)
     # Nothing may be in flight: its index rows can't be seen yet.
@@ -112,7 +124,7 @@ def repair_index(conn: Connection, definition: IndexDefinition) -> VerifyReport:
         delete(entries).where(
             ~select(literal(1))
             .select_from(expected)
-            .where(_same_identity(definition, entries, expected), ~_differ(entries, expected))
+            .where(same_identity(definition, entries, expected), ~differ(entries, expected))
             .exists()
         )
     )
@@ -124,13 +136,13 @@ def repair_index(conn: Connection, definition: IndexDefinition) -> VerifyReport:
     return verify_index(conn, definition)
 
 
-def _comparison(definition: IndexDefinition) -> Select[Any]:
+def _comparison(definition: IndexDefinition, log: FromClause | None) -> Select[Any]:
     entries, expected = entry_table(definition), guard_view(definition)
     row_key = definition.primary_key[0]
     # Neither side's identity has NULLs, so one column tells whether a side is there at all.
     no_entry, no_row = entries.c[row_key].is_(None), expected.c[row_key].is_(None)
     kind = case((no_entry, "missing"), (no_row, "orphaned"), else_="different").label("kind")
-    differences = (
+    found = (
         select(
             kind,
             *(
@@ -139,13 +151,26 @@ def _comparison(definition: IndexDefinition) -> Select[Any]:
             ),
         )
         .select_from(
-            expected.outerjoin(entries, _same_identity(definition, entries, expected), full=True)
+            expected.outerjoin(entries, same_identity(definition, entries, expected), full=True)
         )
-        .where(or_(no_entry, no_row, _differ(entries, expected)))
-        .cte("differences")
+        .where(or_(no_entry, no_row, differ(entries, expected)))
     )
+    pending: ColumnElement[int] = literal(0)
+    says_nothing: ColumnElement[bool] = literal(value=False)
+    if log is not None:
+        changed = _pending(definition, log)
+        own = [
+            func.coalesce(expected.c[name], entries.c[name]) == changed.c[name]
+            for name in definition.primary_key
+        ]
+        found = found.where(~select(literal(1)).select_from(changed).where(*own).exists())
+        pending = select(func.count()).select_from(changed).scalar_subquery()
+        says_nothing = or_(must_rebuild(definition), is_truncation_pending(definition, log))
+    differences = found.cte("differences")
     totals = select(
         select(func.count()).select_from(expected).scalar_subquery().label("rows"),
+        pending.label("pending"),
+        says_nothing.label("says_nothing"),
         *(
             func.count().filter(differences.c.kind == name).label(name)
             for name in ("missing", "orphaned", "different")
@@ -155,20 +180,10 @@ def _comparison(definition: IndexDefinition) -> Select[Any]:
     return select(totals, samples).select_from(totals.outerjoin(samples, true()))
 
 
-def _same_identity(
-    definition: IndexDefinition, entries: FromClause, expected: FromClause
-) -> ColumnElement[bool]:
-    return and_(*(entries.c[name] == expected.c[name] for name in definition.entry_identity))
-
-
-def _differ(entries: FromClause, expected: FromClause) -> ColumnElement[bool]:
-    # Identity, not equality: 1.0 is not 1.00, and NULL is NULL.
-    return _record(entries).op("OPERATOR(pg_catalog.*<>)", is_comparison=True)(_record(expected))
-
-
-def _record(rows: FromClause) -> ColumnElement[Any]:
-    # Cast, because PostgreSQL compares two ROW() column by column.
-    return cast(func.row(*rows.c), _Record)
+def _pending(definition: IndexDefinition, log: FromClause) -> CTE:
+    own = [log.c[name] for name in definition.primary_key]
+    named = is_pending(definition, log) & (log.c.change_sign != 0)
+    return select(*own).where(named).distinct().cte("pending").prefix_with("MATERIALIZED")
 
 
 def _differs(report: VerifyReport) -> IndexDiffersError:

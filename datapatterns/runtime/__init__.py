@@ -1,10 +1,11 @@
 """Loops around the bounded steps of the patterns: a worker that runs until it is told to stop."""
 
-from datapatterns.runtime.composing import HowToWork, view_loops, worker_for
+from datapatterns.runtime.composing import HowToWork, index_loops, view_loops, worker_for
 from datapatterns.runtime.loops import (
     CacheRelayLoop,
     CancellableLoop,
     CollectLoop,
+    IndexLoop,
     Loop,
     MarkLoop,
     RelayLoop,
@@ -20,6 +21,7 @@ __all__ = [
     "CancellableLoop",
     "CollectLoop",
     "HowToWork",
+    "IndexLoop",
     "Loop",
     "MarkLoop",
     "RelayLoop",
@@ -28,6 +30,7 @@ __all__ = [
     "ViewLoop",
     "Worker",
     "WorkerTotals",
+    "index_loops",
     "stopped_by_signals",
     "view_loops",
     "worker_for",

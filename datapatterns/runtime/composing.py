@@ -1,14 +1,15 @@
 """A worker for what an application declares."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypedDict, Unpack
 
 from sqlalchemy import Engine
 
 from datapatterns.cqrs import Projections
+from datapatterns.index_table import Indexes
 from datapatterns.materialized_view import Views
-from datapatterns.runtime.loops import CollectLoop, Loop, ViewLoop
+from datapatterns.runtime.loops import CollectLoop, IndexLoop, Loop, ViewLoop
 from datapatterns.runtime.worker import Worker
 from datapatterns.telemetry import SILENT, Observer
 
@@ -114,3 +115,30 @@ def view_loops(
     )
     refreshing = [ViewLoop(worker, engine, f"refresher of views {n}") for n in range(threads)]
     return [*refreshing, CollectLoop(engine, views.schema)]
+
+
+def index_loops(
+    engines: Mapping[str, Engine],
+    indexes: Indexes,
+    only: Sequence[str] = (),
+    observer: Observer = SILENT,
+) -> list[Loop]:
+    """Return the loops that keep index tables of mode ``async``, one for each database.
+
+    Logged changes are deleted by another one, which `view_loops` returns for the main database.
+
+    Args:
+        engines: The databases, by name; where an index was not created, it is passed over.
+        indexes: What is declared; without any of that mode there is nothing to do.
+        only: Names, if not all are meant.
+        observer: Is told of changes that were taken in, and how far indexes are behind.
+
+    Raises:
+        IndexUndeclaredError: A name of ``only`` is not declared.
+    """
+    if not indexes.worker(only).indexes:
+        return []
+    return [
+        IndexLoop(indexes.worker(only, observer=observer), engine, f"keeper of indexes in {name}")
+        for name, engine in engines.items()
+    ]

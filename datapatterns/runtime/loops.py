@@ -12,6 +12,7 @@ from datapatterns.change_log import ChangeLog
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.cqrs import Message, Outbox, relay_messages
 from datapatterns.event_sourcing import EventStore, publish_mark
+from datapatterns.index_table import IndexWorker
 from datapatterns.materialized_view import ViewWorker
 from datapatterns.sharding import Move, Recovered
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -126,6 +127,24 @@ class ViewLoop:
     def interrupt(self) -> None:
         """Cancel the refreshes that are under way, also those of other loops of this worker."""
         self.worker.interrupt()
+
+
+@dataclass(frozen=True, slots=True)
+class IndexLoop:
+    """Takes changes in for index tables of mode ``async``; several may run.
+
+    Attributes:
+        worker: What `Indexes.worker` returned.
+        engine: Where the index tables are.
+    """
+
+    worker: IndexWorker
+    engine: Engine
+    name: str = "keeper of index tables"
+
+    def step(self) -> float:
+        """Take in what is pending for each."""
+        return self.worker.step(self.engine)
 
 
 @dataclass(slots=True)

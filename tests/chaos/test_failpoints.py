@@ -29,7 +29,6 @@ from tests.fixtures.caches import create_products, load_product, open_cache, ren
 from tests.fixtures.doomed_servers import start_servers
 from tests.fixtures.empty_database import CreateDatabase
 from tests.fixtures.forked_workers import run_until_failpoint
-from tests.fixtures.index_tables import assert_agrees, tables
 from tests.fixtures.orders import Place, Receipt, Shop, create_receipts, receipts
 from tests.fixtures.owners import StartOwner, owner_environment
 from tests.fixtures.poisoned import Base as Selling
@@ -98,7 +97,6 @@ COPYING: list[Death] = [
     ("copy.page-appended", 2),
     ("copy.source-locked", 1),
 ]
-BACKFILLING: list[Death] = [("index.chunk-indexed", 1), ("index.chunk-indexed", 2)]
 CREATING_A_VIEW: list[Death] = [("view.tables-captured", 1)]
 REFRESHING: list[Death] = [("view.rows-written", 1)]
 SWITCHING_A_VIEW: list[Death] = [("view.switched", 1)]
@@ -143,7 +141,7 @@ DEATHS = [
     ARCHIVING,
     SEALING,
     COPYING,
-    BACKFILLING,
+    workers.KEEPING_INDEXES,
     CREATING_A_VIEW,
     REFRESHING,
     SWITCHING_A_VIEW,
@@ -520,30 +518,6 @@ def test_a_copy_of_a_stream_that_died_is_gone_on_with(
         assert [event.event_type for event in copied] == ["put", "put", "left"]
         with pytest.raises(StreamArchivedError):
             workers.STORE.append(conn, workers.CART, put, expected_version=3)
-
-
-@pytest.mark.parametrize(("failpoint", "visit"), BACKFILLING)
-def test_a_backfill_goes_on_after_the_last_whole_chunk(
-    engine: Engine, failpoint: str, visit: int
-) -> None:
-    tables.create_all(engine)
-    with engine.begin() as conn:
-        conn.execute(
-            text(
-                "INSERT INTO customer (tenant_id, id, email)"
-                " SELECT 1, n, 'at' || n FROM generate_series(1, 10) AS n"
-            )
-        )
-        workers.INDEX.create(conn)
-    run_until_failpoint(workers.backfill, failpoint, written(engine.url), visit=visit)
-
-    with engine.begin() as conn:
-        progress = workers.INDEX.backfill(conn, limit=100)
-        workers.INDEX.activate(conn)
-
-    with engine.connect() as conn:
-        assert progress.rows_done == 10
-        assert assert_agrees(conn, workers.INDEX) == 10
 
 
 @pytest.mark.parametrize(("failpoint", "visit"), CREATING_A_VIEW)

@@ -20,10 +20,11 @@ from datapatterns.index_table import IndexTable
 from tests.fixtures.index_tables import customer, order_line
 
 by_email = IndexTable("customer_by_email", on=[customer.c.email], unique=True)
-by_product = IndexTable("line_by_product", on=[order_line.c.product_id])
+by_product = IndexTable("line_by_product", on=[order_line.c.product_id], mode="async")
 layer = DataLayer({main!r}, shards={{"s1": {shard!r}}}, indexes=[by_email, by_product])
 """
 BY_EMAIL = IndexTable("customer_by_email", on=[customer.c.email], unique=True)
+BY_PRODUCT = IndexTable("line_by_product", on=[order_line.c.product_id], mode="async")
 ROWS = 25
 
 
@@ -152,7 +153,33 @@ def test_an_index_that_is_being_built_is_no_damage(
 def test_an_index_says_how_it_is_kept(run: Run, app: tuple[str, str]) -> None:
     ran = run("indexes", "explain", "line_by_product", *app, "--json")
 
-    assert rows(ran)[0]["mode"] == "local"
+    [by_product] = rows(ran)
+    assert (by_product["mode"], by_product["chosen_because"]) == ("async", None)
+    [by_email] = rows(run("indexes", "explain", "customer_by_email", *app, "--json"))
+    assert by_email["mode"] == "local"
+    assert by_email["chosen_because"] == "rows and index rows are in one database"
+
+
+def test_people_see_how_far_an_index_is_behind_and_a_worker_catches_up(
+    run: Run, engine: Engine, app: tuple[str, str]
+) -> None:
+    order_line.create(engine)
+    with engine.begin() as conn:
+        BY_PRODUCT.create(conn)
+    assert run("indexes", "backfill", "line_by_product", *app).code == 0
+    with engine.begin() as conn:
+        execute(conn, "INSERT INTO order_line VALUES (1, 1, 'a'), (2, 1, 'b')")
+
+    [behind] = rows(run("indexes", "lag", *app, "--json"))
+    assert run("worker", "--until-caught-up", *app).code == 0
+    [caught_up] = rows(run("indexes", "lag", *app, "--json"))
+
+    assert (behind["name"], behind["database"]) == ("line_by_product", "main")
+    assert (behind["pending_rows"], behind["must_rebuild"], behind["state"]) == (2, False, "ready")
+    assert behind["behind_seconds"] > 0
+    assert (caught_up["pending_rows"], caught_up["behind_seconds"]) == (0, 0.0)
+    with engine.connect() as conn:
+        assert [row.id for row in BY_PRODUCT.lookup(conn, 1)] == [1, 2]
 
 
 @pytest.mark.usefixtures("customers")

@@ -97,6 +97,7 @@ ELSEWHERE = {  # command -> why it has tests of its own
     "cache stats": "it needs Redis",
     "indexes backfill": "it needs an index",
     "indexes explain": "it needs an index",
+    "indexes lag": "it needs an index",
     "indexes list": "it needs an index",
     "indexes repair": "it needs an index",
     "indexes verify": "it needs an index",

@@ -99,7 +99,7 @@ def test_a_parameter_without_value_is_refused() -> None:
     IndexTable("i", on=[person.c.email], where=person.c.id > bindparam("least", 5))
 
 
-@pytest.mark.parametrize("mode", ["2pc", "async", "nonsense"])
+@pytest.mark.parametrize("mode", ["2pc", "nonsense"])
 def test_modes_that_do_not_exist_yet_are_refused_by_name(mode: str) -> None:
     with pytest.raises(IndexModeError, match="not available yet; use 'local'") as refused:
         IndexTable("i", on=[person.c.email], mode=mode)  # type: ignore[arg-type]  # refused

@@ -39,7 +39,7 @@ class ShardIndexes:
 
     def __post_init__(self) -> None:
         for index in self.declared:
-            if index.definition.mode == "local":
+            if index.definition.mode != "reserve":
                 raise IndexDefinitionError(
                     index.name,
                     "it is kept beside its rows, on each shard; let its mode be 'reserve'",
