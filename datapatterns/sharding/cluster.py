@@ -16,7 +16,7 @@ from datapatterns.sharding.atomic import AtomicWork, Recovered, Recovery
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.citus.citus_cluster import CitusCluster
 from datapatterns.sharding.citus.citus_shard import CitusShard
-from datapatterns.sharding.companions import Companion
+from datapatterns.sharding.companions import Attendance, Companion
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.engines import driver_engine, driver_url
 from datapatterns.sharding.ids import IdGenerator
@@ -289,6 +289,8 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         ):
             claim_shard(conn, shard_map, shard, schema=self._schema)
             yield conn
+            waiting = self._access.companions.before_commit(self._access, {shard: conn})
+        Attendance().finish(self._access, [each.committed for each in waiting])
 
     def placed(
         self, group: EntityGroup, rows: Iterable[Row], *, key: Callable[[Row], Key]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine
@@ -80,9 +80,7 @@ class Companions:
         waiting: list[Completion] = []
         attendance = Attendance()
         try:
-            for companion in self.declared:
-                completion = companion.before_commit(access, parts)
-                waiting += [] if completion is None else [completion]
+            waiting += self.before_commit(access, parts)
             yield attendance
         except OutcomeUnknownError:
             raise  # it may have happened
@@ -92,6 +90,13 @@ class Companions:
                 attendance.finish(access, [completion.rolled_back for completion in waiting])
             raise
         attendance.finish(access, [completion.committed for completion in waiting])
+
+    def before_commit(
+        self, access: "ShardAccess", parts: Mapping[str, Connection]
+    ) -> list[Completion]:
+        """Let all of them do what must have happened before a COMMIT; return what is left to do."""
+        found = [each.before_commit(access, parts) for each in self.declared]
+        return [completion for completion in found if completion is not None]
 
 
 @dataclass(slots=True)
@@ -129,14 +134,24 @@ def _has_ended(conn: Connection) -> bool:
     return driver is not None and driver.info.transaction_status in _ENDED
 
 
-def access_of(session: Session) -> "ShardAccess":
-    """Return the way to the shards that a session over them, or on one of them, goes.
+class SessionOverShards(Protocol):
+    """What companions need of a session over all shards, or on that of one key."""
+
+    @property
+    def shard_access(self) -> "ShardAccess":
+        """The way to the shards."""
+
+    @property
+    def written_parts(self) -> Mapping[str, Connection]:
+        """The connections of the running transaction to shards that it has written to, by shard."""
+
+
+def over_shards(session: Session) -> SessionOverShards:
+    """Return a session as companions see it.
 
     Raises:
-        TypeError: It is another session.
+        TypeError: It knows no shards.
     """
-    found = getattr(session, "shard_access", None)
-    if found is None:
+    if not hasattr(session, "shard_access"):
         raise TypeError(f"a {type(session).__name__} knows no shards; use ShardCluster.session()")
-    access: ShardAccess = found
-    return access
+    return cast("SessionOverShards", session)

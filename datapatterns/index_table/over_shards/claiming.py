@@ -13,7 +13,7 @@ from datapatterns.index_table.over_shards.entries import (
     remove_everywhere,
 )
 from datapatterns.index_table.over_shards.net_changes import Entry, Included, Texts
-from datapatterns.index_table.over_shards.owners import has_key
+from datapatterns.index_table.over_shards.owners import Held, has_key
 
 _ROUNDS_MAX = 20
 """How often keys are tried that others take and give up meanwhile."""
@@ -27,11 +27,13 @@ class Claiming:
         entries: The index.
         held: Locks that the transaction holds, by shard and name.
         lock_seconds: How long to wait for whoever else wants a key.
+        kept: Entries that were these rows' before; their included columns are as they were.
     """
 
     entries: Entries
-    held: frozenset[tuple[str, str]]
+    held: Held
     lock_seconds: float
+    kept: set[Entry] = field(default_factory=set)
     _made: list[Claimed] = field(default_factory=list)
 
     def claim(self, added: Mapping[Entry, Included]) -> None:
@@ -70,10 +72,11 @@ class Claiming:
             Claimed(entry, claims[entry]) for entry, is_new in inserted.items() if is_new
         ]
         failpoint("index.some-claimed")
+        self.kept |= {entry for entry, is_new in inserted.items() if not is_new}
         done = list(inserted)
         missing = [each for each in wanted if each.entry not in inserted]
         if missing:
-            with self.entries.writing(shard, keys) as conn:
+            with self.entries.reading(shard, keys) as conn:
                 standing = {each.entry.key: each for each in self.entries.found(conn, keys)}
             done += self._taken_over(shard, missing, standing)
         return done
@@ -94,7 +97,9 @@ class Claiming:
                 is_mine = self.entries.replaced(conn, seen, each, carry=not is_own)
             if is_mine:
                 done.append(each.entry)
-            if is_mine and not is_own:
+            if is_mine and is_own:
+                self.kept.add(each.entry)
+            elif is_mine:
                 self._made.append(Claimed(each.entry, each.claim))
         return done
 

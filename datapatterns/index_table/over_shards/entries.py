@@ -36,7 +36,7 @@ from datapatterns.index_table.over_shards.sharded_index import (
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sql.metadata import declared_once
-from datapatterns.transactions import committing
+from datapatterns.transactions import committing, looking
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,21 @@ class Entries:
                 claim_buckets(fresh, shard_map, buckets, schema=self.access.schema)
                 yield fresh
 
+    @contextmanager
+    def reading(self, shard: str, keys: Iterable[Texts]) -> Iterator[Connection]:
+        """Give a connection in a transaction to read the entries of ``keys`` on ``shard``.
+
+        Raises: as `writing`; nothing is committed.
+        """
+        shard_map = self.access.router.map_of(self.index.group)
+        buckets = shard_map.buckets_of(self.index.place(key) for key in keys)
+        engine = self.access.companions.side_engines[shard]
+        with self.access.asking(shard), engine.connect() as conn:
+            fresh = conn.execution_options(isolation_level="READ COMMITTED")
+            with looking(fresh):
+                claim_buckets(fresh, shard_map, buckets, schema=self.access.schema)
+                yield fresh
+
     def found(self, conn: Connection, keys: Sequence[Texts]) -> list[Claimed]:
         """Return the entries of ``keys``."""
         parameters = listed(keys, len(self.index.key_columns))
@@ -142,6 +157,16 @@ class Entries:
             .values({**values, CLAIM: by.claim, CLAIMED_AT: func.now()})
         )
         return conn.execute(statement).rowcount == 1
+
+    def refreshed(self, conn: Connection, wanted: Sequence[tuple[Claimed, Wanted]]) -> set[Entry]:
+        """Write included columns of entries that are still as they were seen; return which were."""
+        index = self.index
+        texts = [
+            (*index.texts(seen.entry), *by.included, str(seen.claim), str(by.claim))
+            for seen, by in wanted
+        ]
+        rows = conn.execute(_refreshed(index), listed(texts, len(index.definition.columns) + 2))
+        return {index.entry(row) for row in rows}
 
     def removed(self, conn: Connection, seen: Sequence[Claimed]) -> int:
         """Delete entries that are still as they were seen; return how many were."""
@@ -208,6 +233,22 @@ def _inserted(index: ShardedIndex) -> Any:  # noqa: ANN401 -- an Insert
         made = made.on_conflict_do_update(index_elements=index.identity, set_=changed)
     # Only what was inserted has never been updated or locked.
     return made.returning(*map(as_text, index.entry_columns), literal_column("xmax = 0"))
+
+
+@declared_once
+def _refreshed(index: ShardedIndex) -> Any:  # noqa: ANN401 -- an Update
+    names, table = [*index.definition.columns], index.table
+    wanted = wanted_rows(len(names) + 2)
+    texts = {name: wanted.c[f"c{at}"] for at, name in enumerate(names)}
+    seen, claim = wanted.c[f"c{len(names)}"], wanted.c[f"c{len(names) + 1}"]
+    same = [table.c[name] == from_text(texts[name], table.c[name]) for name in index.names]
+    carried = {name: from_text(texts[name], table.c[name]) for name in _included(index)}
+    return (
+        update(table)
+        .where(*same, table.c[CLAIM] == from_text(seen, table.c[CLAIM]))
+        .values({**carried, CLAIM: from_text(claim, table.c[CLAIM])})
+        .returning(*map(as_text, index.entry_columns))
+    )
 
 
 @declared_once

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, bindparam, select, tuple_
+from sqlalchemy import Row, Select, and_, bindparam, select, tuple_
 from sqlalchemy.orm import Session
 
 from datapatterns.errors import StaleShardMapError
 from datapatterns.index_table.definition import on_rows
 from datapatterns.index_table.entries import IndexEntry
-from datapatterns.index_table.over_shards.sharded_index import CLAIM, ShardedIndex
+from datapatterns.index_table.over_shards.notes import listed, noted_rows, wanted_rows
+from datapatterns.index_table.over_shards.sharded_index import CLAIM, ShardedIndex, from_text
 from datapatterns.sharding.access import ShardAccess
-from datapatterns.sharding.companions import access_of
+from datapatterns.sharding.companions import over_shards
 from datapatterns.sharding.maps.ownership import owns_buckets
 from datapatterns.sharding.strategies.strategy import Key
 from datapatterns.sql.metadata import declared_once
@@ -51,21 +52,47 @@ def lookup_over_shards(
 ) -> list[Row[Any]]:
     """Return the rows with ``key``, by ascending primary key, at most ``limit``.
 
+    Rows that the session has written are found as it has written them, though others do not find
+    them yet.
+
     Raises:
         ShardKeyError: The first column of the key is of another type.
         ShardUnavailableError: A shard does not answer.
     """
-    access = access_of(session)
-    rows: list[Row[Any]] = []
-    while len(rows) < limit:
-        found = read_entries(access, index, key, limit=limit - len(rows), after=after)
-        if not found:
-            break
-        after = found[-1].entry.primary_key
-        rows += _rows_of(session, access, index, key, found)
-        if index.definition.unique:
-            break
-    return rows
+    if session.autoflush:
+        session.flush()
+    access, start = over_shards(session).shard_access, after
+    found: dict[tuple[Any, ...], Row[Any]] = {}
+    ended = False
+    while not ended and len(found) < limit:
+        wanted = limit - len(found)
+        page = read_entries(access, index, key, limit=wanted, after=after)
+        found |= _rows_of(session, access, index, key, page)
+        ended = len(page) < wanted or index.definition.unique
+        after = page[-1].entry.primary_key if page else after
+    for primary in own_rows(session, index, key):
+        # What comes after the last page is for the next one.
+        is_between = (start is None or primary > tuple(start)) and (
+            ended or after is None or primary <= tuple(after)
+        )
+        if is_between and primary not in found:
+            row = _row_of(session, index, key, primary)
+            found |= {} if row is None else {primary: row}
+    # Python orders values of these types as the server does.
+    return [found[primary] for primary in sorted(found)][:limit]
+
+
+def own_rows(session: Session, index: ShardedIndex, key: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Return the primary keys of rows that the session's transaction has given ``key``."""
+    context = over_shards(session)
+    found: list[tuple[Any, ...]] = []
+    for shard, conn in context.written_parts.items():
+        with context.shard_access.asking(shard):
+            if rows := noted_rows(conn, index, schema=context.shard_access.schema):
+                values = {f"key_{at}": value for at, value in enumerate(key)}
+                parameters = listed(sorted(rows), len(index.row_columns)) | values
+                found += [tuple(row) for row in conn.execute(_own_rows(index), parameters)]
+    return found
 
 
 def keys_over_shards(
@@ -77,7 +104,8 @@ def keys_over_shards(
     after: Sequence[Any] | None = None,
 ) -> list[IndexEntry]:
     """Return the entries with ``key`` by ascending primary key; some may lead nowhere."""
-    found = read_entries(access_of(session), index, key, limit=limit, after=after)
+    access = over_shards(session).shard_access
+    found = read_entries(access, index, key, limit=limit, after=after)
     return [each.entry for each in found]
 
 
@@ -151,28 +179,27 @@ def _rows_of(
     index: ShardedIndex,
     key: Sequence[Any],
     found: Iterable[Found],
-) -> list[Row[Any]]:
-    rows: list[Row[Any]] = []
+) -> dict[tuple[Any, ...], Row[Any]]:
+    rows: dict[tuple[Any, ...], Row[Any]] = {}
     for each in found:
-        row = _row_of(session, index, key, each.entry)
+        primary = each.entry.primary_key
+        row = _row_of(session, index, key, primary)
         if row is None and index.definition.unique:
             again = read_entries(access, index, key, limit=1)
             if again and again[0].claim != each.claim:
-                row = _row_of(session, index, key, again[0].entry)
+                primary = again[0].entry.primary_key
+                row = _row_of(session, index, key, primary)
         if row is not None:
-            rows.append(row)
+            rows[primary] = row
     return rows
 
 
 def _row_of(
-    session: Session,
-    index: ShardedIndex,
-    key: Sequence[Any],
-    entry: IndexEntry,
+    session: Session, index: ShardedIndex, key: Sequence[Any], primary_key: Sequence[Any]
 ) -> Row[Any] | None:
     base = index.definition.base
-    primary = dict(zip(base.primary_key.columns, entry.primary_key, strict=True))
-    same = [column == value for column, value in primary.items()]
+    primary = zip(base.primary_key.columns, primary_key, strict=True)
+    same = [column == value for column, value in primary]
     computed = index.definition.key.values()
     has_key = [on_rows(part, base) == value for part, value in zip(computed, key, strict=True)]
     statement = select(base).where(*same, *has_key, index.definition.is_indexed(base))
@@ -186,3 +213,20 @@ def _entries_with_key(index: ShardedIndex) -> Select[Any]:
         for at, column in enumerate(index.key_columns)
     ]
     return select(index.table).where(*same).order_by(*index.row_columns)
+
+
+@declared_once
+def _own_rows(index: ShardedIndex) -> Any:  # noqa: ANN401 -- a Select of as many columns
+    base = index.definition.base
+    wanted = wanted_rows(len(index.row_columns))
+    primary = list(base.primary_key.columns)
+    same = [own == from_text(wanted.c[f"c{at}"], own) for at, own in enumerate(primary)]
+    has_key = [
+        on_rows(part, base) == bindparam(f"key_{at}", type_=index.table.c[name].type)
+        for at, (name, part) in enumerate(index.definition.key.items())
+    ]
+    return (
+        select(*primary)
+        .select_from(wanted.join(base, and_(*same)))
+        .where(*has_key, index.definition.is_indexed(base))
+    )

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
     Connection,
     FromClause,
     Select,
@@ -27,12 +28,16 @@ from datapatterns.index_table.over_shards.net_changes import (
     Included,
     NetChanges,
     StatementChanges,
+    Texts,
     net_changes,
 )
 from datapatterns.index_table.over_shards.sharded_index import ShardedIndex, from_text
 from datapatterns.index_table.schema import index_tables
 from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import declared_once
+
+KeyLock: TypeAlias = tuple[str, str]
+"""The name of an index, and what is locked of it."""
 
 
 def noted_changes(
@@ -57,18 +62,41 @@ def noted_changes(
             raise IndexChangedError(index.name)
         changes = ([index.entry(texts) for texts in part] for part in note[2:])
         noted.setdefault(index.name, []).append(StatementChanges(*changes))
+    found = {}
+    for name, statements in noted.items():
+        rows = {row for statement in statements for row in statement.rows}
+        found[name] = net_changes(statements, entries_of_rows(conn, indexes[name], rows))
+    return found
+
+
+def noted_rows(conn: Connection, index: ShardedIndex, *, schema: str) -> set[Texts]:
+    """Return the rows that may have got other keys in the transaction of ``conn``."""
+    notes = conn.execute(_notes_of(schema))
     return {
-        name: net_changes(statements, present_entries(conn, indexes[name], statements))
-        for name, statements in noted.items()
+        index.entry(texts).row
+        for note in notes
+        if note.index_name == index.name
+        for texts in note.come
     }
 
 
-def present_entries(
-    conn: Connection, index: ShardedIndex, statements: Iterable[StatementChanges]
+def entries_of_rows(
+    conn: Connection,
+    index: ShardedIndex,
+    rows: Iterable[Texts],
+    *,
+    owned: ColumnElement[bool] | None = None,
 ) -> dict[Entry, Included]:
-    """Return what rows named by ``statements`` have now, as the transaction sees them."""
-    rows = sorted({row for statement in statements for row in statement.rows})
-    found = conn.execute(_present(index), listed(rows, len(index.definition.primary_key)))
+    """Return what rows have now, as ``conn`` sees them, with their included columns.
+
+    Args:
+        conn: In a transaction on their shard.
+        index: Which index.
+        rows: Primary keys.
+        owned: A condition that fails the statement, if the shard may not have the rows.
+    """
+    statement = _present(index) if owned is None else _present(index).where(owned)
+    found = conn.execute(statement, listed(sorted(rows), len(index.definition.primary_key)))
     width = len(index.names)
     return {index.entry(texts): tuple(texts[width:]) for texts in found}
 
@@ -78,19 +106,27 @@ def forget_notes(conn: Connection, *, schema: str) -> None:
     conn.execute(_settled(schema)).close()
 
 
-def lock_keys(conn: Connection, names: Iterable[str], *, schema: str, seconds: float) -> None:
-    """Lock keys until the transaction of ``conn`` ends; names are those of `lock_name`."""
-    arguments = {"names": sorted(names), "milliseconds": round(seconds * 1000)}
+def lock_keys(conn: Connection, locks: Iterable[KeyLock], *, schema: str, seconds: float) -> None:
+    """Lock keys until the transaction of ``conn`` ends.
+
+    Of an index of which a transaction locks many keys it locks all.
+    """
+    ordered = sorted(locks)
+    arguments = {
+        "indexes": [index for index, _ in ordered],
+        "names": [name for _, name in ordered],
+        "milliseconds": round(seconds * 1000),
+    }
     conn.execute(_lock(schema), arguments).close()
 
 
-def lock_name(index: ShardedIndex, entry: Entry) -> str:
+def lock_of(index: ShardedIndex, entry: Entry) -> KeyLock:
     """Return what is locked for an entry: its key, if no other row may have it.
 
     Rows of one key that is not unique need not wait for each other.
     """
     locked = entry.key if index.definition.unique else (*entry.key, *entry.row)
-    return json.dumps([index.name, *locked], ensure_ascii=False)
+    return index.name, json.dumps([index.name, *locked], ensure_ascii=False)
 
 
 def listed(rows: Sequence[Sequence[str | None]], width: int) -> dict[str, list[str | None]]:
@@ -130,8 +166,8 @@ def _settled(schema: str) -> Any:  # noqa: ANN401 -- a Delete without rows
 
 @lru_cache(maxsize=64)
 def _lock(schema: str) -> Select[Any]:
-    names = cast(bindparam("names"), ARRAY(Text))
-    return select(library_function(schema, "lock_index_keys", names, bindparam("milliseconds")))
+    lists = [cast(bindparam(name), ARRAY(Text)) for name in ("indexes", "names")]
+    return select(library_function(schema, "lock_index_keys", *lists, bindparam("milliseconds")))
 
 
 @declared_once

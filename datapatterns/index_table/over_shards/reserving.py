@@ -26,11 +26,13 @@ from datapatterns.index_table.over_shards.net_changes import (
     handed_over,
 )
 from datapatterns.index_table.over_shards.notes import (
+    KeyLock,
     forget_notes,
     lock_keys,
-    lock_name,
+    lock_of,
 )
-from datapatterns.index_table.over_shards.owners import busy
+from datapatterns.index_table.over_shards.owners import Held, busy
+from datapatterns.index_table.over_shards.refreshing import refresh
 from datapatterns.index_table.over_shards.sharded_index import ShardedIndex
 from datapatterns.sharding.access import ShardAccess
 
@@ -54,7 +56,7 @@ class Reserving:
     lock_seconds: float
     changes: ShardChanges
     _remembered: dict[str, list[Claimed]] = field(default_factory=dict)
-    _claimings: list[Claiming] = field(default_factory=list)
+    _claimings: dict[str, Claiming] = field(default_factory=dict)
 
     def reserve(self, parts: Mapping[str, Connection]) -> None:
         """Claim all keys; whatever goes wrong, nothing is left of that.
@@ -74,7 +76,7 @@ class Reserving:
                 index = self.indexes[name]
                 self._remember(index, self._removed(name))
                 claiming = Claiming(Entries(self.access, index), held, self.lock_seconds)
-                self._claimings.append(claiming)
+                self._claimings[name] = claiming
                 claiming.claim(self._added(name))
             failpoint("index.keys-claimed")
             for shard in self.changes:
@@ -85,18 +87,20 @@ class Reserving:
             raise
 
     def committed(self) -> None:
-        """Forget the keys that rows gave up."""
+        """Forget the keys that rows gave up, and read included columns again."""
         failpoint("index.base-committed")
         for name, seen in self._remembered.items():
             remove_everywhere(self.access, self.indexes[name], seen)
+        for name, index in self.indexes.items():
+            if refreshed := self._refreshed(name):
+                refresh(self.access, index, refreshed)
 
     def rolled_back(self) -> None:
         """Forget what was claimed.
 
         Entries that were this row's before may belong to what it has committed, and stay.
         """
-        claimings, self._claimings = self._claimings, []
-        for claiming in claimings:
+        for claiming in self._claimings.values():
             claiming.give_up()
 
     def _check(self) -> None:
@@ -109,20 +113,20 @@ class Reserving:
             if handed_over(added, removed) is not None:
                 raise IndexKeyTransferError(name)
 
-    def _lock(self, parts: Mapping[str, Connection]) -> frozenset[tuple[str, str]]:
+    def _lock(self, parts: Mapping[str, Connection]) -> Held:
         """Serialise changes of who has a key, on the shards of the rows, until these are ended."""
-        held: set[tuple[str, str]] = set()
+        held: set[tuple[str, KeyLock]] = set()
         for shard, by_index in self.changes.items():
-            names = {
-                lock_name(self.indexes[name], entry)
+            locks = {
+                lock_of(self.indexes[name], entry)
                 for name, changes in by_index.items()
                 for entry in (*changes.added, *changes.removed)
             }
-            if not names:
+            if not locks:
                 continue
             with self.access.asking(shard), busy(", ".join(sorted(by_index))):
-                lock_keys(parts[shard], names, schema=self.access.schema, seconds=self.lock_seconds)
-            held.update((shard, name) for name in names)
+                lock_keys(parts[shard], locks, schema=self.access.schema, seconds=self.lock_seconds)
+            held.update((shard, lock) for lock in locks)
         return frozenset(held)
 
     def _remember(self, index: ShardedIndex, removed: Iterable[Entry]) -> None:
@@ -130,7 +134,7 @@ class Reserving:
         wanted = {*removed}
         entries = Entries(self.access, index)
         for shard, keys in entries.by_shard(entry.key for entry in wanted).items():
-            with entries.writing(shard, keys) as conn:
+            with entries.reading(shard, keys) as conn:
                 seen = [each for each in entries.found(conn, keys) if each.entry in wanted]
             self._remembered.setdefault(index.name, []).extend(seen)
 
@@ -141,6 +145,11 @@ class Reserving:
             if name in by_index
             for entry, included in by_index[name].added.items()
         }
+
+    def _refreshed(self, name: str) -> set[Entry]:
+        kept = self._claimings[name].kept if self.indexes[name].definition.include else set()
+        changed = [by_index[name] for by_index in self.changes.values() if name in by_index]
+        return {entry for changes in changed for entry in changes.refreshed} | kept
 
     def _removed(self, name: str) -> set[Entry]:
         return {

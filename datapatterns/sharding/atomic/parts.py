@@ -1,6 +1,6 @@
 """The connections of one transaction: one for each shard that it has come to."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -187,9 +187,13 @@ class Parts:
         return left, token
 
     def commit_and_place(
-        self, shown: Sequence[str]
+        self, shown: Sequence[str], wrote: Collection[str] | None = None
     ) -> tuple[tuple[str, ...], ShardToken, CancelledAfterwards | None]:
         """Do as `commit`; return also the places of some shards, and who cancelled afterwards.
+
+        Args:
+            shown: The shards whose places are wanted.
+            wrote: Those that may have been written to; None if nobody knows.
 
         Raises:
             MultiShardWriteError: Several shards were written to, and must not be.
@@ -197,9 +201,8 @@ class Parts:
         """
         # Before, as nothing may fail when it has happened. What is claimed cannot move in between.
         maps = self._access.router.maps() if shown else []
-        parts = {
-            shard: conn for shard, (conn, _) in self._parts.items() if shard not in self.on_replicas
-        }
+        asked = self._parts.keys() if wrote is None else self._parts.keys() & {*wrote}
+        parts = {shard: self._parts[shard][0] for shard in sorted(asked - self.on_replicas)}
         with self._access.companions.attending(self._access, parts) as attendance:
             left, cancelled = _result_of(self.commit)
         cancelled = cancelled or attendance.cancelled

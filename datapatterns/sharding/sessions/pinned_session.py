@@ -18,13 +18,21 @@ from sqlalchemy import (
     Update,
     event,
 )
-from sqlalchemy.orm import FromStatement, Mapper, ORMExecuteState, Session, with_loader_criteria
+from sqlalchemy.orm import (
+    FromStatement,
+    Mapper,
+    ORMExecuteState,
+    Session,
+    SessionTransaction,
+    with_loader_criteria,
+)
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import ScatterRefusedError, ShardKeyError, UnroutableStatementError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import place_on
+from datapatterns.sharding.companions import Attendance, Completion
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.reaching.tokens import ShardToken
@@ -60,9 +68,22 @@ class PinnedSession(Session):
         self.shard_id = self._shard_map.shard_of(key)
         self._flushed = TimedFlush(access.load)
         self._begun_on: Connection | None = None
+        self._wrote = False
+        self._waiting: list[Completion] = []
         self.token = ShardToken()
         """What a replica has to show to whoever comes after this session, as of `ShardSession`."""
         super().__init__(**{**options, "bind": access.engines[self.shard_id]})
+
+    @property
+    def shard_access(self) -> ShardAccess:
+        """The way to the shards; for what is kept beside their rows, not for applications."""
+        return self._access
+
+    @property
+    def written_parts(self) -> dict[str, Connection]:
+        """The connection of the running transaction, if it may have written; as of all shards."""
+        conn = self._begun_on
+        return {self.shard_id: conn} if self._wrote and conn is not None else {}
 
     def connection(self, *args: Any, **named: Any) -> Connection:  # noqa: ANN401 -- as in Session
         """Return the connection of this session's transaction, on the key's shard."""
@@ -107,6 +128,7 @@ class PinnedSession(Session):
         if shard_key.group is not self._group or key != self._key:
             raise self._foreign(key)
         self._flushed.wrote(self._shard_map, self._bucket, self._key)
+        self._wrote = True
         return self.connection()
 
     def _execute(self, state: ORMExecuteState) -> Result[Any] | None:
@@ -126,6 +148,7 @@ class PinnedSession(Session):
         if state.is_orm_statement and not state.is_column_load and not state.is_insert:
             statement = statement.options(*self._criteria())
         writes = isinstance(state.statement, Insert | Update | Delete)
+        self._wrote = self._wrote or not isinstance(state.statement, SelectBase)
         counted = (self._access.load, self._shard_map, (self._bucket,), (self._key,))
         with self._access.asking(self.shard_id), timed(*counted, writes=writes):
             return state.invoke_statement(statement)
@@ -206,10 +229,27 @@ class PinnedSession(Session):
                 )
             self._begun_on = connection
 
+    def _before_commit(self) -> None:
+        if self.in_nested_transaction():
+            return
+        self.flush()
+        access = self._access
+        # Claimed again, it keeps what was claimed: whoever refuses now may commit later.
+        self._waiting += access.companions.before_commit(access, self.written_parts)
+
+    def _ended(self) -> None:
+        self._wrote = False
+        self._waiting.clear()  # of a rollback: what was claimed leads nowhere
+
     def _committed(self) -> None:
         if (begun_on := self._begun_on) is None or self.in_nested_transaction():
             return
         self._begun_on = None
+        attendance = Attendance()
+        attendance.finish(self._access, [each.committed for each in self._waiting])
+        self._waiting.clear()
+        if attendance.cancelled is not None:
+            raise attendance.cancelled
         if self._access.replicas.has(self.shard_id):
             # What is claimed cannot have moved since the map of its claim.
             epochs = {self._shard_map.group_id: self._shard_map.epoch}
@@ -233,6 +273,17 @@ def _on_execute(state: ORMExecuteState) -> Result[Any] | None:
 @event.listens_for(PinnedSession, "after_begin")
 def _on_begin(session: Session, _transaction: object, connection: Connection) -> None:
     cast("PinnedSession", session)._begun(connection)  # noqa: SLF001 -- of this module
+
+
+@event.listens_for(PinnedSession, "before_commit")
+def _before_commit(session: Session) -> None:
+    cast("PinnedSession", session)._before_commit()  # noqa: SLF001 -- of this module
+
+
+@event.listens_for(PinnedSession, "after_transaction_end")
+def _on_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        cast("PinnedSession", session)._ended()  # noqa: SLF001 -- of this module
 
 
 @event.listens_for(PinnedSession, "after_commit")

@@ -89,6 +89,12 @@ class ShardSession(Session):
         return self._work.access
 
     @property
+    def written_parts(self) -> dict[str, Connection]:
+        """The connections of the running transaction to shards that it has written to, by shard."""
+        opened = {shard: self._work.parts.opened(shard) for shard in sorted(self._work.written)}
+        return {shard: conn for shard, conn in opened.items() if conn is not None}
+
+    @property
     def token(self) -> ShardToken:
         """What a replica has to show to whoever comes after this session.
 

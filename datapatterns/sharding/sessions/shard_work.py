@@ -235,7 +235,7 @@ class ShardWork:
     def commit(self) -> tuple[str, ...]:
         """Commit on every shard, or on none; return the shards that are left to recovery."""
         wrote = [shard for shard in sorted(self._holding) if self.access.replicas.has(shard)]
-        left, token, self._cancelled = self.parts.commit_and_place(wrote)
+        left, token, self._cancelled = self.parts.commit_and_place(wrote, self._holding)
         self.is_committed = True
         self.token = self.token.with_all_of(token)
         return left

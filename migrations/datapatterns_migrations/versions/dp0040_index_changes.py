@@ -44,21 +44,37 @@ def upgrade() -> None:
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
         EXECUTE FUNCTION {schema}.refuse_index_change();
 
-    -- Whoever changes who has a key holds its lock until the end of the transaction. In the order
-    -- of the locks, so that two transactions cannot wait for each other in a ring on one server;
-    -- over two servers they can, which is what the limit is for.
-    CREATE FUNCTION {schema}.lock_index_keys(in_keys text[], in_milliseconds int) RETURNS void
+    -- Whoever changes who has a key holds its lock until the end of the transaction; whoever
+    -- changes many takes the index instead, as the server has room for some thousand locks. In the
+    -- order of the locks, so that two transactions cannot wait for each other in a ring on one
+    -- server; over two servers they can, which is what the limit is for.
+    CREATE FUNCTION {schema}.lock_index_keys(
+        in_indexes text[], in_keys text[], in_milliseconds int) RETURNS void
         LANGUAGE plpgsql VOLATILE AS $$
     DECLARE
         limit_before text := current_setting('lock_timeout');
-        wanted bigint;
+        many CONSTANT int := 100;
+        wanted record;
     BEGIN
         PERFORM set_config('lock_timeout', in_milliseconds::text, true);
         FOR wanted IN
-            SELECT DISTINCT hashtextextended(named COLLATE "C", 0) AS lock
-            FROM unnest(in_keys) AS named ORDER BY lock
+            SELECT hashtextextended(index_name COLLATE "C", 0) AS lock, count(*) AS keys
+            FROM unnest(in_indexes) AS index_name GROUP BY 1 ORDER BY lock
         LOOP
-            PERFORM pg_advisory_xact_lock(wanted);
+            IF wanted.keys > many THEN
+                PERFORM pg_advisory_xact_lock(wanted.lock);
+            ELSE
+                PERFORM pg_advisory_xact_lock_shared(wanted.lock);
+            END IF;
+        END LOOP;
+        FOR wanted IN
+            SELECT DISTINCT hashtextextended(named.key COLLATE "C", 0) AS lock
+            FROM (
+                SELECT key, count(*) OVER (PARTITION BY index_name) AS keys
+                FROM unnest(in_indexes, in_keys) AS given (index_name, key)
+            ) AS named WHERE named.keys <= many ORDER BY lock
+        LOOP
+            PERFORM pg_advisory_xact_lock(wanted.lock);
         END LOOP;
         PERFORM set_config('lock_timeout', limit_before, true);
     END $$;
@@ -67,7 +83,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     run("""
-    DROP FUNCTION {schema}.lock_index_keys(text[], int);
+    DROP FUNCTION {schema}.lock_index_keys(text[], text[], int);
     DROP TABLE {schema}.index_change;
     DROP FUNCTION {schema}.refuse_index_change();
     """)
