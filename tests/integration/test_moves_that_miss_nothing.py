@@ -4,18 +4,22 @@ All of it happens after both shards were compared, when only what was noted is l
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
 from sqlalchemy import URL, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from datapatterns.errors import MoveMismatchError, MoveRefusedError
-from datapatterns.sharding import ShardCluster
-from datapatterns.sharding.moving import cutting
+from datapatterns.sharding import MoveProgress, ShardCluster
+from datapatterns.sharding.moving import copying, cutting, draining
 from datapatterns.sharding.moving.copying import TablePair
 from datapatterns.sharding.moving.holding import Side
+from datapatterns.sharding.moving.noted import read_noted
 from datapatterns.sharding.moving.pacing import Pace
+from datapatterns.sql.composing import execute
+from datapatterns.testing import wait_until
 from tests.fixtures.moving import bucket_rows, keys_in, put, states_of
 from tests.fixtures.shard_model import households, sharded_shop
 
@@ -192,6 +196,58 @@ def test_a_table_may_be_a_partition_of_another(
 # Who is not noted --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("again", ["ENABLE ALWAYS", "ENABLE", None])
+def test_what_a_session_changes_that_has_disabled_the_triggers_is_not_lost(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After, again: str | None
+) -> None:
+    after_comparison(
+        lambda: run(
+            cluster,
+            source,
+            f"ALTER TABLE basket DISABLE TRIGGER {GUARD}",
+            "UPDATE basket SET cents = 77 WHERE household_id = :key",
+            *([f"ALTER TABLE basket {again} TRIGGER {GUARD}"] if again else []),
+        )
+    )
+
+    move_in_the_end(cluster, target)
+
+    assert values(cluster, target, CENTS) == [77]
+
+
+def test_triggers_that_no_longer_fire_for_replication_do_not_let_it_pass(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After
+) -> None:
+    def happens() -> None:
+        run(cluster, source, "ALTER TABLE basket ENABLE TRIGGER ALL")
+        run(cluster, source, AS_REPLICA, "UPDATE basket SET cents = 77 WHERE household_id = :key")
+
+    after_comparison(happens)
+
+    move_in_the_end(cluster, target)
+
+    assert values(cluster, target, CENTS) == [77]
+
+
+def test_arriving_rows_are_not_changed_by_who_has_disabled_the_triggers(
+    cluster: ShardCluster, target: str, after_comparison: After
+) -> None:
+    on_each(cluster, "UPDATE basket SET cents = 10")
+    after_comparison(
+        lambda: run(
+            cluster,
+            target,
+            f"ALTER TABLE basket DISABLE TRIGGER {GUARD}",
+            "UPDATE basket SET cents = 11",
+            f"ALTER TABLE basket ENABLE ALWAYS TRIGGER {GUARD}",
+        )
+    )
+
+    move_in_the_end(cluster, target)
+
+    assert values(cluster, target, CENTS) == [10]
+
+
 @pytest.mark.parametrize("emptied", ["source", "target"])
 def test_nothing_is_emptied_by_replication_either(
     cluster: ShardCluster, source: str, target: str, after_comparison: After, emptied: str
@@ -228,3 +284,211 @@ def test_a_setting_of_the_mover_does_not_let_others_pass(
     move_in_the_end(cluster, target)
 
     assert values(cluster, target, CENTS) == [77]
+
+
+# Tables that are changed -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "ALTER TABLE basket ALTER cents TYPE int USING 77",
+        "ALTER TABLE basket DROP cents, ADD cents int DEFAULT 77",
+    ],
+)
+def test_rows_that_are_changed_with_their_table_are_not_lost(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After, statement: str
+) -> None:
+    on_each(cluster, "ALTER TABLE basket DROP cents, ADD cents int")
+    after_comparison(lambda: run(cluster, source, statement))
+
+    with suppress(MoveMismatchError, MoveRefusedError):
+        move(cluster, target)
+
+    assert values(cluster, owner(cluster), CENTS) == [77]
+
+
+def test_rows_of_an_heir_are_not_left_behind(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After
+) -> None:
+    after_comparison(
+        lambda: run(
+            cluster,
+            source,
+            "CREATE TABLE heir () INHERITS (basket)",
+            "INSERT INTO heir (household_id, id, cents) VALUES (:key, 9, 77)",
+        )
+    )
+
+    with suppress(MoveMismatchError, MoveRefusedError):
+        move(cluster, target)
+
+    assert values(cluster, owner(cluster), CENTS) == [None, 77]
+
+
+def test_a_trigger_that_comes_meanwhile_and_changes_keys_does_not_hide_rows(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After
+) -> None:
+    on_each(
+        cluster,
+        "CREATE FUNCTION other() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN NEW.number := NEW.number + 100; RETURN NEW; END'",
+    )
+
+    def happens() -> None:
+        on_each(
+            cluster,
+            "CREATE TRIGGER zzz BEFORE INSERT ON line FOR EACH ROW EXECUTE FUNCTION other()",
+        )
+        run(cluster, source, "INSERT INTO line VALUES (:key, 1, 7, 77)")
+
+    after_comparison(happens)
+
+    with suppress(MoveMismatchError, MoveRefusedError):
+        move(cluster, target)
+
+    assert values(cluster, owner(cluster), QUANTITIES) == [1, 1, 77]
+
+
+# Who writes in the transactions of the mover ------------------------------------------------
+
+
+@pytest.mark.parametrize("fires", ["ALWAYS", "REPLICA"])
+@pytest.mark.parametrize("kind", ["trigger", "rule"])
+def test_what_would_write_on_behalf_of_the_mover_is_refused(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After, kind: str, fires: str
+) -> None:
+    create = {
+        "trigger": "CREATE TRIGGER counted AFTER DELETE ON line FOR EACH ROW"
+        " EXECUTE FUNCTION count_lines()",
+        "rule": "CREATE RULE counted AS ON DELETE TO line DO ALSO"
+        " UPDATE basket SET big = coalesce(big, 0) + 1",
+    }
+    on_each(
+        cluster,
+        "CREATE FUNCTION count_lines() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN UPDATE basket SET big = coalesce(big, 0) + 1; RETURN NULL; END'",
+        create[kind],
+        f"ALTER TABLE line ENABLE {fires} {kind} counted",
+    )
+    after_comparison(
+        lambda: run(cluster, source, "UPDATE line SET quantity = 7 WHERE household_id = :key")
+    )
+
+    with pytest.raises(MoveRefusedError, match="counted"):
+        move(cluster, target)
+
+    assert owner(cluster) == source
+
+
+# Where the bucket was not -------------------------------------------------------------------
+
+
+def test_rows_that_somebody_has_put_on_the_target_are_not_removed(
+    cluster: ShardCluster, source: str, target: str
+) -> None:
+    run(cluster, target, "INSERT INTO basket (household_id, id, cents) VALUES (:key, 9, 77)")
+
+    with pytest.raises(MoveRefusedError, match="basket"):
+        move(cluster, target)
+
+    assert values(cluster, target, CENTS) == [77]
+    assert states_of(cluster, BUCKET) == {source: "owned"}
+
+
+# Others at the same time --------------------------------------------------------------------
+
+
+def test_the_cut_waits_for_a_session_that_has_disabled_the_triggers(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After
+) -> None:
+    with cluster.engines[source].connect() as late, ThreadPoolExecutor(1) as pool:
+
+        def happens() -> None:
+            late.exec_driver_sql(f"ALTER TABLE basket DISABLE TRIGGER {GUARD}")
+            late.execute(
+                text("UPDATE basket SET cents = 77 WHERE household_id = :key"), {"key": KEY}
+            )
+
+        after_comparison(happens)
+        moving = pool.submit(move, cluster, target)
+        wait_until(lambda: moving.done() or waits_for_a_table(cluster, source))
+        late.commit()
+        with suppress(MoveMismatchError, MoveRefusedError):
+            moving.result()
+
+    move_in_the_end(cluster, target)
+
+    assert values(cluster, target, CENTS) == [77]
+
+
+def waits_for_a_table(cluster: ShardCluster, shard: str) -> bool:
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'relation' AND NOT granted"
+    return values(cluster, shard, waiting) != [0]
+
+
+REWRITE = "ALTER TABLE line ALTER quantity TYPE int USING quantity"
+
+
+@pytest.mark.parametrize("reading", ["the copy", "a round"])
+def test_a_table_is_not_rewritten_while_it_is_read(
+    cluster: ShardCluster,
+    source: str,
+    target: str,
+    after_comparison: After,
+    monkeypatch: pytest.MonkeyPatch,
+    reading: str,
+) -> None:
+    """To a snapshot from before, it would look empty."""
+    found: list[type[Exception] | None] = []
+
+    def rewrite() -> None:
+        try:
+            run(cluster, source, "SET LOCAL lock_timeout = '50ms'", REWRITE)
+            found.append(None)
+        except OperationalError as error:
+            found.append(type(error))
+
+    def rewriting(function: Callable[..., object]) -> Callable[..., object]:
+        def called(*arguments: object, **options: object) -> object:
+            result = function(*arguments, **options)
+            rewrite()
+            return result
+
+        return called
+
+    def happens() -> None:
+        run(cluster, source, "UPDATE line SET quantity = 7 WHERE household_id = :key")
+        monkeypatch.setattr(draining, "read_noted", rewriting(read_noted))
+
+    if reading == "the copy":
+        monkeypatch.setattr(copying, "execute", rewriting(execute))
+    else:
+        after_comparison(happens)
+
+    move(cluster, target)
+
+    assert set(found) == {OperationalError}
+    assert values(cluster, target, QUANTITIES) == ([1, 1] if reading == "the copy" else [7, 7])
+
+
+def test_the_source_is_cleaned_of_its_own_rows_alone(
+    cluster: ShardCluster, source: str, target: str
+) -> None:
+    """Rows of an heir are in the same places, counted in its own file."""
+
+    def inherit(progress: MoveProgress) -> None:
+        if progress.move.state == "handed_over" and not made:
+            made.append(True)
+            run(
+                cluster,
+                source,
+                "CREATE TABLE heir () INHERITS (basket)",
+                "INSERT INTO heir (household_id, id) SELECT 1000000 + n, n"
+                " FROM generate_series(1, 9) AS n",
+            )
+
+    made: list[bool] = []
+    cluster.move(households, BUCKET, to=target, clean_after_seconds=0, progress=inherit)
+
+    assert values(cluster, source, "SELECT count(*) FROM heir") == [9]

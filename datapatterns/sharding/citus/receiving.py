@@ -24,7 +24,7 @@ from datapatterns.sharding.citus.coordinator import coordinator_findings
 from datapatterns.sharding.citus.parents import Families, families
 from datapatterns.sharding.definition import ShardKey
 from datapatterns.sharding.maps.shard_map import ShardMap
-from datapatterns.sharding.moving.copying import TablePair, pipe, rows_of
+from datapatterns.sharding.moving.copying import TablePair, pipe, places_of, rows_of
 from datapatterns.sharding.moving.draining import Batch, Changed, images
 from datapatterns.sharding.moving.holding import Side
 from datapatterns.sharding.moving.moved_table import ROW, MovedTable
@@ -64,6 +64,7 @@ class CitusReceiving:
     broadcast: Sequence[Table]
     # Rows that foreign keys took away on the nodes were never named by anybody.
     compares_changed: ClassVar[bool] = False
+    guards: ClassVar[bool] = False
 
     def check(self, target: Side, tables: Sequence[MovedTable]) -> None:
         """Refuse a coordinator that is not set up, and foreign keys that no order satisfies.
@@ -101,7 +102,7 @@ class CitusReceiving:
             MoveTakenOverError: Another worker has taken over.
         """
         rows = 0
-        with _arriving(target) as conn, source.snapshot():
+        with _arriving(target) as conn, source.snapshot(places_of(tables)):
             ordered = _ordered(tables, families(conn, [there for _, there in tables]))
             for _, there in reversed(ordered):
                 _delete_all(target, there)
@@ -111,7 +112,7 @@ class CitusReceiving:
 
     def drain(self, source: Side, target: Side, tables: Sequence[TablePair], *, pace: Pace) -> int:
         """Bring over what has changed, and forget that; return how many keys."""
-        with source.transaction("owned", snapshot=True):
+        with source.transaction("owned", snapshot=places_of(tables)):
             return len(self.apply_dirty(source, target, tables, pace=pace))
 
     def apply_dirty(

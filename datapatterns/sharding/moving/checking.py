@@ -15,8 +15,9 @@ from datapatterns.sharding.migrating.catalogs import read_catalog
 from datapatterns.sharding.moving.both_sides import on_both
 from datapatterns.sharding.moving.copying import TablePair
 from datapatterns.sharding.moving.holding import Side
-from datapatterns.sharding.moving.moved_table import MovedTable
+from datapatterns.sharding.moving.moved_table import ROW, MovedTable
 from datapatterns.sharding.moving.predicates import indexed_expressions
+from datapatterns.sharding.moving.watching import OURS
 from datapatterns.sql.composing import execute
 from datapatterns.transactions import reading
 
@@ -50,8 +51,19 @@ _LATE_TRIGGERS = text("""
 SELECT t.tgname AS name, t.tgrelid::regclass::text AS table
 FROM pg_catalog.pg_trigger t
 WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgtype & 3 = 3
-    AND t.tgname > 'zz_datapatterns' AND t.tgname !~ '^zz_datapatterns_'
+    AND t.tgname > 'zz_datapatterns' AND t.tgname !~ :ours
 ORDER BY 1
+""")
+# In the mover's transactions, too. What the library's own do there is meant so.
+_LOUD = text("""
+SELECT 'trigger' AS kind, t.tgname AS name, t.tgrelid::regclass::text AS table
+FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+WHERE t.tgrelid = ANY (:tables) AND t.tgenabled IN ('A', 'R')
+    AND p.pronamespace::regnamespace::text <> quote_ident(:schema)
+UNION ALL
+SELECT 'rule', w.rulename, w.ev_class::regclass::text
+FROM pg_catalog.pg_rewrite w WHERE w.ev_class = ANY (:tables) AND w.ev_enabled IN ('A', 'R')
+ORDER BY 1, 2, 3
 """)
 # Of one table; the key's column is its own.
 _UNIQUE = text("""
@@ -76,6 +88,7 @@ FROM pg_catalog.pg_trigger t
 WHERE t.tgrelid <> ALL (:tables) AND starts_with(t.tgname, :prefix) AND NOT t.tgisinternal
 """)
 _ROLE = sql.SQL("SET LOCAL session_replication_role = 'replica'")
+_OCCUPIED = sql.SQL("SELECT EXISTS (SELECT FROM {table} AS {row} WHERE {in_bucket})")
 _OIDS = ARRAY(OID)
 
 
@@ -96,7 +109,7 @@ def check_move(
 
     def check(side: Side, mine: Sequence[MovedTable]) -> None:
         with reading(side.conn):
-            _check_tables(side.conn, side.shard, mine, broadcast)
+            _check_tables(side, mine, broadcast)
 
     on_both(
         partial(check, source, [here for here, _ in tables]),
@@ -145,9 +158,8 @@ def missing_indexes(
     return found
 
 
-def _check_tables(
-    conn: Connection, shard: str, tables: Sequence[MovedTable], broadcast: Collection[str]
-) -> None:
+def _check_tables(side: Side, tables: Sequence[MovedTable], broadcast: Collection[str]) -> None:
+    conn, shard = side.conn, side.shard
     oids = [table.oid for table in tables]
     mine = bindparam("tables", oids, _OIDS)
     for row in conn.execute(_KINDS.bindparams(mine)):
@@ -171,12 +183,40 @@ def _check_tables(
             f"it leads from {row.here} to {row.there}, and only one of them moves; put both into"
             " the group, or drop it",
         )
-    for row in conn.execute(_LATE_TRIGGERS.bindparams(mine)):
+    for row in conn.execute(_LOUD.bindparams(mine), {"schema": side.schema}):
+        raise MoveRefusedError(
+            f"{row.kind} {row.name} of {row.table} on shard {side.shard}",
+            "it fires for whoever copies rows, too, and would change what has arrived already; let"
+            f" it be: ALTER TABLE {row.table} ENABLE {row.kind.upper()} {row.name}, without ALWAYS"
+            " or REPLICA",
+        )
+    for row in conn.execute(_LATE_TRIGGERS.bindparams(mine), {"ours": OURS}):
         raise MoveRefusedError(
             f"trigger {row.name} of {row.table} on shard {shard}",
             "it comes after those of a move, which would miss what it changes; rename it",
         )
     _check_keys(conn, shard, tables)
+
+
+def check_unused(target: Side, tables: Sequence[MovedTable]) -> None:
+    """Refuse a target that has rows of a bucket which, as it says itself, it does not have.
+
+    Raises:
+        MoveRefusedError: They are nobody's copies, and would be removed as such.
+    """
+    with reading(target.conn):
+        if target.state_now() not in {None, "cleaned"}:
+            return  # an earlier try may have left them
+        for table in tables:
+            asked = _OCCUPIED.format(
+                table=table.place, row=sql.Identifier(ROW), in_bucket=table.in_bucket
+            )
+            if execute(target.conn, asked).scalar():
+                raise MoveRefusedError(
+                    f"table {table.name} on shard {target.shard}",
+                    f"it has rows of bucket {target.bucket} already, which somebody has written"
+                    " there past the library; bring them to where they belong, or delete them",
+                )
 
 
 def _check_keys(conn: Connection, shard: str, tables: Sequence[MovedTable]) -> None:

@@ -10,9 +10,10 @@ from datapatterns.sharding.moving.moved_table import ROW, MovedTable
 from datapatterns.sharding.moving.pacing import Pace
 from datapatterns.sql.composing import execute
 
+# An heir of the table has rows in the same places, which are others.
 _BATCH = sql.SQL("""
-DELETE FROM {table} AS {row} WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM {table} AS {row} WHERE {in_bucket} LIMIT {limit}))
+DELETE FROM ONLY {table} AS {row} WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM ONLY {table} AS {row} WHERE {in_bucket} LIMIT {limit}))
 """)
 
 

@@ -18,8 +18,9 @@ from datapatterns.sql.composing import execute
 # A sum does not depend on the order in which rows are read; that of bigint has no bounds.
 _DIGEST = sql.SQL("""
 SELECT count(*), coalesce(sum(hash_record_extended({hashed}, 0)), 0)
-FROM {table} AS {row} WHERE {chosen}
+FROM {only} {table} AS {row} WHERE {chosen}
 """)
+_ONLY, _WITH_HEIRS = sql.SQL("ONLY"), sql.SQL("")
 _THESE = sql.SQL("ctid = ANY ({})")
 
 
@@ -73,6 +74,7 @@ def digest_of(
     chosen = table.in_bucket if keys is None else _THESE.format(table.with_keys(keys))
     statement = _DIGEST.format(
         hashed=like.hashed,
+        only=_WITH_HEIRS if side.is_citus else _ONLY,
         table=table.place,
         row=sql.Identifier(ROW),
         chosen=chosen,

@@ -14,8 +14,8 @@ from datapatterns.sql.composing import execute
 _OUT = sql.SQL("COPY ({rows}) TO STDOUT (FORMAT {form})")
 _IN = sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT {form})")
 _BINARY, _TEXT = sql.SQL("binary"), sql.SQL("text")
-_ROWS = sql.SQL("SELECT {columns} FROM {table} AS {row} WHERE {in_bucket}")
-_DELETE = sql.SQL("DELETE FROM {table} AS {row} WHERE {in_bucket}")
+_ROWS = sql.SQL("SELECT {columns} FROM ONLY {table} AS {row} WHERE {in_bucket}")
+_DELETE = sql.SQL("DELETE FROM ONLY {table} AS {row} WHERE {in_bucket}")
 
 _BLOCK_BYTES = 65_536
 """A server sends each row by itself; to pass them on so would take longer than to store them."""
@@ -33,7 +33,7 @@ def copy_bucket(source: Side, target: Side, tables: Sequence[TablePair], *, pace
         MoveTakenOverError: Another worker has taken over.
     """
     rows = 0
-    with target.transaction("incoming", as_mover=True), source.snapshot():
+    with target.transaction("incoming", as_mover=True), source.snapshot(places_of(tables)):
         for _, there in tables:
             execute(
                 target.conn,
@@ -44,6 +44,11 @@ def copy_bucket(source: Side, target: Side, tables: Sequence[TablePair], *, pace
         for here, there in tables:
             rows += pipe(source, target, rows_of(here), (here, there), pace=pace)
     return rows
+
+
+def places_of(tables: Sequence[TablePair]) -> list[sql.Composable]:
+    """Return where the tables are on the source."""
+    return [here.place for here, _ in tables]
 
 
 def rows_of(here: MovedTable) -> sql.Composable:

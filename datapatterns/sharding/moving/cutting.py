@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from psycopg import sql
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import MoveBlockedError
 from datapatterns.failpoints import failpoint
 from datapatterns.sharding.moving.comparing import compare, compare_changed
-from datapatterns.sharding.moving.copying import TablePair
+from datapatterns.sharding.moving.copying import TablePair, places_of
 from datapatterns.sharding.moving.draining import (
     Batch,
     apply_dirty,
@@ -21,15 +20,13 @@ from datapatterns.sharding.moving.draining import (
 from datapatterns.sharding.moving.holding import Held, Side, is_blocked
 from datapatterns.sharding.moving.pacing import Pace
 from datapatterns.sharding.moving.receiving import Receiving
-from datapatterns.sql.composing import execute
+from datapatterns.sharding.moving.watching import TouchedError, Watch
 
 ROWS_COMPARED_AT_ONCE = 500
 """Larger buckets are compared before the cut, and in it only what has changed since."""
 
 _TRIES = 120
 _LOCK_MS = (50, 100, 200, 500)
-# From it on nobody changes a column, which needs more than all others do.
-_KEEP_COLUMNS = sql.SQL("LOCK TABLE {tables} IN ACCESS SHARE MODE")
 _ROUNDS_MAX = 20
 
 
@@ -54,7 +51,7 @@ def cut(  # noqa: PLR0913 -- the two sides, and how to go about it, by name
     tables: Sequence[TablePair],
     *,
     rows: int,
-    check: Callable[[], None],
+    watch: Watch,
     pace: Pace,
     receiving: Receiving,
 ) -> Cut:
@@ -65,7 +62,7 @@ def cut(  # noqa: PLR0913 -- the two sides, and how to go about it, by name
         target: The shard that gets it.
         tables: The tables of the group.
         rows: About how many rows there are.
-        check: Raises if the tables have changed since the copy.
+        watch: Looks at tables and triggers.
         pace: How to wait.
         receiving: How the target takes rows in.
 
@@ -73,29 +70,37 @@ def cut(  # noqa: PLR0913 -- the two sides, and how to go about it, by name
         CommitUnansweredError: Nobody knows whether it is done; resume the move.
         MoveBlockedError: A transaction has not let go of the bucket for long.
         MoveMismatchError: The shards hold different rows; nothing has happened.
+        MoveRefusedError: The tables have changed since the copy.
         MoveTakenOverError: Another worker has taken over.
     """
-    known = None
-    catch_up: Callable[[], None] = partial(_catch_up, source, target, tables, pace, receiving)
-    if rows > ROWS_COMPARED_AT_ONCE and receiving.compares_changed:
-        known = _compare_before(source, target, tables, pace)
+    is_large = rows > ROWS_COMPARED_AT_ONCE and receiving.compares_changed
+    catch_up: Callable[[], object] = partial(receiving.drain, source, target, tables, pace=pace)
+    if is_large:
         catch_up = partial(_catch_up_compared, source, target, tables, pace)
-        catch_up()
-    attempt = 0
-    while True:
-        lock_ms = _LOCK_MS[min(attempt, len(_LOCK_MS) - 1)]
+    known, is_settled = None, False
+    last: Exception | None = None
+    for attempt in range(_TRIES):
         try:
-            attempted = _Attempt(source, target, tables, check, pace, receiving, known)
-            return attempted.run(lock_ms=lock_ms)
+            if is_settled:
+                catch_up()
+            else:
+                watch.settle()
+                if is_large:
+                    known = _compare_before(source, target, tables, pace)
+                    catch_up()
+                is_settled = True
+            attempted = _Attempt(source, target, tables, watch, pace, receiving, known)
+            return attempted.run(lock_ms=_LOCK_MS[min(attempt, len(_LOCK_MS) - 1)])
+        except TouchedError as error:
+            # Rows may have changed that nobody has noted.
+            is_settled, last = False, error
         except DBAPIError as error:
             if not is_blocked(error):
                 raise
-            if attempt == _TRIES:
-                raise MoveBlockedError(source.shard, f"bucket {source.bucket}") from error
+            last = error
         # Whoever queued behind goes on; what they write is brought over before the next try.
         pace.back_off(attempt)
-        catch_up()
-        attempt += 1
+    raise MoveBlockedError(source.shard, f"bucket {source.bucket}") from last
 
 
 def _compare_before(source: Side, target: Side, tables: Sequence[TablePair], pace: Pace) -> int:
@@ -103,17 +108,10 @@ def _compare_before(source: Side, target: Side, tables: Sequence[TablePair], pac
 
     From then on, only what changes has to be compared.
     """
-    with source.transaction("owned", snapshot=True):
+    with source.transaction("owned", snapshot=places_of(tables)):
         apply_dirty(source, target, tables, pace=pace, limit=None)
         with target.transaction("incoming"):
             return compare(source, target, tables)
-
-
-def _catch_up(
-    source: Side, target: Side, tables: Sequence[TablePair], pace: Pace, receiving: Receiving
-) -> None:
-    """Bring over what has changed since; it is compared in the cut."""
-    receiving.drain(source, target, tables, pace=pace)
 
 
 def _catch_up_compared(source: Side, target: Side, tables: Sequence[TablePair], pace: Pace) -> None:
@@ -136,7 +134,7 @@ class _Attempt:
     source: Side
     target: Side
     tables: Sequence[TablePair]
-    check: Callable[[], None]
+    watch: Watch
     pace: Pace
     receiving: Receiving
     known: int | None
@@ -157,8 +155,8 @@ class _Attempt:
         """Bring the rest over and compare it, in a transaction that is there when all wait."""
         source, target = self.source, self.target
         with target.transaction("incoming", as_mover=True, lock_ms=lock_ms, hurry=True):
-            self._keep_columns(source, target)
-            self.check()
+            self.watch.hold(source, target)
+            self.watch.look_again()
             began = self.pace.clock.monotonic()
             source.fence()
             batch = apply_last_dirty(source, target, self.tables, pace=self.pace)
@@ -171,18 +169,12 @@ class _Attempt:
     def _one_after_the_other(self) -> tuple[float, int]:
         """Bring the rest over in transactions of its own, then compare all."""
         source, target = self.source, self.target
-        self._keep_columns(source)
+        self.watch.hold(source)
         began = self.pace.clock.monotonic()
         source.fence()
         while self.receiving.apply_dirty(source, target, self.tables, pace=self.pace):
             pass
         failpoint("move.drained")
         with target.transaction("incoming"):
-            self.check()
+            self.watch.look_again()
             return began, compare(source, target, self.tables)
-
-    def _keep_columns(self, *sides: Side) -> None:
-        for side in sides:
-            number = 0 if side is self.source else 1
-            places = sql.SQL(", ").join(pair[number].place for pair in self.tables)
-            execute(side.conn, _KEEP_COLUMNS.format(tables=places)).close()

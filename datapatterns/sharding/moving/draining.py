@@ -8,7 +8,7 @@ from psycopg import sql
 from psycopg.errors import ExclusionViolation, UniqueViolation
 from sqlalchemy.exc import DBAPIError
 
-from datapatterns.sharding.moving.copying import TablePair, pipe
+from datapatterns.sharding.moving.copying import TablePair, pipe, places_of
 from datapatterns.sharding.moving.holding import Side
 from datapatterns.sharding.moving.moved_table import ROW, MovedTable
 from datapatterns.sharding.moving.noted import Noted, forget_noted, listed, read_noted
@@ -21,8 +21,8 @@ KEYS_MAX = 5_000
 _FEW = 20
 
 # A key may have left for another bucket, which the target may own: the bucket is asked for again.
-_IMAGES = sql.SQL("SELECT {columns} FROM {table} AS {row} WHERE ctid = ANY ({places})")
-_FORGET = sql.SQL("DELETE FROM {table} WHERE ctid = ANY ({places})")
+_IMAGES = sql.SQL("SELECT {columns} FROM ONLY {table} AS {row} WHERE ctid = ANY ({places})")
+_FORGET = sql.SQL("DELETE FROM ONLY {table} WHERE ctid = ANY ({places})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def drain(
     limit: int | None = KEYS_MAX
     while True:
         try:
-            with source.transaction("owned", snapshot=True):
+            with source.transaction("owned", snapshot=places_of(tables)):
                 batch = apply_dirty(source, target, tables, pace=pace, limit=limit)
                 verify(batch)
                 return len(batch)

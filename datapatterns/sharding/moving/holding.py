@@ -38,6 +38,7 @@ WHERE current_setting(name, true) IS NOT NULL
 """)
 _SNAPSHOT = sql.SQL("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 _READ_ONLY = sql.SQL("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+_KEEP = sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE")
 # Triggers of the application would change what is copied, and foreign keys would want an order.
 _AS_MOVER = sql.SQL(
     "SELECT set_config('datapatterns.mover', pg_current_xact_id()::text, true);"
@@ -91,7 +92,7 @@ class Side:
         state: HeldState | None = None,
         *,
         as_mover: bool = False,
-        snapshot: bool = False,
+        snapshot: Sequence[sql.Composable] = (),
         lock_ms: int | None = None,
         hurry: bool = False,
     ) -> Iterator[Connection]:
@@ -100,7 +101,7 @@ class Side:
         Args:
             state: What the bucket must be on this shard.
             as_mover: Whether triggers and foreign keys keep quiet.
-            snapshot: Whether all statements see one moment.
+            snapshot: Tables of which all statements see one moment; by default, each sees its own.
             lock_ms: How long to wait for a lock; by default for ever.
             hurry: Whether the server ends the transaction should this process be stopped in it.
 
@@ -111,7 +112,7 @@ class Side:
         """
         with shard_errors(self.shard), resuming(self.conn, f"a move on shard {self.shard}"):
             self._set(
-                [_SNAPSHOT] * snapshot,
+                _snapshot(_SNAPSHOT, snapshot),
                 [_PATIENT],
                 [_HURRY] * hurry,
                 [] if lock_ms is None else [_LOCK_TIMEOUT.format(sql.Literal(f"{lock_ms}ms"))],
@@ -154,14 +155,13 @@ class Side:
                     release_tables(self.conn, schema=self.schema)
 
     @contextmanager
-    def snapshot(self) -> Iterator[Connection]:
-        """Open a transaction that only reads, and sees one moment.
+    def snapshot(self, tables: Sequence[sql.Composable]) -> Iterator[Connection]:
+        """Open a transaction that only reads, and sees one moment of ``tables``.
 
         It holds no lease, which would be a write: who copies holds that of the target.
         """
         with shard_errors(self.shard), reading(self.conn):
-            execute(self.conn, _READ_ONLY)
-            execute(self.conn, _PATIENT).close()
+            self._set(_snapshot(_READ_ONLY, tables), [_PATIENT])
             yield self.conn
 
     def check(self, state: HeldState | None = None) -> None:
@@ -259,6 +259,12 @@ class Side:
         found = select(held.c.state, held.c.epoch, held.c.generation).where(self._is_mine())
         return Held(*self.conn.execute(found).one())
 
+    def state_now(self) -> HeldState | None:
+        """Return the same; None if it was never there."""
+        held = sharding_tables(self.schema).bucket
+        state: HeldState | None = self.conn.scalar(select(held.c.state).where(self._is_mine()))
+        return state
+
     def fence(self) -> None:
         """Wait until nobody writes to the bucket, and keep it so until the transaction ends.
 
@@ -281,6 +287,17 @@ class Side:
         ):
             execute(self.conn, _LOCK_TIMEOUT.format(sql.Literal(BRIEFLY)))
             yield self.conn
+
+
+def _snapshot(level: sql.Composable, tables: Sequence[sql.Composable]) -> Sequence[sql.Composable]:
+    """Return what begins a snapshot.
+
+    It is taken when nobody can rewrite the tables any more: to a snapshot from before, one that was
+    rewritten looks empty.
+    """
+    if not tables:
+        return []
+    return [level, _KEEP.format(sql.SQL(", ").join(tables))]
 
 
 @contextmanager

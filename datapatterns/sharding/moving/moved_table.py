@@ -36,7 +36,7 @@ _KEYS = sql.SQL("""
 """)
 _WITH_KEYS = sql.SQL("""
 ARRAY(SELECT found.place FROM {keys} CROSS JOIN LATERAL (
-    SELECT {row}.ctid AS place FROM {table} AS {row}
+    SELECT {row}.ctid AS place FROM ONLY {table} AS {row}
     WHERE {same_key} AND ({in_bucket}) IS TRUE OFFSET 0) AS found)
 """)
 

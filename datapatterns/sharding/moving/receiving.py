@@ -22,6 +22,10 @@ class Receiving(Protocol):
     def compares_changed(self) -> bool:
         """Whether the cut may compare only what has changed since all was compared."""
 
+    @property
+    def guards(self) -> bool:
+        """Whether triggers keep others from the rows that are coming."""
+
     def check(self, target: Side, tables: Sequence[MovedTable]) -> None:
         """Refuse a target that could not take the bucket in."""
 
@@ -54,6 +58,7 @@ class PlainReceiving:
     """A PostgreSQL server, where the mover keeps triggers and foreign keys quiet."""
 
     compares_changed = True
+    guards = True
 
     def check(self, target: Side, tables: Sequence[MovedTable]) -> None:
         """Refuse a role that cannot keep triggers quiet."""

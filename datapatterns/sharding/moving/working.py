@@ -13,7 +13,7 @@ from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.moving import planning
 from datapatterns.sharding.moving.both_sides import on_both
 from datapatterns.sharding.moving.capturing import install_capture, remove_capture
-from datapatterns.sharding.moving.checking import check_declared, check_move
+from datapatterns.sharding.moving.checking import check_declared, check_move, check_unused
 from datapatterns.sharding.moving.cleaning import clean
 from datapatterns.sharding.moving.copying import TablePair
 from datapatterns.sharding.moving.cutting import Cut, cut
@@ -24,6 +24,7 @@ from datapatterns.sharding.moving.moved_table import describe_tables
 from datapatterns.sharding.moving.pacing import Pace
 from datapatterns.sharding.moving.receiving import Receiving
 from datapatterns.sharding.moving.settings import MoveAccess, MoveSettings
+from datapatterns.sharding.moving.watching import Watch
 from datapatterns.transactions import fresh_reads, looking, resuming
 
 _ROUNDS_MAX = 1_000
@@ -54,6 +55,7 @@ class Work:
     receiving: Receiving
     _pace: Pace = field(init=False)
     _pairs: Sequence[TablePair] = field(init=False, default=())
+    _watch: Watch = field(init=False)
     _beaten: float = field(init=False, default=0.0)
     _kept: Connection | None = field(init=False, default=None)
 
@@ -103,23 +105,22 @@ class Work:
 
     def _bring_over(self) -> None:
         """Copy, and catch up."""
-        check_move(
+        receiving = self.receiving
+        self._watch = Watch(
             self.source,
             self.target,
             self._pairs,
-            broadcast=self.access.broadcast_names(),
+            is_guarding_target=receiving.guards,
+            check=self._check,
+            guard=self._guard,
         )
-        receiving = self.receiving
-        receiving.check(self.target, [there for _, there in self._pairs])
-        here, there = ([pair[side] for pair in self._pairs] for side in (0, 1))
+        self._watch.begin()
         # What is on the target already only lacks what has been noted since.
         if self.move.state not in {"catching_up", "cut"}:
+            check_unused(self.target, [there for _, there in self._pairs])
             self._record("capturing")
             self.target.expect()
-            on_both(
-                partial(receiving.make_ready, self.target, there, self.shard_map, pace=self._pace),
-                partial(install_capture, self.source, here, self.shard_map, pace=self._pace),
-            )
+            self._guard()
             failpoint("move.captured")
             self._record("copying")
             rows = receiving.copy(self.source, self.target, self._pairs, pace=self._pace)
@@ -130,13 +131,37 @@ class Work:
         self._catch_up()
         self._record("cut")
 
+    def _check(self) -> None:
+        """Refuse tables that cannot be moved as they are.
+
+        A column that both shards have got would be missing from copy and comparison alike.
+        """
+        with looking(self.source.conn), looking(self.target.conn):
+            described = self._described()
+        if described != self._pairs:
+            raise MoveRefusedError(
+                f"a table of group {self.move.group!r}",
+                "it was changed while a bucket moved; the bucket stays, move it again",
+            )
+        check_move(self.source, self.target, self._pairs, broadcast=self.access.broadcast_names())
+        self.receiving.check(self.target, [there for _, there in self._pairs])
+
+    def _guard(self) -> None:
+        """Begin to note what changes on the source, and to refuse it on the target."""
+        here, there = ([pair[side] for pair in self._pairs] for side in (0, 1))
+        ready = self.receiving.make_ready
+        on_both(
+            partial(ready, self.target, there, self.shard_map, pace=self._pace),
+            partial(install_capture, self.source, here, self.shard_map, pace=self._pace),
+        )
+
     def _cut(self) -> Cut:
         done = cut(
             self.source,
             self.target,
             self._pairs,
             rows=self.move.copied_rows or 0,
-            check=self._check_again,
+            watch=self._watch,
             pace=self._pace,
             receiving=self.receiving,
         )
@@ -232,17 +257,6 @@ class Work:
                 " models",
             )
         return list(zip(here, there, strict=True))
-
-    def _check_again(self) -> None:
-        """Refuse the cut if somebody has changed a table since it was copied.
-
-        A column that both shards have got would be missing from copy and comparison alike.
-        """
-        if self._described() != self._pairs:
-            raise MoveRefusedError(
-                f"a table of group {self.move.group!r}",
-                "it was changed while a bucket moved; the bucket stays, move it again",
-            )
 
     # What others are told ------------------------------------------------------------------
 
