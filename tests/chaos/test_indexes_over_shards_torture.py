@@ -1,15 +1,17 @@
 """No key twice and no row without its entry, whoever dies, forgets late, sweeps or moves."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from random import Random
 
 import pytest
 from sqlalchemy import URL
 
-from datapatterns.sharding import ShardCluster
+from datapatterns.sharding import Move, ShardCluster
 from datapatterns.testing import Databases
 from tests.fixtures.effort import THOROUGH
-from tests.fixtures.index_storms import IndexStorm, Late
+from tests.fixtures.index_storms import EMAILS, IndexStorm, Late
 from tests.fixtures.shard_model import named
 from tests.fixtures.sharded_people import both, entries, people, rows, tenants
 
@@ -40,6 +42,32 @@ def storm(databases: Databases) -> Iterator[IndexStorm]:
         yield IndexStorm(clusters, late, writers=WRITERS, transactions=TRANSACTIONS)
     for url in urls:
         databases.drop(url)
+
+
+def move_until_over(storm: IndexStorm, moved: list[Move]) -> None:
+    """Move buckets of rows and of entries to and fro."""
+    cluster, dice = storm.clusters[0], Random(3)  # noqa: S311 -- no secret
+    index = both.indexes["customer_by_email"].group
+    while not storm.is_over:
+        of_rows = (tenants, tenants.strategy.bucket(dice.randrange(2)))
+        group, bucket = dice.choice([of_rows, (index, index.strategy.bucket(dice.choice(EMAILS)))])
+        to = "s1" if cluster.router.map_of(group).owners[bucket] == "s0" else "s0"
+        moved.append(cluster.move(group, bucket, to=to, clean_after_seconds=0))
+
+
+@pytest.mark.filterwarnings("ignore:transaction already deassociated:sqlalchemy.exc.SAWarning")
+def test_nor_while_buckets_of_rows_and_of_entries_move(storm: IndexStorm) -> None:
+    moved: list[Move] = []
+    with ThreadPoolExecutor(1) as pool:
+        moving = pool.submit(move_until_over, storm, moved)
+        storm.rage()
+        moving.result()
+
+    assert storm.problems == []
+    assert {move.group for move in moved} == {"tenant", "customer_by_email"}
+    assert "committed" in storm.seen
+    cluster = storm.clusters[0]
+    assert entries(cluster) == rows(cluster)
 
 
 @pytest.mark.filterwarnings("ignore:transaction already deassociated:sqlalchemy.exc.SAWarning")
