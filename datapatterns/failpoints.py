@@ -52,6 +52,7 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "index.base-committed": "rows are committed, and the keys they gave up are not forgotten yet",
     "index.changes-applied": "changes are in the index, and the consumer is not moved yet",
     "index.chunk-indexed": "rows are indexed, and the progress is not moved yet",
+    "index.compared": "an index was compared with its table, and nobody is told how it stands",
     "index.keys-claimed": "all keys are claimed, and the rows are not committed yet",
     "index.keys-locked": "all keys are locked on the shards of their rows, and none is claimed",
     "index.some-claimed": "keys of one shard are claimed, and of others not yet",

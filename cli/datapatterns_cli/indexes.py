@@ -1,38 +1,35 @@
 """`datapatterns indexes`: how index tables stand, and what is done with them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from datapatterns_cli.indexes_mending import conflicts, retry, sweep
+from datapatterns_cli.indexes_places import (
+    WHOLE,
+    engines_of,
+    index_database,
+    index_names,
+    layer_of,
+    standing_of,
+)
 from datapatterns_cli.invocation import Invocation, pass_invocation
 from datapatterns_cli.shared_options import Command, Group, dry_run_option
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
-
     from datapatterns import DataLayer
-    from datapatterns.index_table import BackfillProgress, IndexReport, IndexTable, VerifyReport
+    from datapatterns.index_table import BackfillProgress, IndexTable, VerifyReport
 
-T = TypeVar("T")
-
-_MAIN = "main"
 _ADVICE = {
     "missing": "create() it in a migration",
     "changed": "drop() it, create() it anew in a migration, then datapatterns indexes backfill",
     "detached": "mend it: datapatterns indexes repair {name}",
     "building": "index the rest: datapatterns indexes backfill {name}",
     "built": "let it be read: datapatterns indexes backfill {name}",
+    "verifying": "let it be read: datapatterns indexes backfill {name}",
+    "failed": "datapatterns indexes conflicts {name}, then datapatterns indexes retry {name}",
 }
-_WHOLE = ("built", "detached", "ready")
-"""Of these can be said whether they hold what they should."""
-
-_names = click.argument("names", nargs=-1, metavar="[NAME]...")
-_database = click.option(
-    "--database",
-    metavar="NAME",
-    help=f"Only there: {_MAIN!r}, or a shard's name.  [default: wherever the table is]",
-)
 
 
 @click.group(cls=Group)
@@ -48,8 +45,8 @@ def indexes() -> None:
 
 
 @indexes.command("list", cls=Command)
-@_names
-@_database
+@index_names
+@index_database
 @pass_invocation
 def list_indexes(invocation: Invocation, *, names: tuple[str, ...], database: str | None) -> None:
     """Show how each index stands in each database that has its table.
@@ -59,7 +56,7 @@ def list_indexes(invocation: Invocation, *, names: tuple[str, ...], database: st
     \b
       datapatterns indexes list --app shop.data:layer
     """  # noqa: D301
-    found = list(_standing(_layer(invocation), names, database))
+    found = list(standing_of(layer_of(invocation), names, database))
     rows = [
         {
             "name": one.name,
@@ -70,6 +67,7 @@ def list_indexes(invocation: Invocation, *, names: tuple[str, ...], database: st
             "on": ", ".join(index.definition.key),
             "unique": index.definition.unique,
             "mode": index.definition.mode,
+            "problem": one.problem,
         }
         for where, index, one in found
     ]
@@ -77,13 +75,14 @@ def list_indexes(invocation: Invocation, *, names: tuple[str, ...], database: st
     for where, _, one in found:
         if not invocation.output.as_json and one.state in _ADVICE:
             advice = _ADVICE[one.state].format(name=one.name)
-            invocation.output.note(f"{one.name} in {where} is {one.state}: {advice}")
-        elif one.problem is not None:
+            why = "" if one.problem is None else f" ({one.problem})"
+            invocation.output.note(f"{one.name} in {where} is {one.state}{why}: {advice}")
+        elif not invocation.output.as_json and one.problem is not None:
             invocation.output.note(f"{one.name} in {where} reads all rows again: {one.problem}")
 
 
 @indexes.command(cls=Command)
-@_names
+@index_names
 @pass_invocation
 def explain(invocation: Invocation, *, names: tuple[str, ...]) -> None:
     """Show how each index is kept, and why that way.
@@ -92,7 +91,7 @@ def explain(invocation: Invocation, *, names: tuple[str, ...]) -> None:
       datapatterns indexes explain --app shop.data:layer
     """  # noqa: D301
     rows = []
-    for index in _layer(invocation).indexes.named(names):
+    for index in layer_of(invocation).indexes.named(names):
         explanation = index.explain()
         rows.append(
             {
@@ -106,8 +105,8 @@ def explain(invocation: Invocation, *, names: tuple[str, ...]) -> None:
 
 
 @indexes.command(cls=Command)
-@_names
-@_database
+@index_names
+@index_database
 @pass_invocation
 def lag(invocation: Invocation, *, names: tuple[str, ...], database: str | None) -> None:
     """Show how far indexes of mode async are behind their tables.
@@ -126,15 +125,15 @@ def lag(invocation: Invocation, *, names: tuple[str, ...], database: str | None)
             "must_rebuild": None if one.lag is None else one.lag.must_rebuild,
             "state": one.state,
         }
-        for where, index, one in _standing(_layer(invocation), names, database)
+        for where, index, one in standing_of(layer_of(invocation), names, database)
         if index.definition.mode == "async"
     ]
     invocation.output.table(rows, empty="all indexes are kept by their writers, and never behind")
 
 
 @indexes.command(cls=Command)
-@_names
-@_database
+@index_names
+@index_database
 @click.option(
     "--chunk-rows",
     type=click.IntRange(1),
@@ -169,11 +168,11 @@ def backfill(
       datapatterns indexes backfill --app shop.data:layer
       datapatterns indexes backfill customer_by_email --chunk-rows 1000 --pause 0.1
     """  # noqa: D301
-    layer = _layer(invocation)
+    layer = layer_of(invocation)
     due = [
         (where, index)
-        for where, index, one in _standing(layer, names, database)
-        if one.state in ("building", "built")
+        for where, index, one in standing_of(layer, names, database)
+        if one.state in ("building", "built", "verifying")
     ]
     rows: list[dict[str, Any]] = []
     with invocation.output.progress("indexing rows", None) as advance:
@@ -193,8 +192,8 @@ def backfill(
 
 
 @indexes.command(cls=Command)
-@_names
-@_database
+@index_names
+@index_database
 @pass_invocation
 def verify(invocation: Invocation, *, names: tuple[str, ...], database: str | None) -> None:
     """Compare indexes with their tables, both ways; exits with 5 if they differ.
@@ -208,8 +207,8 @@ def verify(invocation: Invocation, *, names: tuple[str, ...], database: str | No
 
 
 @indexes.command(cls=Command)
-@_names
-@_database
+@index_names
+@index_database
 @dry_run_option
 @pass_invocation
 def repair(
@@ -226,40 +225,6 @@ def repair(
     _tell(invocation, reports, exit_code=not dry_run)
 
 
-def _layer(invocation: Invocation) -> "DataLayer":
-    layer = invocation.layer()
-    if not layer.indexes.declared:
-        raise click.UsageError(
-            "no index is declared; name the app that has DataLayer(indexes=[...]): --app"
-        )
-    return layer
-
-
-def _engines(layer: "DataLayer") -> "dict[str, Engine]":
-    main = {_MAIN: layer.engine} if layer.settings.database_url else {}
-    return {**main, **layer.shard_engines}
-
-
-def _standing(
-    layer: "DataLayer", names: Sequence[str], database: str | None
-) -> "Iterator[tuple[str, IndexTable, IndexReport]]":
-    engines = _engines(layer)
-    if database is not None and database not in engines:
-        raise click.BadParameter(
-            f"there is no {database!r}; those that are: {', '.join(engines)}",
-            param_hint="--database",
-        )
-    layer.indexes.named(names)  # a wrong name is told before any server is asked
-    for where in [database] if database is not None else engines:
-
-        def ask(conn: "Connection") -> "list[IndexReport]":
-            return layer.indexes.status(conn, names)
-
-        for one in _asked(engines[where], ask):
-            if one.state != "no_table":
-                yield where, layer.indexes.find(one.name), one
-
-
 def _compared(
     invocation: Invocation,
     names: Sequence[str],
@@ -267,12 +232,12 @@ def _compared(
     *,
     repaired: bool = False,
 ) -> "list[tuple[str, VerifyReport]]":
-    layer = _layer(invocation)
+    layer = layer_of(invocation)
     found = []
-    for where, index, one in _standing(layer, names, database):
-        if one.state in _WHOLE:
+    for where, index, one in standing_of(layer, names, database):
+        if one.state in WHOLE:
             do = layer.indexes.repair if repaired else layer.indexes.verify
-            found.append((where, do(_engines(layer)[where], [index.name])[index.name]))
+            found.append((where, do(engines_of(layer)[where], [index.name])[index.name]))
         else:
             invocation.output.note(f"{one.name} in {where} is left out: {one.state}")
     return found
@@ -294,17 +259,12 @@ def _built(
         before = progress.rows_done
 
     return layer.indexes.build(
-        _engines(layer)[where],
+        engines_of(layer)[where],
         [index.name],
         chunk_rows=chunk_rows,
         pause_seconds=pause_seconds,
         on_chunk=on_chunk,
     )[index.name]
-
-
-def _asked(engine: "Engine", ask: "Callable[[Connection], T]") -> T:
-    with engine.connect().execution_options(isolation_level="READ COMMITTED") as conn:
-        return ask(conn)
 
 
 def _tell(
@@ -347,3 +307,7 @@ def _tell(
         for name in wrong:
             error.add_note(f"to mend it: datapatterns indexes repair {name}")
         raise error
+
+
+for _command in (conflicts, retry, sweep):
+    indexes.add_command(_command)

@@ -79,7 +79,7 @@ DataPatternsError
 │     event_data          PayloadError
 │     event_streams       CheckpointError, EventGapError, EventOrphanedError
 │     event_transfer      AnchorError
-│     index_tables        IndexDiffersError
+│     index_tables        IndexDiffersError, IndexFailedError
 │     migrations          SchemaDriftError
 │     projections         ForeignReadModelError, LogChangedError
 │     shard_migrations    ShardDriftError
@@ -180,6 +180,7 @@ from datapatterns.errors.index_tables import (
     IndexDefinitionError,
     IndexDetachedError,
     IndexDiffersError,
+    IndexFailedError,
     IndexKeyTakenError,
     IndexKeyTransferError,
     IndexMigrationError,
@@ -357,6 +358,7 @@ __all__ = [
     "IndexDefinitionError",
     "IndexDetachedError",
     "IndexDiffersError",
+    "IndexFailedError",
     "IndexKeyTakenError",
     "IndexKeyTransferError",
     "IndexMigrationError",

@@ -157,7 +157,7 @@ class IndexKeyTakenError(ConflictError):
 
 
 class IndexNotReadyError(UnavailableError):
-    """An index table is still being built, so what it doesn't hold may exist all the same.
+    """An index table is not built, so what it doesn't hold may exist all the same.
 
     Attributes:
         index: Its name.
@@ -165,9 +165,12 @@ class IndexNotReadyError(UnavailableError):
     """
 
     def __init__(self, index: str, *, state: str) -> None:
+        advice = "backfill() and activate() it"
+        if state == "failed":
+            advice = "datapatterns indexes list says why; mend that, and retry it"
         super().__init__(
-            f"index table {index!r} is {state}; backfill() and activate() it, or look rows up"
-            " with miss='scan' meanwhile"
+            f"index table {index!r} is {state}; {advice}, or look rows up with miss='scan'"
+            " meanwhile"
         )
         self.index = index
         self.state = state
@@ -211,6 +214,24 @@ class IndexDiffersError(CorruptionError):
         self.missing = missing
         self.orphaned = orphaned
         self.different = different
+
+
+class IndexFailedError(CorruptionError):
+    """The building of an index table has failed: it does not agree with its table.
+
+    Attributes:
+        index: Its name.
+        failure: What was found.
+    """
+
+    def __init__(self, index: str, *, failure: str) -> None:
+        super().__init__(
+            f"the building of index table {index!r} has failed: {failure}; see what it is about"
+            f" (datapatterns indexes conflicts {index}), change or delete one of each two rows with"
+            f" one key, then: datapatterns indexes retry {index}"
+        )
+        self.index = index
+        self.failure = failure
 
 
 class IndexUndeclaredError(ConfigurationError):

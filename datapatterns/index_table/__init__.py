@@ -5,10 +5,12 @@ from datapatterns.index_table.entries import (
     CaughtUp,
     Covered,
     Explanation,
+    IndexConflict,
     IndexDifference,
     IndexEntry,
     IndexLag,
     Match,
+    SweepReport,
     VerifyReport,
 )
 from datapatterns.index_table.index import IndexTable
@@ -21,6 +23,7 @@ __all__ = [
     "CaughtUp",
     "Covered",
     "Explanation",
+    "IndexConflict",
     "IndexDifference",
     "IndexEntry",
     "IndexLag",
@@ -30,5 +33,6 @@ __all__ = [
     "Indexes",
     "Match",
     "ShardIndexes",
+    "SweepReport",
     "VerifyReport",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Generic, Literal, TypeVar
 
 R = TypeVar("R")
@@ -136,6 +137,38 @@ class VerifyReport:
     def clean(self) -> bool:
         """Whether base and index agree."""
         return not (self.missing or self.orphaned or self.different)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What a sweep has found.
+
+    Attributes:
+        index: The index's name.
+        orphaned: How many index rows led to no row, or to one with another key.
+        removed: How many of them are gone.
+    """
+
+    index: str
+    orphaned: int
+    removed: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexConflict:
+    """Two rows with one key, for which the building of a unique index has failed.
+
+    Attributes:
+        key: The values of the key by name, as JSON has them.
+        primary_key: The row that has no index row.
+        holder: The primary key of the row that has the key.
+        found_at: When.
+    """
+
+    key: Mapping[str, Any]
+    primary_key: Mapping[str, Any]
+    holder: Mapping[str, Any]
+    found_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

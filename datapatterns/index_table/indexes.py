@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from sqlalchemy import Connection, Engine, select
 
@@ -11,27 +11,51 @@ from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import (
     IndexChangedError,
     IndexDetachedError,
+    IndexFailedError,
     IndexMissingError,
     IndexUndeclaredError,
 )
 from datapatterns.index_table.catalog import table_facts
 from datapatterns.index_table.definition import IndexDefinition
-from datapatterns.index_table.entries import BackfillProgress, IndexLag, VerifyReport
+from datapatterns.index_table.entries import (
+    BackfillProgress,
+    IndexConflict,
+    IndexLag,
+    SweepReport,
+    VerifyReport,
+)
+from datapatterns.index_table.finishing import (
+    begin_verifying,
+    finish_index,
+    read_conflicts,
+    retry_index,
+)
 from datapatterns.index_table.index import IndexTable
 from datapatterns.index_table.lagging import capture_problem, read_lag
 from datapatterns.index_table.schema import index_tables
 from datapatterns.index_table.states import index_status
+from datapatterns.index_table.sweeping import sweep_index
 from datapatterns.index_table.working import IndexWorker
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.telemetry import SILENT, Observer
 from datapatterns.transactions import fresh_reads, resuming
 
 IndexState: TypeAlias = Literal[
-    "no_table", "missing", "changed", "detached", "building", "built", "ready"
+    "no_table",
+    "missing",
+    "changed",
+    "detached",
+    "building",
+    "built",
+    "verifying",
+    "ready",
+    "failed",
 ]
 """How an index stands: its table isn't in this database; it was never created; it was built from
 another definition; writers pass it by; its rows from before are still coming; they are all there;
-it is read."""
+they are compared; it is read; they aren't what they should be, so it isn't read."""
+
+_UNFINISHED: Final = ("building", "built", "verifying")
 
 OnChunk: TypeAlias = Callable[[str, BackfillProgress], object]
 """Is told how far the index of that name has come."""
@@ -50,8 +74,8 @@ class IndexReport:
         state: Whether it is read, and what is in the way.
         rows_done: Rows from before that were looked at; None if it isn't there.
         lag: How far it is behind its table; None if nobody can tell.
-        problem: Which changes of its table nobody tells it of, so that all rows have to be read
-            again and again, and what to do.
+        problem: Why it has failed; or which changes of its table nobody tells it of, so that all
+            rows have to be read again and again.
     """
 
     name: str
@@ -161,12 +185,13 @@ class Indexes:
 
         Raises:
             CommitUnansweredError: The answer to a COMMIT was lost; do the same again.
-            IndexDiffersError: An index doesn't agree with its table; in a unique one, two rows may
-                have one key.
+            IndexBehindError: A table was truncated just now, say; do the same again.
+            IndexFailedError: An index doesn't agree with its table; in a unique one, two rows may
+                have one key. It is not read, and says so, until it is retried.
         """
         with fresh_reads(engine) as conn:
             reports = self.status(conn, only)
-        due = [one.name for one in reports if one.state in ("building", "built")]
+        due = [one.name for one in reports if one.state in _UNFINISHED]
         return {
             name: self._built(engine, self.find(name), chunk_rows, pause_seconds, on_chunk)
             for name in due
@@ -195,6 +220,63 @@ class Indexes:
                 found[index.name] = index.repair(conn)
         return found
 
+    def retry(self, engine: Engine, only: Sequence[str] = ()) -> list[str]:
+        """Let indexes that have failed be built again, by `build`; return which.
+
+        Raises:
+            CommitUnansweredError: The answer to a COMMIT was lost; do the same again.
+        """
+        retried = []
+        for index in self.named(only):
+            with fresh_reads(engine) as conn, resuming(conn, f"retrying index {index.name}"):
+                if retry_index(conn, index.definition):
+                    retried.append(index.name)
+        return retried
+
+    def conflicts(self, conn: Connection, name: str) -> list[IndexConflict]:
+        """Return rows for which a unique index has failed: others have their keys.
+
+        At most 1,000 are kept of each index.
+
+        Raises:
+            IndexUndeclaredError: It is not declared.
+        """
+        return read_conflicts(conn, self.find(name).definition)
+
+    def sweep(
+        self,
+        engine: Engine,
+        only: Sequence[str] = (),
+        *,
+        dry_run: bool = False,
+        chunk_rows: int = 10_000,
+    ) -> dict[str, SweepReport]:
+        """Remove index rows that lead to no row; return how many there were of each index.
+
+        They cost time, never a wrong answer. An index that its writers keep has none unless
+        somebody wrote to it; if it does, writers of its table wait for each chunk.
+
+        Args:
+            engine: Where the indexes are.
+            only: Names, if not all are meant.
+            dry_run: Only count them.
+            chunk_rows: How many a transaction removes.
+
+        Raises:
+            CommitUnansweredError: The answer to a COMMIT was lost; do the same again.
+        """
+        found = {}
+        for index in self.named(only):
+            orphaned, removed, left = 0, 0, True
+            while left:
+                with fresh_reads(engine) as conn, resuming(conn, f"sweeping index {index.name}"):
+                    one = sweep_index(conn, index.definition, limit=chunk_rows, dry_run=dry_run)
+                orphaned += one.orphaned
+                removed += one.removed
+                left = one.removed == chunk_rows
+            found[index.name] = SweepReport(index.name, orphaned, removed)
+        return found
+
     def _built(
         self,
         engine: Engine,
@@ -212,8 +294,15 @@ class Indexes:
             done = progress.done
             if not done:
                 pausing.wait(pause_seconds)
+        with fresh_reads(engine) as conn, resuming(conn, f"verifying index {index.name}"):
+            begin_verifying(conn, index.definition)
         with fresh_reads(engine) as conn, resuming(conn, f"activating index {index.name}"):
-            return index.activate(conn)
+            report = finish_index(conn, index.definition)
+        if not report.clean:
+            with fresh_reads(engine) as conn:
+                [found] = self.status(conn, [index.name])
+            raise IndexFailedError(index.name, failure=str(found.problem))
+        return report
 
 
 def _report(conn: Connection, definition: IndexDefinition) -> IndexReport:
@@ -235,11 +324,13 @@ def _report(conn: Connection, definition: IndexDefinition) -> IndexReport:
     if found is None:  # somebody has dropped it just now
         return IndexReport(definition.name, "missing", None)
     state: IndexState = "built" if found.done else "building"
-    if status.state == "ready":
-        state = "ready"
+    if status.state in ("verifying", "ready", "failed"):
+        state = status.state
     if not status.kept:
         state = "detached"
         return IndexReport(definition.name, state, found.rows_done)
     lag = read_lag(conn, definition)
-    problem = capture_problem(conn, definition) if lag.must_rebuild else None
+    problem = status.failure
+    if lag.must_rebuild:
+        problem = capture_problem(conn, definition)
     return IndexReport(definition.name, state, found.rows_done, lag, problem)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, column, func, select, table, text
 from sqlalchemy.exc import ProgrammingError
@@ -47,13 +47,15 @@ class IndexStatus:
 
     Attributes:
         index_id: Its number in this database.
-        state: ``building`` (written, not read) or ``ready``.
+        state: ``building`` or ``verifying`` (written, not read), ``ready``, or ``failed``.
         kept: Its triggers fire for every writer.
+        failure: Why it has failed.
     """
 
     index_id: int
-    state: str
+    state: Literal["building", "verifying", "ready", "failed"]
     kept: bool
+    failure: str | None
 
 
 def index_status(conn: Connection, definition: IndexDefinition) -> IndexStatus:
@@ -70,6 +72,7 @@ def index_status(conn: Connection, definition: IndexDefinition) -> IndexStatus:
             known.c.index_id,
             known.c.state,
             known.c.fingerprint,
+            known.c.failure,
             _triggers(definition).scalar_subquery().label("triggers"),
             _firing(definition).label("kept"),
         ).where(known.c.name == definition.name)
@@ -80,7 +83,7 @@ def index_status(conn: Connection, definition: IndexDefinition) -> IndexStatus:
         raise IndexChangedError(definition.name)
     if found.triggers < len(_keeping_triggers(definition)):
         raise _detached(definition)
-    return IndexStatus(index_id=found.index_id, state=found.state, kept=found.kept)
+    return IndexStatus(found.index_id, found.state, found.kept, found.failure)
 
 
 def is_ready(definition: IndexDefinition) -> ColumnElement[bool]:

@@ -105,7 +105,15 @@ def _questions(declared: Declared, late_seconds: float, limit: int) -> Iterator[
     )
     for name in declared.engines:
         if name != READ_MODELS:
-            yield name, partial(index_standings, indexes=declared.indexes, database=name)
+            yield (
+                name,
+                partial(
+                    index_standings,
+                    indexes=declared.indexes,
+                    database=name,
+                    late_seconds=late_seconds,
+                ),
+            )
 
 
 def _answers(name: str, ask: Callable[[], list[Standing]]) -> list[Standing]:

@@ -3,6 +3,7 @@
 import pytest
 from sqlalchemy import URL, Engine, text
 
+from datapatterns.index_table import Indexes
 from tests.fixtures import doomed_workers as workers
 from tests.fixtures.forked_workers import run_until_failpoint
 from tests.fixtures.index_tables import assert_agrees, build, run, tables
@@ -56,3 +57,22 @@ def test_what_a_worker_that_died_has_not_taken_in_is_taken_in_by_the_next(
     with engine.connect() as conn:
         assert len(workers.INDEX_BEHIND.lookup(conn, "a")) == 1
         assert assert_agrees(conn, workers.INDEX_BEHIND) == 2
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), workers.VERIFYING_AN_INDEX)
+def test_an_index_whose_verifier_died_is_verified_by_the_next(
+    engine: Engine, failpoint: str, visit: int
+) -> None:
+    tables.create_all(engine)
+    with engine.begin() as conn:
+        run(conn, "INSERT INTO customer (tenant_id, id, email) VALUES (1, 1, 'a'), (1, 2, 'b')")
+        workers.INDEX.create(conn)
+    run_until_failpoint(workers.build_index, failpoint, written(engine.url), visit=visit)
+    with engine.connect() as conn:
+        [report] = Indexes([workers.INDEX]).status(conn)
+        assert report.state == "verifying"
+
+    workers.build_index(written(engine.url))
+
+    with engine.connect() as conn:
+        assert len(workers.INDEX.lookup(conn, "a")) == 1

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import URL, Connection, Engine, text
 
 from datapatterns import DataLayer
-from datapatterns.errors import ProjectionStoppedError
+from datapatterns.errors import IndexFailedError, ProjectionStoppedError
+from datapatterns.index_table import IndexTable
 from datapatterns.overview import Concern, Standing
 from datapatterns.sharding import ShardCluster
 from tests.fixtures.commands import Run, rows
@@ -113,6 +114,37 @@ def test_what_was_never_begun_says_what_begins_it(
     assert advice["index"] == "datapatterns indexes backfill customer_by_email"
     assert advice["projection"] == "datapatterns worker"
     assert wrong(found) == [("view", "weekly_sales"), ("projection", "sales_by_product version 1")]
+
+
+def test_an_index_that_is_behind_waits_for_a_worker_and_one_that_failed_for_people(
+    engine: Engine, database_url: URL
+) -> None:
+    by_name = IndexTable("customer_by_name", on=[customer.c.name], mode="async")
+    by_email = IndexTable("customer_by_email", on=[customer.c.email], unique=True)
+    customer.create(engine)
+    with engine.begin() as conn:
+        conn.execute(text("INSERT INTO customer VALUES (1, 1, 'a', 'A'), (1, 2, 'a', 'B')"))
+        by_name.create(conn)
+        by_email.create(conn)
+    with DataLayer(database_url, indexes=[by_name, by_email]) as layer:
+        layer.indexes.build(engine, ["customer_by_name"])
+        with pytest.raises(IndexFailedError):
+            layer.indexes.build(engine)
+        with engine.begin() as conn:
+            conn.execute(text("INSERT INTO customer VALUES (1, 3, 'c', 'C')"))
+
+        found = layer.status(late_seconds=3600)
+        late = layer.status(late_seconds=0)
+
+    behind = standing(found, "index", "customer_by_name")
+    assert (behind.state, behind.concern, behind.pending) == ("ready", Concern.WAITING, 1)
+    assert standing(late, "index", "customer_by_name").concern is Concern.WRONG
+    failed = standing(found, "index", "customer_by_email")
+    assert (failed.state, failed.concern, failed.pending) == ("failed", Concern.WRONG, None)
+    assert failed.reason is not None
+    assert failed.reason.startswith("1 rows without index row")
+    assert failed.advice is not None
+    assert "datapatterns indexes retry customer_by_email" in failed.advice
 
 
 def test_events_that_cannot_be_applied_are_wrong(whole: DataLayer, engine: Engine) -> None:
