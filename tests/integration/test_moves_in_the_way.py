@@ -242,15 +242,20 @@ def test_nothing_moves_by_an_old_map_because_the_newest_could_not_be_read(
         assert session.get(Basket, (OTHER_KEY, 1)) is not None
 
 
-@pytest.mark.parametrize("found", ["incoming", "cleaned"])
+@pytest.mark.parametrize(
+    ("held", "found"), [("cleaned", "incoming"), ("cleaned", "cleaned"), ("moved", "incoming")]
+)
 def test_a_map_from_a_backup_makes_no_second_owner(
-    cluster: ShardCluster, source: str, target: str, found: str
+    cluster: ShardCluster, source: str, target: str, held: str, found: str
 ) -> None:
     """The bucket has left the source since, for a third shard."""
     on_one(
         cluster,
         source,
-        "UPDATE datapatterns.bucket SET state = 'cleaned' WHERE bucket = :bucket",
+        *{
+            "moved": ["UPDATE datapatterns.bucket SET state = 'moved' WHERE bucket = :bucket"],
+            "cleaned": ["UPDATE datapatterns.bucket SET state = 'cleaned' WHERE bucket = :bucket"],
+        }[held],
     )
     on_one(
         cluster,
@@ -265,11 +270,26 @@ def test_a_map_from_a_backup_makes_no_second_owner(
     with pytest.raises(ShardMapCorruptError, match="restored"):
         cluster.move(households, BUCKET, to=target)
 
-    assert states_of(cluster, BUCKET) == {source: "cleaned", target: found}
+    assert states_of(cluster, BUCKET) == {source: held, target: found}
     cluster.router.refresh()
     assert cluster.router.map_of(households).owners[BUCKET] == source
     abandoned = cluster.abort_move(households, BUCKET)
     assert abandoned is None or abandoned.state == "aborted"
+
+
+def test_a_source_from_a_backup_is_not_copied_over_what_has_been_written_since(
+    cluster: ShardCluster, source: str, target: str
+) -> None:
+    with armed("move.handed-over", die), suppress(Died):
+        cluster.move(households, BUCKET, to=target, clean_after_seconds=0)
+    on_one(cluster, source, "UPDATE datapatterns.bucket SET state = 'owned' WHERE bucket = :bucket")
+
+    for attempt in (cluster.resume_moves, lambda: cluster.abort_move(households, BUCKET)):
+        with pytest.raises(ShardMapCorruptError, match="restored"):
+            attempt()
+
+    assert [move.state for move in cluster.moves()] == ["handed_over"]
+    assert states_of(cluster, BUCKET) == {source: "owned", target: "owned"}
 
 
 SLOW_DELETE = sql.SQL("SELECT pg_sleep(0.3); DELETE FROM {table} AS {row} WHERE {in_bucket}")

@@ -13,6 +13,9 @@ from tests.fixtures.shard_model import Basket, households, named, sharded_shop
 pytestmark = pytest.mark.postgres
 
 BUCKET = 5
+NAMED_LIKE_OURS = (
+    "CREATE TRIGGER zz_datapatterns_x BEFORE UPDATE ON line FOR EACH ROW EXECUTE FUNCTION f()"
+)
 
 
 @pytest.fixture
@@ -93,6 +96,13 @@ def check_nothing_has_changed(cluster: ShardCluster, source: str, target: str) -
             [
                 "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END'",
                 "CREATE TRIGGER zzz BEFORE UPDATE ON basket FOR EACH ROW EXECUTE FUNCTION f()",
+            ],
+            "comes after",
+        ),
+        (
+            [
+                "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END'",
+                NAMED_LIKE_OURS,
             ],
             "comes after",
         ),

@@ -193,6 +193,24 @@ def test_a_table_may_be_a_partition_of_another(
     assert values(cluster, target, QUANTITIES) == [7, 7]
 
 
+def test_what_is_noted_of_a_table_that_does_not_move_is_not_forgotten(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After
+) -> None:
+    after_comparison(
+        lambda: run(
+            cluster,
+            source,
+            "INSERT INTO datapatterns.dirty_key (group_id, bucket, table_oid, pk)"
+            f" SELECT 1, {BUCKET}, 'product'::regclass, '{{}}'",
+        )
+    )
+
+    with pytest.raises(MoveRefusedError, match="no table that moves"):
+        move(cluster, target)
+
+    assert owner(cluster) == source
+
+
 # Who is not noted --------------------------------------------------------------------------
 
 
@@ -227,6 +245,33 @@ def test_triggers_that_no_longer_fire_for_replication_do_not_let_it_pass(
     move_in_the_end(cluster, target)
 
     assert values(cluster, target, CENTS) == [77]
+
+
+@pytest.mark.parametrize("disabled", ["source", "target"])
+def test_triggers_that_are_disabled_already_are_made_anew(
+    cluster: ShardCluster, source: str, target: str, after_comparison: After, disabled: str
+) -> None:
+    shard = {"source": source, "target": target}[disabled]
+    refused: list[object] = []
+
+    def disable(progress: MoveProgress) -> None:
+        if progress.move.state == "cut":
+            run(cluster, shard, "ALTER TABLE basket DISABLE TRIGGER ALL")
+
+    def happens() -> None:
+        try:
+            run(cluster, shard, "UPDATE basket SET cents = 77 WHERE household_id = :key")
+        except DBAPIError as error:
+            refused.append(getattr(error.orig, "sqlstate", None))
+
+    after_comparison(happens)
+
+    cluster.move(households, BUCKET, to=target, clean_after_seconds=0, progress=disable)
+
+    if disabled == "source":
+        assert (values(cluster, target, CENTS), refused) == ([77], [])
+    else:
+        assert (values(cluster, target, CENTS), refused) == ([None], ["SD001"])
 
 
 def test_arriving_rows_are_not_changed_by_who_has_disabled_the_triggers(

@@ -18,6 +18,7 @@ from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.migrating.lock import keep_tables, release_tables
 from datapatterns.sharding.schema import sharding_tables
 from datapatterns.sql.composing import execute
+from datapatterns.sql.durability import DURABLY
 from datapatterns.sql.functions import library_function
 from datapatterns.transactions import looking, reading, resuming
 
@@ -113,7 +114,7 @@ class Side:
         with shard_errors(self.shard), resuming(self.conn, f"a move on shard {self.shard}"):
             self._set(
                 _snapshot(_SNAPSHOT, snapshot),
-                [_PATIENT],
+                [_PATIENT, DURABLY],
                 [_HURRY] * hurry,
                 [] if lock_ms is None else [_LOCK_TIMEOUT.format(sql.Literal(f"{lock_ms}ms"))],
                 [_AS_MOVER] * as_mover,
@@ -130,7 +131,7 @@ class Side:
             ShardUnavailableError: The shard does not answer.
         """
         with shard_errors(self.shard), resuming(self.conn, f"a move on shard {self.shard}"):
-            self._set([_PATIENT])
+            self._set([_PATIENT, DURABLY])
             yield self.conn
 
     def _set(self, *settings: Sequence[sql.Composable]) -> None:
@@ -285,7 +286,7 @@ class Side:
             shard_errors(self.shard),
             resuming(self.conn, f"a move on shard {self.shard}"),
         ):
-            execute(self.conn, _LOCK_TIMEOUT.format(sql.Literal(BRIEFLY)))
+            self._set([DURABLY, _LOCK_TIMEOUT.format(sql.Literal(BRIEFLY))])
             yield self.conn
 
 

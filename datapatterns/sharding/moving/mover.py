@@ -27,7 +27,7 @@ from datapatterns.sharding.moving.moved_table import describe_tables
 from datapatterns.sharding.moving.receiving import PlainReceiving, Receiving
 from datapatterns.sharding.moving.settings import MoveAccess, MoveSettings
 from datapatterns.sharding.moving.working import Work
-from datapatterns.transactions import fresh_reads, looking, resuming
+from datapatterns.transactions import fresh_reads, looking
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,5 +180,5 @@ class Mover:
 
     @contextmanager
     def _control(self) -> Iterator[Connection]:
-        with fresh_reads(self.access.control) as conn, resuming(conn, "a move of a bucket"):
+        with fresh_reads(self.access.control) as conn, planning.changing_moves(conn):
             yield conn

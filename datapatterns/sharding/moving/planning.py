@@ -1,6 +1,7 @@
 """Moves in the control database: planned, leased by one worker at a time, and ended."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -18,8 +19,24 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from datapatterns.errors import MoveTakenOverError, StaleMoveError
 from datapatterns.sharding.moving.move import Move, MoveState
 from datapatterns.sharding.schema import sharding_tables
+from datapatterns.sql.durability import commit_durably
+from datapatterns.transactions import resuming
 
 _ENDED = ("cleaned", "aborted")
+
+
+@contextmanager
+def changing_moves(conn: Connection) -> Iterator[Connection]:
+    """Open a transaction of this control database that changes moves, and commit it.
+
+    A lease that a crash took back would be given again, and its two workers not notice each other.
+
+    Raises:
+        CommitUnansweredError: Nobody knows whether it was committed; resume the move.
+    """
+    with resuming(conn, "a move of a bucket"):
+        commit_durably(conn)
+        yield conn
 
 
 def plan_move(

@@ -25,7 +25,7 @@ from datapatterns.sharding.moving.pacing import Pace
 from datapatterns.sharding.moving.receiving import Receiving
 from datapatterns.sharding.moving.settings import MoveAccess, MoveSettings
 from datapatterns.sharding.moving.watching import Watch
-from datapatterns.transactions import fresh_reads, looking, resuming
+from datapatterns.transactions import fresh_reads, looking
 
 _ROUNDS_MAX = 1_000
 
@@ -70,7 +70,7 @@ class Work:
         Args:
             clean_up: Whether to wait until the source may be cleaned, and clean it.
         """
-        state = self.source.take()
+        state = self._take_source()
         self._describe()
         if state == "owned":
             self._bring_over()
@@ -83,7 +83,7 @@ class Work:
 
     def back(self) -> bool:
         """Undo the move; return False if it is too late for that."""
-        is_owned = self.source.take() == "owned"
+        is_owned = self._take_source() == "owned"
         if self.move.state == "planned":  # the shards do not know of it
             self._record("aborted")
             return True
@@ -102,6 +102,25 @@ class Work:
         remove_capture(self.source, [here for here, _ in self._pairs], pace=self._pace)
         self._record("aborted")
         return True
+
+    def _take_source(self) -> HeldState:
+        """Fence off older workers; return what the bucket is on the source.
+
+        Raises:
+            ShardMapCorruptError: It has the bucket again that it has given up.
+        """
+        state = self.source.take()
+        if (state, self.move.state) == ("owned", "handed_over"):
+            raise self._corrupt(state, "not asked")
+        return state
+
+    def _corrupt(self, held: str, found: str) -> ShardMapCorruptError:
+        move = self.move
+        return ShardMapCorruptError(
+            move.group,
+            f"bucket {move.bucket} is {held} on {move.source!r} and {found} on {move.target!r}, and"
+            f" its move is {move.state}; was one of the databases restored?",
+        )
 
     def _bring_over(self) -> None:
         """Copy, and catch up."""
@@ -207,14 +226,11 @@ class Work:
             held = self.source.now()
         with self.target.transaction():
             found = self.target.now().state
-            if (found, held.state) == ("incoming", "moved"):
+            # A bucket that left before this move came to its cut has left for another shard.
+            if (self.move.state, found, held.state) == ("cut", "incoming", "moved"):
                 self.target.become("owned", was="incoming", like=held)
             elif found != "owned":
-                raise ShardMapCorruptError(
-                    self.move.group,
-                    f"bucket {self.move.bucket} is {held.state} on {self.move.source!r} and {found}"
-                    f" on {self.move.target!r}; was one of the databases restored?",
-                )
+                raise self._corrupt(held.state, found)
 
     def _clean_up(self, state: HeldState) -> None:
         with self._control(only_looking=True) as conn:
@@ -304,6 +320,6 @@ class Work:
     def _control(self, *, only_looking: bool = False) -> Iterator[Connection]:
         connecting = fresh_reads(self.access.control)
         with connecting if self._kept is None else nullcontext(self._kept) as conn:
-            within = looking(conn) if only_looking else resuming(conn, "a move of a bucket")
+            within = looking(conn) if only_looking else planning.changing_moves(conn)
             with within:
                 yield conn
