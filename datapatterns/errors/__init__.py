@@ -35,6 +35,7 @@ DataPatternsError
 │     shard_maps          MapChangeRefusedError
 │     shard_migrations    AlembicEnvironmentError, ShardBehindError,
 │                         ShardMigrationFailedError
+│     shard_references    ReferenceDefinitionError, ReferenceWriteError
 │     shard_statements    MergeLimitError, MultiShardWriteError, PageCursorError,
 │                         PartialAnswerError, ScatterRefusedError, UnmergeableQueryError,
 │                         UnroutableStatementError
@@ -54,6 +55,7 @@ DataPatternsError
 │     index_tables        IndexKeyTakenError
 │     projections         LeaseHeldError, LeaseLostError, ReadModelMovedError
 │     segments            SegmentsBusyError
+│     shard_references    ParentInUseError, ParentMissingError
 │     shards              RowMissingError, ShardTransactionRefusedError, StaleShardMapError
 │     views               SnapshotOutdatedError
 ├── UnavailableError      a dependency did not answer; retry with backoff
@@ -68,6 +70,7 @@ DataPatternsError
 │     promotions          PromotionTimeoutError, StandbyBehindError
 │     servers             ServerUnavailableError
 │     shard_maps          MapChangeUnsettledError
+│     shard_references    BranchesUnsettledError
 │     shards              IdWorkersTakenError, ShardBusyError, ShardTimeoutError,
 │                         ShardUnavailableError
 │     transactions        CommitUnansweredError
@@ -245,6 +248,13 @@ from datapatterns.errors.shard_migrations import (
     ShardDriftError,
     ShardMigrationFailedError,
 )
+from datapatterns.errors.shard_references import (
+    BranchesUnsettledError,
+    ParentInUseError,
+    ParentMissingError,
+    ReferenceDefinitionError,
+    ReferenceWriteError,
+)
 from datapatterns.errors.shard_statements import (
     MergeLimitError,
     MultiShardWriteError,
@@ -306,6 +316,7 @@ __all__ = [
     "AggregateError",
     "AlembicEnvironmentError",
     "AnchorError",
+    "BranchesUnsettledError",
     "BroadcastWriteError",
     "BucketCountError",
     "CacheBusyError",
@@ -391,6 +402,8 @@ __all__ = [
     "MultiShardWriteError",
     "OutcomeUnknownError",
     "PageCursorError",
+    "ParentInUseError",
+    "ParentMissingError",
     "PartialAnswerError",
     "PayloadError",
     "PersonalFieldError",
@@ -410,6 +423,8 @@ __all__ = [
     "ReadModelKeyError",
     "ReadModelMovedError",
     "ReadOnlyServerError",
+    "ReferenceDefinitionError",
+    "ReferenceWriteError",
     "RowHasDependantsError",
     "RowMissingError",
     "ScatterRefusedError",

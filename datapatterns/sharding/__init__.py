@@ -23,6 +23,7 @@ from datapatterns.sharding.reaching.options import AllShards
 from datapatterns.sharding.reaching.replicas import Shard
 from datapatterns.sharding.reaching.results import ShardResult
 from datapatterns.sharding.reaching.tokens import ShardToken
+from datapatterns.sharding.references.definition import ShardForeignKey
 from datapatterns.sharding.rekeying.row_moving import RowMove
 from datapatterns.sharding.scatter.explaining import ReadPlan
 from datapatterns.sharding.scatter.keyset import Keyset, KeysetPage, keyset
@@ -96,6 +97,7 @@ __all__ = [
     "Shard",
     "ShardCluster",
     "ShardFinding",
+    "ShardForeignKey",
     "ShardHealth",
     "ShardKey",
     "ShardMap",

@@ -14,6 +14,7 @@ from datapatterns.sharding.fan_out import FanOut
 from datapatterns.sharding.maps.ownership import failed_shard, shard_errors
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.reaching.replicas import NO_REPLICAS, Replicas
+from datapatterns.sharding.references.declared import NO_REFERENCES, References
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.routing.prepared_gets import PreparedGets
@@ -44,6 +45,7 @@ class ShardAccess:
         load: What counts statements, if that is wanted.
         citus: The shards that are coordinators of Citus.
         companions: What is kept beside the rows.
+        references: Which rows refer to rows of other shards.
     """
 
     engines: Mapping[str, Engine]
@@ -62,6 +64,7 @@ class ShardAccess:
     text_order: TextOrder = field(default_factory=TextOrder)
     citus: frozenset[str] = frozenset()
     companions: Companions = NO_COMPANIONS
+    references: References = NO_REFERENCES
 
     @contextmanager
     def asking(self, shard_id: str) -> Iterator[None]:

@@ -33,6 +33,8 @@ from datapatterns.sharding.moving.settings import MoveAccess
 from datapatterns.sharding.opening import Opening
 from datapatterns.sharding.reaching.replicas import Servers, primary_of, replicas_of
 from datapatterns.sharding.reaching.threads import InThreadsOfShards
+from datapatterns.sharding.references.declared import References
+from datapatterns.sharding.references.definition import ShardForeignKey
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
 from datapatterns.sharding.seeing.load_watch import LoadWatch
@@ -64,6 +66,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         shards: The servers by the names that the map has for them; a `Shard` has replicas, too,
             a `CitusShard` is many servers.
         groups: What is sharded.
+        references: Which rows refer to rows that may be on other shards.
         schema: Where the library's tables live, on all of them.
         poll_seconds: How often to ask whether the map has changed.
         merge_rows_max: How many rows of all shards one statement may bring together in memory.
@@ -75,6 +78,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         clock: What time it is.
 
     Raises:
+        ReferenceDefinitionError: A reference cannot be kept.
         SettingsError: A shard's name cannot be one.
     """
 
@@ -84,6 +88,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
         control: str | URL,
         shards: Mapping[str, Servers],
         groups: Sequence[EntityGroup],
+        references: Sequence[ShardForeignKey] = (),
         schema: str = DEFAULT_SCHEMA,
         poll_seconds: float = 1.0,
         merge_rows_max: int = 300_000,
@@ -133,6 +138,7 @@ class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
             {name: [*map(driver_url, replicas_of(each))] for name, each in shards.items()},
             self._citus,
             companions,
+            References.of(references, self._placements, citus=self._citus),
         )
         self.engines: Mapping[str, Engine] = self._opening.engines()
         """One engine for each shard, for work that is about a server and not about rows."""

@@ -19,6 +19,7 @@ from datapatterns.sharding.maps.late_router import LateRouter
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.reaching.circuits import watch_connecting
 from datapatterns.sharding.reaching.replicas import Replicas
+from datapatterns.sharding.references.declared import NO_REFERENCES, References
 from datapatterns.sharding.routing.footprints import Footprints
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
@@ -46,6 +47,7 @@ class Opening:
     replica_urls: Mapping[str, Sequence[URL]]
     citus: frozenset[str] = frozenset()
     companions: tuple[Companion, ...] = ()
+    references: References = NO_REFERENCES
 
     def engines(self, *, asynchronous: bool = False) -> dict[str, Engine]:
         """Return an engine for each shard."""
@@ -122,11 +124,12 @@ class Opening:
             load,
             citus=self.citus,
             companions=self.with_side_engines(asynchronous=asynchronous),
+            references=self.references,
         )
 
     def with_side_engines(self, *, asynchronous: bool = False) -> Companions:
-        """Return the companions with connections of their own."""
-        if not self.companions:
+        """Return the companions with connections of their own, which references need, too."""
+        if not self.companions and not self.references:
             return NO_COMPANIONS
         return Companions(self.companions, self.engines(asynchronous=asynchronous))
 

@@ -19,6 +19,7 @@ WITH_A_REASON = {  # path -> why a transaction may be opened there by SQLAlchemy
     "sharding/atomic/committing.py": "a lost answer is found out there, by the primary's state",
     "sharding/atomic/parts.py": "on watched engines; which part commits first is decided there",
     "sharding/atomic/recovering.py": "what is lost is decided already, or again in the next round",
+    "sharding/atomic/settling.py": "as in recovery: what is lost is decided, or is again",
     "sharding/broadcasting/repairing.py": "its parts commit as those of any atomic work",
     "sharding/engines.py": "a new connection introduces itself: it only reads",
 }

@@ -1,6 +1,7 @@
 """A transaction of the caller's over several shards."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Table, inspect
@@ -13,6 +14,7 @@ from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.reaching.tokens import ShardToken
+from datapatterns.sharding.references.checking import ReferenceChecks
 from datapatterns.sharding.rekeying.row_moving import RowMove, RowMoving
 from datapatterns.sharding.strategies.strategy import Key
 
@@ -62,6 +64,7 @@ class AtomicWork:
 
         Raises:
             IntegrityError: Another row is in the way there, or what the row refers to is missing.
+            ParentInUseError: Rows of other shards refer to it.
             RowHasDependantsError: Others refer to it, and are not to move along.
             RowMissingError: There is no such row.
         """
@@ -72,7 +75,13 @@ class AtomicWork:
         shard_key = self._access.placements.shard_key(found)
         if shard_key is None:
             raise ShardedTableError(found.name, "it has no shard key that could be changed")
-        moving = RowMoving(self._access, self._on, with_children=with_children, own_tables=own)
+        moving = RowMoving(
+            self._access,
+            self._on,
+            with_children=with_children,
+            own_tables=own,
+            check=ReferenceChecks(self._access, _Reach(self._access, self._parts)).check,
+        )
         return moving.move(found, key, shard_key.group.key_from(new_key))
 
     def _on(self, shard: str, shard_map: ShardMap, bucket: int) -> Connection:
@@ -84,3 +93,26 @@ class AtomicWork:
                 if not conn.in_nested_transaction():
                     self._claimed.add((shard_map.group_id, bucket))
         return conn
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """What references may do with such a transaction."""
+
+    access: ShardAccess
+    parts: Parts
+
+    def connect(self, shards: Collection[str]) -> dict[str, Connection]:
+        self.parts.open(shards)
+        return {shard: self.parts.on(shard) for shard in shards}
+
+    def write_to(self, shard: str) -> None:
+        """Every shard may be written to."""
+
+    def claim(self, shard: str, shard_map: ShardMap, buckets: Collection[int]) -> None:
+        with self.access.asking(shard):
+            claim_buckets(self.parts.on(shard), shard_map, buckets, schema=self.access.schema)
+
+    def is_in_savepoint(self) -> bool:
+        """Return that it may be: the caller has the connections."""
+        return True

@@ -41,6 +41,7 @@ class RekeyingCluster:
 
         Raises:
             IntegrityError: Another row is in the way there, or what the row refers to is missing.
+            ParentInUseError: Rows of other shards refer to it.
             RowHasDependantsError: Others refer to it, and are not to move along.
             RowMissingError: There is no such row.
             ShardUnavailableError: A shard does not answer; nothing was moved.

@@ -18,6 +18,8 @@ from datapatterns.sharding.atomic.spoiling import refuse_commit
 from datapatterns.sharding.broadcasting.images import Image, TableShape, has_key, shape_of
 from datapatterns.sharding.definition import ShardKey
 from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sharding.references.changes import Changes
+from datapatterns.sharding.references.moved_rows import note_moved
 from datapatterns.sharding.rekeying.references import (
     Reference,
     references_to,
@@ -73,12 +75,14 @@ class RowMoving:
         connection_for: The transaction that it happens in.
         with_children: Whether rows that refer to it by foreign keys move along.
         own_tables: Tables that hold parts of the row itself: those of a class that inherits.
+        check: Looks at what that does to references, in that transaction.
     """
 
     access: ShardAccess
     connection_for: ConnectionFor
     with_children: bool
     own_tables: Collection[Table] = ()
+    check: Callable[[Changes], object] = lambda _: None
     keys: dict[Table, list[tuple[str | None, ...]]] = field(default_factory=dict)
     """Afterwards: the primary keys that have gone, as text."""
 
@@ -91,6 +95,8 @@ class RowMoving:
             new_key: The shard key that it gets.
 
         Raises:
+            ParentInUseError: Rows of other shards refer to it.
+            ParentMissingError: What a row refers to under its new key is not there.
             RowHasDependantsError: Others refer to it, and are not to move along.
             RowMissingError: There is no such row.
         """
@@ -119,6 +125,8 @@ class RowMoving:
                 self._delete(leaving, found)
             with self.access.asking(target):
                 self._insert(entering, found, as_texts(new_key))
+                changes = self._changes(entering, found, as_texts(new_key))
+            self.check(changes)
         except BaseException:
             refuse_commit(leaving)
             raise
@@ -137,6 +145,14 @@ class RowMoving:
         for table in _in_order(each for each, rows in found.items() if rows.images):
             images = self._rekeyed(found[table], self._declared(table), new_key)
             insert_rows(conn, table, found[table].shape, images)
+
+    def _changes(self, conn: Connection, found: dict[Table, _Found], new_key: Texts) -> Changes:
+        changes, references = Changes(), self.access.references
+        for table, rows in found.items() if references else ():
+            before = list(rows.images.values())
+            after = self._rekeyed(rows, self._declared(table), new_key)
+            note_moved(changes, conn, references, table, rows.shape.names, before, after)
+        return changes
 
     def _declared(self, table: Table) -> ShardKey:
         found = self.access.placements.shard_key(table)

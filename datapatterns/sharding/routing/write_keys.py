@@ -69,7 +69,7 @@ def insert_keys(
     ):
         raise _changed(leaf)
     group = leaf.shard_key.group
-    rows = list(_inserted(statement, parameters))
+    rows = list(inserted_rows(statement, parameters))
     replaced = (
         conflict.update_values_to_set.values() if isinstance(conflict, OnConflictDoUpdate) else ()
     )
@@ -225,23 +225,24 @@ def _outside_selects(element: ClauseElement) -> Iterator[ClauseElement]:
             yield from _outside_selects(child)
 
 
-def _inserted(
+def inserted_rows(
     statement: Insert, parameters: Sequence[Parameters]
 ) -> Iterator[tuple[Mapping[str, Any], Parameters]]:
     """Yield what each row is given, by the names of columns or attributes, and its parameters."""
-    constant = _named(statement._values or {})  # noqa: SLF001 -- there is no public name
+    constant = written_by_name(statement._values or {})  # noqa: SLF001 -- there is no public name
     several: Any = statement._multi_values  # noqa: SLF001 -- there is no public name
     if several:
         for row in chain.from_iterable(several):
             by_name = row if isinstance(row, Mapping) else dict(zip(statement.table.c, row))  # noqa: B905 -- a short row leaves columns out
-            yield _named(by_name), {}
+            yield written_by_name(by_name), {}
     elif parameters:
         yield from (({**constant, **row}, row) for row in parameters)
     else:
         yield constant, {}
 
 
-def _named(values: Mapping[Any, Any]) -> dict[str, Any]:
+def written_by_name(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return what columns are set to, by their names as a statement has them."""
     return {str(getattr(column, "key", column)): value for column, value in values.items()}
 
 
@@ -276,10 +277,11 @@ def _key_value(
 def _names(leaf: Leaf, mapper: Mapper[Any] | None) -> tuple[frozenset[str], ...]:
     """A column of the key may be known by its attribute, too."""
     columns = [leaf.table.columns[name] for name in leaf.shard_key.columns]
-    return tuple(_names_of(column, mapper) for column in columns)
+    return tuple(names_of(column, mapper) for column in columns)
 
 
-def _names_of(column: Column[Any], mapper: Mapper[Any] | None) -> frozenset[str]:
+def names_of(column: Column[Any], mapper: Mapper[Any] | None) -> frozenset[str]:
+    """Return what statements may call a column: by its name, or that of its attribute."""
     names = {column.key, column.name}
     if mapper is not None and mapper.columns.contains_column(column):
         names.add(mapper.get_property_by_column(column).key)

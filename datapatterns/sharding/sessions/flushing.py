@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from datapatterns.errors import MultiShardWriteError, ShardKeyError
 from datapatterns.sharding.routing.instances import declared_key, key_of
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
+from datapatterns.sharding.sessions.reference_writing import ReferenceWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
 
 
@@ -20,11 +21,13 @@ class Flushing:
         session: Whose objects.
         work: Its transaction.
         broadcasting: Writes those that every shard holds.
+        referring: Checks those that refer to others, or are referred to.
     """
 
     session: Session
     work: ShardWork
     broadcasting: BroadcastWriting
+    referring: ReferenceWriting
 
     def check_pending(self) -> None:
         """Refuse what cannot commit together, before anything is sent.
@@ -72,4 +75,7 @@ class Flushing:
         self.work.become_writer(shard_id)
         self.work.claim(shard_id, shard_map, (bucket,))
         self.work.flushed.wrote(shard_map, bucket, key)
-        return self.work.connection_to(shard_id)
+        conn = self.work.connection_to(shard_id)
+        if instance is not None:
+            self.referring.flushes(instance, conn)
+        return conn

@@ -24,6 +24,7 @@ from sqlalchemy.orm import (
     ORMExecuteState,
     Session,
     SessionTransaction,
+    UOWTransaction,
     with_loader_criteria,
 )
 from sqlalchemy.sql import visitors
@@ -45,6 +46,7 @@ from datapatterns.sharding.routing.write_keys import (
     updates_by_primary_key,
 )
 from datapatterns.sharding.seeing.timing import TimedFlush, timed
+from datapatterns.sharding.sessions.pinned_references import PinnedReferences
 from datapatterns.sharding.sessions.settled_values import settle_values
 from datapatterns.sharding.sessions.statements import all_sets, refuse_other_schemas
 from datapatterns.sharding.strategies.strategy import Key, KeyPart
@@ -67,6 +69,7 @@ class PinnedSession(Session):
         self._bucket = self._shard_map.strategy.bucket(key)
         self.shard_id = self._shard_map.shard_of(key)
         self._flushed = TimedFlush(access.load)
+        self._referring = PinnedReferences(access.references)
         self._begun_on: Connection | None = None
         self._wrote = False
         self._waiting: list[Completion] = []
@@ -108,6 +111,7 @@ class PinnedSession(Session):
         """Write what has changed.
 
         Raises:
+            ReferenceWriteError: An object refers to one that may be on another shard.
             ShardKeyError: An object belongs to another key; nothing of the flush is kept.
         """
         self.connection_callable = self._connection_for
@@ -116,6 +120,7 @@ class PinnedSession(Session):
                 super().flush(objects)
         finally:
             self.connection_callable = None
+            self._referring.end_flush()
 
     def _connection_for(
         self,
@@ -129,7 +134,9 @@ class PinnedSession(Session):
             raise self._foreign(key)
         self._flushed.wrote(self._shard_map, self._bucket, self._key)
         self._wrote = True
-        return self.connection()
+        conn = self.connection()
+        self._referring.flushes(instance, conn)
+        return conn
 
     def _execute(self, state: ORMExecuteState) -> Result[Any] | None:
         refuse_other_schemas(state.execution_options)
@@ -145,6 +152,7 @@ class PinnedSession(Session):
             raise self._foreign(None)
         if sharded:
             self._check_keys(state, statement)
+            self._referring.refuse(state)
         if state.is_orm_statement and not state.is_column_load and not state.is_insert:
             statement = statement.options(*self._criteria())
         writes = isinstance(state.statement, Insert | Update | Delete)
@@ -268,6 +276,11 @@ class PinnedSession(Session):
 @event.listens_for(PinnedSession, "do_orm_execute", retval=True)
 def _on_execute(state: ORMExecuteState) -> Result[Any] | None:
     return cast("PinnedSession", state.session)._execute(state)  # noqa: SLF001 -- of this module
+
+
+@event.listens_for(PinnedSession, "after_flush")
+def _on_flush(session: Session, context: UOWTransaction) -> None:
+    cast("PinnedSession", session)._referring.flushed(context)  # noqa: SLF001 -- of this module
 
 
 @event.listens_for(PinnedSession, "after_begin")

@@ -9,6 +9,7 @@ from sqlalchemy.orm import InstanceState, Session
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.rekeying.row_moving import RowMoving, Texts, as_texts
 from datapatterns.sharding.routing.instances import declared_key
+from datapatterns.sharding.sessions.reference_writing import ReferenceWriting
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.strategies.strategy import Key
 
@@ -16,7 +17,13 @@ T = TypeVar("T")
 
 
 def move_object(
-    session: Session, work: ShardWork, instance: T, new_key: Key, *, with_children: bool
+    session: Session,
+    work: ShardWork,
+    referring: ReferenceWriting,
+    instance: T,
+    new_key: Key,
+    *,
+    with_children: bool,
 ) -> T:
     """Move an object's row, and return the object that it is now."""
     state: InstanceState[T] = inspect(instance)
@@ -40,7 +47,13 @@ def move_object(
 
     work.bind_together()
     own = [each for each in mapper.tables if isinstance(each, Table)]
-    moving = RowMoving(work.access, connection_for, with_children=with_children, own_tables=own)
+    moving = RowMoving(
+        work.access,
+        connection_for,
+        with_children=with_children,
+        own_tables=own,
+        check=referring.check,
+    )
     moving.move(table, key, new_key)
     _forget(session, moving.keys.keys(), as_texts(old_key), work)
     parts = new_key if isinstance(new_key, tuple) else (new_key,)

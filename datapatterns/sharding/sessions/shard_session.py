@@ -15,7 +15,13 @@ from sqlalchemy import (
     event,
     inspect,
 )
-from sqlalchemy.orm import FromStatement, ORMExecuteState, Session, SessionTransaction
+from sqlalchemy.orm import (
+    FromStatement,
+    ORMExecuteState,
+    Session,
+    SessionTransaction,
+    UOWTransaction,
+)
 from sqlalchemy.sql.selectable import SelectBase, TextualSelect
 
 from datapatterns.errors import SettingsError, UnroutableStatementError
@@ -27,6 +33,7 @@ from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.flushing import Flushing
 from datapatterns.sharding.sessions.getting import load_by_key
 from datapatterns.sharding.sessions.reading import Reading
+from datapatterns.sharding.sessions.reference_writing import ReferenceWriting
 from datapatterns.sharding.sessions.row_moves import move_object
 from datapatterns.sharding.sessions.settled_values import settle_values
 from datapatterns.sharding.sessions.shard_work import ShardWork
@@ -75,7 +82,8 @@ class ShardSession(Session):
         self._broadcasting = BroadcastWriting(self, self._work)
         self._reading = Reading(self._work, self._broadcasting, scatter)
         self._writing = Writing(self._work, self._broadcasting, SplitWriting(self._work))
-        self._flushing_to_shards = Flushing(self, self._work, self._broadcasting)
+        self._referring = ReferenceWriting(self, self._work)
+        self._flushing_to_shards = Flushing(self, self._work, self._broadcasting, self._referring)
         if replicas:
             self._work.replica_seconds = wait_seconds
         if after is not None:
@@ -143,6 +151,7 @@ class ShardSession(Session):
         finally:
             self.connection_callable = None
             self._broadcasting.end_flush()
+            self._referring.end_flush()
 
     def move_row(self, instance: T, *, with_children: bool = False, **new_key: Key) -> T:
         """Give a stored object another shard key, as in ``move_row(basket, household_id=7)``.
@@ -161,12 +170,15 @@ class ShardSession(Session):
 
         Raises:
             IntegrityError: Another row is in the way there, or what the row refers to is missing.
+            ParentInUseError: Rows of other shards refer to it.
             RowHasDependantsError: Others refer to it, and are not to move along.
             RowMissingError: The row is gone.
         """
         group = declared_key(inspect(instance).mapper, self._work.access.placements).group
         key = group.key_from(new_key)
-        return move_object(self, self._work, instance, key, with_children=with_children)
+        return move_object(
+            self, self._work, self._referring, instance, key, with_children=with_children
+        )
 
     def _execute_internal(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 -- as in Session
         # Each statement passes here, once more if `_route` has executed it itself.
@@ -193,9 +205,9 @@ class ShardSession(Session):
         if isinstance(statement, FromStatement) and isinstance(statement.element, Select):
             return self._reading.read_objects(state, statement, statement.element)
         if isinstance(statement, Insert):
-            return self._writing.insert(state, statement)
+            return self._referring.around(state, statement, self._writing.insert)
         if isinstance(statement, Update | Delete):
-            return self._writing.change(state, statement)
+            return self._referring.around(state, statement, self._writing.change)
         asked = asked_for(state.execution_options, scatter=False)
         source = statement.element if isinstance(statement, FromStatement) else statement
         if isinstance(source, TextClause | TextualSelect) and asked.one is not None:
@@ -218,8 +230,9 @@ def _on_execute(state: ORMExecuteState) -> Result[Any] | None:
 
 
 @event.listens_for(ShardSession, "after_flush")
-def _on_flush(session: Session, _context: object) -> None:
+def _on_flush(session: Session, context: UOWTransaction) -> None:
     cast("ShardSession", session)._broadcasting.copy_flushed()  # noqa: SLF001 -- of this module
+    cast("ShardSession", session)._referring.flushed(context)  # noqa: SLF001 -- of this module
 
 
 @event.listens_for(ShardSession, "before_commit")
@@ -237,4 +250,5 @@ def _on_begin(session: Session, transaction: SessionTransaction) -> None:
 def _on_end(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
         cast("ShardSession", session)._broadcasting.end()  # noqa: SLF001 -- of this module
+        cast("ShardSession", session)._referring.end()  # noqa: SLF001 -- of this module
         cast("ShardSession", session)._work.end()  # noqa: SLF001 -- of this module

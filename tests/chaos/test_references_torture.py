@@ -1,0 +1,165 @@
+"""Orders and customers come and go on three shards, and writers die: no order is left alone."""
+
+from collections.abc import Iterator
+from itertools import count
+from random import Random
+
+import pytest
+from sqlalchemy import URL, delete, insert, update
+from sqlalchemy.orm import Session
+
+from datapatterns.errors import ParentInUseError, ParentMissingError
+from datapatterns.sharding import AllShards, ShardCluster
+from datapatterns.sharding.sessions import shard_work
+from tests.fixtures import doomed_referrers as workers
+from tests.fixtures.atomic import decisions, needs_prepared_transactions, prepared
+from tests.fixtures.effort import THOROUGH
+from tests.fixtures.forked_workers import run_until_failpoint
+from tests.fixtures.referring import (
+    Customer,
+    Order,
+    add_customers,
+    all_customers,
+    all_orders,
+    customers,
+    keys_on,
+    referring_shop,
+    stores,
+)
+from tests.fixtures.storms import Storm
+
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.chaos,
+    # Who dies in the middle of a commit leaves SQLAlchemy's transaction as it was.
+    pytest.mark.filterwarnings("ignore:transaction already deassociated"),
+]
+
+WRITERS = 4
+TRANSACTIONS = 400 if THOROUGH else 25
+CUSTOMERS = range(1, 7)
+STORES = range(1, 7)
+
+
+@pytest.fixture
+def cluster(shard_urls: list[URL]) -> Iterator[ShardCluster]:
+    needs_prepared_transactions(shard_urls[0])
+    with referring_shop(shard_urls[:3]) as cluster:
+        yield cluster
+
+
+def test_no_order_outlives_its_customer(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_work, "LOCK_SECONDS", 0.3)
+
+    def trade(dice: Random, number: int) -> None:
+        with cluster.session(atomic=True) as session, session.begin():
+            dice.choice(TRADES)(session, dice, number)
+
+    seen = Storm(cluster, trade, writers=WRITERS, transactions=TRANSACTIONS, deaths=0.08).rage()
+
+    assert min(seen["committed"], seen["Died"], seen[ParentMissingError.__name__]) > 0
+    if THOROUGH:
+        assert min(seen[ParentInUseError.__name__], seen["LockNotAvailable"]) > 0
+    assert orphans(cluster) == []
+    assert (prepared(cluster), decisions(cluster)) == ([], [])
+
+
+def new_customer(session: Session, dice: Random, _number: int) -> None:
+    session.add(Customer(id=dice.choice(CUSTOMERS)))
+
+
+def order_of_a_customer_that_is_written_to(session: Session, dice: Random, number: int) -> None:
+    """The customer's shard is written to first, and so decides."""
+    customer = dice.choice(CUSTOMERS)
+    session.execute(update(Customer).where(Customer.id == customer).values(name=str(number)))
+    order = Order(store_id=dice.choice(STORES), id=next(numbers), customer_id=customer)
+    session.add(order)
+
+
+def orders_of_two_stores(session: Session, dice: Random, _number: int) -> None:
+    customer = dice.choice(CUSTOMERS)
+    rows = [
+        {"store_id": store, "id": next(numbers), "customer_id": customer}
+        for store in dice.sample(STORES, 2)
+    ]
+    session.execute(insert(Order), rows)
+
+
+def other_customer(session: Session, dice: Random, _number: int) -> None:
+    of_a_store = update(Order).where(Order.store_id == dice.choice(STORES))
+    session.execute(of_a_store.values(customer_id=dice.choice(CUSTOMERS)))
+
+
+def no_order(session: Session, dice: Random, _number: int) -> None:
+    session.execute(delete(Order).where(Order.store_id == dice.choice(STORES)))
+
+
+def no_customer(session: Session, dice: Random, _number: int) -> None:
+    session.execute(delete(Customer).where(Customer.id == dice.choice(CUSTOMERS)))
+
+
+def no_order_and_no_customer(session: Session, dice: Random, number: int) -> None:
+    session.execute(delete(Order), execution_options={"shard": AllShards()})
+    no_customer(session, dice, number)
+
+
+numbers = count()
+TRADES = [
+    new_customer,
+    order_of_a_customer_that_is_written_to,
+    orders_of_two_stores,
+    other_customer,
+    no_order,
+    no_customer,
+    no_order_and_no_customer,
+]
+
+
+def orphans(cluster: ShardCluster) -> list[int]:
+    there = {*all_customers(cluster)}
+    return [whose for _, whose in all_orders(cluster) if whose is not None and whose not in there]
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), workers.REFERRING)
+def test_whoever_deletes_next_sees_what_a_process_that_was_killed_has_left(
+    cluster: ShardCluster, shard_urls: list[URL], failpoint: str, visit: int
+) -> None:
+    first, second, third = keys_on(cluster, customers)
+    add_customers(cluster, first, second, third)
+    urls = [url.render_as_string(hide_password=False) for url in shard_urls[:3]]
+    run_until_failpoint(workers.refer_together, failpoint, urls[0], *urls, visit=visit)
+    happened = failpoint in {"atomic.decided", "atomic.branch-settled"}
+
+    # First that whose lock has gone with the process: who deletes it ends what is left elsewhere.
+    for customer in second, first, third:
+        with cluster.session() as session:
+            session.delete(session.get_one(Customer, customer))
+            if happened:
+                with pytest.raises(ParentInUseError):
+                    session.commit()
+            else:
+                session.commit()
+    for _ in range(2):
+        cluster.recover(grace_seconds=0)
+
+    assert len(all_customers(cluster)) == (3 if happened else 0)
+    assert len(all_orders(cluster)) == (2 if happened else 0)
+    assert orphans(cluster) == []
+    assert (prepared(cluster), decisions(cluster)) == ([], [])
+
+
+@pytest.mark.parametrize(("failpoint", "visit"), workers.LETTING_GO)
+def test_who_dies_while_he_deletes_has_deleted_nothing(
+    cluster: ShardCluster, shard_urls: list[URL], failpoint: str, visit: int
+) -> None:
+    known = keys_on(cluster, customers)
+    add_customers(cluster, *known)
+    urls = [url.render_as_string(hide_password=False) for url in shard_urls[:3]]
+    run_until_failpoint(workers.delete_a_customer, failpoint, urls[0], *urls, visit=visit)
+
+    with cluster.session(atomic=True) as session, session.begin():
+        session.add(Order(store_id=keys_on(cluster, stores)[0], id=1, customer_id=known[1]))
+
+    assert all_customers(cluster) == sorted(known)
