@@ -11,6 +11,7 @@ from datapatterns.sharding import CopyDifference, ShardCluster
 from datapatterns.sharding.broadcasting.copying import copied_to
 from datapatterns.sharding.moving import joining
 from datapatterns.sharding.schema import sharding_tables
+from datapatterns.testing import Databases
 from tests.fixtures.atomic import Died, needs_prepared_transactions
 from tests.fixtures.broadcast_model import (
     Base,
@@ -172,3 +173,23 @@ def test_a_shard_is_added_when_it_has_all_copies(
 
         assert counted == [3, 4]
         assert wider.verify_broadcast(Country).rows == dict.fromkeys(("s0", "s1", "s2", "s3"), 4)
+
+
+def test_a_shard_is_added_beside_another_that_has_just_been(
+    cluster: ShardCluster, shard_urls: list[URL], databases: Databases
+) -> None:
+    with databases.lend() as last:
+        for url in (shard_urls[3], last):
+            new_shard(url).dispose()
+        urls = named([*shard_urls[:4], last])
+        with ShardCluster(control=urls["s0"], shards=urls, groups=cluster.groups) as wider:
+            with wider.session() as session, session.begin():
+                session.add(Country(code="es"))  # from now on it knows who has copies
+            with ShardCluster(control=urls["s0"], shards=urls, groups=cluster.groups) as another:
+                another.add_shard("s3")
+
+            wider.add_shard("s4")
+
+            with wider.session() as session, session.begin():
+                session.add(Country(code="pt"))
+            assert wider.verify_broadcast(Country).rows == dict.fromkeys(sorted(urls), 5)

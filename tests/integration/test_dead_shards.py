@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from time import monotonic
@@ -25,6 +25,7 @@ from datapatterns.sharding import AllShards, ShardCluster, ShardResult
 from datapatterns.sharding.fan_out import InThreads
 from datapatterns.sharding.reaching.asking import ask_connected
 from datapatterns.sharding.reaching.interrupting import Line
+from datapatterns.sharding.reaching.time_limits import silence_limit
 from datapatterns.testing import Databases, wait_until
 from tests.fixtures.doomed_shards import DOOMED, doomed_urls, fill_each
 from tests.fixtures.shard_model import Basket, households, named
@@ -248,6 +249,30 @@ def test_a_slow_shard_is_cancelled_by_its_deadline(
         assert session.get_one(Basket, (keys["s0"], 1)).cents == keys["s0"]
 
 
+@pytest.mark.usefixtures("keys")
+def test_what_somebody_else_cancels_has_not_outlasted_its_deadline(cluster: ShardCluster) -> None:
+    bounded = {"shard": AllShards(timeout_seconds=60)}
+
+    def cancel() -> None:
+        wait_until(lambda: is_waiting(cluster, "s1"))
+        engine = create_engine(cluster.engines["s1"].url)
+        with engine.connect() as conn:
+            conn.execute(
+                text(
+                    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                )
+            )
+        engine.dispose()
+
+    thread = threading.Thread(target=cancel)
+    with locked_table(cluster, "s1"), soon(), cluster.session() as session:
+        thread.start()
+        with pytest.raises(DBAPIError, match="user request"):
+            session.execute(EVERYTHING, execution_options=bounded)
+        thread.join()
+
+
 def test_a_deadline_ends_with_its_statement(cluster: ShardCluster, keys: dict[str, int]) -> None:
     bounded = {"shard": AllShards(timeout_seconds=7)}
     with cluster.session() as session:
@@ -278,6 +303,25 @@ def test_a_frozen_shard_does_not_outlast_the_deadline(
         assert session.get_one(Basket, (keys["s0"], 1)).cents == keys["s0"]
 
 
+def test_a_deadline_that_comes_when_its_statement_has_ended_breaks_nothing(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[Callable[[], None]] = []
+
+    class Late(threading.Timer):
+        def __init__(self, seconds: float, then: Callable[[], None]) -> None:
+            super().__init__(seconds, then)
+            late.append(then)  # as if it had been on its way when it was called off
+
+    monkeypatch.setattr("datapatterns.sharding.reaching.time_limits.Timer", Late)
+    with cluster.engines["s0"].connect() as conn:
+        with silence_limit(conn, "s0", 60):
+            assert conn.scalar(text("SELECT 1")) == 1
+        for then in late:
+            then()
+        assert conn.scalar(text("SELECT 2")) == 2
+
+
 @pytest.mark.parametrize("seconds", [0, -1, 1e9])
 def test_a_deadline_that_cannot_be_kept_is_refused(seconds: float) -> None:
     with pytest.raises(SettingsError, match="timeout_seconds"):
@@ -301,6 +345,18 @@ def test_when_one_shard_fails_the_others_are_cancelled(cluster: ShardCluster) ->
         with pytest.raises(DataError, match="division by zero"):
             session.execute(fails_on_s1, execution_options={"scatter": True})
         assert not is_waiting(cluster, "s0")
+
+
+@pytest.mark.usefixtures("keys")
+def test_who_fails_does_not_wait_for_a_frozen_shard(
+    cluster: ShardCluster, server: PostgresServer
+) -> None:
+    fails_on_s1 = select(1 / (Basket.cents - Basket.cents)).where(Basket.id == 1)
+    with cluster.session(scatter=True) as session:
+        session.execute(EVERYTHING).all()
+        server.pause()
+        with soon(), pytest.raises(DataError, match="division by zero"):
+            session.execute(fails_on_s1)
 
 
 def test_a_statement_that_is_only_about_to_be_sent_is_cancelled_too(

@@ -202,6 +202,20 @@ def test_no_more_rows_are_combined_than_may_be_merged(urls: list[URL]) -> None:
             assert session.scalar(lists.where(Basket.id < 49)) == [*range(49)]
 
 
+@pytest.mark.usefixtures("shops")
+def test_who_holds_all_connections_of_the_shards_can_still_combine(urls: list[URL]) -> None:
+    lists = select(func.array_agg(aggregate_order_by(Basket.id, Basket.id)))
+    few = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.2}
+    with (
+        ShardCluster(
+            control=urls[1], shards=named(urls[1:]), groups=[households], engine_options=few
+        ) as narrow,
+        narrow.session(scatter=True) as session,
+    ):
+        for _ in range(len(urls)):  # each of them combines in turn
+            assert session.scalar(lists.where(Basket.id < 49)) == [*range(49)]
+
+
 def test_what_a_shard_cannot_compute_is_an_error_of_sqlalchemy(cluster: ShardCluster) -> None:
     statement = select(func.count((1 / Basket.cents).distinct()))
     with cluster.session(scatter=True) as session, pytest.raises(DataError, match="division"):

@@ -18,6 +18,7 @@ from datapatterns.testing import Databases
 from tests.fixtures.atomic import keys_on_each, needs_prepared_transactions, prepared, sums
 from tests.fixtures.doomed_shards import fill_each
 from tests.fixtures.shard_model import Basket, sharded_shop
+from tests.integration.test_single_shard_statements import sent
 
 pytestmark = pytest.mark.postgres
 
@@ -127,6 +128,25 @@ def test_rows_of_all_shards_are_changed_together(
         assert held.cents == keys["s1"] + 100
 
     assert sums(cluster) == {shard: key + 100 for shard, key in keys.items()}
+
+
+@pytest.mark.parametrize("wanted", ["auto", "evaluate", "fetch"])
+def test_objects_follow_a_change_of_all_shards_without_a_row_of_it(
+    cluster: ShardCluster, keys: dict[str, int], wanted: str
+) -> None:
+    everywhere: dict[str, Any] = {**EVERYWHERE, "synchronize_session": wanted}
+    # Python cannot evaluate that for the objects which the session has.
+    some = func.abs(Basket.cents) >= keys["s1"]
+    with cluster.session(atomic=True) as session, session.begin():
+        held = session.get_one(Basket, (keys["s1"], 1))
+        with sent(cluster) as statements:
+            more = update(Basket).where(some).values(cents=Basket.cents + 100)
+            session.execute(more, execution_options=everywhere)
+        assert held.cents == keys["s1"] + 100
+        with sent(cluster) as more_statements:
+            session.execute(delete(Basket).where(some), execution_options=everywhere)
+        assert session.get(Basket, (keys["s1"], 1)) is None
+    assert not [each for each in (*statements, *more_statements) if "RETURNING" in each]
 
 
 def test_what_was_changed_everywhere_is_returned(
