@@ -89,7 +89,8 @@ class Companions:
             if all(map(_has_ended, parts.values())):
                 attendance.finish(access, [completion.rolled_back for completion in waiting])
             raise
-        attendance.finish(access, [completion.committed for completion in waiting])
+        if attendance.is_seen:
+            attendance.finish(access, [completion.committed for completion in waiting])
 
     def before_commit(
         self, access: "ShardAccess", parts: Mapping[str, Connection]
@@ -105,9 +106,12 @@ class Attendance:
 
     Attributes:
         cancelled: Who was cancelled while they did what follows the end, which was done.
+        is_seen: Whether all shards show what was committed. If some still have to be brought to do
+            so, what they do not show as gone must not be forgotten; it is left to a sweep.
     """
 
     cancelled: CancelledAfterwards | None = None
+    is_seen: bool = True
 
     def finish(self, access: "ShardAccess", todo: Iterable[Callable[[], None]]) -> None:
         """Do what is left, to its end; whatever cannot be done is for a later sweep."""

@@ -18,6 +18,7 @@ from datapatterns.errors import (
 from datapatterns.index_table import ShardIndexes
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing import Databases
+from tests.fixtures.atomic import needs_prepared_transactions
 from tests.fixtures.shard_model import named
 from tests.fixtures.sharded_people import (
     Customer,
@@ -50,6 +51,11 @@ def urls(databases: Databases) -> Iterator[list[URL]]:
 def shop(urls: list[URL]) -> Iterator[ShardCluster]:
     with people(urls) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def two_phases(urls: list[URL]) -> None:
+    needs_prepared_transactions(urls[0])
 
 
 @pytest.fixture
@@ -143,6 +149,7 @@ def test_an_upsert_by_primary_key_is_kept_whatever_it_does(cluster: ShardCluster
     assert [entry[:3] for entry in entries(cluster)] == [("1@x", 1, 1), ("2@x", 1, 2)]
 
 
+@pytest.mark.usefixtures("two_phases")
 def test_sessions_on_asyncio_keep_and_read_the_index(cluster: ShardCluster) -> None:
     async def work() -> None:
         async with cluster.async_session(atomic=True) as session, session.begin():
@@ -182,6 +189,7 @@ def test_a_session_finds_what_it_has_written_and_others_do_not(cluster: ShardClu
         assert by_email.lookup(other, "new@example.org") == []
 
 
+@pytest.mark.usefixtures("two_phases")
 def test_a_row_that_gets_another_shard_key_keeps_its_entry_where_keys_are_not_unique(
     cluster: ShardCluster,
 ) -> None:
@@ -196,6 +204,7 @@ def test_a_row_that_gets_another_shard_key_keeps_its_entry_where_keys_are_not_un
         assert [row.tenant_id for row in by_city.lookup(session, "Rome")] == [target]
 
 
+@pytest.mark.usefixtures("two_phases")
 def test_a_row_with_a_unique_key_is_not_given_another_shard_key(cluster: ShardCluster) -> None:
     put(cluster, Customer(tenant_id=1, id=1, email=BOB))
     with cluster.session() as session:

@@ -1,9 +1,10 @@
 """What the triggers have noted in a transaction, and what its rows have now."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     ARRAY,
@@ -19,7 +20,9 @@ from sqlalchemy import (
     delete,
     func,
     select,
+    text,
 )
+from sqlalchemy.dialects.postgresql import array
 
 from datapatterns.errors import IndexChangedError, IndexUndeclaredError
 from datapatterns.index_table.definition import fingerprint
@@ -33,11 +36,20 @@ from datapatterns.index_table.over_shards.net_changes import (
 )
 from datapatterns.index_table.over_shards.sharded_index import ShardedIndex, from_text
 from datapatterns.index_table.schema import index_tables
+from datapatterns.sharding.engines import SESSION_SETTINGS
 from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import declared_once
 
 KeyLock: TypeAlias = tuple[str, str]
 """The name of an index, and what is locked of it."""
+
+_SETTINGS: Final = [*SESSION_SETTINGS]
+_NOTED_WITH: Final = [*SESSION_SETTINGS.values()]
+
+_set: Final = text(
+    "SELECT set_config(name, value, true)"
+    " FROM unnest(CAST(:names AS text[]), CAST(:values AS text[])) AS setting (name, value)"
+)
 
 
 def noted_changes(
@@ -50,7 +62,9 @@ def noted_changes(
         IndexUndeclaredError: An index is written to that is not among ``indexes``.
     """
     noted: dict[str, list[StatementChanges]] = {}
+    settings: list[str] = []
     for note in conn.execute(_notes_of(schema)):
+        settings = note.settings
         index = indexes.get(note.index_name)
         if index is None:
             raise IndexUndeclaredError(
@@ -60,13 +74,29 @@ def noted_changes(
             )
         if note.fingerprint != fingerprint(index.definition):
             raise IndexChangedError(index.name)
-        changes = ([index.entry(texts) for texts in part] for part in note[2:])
+        parts = note.gone, note.come, note.touched
+        changes = ([index.entry(texts) for texts in part] for part in parts)
         noted.setdefault(index.name, []).append(StatementChanges(*changes))
     found = {}
-    for name, statements in noted.items():
-        rows = {row for statement in statements for row in statement.rows}
-        found[name] = net_changes(statements, entries_of_rows(conn, indexes[name], rows))
+    with written_as_noted(conn, settings or _NOTED_WITH):
+        for name, statements in noted.items():
+            rows = {row for statement in statements for row in statement.rows}
+            found[name] = net_changes(statements, entries_of_rows(conn, indexes[name], rows))
     return found
+
+
+@contextmanager
+def written_as_noted(conn: Connection, settings: Sequence[str]) -> Iterator[None]:
+    """Let the server write values as the triggers do, whatever the application has set.
+
+    In another time zone a moment is another text, and a row would seem to have another key.
+    """
+    if [*settings] == _NOTED_WITH:
+        yield
+        return
+    conn.execute(_set, {"names": _SETTINGS, "values": _NOTED_WITH}).close()
+    yield
+    conn.execute(_set, {"names": _SETTINGS, "values": [*settings]}).close()
 
 
 def noted_rows(conn: Connection, index: ShardedIndex, *, schema: str) -> set[Texts]:
@@ -150,6 +180,7 @@ def _notes_of(schema: str) -> Select[Any]:
         notes.gone,
         notes.come,
         notes.touched,
+        array([func.current_setting(name, type_=Text) for name in _SETTINGS]).label("settings"),
     ]
     return (
         select(*columns)

@@ -24,11 +24,12 @@ from sqlalchemy import (
     cast,
     func,
 )
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import NullType, TypeEngine
 
 from datapatterns.errors import IndexDefinitionError
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.over_shards.net_changes import Entry, Texts
+from datapatterns.index_table.statements import rendered
 from datapatterns.sharding.definition import INFO_KEY, EntityGroup, ShardKey
 from datapatterns.sharding.key_types import COLUMN_TYPES, SQL_TYPES, KeyTypeName
 from datapatterns.sharding.strategies import Hash
@@ -212,6 +213,12 @@ def _check_names(definition: IndexDefinition) -> None:
 
 
 def _check_type(definition: IndexDefinition, name: str, value: ColumnElement[Any]) -> None:
+    if type(value.type) is NullType:
+        raise IndexDefinitionError(
+            definition.name,
+            f"nobody has said of which type {rendered(value)} is; write it, as in"
+            " func.lower(email, type_=Text)",
+        )
     if type(value.type) not in _EXACT_TYPES:
         raise IndexDefinitionError(
             definition.name,

@@ -205,6 +205,7 @@ class Parts:
         parts = {shard: self._parts[shard][0] for shard in sorted(asked - self.on_replicas)}
         with self._access.companions.attending(self._access, parts) as attendance:
             left, cancelled = _result_of(self.commit)
+            attendance.is_seen = not left
         cancelled = cancelled or attendance.cancelled
         places: dict[str, str] = {}
         if shown:
