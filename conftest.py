@@ -20,6 +20,7 @@ pytest_plugins = [
     "tests.fixtures.event_units",
     "tests.fixtures.explorers",
     "tests.fixtures.orders",
+    "tests.fixtures.poolers",
     "tests.fixtures.overlapping",
     "tests.fixtures.owners",
     "tests.fixtures.least_rights",

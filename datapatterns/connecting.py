@@ -23,6 +23,7 @@ from datapatterns.errors import (
     SettingsError,
 )
 from datapatterns.sql.discretion import discreet
+from datapatterns.sql.poolers import prepare_nothing_behind_poolers
 from datapatterns.sql.server import check_server, library_errors, named_error
 from datapatterns.transactions import watch_commits
 from datapatterns.urls import shown_database, without_secret_options
@@ -73,7 +74,7 @@ def open_engine(
             )
         )
     engine = create_engine(url, connect_args=arguments, pool_pre_ping=True, hide_parameters=True)
-    return watch_commits(discreet(engine))
+    return prepare_nothing_behind_poolers(watch_commits(discreet(engine)))
 
 
 def database_version(engine: Engine, server: str) -> str:

@@ -60,6 +60,7 @@ from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sharding.atomic import Recovery
 from datapatterns.sql.discretion import discreet
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
+from datapatterns.sql.poolers import prepare_nothing_behind_poolers
 from datapatterns.telemetry import SILENT, Observer
 from datapatterns.transactions import watch_commits
 from datapatterns.urls import shown_database, shown_redis
@@ -260,7 +261,7 @@ class DataLayer(SeenLayer):
                     pool_pre_ping=True,
                     hide_parameters=True,
                 )
-                watch_commits(discreet(made.sync_engine))
+                watch_commits(prepare_nothing_behind_poolers(discreet(made.sync_engine)))
                 self._async_engines[name] = made
             return self._async_engines[name]
 

@@ -15,6 +15,12 @@ from datapatterns.errors import MigrationNeededError, SettingsError, WrongShardE
 from datapatterns.sharding.fan_out import give_turns
 from datapatterns.sql.discretion import discreet
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
+from datapatterns.sql.poolers import (
+    note_pooler,
+    prepare_nothing_behind_poolers,
+    settle_each_transaction,
+    told_pid,
+)
 from datapatterns.transactions import watch_commits
 from datapatterns.urls import postgres_url, without_secret_options
 
@@ -73,12 +79,13 @@ def shard_engine(
     """
     url = driver_url(url)
     options = _with_bounds(url, engine_options or {})
-    engine = driver_engine(url, asynchronous=asynchronous, **options)
+    engine = _made(url, asynchronous=asynchronous, **options)
 
     @event.listens_for(engine, "connect")
-    def settle(connection: DriverConnection[Any], _record: object) -> None:
+    def settle(connection: DriverConnection[Any], record: object) -> None:
         try:
-            _introduce(connection, shard_id, schema)
+            if _introduce(connection, shard_id, schema):
+                note_pooler(connection, record)
             if check is not None:
                 check(shard_id, connection)
         except BaseException:
@@ -89,7 +96,7 @@ def shard_engine(
     def blame(context: ExceptionContext) -> None:
         context.original_exception.__dict__.setdefault(FAILED, shard_id)
 
-    watched = watch_commits(engine)
+    watched = settle_each_transaction(watch_commits(engine), SESSION_SETTINGS)
     return watched if asynchronous else give_turns(watched)
 
 
@@ -121,6 +128,10 @@ def tables_needed(schema: str) -> Iterator[None]:
 
 def driver_engine(url: URL, *, asynchronous: bool = False, **options: Any) -> Engine:  # noqa: ANN401 -- what create_engine takes
     """Return an engine that shows no secret of ``url`` and no row."""
+    return prepare_nothing_behind_poolers(_made(url, asynchronous=asynchronous, **options))
+
+
+def _made(url: URL, *, asynchronous: bool, **options: Any) -> Engine:  # noqa: ANN401 -- what create_engine takes
     shown, secrets = without_secret_options(url)
     arguments = {**secrets, **options.pop("connect_args", {})}
     options = {"hide_parameters": True, **options}
@@ -142,20 +153,24 @@ def driver_url(url: str | URL) -> URL:
     return postgres_url(url)
 
 
-def _introduce(connection: DriverConnection[Any], shard_id: str, schema: str) -> None:
+def _introduce(connection: DriverConnection[Any], shard_id: str, schema: str) -> bool:
+    """Make sure that it is the right shard; return whether a pooler stands before it."""
+    # A session of a pooler is somebody else's in the next transaction: nothing is set for it.
     question = sql.SQL(
         "SELECT (SELECT shard_id FROM {}), current_setting('server_encoding'),"
-        " count(set_config(name, value, false))"
+        " count(set_config(name, value, pg_backend_pid() <> %s)), pg_backend_pid() <> %s"
         " FROM unnest(%s::text[], %s::text[]) AS setting (name, value)"
     ).format(sql.Identifier(schema, "this_shard"))
     names, values = list(SESSION_SETTINGS), list(SESSION_SETTINGS.values())
+    pid = told_pid(connection)
     with tables_needed(schema):
-        row = connection.execute(question, (names, values)).fetchone()
+        row = connection.execute(question, (pid, pid, names, values)).fetchone()
     # Settings of a transaction that is rolled back are forgotten.
     connection.commit()
     assert row is not None
-    found, encoding, _ = row
+    found, encoding, _, pooled = row
     if found != shard_id:
         raise WrongShardError(expected=shard_id, found=found)
     if encoding != "UTF8":
         raise SettingsError(f"shard {shard_id!r}", f"its encoding is {encoding}, not UTF8")
+    return bool(pooled)

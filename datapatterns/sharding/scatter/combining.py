@@ -19,12 +19,13 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from datapatterns.errors import MergeLimitError, MissingRightsError
 from datapatterns.sharding.driver_calls import settled
-from datapatterns.sharding.engines import driver_engine
+from datapatterns.sharding.engines import SESSION_SETTINGS, driver_engine
 from datapatterns.sharding.maps.ownership import shard_errors
 from datapatterns.sharding.routing.key_conditions import Parameters
 from datapatterns.sharding.scatter.copy_streams import read_all, write_all
 from datapatterns.sharding.scatter.scatter_plan import ScatterPlan
 from datapatterns.sharding.scatter.selected import AnySelect
+from datapatterns.sql.poolers import settle_each_transaction
 
 # What binary COPY begins and ends with: signature, flags, length of an extension; minus one.
 _HEADER: Final = 19
@@ -68,7 +69,7 @@ class Combiner:
                 own = driver_engine(
                     theirs.url, asynchronous=theirs.dialect.is_async, pool=theirs.pool.recreate()
                 )
-                self._own[shard_id] = own
+                self._own[shard_id] = settle_each_transaction(own, SESSION_SETTINGS)
             return self._own[shard_id]
 
 
