@@ -4,7 +4,6 @@ What is for OpenTelemetry needs the extra ``otel``, what is for Prometheus the e
 ``prometheus``; neither is imported before it is asked for.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from datapatterns.errors import SettingsError
@@ -21,22 +20,22 @@ __all__ = [
     "watch_status",
 ]
 
-_EXTRAS = {
-    "OpenTelemetryObserver": ("opentelemetry", "otel"),
-    "PrometheusObserver": ("prometheus", "prometheus"),
-    "StatusCollector": ("prometheus", "prometheus"),
-    "exposed": ("prometheus", "prometheus"),
-    "watch_status": ("opentelemetry", "otel"),
-}
+_FOR_OPENTELEMETRY = {"OpenTelemetryObserver", "watch_status"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 -- whatever the module has
     """Import what is asked for."""
-    if name not in _EXTRAS:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, extra = _EXTRAS[name]
+    extra = "otel" if name in _FOR_OPENTELEMETRY else "prometheus"
     try:
-        return getattr(import_module(f"{__name__}.{module}"), name)
+        if name in _FOR_OPENTELEMETRY:
+            from datapatterns.monitoring import opentelemetry  # noqa: PLC0415
+
+            return getattr(opentelemetry, name)
+        from datapatterns.monitoring import prometheus  # noqa: PLC0415
+
+        return getattr(prometheus, name)
     except ModuleNotFoundError as error:
         advice = f"install the extra: pip install 'datapatterns[{extra}]'"
-        raise SettingsError(f"monitoring by {module}", advice) from error
+        raise SettingsError(f"what is for {extra}", advice) from error
