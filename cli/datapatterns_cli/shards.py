@@ -9,6 +9,7 @@ from datapatterns_cli.shards_cluster import cluster_option, group_of, load_clust
 from datapatterns_cli.shards_linting import lint
 from datapatterns_cli.shards_mapping import assign, merge, pin, split, unpin
 from datapatterns_cli.shards_moving import COMMANDS as MOVING
+from datapatterns_cli.shards_referring import references
 from datapatterns_cli.shards_seeing import hot_keys, plan, stats
 from datapatterns_cli.shared_options import Command, Group, dry_run_option
 
@@ -163,4 +164,5 @@ for _command in (
 ):
     shards.add_command(_command)
 shards.add_command(broadcast)
+shards.add_command(references)
 shards.add_command(lint)

@@ -23,6 +23,7 @@ from datapatterns.sharding.reaching.options import AllShards
 from datapatterns.sharding.reaching.replicas import Shard
 from datapatterns.sharding.reaching.results import ShardResult
 from datapatterns.sharding.reaching.tokens import ShardToken
+from datapatterns.sharding.references.auditing import BrokenReference, ReferenceAudit
 from datapatterns.sharding.references.definition import ShardForeignKey
 from datapatterns.sharding.rekeying.row_moving import RowMove
 from datapatterns.sharding.scatter.explaining import ReadPlan
@@ -57,6 +58,7 @@ __all__ = [
     "AllShards",
     "AtomicWork",
     "Broadcast",
+    "BrokenReference",
     "BucketMove",
     "BucketStats",
     "CitusFinding",
@@ -90,6 +92,7 @@ __all__ = [
     "ReadPlan",
     "RebalancePlan",
     "Recovered",
+    "ReferenceAudit",
     "Rendezvous",
     "Router",
     "RowMove",

@@ -35,6 +35,7 @@ from datapatterns.sharding.reaching.replicas import Servers, primary_of, replica
 from datapatterns.sharding.reaching.threads import InThreadsOfShards
 from datapatterns.sharding.references.declared import References
 from datapatterns.sharding.references.definition import ShardForeignKey
+from datapatterns.sharding.references.referring_cluster import ReferringCluster
 from datapatterns.sharding.routing.placements import Placements
 from datapatterns.sharding.scatter.combining import Combiner
 from datapatterns.sharding.seeing.load_watch import LoadWatch
@@ -55,7 +56,7 @@ Row = TypeVar("Row")
 _SHARD_ID = re.compile(r"[a-z0-9_]{1,30}")
 
 
-class ShardCluster(MovedCluster, MappedCluster, AsyncCluster, CitusCluster):
+class ShardCluster(MovedCluster, MappedCluster, ReferringCluster, AsyncCluster, CitusCluster):
     """Several PostgreSQL servers that hold the entity groups of one application.
 
     It opens connections when they are needed and keeps them; close it at the end, or use it as a

@@ -107,6 +107,7 @@ ELSEWHERE = {  # command -> why it has tests of its own
     "shards assign": "it needs shards",
     "shards broadcast repair": "it needs shards",
     "shards broadcast verify": "it needs shards",
+    "shards references": "it needs shards",
     "shards hot-keys": "it needs shards",
     "shards bootstrap": "it needs shards",
     "shards check-citus": "it needs shards",

@@ -7,7 +7,7 @@ from typing import Any, assert_type
 from uuid import uuid4
 
 from redis import Redis
-from sqlalchemy import URL, BigInteger, Connection, Engine, Row, func, select
+from sqlalchemy import URL, BigInteger, Column, Connection, Engine, Row, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -124,7 +124,14 @@ from datapatterns.materialized_view import (
     ViewStatus,
     ViewVerification,
 )
-from datapatterns.sharding import EntityGroup, Hash, PinnedSession
+from datapatterns.sharding import (
+    EntityGroup,
+    Hash,
+    PinnedSession,
+    ReferenceAudit,
+    ShardCluster,
+    ShardForeignKey,
+)
 from datapatterns.testing import (
     DeciderSpec,
     Decision,
@@ -602,3 +609,12 @@ async def messages_are_passed_on(engine: AsyncEngine) -> None:
     assert_type(relay_messages(layer.engine, publish), Relayed)
     assert_type(await relay_messages_async(engine, publish_async), Relayed)
     await relay_messages_async(engine, publish)  # type: ignore[arg-type]  # nothing to await
+
+
+def refer(cluster: ShardCluster, column: Column[int], other: Column[int]) -> None:
+    """When a reference is checked is one of two words."""
+    assert_type(ShardForeignKey(column, other, check="audit"), ShardForeignKey)
+    ShardForeignKey((column,), (other,), check="on_write")
+    ShardForeignKey(column, other, check="later")  # type: ignore[arg-type] # no such time
+    ShardForeignKey(column, other)  # type: ignore[call-arg] # when?
+    assert_type(cluster.audit_references("orders", limit=3), list[ReferenceAudit])

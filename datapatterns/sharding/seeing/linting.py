@@ -102,7 +102,7 @@ def lint_declared(access: ShardAccess, groups: Sequence[EntityGroup]) -> list[Li
             found += _numbers(table)
     for table in access.placements.broadcast_tables():
         found += _broadcast(table, access)
-    return found
+    return [*found, *_references(access)]
 
 
 def lint_shards(access: ShardAccess, groups: Sequence[EntityGroup]) -> list[LintFinding]:
@@ -157,7 +157,8 @@ def _foreign_keys(table: Table, key: ShardKey, access: ShardAccess) -> Iterator[
                 table.name,
                 None,
                 f"({names}) refers to {other.name!r}, which is not of group {key.group.name!r}",
-                f"declare {other.name!r} as Broadcast() if it is small, or drop the foreign key",
+                f"declare {other.name!r} as Broadcast() if it is small, or drop the foreign key"
+                " and declare a ShardForeignKey",
             )
         elif not pairs.issuperset(zip(key.columns, found.columns, strict=True)):
             yield LintFinding(
@@ -166,6 +167,25 @@ def _foreign_keys(table: Table, key: ShardKey, access: ShardAccess) -> Iterator[
                 None,
                 f"({names}) refers to {other.name!r} without its shard key",
                 f"let {key.named} refer to {found.named}, too, so that both move together",
+            )
+
+
+def _references(access: ShardAccess) -> Iterator[LintFinding]:
+    for reference in access.references.all:
+        declared = reference.declared
+        table, names = declared.child_table, {column.name for column in declared.child}
+        firsts = {next(iter(index.columns)).name for index in table.indexes if index.columns}
+        firsts |= {columns[0] for columns in _declared_uniques(table) if columns}
+        firsts.add(next(iter(table.primary_key.columns)).name)
+        if declared.check == "on_write" and firsts.isdisjoint(names):
+            columns = ", ".join(column.name for column in declared.child)
+            yield LintFinding(
+                "reference-index",
+                table.name,
+                None,
+                f"who deletes a row of {declared.parent_table.name!r} reads {table.name!r} whole on"
+                f" every shard, as no index begins with any of ({columns})",
+                f"make an index on ({columns})",
             )
 
 
