@@ -32,6 +32,12 @@ class CancelledAfterwards(CancelledError):  # noqa: N818 -- it is none
         super().__init__()
         self.result = result
 
+    def told(self) -> CancelledError:
+        """Return what the caller is told: ``asyncio.timeout`` of Python 3.11 takes no subclass."""
+        told = CancelledError()
+        told.__cause__ = self.__cause__
+        return told
+
 
 class Answer(Protocol[T_co]):
     """What came of one question."""

@@ -360,6 +360,28 @@ def test_a_commit_that_has_begun_is_brought_to_its_end(
     assert find_unknown_outcome(error) is not None
 
 
+@pytest.mark.parametrize("operation", [writing, core_writing])
+def test_a_time_out_in_a_commit_is_a_time_out(
+    cluster: ShardCluster, operation: Callable[[ShardCluster], Coroutine[Any, Any, None]]
+) -> None:
+    async def too_late() -> BaseException:
+        limit = asyncio.timeout(None)
+
+        def now() -> None:
+            limit.reschedule(asyncio.get_running_loop().time())
+
+        with armed("atomic.decided", now), pytest.raises(TimeoutError) as caught:
+            async with limit:
+                await operation(cluster)
+        return caught.value
+
+    before = len(baskets(cluster))
+    error = run(cluster, too_late)
+
+    assert len(baskets(cluster)) == before + SHARDS
+    assert find_unknown_outcome(error) is not None
+
+
 @asynccontextmanager
 async def locked(cluster: ShardCluster) -> AsyncIterator[None]:
     def lock(stack: list[Connection]) -> None:

@@ -183,7 +183,7 @@ class Parts:
         shown = [shard for shard in sorted(self._parts) if self._access.replicas.has(shard)]
         left, token, cancelled = self.commit_and_place(shown)
         if cancelled is not None:
-            raise cancelled
+            raise cancelled.told()
         return left, token
 
     def commit_and_place(

@@ -35,6 +35,7 @@ from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import place_on
 from datapatterns.sharding.companions import Attendance, Completion
 from datapatterns.sharding.definition import EntityGroup
+from datapatterns.sharding.fan_out import CancelledAfterwards
 from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.reaching.tokens import ShardToken
 from datapatterns.sharding.routing.footprint import Footprint, footprint_of, leaf_of
@@ -263,7 +264,10 @@ class PinnedSession(Session):
             epochs = {self._shard_map.group_id: self._shard_map.epoch}
             look = partial(place_on, begun_on)
             # Left in the middle, it would hide that the commit has happened.
-            places = {self.shard_id: self._access.fan_out.undisturbed(look, A_TRANSACTION)}
+            try:
+                places = {self.shard_id: self._access.fan_out.undisturbed(look, A_TRANSACTION)}
+            except CancelledAfterwards as cancelled:
+                raise cancelled.told() from cancelled.__cause__
             self.token = self.token.with_all_of(ShardToken(places, epochs))
 
     def _foreign(self, key: Key | None) -> ShardKeyError:

@@ -250,4 +250,4 @@ class ShardWork:
         self.parts.close()
         cancelled, self._cancelled = self._cancelled, None
         if cancelled is not None:
-            raise cancelled
+            raise cancelled.told()
