@@ -13,6 +13,7 @@ from datapatterns.errors import (
     StaleShardMapError,
 )
 from datapatterns.failpoints import armed
+from datapatterns.index_table.over_shards.entries import Entries
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing import Databases
 from datapatterns.testing.faults import FaultProxy
@@ -218,3 +219,36 @@ def test_what_recovery_has_to_bring_about_is_not_forgotten_before(
     cluster.recover(grace_seconds=0)
     assert {row[0] for row in rows(cluster)} == {f"new-{decides}@x", f"new-{follows}@x"}
     assert {*rows(cluster)} <= {*entries(cluster)}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_neither_claims_nor_rows_are_taken_back_by_a_crash_of_one_server(urls: list[URL]) -> None:
+    """Where commits need not be on the disk, one of the two could be lost without the other."""
+    hasty = {"connect_args": {"options": "-c synchronous_commit=off"}}
+    seen: list[str] = []
+    with (
+        ShardCluster(
+            control=urls[0],
+            shards=named(urls),
+            groups=[tenants],
+            indexes=both,
+            engine_options=hasty,
+        ) as other,
+        other.session() as session,
+    ):
+        access = session.shard_access
+        index = both.indexes["customer_by_email"]
+        session.add(Customer(tenant_id=1, id=1, email="a@x"))
+        session.flush()
+        [conn] = session.written_parts.values()
+        assert conn.scalar(text("SHOW synchronous_commit")) == "off"
+        with armed(
+            "index.keys-claimed",
+            lambda: seen.append(conn.scalar(text("SHOW synchronous_commit")) or ""),
+        ):
+            session.commit()
+        of_index = Entries(access, index)
+        [(shard, keys)] = of_index.by_shard([("a@x",)]).items()
+        with of_index.writing(shard, keys) as claiming:
+            seen.append(claiming.scalar(text("SHOW synchronous_commit")) or "")
+    assert seen == ["on", "on"]

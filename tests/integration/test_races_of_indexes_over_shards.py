@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import URL, Connection, text
+from sqlalchemy import URL, Connection, insert, text
 
 from datapatterns.errors import IndexKeyTakenError
 from datapatterns.failpoints import armed
@@ -140,6 +140,29 @@ def test_who_wants_a_key_waits_for_who_has_claimed_it_and_not_committed(
 
     assert first is None
     assert isinstance(second, IndexKeyTakenError)
+    assert entries(cluster) == rows(cluster)
+
+
+def test_who_wants_one_of_many_keys_waits_for_who_has_claimed_them(cluster: ShardCluster) -> None:
+    """Then the index is locked, not each key."""
+    first, second = tenant_on(cluster, "s0"), tenant_on(cluster, "s1")
+
+    def load() -> None:
+        values = [
+            {"tenant_id": first, "id": number, "email": f"{number}@example.org"}
+            for number in range(300)
+        ]
+        with cluster.session() as session, session.begin():
+            session.execute(insert(Customer), values)
+
+    with halted("index.keys-claimed", load) as claimer:
+        wanting = Halted(lambda: put(cluster, second, email="7@example.org"))
+        wanting.start()
+        until_waiting(cluster.engines["s0"], 1)
+        claimer.finish()
+        wanting.finish()
+    assert isinstance(wanting.raised, IndexKeyTakenError)
+    assert len(rows(cluster)) == 300
     assert entries(cluster) == rows(cluster)
 
 

@@ -7,11 +7,15 @@ would close a circle over two servers, which neither of them sees.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     Connection,
+    Integer,
+    Select,
     Text,
     and_,
     bindparam,
@@ -35,6 +39,8 @@ from datapatterns.index_table.over_shards.sharded_index import (
 )
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.maps.ownership import claim_buckets
+from datapatterns.sharding.maps.shard_map import ShardMap
+from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import declared_once
 from datapatterns.transactions import committing, looking
 
@@ -99,7 +105,7 @@ class Entries:
         with self.access.asking(shard), engine.connect() as conn:
             fresh = conn.execution_options(isolation_level="READ COMMITTED")
             with committing(fresh, f"entries of index {self.index.name}"):
-                claim_buckets(fresh, shard_map, buckets, schema=self.access.schema)
+                _claim_buckets(fresh, shard_map, buckets, schema=self.access.schema)
                 yield fresh
 
     @contextmanager
@@ -178,6 +184,26 @@ class Entries:
         columns = self.index.key_columns
         same = [own == _value(text, own) for own, text in zip(columns, seen.entry.key, strict=True)]
         return [*same, self.index.table.c[CLAIM] == seen.claim]
+
+
+def _claim_buckets(
+    conn: Connection, shard_map: ShardMap, buckets: Iterable[int], *, schema: str
+) -> None:
+    """Keep buckets on a shard, and what is written on its disk when it is committed."""
+    wanted = sorted(buckets)
+    arguments = {
+        "group_id": shard_map.group_id,
+        "buckets": wanted,
+        "generations": shard_map.generations_of(wanted),
+    }
+    conn.execute(_claim_durably(schema), arguments).close()
+
+
+@lru_cache(maxsize=64)
+def _claim_durably(schema: str) -> Select[Any]:
+    lists = [cast(bindparam(name), ARRAY(Integer)) for name in ("buckets", "generations")]
+    group_id = bindparam("group_id", type_=Integer)
+    return select(library_function(schema, "claim_entry_buckets", group_id, *lists))
 
 
 def remove_everywhere(access: ShardAccess, index: ShardedIndex, seen: Iterable[Claimed]) -> int:

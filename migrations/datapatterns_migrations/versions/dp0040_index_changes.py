@@ -77,12 +77,28 @@ def upgrade() -> None:
             PERFORM pg_advisory_xact_lock(wanted.lock);
         END LOOP;
         PERFORM set_config('lock_timeout', limit_before, true);
+        -- Keys that rows gave up are forgotten elsewhere: a crash must not bring them back here.
+        IF current_setting('synchronous_commit') = 'off' THEN
+            PERFORM set_config('synchronous_commit', 'on', true);
+        END IF;
+    END $$;
+
+    -- A claim is seen to be there when the rows are committed: a crash must not take it back.
+    CREATE FUNCTION {schema}.claim_entry_buckets(
+        in_group int, in_buckets int[], in_generations int[]) RETURNS void
+        LANGUAGE plpgsql VOLATILE AS $$
+    BEGIN
+        PERFORM {schema}.claim_buckets(in_group, in_buckets, in_generations);
+        IF current_setting('synchronous_commit') = 'off' THEN
+            PERFORM set_config('synchronous_commit', 'on', true);
+        END IF;
     END $$;
     """)
 
 
 def downgrade() -> None:
     run("""
+    DROP FUNCTION {schema}.claim_entry_buckets(int, int[], int[]);
     DROP FUNCTION {schema}.lock_index_keys(text[], text[], int);
     DROP TABLE {schema}.index_change;
     DROP FUNCTION {schema}.refuse_index_change();
