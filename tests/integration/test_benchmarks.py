@@ -19,6 +19,7 @@ from benchmarks.__main__ import stages
 
 TINY: dict[str, dict[str, object]] = {
     "atomic": {"TRANSACTIONS": 2, "CASES": (1, 2)},
+    "index_over_shards": {"TRANSACTIONS": 2, "CASES": (1, 3)},
     "append": {"OPERATIONS": 16, "CASES": (1,)},
     "append_batch": {"EVENTS": 40, "CASES": ((2, 10),)},
     "append_in_transaction": {"OPERATIONS": 2},
@@ -45,6 +46,7 @@ MAKE_DATABASES = {
     "atomic",
     "fence",
     "growth",
+    "index_over_shards",
     "move",
     "routing",
     "scatter",
