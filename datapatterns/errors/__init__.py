@@ -55,6 +55,7 @@ DataPatternsError
 │     index_tables        IndexKeyTakenError
 │     projections         LeaseHeldError, LeaseLostError, ReadModelMovedError
 │     segments            SegmentsBusyError
+│     shard_indexes       ShardIndexGoneError
 │     shard_references    ParentInUseError, ParentMissingError
 │     shards              RowMissingError, ShardTransactionRefusedError, StaleShardMapError
 │     views               SnapshotOutdatedError
@@ -69,6 +70,7 @@ DataPatternsError
 │                         WritersInTheWayError
 │     promotions          PromotionTimeoutError, StandbyBehindError
 │     servers             ServerUnavailableError
+│     shard_indexes       ShardIndexNotReadyError
 │     shard_maps          MapChangeUnsettledError
 │     shard_references    BranchesUnsettledError
 │     shards              IdWorkersTakenError, ShardBusyError, ShardTimeoutError,
@@ -85,6 +87,7 @@ DataPatternsError
 │     index_tables        IndexDiffersError, IndexFailedError
 │     migrations          SchemaDriftError
 │     projections         ForeignReadModelError, LogChangedError
+│     shard_indexes       ShardIndexFailedError
 │     shard_migrations    ShardDriftError
 │     shards              ShardMapCorruptError
 │     views               ViewDiffersError
@@ -240,6 +243,11 @@ from datapatterns.errors.servers import (
     ServerTooOldError,
     ServerUnavailableError,
     SettingsError,
+)
+from datapatterns.errors.shard_indexes import (
+    ShardIndexFailedError,
+    ShardIndexGoneError,
+    ShardIndexNotReadyError,
 )
 from datapatterns.errors.shard_maps import MapChangeRefusedError, MapChangeUnsettledError
 from datapatterns.errors.shard_migrations import (
@@ -442,6 +450,9 @@ __all__ = [
     "ShardBehindError",
     "ShardBusyError",
     "ShardDriftError",
+    "ShardIndexFailedError",
+    "ShardIndexGoneError",
+    "ShardIndexNotReadyError",
     "ShardKeyChangedError",
     "ShardKeyError",
     "ShardListChangedError",

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    Uuid,
     false,
     func,
     text,
@@ -64,7 +65,9 @@ def index_tables(schema: str, /) -> IndexTables:
         Column("failure", Text),
         UniqueConstraint("name"),
         CheckConstraint("mode IN ('local', 'reserve', '2pc', 'async')", "mode"),
-        CheckConstraint("state IN ('building', 'verifying', 'ready', 'failed')", "state"),
+        CheckConstraint(
+            "state IN ('building', 'verifying', 'ready', 'failed', 'dropping')", "state"
+        ),
     )
     index_backfill = Table(
         "index_backfill",
@@ -78,7 +81,11 @@ def index_tables(schema: str, /) -> IndexTables:
         Column("after_pk", JSONB),
         Column("rows_done", BigInteger, nullable=False, server_default=text("0")),
         Column("done", Boolean, nullable=False, server_default=false()),
+        Column("worker", Uuid),
+        Column("lease_until", Instant),
+        Column("rows_expected", BigInteger),
         CheckConstraint("rows_done >= 0", "counted"),
+        CheckConstraint("(worker IS NULL) = (lease_until IS NULL)", "leased"),
     )
     index_change = Table(
         "index_change",

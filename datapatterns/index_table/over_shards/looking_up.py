@@ -17,6 +17,7 @@ from datapatterns.errors import StaleShardMapError
 from datapatterns.index_table.definition import on_rows
 from datapatterns.index_table.entries import IndexEntry
 from datapatterns.index_table.over_shards.notes import listed, noted_rows, wanted_rows
+from datapatterns.index_table.over_shards.readable import may_be_read, telling_state
 from datapatterns.index_table.over_shards.sharded_index import CLAIM, ShardedIndex, from_text
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.companions import over_shards
@@ -158,7 +159,7 @@ def _read(
         statement = statement.where(tuple_(*index.row_columns) > tuple(after))
     values = {f"key_{at}": value for at, value in enumerate(key)}
     engine = access.companions.side_engines[shard]
-    with access.asking(shard), engine.connect() as conn, looking(conn):
+    with access.asking(shard), engine.connect() as conn, looking(conn), telling_state(index):
         rows = conn.execute(statement, values).mappings().all()
     return [_found(index, row) for row in rows]
 
@@ -212,7 +213,7 @@ def _entries_with_key(index: ShardedIndex) -> Select[Any]:
         column == bindparam(f"key_{at}", type_=column.type)
         for at, column in enumerate(index.key_columns)
     ]
-    return select(index.table).where(*same).order_by(*index.row_columns)
+    return select(index.table).where(may_be_read(index), *same).order_by(*index.row_columns)
 
 
 @declared_once

@@ -7,14 +7,27 @@ from sqlalchemy import Connection
 
 from datapatterns.errors import IndexDefinitionError, IndexUndeclaredError
 from datapatterns.index_table.index import IndexTable
+from datapatterns.index_table.over_shards.building import BuildPace, build, drop, existing
+from datapatterns.index_table.over_shards.entries import Entries
 from datapatterns.index_table.over_shards.notes import noted_changes
+from datapatterns.index_table.over_shards.reports import (
+    ShardIndexConflict,
+    ShardIndexReport,
+    ShardIndexStatus,
+    SweptEntries,
+)
 from datapatterns.index_table.over_shards.reserving import Reserving
 from datapatterns.index_table.over_shards.sharded_index import ShardedIndex, sharded_index
+from datapatterns.index_table.over_shards.standing import conflicts_of, status_of
+from datapatterns.index_table.over_shards.verifying import Comparison, sweep
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.companions import over_shards
 from datapatterns.transactions import A_TRANSACTION, fresh_reads, refuse_aborted, resuming
 
 LOCK_SECONDS = 2.0
+
+BUILD_FAST = BuildPace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,145 @@ class ShardIndexes:
             with fresh_reads(engine) as conn, resuming(conn, "creating index tables"):
                 for index in self.declared:
                     index.create(conn)
+
+    def find(self, name: str) -> ShardedIndex:
+        """Return the index that is declared under ``name``.
+
+        Raises:
+            IndexUndeclaredError: None is.
+        """
+        if (index := self._by_name.get(name)) is None:
+            names = ", ".join(sorted(self._by_name)) or "none is"
+            raise IndexUndeclaredError(name, f"it is not declared; those that are: {names}")
+        return index
+
+    def status(self, cluster: ShardCluster, only: Sequence[str] = ()) -> list[ShardIndexStatus]:
+        """Return how each stands, on all shards.
+
+        Raises:
+            ShardUnavailableError: A shard does not answer.
+        """
+        return [status_of(each) for each in self._entries(cluster, only)]
+
+    def build(
+        self, cluster: ShardCluster, only: Sequence[str] = (), *, pace: BuildPace = BUILD_FAST
+    ) -> dict[str, ShardIndexReport]:
+        """Index the rows from before, and let the indexes be read; those that are created already.
+
+        While they are built, look-ups refuse. Takes up where it ended, whoever began; any number of
+        processes may do it at once, and share the shards. Writers go on, and buckets may move.
+
+        Args:
+            cluster: The shards.
+            only: Names, if not all are meant.
+            pace: How many rows at once, and how long to pause.
+
+        Returns:
+            What the comparison with its table found of each that has become ready.
+
+        Raises:
+            CommitUnansweredError: The answer to a COMMIT was lost; do the same again.
+            IndexMissingError: It was not created on all shards.
+            ShardIndexFailedError: Two rows have one key; see `conflicts`.
+            ShardIndexGoneError: It was dropped meanwhile.
+            ShardIndexNotReadyError: It is being dropped.
+            ShardUnavailableError: A shard does not answer.
+        """
+        return {
+            each.index.name: build(each, pace, lock_seconds=self.lock_seconds)
+            for each in self._entries(cluster, only)
+            if status_of(each).state != "ready"
+        }
+
+    def conflicts(
+        self, cluster: ShardCluster, only: Sequence[str] = ()
+    ) -> list[ShardIndexConflict]:
+        """Return the rows that have kept an index from being built, at most 1,000 of each shard."""
+        return [one for each in self._entries(cluster, only) for one in conflicts_of(each)]
+
+    def verify(
+        self, cluster: ShardCluster, only: Sequence[str] = ()
+    ) -> dict[str, ShardIndexReport]:
+        """Compare each with its table, both ways, while all goes on.
+
+        Reads all rows and all entries once, and parts of them once more; what seems to differ is
+        looked at again under its key's lock.
+
+        Raises:
+            IndexMissingError: It was not created on all shards.
+            ShardUnavailableError: A shard does not answer.
+        """
+        return self._compared(cluster, only, mend=False)
+
+    def repair(
+        self, cluster: ShardCluster, only: Sequence[str] = (), *, dry_run: bool = False
+    ) -> dict[str, ShardIndexReport]:
+        """Do as `verify`, and mend what is found; return what is left.
+
+        What can be left are rows of a unique index whose key another row has.
+
+        Raises: as `verify`.
+        """
+        return self._compared(cluster, only, mend=not dry_run)
+
+    def sweep(
+        self,
+        cluster: ShardCluster,
+        only: Sequence[str] = (),
+        *,
+        older_than_seconds: float | None = None,
+        limit: int | None = None,
+        dry_run: bool = False,
+    ) -> dict[str, SweptEntries]:
+        """Remove entries that lead to no row: what crashes leave behind.
+
+        Args:
+            cluster: The shards.
+            only: Names, if not all are meant.
+            older_than_seconds: Leave out what was claimed later, so as not to wait for it; unless
+                given, what was claimed since the oldest transaction began that is under way.
+            limit: At most about how many of each.
+            dry_run: Only count them.
+
+        Raises:
+            ShardUnavailableError: A shard does not answer.
+        """
+        return {
+            each.index.name: sweep(
+                each,
+                lock_seconds=self.lock_seconds,
+                older_than_seconds=older_than_seconds,
+                limit=limit,
+                dry_run=dry_run,
+            )
+            for each in self._entries(cluster, only)
+            if existing(each)
+        }
+
+    def drop(self, cluster: ShardCluster, only: Sequence[str]) -> dict[str, bool]:
+        """Have nobody read these indexes, then nobody write them, then forget them.
+
+        Their own tables stay, empty, as they are among those of the application's classes. Repeat
+        it after a crash. Returns whether there was one, of each.
+
+        Raises:
+            CommitUnansweredError: The answer to a COMMIT was lost; do the same again.
+            ShardUnavailableError: A shard does not answer.
+        """
+        return {each.index.name: drop(each) for each in self._entries(cluster, only) if only}
+
+    def _compared(
+        self, cluster: ShardCluster, only: Sequence[str], *, mend: bool
+    ) -> dict[str, ShardIndexReport]:
+        found = {}
+        for each in self._entries(cluster, only):
+            existing(each)
+            found[each.index.name] = Comparison(each, self.lock_seconds, mend=mend).run()
+        return found
+
+    def _entries(self, cluster: ShardCluster, only: Sequence[str]) -> list[Entries]:
+        access = over_shards(cluster.session()).shard_access
+        return [Entries(access, self.find(name)) for name in dict.fromkeys(only or self._by_name)]
 
     def before_commit(
         self, access: ShardAccess, parts: Mapping[str, Connection]
