@@ -382,3 +382,14 @@ def test_an_empty_table_is_built_at_once(cluster: ShardCluster) -> None:
     both.create(cluster)
     assert {name: found.rows for name, found in both.build(cluster).items()} == {EMAIL: 0, CITY: 0}
     assert run(cluster, "SELECT 1 FROM customer") == 0
+
+
+@pytest.mark.parametrize("at", ["index.backfilled", "index.verifying", "index.digested"])
+def test_a_builder_whom_another_overtakes_ends_well(cluster: ShardCluster, at: str) -> None:
+    settle(cluster, 30)
+    both.create(cluster)
+
+    with armed(at, lambda: both.build(cluster, [EMAIL])):
+        assert both.build(cluster, [EMAIL])[EMAIL].clean
+
+    assert state(cluster) == "ready"

@@ -92,6 +92,7 @@ def shop(databases: Databases) -> Iterator[ShardCluster]:
         cluster.create_map()
         ALL.create(cluster)
         ALL.create(cluster)
+        ALL.build(cluster)
         yield cluster
     for url in urls:
         databases.drop(url)

@@ -11,6 +11,7 @@ from datapatterns.errors import (
     IndexDetachedError,
     IndexMissingError,
     ShardIndexFailedError,
+    ShardIndexGoneError,
     ShardIndexNotReadyError,
 )
 from datapatterns.failpoints import failpoint
@@ -33,6 +34,9 @@ from datapatterns.index_table.over_shards.verifying import Comparison
 from datapatterns.index_table.schema import index_tables
 from datapatterns.index_table.statements import run, table_name
 from datapatterns.transactions import fresh_reads, resuming
+
+_ROUNDS_MAX: Final = 10
+"""How often another process is seen to have changed its state in the middle."""
 
 OTHERS_SECONDS: Final = 0.5
 """How often to look how far others are who index the rows of a shard."""
@@ -76,7 +80,14 @@ def build(entries: Entries, pace: BuildPace, *, lock_seconds: float) -> ShardInd
         raise ShardIndexNotReadyError(entries.index.name, state="dropping")
     _backfill(entries, found, pace, lock_seconds)
     failpoint("index.backfilled")
-    return _finish(entries, existing(entries), lock_seconds)
+    for _ in range(_ROUNDS_MAX):
+        try:
+            return _finish(entries, existing(entries), lock_seconds)
+        except ShardIndexGoneError:
+            # It may be that somebody else, who builds it too, was faster with its next state.
+            if _ids(existing(entries)) != _ids(found):
+                raise
+    raise ShardIndexGoneError(entries.index.name)
 
 
 def existing(entries: Entries) -> dict[str, Stage]:
@@ -223,6 +234,10 @@ def _note(entries: Entries, found: Mapping[str, Stage], conflicts: list[Conflict
             forget_conflicts(conn, index, _id_of(stage))
             mine = [each for each in conflicts if each.wanted.row in rows.get(shard, set())]
             note_conflicts(conn, index, _id_of(stage), mine)
+
+
+def _ids(found: Mapping[str, Stage]) -> dict[str, int | None]:
+    return {shard: stage.index_id for shard, stage in found.items()}
 
 
 def _id_of(stage: Stage) -> int:

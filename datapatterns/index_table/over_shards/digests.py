@@ -95,7 +95,7 @@ def _digest(
 ) -> Digest:
     part = _part(images, index)
     summed = func.sum(cast(_hash(images, index.definition.columns), Numeric))
-    statement: Select[Any] = (
+    statement: Any = (
         select(part, func.count(), summed).select_from(rows).where(wanted).group_by(part)
     )
     for _ in range(_LOOKS_MAX - 1):
