@@ -54,7 +54,13 @@ class Combiner:
         """
         shard_id = shards[next(self._turns) % len(shards)]
         with shard_errors(shard_id), self._engine(shard_id).connect() as conn:
-            yield conn
+            try:
+                yield conn
+            except BaseException as error:
+                if not isinstance(error, Exception):
+                    # Left in a COPY, it cannot even roll back, and that error would hide this one.
+                    conn.invalidate()
+                raise
 
     def close(self) -> None:
         """Close all connections that nobody uses."""
