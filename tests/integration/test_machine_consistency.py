@@ -84,6 +84,7 @@ VIEW = MaterializedView(
 )
 BY_GROUP = IndexTable("by_group", on=[Item.grp], include=[Item.amount])
 BY_AMOUNT = IndexTable("by_amount", on=[Item.amount], unique=True)
+BY_GROUP_LATER = IndexTable("by_group_later", on=[Item.grp], include=[Item.amount], mode="async")
 
 
 @pytest.fixture
@@ -138,7 +139,9 @@ def test_a_materialized_view_stays_what_its_query_gives(explorer: Explorer, url:
     run(consistency_machine(VIEW, ITEMS, explorer=explorer))
 
 
-@pytest.mark.parametrize("index", [BY_GROUP, BY_AMOUNT], ids=lambda index: index.name)
+@pytest.mark.parametrize(
+    "index", [BY_GROUP, BY_AMOUNT, BY_GROUP_LATER], ids=lambda index: index.name
+)
 def test_an_index_table_stays_what_its_rows_say(
     explorer: Explorer, url: URL, index: IndexTable
 ) -> None:
@@ -147,6 +150,7 @@ def test_an_index_table_stays_what_its_rows_say(
         index.create(conn)
     with engine.begin() as conn:
         index.backfill(conn)
+    with engine.begin() as conn:
         index.activate(conn)
     engine.dispose()
 

@@ -93,14 +93,21 @@ class DerivedIndex:
     index: IndexTable
 
     def chores(self, engine: Engine) -> Mapping[str, Chore]:
-        """Build it anew, chunk by chunk; repair it, if it is unique."""
+        """Build it anew, chunk by chunk; repair it, if it is unique; catch up, if it is behind."""
         # While a unique index is built, two rows may have one key: activating it is refused then.
         if self.index.definition.unique:
             return {"repair": partial(self._repair, engine)}
+        if self.index.definition.mode == "async":
+            return {
+                "build": partial(self._build, engine),
+                "catch_up": partial(self.settle, engine),
+            }
         return {"build": partial(self._build, engine)}
 
     def settle(self, engine: Engine) -> None:
-        """Do nothing: it is never behind."""
+        """Take in what is pending, if it is kept behind its writers."""
+        with engine.begin() as conn:
+            self.index.catch_up(conn)
 
     def differences(self, engine: Engine) -> list[str]:
         """Verify it, and look up what is in it."""
@@ -122,6 +129,7 @@ class DerivedIndex:
     def reset(self, engine: Engine) -> None:
         """Build it anew, if it is not right."""
         try:
+            self.settle(engine)
             wrong = self.differences(engine)
         except ConfigurationError:  # the last example has left it half built
             wrong = ["not ready"]
