@@ -188,7 +188,7 @@ def test_a_table_may_be_a_partition_of_another(
         lambda: run(cluster, source, "UPDATE every_line SET quantity = 7 WHERE household_id = :key")
     )
 
-    move_in_the_end(cluster, target)
+    move(cluster, target)
 
     assert values(cluster, target, QUANTITIES) == [7, 7]
 
