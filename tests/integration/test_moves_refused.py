@@ -64,6 +64,9 @@ def check_nothing_has_changed(cluster: ShardCluster, source: str, target: str) -
         (["ALTER TABLE basket SET UNLOGGED"], "unlogged"),
         (["CREATE TABLE heir () INHERITS (basket)"], "inherit"),
         (["CREATE SEQUENCE n", "ALTER TABLE basket ALTER id SET DEFAULT nextval('n')"], "sequence"),
+        (["ALTER TABLE line ADD picture oid"], "large objects"),
+        (["CREATE DOMAIN lo AS oid", "ALTER TABLE line ADD picture lo"], "large objects"),
+        (["ALTER TABLE line ADD pictures oid[]"], "large objects"),
         (["ALTER TABLE basket ADD number int GENERATED ALWAYS AS IDENTITY"], "sequence"),
         (
             [

@@ -39,6 +39,14 @@ WHERE a.attrelid = ANY (:tables) AND a.attnum > 0 AND NOT a.attisdropped AND a.a
     AND (a.attidentity <> '' OR pg_get_expr(d.adbin, d.adrelid) LIKE '%nextval(%')
 ORDER BY 1, a.attnum
 """)
+# Also of a domain such as lo, or in an array.
+_OBJECTS = text("""
+SELECT a.attrelid::regclass::text AS name, a.attname AS column
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
+WHERE a.attrelid = ANY (:tables) AND a.attnum > 0 AND NOT a.attisdropped
+    AND 'oid'::regtype IN (y.oid, y.typbasetype, y.typelem) AND y.typcategory IN ('N', 'A')
+ORDER BY 1, a.attnum
+""")
 _FOREIGN_KEYS = text("""
 SELECT o.conname AS name, o.conrelid::regclass::text AS here, o.confrelid::regclass::text AS there
 FROM pg_catalog.pg_constraint o
@@ -170,6 +178,12 @@ def _check_tables(side: Side, tables: Sequence[MovedTable], broadcast: Collectio
             f"column {row.column} of {row.name} on shard {shard}",
             "its numbers come from a sequence, and the target's would give them out again; make"
             " them with ShardCluster.ids(), and drop the default",
+        )
+    for row in conn.execute(_OBJECTS.bindparams(mine)):
+        raise MoveRefusedError(
+            f"column {row.column} of {row.name} on shard {shard}",
+            "it names objects of its server, such as large objects, which do not move; keep the"
+            " bytes in a column of type bytea, and other numbers in one of type bigint",
         )
     copied = [
         oid

@@ -15,9 +15,11 @@ from datapatterns.sharding.moving.holding import Side
 from datapatterns.sharding.moving.moved_table import ROW, MovedTable
 from datapatterns.sql.composing import execute
 
-# A sum does not depend on the order in which rows are read; that of bigint has no bounds.
+# A sum does not depend on the order in which rows are read; that of bigint has no bounds. The hash
+# of a record is a sum itself, of multiples of those of its values: without another hash of it, two
+# rows that have exchanged values in a column would add up to the same.
 _DIGEST = sql.SQL("""
-SELECT count(*), coalesce(sum(hash_record_extended({hashed}, 0)), 0)
+SELECT count(*), coalesce(sum(hashint8extended(hash_record_extended({hashed}, 0), 0)), 0)
 FROM {only} {table} AS {row} WHERE {chosen}
 """)
 _ONLY, _WITH_HEIRS = sql.SQL("ONLY"), sql.SQL("")
