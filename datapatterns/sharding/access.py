@@ -1,7 +1,7 @@
 """What sessions and connections of one cluster share."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
@@ -11,7 +11,7 @@ from datapatterns.errors import StaleShardMapError
 from datapatterns.sharding.broadcasting.copies import CopyList
 from datapatterns.sharding.companions import NO_COMPANIONS, Companions
 from datapatterns.sharding.fan_out import FanOut
-from datapatterns.sharding.maps.ownership import failed_shard, shard_errors
+from datapatterns.sharding.maps.ownership import failed_shard, shard_error
 from datapatterns.sharding.maps.router import Router
 from datapatterns.sharding.reaching.replicas import NO_REPLICAS, Replicas
 from datapatterns.sharding.references.declared import NO_REFERENCES, References
@@ -66,16 +66,14 @@ class ShardAccess:
     companions: Companions = NO_COMPANIONS
     references: References = NO_REFERENCES
 
-    @contextmanager
-    def asking(self, shard_id: str) -> Iterator[None]:
+    def asking(self, shard_id: str) -> AbstractContextManager[None]:
         """Name the shard in what goes wrong, and read the map again if that was old.
 
         Raises:
             ShardUnavailableError: It does not answer.
             StaleShardMapError: It owns other buckets than the map says.
         """
-        with self.learning(), shard_errors(shard_id):
-            yield
+        return _Asking(self.router, shard_id)
 
     @contextmanager
     def asking_several(self) -> Iterator[None]:
@@ -93,11 +91,30 @@ class ShardAccess:
             with self.asking(shard_id):
                 raise
 
-    @contextmanager
-    def learning(self) -> Iterator[None]:
+    def learning(self) -> AbstractContextManager[None]:
         """Read the map again if it was old, so that a repeated transaction goes right."""
-        try:
-            yield
-        except StaleShardMapError:
-            self.router.refresh()
-            raise
+        return _Asking(self.router, None)
+
+
+class _Asking:
+    """Costs next to nothing while nothing goes wrong: a statement passes several of them."""
+
+    __slots__ = ("_router", "_shard_id")
+
+    def __init__(self, router: Router, shard_id: str | None) -> None:
+        self._router = router
+        self._shard_id = shard_id
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _t: object
+    ) -> None:
+        if error is None:
+            return
+        found = None if self._shard_id is None else shard_error(error, self._shard_id)
+        if isinstance(found or error, StaleShardMapError):
+            self._router.refresh()
+        if found is not None:
+            raise found from error

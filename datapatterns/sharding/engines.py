@@ -8,7 +8,7 @@ from psycopg import Connection as DriverConnection
 from psycopg import Error as DriverError
 from psycopg import sql
 from psycopg.errors import InvalidSchemaName, UndefinedColumn, UndefinedFunction, UndefinedTable
-from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event
+from sqlalchemy import URL, Engine, ExceptionContext, QueuePool, create_engine, event
 from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.errors import MigrationNeededError, SettingsError, WrongShardError
@@ -108,6 +108,13 @@ def _with_bounds(url: URL, options: Mapping[str, Any]) -> dict[str, Any]:
     if "poolclass" not in found:
         found.setdefault("pool_timeout", POOL_SECONDS)
     return found
+
+
+def has_idle_connection(engine: Engine) -> bool:
+    """Return whether a connection is at hand that no server is asked about; others may take it."""
+    pool = engine.pool
+    looks_first = pool._pre_ping or pool._recycle > -1  # noqa: SLF001 -- there is no public name
+    return isinstance(pool, QueuePool) and not looks_first and pool.checkedin() > 0
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from psycopg import Error as DriverError
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Connection, RootTransaction, func, select
+from sqlalchemy import Connection, PoolProxiedConnection, RootTransaction, func, select
 
 from datapatterns.errors import (
     MultiShardWriteError,
@@ -15,10 +15,13 @@ from datapatterns.errors import (
     ShardUnavailableError,
 )
 from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.atomic.bare import BareConnections
 from datapatterns.sharding.atomic.committing import ATTEMPTED, Commit, Writer, deciding_first
 from datapatterns.sharding.atomic.waiting import is_as_prepared, prepare_for_others
+from datapatterns.sharding.engines import has_idle_connection
 from datapatterns.sharding.fan_out import CancelledAfterwards
 from datapatterns.sharding.reaching.circuits import connecting_within
+from datapatterns.sharding.reaching.conversation import can_converse
 from datapatterns.sharding.reaching.time_limits import silence_limit
 from datapatterns.sharding.reaching.tokens import NEVER, ShardToken
 from datapatterns.transactions import refuse_aborted
@@ -49,6 +52,7 @@ class Parts:
         self._left: list[Part] = []
         self.on_replicas: set[str] = set()
         self._marked: set[str] = set()
+        self._bare = BareConnections(access.engines)
 
     def opened(self, shard: str) -> Connection | None:
         """Return the connection to ``shard`` if there is one."""
@@ -66,6 +70,38 @@ class Parts:
         if shard not in self._parts:
             self._open(shard)
         return self._parts[shard][0]
+
+    def beneath(self, shards: Iterable[str]) -> dict[str, PoolProxiedConnection] | None:
+        """Return connections of the driver, for what only asks past SQLAlchemy.
+
+        Returns:
+            None if that is not possible: somebody listens, or the transaction is one of several,
+            in which each wait has to end.
+
+        Raises:
+            ShardUnavailableError: One does not answer, or the transaction goes on without it.
+        """
+        wanted = [*shards]
+        if self._lock_seconds is not None or not all(map(self._bare.can_ask, wanted)):
+            return None
+        taken = {shard: self._taken(shard) for shard in wanted}
+        self.open(shard for shard, found in taken.items() if found is None)
+        found = {shard: found or self._taken(shard) for shard, found in taken.items()}
+        return {s: each for s, each in found.items() if each} if all(found.values()) else None
+
+    def _taken(self, shard: str) -> PoolProxiedConnection | None:
+        if shard in self._lost:
+            raise self._lost[shard]
+        if shard not in self._parts:
+            return self._bare.take(shard)
+        conn = self._parts[shard][0]
+        can_ask = not (conn._has_events or conn._execution_options)  # noqa: SLF001 -- no public name
+        usable = (
+            can_ask
+            and not conn.invalidated
+            and can_converse(conn.connection.dbapi_connection, conn.info)
+        )
+        return conn.connection if usable else None
 
     def open(self, shards: Iterable[str]) -> None:
         """Have connections to all of ``shards``; those that are missing are opened at once.
@@ -87,13 +123,21 @@ class Parts:
         """
         wanted = sorted(set(shards) - self._parts.keys())
         missing = {shard: self._lost[shard] for shard in wanted if shard in self._lost}
-        answers = self._access.fan_out.answers(
-            {shard: partial(self._open, shard, seconds) for shard in wanted if shard not in missing}
+        opening = [shard for shard in wanted if shard not in missing]
+        questions: dict[str, Callable[[], None]] = {
+            shard: partial(self._open, shard, seconds) for shard in opening
+        }
+        # What waits for no server takes longer in threads.
+        waits = self._lock_seconds is not None or not all(
+            has_idle_connection(self._access.engines[shard]) for shard in opening
         )
-        for shard, answer in answers.items():
+        if waits:
+            answers = self._access.fan_out.answers(questions)
+            questions = {shard: answer.result for shard, answer in answers.items()}
+        for shard, question in questions.items():
             try:
                 with self._access.asking(shard):
-                    answer.result()
+                    question()
             except ShardUnavailableError as error:
                 missing[shard] = error
         return missing
@@ -127,7 +171,7 @@ class Parts:
     @property
     def shards(self) -> tuple[str, ...]:
         """Return the shards that it has come to."""
-        return tuple(self._parts)
+        return (*self._parts, *self._bare.shards)
 
     def bind_together(self, *, lock_seconds: float) -> None:
         """Let this transaction write to several shards, though it began without that."""
@@ -150,6 +194,7 @@ class Parts:
             MultiShardWriteError: Several shards were written to, and must not be.
             Exception: What `Commit.run` raises.
         """
+        self._dress()
         if len(self._parts) == 1:
             [(shard, (_, transaction))] = self._parts.items()
             with self._access.asking(shard):
@@ -229,6 +274,12 @@ class Parts:
         with ExitStack() as closing:  # all of them, whatever one raises
             for conn, _ in parts:
                 closing.callback(conn.close)
+            closing.callback(self._bare.close)
+
+    def _dress(self) -> None:
+        for shard in self._bare.shards:
+            with self._access.asking(shard):
+                self._open(shard)
 
     def _open(self, shard: str, seconds: float | None = None) -> None:
         # Kept by whoever opens it: if others are interrupted at the same, this is open already.
@@ -236,7 +287,7 @@ class Parts:
 
     def _opened(self, shard: str, seconds: float | None = None) -> Part:
         with connecting_within(seconds):
-            conn = self._access.engines[shard].connect()
+            conn = self._bare.dress(shard) or self._access.engines[shard].connect()
         try:
             transaction = conn.begin()
             if self._lock_seconds is not None:

@@ -22,23 +22,24 @@ def guard_copies(engine: Engine, placements: Placements) -> Engine:
     SQL text is not looked into.
     """
 
-    @event.listens_for(engine, "before_cursor_execute")
+    @event.listens_for(engine, "before_cursor_execute", retval=True)
     def refuse(
         conn: Connection,
         _cursor: DBAPICursor,
-        _statement: str,
-        _parameters: object,
+        statement: str,
+        parameters: object,
         context: ExecutionContext | None,
         _executemany: bool,  # noqa: FBT001 -- as SQLAlchemy calls it
-    ) -> None:
+    ) -> tuple[str, object]:
         compiled: Any = getattr(context, "compiled", None)
         if compiled is None or _WRITING_ALL.get(conn):
-            return
+            return statement, parameters
         ctes = getattr(compiled, "ctes", None) or ()  # DDL has none
         for part in (compiled.statement, *(cte.element for cte in ctes)):
             target = getattr(part, "table", None) if isinstance(part, UpdateBase) else None
             if isinstance(target, Table) and placements.is_broadcast(target):
                 raise only_by_sessions(target.name)
+        return statement, parameters
 
     return engine
 

@@ -40,6 +40,8 @@ from datapatterns.sql.metadata import DEFAULT_SCHEMA
 NOT_OWNED = "SD001"
 """The SQLSTATE of a shard that does not own what a statement or a transaction is about."""
 
+_AGREEMENT = ("dp_group_id", "dp_digest")
+
 
 def owns_buckets(
     shard_map: ShardMap, buckets: Collection[int], *, schema: str = DEFAULT_SCHEMA
@@ -109,6 +111,20 @@ def agrees_with_map(
     """Return a condition that fails the statement unless the whole shard agrees with the map."""
     agreement = _agreement(shard_map, shard_id)
     return _asked_first(library_function(schema, "assert_map", *agreement, returns=Boolean()))
+
+
+@lru_cache(maxsize=64)
+def agrees_with_any_map(schema: str) -> ColumnElement[bool]:
+    """Return the condition of `agrees_with_map`, made once, of maps in which nothing moves."""
+    group_id, digest = _AGREEMENT
+    agreement = (bindparam(group_id, type_=Integer), cast(bindparam(digest), Text))
+    return _asked_first(library_function(schema, "assert_map", *agreement, returns=Boolean()))
+
+
+def agreement_of(shard_map: ShardMap, shard_id: str) -> dict[str, Any]:
+    """Return the values for `agrees_with_any_map`."""
+    group_id, digest = _AGREEMENT
+    return {group_id: shard_map.group_id, digest: shard_map.digest(shard_id)}
 
 
 def claim_buckets(
@@ -189,20 +205,9 @@ def shard_errors(shard_id: str) -> Iterator[None]:
     """
     try:
         yield
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) == NOT_OWNED:
-            raise StaleShardMapError(shard_id) from error
-        # A connection that was never made has no SQLSTATE and is not "invalidated" either.
-        if error.connection_invalidated or _is_connection_failure(error.orig):
-            raise ShardUnavailableError(shard_id) from error
-        raise
-    except PoolTimeoutError as error:
-        raise ShardBusyError(shard_id) from error
-    except DriverError as error:
-        if error.sqlstate == NOT_OWNED:
-            raise StaleShardMapError(shard_id) from error
-        if _is_connection_failure(error):
-            raise ShardUnavailableError(shard_id) from error
+    except (DBAPIError, DriverError, PoolTimeoutError) as error:
+        if (found := shard_error(error, shard_id)) is not None:
+            raise found from error
         raise
 
 
@@ -210,6 +215,20 @@ def failed_shard(error: DBAPIError) -> str | None:
     """Return on which shard an error happened; None if that was not on a connection to one."""
     found: str | None = getattr(error.orig, FAILED, None)
     return found
+
+
+def shard_error(error: BaseException, shard_id: str) -> Exception | None:
+    """Return what an error of a shard amounts to, as `shard_errors` raises it; None if itself."""
+    if isinstance(error, PoolTimeoutError):
+        return ShardBusyError(shard_id)
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if not isinstance(error, DBAPIError | DriverError):
+        return None
+    if getattr(cause, "sqlstate", None) == NOT_OWNED:
+        return StaleShardMapError(shard_id)
+    # A connection that was never made has no SQLSTATE and is not "invalidated" either.
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return ShardUnavailableError(shard_id) if lost or _is_connection_failure(cause) else None
 
 
 def _is_connection_failure(error: BaseException | None) -> bool:

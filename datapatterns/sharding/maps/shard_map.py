@@ -36,6 +36,9 @@ class ShardMap:
     merged: frozenset[int] = frozenset()
     parents: Mapping[int, int] = field(default_factory=dict)
     moving: frozenset[int] = frozenset()
+    _digests: dict[str, str | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def buckets(self) -> list[int]:
@@ -113,10 +116,11 @@ class ShardMap:
 
     def digest(self, shard_id: str) -> str | None:
         """Return what the server's ``owned_digest`` says if it agrees; None if it owns nothing."""
-        if not (buckets := self.buckets_on(shard_id)):
-            return None
-        # As text the server sorts nothing: it orders by the bucket's number, as this does.
-        return sha256(",".join(f"{bucket}owned" for bucket in buckets).encode()).hexdigest()
+        if shard_id not in self._digests:
+            # As text the server sorts nothing: it orders by the bucket's number, as this does.
+            owned = ",".join(f"{bucket}owned" for bucket in self.buckets_on(shard_id))
+            self._digests[shard_id] = sha256(owned.encode()).hexdigest() if owned else None
+        return self._digests[shard_id]
 
     def placed(self, rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[str, list[Row]]:
         """Return the rows by shard, in their order; a shard that gets none is left out."""

@@ -33,6 +33,11 @@ class Line:
     def of(cls, conn: Connection) -> Self:
         """Return the line of ``conn``; call it in the thread that uses it."""
         driver = None if conn.closed or conn.invalidated else conn.connection.driver_connection
+        return cls.of_driver(driver)
+
+    @classmethod
+    def of_driver(cls, driver: Any) -> Self:  # noqa: ANN401 -- psycopg's, or None
+        """Return the line of the driver's own connection."""
         return cls(driver, _inode(driver))
 
     def sever(self) -> None:

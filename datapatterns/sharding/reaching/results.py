@@ -24,6 +24,7 @@ class ShardResult(IteratorResult[Any]):
         *,
         rowcount: int = -1,
     ) -> None:
-        super().__init__(metadata, iter([tuple(row) for row in rows]))
+        found = [row if type(row) is tuple else tuple(row) for row in rows]
+        super().__init__(metadata, iter(found))
         self.missing_shards: tuple[str, ...] = tuple(sorted(missing))
         self.rowcount = rowcount

@@ -32,7 +32,7 @@ class TextOrder:
     def __init__(self) -> None:
         self._known: dict[str, tuple[Any, ...]] = {}
 
-    def require_one(self, plan: ScatterPlan, connections: Mapping[str, Connection]) -> None:
+    def require_one(self, connections: Mapping[str, Connection]) -> None:
         """Refuse to merge text in a language's order in which the shards differ.
 
         Costs a round trip to each shard that was not asked before.
@@ -40,8 +40,6 @@ class TextOrder:
         Raises:
             UnmergeableQueryError: They differ.
         """
-        if not compares_text(plan):
-            return
         for shard_id, conn in connections.items():
             if shard_id not in self._known:
                 self._known[shard_id] = tuple(conn.scalars(_ORDER_OF_TEXT).one())

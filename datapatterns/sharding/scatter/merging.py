@@ -4,7 +4,7 @@ Values are compared here only where Python compares as PostgreSQL does; what is 
 is refused, also if a column turns out to hold it against its declaration.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from decimal import Context, Decimal
 from typing import Any, Literal, TypeAlias
 
@@ -30,6 +30,7 @@ def merged_rows(
     order: Sequence[OrderKey],
     distinct: int | None,
     ranks: Ranks = NO_RANKS,
+    plain: Collection[int] = (),
 ) -> list[Sequence[Any]]:
     """Return the rows of all parts, ordered; of rows that agree in the first columns, one.
 
@@ -38,6 +39,7 @@ def merged_rows(
         order: What to order by.
         distinct: How many columns must agree; None to keep all rows.
         ranks: The places of values that only PostgreSQL can compare.
+        plain: Columns known to need no look at their values before these are compared.
 
     Raises:
         UnmergeableQueryError: Python orders or compares such values otherwise than PostgreSQL.
@@ -45,7 +47,7 @@ def merged_rows(
     rows = [row for part in parts for row in part]
     if distinct is not None:
         rows = list({_identity(row[:distinct]): row for row in rows}.values())
-    return ordered_rows(rows, order, ranks)
+    return ordered_rows(rows, order, ranks, plain=plain)
 
 
 def merged_groups(

@@ -5,7 +5,7 @@ What is of any other type is refused, also if a column turns out to hold it agai
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -48,9 +48,19 @@ class OrderKey:
 
 
 def ordered_rows(
-    rows: Rows, order: Sequence[OrderKey], ranks: Ranks = NO_RANKS
+    rows: Rows,
+    order: Sequence[OrderKey],
+    ranks: Ranks = NO_RANKS,
+    *,
+    plain: Collection[int] = (),
 ) -> list[Sequence[Any]]:
     """Return ``rows`` as ORDER BY would.
+
+    Args:
+        rows: In any order.
+        order: What to order by.
+        ranks: The places of values that only PostgreSQL can compare.
+        plain: Columns known to hold nothing but NULL and values that compare as they do there.
 
     Raises:
         UnmergeableQueryError: Python orders such values otherwise than PostgreSQL.
@@ -58,16 +68,25 @@ def ordered_rows(
     found = list(rows)
     if not order or len(found) <= 1:
         return found
-    plain = [_is_plain(key, [row[key.position] for row in found]) for key in order]
-    if all(plain) and len({key.descending for key in order}) == 1:
-        places = [key.position for key in order]
-        found.sort(key=itemgetter(*places), reverse=order[0].descending)
-        return found
+    one_way = len({key.descending for key in order}) == 1
+    if one_way and all(key.position in plain for key in order):
+        try:
+            return _sorted_as_is(found, order)
+        except TypeError:
+            pass  # NULL was compared with something else
+    as_they_are = [_is_plain(key, [row[key.position] for row in found]) for key in order]
+    if one_way and all(as_they_are):
+        return _sorted_as_is(found, order)
     # The last column first: each pass keeps the order of what it finds equal.
-    for key, as_is in zip(reversed(order), reversed(plain), strict=True):
+    for key, as_is in zip(reversed(order), reversed(as_they_are), strict=True):
         function = itemgetter(key.position) if as_is else _sort_function(key, ranks)
         found.sort(key=function, reverse=key.descending)
     return found
+
+
+def _sorted_as_is(rows: list[Sequence[Any]], order: Sequence[OrderKey]) -> list[Sequence[Any]]:
+    rows.sort(key=itemgetter(*(key.position for key in order)), reverse=order[0].descending)
+    return rows
 
 
 def first_rows(

@@ -237,11 +237,13 @@ def _plan_rows(statement: AnySelect, bounds: _Bounds) -> ScatterPlan:
         for column in selected:
             check_identity(column, "DISTINCT")
     width = len(statement.column_descriptions)
+    # What is selected need not be sent twice. An entity is one of the caller's columns, and many.
+    one_by_one = selects_only_columns(statement) and len(selected) == width
     sorts = [sort_expression(clause) for clause in statement._order_by_clauses]  # noqa: SLF001
     _check_first_of(first_of, [_named(sort, selected) for sort in sorts[: len(first_of)]])
     order, hidden, ranked = [], [], []
     for sort in sorts:
-        position = position_of(sort, selected) if distinct else None
+        position = position_of(sort, selected) if distinct or one_by_one else None
         if distinct and position is None:
             raise UnmergeableQueryError("ORDER BY beside DISTINCT", "select what it orders by")
         if position is None:

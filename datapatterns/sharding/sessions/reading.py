@@ -1,7 +1,8 @@
 """Reads of a session over shards: from one shard, or gathered from several."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Executable, Result, Select, true
@@ -24,6 +25,7 @@ from datapatterns.sharding.routing.footprint import Footprint, footprint_of
 from datapatterns.sharding.routing.footprints import Looked
 from datapatterns.sharding.routing.guarded import guarded_shape, with_guard, with_guard_of
 from datapatterns.sharding.routing.key_conditions import Leaf, Parameters
+from datapatterns.sharding.scatter.agreeing import compares_text
 from datapatterns.sharding.scatter.answering import as_result
 from datapatterns.sharding.scatter.combining import combine, copy_out
 from datapatterns.sharding.scatter.judged_merging import merge
@@ -39,6 +41,7 @@ from datapatterns.sharding.seeing.timing import timed_read
 from datapatterns.sharding.sessions.asking import Asking, all_rows
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
 from datapatterns.sharding.sessions.carried_ids import buckets_of_id, with_id
+from datapatterns.sharding.sessions.columns_at_once import columns_at_once
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.statements import one_set
 from datapatterns.sharding.sessions.whole_shards import WholeShards
@@ -86,7 +89,7 @@ class Reading:
         buckets = footprint.buckets(values, shard_map.strategy)
         buckets = buckets_of_id(options, shard_map, buckets, footprint.group.name)
         if buckets is not None:
-            shards = shard_map.shards_of(buckets)
+            shards = sorted(shard_map.shards_of(buckets))
             if len(shards) <= 1:
                 if self._goes_on(state, statement, shard_map, buckets, asked, looked):
                     return None
@@ -98,19 +101,35 @@ class Reading:
                         asked,
                     )
         elif asked.every or _is_scattered(footprint):
-            shards = frozenset(shard_map.owners)
+            shards = sorted(set(shard_map.owners))
         else:
             raise ScatterRefusedError(footprint.tables)
-        selected = refuse_other_shapes(statement, footprint)
-        planned = self._planned(state, selected, parameters)
-        plan, footprint = planned.plan, planned.footprint
+        return self._read_all(state, statement, looked, _Shards(shard_map, shards, buckets), asked)
+
+    def _read_all(
+        self,
+        state: ORMExecuteState,
+        statement: SelectBase,
+        looked: Looked,
+        shards: "_Shards",
+        asked: Asked,
+    ) -> Result[Any]:
+        selected = refuse_other_shapes(statement, looked.footprint)
+        planned = self._planned(state, selected, one_set(state))
         if asked.policy.partial == "allow":
-            refuse_wrong_answers(selected, plan)
-        guards = self._guards(shard_map, sorted(shards), buckets, footprint.blocks[0].leaves)
-        with timed_read(
-            access.load, shard_map, buckets, footprint, {**values, **planned.parameters}
-        ):
-            return self._gather(state, planned, guards, asked)
+            refuse_wrong_answers(selected, planned.plan)
+        values = {**looked.values, **planned.parameters}
+        load, shard_map = self.work.access.load, shards.shard_map
+        with timed_read(load, shard_map, shards.buckets, planned.footprint, values):
+            self._flush(state)
+            if shards.buckets is None and not asked.explicit:
+                parts = columns_at_once(self.work, state, planned, shard_map, shards.names)
+                if parts is not None:
+                    plain = frozenset.intersection(*(part.plain for part in parts.values()))
+                    rows = {shard: part.rows for shard, part in parts.items()}
+                    return self._merged(state, planned, rows, plain=plain)
+            leaves = planned.footprint.blocks[0].leaves
+            return self._gather(state, planned, self._guards(shards, leaves), asked)
 
     def read_objects(
         self, state: ORMExecuteState, statement: FromStatement[Any], source: Select[Any]
@@ -240,13 +259,7 @@ class Reading:
 
     # Gathering -----------------------------------------------------------------------------
 
-    def _guards(
-        self,
-        shard_map: ShardMap,
-        shards: list[str],
-        buckets: frozenset[int] | None,
-        leaves: Sequence[Leaf],
-    ) -> dict[str, ColumnElement[bool]]:
+    def _guards(self, shards: "_Shards", leaves: Sequence[Leaf]) -> dict[str, ColumnElement[bool]]:
         """Return the condition of each shard that it agrees with the map.
 
         If not all shards are asked, nobody tells that a key has gone to one that is not: so the
@@ -254,8 +267,9 @@ class Reading:
         a shard, or has just left it, are read at its owner's only.
         """
         schema = self.work.access.schema
+        shard_map, buckets = shards.shard_map, shards.buckets
         guards: dict[str, ColumnElement[bool]] = {}
-        for shard_id in shards:
+        for shard_id in shards.names:
             is_citus = shard_id in self.work.access.citus
             if is_citus:
                 self.work.claim_citus(shard_id, shard_map)
@@ -280,8 +294,6 @@ class Reading:
         guards: Mapping[str, ColumnElement[bool]],
         asked: Asked,
     ) -> Result[Any]:
-        if state.session.autoflush and state.execution_options.get("autoflush", True):
-            state.session.flush()
         plan, parameters = planned.plan, planned.parameters
         statements = {
             shard_id: with_guard(plan.statement, guard) for shard_id, guard in guards.items()
@@ -292,12 +304,28 @@ class Reading:
         if plan.streamed:
             return self._streamed(planned, statements, state, asking)
         answers = asking.for_rows(state, statements, parameters, all_rows)
+        return self._merged(state, planned, answers.given, answers.missing)
+
+    def _merged(
+        self,
+        state: ORMExecuteState,
+        planned: Planned,
+        parts: Mapping[str, Sequence[Sequence[Any]]],
+        missing: Iterable[str] = (),
+        *,
+        plain: Collection[int] = (),
+    ) -> Result[Any]:
         rows: Sequence[Sequence[Any]] = []
-        if answers.given:
-            self._require_one_order(plan, answers.given)
-            judge = self.work.connection_to(next(iter(answers.given)))
-            rows = merge(plan, [*answers.given.values()], judge)
-        return as_result(state.statement, rows, answers.missing)
+        if parts:
+            self._require_one_order(planned.plan, parts)
+            judge = partial(self.work.connection_to, next(iter(parts)))
+            rows = merge(planned.plan, [*parts.values()], judge, plain=plain)
+        return as_result(state.statement, rows, missing)
+
+    @staticmethod
+    def _flush(state: ORMExecuteState) -> None:
+        if state.session.autoflush and state.execution_options.get("autoflush", True):
+            state.session.flush()
 
     def _streamed(
         self,
@@ -335,8 +363,9 @@ class Reading:
         return as_result(state.statement, rows, sent.missing)
 
     def _require_one_order(self, plan: ScatterPlan, shards: Iterable[str]) -> None:
-        connections = {shard_id: self.work.connection_to(shard_id) for shard_id in shards}
-        self.work.access.text_order.require_one(plan, connections)
+        if compares_text(plan):
+            connections = {shard_id: self.work.connection_to(shard_id) for shard_id in shards}
+            self.work.access.text_order.require_one(connections)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +375,15 @@ class _Place:
     shard_map: ShardMap
     buckets: frozenset[int]
     is_guarded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Shards:
+    """Several shards that are asked, in order; and for which buckets, if a statement names some."""
+
+    shard_map: ShardMap
+    names: Sequence[str]
+    buckets: frozenset[int] | None
 
 
 def _is_guarded(statement: SelectBase, footprint: Footprint) -> bool:

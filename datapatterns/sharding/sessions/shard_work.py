@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from itertools import count
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Result
+from sqlalchemy import Connection, PoolProxiedConnection, Result
 from sqlalchemy.orm import ORMExecuteState, Session
 
 from datapatterns.errors import (
@@ -83,6 +83,19 @@ class ShardWork:
         """Return the session's connection to a shard, as part of its transaction."""
         with self.access.asking(shard_id):
             return self._session.connection(bind_arguments={"shard_id": shard_id})
+
+    def beneath(self, shards: Iterable[str]) -> dict[str, PoolProxiedConnection] | None:
+        """Return connections of the driver in the transaction, as `Parts.beneath` does.
+
+        Raises:
+            ShardUnavailableError: One does not answer.
+        """
+        if self._session.in_nested_transaction():
+            return None  # it would have to come to each of them
+        found = self.parts.beneath(shards)
+        if not self._session.in_transaction():
+            self._session.begin()  # whose end gives the connections back
+        return found
 
     def run(self, state: ORMExecuteState, statement: Any, shard_id: str) -> Result[Any]:  # noqa: ANN401 -- any statement
         """Execute ``statement`` in place of that of ``state``, on one shard."""
