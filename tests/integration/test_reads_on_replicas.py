@@ -19,7 +19,7 @@ from datapatterns.errors import (
 )
 from datapatterns.outcomes import find_unknown_outcome
 from datapatterns.sharding import AllShards, Shard, ShardCluster, ShardSession, ShardToken
-from datapatterns.sharding.atomic.parts import place_on
+from datapatterns.sharding.atomic.ending import place_on
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.reaching.standbys import Standby, findings_about
 from datapatterns.testing import wait_until

@@ -3,10 +3,8 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
-from psycopg import Error as DriverError
-from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, PoolProxiedConnection, RootTransaction, func, select
 
 from datapatterns.errors import (
@@ -17,9 +15,16 @@ from datapatterns.errors import (
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.bare import BareConnections
 from datapatterns.sharding.atomic.committing import ATTEMPTED, Commit, Writer, deciding_first
-from datapatterns.sharding.atomic.waiting import is_as_prepared, prepare_for_others
+from datapatterns.sharding.atomic.ending import commit_reader, let_go, place_on, result_of
+from datapatterns.sharding.atomic.waiting import (
+    is_as_prepared,
+    prepare_for_others,
+    settings_for_others,
+)
 from datapatterns.sharding.engines import has_idle_connection
 from datapatterns.sharding.fan_out import CancelledAfterwards
+from datapatterns.sharding.maps.ownership import claim_buckets
+from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.reaching.circuits import connecting_within
 from datapatterns.sharding.reaching.conversation import can_converse
 from datapatterns.sharding.reaching.time_limits import silence_limit
@@ -59,8 +64,14 @@ class Parts:
         part = self._parts.get(shard)
         return None if part is None else part[0]
 
-    def on(self, shard: str) -> Connection:
+    def on(self, shard: str, *, asks_only: bool = False) -> Connection:
         """Return the connection to ``shard``, in a transaction.
+
+        Args:
+            shard: Which one.
+            asks_only: Whether the caller is about to ask for what a claim or a guard protects, and
+                will do nothing else. While the transaction has no other part, that needs no
+                settings, whose price is a round trip.
 
         Raises:
             ShardUnavailableError: The transaction goes on without it.
@@ -68,8 +79,41 @@ class Parts:
         if shard in self._lost:
             raise self._lost[shard]
         if shard not in self._parts:
-            self._open(shard)
+            alone = asks_only and not self.shards
+            if not alone:
+                self._mark_all()
+            self._open(shard, marks=not alone)
+        elif not asks_only:
+            self._mark(shard)
         return self._parts[shard][0]
+
+    def reach(self, shard: str) -> Connection:
+        """Return the connection to ``shard`` for what is claimed there next, with `claim`.
+
+        Raises:
+            ShardUnavailableError: The transaction goes on without it.
+        """
+        if shard not in self._parts and shard not in self._lost:
+            self._mark_all()
+            self._open(shard, marks=False)
+        return self.on(shard, asks_only=True)
+
+    def claim(self, shard: str, shard_map: ShardMap, buckets: Collection[int]) -> None:
+        """Keep buckets on a shard that was reached, until the transaction ends.
+
+        The settings of a transaction that may write to several travel with the claim.
+
+        Raises:
+            DBAPIError: The shard does not own them.
+        """
+        conn, schema = self._parts[shard][0], self._access.schema
+        if self._lock_seconds is None or shard in self._marked:
+            claim_buckets(conn, shard_map, buckets, schema=schema)
+            return
+        settings = settings_for_others(self._lock_seconds)
+        claim_buckets(conn, shard_map, buckets, schema=schema, after=settings)
+        if not conn.in_nested_transaction():
+            self._marked.add(shard)
 
     def beneath(self, shards: Iterable[str]) -> dict[str, PoolProxiedConnection] | None:
         """Return connections of the driver, for what only asks past SQLAlchemy.
@@ -124,6 +168,8 @@ class Parts:
         wanted = sorted(set(shards) - self._parts.keys())
         missing = {shard: self._lost[shard] for shard in wanted if shard in self._lost}
         opening = [shard for shard in wanted if shard not in missing]
+        if opening:
+            self._mark_all()
         questions: dict[str, Callable[[], None]] = {
             shard: partial(self._open, shard, seconds) for shard in opening
         }
@@ -152,7 +198,7 @@ class Parts:
         for shard in self.on_replicas:
             part = self._parts.pop(shard)
             self._left.append(part)  # the session knows it still
-            _let_go(part[0])
+            let_go(part[0])
         self.on_replicas.clear()
 
     def places(self, shards: Iterable[str]) -> dict[str, str]:
@@ -166,7 +212,7 @@ class Parts:
         if (part := self._parts.pop(shard, None)) is not None:
             # The session knows it still, and rolls it back in the end.
             self._left.append(part)
-            _let_go(part[0])
+            let_go(part[0])
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -176,13 +222,22 @@ class Parts:
     def bind_together(self, *, lock_seconds: float) -> None:
         """Let this transaction write to several shards, though it began without that."""
         self._lock_seconds = self._lock_seconds or lock_seconds
-        for shard, (conn, _) in self._parts.items():
-            if shard not in self._marked:
-                with self._access.asking(shard):
-                    prepare_for_others(conn, lock_seconds=self._lock_seconds)
-                # What is set inside a savepoint is forgotten when that is rolled back.
-                if not conn.in_nested_transaction():
-                    self._marked.add(shard)
+        self._mark_all()
+
+    def _mark_all(self) -> None:
+        for shard in self._parts.keys() - self.on_replicas:  # nothing is written to those
+            self._mark(shard)
+
+    def _mark(self, shard: str) -> None:
+        """Make a part one of several, unless it is or there may be no other."""
+        if self._lock_seconds is None or shard in self._marked:
+            return
+        conn, _ = self._parts[shard]
+        with self._access.asking(shard):
+            prepare_for_others(conn, lock_seconds=self._lock_seconds)
+        # What is set inside a savepoint is forgotten when that is rolled back.
+        if not conn.in_nested_transaction():
+            self._marked.add(shard)
 
     def commit(self) -> tuple[str, ...]:
         """Commit on every shard, or on none.
@@ -206,7 +261,7 @@ class Parts:
         # Whoever only read comes first: should its server be gone, nothing has been committed.
         for shard in self._parts.keys() - {writer.shard for writer in writers}:
             with self._access.asking(shard):
-                _commit_reader(self._parts[shard][0])
+                commit_reader(self._parts[shard][0])
         if len(writers) == 1:
             with self._access.asking(writers[0].shard):
                 writers[0].transaction.commit()
@@ -249,13 +304,13 @@ class Parts:
         asked = self._parts.keys() if wrote is None else self._parts.keys() & {*wrote}
         parts = {shard: self._parts[shard][0] for shard in sorted(asked - self.on_replicas)}
         with self._access.companions.attending(self._access, parts) as attendance:
-            left, cancelled = _result_of(self.commit)
+            left, cancelled = result_of(self.commit)
             attendance.is_seen = not left
         cancelled = cancelled or attendance.cancelled
         places: dict[str, str] = {}
         if shown:
             fan_out = self._access.fan_out
-            places, later = _result_of(
+            places, later = result_of(
                 partial(fan_out.undisturbed, partial(self.places, shown), ATTEMPTED)
             )
             cancelled = cancelled or later
@@ -281,16 +336,16 @@ class Parts:
             with self._access.asking(shard):
                 self._open(shard)
 
-    def _open(self, shard: str, seconds: float | None = None) -> None:
+    def _open(self, shard: str, seconds: float | None = None, *, marks: bool = True) -> None:
         # Kept by whoever opens it: if others are interrupted at the same, this is open already.
-        self._parts[shard] = self._opened(shard, seconds)
+        self._parts[shard] = self._opened(shard, seconds, marks=marks)
 
-    def _opened(self, shard: str, seconds: float | None = None) -> Part:
+    def _opened(self, shard: str, seconds: float | None, *, marks: bool) -> Part:
         with connecting_within(seconds):
             conn = self._bare.dress(shard) or self._access.engines[shard].connect()
         try:
             transaction = conn.begin()
-            if self._lock_seconds is not None:
+            if marks and self._lock_seconds is not None:
                 with silence_limit(conn, shard, seconds or SILENT_SECONDS):
                     prepare_for_others(conn, lock_seconds=self._lock_seconds)
                 self._marked.add(shard)
@@ -315,53 +370,3 @@ class Parts:
             if has_written:
                 found.append(Writer(shard, conn, transaction))
         return found
-
-
-def place_on(conn: Connection) -> str:
-    """Return where the log of a server is, on a connection whose transaction has ended.
-
-    Where that cannot be told, a place that only the primary has reached.
-    """
-    driver: Any = None if conn.invalidated else conn.connection.dbapi_connection
-    try:
-        driver.autocommit = True
-        cursor = driver.cursor()
-        cursor.execute("SELECT pg_current_wal_insert_lsn()::text")
-        (place,) = cursor.fetchone()
-        cursor.close()
-        driver.autocommit = False
-    except (AttributeError, DriverError):
-        conn.invalidate()
-        return NEVER
-    except BaseException:
-        conn.invalidate()  # or whoever has it next commits each statement by itself
-        raise
-    return str(place)
-
-
-def _result_of(commit: Callable[[], T]) -> tuple[T, CancelledAfterwards | None]:
-    """Return what comes of a commit, also if it was cancelled when it could not be undone."""
-    try:
-        return commit(), None
-    except CancelledAfterwards as cancelled:
-        return cast("T", cancelled.result), cancelled
-
-
-def _let_go(conn: Connection) -> None:
-    """Give up what a transaction holds on a server, if that can be told of it."""
-    if conn.invalidated:
-        return
-    driver: Any = conn.connection.driver_connection
-    if driver.info.transaction_status in {TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN}:
-        conn.invalidate()  # nobody knows what it is at
-        return
-    try:
-        conn.connection.rollback()
-    except DriverError:
-        conn.invalidate()
-
-
-def _commit_reader(conn: Connection) -> None:
-    # As a statement, so that SQLAlchemy's transaction stays as it is, and can be rolled back with
-    # all others. Committed, because psycopg forgets at a ROLLBACK what it has prepared.
-    conn.exec_driver_sql("COMMIT").close()

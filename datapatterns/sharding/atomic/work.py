@@ -11,7 +11,6 @@ from datapatterns.errors import ShardedTableError
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.definition import EntityGroup
-from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.reaching.tokens import ShardToken
 from datapatterns.sharding.references.checking import ReferenceChecks
@@ -86,9 +85,9 @@ class AtomicWork:
 
     def _on(self, shard: str, shard_map: ShardMap, bucket: int) -> Connection:
         with self._access.asking(shard):
-            conn = self._parts.on(shard)
+            conn = self._parts.reach(shard)
             if (shard_map.group_id, bucket) not in self._claimed:
-                claim_buckets(conn, shard_map, [bucket], schema=self._access.schema)
+                self._parts.claim(shard, shard_map, [bucket])
                 # In a savepoint of the caller's it would be given back with that.
                 if not conn.in_nested_transaction():
                     self._claimed.add((shard_map.group_id, bucket))

@@ -133,8 +133,16 @@ def claim_buckets(
     buckets: Collection[int],
     *,
     schema: str = DEFAULT_SCHEMA,
+    after: tuple[ColumnElement[Any], ...] = (),
 ) -> None:
     """Keep buckets on this shard until the caller's transaction ends.
+
+    Args:
+        conn: A connection to the shard.
+        shard_map: Where the buckets are.
+        buckets: Which ones.
+        schema: Where the library's tables live.
+        after: What is to be evaluated first, in the same statement: one object for each purpose.
 
     Raises:
         IsolationLevelError: The connection commits each statement by itself.
@@ -147,11 +155,11 @@ def claim_buckets(
         named |= {"bucket": wanted[0], "generation": generations[0]}
     else:
         named |= {"buckets": wanted, "generations": generations}
-    conn.execute(_claim(schema, one=len(wanted) == 1), named).close()
+    conn.execute(_claim(schema, after, one=len(wanted) == 1), named).close()
 
 
 @lru_cache(maxsize=64)
-def _claim(schema: str, *, one: bool) -> Select[Any]:
+def _claim(schema: str, after: tuple[ColumnElement[Any], ...], *, one: bool) -> Select[Any]:
     """Return the claim, made once: each bucket is named as the map knows it.
 
     One that has lost keys since is another, by its generation.
@@ -162,7 +170,8 @@ def _claim(schema: str, *, one: bool) -> Select[Any]:
     else:
         lists = [cast(bindparam(n), ARRAY(Integer)) for n in ("buckets", "generations")]
     group_id = bindparam("group_id", type_=Integer)
-    return select(library_function(schema, "claim_buckets", group_id, *lists))
+    # The server evaluates what is selected in order.
+    return select(*after, library_function(schema, "claim_buckets", group_id, *lists))
 
 
 def claim_shard(

@@ -32,7 +32,7 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import ScatterRefusedError, ShardKeyError, UnroutableStatementError
 from datapatterns.sharding.access import ShardAccess
-from datapatterns.sharding.atomic.parts import place_on
+from datapatterns.sharding.atomic.ending import place_on
 from datapatterns.sharding.companions import Attendance, Completion
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.fan_out import CancelledAfterwards

@@ -19,7 +19,6 @@ from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.atomic.parts import Parts
 from datapatterns.sharding.citus.claiming import claim_as_it_is
 from datapatterns.sharding.fan_out import CancelledAfterwards
-from datapatterns.sharding.maps.ownership import claim_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sharding.reaching.tokens import ShardToken
 from datapatterns.sharding.seeing.timing import TimedFlush
@@ -74,10 +73,10 @@ class ShardWork:
                 "a session over all shards has no connection of its own",
                 "execute a statement that names the shard key, or use ShardCluster.connect()",
             )
-        if (opened := self.parts.opened(chosen)) is not None:
-            return opened
+        # In a savepoint, settings would be forgotten with it.
+        asks_only = self._running() == chosen and not self._session.in_nested_transaction()
         with self.access.asking(chosen):
-            return self.parts.on(chosen)
+            return self.parts.on(chosen, asks_only=asks_only)
 
     def connection_to(self, shard_id: str) -> Connection:
         """Return the session's connection to a shard, as part of its transaction."""
@@ -220,9 +219,16 @@ class ShardWork:
         if not wanted:
             return
         self.hold(shard_id)  # first: what a replica gives does not bind its primary
-        conn = self.connection_to(shard_id)
+        running = _RUNNING.set((self, shard_id))
+        try:
+            if not self._session.in_nested_transaction():
+                with self.access.asking(shard_id):
+                    self.parts.reach(shard_id)
+            conn = self.connection_to(shard_id)
+        finally:
+            _RUNNING.reset(running)
         with self.access.asking(shard_id):
-            claim_buckets(conn, shard_map, wanted, schema=self.access.schema)
+            self.parts.claim(shard_id, shard_map, wanted)
         # What is claimed inside a savepoint is given back when that is rolled back.
         if not conn.in_nested_transaction():
             self._claimed.update((shard_map.group_id, bucket) for bucket in wanted)
