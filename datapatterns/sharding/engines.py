@@ -13,6 +13,7 @@ from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.errors import MigrationNeededError, SettingsError, WrongShardError
 from datapatterns.sharding.fan_out import give_turns
+from datapatterns.sharding.reaching.first_query import cursor_factory
 from datapatterns.sql.discretion import discreet
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.sql.poolers import (
@@ -79,6 +80,8 @@ def shard_engine(
     """
     url = driver_url(url)
     options = _with_bounds(url, engine_options or {})
+    arguments = options["connect_args"]
+    options["connect_args"] = cursor_factory(asynchronous=asynchronous) | arguments
     engine = _made(url, asynchronous=asynchronous, **options)
 
     @event.listens_for(engine, "connect")

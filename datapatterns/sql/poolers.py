@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from psycopg import Connection as DriverConnection
 from psycopg import sql
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, event
 
 _POOLED: Final = "datapatterns_pooled"
 
@@ -27,7 +27,7 @@ def note_pooler(connection: Any, record: Any) -> None:  # noqa: ANN401 -- of two
     record.info[_POOLED] = True
 
 
-def is_pooled(conn: Connection) -> bool:
+def is_pooled(conn: Connection | PoolProxiedConnection) -> bool:
     """Return whether a connection goes through a pooler."""
     return _POOLED in conn.info
 

@@ -185,7 +185,7 @@ def test_nothing_is_committed_if_a_shard_that_was_only_read_is_gone(
     def gone(_: Connection) -> None:
         raise ShardUnavailableError("s1")
 
-    monkeypatch.setattr(parts, "_commit_reader", gone)
+    monkeypatch.setattr(parts, "commit_reader", gone)
     with cluster.session() as session:
         assert session.get(Basket, (read, 1)) is None
         session.add(Basket(household_id=written, id=1))

@@ -18,6 +18,7 @@ from datapatterns.sharding.reaching.conversation import (
     is_at_rest,
     roll_back,
 )
+from datapatterns.sql.poolers import is_pooled
 
 
 class BareConnections:
@@ -51,6 +52,8 @@ class BareConnections:
         if found is None and has_idle_connection(self._engines[shard]):
             found = self._held[shard] = self._engines[shard].raw_connection()
         if found is None or not can_converse(found.dbapi_connection, found.info):
+            return None
+        if is_pooled(found):  # settings come first there, which SQLAlchemy's connection sees to
             return None
         return found
 

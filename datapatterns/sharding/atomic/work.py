@@ -110,7 +110,8 @@ class _Reach:
 
     def claim(self, shard: str, shard_map: ShardMap, buckets: Collection[int]) -> None:
         with self.access.asking(shard):
-            claim_buckets(self.parts.on(shard), shard_map, buckets, schema=self.access.schema)
+            self.parts.reach(shard)
+            self.parts.claim(shard, shard_map, buckets)
 
     def is_in_savepoint(self) -> bool:
         """Return that it may be: the caller has the connections."""

@@ -7,16 +7,25 @@ is prepared is kept, so that whoever uses the connection next finds it as the se
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, TypeAlias
 
+from psycopg import AsyncConnection, IsolationLevel, Pipeline
 from psycopg import Connection as DriverConnection
-from psycopg import IsolationLevel, Pipeline
+from psycopg import __version__ as driver_version
 from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
 from psycopg.generators import execute, send
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.waiting import Wait
+
+KNOWN_DRIVER: Final = driver_version.startswith("3.3.")
+"""Whether psycopg is one whose list of what is prepared is known, which has no public name.
+
+With another one all is as it was without this module, and slower.
+"""
+
+_Either: TypeAlias = DriverConnection[Any] | AsyncConnection[Any]
 
 _USABLE = (TransactionStatus.IDLE, TransactionStatus.INTRANS)
 _IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
@@ -52,7 +61,7 @@ def can_converse(driver: Any, known: dict[str, Any]) -> bool:  # noqa: ANN401 --
         kind = known[_MARK] = (
             isinstance(driver, DriverConnection)
             and Pipeline.is_supported()
-            and hasattr(driver, "_prepared")  # there is no public name
+            and KNOWN_DRIVER
             and driver.info.encoding == "utf-8"
         )
     return (
@@ -60,7 +69,23 @@ def can_converse(driver: Any, known: dict[str, Any]) -> bool:  # noqa: ANN401 --
     )
 
 
-def ask(driver: DriverConnection[Any], query: Query) -> PQGen[PGresult]:
+def can_begin(driver: _Either) -> bool:
+    """Return whether a transaction is to begin with what is executed next on a connection."""
+    line = driver.pgconn
+    return (
+        not driver.autocommit
+        and line.transaction_status == TransactionStatus.IDLE
+        and not line.pipeline_status
+        and Pipeline.is_supported()
+    )
+
+
+def ask(
+    driver: _Either,
+    query: Query,
+    *,
+    prepare: bool | None = None,
+) -> PQGen[PGresult]:
     """Return the rows of ``query``; begin a transaction before if there is none.
 
     One round trip. What is asked often is prepared, as by psycopg itself.
@@ -69,20 +94,20 @@ def ask(driver: DriverConnection[Any], query: Query) -> PQGen[PGresult]:
         psycopg.Error: The server refuses it, or is not there.
     """
     manager = driver._prepared  # noqa: SLF001 -- there is no public name
-    prepare, name = manager.get(query)  # type: ignore[arg-type] # it uses of a query what ours has
+    preparing, name = manager.get(query, prepare)  # type: ignore[arg-type] # it uses what ours has
     begins = not driver.autocommit and driver.pgconn.transaction_status == TransactionStatus.IDLE
-    prepares = prepare.name == "SHOULD"
+    prepares = preparing.name == "SHOULD"
     driver.pgconn.enter_pipeline_mode()
     if begins:
         driver.pgconn.send_query_params(_begin(driver), None)
     if prepares:
         driver.pgconn.send_prepare(name, query.query, param_types=query.types)
-    _send(driver, query, name if prepare.name != "NO" else None)
+    _send(driver, query, name if preparing.name != "NO" else None)
     results = yield from _results(driver, begins + prepares + 1)
     if not prepares or results[-2].status == ExecStatus.COMMAND_OK:
-        key = manager.maybe_add_to_cache(query, prepare, name)  # type: ignore[arg-type] # as above
+        key = manager.maybe_add_to_cache(query, preparing, name)  # type: ignore[arg-type] # as above
         if key is not None:
-            manager.validate(key, prepare, name, results[-1:])
+            manager.validate(key, preparing, name, results[-1:])
         yield from manager.maintain_gen(driver)
     for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
@@ -90,7 +115,7 @@ def ask(driver: DriverConnection[Any], query: Query) -> PQGen[PGresult]:
     return results[-1]
 
 
-def _send(driver: DriverConnection[Any], query: Query, prepared: bytes | None) -> None:
+def _send(driver: _Either, query: Query, prepared: bytes | None) -> None:
     if prepared is None:
         driver.pgconn.send_query_params(
             query.query, query.params, param_types=query.types, param_formats=query.formats
@@ -99,7 +124,7 @@ def _send(driver: DriverConnection[Any], query: Query, prepared: bytes | None) -
         driver.pgconn.send_query_prepared(prepared, query.params, param_formats=query.formats)
 
 
-def _results(driver: DriverConnection[Any], count: int) -> PQGen[list[PGresult]]:
+def _results(driver: _Either, count: int) -> PQGen[list[PGresult]]:
     """Send what has been put together, and return one result for each part."""
     line = driver.pgconn
     line.pipeline_sync()
@@ -150,7 +175,7 @@ def roll_back(driver: DriverConnection[Any]) -> PQGen[bool]:
     return all(result.status == ExecStatus.COMMAND_OK for result in results)
 
 
-def _begin(driver: DriverConnection[Any]) -> bytes:
+def _begin(driver: _Either) -> bytes:
     words = ["BEGIN"]
     if driver.isolation_level is not None:
         level = IsolationLevel(driver.isolation_level).name.replace("_", " ")

@@ -5,7 +5,7 @@ takes none of them. What types do to values, they do here, too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from copy import copy as copied
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
@@ -145,7 +145,7 @@ def sent_statement(statement: AnySelect, dialect: Dialect) -> SentStatement | No
 @lru_cache(maxsize=64)
 def _numbered(dialect: Dialect) -> Dialect:
     """Return a dialect like another one, whose SQL has ``$1`` in it."""
-    found: Any = copy(dialect)
+    found: Any = copied(dialect)
     found.paramstyle, found.positional = "numeric_dollar", True
     found.__dict__.pop("_type_memos", None)
     found.identifier_preparer = found.preparer(found)

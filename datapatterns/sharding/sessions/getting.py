@@ -57,7 +57,7 @@ def load_by_key(work: ShardWork, load: Callable[..., Any]) -> Callable[..., Any]
                 prepared.statement,
                 values | prepared.guard(shard_map, bucket),
                 execution_options={"_sa_orm_load_options": load_options},
-                bind_arguments={"shard_id": shard},
+                bind_arguments={"shard_id": shard, "asks_only": True},
                 _parent_execute_state=_LISTENED,
             )
         except Exception:

@@ -119,13 +119,19 @@ class ShardSession(Session):
         """
         return self._work.missing
 
-    def get_bind(self, *_args: Any, shard_id: str | None = None, **_named: Any) -> Connection:  # noqa: ANN401 -- as in Session
+    def get_bind(
+        self,
+        *_args: Any,  # noqa: ANN401 -- as in Session
+        shard_id: str | None = None,
+        asks_only: bool = False,
+        **_named: Any,  # noqa: ANN401 -- as in Session
+    ) -> Connection:
         """Return the transaction's connection to the shard that the running statement is for.
 
         Raises:
             UnroutableStatementError: No statement is running, so nothing says which shard.
         """
-        return self._work.bind(shard_id)
+        return self._work.bind(shard_id, asks_only=asks_only)
 
     def close(self) -> None:
         """End the transaction without a commit, and give all connections back."""

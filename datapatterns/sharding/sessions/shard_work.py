@@ -61,8 +61,12 @@ class ShardWork:
 
     # Connections ---------------------------------------------------------------------------
 
-    def bind(self, shard_id: str | None) -> Connection:
+    def bind(self, shard_id: str | None, *, asks_only: bool = False) -> Connection:
         """Return the transaction's connection to a shard, or to that of the running statement.
+
+        Args:
+            shard_id: Which shard.
+            asks_only: As for `Parts.on`.
 
         Raises:
             UnroutableStatementError: No statement is running, so nothing says which shard.
@@ -74,14 +78,15 @@ class ShardWork:
                 "execute a statement that names the shard key, or use ShardCluster.connect()",
             )
         # In a savepoint, settings would be forgotten with it.
-        asks_only = self._running() == chosen and not self._session.in_nested_transaction()
+        lazily = asks_only and not self._session.in_nested_transaction()
         with self.access.asking(chosen):
-            return self.parts.on(chosen, asks_only=asks_only)
+            return self.parts.on(chosen, asks_only=lazily)
 
-    def connection_to(self, shard_id: str) -> Connection:
+    def connection_to(self, shard_id: str, *, asks_only: bool = False) -> Connection:
         """Return the session's connection to a shard, as part of its transaction."""
+        arguments = {"shard_id": shard_id, "asks_only": asks_only}
         with self.access.asking(shard_id):
-            return self._session.connection(bind_arguments={"shard_id": shard_id})
+            return self._session.connection(bind_arguments=arguments)
 
     def beneath(self, shards: Iterable[str]) -> dict[str, PoolProxiedConnection] | None:
         """Return connections of the driver in the transaction, as `Parts.beneath` does.
@@ -101,7 +106,8 @@ class ShardWork:
         running = _RUNNING.set((self, shard_id))
         try:
             with self.access.asking(shard_id):
-                return state.invoke_statement(statement, bind_arguments={"shard_id": shard_id})
+                arguments = {"shard_id": shard_id, "asks_only": True}
+                return state.invoke_statement(statement, bind_arguments=arguments)
         finally:
             _RUNNING.reset(running)
 
@@ -116,7 +122,7 @@ class ShardWork:
         As `run` does, without beginning anew: `executing` is around that already.
         """
         state.statement = statement
-        state.bind_arguments["shard_id"] = shard_id
+        state.bind_arguments |= {"shard_id": shard_id, "asks_only": True}
         _RUNNING.set((self, shard_id))
 
     def executing(self, execute: Callable[[], T]) -> T:
@@ -219,14 +225,10 @@ class ShardWork:
         if not wanted:
             return
         self.hold(shard_id)  # first: what a replica gives does not bind its primary
-        running = _RUNNING.set((self, shard_id))
-        try:
-            if not self._session.in_nested_transaction():
-                with self.access.asking(shard_id):
-                    self.parts.reach(shard_id)
-            conn = self.connection_to(shard_id)
-        finally:
-            _RUNNING.reset(running)
+        if not self._session.in_nested_transaction():
+            with self.access.asking(shard_id):
+                self.parts.reach(shard_id)
+        conn = self.connection_to(shard_id, asks_only=True)
         with self.access.asking(shard_id):
             self.parts.claim(shard_id, shard_map, wanted)
         # What is claimed inside a savepoint is given back when that is rolled back.
