@@ -105,6 +105,20 @@ def test_a_broadcast_table_is_read_where_its_rows_are_joined(filled: ShardCluste
     assert within == [one]
 
 
+def test_the_copy_of_one_shard_is_read_if_that_is_named(filled: ShardCluster) -> None:
+    with filled.session() as session:
+        whole = set(session.scalars(select(Country.code)))
+        assert whole
+        for shard in filled.engines:
+            for statement in (
+                select(Country.code),
+                select(select(Country.code).subquery().c.code),
+                select(Country.code).join(Cart, isouter=True).distinct(),
+            ):
+                one = statement.execution_options(shard=shard)
+                assert set(session.scalars(one)) == whole
+
+
 def test_an_outer_join_that_keeps_broadcast_rows_is_not_merged(filled: ShardCluster) -> None:
     kept = select(Country.code, Cart.cents).join_from(Country, Cart, isouter=True)
     turned = select(Country.code, Cart.cents).join_from(Cart, Country, isouter=True)

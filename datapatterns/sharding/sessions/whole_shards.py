@@ -4,7 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from sqlalchemy import ColumnElement, Connection, CursorResult, Delete, Result, Select, Update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Delete,
+    Result,
+    Select,
+    Update,
+    and_,
+    true,
+)
 from sqlalchemy.engine.result import SimpleResultMetaData
 from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.sql import visitors
@@ -179,10 +189,10 @@ class WholeShards:
         self, shard_map: ShardMap, shard: str, leaves: Sequence[Leaf]
     ) -> ColumnElement[bool]:
         schema = self.work.access.schema
-        first, *others = (not_elsewhere(one, shard_map, shard, schema=schema) for one in leaves)
-        for other in others:
-            first &= other
-        return first
+        # There is no leaf where only tables are read that every shard holds.
+        return and_(
+            true(), *(not_elsewhere(one, shard_map, shard, schema=schema) for one in leaves)
+        )
 
     def _claim(self, conn: Connection, shard_map: ShardMap, shard: str) -> None:
         if shard in self.work.access.citus:
