@@ -10,7 +10,7 @@ from sqlalchemy import URL, Connection, insert, text
 from datapatterns.errors import IndexKeyTakenError
 from datapatterns.failpoints import armed
 from datapatterns.index_table.over_shards import entries as entry_statements
-from datapatterns.index_table.over_shards import notes, owners, reserving
+from datapatterns.index_table.over_shards import notes, owners, shard_indexes
 from datapatterns.index_table.over_shards.claiming import Claiming
 from datapatterns.index_table.over_shards.entries import Claimed, Entries, remove_everywhere
 from datapatterns.index_table.over_shards.net_changes import Entry, Included
@@ -205,10 +205,10 @@ def test_without_the_claim_a_late_forgetting_would_take_it(
 ) -> None:
     guarded = entry_statements.Entries.removed
 
-    def unguarded(self: Entries, conn: Connection, seen: list[Claimed]) -> int:
+    def unguarded(self: Entries, conn: Connection, seen: list[Claimed], *, alone: bool) -> int:
         standing = self.found(conn, [each.entry.key for each in seen])
         gone = {each.entry for each in seen}
-        return guarded(self, conn, [each for each in standing if each.entry in gone])
+        return guarded(self, conn, [each for each in standing if each.entry in gone], alone=alone)
 
     monkeypatch.setattr(Entries, "removed", unguarded)
     deleted_and_put_again(cluster)
@@ -365,17 +365,17 @@ def test_locks_are_taken_before_claims_can_be_seen(
     cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    lock, claim = notes.lock_keys, Claiming.claim
+    lock, claim = notes.locked_changes, Claiming.claim
 
-    def lock_first(*arguments: object, **named: object) -> None:
+    def lock_first(*arguments: object, **named: object) -> object:
         order.append("lock")
-        lock(*arguments, **named)  # type: ignore[arg-type]
+        return lock(*arguments, **named)  # type: ignore[arg-type]
 
     def then_claim(self: Claiming, added: Mapping[Entry, Included]) -> None:
         order.append("claim")
         claim(self, added)
 
-    monkeypatch.setattr(reserving, "lock_keys", lock_first)
+    monkeypatch.setattr(shard_indexes, "locked_changes", lock_first)
     monkeypatch.setattr(Claiming, "claim", then_claim)
     put(cluster, 1)
     assert order[:2] == ["lock", "claim"]

@@ -64,8 +64,8 @@ class Claiming:
 
     def _claim_on(self, shard: str, keys: list[Texts], wanted: list[Wanted]) -> list[Entry]:
         claims = {each.entry: each.claim for each in wanted}
-        with self.entries.writing(shard, keys) as conn:
-            inserted = self.entries.inserted(conn, wanted)
+        with self.entries.alone(shard) as conn:
+            inserted = self.entries.inserted(conn, wanted, alone=True)
         # Should the answer be lost, they may be there, and lead nowhere: nobody can tell whether
         # they were this row's before.
         self._made += [
@@ -76,8 +76,9 @@ class Claiming:
         done = list(inserted)
         missing = [each for each in wanted if each.entry not in inserted]
         if missing:
-            with self.entries.reading(shard, keys) as conn:
-                standing = {each.entry.key: each for each in self.entries.found(conn, keys)}
+            with self.entries.alone(shard) as conn:
+                found = self.entries.found(conn, keys, alone=True)
+            standing = {each.entry.key: each for each in found}
             done += self._taken_over(shard, missing, standing)
         return done
 

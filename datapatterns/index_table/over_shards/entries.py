@@ -13,6 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    Boolean,
+    ColumnElement,
     Connection,
     Integer,
     Select,
@@ -24,6 +26,7 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -38,7 +41,7 @@ from datapatterns.index_table.over_shards.sharded_index import (
     from_text,
 )
 from datapatterns.sharding.access import ShardAccess
-from datapatterns.sharding.maps.ownership import claim_buckets
+from datapatterns.sharding.maps.ownership import claim_buckets, owns_buckets
 from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import declared_once
@@ -99,8 +102,7 @@ class Entries:
             ShardUnavailableError: The shard does not answer.
             StaleShardMapError: The entries have moved.
         """
-        shard_map = self.access.router.map_of(self.index.group)
-        buckets = shard_map.buckets_of(self.index.place(key) for key in keys)
+        shard_map, buckets = self._buckets(keys)
         engine = self.access.companions.side_engines[shard]
         with self.access.asking(shard), engine.connect() as conn:
             fresh = conn.execution_options(isolation_level="READ COMMITTED")
@@ -114,8 +116,7 @@ class Entries:
 
         Raises: as `writing`; nothing is committed.
         """
-        shard_map = self.access.router.map_of(self.index.group)
-        buckets = shard_map.buckets_of(self.index.place(key) for key in keys)
+        shard_map, buckets = self._buckets(keys)
         engine = self.access.companions.side_engines[shard]
         with self.access.asking(shard), engine.connect() as conn:
             fresh = conn.execution_options(isolation_level="READ COMMITTED")
@@ -123,13 +124,40 @@ class Entries:
                 claim_buckets(fresh, shard_map, buckets, schema=self.access.schema)
                 yield fresh
 
-    def found(self, conn: Connection, keys: Sequence[Texts]) -> list[Claimed]:
+    @contextmanager
+    def alone(self, shard: str) -> Iterator[Connection]:
+        """Give a connection to ``shard`` on which each statement is a transaction of its own.
+
+        It saves three of four round trips. Say ``alone=True`` to what is done on it: then the
+        statement itself asks for the buckets, before it reads or writes a row.
+
+        Raises:
+            ShardUnavailableError: The shard does not answer.
+            StaleShardMapError: The entries have moved.
+        """
+        engine = self.access.companions.side_engines[shard]
+        with self.access.asking(shard), engine.connect() as conn:
+            yield conn.execution_options(isolation_level="AUTOCOMMIT")
+
+    def _buckets(self, keys: Iterable[Texts]) -> tuple[ShardMap, frozenset[int]]:
+        shard_map = self.access.router.map_of(self.index.group)
+        return shard_map, shard_map.buckets_of(self.index.place(key) for key in keys)
+
+    def found(
+        self, conn: Connection, keys: Sequence[Texts], *, alone: bool = False
+    ) -> list[Claimed]:
         """Return the entries of ``keys``."""
         parameters = listed(keys, len(self.index.key_columns))
-        rows = conn.execute(_found(self.index), parameters)
+        statement = _found(self.index)
+        if alone:
+            shard_map, buckets = self._buckets(keys)
+            statement = statement.where(owns_buckets(shard_map, buckets, schema=self.access.schema))
+        rows = conn.execute(statement, parameters)
         return [Claimed(self.index.entry(row[:-1]), row[-1]) for row in rows]
 
-    def inserted(self, conn: Connection, wanted: Sequence[Wanted]) -> dict[Entry, bool]:
+    def inserted(
+        self, conn: Connection, wanted: Sequence[Wanted], *, alone: bool = False
+    ) -> dict[Entry, bool]:
         """Make entries, but none of a key that a unique index has; return those that were made.
 
         Of an index that is not unique an entry that was there gets the new claim; its value is
@@ -137,7 +165,14 @@ class Entries:
         """
         index = self.index
         texts = [(*index.texts(each.entry), *each.included, str(each.claim)) for each in wanted]
-        rows = conn.execute(_inserted(index), listed(texts, len(index.definition.columns) + 1))
+        parameters = listed(texts, len(index.definition.columns) + 1)
+        if alone:
+            rows = conn.execute(
+                _inserted_alone((index, self.access.schema)),
+                parameters | self._claim(each.entry.key for each in wanted),
+            )
+        else:
+            rows = conn.execute(_inserted(index), parameters)
         return {index.entry(row[:-1]): row[-1] for row in rows}
 
     def replaced(self, conn: Connection, seen: Claimed, by: Wanted, *, carry: bool) -> bool:
@@ -174,11 +209,18 @@ class Entries:
         rows = conn.execute(_refreshed(index), listed(texts, len(index.definition.columns) + 2))
         return {index.entry(row) for row in rows}
 
-    def removed(self, conn: Connection, seen: Sequence[Claimed]) -> int:
+    def removed(self, conn: Connection, seen: Sequence[Claimed], *, alone: bool = False) -> int:
         """Delete entries that are still as they were seen; return how many were."""
         texts = [(*each.entry.key, str(each.claim)) for each in seen]
-        parameters = listed(texts, len(self.index.key_columns) + 1)
-        return conn.execute(_removed(self.index), parameters).rowcount
+        parameters: dict[str, Any] = listed(texts, len(self.index.key_columns) + 1)
+        statement = _removed(self.index)
+        if alone:
+            statement = _removed_alone((self.index, self.access.schema))
+            parameters |= self._claim(each.entry.key for each in seen)
+        return conn.execute(statement, parameters).rowcount
+
+    def _claim(self, keys: Iterable[Texts]) -> dict[str, Any]:
+        return _claimed(*self._buckets(keys))
 
     def _is(self, seen: Claimed) -> list[Any]:
         columns = self.index.key_columns
@@ -190,20 +232,21 @@ def _claim_buckets(
     conn: Connection, shard_map: ShardMap, buckets: Iterable[int], *, schema: str
 ) -> None:
     """Keep buckets on a shard, and what is written on its disk when it is committed."""
+    conn.execute(_claim_durably(schema), _claimed(shard_map, buckets)).close()
+
+
+def _claimed(shard_map: ShardMap, buckets: Iterable[int]) -> dict[str, Any]:
     wanted = sorted(buckets)
-    arguments = {
-        "group_id": shard_map.group_id,
-        "buckets": wanted,
-        "generations": shard_map.generations_of(wanted),
-    }
-    conn.execute(_claim_durably(schema), arguments).close()
+    generations = shard_map.generations_of(wanted)
+    return {"group_id": shard_map.group_id, "buckets": wanted, "generations": generations}
 
 
 @lru_cache(maxsize=64)
-def _claim_durably(schema: str) -> Select[Any]:
+def _claim_durably(schema: str) -> Select[bool]:
     lists = [cast(bindparam(name), ARRAY(Integer)) for name in ("buckets", "generations")]
     group_id = bindparam("group_id", type_=Integer)
-    return select(library_function(schema, "claim_entry_buckets", group_id, *lists))
+    claim = library_function(schema, "claim_entry_buckets", group_id, *lists, returns=Boolean())
+    return select(claim)
 
 
 def remove_everywhere(access: ShardAccess, index: ShardedIndex, seen: Iterable[Claimed]) -> int:
@@ -212,8 +255,9 @@ def remove_everywhere(access: ShardAccess, index: ShardedIndex, seen: Iterable[C
     by_key: Mapping[Texts, list[Claimed]] = _by_key(seen)
     count = 0
     for shard, keys in entries.by_shard(by_key).items():
-        with entries.writing(shard, keys) as conn:
-            count += entries.removed(conn, [each for key in keys for each in by_key[key]])
+        mine = [each for key in keys for each in by_key[key]]
+        with entries.alone(shard) as conn:
+            count += entries.removed(conn, mine, alone=True)
     return count
 
 
@@ -243,6 +287,16 @@ def _found(index: ShardedIndex) -> Any:  # noqa: ANN401 -- a Select
 
 @declared_once
 def _inserted(index: ShardedIndex) -> Any:  # noqa: ANN401 -- an Insert
+    return _inserting(index, true())
+
+
+@declared_once
+def _inserted_alone(of: tuple[ShardedIndex, str]) -> Any:  # noqa: ANN401 -- an Insert
+    index, schema = of
+    return _inserting(index, _claim_durably(schema).scalar_subquery())
+
+
+def _inserting(index: ShardedIndex, condition: ColumnElement[bool]) -> Any:  # noqa: ANN401 -- an Insert
     names = [*index.definition.columns]
     table = index.table
     wanted = wanted_rows(len(names) + 1)
@@ -250,7 +304,8 @@ def _inserted(index: ShardedIndex) -> Any:  # noqa: ANN401 -- an Insert
     source = select(
         *(from_text(wanted.c[f"c{at}"], table.c[name]) for at, name in enumerate(names)),
         from_text(wanted.c[f"c{len(names)}"], table.c[CLAIM]),
-    ).order_by(*order)
+    )
+    source = source.where(condition).order_by(*order)
     made = insert(table).from_select([*names, CLAIM], source)
     if index.definition.unique:
         made = made.on_conflict_do_nothing(index_elements=index.identity)
@@ -284,3 +339,9 @@ def _removed(index: ShardedIndex) -> Any:  # noqa: ANN401 -- a Delete
     same = [own == from_text(gone.c[f"c{at}"], own) for at, own in enumerate(index.key_columns)]
     claim = index.table.c[CLAIM]
     return delete(index.table).where(*same, claim == from_text(gone.c[f"c{width}"], claim))
+
+
+@declared_once
+def _removed_alone(of: tuple[ShardedIndex, str]) -> Any:  # noqa: ANN401 -- a Delete
+    # It names no column, so the server evaluates it once, and before it reads a row.
+    return _removed(of[0]).where(_claim_durably(of[1]).scalar_subquery())

@@ -3,14 +3,17 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     ARRAY,
+    Boolean,
     ColumnElement,
     Connection,
     FromClause,
+    Integer,
     Select,
     Text,
     and_,
@@ -19,6 +22,7 @@ from sqlalchemy import (
     column,
     delete,
     func,
+    literal,
     select,
     text,
 )
@@ -52,10 +56,32 @@ _set: Final = text(
 )
 
 
-def noted_changes(
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What a transaction has noted on one shard.
+
+    Attributes:
+        statements: What its statements did, by index.
+        settings: How the session writes values.
+    """
+
+    statements: Mapping[str, Sequence[StatementChanges]]
+    settings: Sequence[str]
+
+    def locks(self, indexes: Mapping[str, ShardedIndex]) -> frozenset[KeyLock]:
+        """Return the locks of all keys that rows had, or have got."""
+        return frozenset(
+            lock_of(indexes[name], entry)
+            for name, statements in self.statements.items()
+            for statement in statements
+            for entry in (*statement.gone, *statement.come)
+        )
+
+
+def read_notes(
     conn: Connection, indexes: Mapping[str, ShardedIndex], *, schema: str
-) -> dict[str, NetChanges]:
-    """Return what the transaction of ``conn`` changes in the end, by index.
+) -> Noted | None:
+    """Return what the transaction of ``conn`` has noted; None if that is nothing.
 
     Raises:
         IndexChangedError: The triggers are those of another definition.
@@ -77,11 +103,30 @@ def noted_changes(
         parts = note.gone, note.come, note.touched
         changes = ([index.entry(texts) for texts in part] for part in parts)
         noted.setdefault(index.name, []).append(StatementChanges(*changes))
+    return Noted(noted, settings) if noted else None
+
+
+def locked_changes(
+    conn: Connection,
+    noted: Noted,
+    indexes: Mapping[str, ShardedIndex],
+    *,
+    schema: str,
+    seconds: float,
+) -> dict[str, NetChanges]:
+    """Lock what the transaction of ``conn`` has noted; return what it changes in the end, by index.
+
+    In the statement that looks at the rows, which saves a round trip.
+    """
+    locks = noted.locks(indexes)
+    locked = _locked(locks, schema=schema, seconds=seconds) if locks else None
     found = {}
-    with written_as_noted(conn, settings or _NOTED_WITH):
-        for name, statements in noted.items():
+    with written_as_noted(conn, noted.settings):
+        for name, statements in noted.statements.items():
             rows = {row for statement in statements for row in statement.rows}
-            found[name] = net_changes(statements, entries_of_rows(conn, indexes[name], rows))
+            present = entries_of_rows(conn, indexes[name], rows, owned=locked)
+            found[name] = net_changes(statements, present)
+            locked = None
     return found
 
 
@@ -141,13 +186,19 @@ def lock_keys(conn: Connection, locks: Iterable[KeyLock], *, schema: str, second
 
     Of an index of which a transaction locks many keys it locks all.
     """
+    conn.execute(select(_locked(locks, schema=schema, seconds=seconds))).close()
+
+
+def _locked(locks: Iterable[KeyLock], *, schema: str, seconds: float) -> ColumnElement[bool]:
+    """Return the condition that is true when ``locks`` are had; it names no column.
+
+    So the server evaluates it once, before it reads a row.
+    """
     ordered = sorted(locks)
-    arguments = {
-        "indexes": [index for index, _ in ordered],
-        "names": [name for _, name in ordered],
-        "milliseconds": round(seconds * 1000),
-    }
-    conn.execute(_lock(schema), arguments).close()
+    lists = [cast([lock[part] for lock in ordered], ARRAY(Text)) for part in (0, 1)]
+    milliseconds = literal(round(seconds * 1000), Integer)
+    taken = library_function(schema, "lock_index_keys", *lists, milliseconds, returns=Boolean())
+    return select(taken).scalar_subquery()
 
 
 def lock_of(index: ShardedIndex, entry: Entry) -> KeyLock:
@@ -193,12 +244,6 @@ def _notes_of(schema: str) -> Select[Any]:
 def _settled(schema: str) -> Any:  # noqa: ANN401 -- a Delete without rows
     notes = index_tables(schema).index_change
     return delete(notes).where(notes.c.change_xid == func.pg_current_xact_id_if_assigned())
-
-
-@lru_cache(maxsize=64)
-def _lock(schema: str) -> Select[Any]:
-    lists = [cast(bindparam(name), ARRAY(Text)) for name in ("indexes", "names")]
-    return select(library_function(schema, "lock_index_keys", *lists, bindparam("milliseconds")))
 
 
 @declared_once

@@ -26,12 +26,9 @@ from datapatterns.index_table.over_shards.net_changes import (
     handed_over,
 )
 from datapatterns.index_table.over_shards.notes import (
-    KeyLock,
     forget_notes,
-    lock_keys,
-    lock_of,
 )
-from datapatterns.index_table.over_shards.owners import Held, busy
+from datapatterns.index_table.over_shards.owners import Held
 from datapatterns.index_table.over_shards.refreshing import refresh
 from datapatterns.index_table.over_shards.sharded_index import ShardedIndex
 from datapatterns.sharding.access import ShardAccess
@@ -49,12 +46,15 @@ class Reserving:
         indexes: By name.
         lock_seconds: How long to wait for others that want the same keys.
         changes: What the transaction changes, by shard and index.
+        held: The locks of all keys of that, which the transaction holds on the shards of the rows:
+            whoever else changes who has them there waits until it has ended.
     """
 
     access: ShardAccess
     indexes: Mapping[str, ShardedIndex]
     lock_seconds: float
     changes: ShardChanges
+    held: Held
     _remembered: dict[str, list[Claimed]] = field(default_factory=dict)
     _claimings: dict[str, Claiming] = field(default_factory=dict)
 
@@ -69,13 +69,12 @@ class Reserving:
             StaleShardMapError: Entries have moved.
         """
         self._check()
-        held = self._lock(parts)
         failpoint("index.keys-locked")
         try:
             for name in sorted(self.indexes):
                 index = self.indexes[name]
                 self._remember(index, self._removed(name))
-                claiming = Claiming(Entries(self.access, index), held, self.lock_seconds)
+                claiming = Claiming(Entries(self.access, index), self.held, self.lock_seconds)
                 self._claimings[name] = claiming
                 claiming.claim(self._added(name))
             failpoint("index.keys-claimed")
@@ -113,29 +112,14 @@ class Reserving:
             if handed_over(added, removed) is not None:
                 raise IndexKeyTransferError(name)
 
-    def _lock(self, parts: Mapping[str, Connection]) -> Held:
-        """Serialise changes of who has a key, on the shards of the rows, until these are ended."""
-        held: set[tuple[str, KeyLock]] = set()
-        for shard, by_index in self.changes.items():
-            locks = {
-                lock_of(self.indexes[name], entry)
-                for name, changes in by_index.items()
-                for entry in (*changes.added, *changes.removed)
-            }
-            if not locks:
-                continue
-            with self.access.asking(shard), busy(", ".join(sorted(by_index))):
-                lock_keys(parts[shard], locks, schema=self.access.schema, seconds=self.lock_seconds)
-            held.update((shard, lock) for lock in locks)
-        return frozenset(held)
-
     def _remember(self, index: ShardedIndex, removed: Iterable[Entry]) -> None:
         """Note which claims are to be forgotten: the same row may have claimed again by then."""
         wanted = {*removed}
         entries = Entries(self.access, index)
         for shard, keys in entries.by_shard(entry.key for entry in wanted).items():
-            with entries.reading(shard, keys) as conn:
-                seen = [each for each in entries.found(conn, keys) if each.entry in wanted]
+            with entries.alone(shard) as conn:
+                found = entries.found(conn, keys, alone=True)
+            seen = [each for each in found if each.entry in wanted]
             self._remembered.setdefault(index.name, []).extend(seen)
 
     def _added(self, name: str) -> dict[Entry, Included]:

@@ -9,7 +9,8 @@ from datapatterns.errors import IndexDefinitionError, IndexUndeclaredError
 from datapatterns.index_table.index import IndexTable
 from datapatterns.index_table.over_shards.building import BuildPace, build, drop, existing
 from datapatterns.index_table.over_shards.entries import Entries
-from datapatterns.index_table.over_shards.notes import noted_changes
+from datapatterns.index_table.over_shards.notes import KeyLock, Noted, locked_changes, read_notes
+from datapatterns.index_table.over_shards.owners import busy
 from datapatterns.index_table.over_shards.reports import (
     ShardIndexConflict,
     ShardIndexReport,
@@ -235,17 +236,23 @@ class ShardIndexes:
             IndexKeyTakenError: Another row has a key.
             IndexKeyTransferError: One row gives up a key that another takes.
         """
-        changes = {}
+        noted: dict[str, Noted] = {}
         for shard, conn in parts.items():
             refuse_aborted(conn, A_TRANSACTION)
             with access.asking(shard):
-                changed = noted_changes(conn, self._by_name, schema=access.schema)
-            if changed:
-                changes[shard] = changed
-        if not changes:
+                found = read_notes(conn, self._by_name, schema=access.schema)
+            noted |= {} if found is None else {shard: found}
+        if not noted:
             return None
-        names = {name for by_index in changes.values() for name in by_index}
-        indexes = {name: self._by_name[name] for name in sorted(names)}
-        reserving = Reserving(access, indexes, self.lock_seconds, changes)
+        names = sorted({name for each in noted.values() for name in each.statements})
+        indexes = {name: self._by_name[name] for name in names}
+        changes, held = {}, set[tuple[str, KeyLock]]()
+        for shard, each in noted.items():
+            with access.asking(shard), busy(", ".join(each.statements)):
+                changes[shard] = locked_changes(
+                    parts[shard], each, indexes, schema=access.schema, seconds=self.lock_seconds
+                )
+            held |= {(shard, lock) for lock in each.locks(indexes)}
+        reserving = Reserving(access, indexes, self.lock_seconds, changes, frozenset(held))
         reserving.reserve(parts)
         return reserving

@@ -49,7 +49,7 @@ def upgrade() -> None:
     -- order of the locks, so that two transactions cannot wait for each other in a ring on one
     -- server; over two servers they can, which is what the limit is for.
     CREATE FUNCTION {schema}.lock_index_keys(
-        in_indexes text[], in_keys text[], in_milliseconds int) RETURNS void
+        in_indexes text[], in_keys text[], in_milliseconds int) RETURNS boolean
         LANGUAGE plpgsql VOLATILE AS $$
     DECLARE
         limit_before text := current_setting('lock_timeout');
@@ -81,17 +81,19 @@ def upgrade() -> None:
         IF current_setting('synchronous_commit') = 'off' THEN
             PERFORM set_config('synchronous_commit', 'on', true);
         END IF;
+        RETURN true;
     END $$;
 
     -- A claim is seen to be there when the rows are committed: a crash must not take it back.
     CREATE FUNCTION {schema}.claim_entry_buckets(
-        in_group int, in_buckets int[], in_generations int[]) RETURNS void
+        in_group int, in_buckets int[], in_generations int[]) RETURNS boolean
         LANGUAGE plpgsql VOLATILE AS $$
     BEGIN
         PERFORM {schema}.claim_buckets(in_group, in_buckets, in_generations);
         IF current_setting('synchronous_commit') = 'off' THEN
             PERFORM set_config('synchronous_commit', 'on', true);
         END IF;
+        RETURN true;
     END $$;
     """)
 
