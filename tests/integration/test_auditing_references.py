@@ -26,6 +26,7 @@ from tests.fixtures.referring import (
     die,
     keys_on,
     orphan,
+    referring_cluster,
     referring_shop,
     remove_past,
     stores,
@@ -213,9 +214,13 @@ def test_a_row_that_somebody_holds_is_undecided(
 
 @pytest.mark.parametrize("follows", [True, False])
 def test_no_row_is_left_out_because_its_bucket_has_moved(
-    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch, *, follows: bool
+    cluster: ShardCluster,
+    shard_urls: list[URL],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    follows: bool,
 ) -> None:
-    """From a shard whose turn has not come to one that is done."""
+    """From a shard whose turn has not come to one that is done, by another process."""
     last = max(cluster.engines)
     shard_map = cluster.router.map_of(stores)
     store = next(key for key in range(1, 999) if shard_map.shard_of(key) == last)
@@ -227,8 +232,8 @@ def test_no_row_is_left_out_because_its_bucket_has_moved(
     def move(found: ReferenceAudit) -> None:
         if found.rows == 1 and not moved:
             bucket = shard_map.strategy.bucket(store)
-            moved.append(cluster.move(stores, bucket, to="s0", clean_after_seconds=0).state)
-            cluster.router.refresh()
+            with referring_cluster(shard_urls[:3]) as other:
+                moved.append(other.move(stores, bucket, to="s0", clean_after_seconds=0).state)
 
     if not follows:
 

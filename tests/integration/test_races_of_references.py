@@ -7,7 +7,7 @@ from threading import Event
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import URL, Connection, create_engine, select, text
+from sqlalchemy import URL, Connection, create_engine, delete, select, text
 from sqlalchemy.exc import DBAPIError
 
 from datapatterns.errors import (
@@ -247,6 +247,8 @@ def test_the_bucket_of_a_parent_stays_until_it_is_referred_to(
         moved = other.submit(cluster.move, customers, bucket, to="s2", clean_after_seconds=0)
         parents = session.connection(bind_arguments={"shard_id": "s1"})
         until_blocked_by(cluster.engines["s1"], parents)
+        cluster.router.refresh()
+        assert cluster.router.map_of(customers).owners[bucket] == "s1"
         session.commit()
         assert moved.result().state == "cleaned"
     cluster.router.refresh()
@@ -292,6 +294,27 @@ def test_a_child_whose_bucket_has_moved_is_found_where_it_is(
 
     assert {"copying", "catching_up"} & {*refused}
     assert all_customers(cluster) == [customer]
+
+
+def test_what_a_bucket_has_left_behind_keeps_no_parent(
+    cluster: ShardCluster, store: int, customer: int
+) -> None:
+    add_order(cluster, store, customer)
+    bucket = cluster.router.map_of(stores).strategy.bucket(store)
+    states: list[str] = []
+
+    def delete_both(progress: MoveProgress) -> None:
+        if progress.move.state == "handed_over" and not states:
+            cluster.router.refresh()
+            with cluster.session(atomic=True) as session, session.begin():
+                session.execute(delete(Order).where(Order.store_id == store))
+            delete_customer(cluster, customer)
+            states.extend(str(each) for each in all_orders(cluster))
+
+    cluster.move(stores, bucket, to="s2", clean_after_seconds=0, progress=delete_both)
+
+    assert len(states) == 1  # where it has been
+    assert (all_customers(cluster), all_orders(cluster)) == ([], [])
 
 
 # What cannot be known --------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from datapatterns.errors import (
     ReferenceWriteError,
 )
 from datapatterns.sharding import AllShards, ShardCluster
+from datapatterns.sharding.references import questions
+from datapatterns.sharding.sessions.reference_writing import ReferenceWriting
 from tests.fixtures.atomic import decisions, needs_prepared_transactions, prepared
 from tests.fixtures.referring import (
     Account,
@@ -587,6 +589,51 @@ def test_too_many_rows_at_once_are_refused(
         pytest.raises(ReferenceWriteError, match="at most 2 at once"),
     ):
         session.execute(delete(Customer), execution_options={"shard": AllShards()})
+
+
+def test_keys_are_asked_for_in_parts(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(questions, "_KEYS_AT_ONCE", 3)
+    add_customers(cluster, *range(1, 30))
+    rows = [{"store_id": n, "id": 1, "customer_id": n} for n in range(1, 30)]
+    with cluster.session(atomic=True) as session, session.begin():
+        session.execute(insert(Order), rows)
+
+    with cluster.session(atomic=True) as session:
+        with pytest.raises(ParentInUseError) as refused:
+            session.execute(delete(Customer), execution_options={"shard": AllShards()})
+        session.rollback()
+        with pytest.raises(ParentMissingError) as missing:
+            session.execute(insert(Order), [{**r, "id": 2, "customer_id": 99} for r in rows])
+
+    assert len(refused.value.keys) == 29
+    assert missing.value.keys == ((99,),)
+
+
+def test_a_statement_takes_no_row_that_it_has_not_locked(
+    cluster: ShardCluster, known: list[int], shops: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes to match in between, and is referred to, would go unseen."""
+    choose = ReferenceWriting._choose  # noqa: SLF001 -- what is behind it comes later
+    late = next(
+        key
+        for key in range(max(known) + 1, 999)
+        if cluster.router.map_of(customers).shard_of(key) == "s1"
+    )
+
+    def add_another(self: ReferenceWriting, *arguments: Any) -> Any:  # noqa: ANN401 -- private
+        chosen = choose(self, *arguments)
+        add_customers(cluster, late)
+        add_order(cluster, shops[0], late)
+        return chosen
+
+    monkeypatch.setattr(ReferenceWriting, "_choose", add_another)
+    with cluster.session() as session, session.begin():
+        unnamed = delete(Customer).where(Customer.name.is_(None))
+        session.execute(unnamed, execution_options={"shard": "s1"})
+
+    assert all_customers(cluster) == sorted([known[0], known[2], late])
 
 
 def test_no_row_is_chosen(cluster: ShardCluster, known: list[int], shops: list[int]) -> None:

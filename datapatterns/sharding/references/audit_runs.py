@@ -81,9 +81,6 @@ class AuditRuns:
             return None
         run = self._runs.popleft()
         try:
-            if self._newest_map().epoch != run.shard_map.epoch:
-                self._follow(run)
-                return []
             rows = self._read(run)
         except StaleShardMapError:  # the map has been read again
             self._attempts += 1
