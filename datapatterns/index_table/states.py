@@ -155,7 +155,8 @@ def _keeping_triggers(definition: IndexDefinition) -> tuple[str, ...]:
 
 def _triggers(definition: IndexDefinition) -> Select[Any]:
     # The table that the name means here and now: another one may have taken its place.
-    base = func.to_regclass(table_name(definition.base))
+    # A subquery, or it would be asked for each trigger of the database.
+    base = select(func.to_regclass(table_name(definition.base))).scalar_subquery()
     return select(func.count()).where(
         _trigger.c.tgrelid == base, _trigger.c.tgname.in_(_keeping_triggers(definition))
     )

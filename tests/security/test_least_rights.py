@@ -16,7 +16,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from datapatterns.cache_aside import Cache, CachePolicy
-from datapatterns.change_log import ChangeLog
+from datapatterns.change_log import ChangeLog, change_token
 from datapatterns.cqrs import (
     CommandContext,
     Commands,
@@ -47,7 +47,7 @@ from datapatterns.event_sourcing import (
     forget_append_requests,
     publish_mark,
 )
-from datapatterns.index_table import IndexTable
+from datapatterns.index_table import Indexes, IndexTable
 from datapatterns.materialized_view import MaterializedView
 from datapatterns.materialized_view.replacing import replace_view
 from datapatterns.sharding import EntityGroup, Hash, ShardCluster
@@ -447,6 +447,28 @@ def test_the_application_writes_and_asks_an_index_table_that_the_owner_builds(
         assert by_email.verify(conn).clean
         with pytest.raises(ProgrammingError, match="permission denied"):
             conn.execute(text("DELETE FROM datapatterns.customer_by_email"))
+
+
+def test_the_worker_keeps_an_index_table_behind_writers_that_only_log(rights: LeastRights) -> None:
+    by_name = IndexTable("customer_by_name", on=[Customer.name], mode="async")
+    with rights.owner.begin() as conn:
+        by_name.create(conn)
+    Indexes([by_name]).build(rights.owner)
+    rights.grant(4)
+    with rights.app.begin() as conn:
+        conn.execute(insert(Customer), [{"id": 77, "email": "zoe@x.example", "name": "Zoe"}])
+        token = change_token(conn)
+
+    worker = Indexes([by_name]).worker()
+    worker.step(rights.worker)
+
+    assert not worker.troubles
+    by_name.wait(rights.app, token, timeout_seconds=0.0)
+    with rights.app.begin() as conn:
+        assert [row.id for row in by_name.lookup(conn, "Zoe")] == [77]
+        assert by_name.lag(conn).pending_rows == 0
+        with pytest.raises(ProgrammingError, match="permission denied"):
+            conn.execute(text("DELETE FROM datapatterns.customer_by_name"))
 
 
 def test_the_application_caches_and_the_worker_relays(
