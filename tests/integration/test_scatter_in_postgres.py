@@ -216,6 +216,25 @@ def test_who_holds_all_connections_of_the_shards_can_still_combine(urls: list[UR
             assert session.scalar(lists.where(Basket.id < 49)) == [*range(49)]
 
 
+def test_what_listeners_of_engines_add_to_statements_confines_what_is_combined(
+    cluster: ShardCluster,
+) -> None:
+    def few(_conn: object, sent: Any, several: Any, values: Any, _options: object) -> Any:  # noqa: ANN401 -- SQLAlchemy's own
+        if isinstance(sent, Select) and "basket" in str(sent):
+            sent = sent.where(Basket.id < 3)
+        return sent, several, values
+
+    lists = select(func.array_agg(aggregate_order_by(Basket.id, Basket.id)))
+    for engine in cluster.engines.values():
+        event.listen(engine, "before_execute", few, retval=True)
+    try:
+        with cluster.session(scatter=True) as session:
+            assert session.scalar(lists) == [*range(3)]
+    finally:
+        for engine in cluster.engines.values():
+            event.remove(engine, "before_execute", few)
+
+
 def test_what_a_shard_cannot_compute_is_an_error_of_sqlalchemy(cluster: ShardCluster) -> None:
     statement = select(func.count((1 / Basket.cents).distinct()))
     with cluster.session(scatter=True) as session, pytest.raises(DataError, match="division"):

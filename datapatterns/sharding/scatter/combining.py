@@ -81,6 +81,8 @@ class Combiner:
 
 def copy_out(conn: Connection, statement: AnySelect, parameters: Parameters) -> bytes:
     """Return the rows of ``statement``, as binary COPY sends them."""
+    for listener in conn.dispatch.before_execute:  # it may confine the rows, as in any statement
+        statement, _, parameters = listener(conn, statement, [], dict(parameters), {})
     written, values = _written(conn, statement, parameters)
     with _driver_errors(conn, written):
         command = f"COPY ({written}) TO STDOUT (FORMAT BINARY)"
