@@ -40,7 +40,7 @@ from datapatterns.cqrs.commands.commands import ExecuteOptions
 from datapatterns.cqrs.running.declared import refuse_twins
 from datapatterns.errors import SettingsError
 from datapatterns.event_sourcing import Codecs, EventStore, Position, SubjectKeys
-from datapatterns.index_table import Indexes, IndexTable
+from datapatterns.index_table import Indexes, IndexTable, ShardIndexes
 from datapatterns.materialized_view import MaterializedView, Views
 from datapatterns.overview import Declared, SeenLayer
 from datapatterns.runtime import (
@@ -48,6 +48,7 @@ from datapatterns.runtime import (
     CollectLoop,
     HowToWork,
     Loop,
+    ShardIndexLoop,
     ShardMoveLoop,
     ShardRecoveryLoop,
     Worker,
@@ -407,6 +408,8 @@ class DataLayer(SeenLayer):
             loops.append(ShardRecoveryLoop(recovery.run))
         if how.get("finish_moves", not only):
             loops += [ShardMoveLoop(each.finish_moves) for each in self._clusters]
+        if how.get("sweep_indexes", not only):
+            loops += [ShardIndexLoop(c) for c in self._clusters if ShardIndexes.of(c).declared]
         how["loops"] = [*how.get("loops", ()), *loops]
         if only and not others:
             projections = replace(projections, declared=())
@@ -469,7 +472,7 @@ class DataLayer(SeenLayer):
             observer=self.observer,
         )
 
-    def cluster(self, *groups: EntityGroup) -> ShardCluster:
+    def cluster(self, *groups: EntityGroup, indexes: ShardIndexes | None = None) -> ShardCluster:
         """Return the shards of this layer as a cluster, which the caller keeps and closes.
 
         The shard map is in the main database. Workers made while it is kept finish its moves whose
@@ -477,6 +480,7 @@ class DataLayer(SeenLayer):
 
         Args:
             groups: What is sharded.
+            indexes: The index tables over these shards; workers sweep them.
 
         Raises:
             SettingsError: No shards, or no database for their map, are named.
@@ -486,6 +490,7 @@ class DataLayer(SeenLayer):
             shards=self.settings.shards,
             groups=groups,
             schema=self.schema,
+            indexes=indexes,
         )
         self._clusters.add(cluster)
         return cluster

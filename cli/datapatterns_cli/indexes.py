@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datapatterns_cli.indexes_mending import conflicts, retry, sweep
+from datapatterns_cli.indexes_over_shards import (
+    backfill_over_shards,
+    explain_over_shards,
+    list_over_shards,
+    repair_over_shards,
+    verify_over_shards,
+)
 from datapatterns_cli.indexes_places import (
     WHOLE,
     engines_of,
+    index_cluster,
     index_database,
     index_names,
     layer_of,
@@ -41,14 +49,18 @@ def indexes() -> None:
       datapatterns indexes backfill customer_by_email --app shop.data:layer
       datapatterns indexes verify --app shop.data:layer
       datapatterns indexes lag --app shop.data:layer
+      datapatterns indexes list --cluster shop.data:cluster
     """  # noqa: D301
 
 
 @indexes.command("list", cls=Command)
 @index_names
 @index_database
+@index_cluster
 @pass_invocation
-def list_indexes(invocation: Invocation, *, names: tuple[str, ...], database: str | None) -> None:
+def list_indexes(
+    invocation: Invocation, *, names: tuple[str, ...], database: str | None, cluster: str | None
+) -> None:
     """Show how each index stands in each database that has its table.
 
     What is wrong with one is told on stderr, with what to do.
@@ -56,6 +68,9 @@ def list_indexes(invocation: Invocation, *, names: tuple[str, ...], database: st
     \b
       datapatterns indexes list --app shop.data:layer
     """  # noqa: D301
+    if cluster is not None:
+        list_over_shards(invocation, cluster, names, database)
+        return
     found = list(standing_of(layer_of(invocation), names, database))
     rows = [
         {
@@ -83,13 +98,17 @@ def list_indexes(invocation: Invocation, *, names: tuple[str, ...], database: st
 
 @indexes.command(cls=Command)
 @index_names
+@index_cluster
 @pass_invocation
-def explain(invocation: Invocation, *, names: tuple[str, ...]) -> None:
+def explain(invocation: Invocation, *, names: tuple[str, ...], cluster: str | None) -> None:
     """Show how each index is kept, and why that way.
 
     \b
       datapatterns indexes explain --app shop.data:layer
     """  # noqa: D301
+    if cluster is not None:
+        explain_over_shards(invocation, cluster, names)
+        return
     rows = []
     for index in layer_of(invocation).indexes.named(names):
         explanation = index.explain()
@@ -134,12 +153,13 @@ def lag(invocation: Invocation, *, names: tuple[str, ...], database: str | None)
 @indexes.command(cls=Command)
 @index_names
 @index_database
+@index_cluster
 @click.option(
     "--chunk-rows",
     type=click.IntRange(1),
     default=10_000,
     show_default=True,
-    help="How many rows a transaction locks against writers.",
+    help="How many rows a transaction locks against writers; over shards, only their entries.",
 )
 @click.option(
     "--pause",
@@ -150,11 +170,12 @@ def lag(invocation: Invocation, *, names: tuple[str, ...], database: str | None)
 )
 @dry_run_option
 @pass_invocation
-def backfill(
+def backfill(  # noqa: PLR0913 -- one for each option
     invocation: Invocation,
     *,
     names: tuple[str, ...],
     database: str | None,
+    cluster: str | None,
     chunk_rows: int,
     pause: float,
     dry_run: bool,
@@ -167,7 +188,19 @@ def backfill(
     \b
       datapatterns indexes backfill --app shop.data:layer
       datapatterns indexes backfill customer_by_email --chunk-rows 1000 --pause 0.1
+      datapatterns indexes backfill --cluster shop.data:cluster
     """  # noqa: D301
+    if cluster is not None:
+        backfill_over_shards(
+            invocation,
+            cluster,
+            names,
+            database,
+            chunk_rows=chunk_rows,
+            pause_seconds=pause,
+            dry_run=dry_run,
+        )
+        return
     layer = layer_of(invocation)
     due = [
         (where, index)
@@ -194,8 +227,11 @@ def backfill(
 @indexes.command(cls=Command)
 @index_names
 @index_database
+@index_cluster
 @pass_invocation
-def verify(invocation: Invocation, *, names: tuple[str, ...], database: str | None) -> None:
+def verify(
+    invocation: Invocation, *, names: tuple[str, ...], database: str | None, cluster: str | None
+) -> None:
     """Compare indexes with their tables, both ways; exits with 5 if they differ.
 
     One whose rows from before are still coming lacks them, so it is left out.
@@ -203,16 +239,25 @@ def verify(invocation: Invocation, *, names: tuple[str, ...], database: str | No
     \b
       datapatterns indexes verify --app shop.data:layer
     """  # noqa: D301
+    if cluster is not None:
+        verify_over_shards(invocation, cluster, names, database)
+        return
     _tell(invocation, _compared(invocation, names, database))
 
 
 @indexes.command(cls=Command)
 @index_names
 @index_database
+@index_cluster
 @dry_run_option
 @pass_invocation
 def repair(
-    invocation: Invocation, *, names: tuple[str, ...], database: str | None, dry_run: bool
+    invocation: Invocation,
+    *,
+    names: tuple[str, ...],
+    database: str | None,
+    cluster: str | None,
+    dry_run: bool,
 ) -> None:
     """Make indexes what their tables say; exits with 5 if something is left.
 
@@ -221,6 +266,9 @@ def repair(
     \b
       datapatterns indexes repair customer_by_email --app shop.data:layer
     """  # noqa: D301
+    if cluster is not None:
+        repair_over_shards(invocation, cluster, names, database, dry_run=dry_run)
+        return
     reports = _compared(invocation, names, database, repaired=not dry_run)
     _tell(invocation, reports, exit_code=not dry_run)
 

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 import click
 
+from datapatterns_cli.indexes_over_shards import conflicts_over_shards, sweep_over_shards
 from datapatterns_cli.indexes_places import (
     WHOLE,
     asked,
     engines_of,
+    index_cluster,
     index_database,
     index_names,
     layer_of,
@@ -20,13 +22,19 @@ from datapatterns_cli.shared_options import Command, dry_run_option
 @click.command(cls=Command)
 @click.argument("name")
 @index_database
+@index_cluster
 @pass_invocation
-def conflicts(invocation: Invocation, *, name: str, database: str | None) -> None:
+def conflicts(
+    invocation: Invocation, *, name: str, database: str | None, cluster: str | None
+) -> None:
     """Show the rows for which a unique index has failed: others have their keys.
 
     \b
       datapatterns indexes conflicts customer_by_email --app shop.data:layer
     """  # noqa: D301
+    if cluster is not None:
+        conflicts_over_shards(invocation, cluster, name, database)
+        return
     layer = layer_of(invocation)
     rows = [
         {
@@ -75,10 +83,23 @@ def retry(
 @click.command(cls=Command)
 @index_names
 @index_database
+@index_cluster
+@click.option(
+    "--older-than-seconds",
+    type=click.FloatRange(0),
+    help="With --cluster: only what was claimed so long ago.  [default: before the oldest"
+    " transaction that runs]",
+)
 @dry_run_option
 @pass_invocation
 def sweep(
-    invocation: Invocation, *, names: tuple[str, ...], database: str | None, dry_run: bool
+    invocation: Invocation,
+    *,
+    names: tuple[str, ...],
+    database: str | None,
+    cluster: str | None,
+    older_than_seconds: float | None,
+    dry_run: bool,
 ) -> None:
     """Remove index rows that lead to no row; with --dry-run, count them.
 
@@ -87,6 +108,18 @@ def sweep(
     \b
       datapatterns indexes sweep --dry-run --app shop.data:layer
     """  # noqa: D301
+    if cluster is not None:
+        sweep_over_shards(
+            invocation,
+            cluster,
+            names,
+            database,
+            older_than_seconds=older_than_seconds,
+            dry_run=dry_run,
+        )
+        return
+    if older_than_seconds is not None:
+        raise click.UsageError("--older-than-seconds is for claims over shards: name --cluster")
     layer = layer_of(invocation)
     rows = []
     for where, _, one in standing_of(layer, names, database):

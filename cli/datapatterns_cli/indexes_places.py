@@ -25,6 +25,12 @@ index_database = click.option(
     metavar="NAME",
     help=f"Only there: {_MAIN!r}, or a shard's name.  [default: wherever the table is]",
 )
+index_cluster = click.option(
+    "--cluster",
+    "cluster",
+    metavar="MODULE:NAME",
+    help="Those over the shards of this ShardCluster instead, or of what a function returns.",
+)
 
 
 def layer_of(invocation: Invocation) -> "DataLayer":

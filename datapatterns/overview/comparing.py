@@ -10,7 +10,7 @@ from datapatterns.cache_aside import CachedFunction
 from datapatterns.cqrs import AnyProjection, Projections
 from datapatterns.errors import ConflictError, IndexBehindError
 from datapatterns.event_sourcing import EventStore, HashChain
-from datapatterns.index_table import Indexes
+from datapatterns.index_table import Indexes, ShardIndexes
 from datapatterns.materialized_view import MaterializedView, Views
 from datapatterns.overview.databases import asked
 from datapatterns.sharding import ShardCluster
@@ -108,6 +108,21 @@ def index_compared(
         found.missing + found.orphaned + found.different,
         "it is not what its table says",
         f"datapatterns indexes repair {name}",
+    )
+
+
+def shard_index_compared(cluster: ShardCluster, name: str) -> Compared | LeftOut:
+    """Compare an index over shards with its table, both ways."""
+    indexes = ShardIndexes.of(cluster)
+    [status] = indexes.status(cluster, [name])
+    if status.state not in ("verifying", "ready", "failed"):
+        return LeftOut(f"it is {status.state}")
+    found = indexes.verify(cluster, [name])[name]
+    return Compared(
+        found.rows,
+        found.missing + found.different + found.undecided,
+        "it is not what its table says",
+        f"datapatterns indexes repair {name} --cluster MODULE:NAME",
     )
 
 

@@ -15,7 +15,7 @@ from datapatterns.materialized_view import Views
 from datapatterns.overview.databases import asked, server_standing, unreachable
 from datapatterns.overview.of_caches import cache_standings
 from datapatterns.overview.of_change_logs import change_log_standings
-from datapatterns.overview.of_indexes import index_standings
+from datapatterns.overview.of_indexes import index_standings, shard_index_standings
 from datapatterns.overview.of_projections import log_standings, projection_standings
 from datapatterns.overview.of_shards import move_standings, shard_standings
 from datapatterns.overview.of_views import view_standings
@@ -82,6 +82,7 @@ def gather(
     for cluster in declared.clusters:
         standings += _answers("shards", partial(shard_standings, cluster))
         standings += _answers("shard map", partial(move_standings, cluster))
+        standings += _answers("shards", partial(shard_index_standings, cluster))
     return standings
 
 

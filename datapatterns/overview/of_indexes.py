@@ -2,9 +2,10 @@
 
 from sqlalchemy import Connection
 
-from datapatterns.index_table import Indexes, IndexReport
+from datapatterns.index_table import Indexes, IndexReport, ShardIndexes
 from datapatterns.index_table.entries import NEVER_BEHIND
 from datapatterns.overview.standing import Concern, Standing, lateness
+from datapatterns.sharding import ShardCluster
 
 _WAITING = ("building", "built", "verifying")
 _REASONS = {
@@ -25,6 +26,16 @@ _ADVICE = {
     "failed": "datapatterns indexes conflicts {name}, then datapatterns indexes retry {name}",
 }
 
+_OVER_SHARDS = {
+    **_REASONS,
+    "missing": "it was not created on all shards",
+    "dropping": "it is being dropped, so it is not read",
+}
+_CONCERNS = {
+    "ready": Concern.FINE,
+    **dict.fromkeys(("building", "built", "verifying", "dropping"), Concern.WAITING),
+}
+
 
 def index_standings(
     conn: Connection, indexes: Indexes, *, database: str, late_seconds: float
@@ -32,6 +43,22 @@ def index_standings(
     """Return how each index stands whose table is in this database."""
     reports = indexes.status(conn)
     return [_standing(one, database, late_seconds) for one in reports if one.state != "no_table"]
+
+
+def shard_index_standings(cluster: ShardCluster) -> list[Standing]:
+    """Return how each index over the shards of a cluster stands."""
+    return [
+        Standing(
+            pattern="index",
+            name=one.name,
+            database="shards",
+            state=one.state,
+            concern=_CONCERNS.get(one.state, Concern.WRONG),
+            reason=one.failure or _OVER_SHARDS.get(one.state),
+            advice=one.advice,
+        )
+        for one in ShardIndexes.of(cluster).status(cluster)
+    ]
 
 
 def _standing(one: IndexReport, database: str, late_seconds: float) -> Standing:

@@ -9,6 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from datapatterns.cache_aside import Cache
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.errors import DataPatternsError
+from datapatterns.index_table import ShardIndexes
 from datapatterns.overview.comparing import (
     Compared,
     LeftOut,
@@ -19,6 +20,7 @@ from datapatterns.overview.comparing import (
     index_compared,
     placement_compared,
     projection_compared,
+    shard_index_compared,
     view_compared,
 )
 from datapatterns.overview.databases import server_standing
@@ -166,6 +168,8 @@ def _of_shards(cluster: ShardCluster) -> Iterator[Claim]:
         compare = partial(copies_compared, cluster, table)
         yield Claim("broadcast table", table.fullname, "shards", compare)
     yield Claim("sharded table", "all", "shards", partial(placement_compared, cluster))
+    for name in ShardIndexes.of(cluster).indexes:
+        yield Claim("index", name, "shards", partial(shard_index_compared, cluster, name))
 
 
 def _unknown(pattern: str, name: str, database: str, reason: str, advice: str | None) -> Proof:

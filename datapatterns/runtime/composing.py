@@ -35,6 +35,7 @@ class HowToWork(TypedDict, total=False):
             shards are declared.
         finish_moves: Whether moves of buckets are finished whose process died at their cut; of
             the clusters that `DataLayer.cluster` has returned and somebody keeps.
+        sweep_indexes: Whether index tables over shards of those clusters are swept, once an hour.
     """
 
     threads: int
@@ -48,6 +49,7 @@ class HowToWork(TypedDict, total=False):
     relay_caches: bool
     recover_shards: bool
     finish_moves: bool
+    sweep_indexes: bool
 
 
 def worker_for(

@@ -12,9 +12,9 @@ from datapatterns.change_log import ChangeLog
 from datapatterns.clock import SYSTEM_CLOCK, Clock
 from datapatterns.cqrs import Message, Outbox, relay_messages
 from datapatterns.event_sourcing import EventStore, publish_mark
-from datapatterns.index_table import IndexWorker
+from datapatterns.index_table import IndexWorker, ShardIndexes
 from datapatterns.materialized_view import ViewWorker
-from datapatterns.sharding import Move, Recovered
+from datapatterns.sharding import Move, Recovered, ShardCluster
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 from datapatterns.transactions import fresh_reads, resuming, transaction
 
@@ -235,6 +235,34 @@ class ShardRecoveryLoop:
                 "unreachable": done.unreachable,
             }
             logger.warning("transactions over shards are left prepared", extra=known)
+        return self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndexLoop:
+    """Sweeps index tables over shards: what crashes leave behind costs look-ups time.
+
+    Several may run. Each round reads all entries, of one index after the other.
+
+    Attributes:
+        cluster: The shards, with their index tables.
+        seconds: How long to pause after a round.
+    """
+
+    cluster: ShardCluster
+    seconds: float = 3_600.0
+    name: str = "sweeper of indexes over shards"
+
+    def step(self) -> float:
+        """Sweep those that are read."""
+        indexes = ShardIndexes.of(self.cluster)
+        for one in indexes.status(self.cluster):
+            if one.state != "ready":
+                continue
+            swept = indexes.sweep(self.cluster, [one.name])[one.name]
+            if swept.orphaned or swept.undecided:
+                known = {"removed": swept.removed, "undecided": swept.undecided}
+                logger.info("index %s was swept", one.name, extra=known)
         return self.seconds
 
 

@@ -150,6 +150,11 @@ class ShardCluster(MovedCluster, MappedCluster, ReferringCluster, AsyncCluster, 
         """Return the groups whose tables lie on the shards."""
         return self._groups
 
+    @property
+    def companions(self) -> tuple[Companion, ...]:
+        """Return what is kept beside the rows, such as index tables."""
+        return self._opening.companions
+
     def create_map(self) -> None:
         """Spread the buckets of all groups evenly over the shards, once.
 

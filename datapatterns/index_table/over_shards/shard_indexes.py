@@ -62,6 +62,12 @@ class ShardIndexes:
             if self._by_name.setdefault(index.name, found) is not found:
                 raise IndexUndeclaredError(index.name, "two are declared; give one another name")
 
+    @classmethod
+    def of(cls, cluster: ShardCluster) -> "ShardIndexes":
+        """Return the index tables that a cluster was given; without any, none are declared."""
+        found = (each for each in cluster.companions if isinstance(each, cls))
+        return next(found, cls(()))
+
     @property
     def groups(self) -> Sequence[EntityGroup]:
         """The groups that the index tables are sharded by."""
