@@ -39,6 +39,7 @@ TINY: dict[str, dict[str, object]] = {
     "load_watch": {"READS": 2, "COUNTS": 10, "KEYS": 20},
     "log": {"EVENTS": 40, "STREAMS": 4, "PAGE_EVENTS": 7},
     "move": {"ROWS": 200, "CASES": ("move",)},
+    "references": {"TRANSACTIONS": 2, "CASES": ("one shard", "two shards")},
     "promote": {"EVENTS": 1_000, "READERS": 2},
     "projection_rebuild": {"EVENTS": 1_020, "PAGE_EVENTS": 400},
     "projection_fold": {"EVENTS": 1_020, "PAGE_EVENTS": 400, "RIVAL_EVENTS": 4},
@@ -51,6 +52,7 @@ TINY: dict[str, dict[str, object]] = {
 }
 
 MAKE_DATABASES = {
+    "references",
     "atomic",
     "fence",
     "growth",
