@@ -3,9 +3,22 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, column, func, select, table, text
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    column,
+    func,
+    literal_column,
+    select,
+    table,
+    text,
+)
 from sqlalchemy.exc import ProgrammingError
 
 from datapatterns.change_log import change_log_tables
@@ -19,7 +32,7 @@ from datapatterns.errors import (
 from datapatterns.index_table.definition import IndexDefinition, fingerprint
 from datapatterns.index_table.maintenance import consumer_name, trigger_names, view_name
 from datapatterns.index_table.schema import index_tables
-from datapatterns.index_table.statements import table_name
+from datapatterns.index_table.statements import rendered, table_name
 from datapatterns.index_table.subscribing import capture_triggers
 
 _UNDEFINED_TABLE = "42P01"
@@ -86,10 +99,14 @@ def index_status(conn: Connection, definition: IndexDefinition) -> IndexStatus:
     return IndexStatus(found.index_id, found.state, found.kept, found.failure)
 
 
+@cache
 def is_ready(definition: IndexDefinition) -> ColumnElement[bool]:
-    """Return the condition, for a look-up's own statement, that the index may be read."""
+    """Return the condition, for a look-up's own statement, that the index may be read.
+
+    Its values are written into it: to send them anew each time takes longer than the look-up does.
+    """
     known = index_tables(definition.schema).index_table
-    return (
+    may_be_read = (
         select(known.c.index_id)
         .where(
             known.c.name == definition.name,
@@ -99,6 +116,7 @@ def is_ready(definition: IndexDefinition) -> ColumnElement[bool]:
         )
         .exists()
     )
+    return literal_column(f"({rendered(may_be_read)})", Boolean)
 
 
 def require_ready(conn: Connection, definition: IndexDefinition) -> None:
