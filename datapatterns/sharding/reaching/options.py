@@ -51,6 +51,9 @@ class Asked:
     explicit: bool
 
 
+_ASKED = {every: Asked(None, every, AllShards(), explicit=False) for every in (False, True)}
+
+
 def asked_for(options: Mapping[str, Any], *, scatter: bool) -> Asked:
     """Return what execution options say.
 
@@ -65,6 +68,8 @@ def asked_for(options: Mapping[str, Any], *, scatter: bool) -> Asked:
     every = bool(options.get("scatter", scatter))
     if isinstance(chosen, AllShards):
         return Asked(None, True, chosen, explicit=True)
-    if chosen is None or isinstance(chosen, str):
+    if chosen is None:
+        return _ASKED[every]
+    if isinstance(chosen, str):
         return Asked(chosen, every, AllShards(), explicit=False)
     raise SettingsError("shard", f"{chosen!r} is neither a shard's name nor AllShards()")

@@ -1,7 +1,7 @@
 """Tell from a statement which rows it can touch, one SELECT at a time."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TypeVar, cast
 
@@ -144,6 +144,13 @@ class Footprint:
     plain: bool
     broadcast: frozenset[Table] = frozenset()
     early: bool = False
+    _only: KeyCondition | None = field(init=False, repr=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        # What most statements of one key are: looked for once, not for each of them.
+        found = self.blocks[0].conditions if len(self.blocks) == 1 and self.blocks[0].tied else ()
+        if len(found) == 1 and found[0].is_one_key:
+            object.__setattr__(self, "_only", found[0])
 
     @property
     def tables(self) -> frozenset[str]:
@@ -156,6 +163,8 @@ class Footprint:
 
     def buckets(self, parameters: Parameters, strategy: ShardingStrategy) -> frozenset[int] | None:
         """Return the buckets that the statement can read from; None if that may be all."""
+        if self._only is not None:
+            return self._only.buckets_of_one(parameters, strategy)
         return _union([block.buckets(parameters, strategy) for block in self.blocks])
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import BindParameter
 from sqlalchemy.sql.selectable import SelectBase
@@ -30,8 +30,7 @@ class Shape:
     guarded: GuardedShape | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Looked:
+class Looked(NamedTuple):
     """What is known of a statement.
 
     Attributes:
@@ -62,8 +61,8 @@ class Footprints:
         Raises:
             UnroutableStatementError: As `footprint_of` does.
         """
-        looked = self.look(statement, parameters)
-        return looked.footprint, looked.values
+        footprint, values, _ = self.look(statement, parameters)
+        return footprint, values
 
     def look(self, statement: SelectBase, parameters: Parameters) -> Looked:
         """Return what is known of ``statement``.
@@ -81,10 +80,13 @@ class Footprints:
             if positions is not None:
                 self._remember(key.key, Shape(footprint, positions))
             return Looked(footprint, parameters, None)
-        values = dict(parameters)
+        binds = key.bindparams
+        values = dict(parameters) if parameters else {}
         for name, position in shape.positions:
-            bind = key.bindparams[position]
-            values[name] = parameters.get(bind.key, bind.effective_value)
+            bind = binds[position]
+            own = bind.effective_value
+            # As nearly always, nothing is passed: a look-up less.
+            values[name] = parameters.get(bind.key, own) if parameters else own
         return Looked(shape.footprint, values, shape)
 
     def _remember(self, key: tuple[Any, ...], shape: Shape) -> None:

@@ -38,9 +38,8 @@ def with_guard(statement: AnySelect, guard: ColumnElement[bool]) -> AnySelect:
     The server looks at conditions without columns, such as EXISTS about another table, in the order
     in which they stand, and leaves the rest alone when one is false.
     """
-    guarded = statement.where(guard)
-    *own, added = guarded._where_criteria  # noqa: SLF001 -- there is no public name
-    guarded._where_criteria = (added, *own)  # noqa: SLF001
+    guarded = statement._generate()  # noqa: SLF001 -- as where() does, which looks at the guard anew
+    guarded._where_criteria = (guard, *statement._where_criteria)  # noqa: SLF001
     return guarded
 
 

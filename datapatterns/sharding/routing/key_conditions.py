@@ -127,6 +127,31 @@ class KeyCondition:
         keys = [group.checked_key(value) for value in values]
         return strategy.buckets_for(self.operator, keys if self.operator == "between" else keys[0])
 
+    @property
+    def is_one_key(self) -> bool:
+        """Return whether it says that the key equals one parameter, which is no number to round."""
+        return (
+            self.operator == "="
+            and self.position is None
+            and len(self.binds) == len(self.leaf.shard_key.columns) == 1
+            and not self.binds[0].expanding
+            and not isinstance(self.binds[0].type, Numeric | Float)
+        )
+
+    def buckets_of_one(
+        self, parameters: Parameters, strategy: ShardingStrategy
+    ) -> frozenset[int] | None:
+        """Do as `buckets`, sooner, if it `is_one_key`.
+
+        Raises:
+            ShardKeyError: The value is of another type than the key.
+        """
+        (bind,) = self.binds
+        value = parameters.get(bind.key, bind.effective_value)
+        if value is None:  # nothing equals NULL
+            return frozenset()
+        return strategy.buckets_for("=", self.leaf.shard_key.group.checked_key(value))
+
     def part_values(self, parameters: Parameters) -> list[tuple[KeyPart, ...]]:
         """Return what is compared with, as a tuple of the parts that compare; without NULLs.
 

@@ -65,6 +65,8 @@ class Hash:
         self, operator: KeyOperator, value: Key | Sequence[Key]
     ) -> frozenset[int] | None:
         """Return the buckets that can hold a key that satisfies the comparison; None if any."""
+        if operator == "=" and not isinstance(value, list | tuple):
+            return frozenset((self.bucket(value),))  # type: ignore[arg-type] # a key, as the operator says
         keys = listed_keys(operator, value)
         return None if keys is None else frozenset(map(self.bucket, keys))
 
