@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Delete, Engine, Update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import DataPatternsError, OutcomeUnknownError
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.fan_out import CancelledAfterwards
+from datapatterns.sharding.finding import Finding
 from datapatterns.transactions import A_TRANSACTION
 
 if TYPE_CHECKING:
@@ -56,6 +58,28 @@ class Companion(Protocol):
         Args:
             access: The way to the shards.
             parts: The transaction's connections, by shard; all its rows are flushed.
+        """
+
+
+@runtime_checkable
+class Finder(Protocol):
+    """A companion that finds rows by something else than their shard key."""
+
+    def finding(
+        self,
+        access: "ShardAccess",
+        statement: SelectBase | Update | Delete,
+        parameters: Mapping[str, Any],
+        *,
+        index: str | None = None,
+    ) -> Finding | None:
+        """Return what finds the rows of a statement that does not say their shard key, if it can.
+
+        Args:
+            access: The way to the shards.
+            statement: One about sharded rows.
+            parameters: What it is executed with.
+            index: The name of what is to find them; None for whatever does so best.
         """
 
 
@@ -98,6 +122,19 @@ class Companions:
         """Let all of them do what must have happened before a COMMIT; return what is left to do."""
         found = [each.before_commit(access, parts) for each in self.declared]
         return [completion for completion in found if completion is not None]
+
+    def finding(
+        self,
+        access: "ShardAccess",
+        statement: SelectBase | Update | Delete,
+        parameters: Mapping[str, Any],
+        *,
+        index: str | None = None,
+    ) -> Finding | None:
+        """Return what finds the rows of a statement that does not say their shard key, if any."""
+        finders = (each for each in self.declared if isinstance(each, Finder))
+        found = (each.finding(access, statement, parameters, index=index) for each in finders)
+        return next((finding for finding in found if finding is not None), None)
 
 
 @dataclass(slots=True)

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Delete, Update
+from sqlalchemy.sql.selectable import SelectBase
 
 from datapatterns.errors import IndexDefinitionError, IndexUndeclaredError
 from datapatterns.index_table.index import IndexTable
 from datapatterns.index_table.over_shards.building import BuildPace, build, drop, existing
 from datapatterns.index_table.over_shards.entries import Entries
+from datapatterns.index_table.over_shards.finding import IndexFinding
+from datapatterns.index_table.over_shards.matching import matched
 from datapatterns.index_table.over_shards.notes import KeyLock, Noted, locked_changes, read_notes
 from datapatterns.index_table.over_shards.owners import busy
 from datapatterns.index_table.over_shards.reports import (
@@ -24,11 +28,13 @@ from datapatterns.index_table.over_shards.verifying import Comparison, sweep
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.companions import over_shards
+from datapatterns.sharding.finding import OnIndexDown
 from datapatterns.transactions import A_TRANSACTION, fresh_reads, refuse_aborted, resuming
 
 LOCK_SECONDS = 2.0
 
 BUILD_FAST = BuildPace()
+INDEX_ROWS_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,10 @@ class ShardIndexes:
     Attributes:
         declared: The index tables, of mode ``reserve``.
         lock_seconds: How long a transaction waits for others that want the same keys.
+        index_rows_max: Statements that would find more rows through an index, or name more keys,
+            are answered as if there were none.
+        on_index_down: What reads do if the shard of an index does not answer: ``scatter`` if they
+            may ask all shards, or ``raise``. Writes of its keys fail anyhow.
 
     Raises:
         IndexDefinitionError: One of them is kept in each database.
@@ -49,6 +59,8 @@ class ShardIndexes:
 
     declared: Sequence[IndexTable]
     lock_seconds: float = LOCK_SECONDS
+    index_rows_max: int = INDEX_ROWS_MAX
+    on_index_down: OnIndexDown = "scatter"
     _by_name: dict[str, ShardedIndex] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -262,3 +274,19 @@ class ShardIndexes:
         reserving = Reserving(access, indexes, self.lock_seconds, changes, frozenset(held))
         reserving.reserve(parts)
         return reserving
+
+    def finding(
+        self,
+        access: ShardAccess,
+        statement: SelectBase | Update | Delete,
+        parameters: Mapping[str, Any],
+        *,
+        index: str | None = None,
+    ) -> IndexFinding | None:
+        """Return what finds the rows of a statement; sessions of `ShardCluster` call it."""
+        limit = self.index_rows_max
+        declared = self._by_name.values()
+        found = matched(statement, parameters, declared, keys_max=limit, chosen=index)
+        if found is None:
+            return None
+        return IndexFinding(access, found, limit, self.on_index_down)

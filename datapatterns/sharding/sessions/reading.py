@@ -40,6 +40,7 @@ from datapatterns.sharding.scatter.streaming import Streams
 from datapatterns.sharding.seeing.timing import timed_read
 from datapatterns.sharding.sessions.asking import Asking, all_rows
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
+from datapatterns.sharding.sessions.by_index import ByIndex
 from datapatterns.sharding.sessions.carried_ids import buckets_of_id, with_id
 from datapatterns.sharding.sessions.columns_at_once import columns_at_once
 from datapatterns.sharding.sessions.shard_work import ShardWork
@@ -61,8 +62,10 @@ class Reading:
     broadcasting: BroadcastWriting
     scatter: bool
 
-    def read(self, state: ORMExecuteState, statement: SelectBase) -> Result[Any] | None:
-        """Read from the shards that the statement names, or from all if it may.
+    def read(
+        self, state: ORMExecuteState, statement: SelectBase, *, by_index: bool = False
+    ) -> Result[Any] | None:
+        """Read from the shards that the statement names, or an index, or from all if it may.
 
         Returns:
             The answer; None if SQLAlchemy is to go on with what ``state`` says now.
@@ -88,22 +91,21 @@ class Reading:
         shard_map = access.router.map_of(footprint.group)
         buckets = footprint.buckets(values, shard_map.strategy)
         buckets = buckets_of_id(options, shard_map, buckets, footprint.group.name)
-        if buckets is not None:
-            shards = sorted(shard_map.shards_of(buckets))
-            if len(shards) <= 1:
-                if self._goes_on(state, statement, shard_map, buckets, asked, looked):
-                    return None
-                with timed_read(access.load, shard_map, buckets, footprint, values):
-                    return self._read_within(
-                        state,
-                        statement,
-                        _Place(shard_map, buckets, _is_guarded(statement, footprint)),
-                        asked,
-                    )
-        elif asked.every or _is_scattered(footprint):
-            shards = sorted(set(shard_map.owners))
-        else:
-            raise ScatterRefusedError(footprint.tables)
+        if buckets is None:
+            scatters = asked.every or _is_scattered(footprint)
+            again = None if by_index or asked.explicit else partial(self.read, state, by_index=True)
+            found = ByIndex(self.work).read(state, statement, parameters, again, scatters=scatters)
+            if found is not None:
+                return found
+            if not scatters:
+                raise ScatterRefusedError(footprint.tables)
+        shards = sorted(set(shard_map.owners) if buckets is None else shard_map.shards_of(buckets))
+        if buckets is not None and len(shards) <= 1:
+            if not by_index and self._goes_on(state, statement, shard_map, buckets, asked, looked):
+                return None
+            with timed_read(access.load, shard_map, buckets, footprint, values):
+                place = _Place(shard_map, buckets, _is_guarded(statement, footprint))
+                return self._read_within(state, statement, place, asked)
         return self._read_all(state, statement, looked, _Shards(shard_map, shards, buckets), asked)
 
     def _read_all(

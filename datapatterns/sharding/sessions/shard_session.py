@@ -133,6 +133,11 @@ class ShardSession(Session):
         """
         return self._work.bind(shard_id, asks_only=asks_only)
 
+    def connection(self, *arguments: Any, **named: Any) -> Connection:  # noqa: ANN401 -- as in Session
+        """Return the transaction's connection to a shard, as ``bind_arguments`` name it."""
+        self._work.is_lent = True
+        return super().connection(*arguments, **named)
+
     def close(self) -> None:
         """End the transaction without a commit, and give all connections back."""
         super().close()

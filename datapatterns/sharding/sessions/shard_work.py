@@ -52,6 +52,8 @@ class ShardWork:
         self.is_committed = False
         self.flushed = TimedFlush(access.load)
         self.missing: tuple[str, ...] = ()
+        self.is_lent = False
+        """Whether somebody else has got one of the connections."""
         self.replica_seconds: float | None = None
         self.token = ShardToken()
         self._session = session
@@ -86,7 +88,7 @@ class ShardWork:
         """Return the session's connection to a shard, as part of its transaction."""
         arguments = {"shard_id": shard_id, "asks_only": asks_only}
         with self.access.asking(shard_id):
-            return self._session.connection(bind_arguments=arguments)
+            return Session.connection(self._session, bind_arguments=arguments)
 
     def beneath(self, shards: Iterable[str]) -> dict[str, PoolProxiedConnection] | None:
         """Return connections of the driver in the transaction, as `Parts.beneath` does.
@@ -264,6 +266,7 @@ class ShardWork:
     def end(self) -> None:
         """Forget the transaction, and give its connections back."""
         self.is_committed = False
+        self.is_lent = False
         self.atomic = self._declared_atomic
         self.written.clear()
         self._claimed.clear()

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Delete, Insert, Result, Update
@@ -15,7 +16,7 @@ from datapatterns.errors import (
 )
 from datapatterns.sharding.broadcasting.statements import broadcast_target
 from datapatterns.sharding.maps.shard_map import ShardMap
-from datapatterns.sharding.reaching.options import asked_for
+from datapatterns.sharding.reaching.options import Asked, asked_for
 from datapatterns.sharding.routing.footprint import Footprint, leaf_of
 from datapatterns.sharding.routing.write_keys import (
     changed_rows,
@@ -25,6 +26,7 @@ from datapatterns.sharding.routing.write_keys import (
 )
 from datapatterns.sharding.seeing.timing import timed
 from datapatterns.sharding.sessions.broadcast_writing import BroadcastWriting
+from datapatterns.sharding.sessions.by_index import ByIndex
 from datapatterns.sharding.sessions.shard_work import ShardWork
 from datapatterns.sharding.sessions.split_writing import SplitWriting
 from datapatterns.sharding.sessions.statements import all_sets
@@ -71,8 +73,15 @@ class Writing:
                 return self.splitting.rows(state, statement, shard_map, keys)
         return self._write(state, shard_map, buckets, {*keys})
 
-    def change(self, state: ORMExecuteState, statement: Update | Delete) -> Result[Any]:
+    def change(
+        self, state: ORMExecuteState, statement: Update | Delete, *, by_index: bool = False
+    ) -> Result[Any]:
         """Change rows on the shard of their keys.
+
+        Args:
+            state: What SQLAlchemy is about to execute.
+            statement: That.
+            by_index: Whether an index has found the rows, of which the statement lists the keys.
 
         Raises:
             MultiShardWriteError: They belong to several.
@@ -101,13 +110,8 @@ class Writing:
         else:
             each = [footprint.buckets(row, shard_map.strategy) for row in sets or ({},)]
             known = [buckets for buckets in each if buckets is not None]
-            if len(known) < len(each) and asked.explicit:
-                shards = sorted(frozenset(shard_map.owners))
-                return WholeShards(self.work).change(
-                    state, statement, footprint, shards=shards, policy=asked.policy
-                )
             if len(known) < len(each):
-                raise ScatterRefusedError(footprint.tables)
+                return self._change_anywhere(state, statement, footprint, asked, by_index=by_index)
             buckets = frozenset[int]().union(*known)
         if not self._splits(shard_map, buckets):
             return self._write(state, shard_map, buckets, keys or ())
@@ -116,6 +120,28 @@ class Writing:
                 of_rows = self._keys_of_sets(state, statement, footprint)
                 return self.splitting.rows(state, statement, shard_map, of_rows)
             return self.splitting.changes(state, statement, shard_map, footprint, buckets, keys)
+
+    def _change_anywhere(
+        self,
+        state: ORMExecuteState,
+        statement: Update | Delete,
+        footprint: Footprint,
+        asked: Asked,
+        *,
+        by_index: bool,
+    ) -> Result[Any]:
+        """Change rows of which nobody says the keys."""
+        if asked.explicit:
+            shards = sorted(frozenset(self.work.access.router.map_of(footprint.group).owners))
+            return WholeShards(self.work).change(
+                state, statement, footprint, shards=shards, policy=asked.policy
+            )
+        if not by_index:
+            again = partial(self.change, state, by_index=True)
+            found = ByIndex(self.work).change(state, statement, all_sets(state), again)
+            if found is not None:
+                return found
+        raise ScatterRefusedError(footprint.tables)
 
     def _splits(self, shard_map: ShardMap, buckets: frozenset[int]) -> bool:
         return self.work.atomic and len(shard_map.shards_of(buckets)) > 1

@@ -1,0 +1,251 @@
+"""Find the rows of statements through an index over shards: entries of many keys at once."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    FromClause,
+    Integer,
+    Select,
+    String,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    cast,
+    column,
+    func,
+    select,
+    true,
+    tuple_,
+)
+
+from datapatterns.errors import StaleShardMapError
+from datapatterns.index_table.definition import fingerprint
+from datapatterns.index_table.over_shards.matching import Matched
+from datapatterns.index_table.over_shards.notes import listed, noted_rows, wanted_rows
+from datapatterns.index_table.over_shards.sharded_index import CLAIM, ShardedIndex, from_text
+from datapatterns.index_table.schema import index_tables
+from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.companions import SessionOverShards
+from datapatterns.sharding.finding import FoundRows, OnIndexDown
+from datapatterns.sharding.maps.ownership import owns_buckets
+from datapatterns.sharding.reaching.asking import ask_connected
+from datapatterns.sql.metadata import declared_once
+
+Row = tuple[Any, ...]
+Key = tuple[Any, ...]
+
+_LOOKS_MAX: Final = 5
+"""How often entries are looked for that move meanwhile."""
+
+_PARAMETERS_MAX: Final = 30_000
+"""How many values a statement may get; PostgreSQL takes about twice as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFound:
+    """An entry as it stands in the index.
+
+    Attributes:
+        key: Its key.
+        row: The primary key of the row that it leads to.
+        claim: Which claim it is; each has its own.
+    """
+
+    key: Key
+    row: Row
+    claim: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFinding:
+    """Finds the rows of one statement.
+
+    Attributes:
+        access: The way to the shards.
+        matched: By which index, and which keys.
+        rows_max: At most how many rows.
+        on_down: What to do if a shard of the index does not answer.
+    """
+
+    access: ShardAccess
+    matched: Matched
+    rows_max: int
+    on_down: OnIndexDown
+
+    @property
+    def index(self) -> str:
+        """The name of the index."""
+        return self.matched.index.name
+
+    def find(self, session: SessionOverShards) -> FoundRows | None:
+        """Return the rows that have one of the keys; None if it must not be read, or has too many.
+
+        Raises:
+            ShardUnavailableError: A shard of the index does not answer.
+            StaleShardMapError: Entries move all the time.
+        """
+        index, keys = self.matched.index, self.matched.keys
+        width = len(index.row_columns)
+        limit = min(self.rows_max, _PARAMETERS_MAX // width)
+        entries = entries_of(self.access, index, keys, limit=limit + 1) if keys else []
+        if entries is None:
+            return None
+        own = rows_given(session, index, keys) if keys else []
+        rows = list(dict.fromkeys([*(each.row for each in entries), *own]))
+        if len(rows) > limit:
+            return None
+        claims = frozenset((each.key, each.row, each.claim) for each in entries)
+        return FoundRows(rows, (claims, frozenset(own)))
+
+    def among(self, rows: Sequence[Row]) -> ColumnElement[bool]:
+        """Return the condition that a row of the statement is one of these."""
+        names = [own.name for own in self.matched.index.definition.base.primary_key.columns]
+        return is_among(self.matched.used, names, rows)
+
+
+def is_among(used: FromClause, names: Sequence[str], rows: Sequence[Row]) -> ColumnElement[bool]:
+    """Return the condition that the named columns, which are the primary key, are one of these."""
+    columns = [next(own for own in used.c if own.name == name) for name in names]
+    if len(columns) == 1:
+        return columns[0].in_([row[0] for row in rows])
+    return tuple_(*columns).in_(rows)
+
+
+def entries_of(
+    access: ShardAccess, index: ShardedIndex, keys: Iterable[Key], *, limit: int
+) -> list[EntryFound] | None:
+    """Return the entries of some keys; None if a shard says that the index is not ready.
+
+    Each shard that has some is asked once, all at the same time, in one statement that is a
+    transaction of its own.
+
+    Args:
+        access: The way to the shards.
+        index: Which index.
+        keys: Values of the types of its columns.
+        limit: At most how many of a shard.
+
+    Raises:
+        ShardUnavailableError: A shard does not answer.
+        StaleShardMapError: The entries move all the time.
+    """
+    wanted = list(keys)
+    for _ in range(_LOOKS_MAX - 1):
+        try:
+            return _entries_of(access, index, wanted, limit)
+        except StaleShardMapError:
+            continue  # the map has been read again
+    return _entries_of(access, index, wanted, limit)
+
+
+def _entries_of(
+    access: ShardAccess, index: ShardedIndex, keys: Sequence[Key], limit: int
+) -> list[EntryFound] | None:
+    shard_map = access.router.map_of(index.group)
+    placed = shard_map.placed(keys, lambda key: index.group.checked_key(key[0]))
+    questions = {}
+    with access.learning(), ExitStack() as stack:
+        for shard, mine in placed.items():
+            buckets = shard_map.buckets_of(index.group.checked_key(key[0]) for key in mine)
+            owned = owns_buckets(shard_map, buckets, schema=access.schema)
+            statement = _entries(index).where(owned).limit(limit)
+            values = {f"k{at}": [key[at] for key in mine] for at in range(len(index.key_columns))}
+            with access.asking(shard):
+                plain = stack.enter_context(access.companions.side_engines[shard].connect())
+                # One statement needs no BEGIN, and its snapshot is as new as can be.
+                conn = plain.execution_options(isolation_level="AUTOCOMMIT")
+            questions[shard] = conn, partial(_ask, conn, statement, values)
+        answers = ask_connected(access.fan_out, questions).given
+    found: list[EntryFound] = []
+    of_key = len(index.key_columns)
+    for rows in answers.values():
+        if not rows:
+            return None
+        found += [
+            EntryFound(tuple(row[:of_key]), tuple(row[of_key:-1]), row[-1])
+            for row in rows
+            if row[-1] is not None
+        ]
+    return found
+
+
+def _ask(
+    conn: Connection, statement: Select[Any], values: Mapping[str, Any]
+) -> Sequence[Sequence[Any]]:
+    return conn.execute(statement, values).all()
+
+
+def rows_given(session: SessionOverShards, index: ShardedIndex, keys: Sequence[Key]) -> list[Row]:
+    """Return the primary keys of rows that the session's transaction has given one of ``keys``."""
+    access = session.shard_access
+    found: list[Row] = []
+    for shard, conn in session.written_parts.items():
+        with access.asking(shard):
+            if rows := noted_rows(conn, index, schema=access.schema):
+                parameters = listed(sorted(rows), len(index.row_columns))
+                wanted = {*keys}
+                given = conn.execute(_given(index), parameters)
+                width = len(index.row_columns)
+                found += [tuple(row[:width]) for row in given if tuple(row[width:]) in wanted]
+    return found
+
+
+@declared_once
+def _entries(index: ShardedIndex) -> Select[Any]:
+    """Return the statement for entries of many keys; it has no row if the index is not ready."""
+    known = index_tables(index.definition.schema).index_table
+    columns = index.key_columns
+    entries: FromClause = index.table
+    if len(columns) == 1:
+        same = columns[0] == any_(_list("k0", columns[0]))
+    else:
+        lists = [_list(f"k{at}", own) for at, own in enumerate(columns)]
+        named = [column(f"k{at}", _listed_type(own)) for at, own in enumerate(columns)]
+        wanted = func.unnest(*lists).table_valued(*named, name="wanted").render_derived()
+        equal = [own == wanted.c[f"k{at}"] for at, own in enumerate(columns)]
+        entries, same = wanted.join(index.table, and_(*equal)), true()
+    return (
+        select(*columns, *index.row_columns, index.table.c[CLAIM])
+        .select_from(known.outerjoin(entries, same))
+        .where(
+            known.c.name == index.name,
+            known.c.state == "ready",
+            known.c.fingerprint == fingerprint(index.definition),
+        )
+    )
+
+
+def _list(name: str, own: Column[Any]) -> ColumnElement[Any]:
+    return cast(bindparam(name), ARRAY(_listed_type(own)))
+
+
+def _listed_type(own: Column[Any]) -> Any:  # noqa: ANN401 -- a type, or its class
+    if isinstance(own.type, String):
+        return Text
+    # Whatever a bigint holds compares with an integer; it need not fit into one.
+    return BigInteger if isinstance(own.type, Integer) else own.type
+
+
+@declared_once
+def _given(index: ShardedIndex) -> Any:  # noqa: ANN401 -- a Select of as many columns
+    base = index.definition.base
+    wanted = wanted_rows(len(index.row_columns))
+    primary = list(base.primary_key.columns)
+    same = [own == from_text(wanted.c[f"c{at}"], own) for at, own in enumerate(primary)]
+    computed = index.definition.projection(base)
+    return (
+        select(*primary, *(computed[name] for name in index.definition.key))
+        .select_from(wanted.join(base, and_(*same)))
+        .where(index.definition.is_indexed(base))
+    )
