@@ -27,6 +27,7 @@ TINY: dict[str, dict[str, object]] = {
     "growth": {"LARGE_EVENTS": 2_000, "SMALL_EVENTS": 20, "OPERATIONS": 2},
     "import": {"EVENTS": 40, "STREAMS": 4},
     "index_backfill": {"ROWS": 200, "CHUNK_ROWS": 100},
+    "index_build": {"ROWS": 300, "CHUNK_ROWS": 40},
     "index_lookup": {"ROWS": 2_000, "KEYS": 200, "LOOKUPS": 20},
     "index_write": {
         "ROWS": 200,
@@ -56,6 +57,7 @@ MAKE_DATABASES = {
     "atomic",
     "fence",
     "growth",
+    "index_build",
     "index_over_shards",
     "move",
     "routing",

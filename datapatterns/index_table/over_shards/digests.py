@@ -28,7 +28,7 @@ from datapatterns.sharding.definition import ShardKey
 from datapatterns.sharding.maps.ownership import agrees_with_map
 from datapatterns.transactions import fresh_reads, reading
 
-PARTS: Final = 16_384
+PARTS: Final = 4_096
 """How many parts. A part that differs is read row by row; a number for each is kept in memory."""
 
 _LOOKS_MAX: Final = 20

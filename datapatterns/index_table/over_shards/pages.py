@@ -188,6 +188,7 @@ def _made(index: ShardedIndex) -> Insert:
         .order_by(*identity, *(texts[own.name] for own in index.row_columns))
     )
     made = insert(table).from_select([*names, CLAIM], source)
+    made = made.execution_options(preserve_rowcount=True)
     return made.on_conflict_do_update(
         index_elements=index.identity,
         set_={CLAIM: made.excluded[CLAIM], CLAIMED_AT: func.now()},
