@@ -1,37 +1,31 @@
 """The index table as an application declares and uses it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row
+from sqlalchemy import ColumnElement, Connection, Engine
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
 from datapatterns.change_log import ChangeToken
 from datapatterns.clock import SYSTEM_CLOCK, Clock
-from datapatterns.errors import IndexKeyTakenError, IndexPlaceError
+from datapatterns.errors import IndexKeyTakenError
 from datapatterns.index_table.backfilling import backfill_chunk
 from datapatterns.index_table.creating import create_index, drop_index
 from datapatterns.index_table.definition import Indexable, IndexMode, define
 from datapatterns.index_table.entries import (
     BackfillProgress,
     CaughtUp,
-    Covered,
     Explanation,
-    IndexEntry,
     IndexLag,
-    Match,
     VerifyReport,
 )
 from datapatterns.index_table.explaining import explain_index
 from datapatterns.index_table.following import catch_up
 from datapatterns.index_table.lagging import read_lag
-from datapatterns.index_table.looking_up import Miss, lookup_rows, lookup_rows_by_keys
+from datapatterns.index_table.lookups import Lookups
 from datapatterns.index_table.maintenance import constraint_name
-from datapatterns.index_table.over_shards.looking_up import keys_over_shards, lookup_over_shards
-from datapatterns.index_table.over_shards.sharded_index import ShardedIndex, sharded_index
-from datapatterns.index_table.ranging import KeyRange, read_covered, read_entries, read_matches
+from datapatterns.index_table.over_shards.sharded_index import sharded_index
 from datapatterns.index_table.verifying import activate_index, repair_index, verify_index
 from datapatterns.index_table.waiting import AwaitedRow, wait_for, wait_for_async
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
@@ -40,7 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 
-class IndexTable:
+class IndexTable(Lookups):
     """Finds rows of a table by something other than its primary key.
 
     Every method works in the caller's transaction and never commits.
@@ -139,135 +133,6 @@ class IndexTable:
             IsolationLevelError: The connection is in autocommit mode.
         """
         return drop_index(conn, self.name, schema=self.definition.schema)
-
-    def lookup(
-        self,
-        conn: Connection | Session,
-        *key: Any,  # noqa: ANN401 -- values of the application's columns
-        limit: int = 1000,
-        after: Sequence[Any] | None = None,
-        miss: Miss = "refuse",
-    ) -> list[Row[Any]]:
-        """Return the rows of the base table with this key, by ascending primary key.
-
-        Args:
-            conn: A connection in a transaction; a session over the shards for an index over them.
-            key: A value for each column of the key.
-            limit: At most how many rows.
-            after: Primary key of the last row of the page before.
-            miss: ``scan`` reads the base table while the index is being built.
-
-        Raises:
-            IndexNotReadyError: It is being built, and ``miss`` is ``refuse``.
-            IndexDetachedError: Its triggers don't fire for every writer of its table.
-            IndexMissingError: It was never created. The transaction accepts nothing more.
-            IndexChangedError: It was built from another definition. The transaction may
-                accept nothing more.
-        """
-        if isinstance(conn, Session):
-            index = self._over_shards()
-            return lookup_over_shards(conn, index, key, limit=limit, after=after)
-        self._refuse_over_shards()
-        return lookup_rows(conn, self.definition, key, limit=limit, after=after, miss=miss)
-
-    def lookup_many(
-        self,
-        conn: Connection,
-        keys: Iterable[Any],
-        *,
-        limit_per_key: int = 1000,
-        miss: Miss = "refuse",
-    ) -> dict[Any, list[Row[Any]]]:
-        """Return the rows for each of ``keys``, in one statement; none is an empty list.
-
-        Args:
-            conn: A connection in a transaction.
-            keys: At most 1,000; tuples if the key has several columns.
-            limit_per_key: At most how many rows for each.
-            miss: ``scan`` reads the base table while the index is being built.
-
-        Raises:
-            IndexNotReadyError: It is being built, and ``miss`` is ``refuse``.
-        """
-        self._refuse_over_shards()
-        asked = list(dict.fromkeys(keys))
-        several = len(self.definition.key) > 1
-        found = lookup_rows_by_keys(
-            conn,
-            self.definition,
-            asked if several else [(key,) for key in asked],
-            limit_per_key=limit_per_key,
-            miss=miss,
-        )
-        return dict(zip(asked, found, strict=True))
-
-    def lookup_range(
-        self,
-        conn: Connection,
-        *prefix: Any,  # noqa: ANN401 -- values of the application's columns
-        low: Any | None = None,  # noqa: ANN401
-        high: Any | None = None,  # noqa: ANN401
-        limit: int = 1000,
-        after: IndexEntry | None = None,
-    ) -> list[Match[Row[Any]]]:
-        """Return rows in the order of the index, each with its index row.
-
-        Args:
-            conn: A connection in a transaction.
-            prefix: Values of the first columns of the key; none means any.
-            low: The least value of the next column.
-            high: The value of the next column to stop before.
-            limit: At most how many rows.
-            after: ``entry`` of the last match of the page before.
-
-        Raises:
-            IndexNotReadyError: It is being built.
-        """
-        self._refuse_over_shards()
-        wanted = KeyRange(prefix=prefix, low=low, high=high, after=after, limit=limit)
-        return read_matches(conn, self.definition, wanted)
-
-    def keys(
-        self,
-        conn: Connection | Session,
-        *prefix: Any,  # noqa: ANN401 -- values of the application's columns
-        low: Any | None = None,  # noqa: ANN401
-        high: Any | None = None,  # noqa: ANN401
-        limit: int = 1000,
-        after: IndexEntry | None = None,
-    ) -> list[IndexEntry]:
-        """Return index rows with their included columns, in the order of the index.
-
-        The base table isn't touched, unless the index is kept behind its writers: then each is
-        compared with its row, and `covering` is what doesn't do that. Takes the same arguments as
-        `lookup_range`; ``after`` is the last entry of the page before. Over shards it takes a
-        whole key, and an entry may lead to no row.
-        """
-        if isinstance(conn, Session):
-            if low is not None or high is not None:
-                raise ValueError("an index over shards is read by whole keys; leave out low, high")
-            place = None if after is None else after.primary_key
-            return keys_over_shards(conn, self._over_shards(), prefix, limit=limit, after=place)
-        self._refuse_over_shards()
-        wanted = KeyRange(prefix=prefix, low=low, high=high, after=after, limit=limit)
-        return read_entries(conn, self.definition, wanted)
-
-    def covering(
-        self,
-        conn: Connection,
-        *prefix: Any,  # noqa: ANN401 -- values of the application's columns
-        low: Any | None = None,  # noqa: ANN401
-        high: Any | None = None,  # noqa: ANN401
-        limit: int = 1000,
-        after: IndexEntry | None = None,
-    ) -> Covered:
-        """Return index rows without touching the base table, and how old that is.
-
-        Takes the same arguments as `keys`. Rows that are not what their table says any more may
-        be among them; ``behind_seconds`` is 0 for an index that its writers keep.
-        """
-        wanted = KeyRange(prefix=prefix, low=low, high=high, after=after, limit=limit)
-        return read_covered(conn, self.definition, wanted)
 
     def catch_up(self, conn: Connection, *, skip_locked: bool = False) -> CaughtUp | None:
         """Take in all that was committed, as a worker does; nothing if writers keep the index.
@@ -378,21 +243,3 @@ class IndexTable:
             ):
                 raise
             raise IndexKeyTakenError(self.name) from error
-
-    def _over_shards(self) -> ShardedIndex:
-        if self.definition.mode != "reserve":
-            raise IndexPlaceError(
-                self.name,
-                mode=self.definition.mode,
-                advice="ask one shard, with a connection to it, or declare it with mode='reserve'",
-            )
-        return sharded_index(self.definition)
-
-    def _refuse_over_shards(self) -> None:
-        if self.definition.mode == "reserve":
-            raise IndexPlaceError(
-                self.name,
-                mode=self.definition.mode,
-                advice="it has no place in one database: look rows up with a session over the"
-                " shards, and leave the rest to ShardIndexes",
-            )

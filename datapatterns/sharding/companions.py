@@ -21,6 +21,7 @@ from datapatterns.errors import DataPatternsError, OutcomeUnknownError
 from datapatterns.sharding.definition import EntityGroup
 from datapatterns.sharding.fan_out import CancelledAfterwards
 from datapatterns.sharding.finding import Finding
+from datapatterns.sharding.strategies.strategy import Key
 from datapatterns.transactions import A_TRANSACTION
 
 if TYPE_CHECKING:
@@ -185,6 +186,10 @@ class SessionOverShards(Protocol):
     @property
     def written_parts(self) -> Mapping[str, Connection]:
         """The connections of the running transaction to shards that it has written to, by shard."""
+
+    @property
+    def only_key(self) -> Key | None:
+        """The key whose rows are all that it sees; None if it sees all rows."""
 
 
 def over_shards(session: Session) -> SessionOverShards:

@@ -20,6 +20,7 @@ from benchmarks.__main__ import stages
 TINY: dict[str, dict[str, object]] = {
     "atomic": {"TRANSACTIONS": 2, "CASES": (1, 2)},
     "index_over_shards": {"TRANSACTIONS": 2, "CASES": (1, 3)},
+    "index_shards": {"OPERATIONS": 2, "ROWS": 200, "MANY": 5},
     "append": {"OPERATIONS": 16, "CASES": (1,)},
     "append_batch": {"EVENTS": 40, "CASES": ((2, 10),)},
     "append_in_transaction": {"OPERATIONS": 2},
@@ -59,6 +60,7 @@ MAKE_DATABASES = {
     "growth",
     "index_build",
     "index_over_shards",
+    "index_shards",
     "move",
     "routing",
     "scatter",

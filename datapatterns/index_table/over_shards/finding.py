@@ -140,18 +140,56 @@ def entries_of(
         ShardUnavailableError: A shard does not answer.
         StaleShardMapError: The entries move all the time.
     """
-    wanted = list(keys)
+    found: list[EntryFound] = []
+    for rows in ask_index(access, index, list(keys), _entries(index).limit(limit)):
+        if not rows:
+            return None
+        found += [entry_found(index, row) for row in rows if row[-1] is not None]
+    return found
+
+
+def entry_found(index: ShardedIndex, row: Sequence[Any]) -> EntryFound:
+    """Return the entry whose key, row and claim a row begins and ends with."""
+    of_key, of_row = len(index.key_columns), len(index.row_columns)
+    return EntryFound(tuple(row[:of_key]), tuple(row[of_key : of_key + of_row]), row[-1])
+
+
+def ask_index(
+    access: ShardAccess,
+    index: ShardedIndex,
+    keys: Sequence[Key],
+    statement: Select[Any],
+    parameters: Mapping[str, Any] | None = None,
+) -> list[Sequence[Sequence[Any]]]:
+    """Return what the shards say that have entries of some keys, each asked for its own keys.
+
+    Args:
+        access: The way to the shards.
+        index: Which index.
+        keys: Which keys; the statement finds them in the lists of `listed_keys`.
+        statement: What to ask.
+        parameters: What else it is executed with.
+
+    Raises:
+        ShardKeyError: The first column of a key is of another type.
+        ShardUnavailableError: A shard does not answer.
+        StaleShardMapError: The entries move all the time.
+    """
     for _ in range(_LOOKS_MAX - 1):
         try:
-            return _entries_of(access, index, wanted, limit)
+            return _ask_index(access, index, keys, statement, parameters or {})
         except StaleShardMapError:
             continue  # the map has been read again
-    return _entries_of(access, index, wanted, limit)
+    return _ask_index(access, index, keys, statement, parameters or {})
 
 
-def _entries_of(
-    access: ShardAccess, index: ShardedIndex, keys: Sequence[Key], limit: int
-) -> list[EntryFound] | None:
+def _ask_index(
+    access: ShardAccess,
+    index: ShardedIndex,
+    keys: Sequence[Key],
+    statement: Select[Any],
+    parameters: Mapping[str, Any],
+) -> list[Sequence[Sequence[Any]]]:
     shard_map = access.router.map_of(index.group)
     placed = shard_map.placed(keys, lambda key: index.group.checked_key(key[0]))
     questions = {}
@@ -159,25 +197,14 @@ def _entries_of(
         for shard, mine in placed.items():
             buckets = shard_map.buckets_of(index.group.checked_key(key[0]) for key in mine)
             owned = owns_buckets(shard_map, buckets, schema=access.schema)
-            statement = _entries(index).where(owned).limit(limit)
             values = {f"k{at}": [key[at] for key in mine] for at in range(len(index.key_columns))}
             with access.asking(shard):
                 plain = stack.enter_context(access.companions.side_engines[shard].connect())
                 # One statement needs no BEGIN, and its snapshot is as new as can be.
                 conn = plain.execution_options(isolation_level="AUTOCOMMIT")
-            questions[shard] = conn, partial(_ask, conn, statement, values)
-        answers = ask_connected(access.fan_out, questions).given
-    found: list[EntryFound] = []
-    of_key = len(index.key_columns)
-    for rows in answers.values():
-        if not rows:
-            return None
-        found += [
-            EntryFound(tuple(row[:of_key]), tuple(row[of_key:-1]), row[-1])
-            for row in rows
-            if row[-1] is not None
-        ]
-    return found
+            asked = partial(_ask, conn, statement.where(owned), {**parameters, **values})
+            questions[shard] = conn, asked
+        return list(ask_connected(access.fan_out, questions).given.values())
 
 
 def _ask(
@@ -210,9 +237,7 @@ def _entries(index: ShardedIndex) -> Select[Any]:
     if len(columns) == 1:
         same = columns[0] == any_(_list("k0", columns[0]))
     else:
-        lists = [_list(f"k{at}", own) for at, own in enumerate(columns)]
-        named = [column(f"k{at}", _listed_type(own)) for at, own in enumerate(columns)]
-        wanted = func.unnest(*lists).table_valued(*named, name="wanted").render_derived()
+        wanted = listed_keys(index)
         equal = [own == wanted.c[f"k{at}"] for at, own in enumerate(columns)]
         entries, same = wanted.join(index.table, and_(*equal)), true()
     return (
@@ -224,6 +249,14 @@ def _entries(index: ShardedIndex) -> Select[Any]:
             known.c.fingerprint == fingerprint(index.definition),
         )
     )
+
+
+def listed_keys(index: ShardedIndex) -> FromClause:
+    """Return a relation of keys that parameters ``k0``, ``k1`` and so on hold, as lists."""
+    columns = index.key_columns
+    lists = [_list(f"k{at}", own) for at, own in enumerate(columns)]
+    named = [column(f"k{at}", _listed_type(own)) for at, own in enumerate(columns)]
+    return func.unnest(*lists).table_valued(*named, name="wanted").render_derived()
 
 
 def _list(name: str, own: Column[Any]) -> ColumnElement[Any]:

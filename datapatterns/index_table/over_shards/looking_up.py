@@ -1,99 +1,206 @@
-"""Find rows through an index over shards.
+"""Find rows through an index over shards: of one key page by page, of many keys at once.
 
-An entry may lead nowhere, so every row is read with the condition that it has the key still. If it
-has not, the key may have been handed over in between: the entry is read once more, and followed if
-it is another claim by then.
+An entry may lead nowhere, so every row is read with its key, and counts only if that is the one of
+the entry. If it is not, the key may have been handed over in between: the entries are read once
+more, and followed if they are others by then.
+
+Each shard that has entries is asked once, all at the same time, then each that has rows.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-from uuid import UUID
+from typing import Any, Final
 
-from sqlalchemy import Row, Select, and_, bindparam, select, tuple_
+from sqlalchemy import Integer, Select, bindparam, inspect, select, true, tuple_
 from sqlalchemy.orm import Session
 
-from datapatterns.errors import StaleShardMapError
-from datapatterns.index_table.definition import on_rows
+from datapatterns.errors import IndexBusyError
 from datapatterns.index_table.entries import IndexEntry
-from datapatterns.index_table.over_shards.notes import listed, noted_rows, wanted_rows
+from datapatterns.index_table.looking_up import LOOKUP_KEYS_MAX, check_limit
+from datapatterns.index_table.over_shards.finding import (
+    EntryFound,
+    Key,
+    ask_index,
+    entry_found,
+    is_among,
+    listed_keys,
+    rows_given,
+)
 from datapatterns.index_table.over_shards.readable import may_be_read, telling_state
-from datapatterns.index_table.over_shards.sharded_index import CLAIM, ShardedIndex, from_text
+from datapatterns.index_table.over_shards.sharded_index import CLAIM, ShardedIndex
 from datapatterns.sharding.access import ShardAccess
 from datapatterns.sharding.companions import over_shards
-from datapatterns.sharding.maps.ownership import owns_buckets
-from datapatterns.sharding.strategies.strategy import Key
 from datapatterns.sql.metadata import declared_once
-from datapatterns.transactions import looking
 
-_LOOKS_MAX = 5
-"""How often entries are looked for that move meanwhile."""
+_LOOKS_MAX: Final = 5
+"""How often rows are looked for whose keys go from row to row."""
+
+_NO_INDEX: Final = {"index": None}
+
+Primary = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An entry, and which claim it is.
+class Lookup:
+    """A look-up in a session.
 
     Attributes:
-        entry: What it says.
-        claim: Changes whenever the key is claimed.
+        session: One over the shards.
+        index: Which index.
+        entity: The mapped class whose objects are wanted; None for rows of the table.
     """
 
-    entry: IndexEntry
-    claim: UUID
+    session: Session
+    index: ShardedIndex
+    entity: type[Any] | None = None
 
+    def __post_init__(self) -> None:
+        base = self.index.definition.base
+        if self.entity is not None and inspect(self.entity).local_table is not base:
+            raise ValueError(f"{self.entity.__name__} is not mapped to {base.fullname}")
 
-def lookup_over_shards(
-    session: Session,
-    index: ShardedIndex,
-    key: Sequence[Any],
-    *,
-    limit: int,
-    after: Sequence[Any] | None = None,
-) -> list[Row[Any]]:
-    """Return the rows with ``key``, by ascending primary key, at most ``limit``.
+    def page(self, key: Key, *, limit: int, after: Sequence[Any] | None) -> list[Any]:
+        """Return what has ``key``, by ascending primary key, at most ``limit``.
 
-    Rows that the session has written are found as it has written them, though others do not find
-    them yet.
+        What the session has written is found as it has written it, though others do not find it
+        yet.
 
-    Raises:
-        ShardKeyError: The first column of the key is of another type.
-        ShardUnavailableError: A shard does not answer.
-    """
-    if session.autoflush:
-        session.flush()
-    access, start = over_shards(session).shard_access, after
-    found: dict[tuple[Any, ...], Row[Any]] = {}
-    ended = False
-    while not ended and len(found) < limit:
-        wanted = limit - len(found)
-        page = read_entries(access, index, key, limit=wanted, after=after)
-        found |= _rows_of(session, access, index, key, page)
-        ended = len(page) < wanted or index.definition.unique
-        after = page[-1].entry.primary_key if page else after
-    for primary in own_rows(session, index, key):
-        # What comes after the last page is for the next one.
-        is_between = (start is None or primary > tuple(start)) and (
-            ended or after is None or primary <= tuple(after)
+        Raises:
+            IndexBusyError: The key goes from row to row all the time.
+            ShardIndexNotReadyError: It is not built yet, or not any more.
+            ShardKeyError: The first column of the key is of another type.
+            ShardUnavailableError: A shard does not answer.
+        """
+        self._begin([key])
+        access, start = over_shards(self.session).shard_access, after
+        found: dict[Primary, Any] = {}
+        ended = False
+        while not ended and len(found) < limit:
+            wanted = limit - len(found)
+            page = read_entries(access, self.index, [key], limit=wanted, after=after)
+            found |= self._followed(self._mine(page), limit=wanted, after=after)
+            # Entries that lead nowhere take up the place of others.
+            ended = len(page) < wanted or self.index.definition.unique
+            after = page[-1].row if page else after
+        own = [
+            primary
+            for primary in rows_given(over_shards(self.session), self.index, [key])
+            # What comes after the last page is for the next one.
+            if (start is None or primary > tuple(start))
+            and (ended or after is None or primary <= tuple(after))
+        ]
+        found |= {primary: thing for primary, (thing, its) in self._read(own).items() if its == key}
+        # Python orders values of these types as the server does.
+        return [found[primary] for primary in sorted(found)][:limit]
+
+    def many(self, keys: Iterable[Key], *, limit_per_key: int) -> list[list[Any]]:
+        """Return for each of ``keys`` what `page` would.
+
+        Raises:
+            IndexBusyError: A key goes from row to row all the time.
+            ShardKeyError: The first column of a key is of another type.
+            ShardUnavailableError: A shard does not answer.
+            ValueError: They are too many.
+        """
+        asked = list(keys)
+        if len(asked) > LOOKUP_KEYS_MAX:
+            raise ValueError(f"{len(asked)} keys; ask for at most {LOOKUP_KEYS_MAX} at once")
+        self._begin(asked)
+        if not asked:
+            return []
+        context = over_shards(self.session)
+        page = self._mine(
+            read_entries(context.shard_access, self.index, asked, limit=limit_per_key)
         )
-        if is_between and primary not in found:
-            row = _row_of(session, index, key, primary)
-            found |= {} if row is None else {primary: row}
-    # Python orders values of these types as the server does.
-    return [found[primary] for primary in sorted(found)][:limit]
+        own = rows_given(context, self.index, asked)
+        by_key: dict[Key, dict[Primary, Any]] = {key: {} for key in asked}
+        for primary, (thing, key) in self._read_followed(page, own, limit=limit_per_key).items():
+            if key in by_key:
+                by_key[key][primary] = thing
+        return [[its[at] for at in sorted(its)][:limit_per_key] for its in by_key.values()]
 
+    def _begin(self, keys: Iterable[Key]) -> None:
+        index = self.index
+        for key in keys:
+            if len(key) != len(index.key_columns):
+                raise ValueError(f"a key of index {index.name!r} is {list(index.definition.key)}")
+            if None in key:
+                raise ValueError(f"a key of {index.name} has no NULLs: such rows aren't indexed")
+        if self.session.autoflush:
+            self.session.flush()
 
-def own_rows(session: Session, index: ShardedIndex, key: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Return the primary keys of rows that the session's transaction has given ``key``."""
-    context = over_shards(session)
-    found: list[tuple[Any, ...]] = []
-    for shard, conn in context.written_parts.items():
-        with context.shard_access.asking(shard):
-            if rows := noted_rows(conn, index, schema=context.shard_access.schema):
-                values = {f"key_{at}": value for at, value in enumerate(key)}
-                parameters = listed(sorted(rows), len(index.row_columns)) | values
-                found += [tuple(row) for row in conn.execute(_own_rows(index), parameters)]
-    return found
+    def _mine(self, entries: Sequence[EntryFound]) -> list[EntryFound]:
+        """Return those of the key that a session is pinned to, which sees no other rows."""
+        context, base = over_shards(self.session), self.index.definition.base
+        shard_key = context.shard_access.placements.shard_key(base)
+        if context.only_key is None or shard_key is None:
+            return list(entries)
+        names = self.index.definition.primary_key
+        return [
+            each
+            for each in entries
+            if shard_key.value_in(dict(zip(names, each.row, strict=True))) == context.only_key
+        ]
+
+    def _followed(
+        self, page: Sequence[EntryFound], *, limit: int, after: Sequence[Any] | None
+    ) -> dict[Primary, Any]:
+        keys = {each.key for each in page}
+        found = self._read_followed(page, [], limit=limit, after=after)
+        return {primary: thing for primary, (thing, key) in found.items() if key in keys}
+
+    def _read_followed(
+        self,
+        page: Sequence[EntryFound],
+        own: Sequence[Primary],
+        *,
+        limit: int,
+        after: Sequence[Any] | None = None,
+    ) -> dict[Primary, tuple[Any, Key]]:
+        """Return what entries lead to, and rows of the session's own, with their keys."""
+        access = over_shards(self.session).shard_access
+        entries = list(page)
+        for _ in range(_LOOKS_MAX):
+            found = self._read([*(each.row for each in entries), *own])
+            missed = {
+                each.key for each in entries if found.get(each.row, (None, ()))[1] != each.key
+            }
+            if not missed:
+                return found
+            before = {each for each in entries if each.key in missed}
+            again = self._mine(
+                read_entries(access, self.index, [*missed], limit=limit, after=after)
+            )
+            if before.issuperset(again):
+                return found
+            entries = [*(each for each in entries if each.key not in missed), *again]
+        raise IndexBusyError(self.index.name)
+
+    def _read(self, rows: Sequence[Primary]) -> dict[Primary, tuple[Any, Key]]:
+        if not rows:
+            return {}
+        definition = self.index.definition
+        base = definition.base
+        names = list(definition.key)
+        computed = definition.projection(base)
+        primary = [own.label(f"datapatterns_row_{at}") for at, own in enumerate(base.primary_key)]
+        key = [computed[name].label(f"datapatterns_key_{at}") for at, name in enumerate(names)]
+        what: list[Any] = [*base.columns] if self.entity is None else [self.entity]
+        of_row = [own.name for own in base.primary_key]
+        statement = select(*what, *primary, *key).where(
+            is_among(base, of_row, list(dict.fromkeys(rows))), definition.is_indexed(base)
+        )
+        frozen = self.session.execute(statement, execution_options=_NO_INDEX).freeze()
+        things = frozen().columns(*range(len(what))).all()
+        after_what = len(what) + len(primary)
+        described = frozen().columns(*range(len(what), after_what + len(key))).all()
+        return {
+            tuple(row[: len(primary)]): (
+                thing if self.entity is None else thing[0],
+                tuple(row[len(primary) :]),
+            )
+            for thing, row in zip(things, described, strict=True)
+        }
 
 
 def keys_over_shards(
@@ -105,129 +212,80 @@ def keys_over_shards(
     after: Sequence[Any] | None = None,
 ) -> list[IndexEntry]:
     """Return the entries with ``key`` by ascending primary key; some may lead nowhere."""
+    check_limit(limit)
     access = over_shards(session).shard_access
-    found = read_entries(access, index, key, limit=limit, after=after)
-    return [each.entry for each in found]
+    statement = _page(index, paged=after is not None)
+    with telling_state(index):
+        answers = ask_index(access, index, [tuple(key)], statement, _place(limit, after))
+    of_entry = len(index.key_columns) + len(index.row_columns)
+    included = index.definition.include
+    return [
+        IndexEntry(
+            key=tuple(row[: len(index.key_columns)]),
+            primary_key=tuple(row[len(index.key_columns) : of_entry]),
+            included=dict(zip(included, row[of_entry:-1], strict=True)),
+        )
+        for rows in answers
+        for row in rows
+    ]
 
 
 def read_entries(
     access: ShardAccess,
     index: ShardedIndex,
-    key: Sequence[Any],
+    keys: Sequence[Key],
     *,
     limit: int,
     after: Sequence[Any] | None = None,
-) -> list[Found]:
-    """Return the entries with ``key`` by ascending primary key; some may lead nowhere.
-
-    Args:
-        access: The way to the shards.
-        index: Which index.
-        key: A value for each of its columns.
-        limit: At most how many.
-        after: Primary key of the last one of the page before.
-
-    Raises:
-        ShardKeyError: The first column of the key is of another type.
-        ShardUnavailableError: The shard does not answer.
-        StaleShardMapError: The entries move all the time.
-    """
-    if len(key) != len(index.key_columns):
-        raise ValueError(f"a key of index {index.name!r} is {list(index.definition.key)}")
-    place = index.group.checked_key(key[0])
-    for _ in range(_LOOKS_MAX - 1):
-        try:
-            return _read(access, index, place, key, limit, after)
-        except StaleShardMapError:
-            continue  # the map has been read again
-    return _read(access, index, place, key, limit, after)
+) -> list[EntryFound]:
+    """Return the first entries of each of ``keys``, behind a primary key."""
+    statement = _page(index, paged=after is not None)
+    with telling_state(index):
+        answers = ask_index(access, index, keys, statement, _place(limit, after))
+    return [entry_found(index, row) for rows in answers for row in rows]
 
 
-def _read(
-    access: ShardAccess,
-    index: ShardedIndex,
-    place: Key,
-    key: Sequence[Any],
-    limit: int,
-    after: Sequence[Any] | None,
-) -> list[Found]:
-    shard_map = access.router.map_of(index.group)
-    shard, bucket = shard_map.shard_of(place), shard_map.strategy.bucket(place)
-    owned = owns_buckets(shard_map, [bucket], schema=access.schema)
-    statement = _entries_with_key(index).where(owned).limit(limit)
-    if after is not None:
-        statement = statement.where(tuple_(*index.row_columns) > tuple(after))
-    values = {f"key_{at}": value for at, value in enumerate(key)}
-    engine = access.companions.side_engines[shard]
-    with access.asking(shard), engine.connect() as conn, looking(conn), telling_state(index):
-        rows = conn.execute(statement, values).mappings().all()
-    return [_found(index, row) for row in rows]
+def _place(limit: int, after: Sequence[Any] | None) -> dict[str, Any]:
+    return {"row_limit": limit, **{f"after_{at}": value for at, value in enumerate(after or ())}}
 
 
-def _found(index: ShardedIndex, row: Any) -> Found:  # noqa: ANN401 -- a mapping of any values
-    definition = index.definition
-    entry = IndexEntry(
-        key=tuple(row[name] for name in definition.key),
-        primary_key=tuple(row[name] for name in definition.primary_key),
-        included={name: row[name] for name in definition.include},
+def _page(index: ShardedIndex, *, paged: bool) -> Select[Any]:
+    return _next_page(index) if paged else _first_page(index)
+
+
+@declared_once
+def _first_page(index: ShardedIndex) -> Select[Any]:
+    return _pages(index)
+
+
+@declared_once
+def _next_page(index: ShardedIndex) -> Select[Any]:
+    return _pages(index, paged=True)
+
+
+def _pages(index: ShardedIndex, *, paged: bool = False) -> Select[Any]:
+    wanted, table = listed_keys(index), index.table
+    same = [own == wanted.c[f"k{at}"] for at, own in enumerate(index.key_columns)]
+    entries = select(
+        *(own.label(f"key_{at}") for at, own in enumerate(index.key_columns)),
+        *(own.label(f"row_{at}") for at, own in enumerate(index.row_columns)),
+        *(table.c[name].label(f"more_{at}") for at, name in enumerate(index.definition.include)),
+        table.c[CLAIM],
+    ).where(*same)
+    if paged:
+        places = [
+            bindparam(f"after_{at}", type_=own.type) for at, own in enumerate(index.row_columns)
+        ]
+        entries = entries.where(tuple_(*index.row_columns) > tuple_(*places))
+    found = (
+        entries.order_by(*index.row_columns)
+        .limit(bindparam("row_limit", type_=Integer))
+        .lateral("found")
     )
-    return Found(entry, row[CLAIM])
-
-
-def _rows_of(
-    session: Session,
-    access: ShardAccess,
-    index: ShardedIndex,
-    key: Sequence[Any],
-    found: Iterable[Found],
-) -> dict[tuple[Any, ...], Row[Any]]:
-    rows: dict[tuple[Any, ...], Row[Any]] = {}
-    for each in found:
-        primary = each.entry.primary_key
-        row = _row_of(session, index, key, primary)
-        if row is None and index.definition.unique:
-            again = read_entries(access, index, key, limit=1)
-            if again and again[0].claim != each.claim:
-                primary = again[0].entry.primary_key
-                row = _row_of(session, index, key, primary)
-        if row is not None:
-            rows[primary] = row
-    return rows
-
-
-def _row_of(
-    session: Session, index: ShardedIndex, key: Sequence[Any], primary_key: Sequence[Any]
-) -> Row[Any] | None:
-    base = index.definition.base
-    primary = zip(base.primary_key.columns, primary_key, strict=True)
-    same = [column == value for column, value in primary]
-    computed = index.definition.key.values()
-    has_key = [on_rows(part, base) == value for part, value in zip(computed, key, strict=True)]
-    statement = select(base).where(*same, *has_key, index.definition.is_indexed(base))
-    return session.execute(statement).one_or_none()
-
-
-@declared_once
-def _entries_with_key(index: ShardedIndex) -> Select[Any]:
-    same = [
-        column == bindparam(f"key_{at}", type_=column.type)
-        for at, column in enumerate(index.key_columns)
-    ]
-    return select(index.table).where(may_be_read(index), *same).order_by(*index.row_columns)
-
-
-@declared_once
-def _own_rows(index: ShardedIndex) -> Any:  # noqa: ANN401 -- a Select of as many columns
-    base = index.definition.base
-    wanted = wanted_rows(len(index.row_columns))
-    primary = list(base.primary_key.columns)
-    same = [own == from_text(wanted.c[f"c{at}"], own) for at, own in enumerate(primary)]
-    has_key = [
-        on_rows(part, base) == bindparam(f"key_{at}", type_=index.table.c[name].type)
-        for at, (name, part) in enumerate(index.definition.key.items())
-    ]
+    order = [found.c[f"row_{at}"] for at in range(len(index.row_columns))]
     return (
-        select(*primary)
-        .select_from(wanted.join(base, and_(*same)))
-        .where(*has_key, index.definition.is_indexed(base))
+        select(*found.c)
+        .select_from(wanted.join(found, true()))
+        .where(may_be_read(index))
+        .order_by(*order)
     )

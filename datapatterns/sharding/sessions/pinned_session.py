@@ -84,6 +84,11 @@ class PinnedSession(Session):
         return self._access
 
     @property
+    def only_key(self) -> Key:
+        """The key whose rows are all that it sees."""
+        return self._key
+
+    @property
     def written_parts(self) -> dict[str, Connection]:
         """The connection of the running transaction, if it may have written; as of all shards."""
         conn = self._begun_on

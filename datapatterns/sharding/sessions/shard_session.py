@@ -103,6 +103,11 @@ class ShardSession(Session):
         return {shard: conn for shard, conn in opened.items() if conn is not None}
 
     @property
+    def only_key(self) -> Key | None:
+        """None: it sees the rows of all keys."""
+        return None
+
+    @property
     def token(self) -> ShardToken:
         """What a replica has to show to whoever comes after this session.
 
