@@ -41,6 +41,9 @@ _NOT_UNIQUE = (
     " mode='local', which refuses the second one, or declare it without unique="
 )
 
+BUCKETS = 1024
+"""So many for the entries of an index over shards, unless it is declared: enough for hundreds."""
+
 NAME_BYTES_MAX = 40
 """Names of an index's view, function and triggers are derived from its own; PostgreSQL cuts
 names at 63 bytes."""
@@ -60,6 +63,7 @@ class IndexDefinition:
         schema: The library's schema.
         mode: How it is kept.
         chosen_because: Why that mode was chosen; None if it was declared.
+        buckets: How many its entries are spread over, in mode ``reserve``.
     """
 
     name: str
@@ -71,6 +75,7 @@ class IndexDefinition:
     schema: str
     mode: str = "local"
     chosen_because: str | None = None
+    buckets: int = BUCKETS
 
     @property
     def primary_key(self) -> tuple[str, ...]:
@@ -142,6 +147,7 @@ def define(  # noqa: PLR0913 -- the declaration's vocabulary, all by keyword
     where: ColumnElement[bool] | None,
     mode: str | None,
     schema: str,
+    buckets: int | None = None,
 ) -> IndexDefinition:
     """Return the definition of an index table.
 
@@ -171,7 +177,10 @@ def define(  # noqa: PLR0913 -- the declaration's vocabulary, all by keyword
         schema=checked_schema(schema),
         mode=mode or chosen,
         chosen_because=None if mode else reason,
+        buckets=BUCKETS if buckets is None else buckets,
     )
+    if buckets is not None and definition.mode != "reserve":
+        raise IndexDefinitionError(name, "only an index over shards has buckets: mode='reserve'")
     try:
         fingerprint(definition)
     except CompileError as error:

@@ -49,6 +49,7 @@ class IndexTable(Lookups):
         include: Sequence[Indexable] = (),
         where: ColumnElement[bool] | None = None,
         mode: IndexMode | None = None,
+        buckets: int | None = None,
         schema: str = DEFAULT_SCHEMA,
     ) -> None:
         """Declare the index; nothing happens in a database before `create`.
@@ -60,6 +61,8 @@ class IndexTable(Lookups):
             include: Further columns, to be read without the base table.
             where: Leave out rows for which this isn't true.
             mode: How the index is kept; chosen unless given, and `explain` says why.
+            buckets: How many its entries are spread over, in mode ``reserve``, 1024 unless given.
+                They move from shard to shard as others do; their number never changes.
             schema: The library's schema.
 
         Raises:
@@ -68,7 +71,14 @@ class IndexTable(Lookups):
             SchemaNameError: ``schema`` can't name the library's schema.
         """
         self.definition = define(
-            name, on=on, unique=unique, include=include, where=where, mode=mode, schema=schema
+            name,
+            on=on,
+            unique=unique,
+            include=include,
+            where=where,
+            mode=mode,
+            buckets=buckets,
+            schema=schema,
         )
         if self.definition.mode == "reserve":  # its table is now among the application's
             sharded_index(self.definition)

@@ -39,8 +39,6 @@ from datapatterns.sql.metadata import declared_once
 CLAIM: Final = "claim"
 CLAIMED_AT: Final = "claimed_at"
 
-BUCKETS: Final = 1024
-
 # Exactly these: of others two equal values may be written in two ways, or compare otherwise.
 _EXACT_TYPES: Final = frozenset[type[TypeEngine[Any]]](
     (Boolean, LargeBinary, Date, Time, DateTime)
@@ -145,7 +143,7 @@ def sharded_index(definition: IndexDefinition) -> ShardedIndex:
     try:
         group = EntityGroup(
             definition.name,
-            strategy=Hash(buckets=BUCKETS),
+            strategy=Hash(buckets=definition.buckets),
             key=SQL_TYPES[_key_type(definition)],
         )
     except ValueError as error:

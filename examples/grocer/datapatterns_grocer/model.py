@@ -6,6 +6,7 @@ from sqlalchemy import BigInteger, Integer, Text
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from datapatterns.index_table import IndexTable, ShardIndexes
 from datapatterns.sharding import EntityGroup, Hash
 
 # So few that the demo can move a quarter of them twice. Take a hundred for each shard.
@@ -23,6 +24,7 @@ class Household(Sharded):
     __shard__ = HOUSEHOLDS.by("household_id")
 
     household_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    loyalty_number: Mapped[str] = mapped_column(Text)
     baskets: Mapped[int] = mapped_column(Integer)
 
 
@@ -39,6 +41,41 @@ class BasketRow(Sharded):
     lines: Mapped[int] = mapped_column(Integer)
     cents: Mapped[int] = mapped_column(BigInteger)
     paid_at: Mapped[datetime] = mapped_column(TIMESTAMP())
+
+
+class BasketProduct(Sharded):
+    """That a basket held a product; it lies with its household, too."""
+
+    __tablename__ = "basket_product"
+    __shard__ = HOUSEHOLDS.by("household_id")
+
+    household_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    basket_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    product_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+
+
+BY_LOYALTY_NUMBER = IndexTable(
+    "household_by_loyalty_number",
+    on=[Household.loyalty_number],
+    unique=True,
+    mode="reserve",
+    buckets=8,
+)
+BY_PRODUCT = IndexTable(
+    "basket_by_product", on=[BasketProduct.product_id], mode="reserve", buckets=8
+)
+OVER_SHARDS = ShardIndexes([BY_LOYALTY_NUMBER, BY_PRODUCT])
+
+
+def loyalty_number(household_id: int) -> str:
+    """Return what is printed on a household's card; the data set has none, so it is made here.
+
+    >>> loyalty_number(1)
+    '26-000001-3'
+    """
+    digits = f"26{household_id:06d}"
+    doubled = [int(digit) * (1 + at % 2) for at, digit in enumerate(reversed(digits), start=1)]
+    return f"26-{digits[2:]}-{-sum(number // 10 + number % 10 for number in doubled) % 10}"
 
 
 class Central(DeclarativeBase):

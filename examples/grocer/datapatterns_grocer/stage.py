@@ -15,7 +15,7 @@ from datapatterns.sharding import ShardCluster
 from datapatterns.urls import checked_redis_url, postgres_url
 from datapatterns_grocer.databases import MAIN_NAME, SHARD_NAMES, demo_databases
 from datapatterns_grocer.dataset import Dataset, Line
-from datapatterns_grocer.model import HOUSEHOLDS
+from datapatterns_grocer.model import HOUSEHOLDS, OVER_SHARDS
 from datapatterns_grocer.projections import DECLARED
 from datapatterns_grocer.screen import Screen
 
@@ -48,6 +48,7 @@ class Stage:
             control=self.layer.engine.url,
             shards={shard: known[shard] for shard in sorted(known)[:shards]},
             groups=[HOUSEHOLDS],
+            indexes=OVER_SHARDS,
         )
 
     def loaded_baskets(self) -> Iterator[list[Line]]:

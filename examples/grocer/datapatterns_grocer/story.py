@@ -9,6 +9,7 @@ from datapatterns_grocer.chapters import (
     baskets_on_shards,
     by_product,
     event_store,
+    found_over_shards,
     growing_shards,
     product_pages,
     read_models,
@@ -22,6 +23,7 @@ from datapatterns_grocer.truth import Check
 
 CHAPTERS: tuple[ModuleType, ...] = (
     baskets_on_shards,
+    found_over_shards,
     growing_shards,
     event_store,
     read_models,

@@ -1,7 +1,7 @@
 """Households and their baskets, spread over four servers."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -10,13 +10,21 @@ from sqlalchemy import Select, func, select
 from datapatterns.sharding import ShardCluster
 from datapatterns_grocer.chapters.receipts import copy_rows
 from datapatterns_grocer.dataset import Line
-from datapatterns_grocer.model import HOUSEHOLDS, BasketRow, Household, Sharded
+from datapatterns_grocer.model import (
+    HOUSEHOLDS,
+    BasketProduct,
+    BasketRow,
+    Household,
+    Sharded,
+    loyalty_number,
+)
 from datapatterns_grocer.screen import milliseconds, money
 from datapatterns_grocer.stage import Stage
 from datapatterns_grocer.stopwatch import median_seconds
 from datapatterns_grocer.truth import Check, compare
 
-HOUSEHOLD = ("household_id", "baskets")
+HOUSEHOLD = ("household_id", "loyalty_number", "baskets")
+PRODUCT = ("household_id", "basket_id", "product_id")
 BASKET = ("household_id", "basket_id", "store_id", "week", "lines", "cents", "paid_at")
 STORES_SHOWN = 5
 SHARDS = 4
@@ -24,7 +32,7 @@ KEPT_BACK = 600
 """How many baskets tills write while shards come and go, at most; never more than half of all."""
 
 
-class Paid(NamedTuple):
+class Row(NamedTuple):
     """A row of the table of baskets."""
 
     household_id: int
@@ -34,6 +42,18 @@ class Paid(NamedTuple):
     lines: int
     cents: int
     paid_at: object
+
+
+class Paid(NamedTuple):
+    """A basket that was paid.
+
+    Attributes:
+        row: What is kept of it.
+        products: What it held.
+    """
+
+    row: Row
+    products: frozenset[int]
 
 
 def play(stage: Stage) -> None:
@@ -89,28 +109,46 @@ def kept_back(stage: Stage) -> list[Paid]:
     return _parted(stage)[1]
 
 
+def placed_before(stage: Stage) -> list[Paid]:
+    """Return the baskets that were there before any till wrote one."""
+    return _parted(stage)[0]
+
+
 def store(cluster: ShardCluster, paid: Paid) -> None:
     """Write a basket and count it, in one transaction of its household's."""
-    with cluster.on(HOUSEHOLDS, household_id=paid.household_id) as session, session.begin():
-        session.add(BasketRow(**paid._asdict()))
-        household = session.get_one(Household, paid.household_id, with_for_update=True)
+    household_id, basket_id = paid.row.household_id, paid.row.basket_id
+    with cluster.on(HOUSEHOLDS, household_id=household_id) as session, session.begin():
+        session.add(BasketRow(**paid.row._asdict()))
+        session.add_all(
+            BasketProduct(household_id=household_id, basket_id=basket_id, product_id=product_id)
+            for product_id in sorted(paid.products)
+        )
+        household = session.get_one(Household, household_id, with_for_update=True)
         household.baskets += 1
 
 
 def _place(stage: Stage, cluster: ShardCluster) -> None:
     baskets, later = _parted(stage)
-    counted = Counter(basket.household_id for basket in baskets)
-    counted.update({basket.household_id: 0 for basket in later})
+    counted = Counter(basket.row.household_id for basket in baskets)
+    counted.update({basket.row.household_id: 0 for basket in later})
     counted.update({lines[0].household_id: 0 for lines in stage.live})
-    households = cluster.placed(HOUSEHOLDS, counted.items(), key=lambda row: row[0])
-    placed = cluster.placed(HOUSEHOLDS, baskets, key=lambda basket: basket.household_id)
+    told = [(each, loyalty_number(each), count) for each, count in counted.items()]
+    households = cluster.placed(HOUSEHOLDS, told, key=lambda row: row[0])
+    placed = cluster.placed(HOUSEHOLDS, baskets, key=lambda basket: basket.row.household_id)
     with stage.screen.progress("placing baskets", total=len(baskets)) as advance:
         for shard in cluster.engines:
             rows = placed.get(shard, [])
             with cluster.begin_bulk(HOUSEHOLDS, shard) as conn:
                 copy_rows(conn, Household.__tablename__, HOUSEHOLD, households.get(shard, []))
-                copy_rows(conn, BasketRow.__tablename__, BASKET, rows)
+                copy_rows(conn, BasketRow.__tablename__, BASKET, (each.row for each in rows))
+                copy_rows(conn, BasketProduct.__tablename__, PRODUCT, _products(rows))
             advance(len(rows))
+
+
+def _products(baskets: Iterable[Paid]) -> Iterator[tuple[int, int, int]]:
+    for basket in baskets:
+        for product_id in basket.products:
+            yield basket.row.household_id, basket.row.basket_id, product_id
 
 
 def _parted(stage: Stage) -> tuple[list[Paid], list[Paid]]:
@@ -173,7 +211,7 @@ def _totals_by_store() -> Select[int, int, int]:
 
 def _paid(lines: list[Line]) -> Paid:
     first = lines[0]
-    return Paid(
+    row = Row(
         first.household_id,
         first.basket_id,
         first.store_id,
@@ -182,3 +220,4 @@ def _paid(lines: list[Line]) -> Paid:
         sum(line.cents for line in lines),
         first.paid_at,
     )
+    return Paid(row, frozenset(line.product_id for line in lines))

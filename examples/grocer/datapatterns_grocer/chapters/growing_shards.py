@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from statistics import median
 from threading import Event, Lock
 from time import perf_counter
@@ -13,8 +14,21 @@ from sqlalchemy import func, select
 from datapatterns.connecting import open_engine
 from datapatterns.errors import MoveRefusedError, StaleShardMapError
 from datapatterns.sharding import Move, MoveProgress, ShardCluster, ShardStats
-from datapatterns_grocer.chapters.baskets_on_shards import Paid, kept_back, store
-from datapatterns_grocer.model import HOUSEHOLDS, BasketRow, Sharded
+from datapatterns_grocer.chapters.baskets_on_shards import (
+    Paid,
+    kept_back,
+    placed_before,
+    store,
+)
+from datapatterns_grocer.model import (
+    BY_LOYALTY_NUMBER,
+    BY_PRODUCT,
+    HOUSEHOLDS,
+    OVER_SHARDS,
+    BasketRow,
+    Sharded,
+    loyalty_number,
+)
 from datapatterns_grocer.screen import milliseconds
 from datapatterns_grocer.stage import Stage
 from datapatterns_grocer.truth import Check, compare
@@ -29,14 +43,15 @@ def play(stage: Stage) -> None:
     """Grow from four shards to five, and drain the first, under a load that notices mistakes."""
     stage.screen.heading(
         "Growing",
-        f"{NEW} joins and {LEAVING} leaves, while {TILLS} tills write baskets and somebody counts"
-        " all of them.",
+        f"{NEW} joins and {LEAVING} leaves, while {TILLS} tills write baskets, somebody counts all"
+        " of them, and somebody looks households and baskets up.",
     )
     with closing(stage.cluster()) as cluster:
-        load = Load(cluster, kept_back(stage), already=_count(cluster))
+        load = Load(cluster, kept_back(stage), placed_before(stage), already=_count(cluster))
         moves: list[Move] = []
-        with ThreadPoolExecutor(TILLS + 1) as pool:
-            threads = [*(pool.submit(load.write) for _ in range(TILLS)), pool.submit(load.count)]
+        with ThreadPoolExecutor(TILLS + 2) as pool:
+            threads = [pool.submit(load.write) for _ in range(TILLS)]
+            threads += [pool.submit(load.count), pool.submit(load.find)]
             try:
                 moves = _grow_and_drain(stage, cluster, load)
             except MoveRefusedError as error:  # on a server of the user's
@@ -76,22 +91,26 @@ class Load:
     Attributes:
         cluster: Where they are written.
         baskets: What is still to be written.
+        known: Baskets that are there from the beginning.
         already: How many baskets there were before.
         are_moves_done: Set as soon as nobody needs to wait between two baskets any more.
         seconds: How long each basket took to be stored, repetitions included.
         meanwhile: How many were stored before the moves were done.
         repeated: How often a till or the auditor came with an old map, and began again.
         counted: How often all baskets were counted.
+        found: How often a household and a basket were looked up, through index tables.
     """
 
     cluster: ShardCluster
     baskets: Sequence[Paid]
+    known: Sequence[Paid]
     already: int
     are_moves_done: Event = field(default_factory=Event)
     seconds: list[float] = field(default_factory=list)
     meanwhile: int = 0
     repeated: int = 0
     counted: int = 0
+    found: int = 0
     _begun: int = 0
     _lock: Lock = field(default_factory=Lock)
 
@@ -127,6 +146,27 @@ class Load:
                 raise AssertionError(f"{found} baskets where {least} to {most} can be")
             self.counted += 1
 
+    def find(self) -> None:
+        """Look households up by their loyalty numbers, and their baskets by a product."""
+        for basket in cycle(self.known):
+            if self.are_moves_done.is_set():
+                return
+            number = loyalty_number(basket.row.household_id)
+            product_id = min(basket.products)
+            try:
+                with self.cluster.session(scatter=True) as session:
+                    households = BY_LOYALTY_NUMBER.lookup(session, number)
+                with self.cluster.session(scatter=True) as session:
+                    baskets = BY_PRODUCT.lookup(session, product_id)
+            except StaleShardMapError:
+                self.repeated += 1
+                continue
+            if [each.household_id for each in households] != [basket.row.household_id]:
+                raise AssertionError(f"{number} leads to {len(households)} households")
+            if basket.row.basket_id not in {each.basket_id for each in baskets}:
+                raise AssertionError(f"no entry of product {product_id} leads to its basket")
+            self.found += 1
+
     def _is_stored(self, basket: Paid) -> bool:
         try:
             store(self.cluster, basket)
@@ -142,6 +182,7 @@ def _grow_and_drain(stage: Stage, cluster: ShardCluster, load: Load) -> list[Mov
     Sharded.metadata.create_all(engine)
     engine.dispose()
     cluster.add_shard(NEW)
+    OVER_SHARDS.create(cluster)
     held = [_baskets_on(cluster)]
     plan = cluster.plan(HOUSEHOLDS, threshold=0.05)
     with _progress(stage, f"moving buckets to {NEW}", len(plan)) as told:
@@ -187,6 +228,10 @@ def _tell(stage: Stage, load: Load, moves: list[Move]) -> None:
     stage.screen.say(
         f"{load.counted} times all shards were asked how many baskets there are: never one too few,"
         " never one twice"
+    )
+    stage.screen.say(
+        f"{load.found} times a household was found by its loyalty number, and a basket by a product"
+        " in it, wherever their rows and entries were just then"
     )
 
 
