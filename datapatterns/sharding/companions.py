@@ -61,6 +61,15 @@ class Companion(Protocol):
             parts: The transaction's connections, by shard; all its rows are flushed.
         """
 
+    def join(self, access: "ShardAccess", shard: str, others: Sequence[str]) -> None:
+        """Have writers of a shard keep it that has just come; repeating it does nothing.
+
+        Args:
+            access: The way to the shards.
+            shard: Which one; it has no rows, and gets no bucket before this has returned.
+            others: The shards of the cluster.
+        """
+
 
 @runtime_checkable
 class Finder(Protocol):
@@ -116,6 +125,11 @@ class Companions:
             raise
         if attendance.is_seen:
             attendance.finish(access, [completion.committed for completion in waiting])
+
+    def join(self, access: "ShardAccess", shard: str, others: Sequence[str]) -> None:
+        """Have writers of a shard keep all of them that has just come."""
+        for each in self.declared:
+            each.join(access, shard, others)
 
     def before_commit(
         self, access: "ShardAccess", parts: Mapping[str, Connection]

@@ -23,6 +23,7 @@ from datapatterns.index_table.over_shards.reports import (
 )
 from datapatterns.index_table.over_shards.reserving import Reserving
 from datapatterns.index_table.over_shards.sharded_index import ShardedIndex, sharded_index
+from datapatterns.index_table.over_shards.stages import join
 from datapatterns.index_table.over_shards.standing import conflicts_of, status_of
 from datapatterns.index_table.over_shards.verifying import Comparison, sweep
 from datapatterns.sharding import EntityGroup, ShardCluster
@@ -290,3 +291,14 @@ class ShardIndexes:
         if found is None:
             return None
         return IndexFinding(access, found, limit, self.on_index_down)
+
+    def join(self, access: ShardAccess, shard: str, others: Sequence[str]) -> None:
+        """Have writers of a new shard keep all that are created; `ShardCluster` calls it.
+
+        Raises:
+            CommitUnansweredError: The answer to a COMMIT was lost; do the same again.
+            IndexDefinitionError: A table there can't be indexed.
+            ShardUnavailableError: A shard does not answer.
+        """
+        for index in self._by_name.values():
+            join(access, index, shard, others)

@@ -3,7 +3,7 @@
 Look-ups read it there in their own statement, so it needs no epoch and nobody is told of it.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -16,6 +16,7 @@ from datapatterns.errors import (
     IndexMissingError,
     ShardIndexGoneError,
 )
+from datapatterns.index_table.creating import create_index
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.over_shards.sharded_index import ShardedIndex
 from datapatterns.index_table.schema import index_tables
@@ -139,15 +140,43 @@ def become(
                 raise ShardIndexGoneError(index.name)
 
 
-def on_each(access: ShardAccess, ask: Callable[[Connection], T]) -> dict[str, T]:
+def join(access: ShardAccess, index: ShardedIndex, shard: str, others: Iterable[str]) -> None:
+    """Have writers of a shard keep the index, which has no rows yet; it is as far as elsewhere.
+
+    Raises:
+        CommitUnansweredError: The answer to a COMMIT was lost; do the same again.
+        IndexDefinitionError: Its table there can't be indexed.
+        ShardUnavailableError: A shard does not answer.
+    """
+    found = on_each(access, lambda conn: stage_on(conn, index.definition), others)
+    if not any(stage.index_id is not None for stage in found.values()):
+        return  # it is declared, and was never created
+    tables = index_tables(index.definition.schema)
+    known, backfills = tables.index_table, tables.index_backfill
+    with (
+        access.asking(shard),
+        fresh_reads(access.companions.side_engines[shard]) as conn,
+        resuming(conn, f"index {index.name} on shard {shard}"),
+    ):
+        if create_index(conn, index.definition) and worst(found) == "ready":
+            # There is nothing from before; else look-ups would refuse until somebody says so.
+            own = select(known.c.index_id).where(known.c.name == index.name).scalar_subquery()
+            conn.execute(update(known).where(known.c.index_id == own).values(state="ready"))
+            done = update(backfills).where(backfills.c.index_id == own)
+            conn.execute(done.values(done=True, rows_expected=0))
+
+
+def on_each(
+    access: ShardAccess, ask: Callable[[Connection], T], only: Iterable[str] | None = None
+) -> dict[str, T]:
     """Return what ``ask`` finds out on each shard, in a transaction that only reads.
 
     Raises:
         ShardUnavailableError: A shard does not answer.
     """
-    engines = access.companions.side_engines
+    shards = access.companions.side_engines if only is None else only
     answers = access.fan_out.answers(
-        {shard: partial(_asked, access, shard, ask) for shard in engines}
+        {shard: partial(_asked, access, shard, ask) for shard in shards}
     )
     return {shard: answer.result() for shard, answer in answers.items()}
 

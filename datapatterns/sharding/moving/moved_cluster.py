@@ -212,7 +212,7 @@ class MovedCluster(SeenCluster, CopyingCluster):
     # Shards --------------------------------------------------------------------------------
 
     def add_shard(self, shard: str, *, weight: float = 1.0) -> None:
-        """Take a server into the cluster, with all broadcast tables and no buckets.
+        """Take a server into the cluster, with all broadcast tables, index tables and no buckets.
 
         Configure it in all processes first, and bring its tables to where those of the others are
         (`migrations.bootstrap`). Then plan, and `rebalance`. Repeating it does no harm.
@@ -238,9 +238,12 @@ class MovedCluster(SeenCluster, CopyingCluster):
             joining.introduce(conn, shard, maps, tables, schema=access.schema)
         with self._control_transaction("a look at the shards") as conn:
             known, _ = joining.weights_of(conn, schema=access.schema)
+        # Before it is listed: from then on it may get buckets, and with them writers.
+        others = sorted(known.keys() & access.engines.keys() - {shard})
+        self._access.companions.join(self._access, shard, others)
         if shard in known:
             self._list(shard, weight)
-            self._repair_copies(sorted(known.keys() & access.engines.keys() - {shard}))
+            self._repair_copies(others)
             return
         try:
             self._list_with_copies(shard, weight)

@@ -24,7 +24,6 @@ from datapatterns_grocer.model import (
     BY_LOYALTY_NUMBER,
     BY_PRODUCT,
     HOUSEHOLDS,
-    OVER_SHARDS,
     BasketRow,
     Sharded,
     loyalty_number,
@@ -182,7 +181,6 @@ def _grow_and_drain(stage: Stage, cluster: ShardCluster, load: Load) -> list[Mov
     Sharded.metadata.create_all(engine)
     engine.dispose()
     cluster.add_shard(NEW)
-    OVER_SHARDS.create(cluster)
     held = [_baskets_on(cluster)]
     plan = cluster.plan(HOUSEHOLDS, threshold=0.05)
     with _progress(stage, f"moving buckets to {NEW}", len(plan)) as told:
