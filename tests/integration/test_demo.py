@@ -58,6 +58,7 @@ def test_every_figure_of_a_week_is_exact(capsys: pytest.CaptureFixture[str]) -> 
         "read model in Redis",
         "materialized view",
         "index table",
+        "index over shards",
         "cache",
     }
     assert all(check["rows"] > 0 for check in report["checks"])
