@@ -1,8 +1,9 @@
 """Say beforehand which shards a statement asks, and who merges their answers."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+from sqlalchemy import Executable
 from sqlalchemy.dialects.postgresql import dialect
 from sqlalchemy.sql.selectable import SelectBase
 
@@ -24,6 +25,7 @@ class ReadPlan:
         sent: What each shard is asked, besides whether it owns what it answers.
         combined: What PostgreSQL is asked about all that the shards sent.
         reason: What Python does not merge exactly.
+        index: The index table that says which shards it asks, if it is ready.
     """
 
     shards: tuple[str, ...]
@@ -31,9 +33,12 @@ class ReadPlan:
     sent: str
     combined: str | None = None
     reason: str | None = None
+    index: str | None = None
 
     def __str__(self) -> str:
         """Return it in a few lines."""
+        if self.index is not None:
+            return f"the shards of rows that {self.index} finds: {_on_one_line(self.sent)}"
         asked = f"{', '.join(self.shards)}: {_on_one_line(self.sent)}"
         match self.merged_by:
             case None:
@@ -56,6 +61,11 @@ def explain(access: ShardAccess, statement: SelectBase, parameters: Parameters) 
     footprint = footprint_of(statement, access.placements)
     shard_map = access.router.map_of(footprint.group)
     buckets = footprint.buckets(parameters, shard_map.strategy)
+    options = cast("Executable", statement).get_execution_options()
+    if buckets is None and options.get("index", "") is not None:
+        finding = access.companions.finding(access, statement, parameters)
+        if finding is not None:
+            return ReadPlan((), None, _sql(statement), index=finding.index)
     shards = shard_map.owners if buckets is None else shard_map.shards_of(buckets)
     named = tuple(sorted(set(shards)))
     if len(named) <= 1 and buckets is not None:
