@@ -442,6 +442,7 @@ def test_who_is_cancelled_while_a_token_is_taken_leaves_no_autocommit_behind(
             await operation(cluster, [])
             engine = cluster._of_this_loop().access.engines["s0"]  # noqa: SLF001 -- there is no public way
             for strike in every_await():
+                await operation(cluster, [])  # else who connects anew awaits more than the next
                 run_all(pair, "UPDATE basket SET cents = 0 WHERE household_id = 1")
                 told: list[bool] = []
                 error = await strike.cancel(operation(cluster, told))
