@@ -64,6 +64,7 @@ def cluster(pooled: list[URL]) -> Iterator[ShardCluster]:
     ) as cluster:
         cluster.create_map()
         indexes.create(cluster)
+        indexes.build(cluster)
         fill(cluster)
         yield cluster
         cluster.recover(grace_seconds=0)
