@@ -56,6 +56,7 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "index.compared": "an index was compared with its table, and nobody is told how it stands",
     "index.digested": "rows are summed up, and the entries of the index not yet",
     "index.keys-claimed": "all keys are claimed, and the rows are not committed yet",
+    "index.keys-handed-over": "entries lead to other rows, in a transaction not committed yet",
     "index.keys-locked": "all keys are locked on the shards of their rows, and none is claimed",
     "index.no-more-read": "nobody reads an index that is dropped, and writers keep it still",
     "index.orphans-seen": "entries were seen to lead nowhere, and are not removed yet",

@@ -107,7 +107,8 @@ class IndexPlaceError(ConfigurationError):
 class IndexKeyTransferError(ConfigurationError):
     """In one transaction a row gives up a key of a unique index that another row takes.
 
-    Claimed before the commit, it would be missed if that fails.
+    Claimed before the commit, it would be missed if that fails; only a transaction that may write
+    to several shards can hand it over.
 
     Attributes:
         index: The index table's name.
@@ -116,7 +117,7 @@ class IndexKeyTransferError(ConfigurationError):
     def __init__(self, index: str) -> None:
         super().__init__(
             f"one transaction takes a key of the unique index table {index!r} from a row and gives"
-            " it to another; commit in between"
+            " it to another; use session(atomic=True) or atomically(), or commit in between"
         )
         self.index = index
 

@@ -5,7 +5,7 @@ may still refuse, and after, when it no longer may.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,10 +26,25 @@ from datapatterns.transactions import A_TRANSACTION
 
 if TYPE_CHECKING:
     from datapatterns.sharding.access import ShardAccess
+    from datapatterns.sharding.maps.shard_map import ShardMap
 
 logger = logging.getLogger(__name__)
 
 _ENDED: Final = (TransactionStatus.IDLE, TransactionStatus.INERROR)
+
+
+class Reaching(Protocol):
+    """A way to write to further shards in the transaction itself."""
+
+    def __call__(
+        self, shard: str, shard_map: "ShardMap", buckets: Collection[int], /
+    ) -> Connection:
+        """Keep buckets on a shard, and return the transaction's connection to it.
+
+        Raises:
+            ShardUnavailableError: The shard does not answer.
+            StaleShardMapError: The buckets have moved.
+        """
 
 
 class Completion(Protocol):
@@ -50,7 +65,10 @@ class Companion(Protocol):
         """The groups that its own tables are sharded by."""
 
     def before_commit(
-        self, access: "ShardAccess", parts: Mapping[str, Connection]
+        self,
+        access: "ShardAccess",
+        parts: Mapping[str, Connection],
+        reach: Reaching | None = None,
     ) -> Completion | None:
         """Do what must have happened before a transaction commits; None if that is nothing.
 
@@ -59,6 +77,8 @@ class Companion(Protocol):
         Args:
             access: The way to the shards.
             parts: The transaction's connections, by shard; all its rows are flushed.
+            reach: Lets it write to further shards in the transaction itself; None if that can't
+                write to several.
         """
 
     def join(self, access: "ShardAccess", shard: str, others: Sequence[str]) -> None:
@@ -108,13 +128,16 @@ class Companions:
 
     @contextmanager
     def attending(
-        self, access: "ShardAccess", parts: Mapping[str, Connection]
+        self,
+        access: "ShardAccess",
+        parts: Mapping[str, Connection],
+        reach: Reaching | None = None,
     ) -> Iterator["Attendance"]:
         """Let all of them have their part in a COMMIT, which is the block."""
         waiting: list[Completion] = []
         attendance = Attendance()
         try:
-            waiting += self.before_commit(access, parts)
+            waiting += self.before_commit(access, parts, reach)
             yield attendance
         except OutcomeUnknownError:
             raise  # it may have happened
@@ -132,10 +155,13 @@ class Companions:
             each.join(access, shard, others)
 
     def before_commit(
-        self, access: "ShardAccess", parts: Mapping[str, Connection]
+        self,
+        access: "ShardAccess",
+        parts: Mapping[str, Connection],
+        reach: Reaching | None = None,
     ) -> list[Completion]:
         """Let all of them do what must have happened before a COMMIT; return what is left to do."""
-        found = [each.before_commit(access, parts) for each in self.declared]
+        found = [each.before_commit(access, parts, reach) for each in self.declared]
         return [completion for completion in found if completion is not None]
 
     def finding(

@@ -37,8 +37,13 @@ class Finding(Protocol):
     def on_down(self) -> OnIndexDown:
         """What to do if it does not answer."""
 
-    def find(self, session: "SessionOverShards") -> FoundRows | None:
+    def find(self, session: "SessionOverShards", *, again: bool = False) -> FoundRows | None:
         """Return what is committed by now, or was written by ``session``; None if it can't tell.
+
+        Args:
+            session: Which sees them.
+            again: Whether what was found before may have led to a row in vain: then what is
+                decided, and not seen yet, is ended first.
 
         Raises:
             StaleShardMapError: What it looks at moves all the time.

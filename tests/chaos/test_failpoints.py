@@ -26,6 +26,7 @@ from datapatterns.testing import FailpointNotReachedError, wait_until
 from datapatterns.testing.faults import run_until_failpoint as run_anew_until_failpoint
 from tests.fixtures import doomed_workers as workers
 from tests.fixtures.caches import create_products, load_product, open_cache, rename
+from tests.fixtures.doomed_handovers import HANDING_OVER
 from tests.fixtures.doomed_referrers import LETTING_GO, REFERRING
 from tests.fixtures.doomed_servers import start_servers
 from tests.fixtures.empty_database import CreateDatabase
@@ -149,6 +150,7 @@ DEATHS = [
     LAYING_OUT_SHARDS,
     workers.WRITING_TOGETHER,
     workers.CLAIMING_KEYS,
+    HANDING_OVER,
     REFERRING,
     LETTING_GO,
     workers.BUILDING_INDEXES,

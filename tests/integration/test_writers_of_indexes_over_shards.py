@@ -12,7 +12,6 @@ from sqlalchemy.exc import DBAPIError
 from datapatterns.errors import (
     IndexBusyError,
     IndexKeyTakenError,
-    IndexKeyTransferError,
     IndexUndeclaredError,
 )
 from datapatterns.index_table import ShardIndexes
@@ -202,16 +201,6 @@ def test_a_row_that_gets_another_shard_key_keeps_its_entry_where_keys_are_not_un
 
     with cluster.session() as session:
         assert [row.tenant_id for row in by_city.lookup(session, "Rome")] == [target]
-
-
-@pytest.mark.usefixtures("two_phases")
-def test_a_row_with_a_unique_key_is_not_given_another_shard_key(cluster: ShardCluster) -> None:
-    put(cluster, Customer(tenant_id=1, id=1, email=BOB))
-    with cluster.session() as session:
-        session.move_row(session.get_one(Customer, (1, 1)), tenant_id=2)
-        with pytest.raises(IndexKeyTransferError):
-            session.commit()
-    assert entries(cluster) == rows(cluster)
 
 
 def test_who_waits_too_long_for_another_transaction_is_told_to_repeat(

@@ -1,7 +1,8 @@
 """Statements about entries, each a transaction of its own on the shard that has them.
 
 No lock of an entry is held while anything else is waited for: held over a look at the owner, it
-would close a circle over two servers, which neither of them sees.
+would close a circle over two servers, which neither of them sees. Only a transaction that hands a
+key over holds one until it ends, maybe prepared: so nobody waits for a lock without limit.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from datapatterns.index_table.over_shards.net_changes import Entry, Texts
 from datapatterns.index_table.over_shards.notes import listed, wanted_rows
+from datapatterns.index_table.over_shards.owners import busy
 from datapatterns.index_table.over_shards.sharded_index import (
     CLAIM,
     CLAIMED_AT,
@@ -46,6 +48,9 @@ from datapatterns.sharding.maps.shard_map import ShardMap
 from datapatterns.sql.functions import library_function
 from datapatterns.sql.metadata import declared_once
 from datapatterns.transactions import committing, looking
+
+LOCK_SECONDS = 2.0
+"""How long to wait for others that want the same keys, unless somebody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +88,12 @@ class Entries:
     Attributes:
         access: The way to the shards.
         index: Which index.
+        lock_seconds: How long to wait for whoever hands a key over.
     """
 
     access: ShardAccess
     index: ShardedIndex
+    lock_seconds: float = LOCK_SECONDS
 
     def by_shard(self, keys: Iterable[Texts]) -> dict[str, list[Texts]]:
         """Return ``keys`` by the shards of their entries, sorted."""
@@ -98,6 +105,7 @@ class Entries:
         """Give a connection in a transaction that keeps the buckets of ``keys`` on ``shard``.
 
         Raises:
+            IndexBusyError: A key is being handed over, and that did not end in time.
             OutcomeUnknownError: The answer to its COMMIT was lost.
             ShardUnavailableError: The shard does not answer.
             StaleShardMapError: The entries have moved.
@@ -106,8 +114,10 @@ class Entries:
         engine = self.access.companions.side_engines[shard]
         with self.access.asking(shard), engine.connect() as conn:
             fresh = conn.execution_options(isolation_level="READ COMMITTED")
-            with committing(fresh, f"entries of index {self.index.name}"):
-                _claim_buckets(fresh, shard_map, buckets, schema=self.access.schema)
+            attempted = f"entries of index {self.index.name}"
+            with busy(self.index.name), committing(fresh, attempted):
+                claim = _claimed(shard_map, buckets, self.lock_seconds)
+                fresh.execute(_claim_durably(self.access.schema), claim).close()
                 yield fresh
 
     @contextmanager
@@ -132,11 +142,12 @@ class Entries:
         statement itself asks for the buckets, before it reads or writes a row.
 
         Raises:
+            IndexBusyError: A key is being handed over, and that did not end in time.
             ShardUnavailableError: The shard does not answer.
             StaleShardMapError: The entries have moved.
         """
         engine = self.access.companions.side_engines[shard]
-        with self.access.asking(shard), engine.connect() as conn:
+        with self.access.asking(shard), engine.connect() as conn, busy(self.index.name):
             yield conn.execution_options(isolation_level="AUTOCOMMIT")
 
     def _buckets(self, keys: Iterable[Texts]) -> tuple[ShardMap, frozenset[int]]:
@@ -144,11 +155,14 @@ class Entries:
         return shard_map, shard_map.buckets_of(self.index.place(key) for key in keys)
 
     def found(
-        self, conn: Connection, keys: Sequence[Texts], *, alone: bool = False
+        self, conn: Connection, keys: Sequence[Texts], *, alone: bool = False, lock: bool = False
     ) -> list[Claimed]:
-        """Return the entries of ``keys``."""
+        """Return the entries of ``keys``; ``lock`` keeps them as they are until ``conn`` ends."""
         parameters = listed(keys, len(self.index.key_columns))
         statement = _found(self.index)
+        if lock:
+            statement = statement.order_by(*self.index.key_columns)
+            statement = statement.with_for_update(of=self.index.table)
         if alone:
             shard_map, buckets = self._buckets(keys)
             statement = statement.where(owns_buckets(shard_map, buckets, schema=self.access.schema))
@@ -220,7 +234,7 @@ class Entries:
         return conn.execute(statement, parameters).rowcount
 
     def _claim(self, keys: Iterable[Texts]) -> dict[str, Any]:
-        return _claimed(*self._buckets(keys))
+        return _claimed(*self._buckets(keys), self.lock_seconds)
 
     def _is(self, seen: Claimed) -> list[Any]:
         columns = self.index.key_columns
@@ -228,25 +242,29 @@ class Entries:
         return [*same, self.index.table.c[CLAIM] == seen.claim]
 
 
-def _claim_buckets(
-    conn: Connection, shard_map: ShardMap, buckets: Iterable[int], *, schema: str
-) -> None:
-    """Keep buckets on a shard, and what is written on its disk when it is committed."""
-    conn.execute(_claim_durably(schema), _claimed(shard_map, buckets)).close()
-
-
-def _claimed(shard_map: ShardMap, buckets: Iterable[int]) -> dict[str, Any]:
+def _claimed(shard_map: ShardMap, buckets: Iterable[int], lock_seconds: float) -> dict[str, Any]:
     wanted = sorted(buckets)
     generations = shard_map.generations_of(wanted)
-    return {"group_id": shard_map.group_id, "buckets": wanted, "generations": generations}
+    timeout = f"{max(1, round(lock_seconds * 1000))}ms"  # 0 would be for ever
+    return {
+        "group_id": shard_map.group_id,
+        "buckets": wanted,
+        "generations": generations,
+        "lock_timeout": timeout,
+    }
 
 
 @lru_cache(maxsize=64)
 def _claim_durably(schema: str) -> Select[bool]:
+    """Keep buckets on a shard, and what is written on its disk when it is committed.
+
+    And bound the waiting for entries that follows.
+    """
     lists = [cast(bindparam(name), ARRAY(Integer)) for name in ("buckets", "generations")]
     group_id = bindparam("group_id", type_=Integer)
     claim = library_function(schema, "claim_entry_buckets", group_id, *lists, returns=Boolean())
-    return select(claim)
+    bounded = func.set_config("lock_timeout", bindparam("lock_timeout", type_=Text), true())
+    return select(and_(claim, bounded.is_not(None)))
 
 
 def remove_everywhere(access: ShardAccess, index: ShardedIndex, seen: Iterable[Claimed]) -> int:

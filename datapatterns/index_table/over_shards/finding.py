@@ -31,6 +31,7 @@ from sqlalchemy import (
 
 from datapatterns.errors import StaleShardMapError
 from datapatterns.index_table.definition import fingerprint
+from datapatterns.index_table.over_shards.catching_up import end_decided
 from datapatterns.index_table.over_shards.matching import Matched
 from datapatterns.index_table.over_shards.notes import listed, noted_rows, wanted_rows
 from datapatterns.index_table.over_shards.sharded_index import CLAIM, ShardedIndex, from_text
@@ -88,14 +89,17 @@ class IndexFinding:
         """The name of the index."""
         return self.matched.index.name
 
-    def find(self, session: SessionOverShards) -> FoundRows | None:
+    def find(self, session: SessionOverShards, *, again: bool = False) -> FoundRows | None:
         """Return the rows that have one of the keys; None if it must not be read, or has too many.
 
         Raises:
+            BranchesUnsettledError: A key was handed over, and its shard can't show it yet.
             ShardUnavailableError: A shard of the index does not answer.
             StaleShardMapError: Entries move all the time.
         """
         index, keys = self.matched.index, self.matched.keys
+        if again:
+            end_decided(self.access, index, keys)
         width = len(index.row_columns)
         limit = min(self.rows_max, _PARAMETERS_MAX // width)
         entries = entries_of(self.access, index, keys, limit=limit + 1) if keys else []

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from datapatterns.errors import IndexBusyError
 from datapatterns.index_table.entries import IndexEntry
 from datapatterns.index_table.looking_up import LOOKUP_KEYS_MAX, check_limit
+from datapatterns.index_table.over_shards.catching_up import end_decided
 from datapatterns.index_table.over_shards.finding import (
     EntryFound,
     Key,
@@ -66,6 +67,7 @@ class Lookup:
         yet.
 
         Raises:
+            BranchesUnsettledError: The key was handed over, and its shard can't show it yet.
             IndexBusyError: The key goes from row to row all the time.
             ShardIndexNotReadyError: It is not built yet, or not any more.
             ShardKeyError: The first column of the key is of another type.
@@ -97,6 +99,7 @@ class Lookup:
         """Return for each of ``keys`` what `page` would.
 
         Raises:
+            BranchesUnsettledError: A key was handed over, and its shard can't show it yet.
             IndexBusyError: A key goes from row to row all the time.
             ShardKeyError: The first column of a key is of another type.
             ShardUnavailableError: A shard does not answer.
@@ -168,6 +171,7 @@ class Lookup:
             if not missed:
                 return found
             before = {each for each in entries if each.key in missed}
+            end_decided(access, self.index, missed)
             again = self._mine(
                 read_entries(access, self.index, [*missed], limit=limit, after=after)
             )

@@ -98,7 +98,6 @@ def doubled(added: Iterable[Entry]) -> Texts | None:
     )
 
 
-def handed_over(added: Iterable[Entry], removed: Iterable[Entry]) -> Texts | None:
-    """Return a key that one row gives up and another takes, the least one; None if none is."""
-    before = {entry.key for entry in removed}
-    return min((entry.key for entry in added if entry.key in before), default=None)
+def handed_over(added: Iterable[Entry], removed: Iterable[Entry]) -> frozenset[Texts]:
+    """Return the keys that one row gives up and another takes."""
+    return frozenset({entry.key for entry in added} & {entry.key for entry in removed})

@@ -56,6 +56,9 @@ _set: Final = text(
 )
 
 
+_settings: Final = select(array([func.current_setting(name, type_=Text) for name in _SETTINGS]))
+
+
 @dataclass(frozen=True, slots=True)
 class Noted:
     """What a transaction has noted on one shard.
@@ -128,6 +131,12 @@ def locked_changes(
             found[name] = net_changes(statements, present)
             locked = None
     return found
+
+
+def settings_of(conn: Connection) -> Sequence[str]:
+    """Return how the session of ``conn`` writes values."""
+    settings: Any = conn.execute(_settings).scalar_one()
+    return list(settings)
 
 
 @contextmanager

@@ -7,6 +7,9 @@ over by whoever wants the key, or swept.
 Source: the consistent lookup vindexes of Vitess (RFC 4855) commit before, with and after a
 transaction in the same way; they rely on InnoDB waiting for uncommitted rows, which PostgreSQL does
 not. Here an advisory lock on the shard of the row is what is waited for.
+
+A key that one row gives up and another takes can be neither claimed before the commit nor forgotten
+after it: its entry changes in the transaction itself.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,10 +21,12 @@ from datapatterns.errors import IndexKeyTakenError, IndexKeyTransferError
 from datapatterns.failpoints import failpoint
 from datapatterns.index_table.over_shards.claiming import Claiming
 from datapatterns.index_table.over_shards.entries import Claimed, Entries, remove_everywhere
+from datapatterns.index_table.over_shards.handing_over import Handed, hand_over
 from datapatterns.index_table.over_shards.net_changes import (
     Entry,
     Included,
     NetChanges,
+    Texts,
     doubled,
     handed_over,
 )
@@ -32,6 +37,7 @@ from datapatterns.index_table.over_shards.owners import Held
 from datapatterns.index_table.over_shards.refreshing import refresh
 from datapatterns.index_table.over_shards.sharded_index import ShardedIndex
 from datapatterns.sharding.access import ShardAccess
+from datapatterns.sharding.companions import Reaching
 
 ShardChanges = Mapping[str, Mapping[str, NetChanges]]
 """What a transaction changes, by shard and index."""
@@ -48,6 +54,7 @@ class Reserving:
         changes: What the transaction changes, by shard and index.
         held: The locks of all keys of that, which the transaction holds on the shards of the rows:
             whoever else changes who has them there waits until it has ended.
+        reach: The way to write to further shards in the transaction, if it may.
     """
 
     access: ShardAccess
@@ -55,6 +62,8 @@ class Reserving:
     lock_seconds: float
     changes: ShardChanges
     held: Held
+    reach: Reaching | None = None
+    _handed: dict[str, frozenset[Texts]] = field(default_factory=dict)
     _remembered: dict[str, list[Claimed]] = field(default_factory=dict)
     _claimings: dict[str, Claiming] = field(default_factory=dict)
 
@@ -64,7 +73,8 @@ class Reserving:
         Raises:
             IndexBusyError: Others did not let go of a key in time.
             IndexKeyTakenError: Another row has a key.
-            IndexKeyTransferError: One row gives up a key that another takes.
+            IndexKeyTransferError: One row gives up a key that another takes, and the transaction
+                can't write to several shards.
             ShardUnavailableError: A shard does not answer.
             StaleShardMapError: Entries have moved.
         """
@@ -73,11 +83,14 @@ class Reserving:
         try:
             for name in sorted(self.indexes):
                 index = self.indexes[name]
-                self._remember(index, self._removed(name))
-                claiming = Claiming(Entries(self.access, index), self.held, self.lock_seconds)
+                handed, added = self._handed.get(name, frozenset()), self._added(name)
+                self._remember(index, self._but(handed, self._removed(name)))
+                claiming = Claiming(self._entries(index), self.held, self.lock_seconds)
                 self._claimings[name] = claiming
-                claiming.claim(self._added(name))
+                claiming.claim({entry: added[entry] for entry in self._but(handed, added)})
             failpoint("index.keys-claimed")
+            # Last, so that the locks of those entries are held for no longer than they must be.
+            self._hand_over()
             for shard in self.changes:
                 with self.access.asking(shard):
                     forget_notes(parts[shard], schema=self.access.schema)
@@ -109,13 +122,32 @@ class Reserving:
                 continue
             if doubled(added) is not None:
                 raise IndexKeyTakenError(name)
-            if handed_over(added, removed) is not None:
-                raise IndexKeyTransferError(name)
+            if handed := handed_over(added, removed):
+                if self.reach is None:
+                    raise IndexKeyTransferError(name)
+                self._handed[name] = handed
+
+    def _hand_over(self) -> None:
+        if self.reach is None or not self._handed:
+            return
+        handed = []
+        for name, keys in sorted(self._handed.items()):
+            come = {e: included for e, included in self._added(name).items() if e.key in keys}
+            gone = {entry for entry in self._removed(name) if entry.key in keys}
+            handed.append(Handed(self._entries(self.indexes[name]), gone, come))
+        hand_over(handed, self.held, self.reach)
+        failpoint("index.keys-handed-over")
+
+    def _entries(self, index: ShardedIndex) -> Entries:
+        return Entries(self.access, index, self.lock_seconds)
+
+    def _but(self, keys: frozenset[Texts], entries: Iterable[Entry]) -> set[Entry]:
+        return {entry for entry in entries if entry.key not in keys}
 
     def _remember(self, index: ShardedIndex, removed: Iterable[Entry]) -> None:
         """Note which claims are to be forgotten: the same row may have claimed again by then."""
         wanted = {*removed}
-        entries = Entries(self.access, index)
+        entries = self._entries(index)
         for shard, keys in entries.by_shard(entry.key for entry in wanted).items():
             with entries.alone(shard) as conn:
                 found = entries.found(conn, keys, alone=True)
@@ -131,7 +163,12 @@ class Reserving:
         }
 
     def _refreshed(self, name: str) -> set[Entry]:
-        kept = self._claimings[name].kept if self.indexes[name].definition.include else set()
+        kept: set[Entry] = set()
+        if self.indexes[name].definition.include:
+            # Whoever has changed a row since its key was handed over may not have seen its entry.
+            handed = self._handed.get(name, frozenset())
+            kept = {entry for entry in self._added(name) if entry.key in handed}
+            kept |= self._claimings[name].kept
         changed = [by_index[name] for by_index in self.changes.values() if name in by_index]
         return {entry for changes in changed for entry in changes.refreshed} | kept
 

@@ -10,7 +10,7 @@ from sqlalchemy.sql.selectable import SelectBase
 from datapatterns.errors import IndexDefinitionError, IndexUndeclaredError
 from datapatterns.index_table.index import IndexTable
 from datapatterns.index_table.over_shards.building import BuildPace, build, drop, existing
-from datapatterns.index_table.over_shards.entries import Entries
+from datapatterns.index_table.over_shards.entries import LOCK_SECONDS, Entries
 from datapatterns.index_table.over_shards.finding import IndexFinding
 from datapatterns.index_table.over_shards.matching import matched
 from datapatterns.index_table.over_shards.notes import KeyLock, Noted, locked_changes, read_notes
@@ -28,11 +28,9 @@ from datapatterns.index_table.over_shards.standing import conflicts_of, status_o
 from datapatterns.index_table.over_shards.verifying import Comparison, sweep
 from datapatterns.sharding import EntityGroup, ShardCluster
 from datapatterns.sharding.access import ShardAccess
-from datapatterns.sharding.companions import over_shards
+from datapatterns.sharding.companions import Reaching, over_shards
 from datapatterns.sharding.finding import OnIndexDown
 from datapatterns.transactions import A_TRANSACTION, fresh_reads, refuse_aborted, resuming
-
-LOCK_SECONDS = 2.0
 
 BUILD_FAST = BuildPace()
 INDEX_ROWS_MAX = 10_000
@@ -243,17 +241,22 @@ class ShardIndexes:
 
     def _entries(self, cluster: ShardCluster, only: Sequence[str]) -> list[Entries]:
         access = over_shards(cluster.session()).shard_access
-        return [Entries(access, self.find(name)) for name in dict.fromkeys(only or self._by_name)]
+        names = dict.fromkeys(only or self._by_name)
+        return [Entries(access, self.find(name), self.lock_seconds) for name in names]
 
     def before_commit(
-        self, access: ShardAccess, parts: Mapping[str, Connection]
+        self,
+        access: ShardAccess,
+        parts: Mapping[str, Connection],
+        reach: Reaching | None = None,
     ) -> Reserving | None:
         """Claim the keys of what a transaction has written; `ShardCluster` calls it.
 
         Raises:
             IndexBusyError: Others did not let go of a key in time; repeat the transaction.
             IndexKeyTakenError: Another row has a key.
-            IndexKeyTransferError: One row gives up a key that another takes.
+            IndexKeyTransferError: One row gives up a key that another takes, and the transaction
+                can't write to several shards.
         """
         noted: dict[str, Noted] = {}
         for shard, conn in parts.items():
@@ -272,7 +275,8 @@ class ShardIndexes:
                     parts[shard], each, indexes, schema=access.schema, seconds=self.lock_seconds
                 )
             held |= {(shard, lock) for lock in each.locks(indexes)}
-        reserving = Reserving(access, indexes, self.lock_seconds, changes, frozenset(held))
+        locks = frozenset(held)
+        reserving = Reserving(access, indexes, self.lock_seconds, changes, locks, reach)
         reserving.reserve(parts)
         return reserving
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 
 from datapatterns.errors import IndexBusyError, StaleShardMapError
+from datapatterns.index_table.over_shards.catching_up import end_decided_texts
 from datapatterns.index_table.over_shards.digests import is_in
 from datapatterns.index_table.over_shards.entries import Claimed, Entries
 from datapatterns.index_table.over_shards.net_changes import Entry, Included, Texts
@@ -236,7 +237,12 @@ class Walk:
                 locks = {lock_of(index, entry) for entry in mine}
                 with busy(index.name):
                     lock_keys(conn, locks, schema=access.schema, seconds=self.lock_seconds)
-                found += judge(entries_of_rows(conn, index, rows, owned=owned), mine)
+                present = entries_of_rows(conn, index, rows, owned=owned)
+                if wrong := judge(present, mine):
+                    # Of a key that was handed over the entry may only be prepared.
+                    end_decided_texts(access, index, {each.entry.key for each in wrong})
+                    wrong = judge(present, mine)
+                found += wrong
         return found
 
     def _wrong_rows(

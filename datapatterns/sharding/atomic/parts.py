@@ -115,6 +115,13 @@ class Parts:
         if not conn.in_nested_transaction():
             self._marked.add(shard)
 
+    def _reached(self, shard: str, shard_map: ShardMap, buckets: Collection[int]) -> Connection:
+        """Return the connection to ``shard`` for what is written there beside the rows."""
+        with self._access.asking(shard):
+            self.reach(shard)
+            self.claim(shard, shard_map, buckets)
+            return self.on(shard)
+
     def beneath(self, shards: Iterable[str]) -> dict[str, PoolProxiedConnection] | None:
         """Return connections of the driver, for what only asks past SQLAlchemy.
 
@@ -303,7 +310,8 @@ class Parts:
         maps = self._access.router.maps() if shown else []
         asked = self._parts.keys() if wrote is None else self._parts.keys() & {*wrote}
         parts = {shard: self._parts[shard][0] for shard in sorted(asked - self.on_replicas)}
-        with self._access.companions.attending(self._access, parts) as attendance:
+        reach = None if self._lock_seconds is None else self._reached
+        with self._access.companions.attending(self._access, parts, reach) as attendance:
             left, cancelled = result_of(self.commit)
             attendance.is_seen = not left
         cancelled = cancelled or attendance.cancelled

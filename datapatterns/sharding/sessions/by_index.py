@@ -125,7 +125,7 @@ class ByIndex:
             results.append(change(narrowed))
             if getattr(results[-1], "rowcount", -1) >= len(rows):
                 break
-            found = self._find(state, finding, scatters=False)
+            found = self._find(state, finding, scatters=False, again=True)
         if len(results) <= 1:
             return results[0] if results else None
         return _together(statement, results)
@@ -150,8 +150,8 @@ class ByIndex:
     def _looks(
         self, state: ORMExecuteState, finding: Finding, *, scatters: bool
     ) -> Iterator[FoundRows]:
-        for _ in range(_LOOKS_MAX):
-            found = self._find(state, finding, scatters=scatters)
+        for look in range(_LOOKS_MAX):
+            found = self._find(state, finding, scatters=scatters, again=look > 0)
             if found is None:
                 return
             yield found
@@ -159,12 +159,12 @@ class ByIndex:
             raise IndexBusyError(finding.index)
 
     def _find(
-        self, state: ORMExecuteState, finding: Finding, *, scatters: bool
+        self, state: ORMExecuteState, finding: Finding, *, scatters: bool, again: bool = False
     ) -> FoundRows | None:
         if state.session.autoflush and state.execution_options.get("autoflush", True):
             state.session.flush()
         try:
-            return finding.find(over_shards(state.session))
+            return finding.find(over_shards(state.session), again=again)
         except UnavailableError:
             if finding.on_down == "scatter" and scatters:
                 return None
