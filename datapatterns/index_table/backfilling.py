@@ -93,7 +93,9 @@ def backfill_chunk(
         found = conn.execute(_index_unlocked_chunk(definition, due)).one()
     else:
         conn.execute(due.limit(1).with_for_update(read=True))
-        found = conn.execute(_index_chunk(definition, due, limit)).one()
+        found = conn.execute(_index_whole_chunk(definition, after_pk, limit)).one()
+        if not found.is_whole:
+            found = conn.execute(_index_chunk(definition, due, limit)).one()
     failpoint("index.chunk-indexed")
     progress = BackfillProgress(
         rows_done=rows_done + found.indexed,
@@ -159,6 +161,56 @@ def _index_unlocked_chunk(definition: IndexDefinition, chunk: Select[Any]) -> Se
     ).add_cte(inserted)
 
 
+def _index_whole_chunk(
+    definition: IndexDefinition, after_pk: str | None, limit: int
+) -> Select[Any]:
+    """Index the rows that are due if nobody holds one of them, or has changed which there are.
+
+    Which of them can be had is not asked of each then: that takes longer than all the rest.
+    """
+    base = definition.base
+    primary_key = list(base.primary_key.columns)
+    is_due = and_(definition.is_indexed(base), _beyond(definition, after_pk))
+    due = (
+        select(*(own.label(own.name) for own in primary_key))
+        .where(is_due)
+        .order_by(*primary_key)
+        .limit(limit)
+        .cte("datapatterns_due")
+    )
+    in_reverse = [due.c[name].desc() for name in definition.primary_key]
+    last = select(due).order_by(*in_reverse).limit(1).cte("datapatterns_last")
+    # Up to the last one, not so many: a row from behind it would stand in for one that was skipped.
+    until = select(*(last.c[name] for name in definition.primary_key)).scalar_subquery()
+    locked = (
+        select(*(own.label(name) for name, own in definition.projection(base).items()))
+        .where(is_due, tuple_(*primary_key) <= until)
+        .with_for_update(read=True, skip_locked=True)
+        .cte("locked")
+    )
+    counted = select(
+        select(func.count()).select_from(due).scalar_subquery().label("due"),
+        select(func.count()).select_from(locked).scalar_subquery().label("locked"),
+    ).cte("counted")
+    # In the index's order: a page of it that several of the rows go to is looked for once. Rows
+    # behind a gap are no less right: they are locked, too, and are only not counted yet.
+    ready = select(*(locked.c[name] for name in definition.columns)).order_by(
+        *(locked.c[name] for name in definition.entry_identity)
+    )
+    inserted = (
+        upsert(entry_table(definition))
+        .from_select(definition.columns, ready)
+        .on_conflict_do_nothing()
+        .cte("inserted")
+    )
+    return select(
+        (counted.c.locked == counted.c.due).label("is_whole"),
+        counted.c.due,
+        counted.c.locked.label("indexed"),
+        select(_as_json(definition, last)).scalar_subquery().label("last_pk"),
+    ).add_cte(inserted)
+
+
 def _index_chunk(definition: IndexDefinition, chunk: Select[Any], limit: int) -> Select[Any]:
     primary_key = definition.primary_key
     due = chunk.add_columns(
@@ -196,10 +248,14 @@ def _index_chunk(definition: IndexDefinition, chunk: Select[Any], limit: int) ->
 
 
 def _last_primary_key(definition: IndexDefinition, ready: CTE) -> ColumnElement[str]:
+    last = select(_as_json(definition, ready)).order_by(ready.c[_ORDINAL].desc())
+    return last.limit(1).scalar_subquery()
+
+
+def _as_json(definition: IndexDefinition, rows: CTE) -> ColumnElement[str]:
     named = [
         part
         for name in definition.primary_key
-        for part in (cast(literal(name), Text), ready.c[name])
+        for part in (cast(literal(name), Text), rows.c[name])
     ]
-    last = select(cast(func.jsonb_build_object(*named), Text)).order_by(ready.c[_ORDINAL].desc())
-    return last.limit(1).scalar_subquery()
+    return cast(func.jsonb_build_object(*named), Text)

@@ -1,15 +1,28 @@
 """The function and triggers that keep a local index right, as SQL.
 
 One function serves four statement triggers. Old index rows go first, so that a swap of unique keys
-within one UPDATE passes. An UPDATE touches only index rows that change.
+within one UPDATE passes. An UPDATE touches only index rows that change; of one row, it is over as
+soon as nothing that its index row is computed from is found to have changed.
 """
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from sqlalchemy import ColumnElement, FromClause, Text, collate, func, select
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Text,
+    and_,
+    case,
+    collate,
+    false,
+    func,
+    literal_column,
+    select,
+    true,
+)
 
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.statements import quoted, quoted_text, rendered
@@ -19,6 +32,9 @@ _NEW = "new_rows"
 
 TRIGGER_SEARCH_PATH = "pg_catalog, pg_temp"
 """Where the trigger function looks for operators and functions, whoever writes."""
+
+_ONE = "datapatterns_one"
+"""The variable that holds what was found of an updated row, if there is only one."""
 
 _EVENTS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 
@@ -156,15 +172,25 @@ def _body(definition: IndexDefinition, loosely_equal: frozenset[str]) -> str:
     changed_from = _changed(definition, old, new, loosely_equal)
     changed_to = _changed(definition, new, old, loosely_equal)
     return f"""
+DECLARE
+    {_ONE} record;
 BEGIN
     CASE TG_OP
     WHEN 'INSERT' THEN
-        {_insert(definition, come)}
+        {_insert(definition, _current(definition, come))}
     WHEN 'DELETE' THEN
         {_delete(definition, gone)}
     WHEN 'UPDATE' THEN
-        {_delete(definition, changed_from)}
-        {_insert(definition, changed_to)}
+        {_compare(definition, old, new)}
+        IF NOT FOUND OR ({_ONE}.is_alone AND {_ONE}.is_same) THEN
+            RETURN NULL;
+        ELSIF {_ONE}.is_alone THEN
+            {_delete_one(definition, gone)}
+            {_insert(definition, _current_one(definition))}
+        ELSE
+            {_delete(definition, changed_from)}
+            {_insert(definition, _current(definition, changed_to))}
+        END IF;
     WHEN 'TRUNCATE' THEN
         TRUNCATE {entry_name(definition)};
     END CASE;
@@ -176,6 +202,47 @@ END
 def _projected(definition: IndexDefinition, rows: FromClause) -> str:
     columns = [own.label(name) for name, own in definition.projection(rows).items()]
     return rendered(select(*columns).where(definition.is_indexed(rows)))
+
+
+def _compare(definition: IndexDefinition, old: FromClause, new: FromClause) -> str:
+    """Return the statement that finds out if one row was updated, and what its index row was."""
+    # By their bytes, so that no type's own operator is asked. Of several rows this says nothing: a
+    # set has no order in which to compare two; and to compare sets costs more than one index row.
+    used = definition.used_columns
+    before, after = ([own for own in rows.c if own.name in used] for rows in (old, new))
+    whens: list[tuple[ColumnElement[bool], ColumnElement[bool]]] = [
+        (_same_image(before, after), true())
+    ]
+    # A row that isn't indexed has no index row, whatever it would be computed as.
+    is_plain = used == frozenset(definition.columns)
+    if not is_plain:
+        both = and_(definition.is_indexed(old), definition.is_indexed(new))
+        computed = (list(definition.projection(rows).values()) for rows in (old, new))
+        whens.append((both, _same_image(*computed)))
+    was, now = definition.projection(old), definition.projection(new)
+    gone = [
+        rendered(was[name] if is_plain else case((definition.is_indexed(old), was[name])))
+        for name in definition.entry_identity
+    ]
+    come = [rendered(now[name]) for name in definition.primary_key]
+    values = [
+        f"NOT EXISTS (SELECT FROM {_NEW} OFFSET 1) AS is_alone",
+        f"{rendered(case(*whens, else_=false()))} AS is_same",
+        *(f"{value} AS gone_{ordinal}" for ordinal, value in enumerate(gone)),
+        *(f"{value} AS come_{ordinal}" for ordinal, value in enumerate(come)),
+    ]
+    return f"SELECT {', '.join(values)} INTO {_ONE} FROM {_OLD}, {_NEW} LIMIT 1;"  # noqa: S608 -- rendered
+
+
+def _same_image(
+    before: Iterable[ColumnElement[Any]], after: Iterable[ColumnElement[Any]]
+) -> ColumnElement[bool]:
+    return _record(before).bool_op("*=")(_record(after))
+
+
+def _record(values: Iterable[ColumnElement[Any]]) -> ColumnElement[Any]:
+    row = ", ".join(rendered(value) for value in values)
+    return literal_column(f"ROW({row})::record")
 
 
 def _changed(
@@ -204,29 +271,60 @@ def _changed(
 
 
 def _delete(definition: IndexDefinition, gone: str) -> str:
-    # A snapshot older than a backfill's chunk doesn't show the index row to a transaction that
-    # may well delete the row itself: DELETE would leave an orphan. An INSERT that runs into
-    # such an index row fails with a serialization error instead, and the writer retries.
-    #
     # A trigger of the application may write to the same rows: its statement's index rows are
     # kept before those of the statement that fired it. So what is gone and what has come is
     # asked of the rows as they are now.
     same = _same(definition.entry_identity, "i", "gone")
     kept = _same(definition.entry_identity, "kept", "gone")
-    return f"""IF current_setting('transaction_isolation') <> 'read committed' THEN
-            INSERT INTO {entry_name(definition)} ({_listed(definition.columns)})
-            {gone} ON CONFLICT DO NOTHING;
-        END IF;
+    return f"""{_not_overlooked(definition, gone)}
         DELETE FROM {entry_name(definition)} AS i USING ({gone}) AS gone WHERE {same}
             AND NOT EXISTS (SELECT FROM {view_name(definition)} AS kept WHERE {kept});"""  # noqa: S608 -- rendered, quoted names
 
 
-def _insert(definition: IndexDefinition, come: str) -> str:
-    columns = ", ".join(f"now.{quoted(name)}" for name in definition.columns)
+def _delete_one(definition: IndexDefinition, gone: str) -> str:
+    """Return `_delete` by values: a single row needs no join."""
+    same = _given("i", definition.entry_identity, "gone")
+    kept = _given("kept", definition.entry_identity, "gone")
+    return f"""{_not_overlooked(definition, gone)}
+            DELETE FROM {entry_name(definition)} AS i WHERE {same}
+                AND NOT EXISTS (SELECT FROM {view_name(definition)} AS kept WHERE {kept});"""  # noqa: S608 -- rendered, quoted names
+
+
+def _not_overlooked(definition: IndexDefinition, gone: str) -> str:
+    # A snapshot older than a backfill's chunk doesn't show the index row to a transaction that
+    # may well delete the row itself: DELETE would leave an orphan. An INSERT that runs into
+    # such an index row fails with a serialization error instead, and the writer retries.
+    return f"""IF current_setting('transaction_isolation') <> 'read committed' THEN
+            INSERT INTO {entry_name(definition)} ({_listed(definition.columns)})
+            {gone} ON CONFLICT DO NOTHING;
+        END IF;"""
+
+
+def _current(definition: IndexDefinition, come: str) -> str:
+    """Return the index rows, as they are to be now, of the rows that ``come`` names."""
     same_row = _same(definition.primary_key, "now", "come")
-    current = (
-        f"SELECT {columns} FROM ({come}) AS come JOIN {view_name(definition)} AS now ON {same_row}"  # noqa: S608 -- rendered, quoted names
+    return (
+        f"SELECT {_now(definition)} FROM ({come}) AS come"  # noqa: S608 -- rendered, quoted names
+        f" JOIN {view_name(definition)} AS now ON {same_row}"
     )
+
+
+def _current_one(definition: IndexDefinition) -> str:
+    same_row = _given("now", definition.primary_key, "come")
+    return f"SELECT {_now(definition)} FROM {view_name(definition)} AS now WHERE {same_row}"  # noqa: S608 -- rendered, quoted names
+
+
+def _now(definition: IndexDefinition) -> str:
+    return ", ".join(f"now.{quoted(name)}" for name in definition.columns)
+
+
+def _given(of: str, names: Iterable[str], what: str) -> str:
+    return " AND ".join(
+        f"{of}.{quoted(name)} = {_ONE}.{what}_{ordinal}" for ordinal, name in enumerate(names)
+    )
+
+
+def _insert(definition: IndexDefinition, current: str) -> str:
     into = f"INSERT INTO {entry_name(definition)} ({_listed(definition.columns)})"
     if definition.unique:
         same = _same(definition.entry_identity, "i", "own")

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Table,
     Text,
     cast,
+    collate,
     column,
     func,
     literal_column,
@@ -63,6 +64,16 @@ STATEMENTS = {
     " INSERT INTO customer SELECT 7, id, 'cte' || id, 'cte' FROM gone",
     "replica": "SET LOCAL session_replication_role = replica;"
     "INSERT INTO customer VALUES (3, 1, 'replica', 'r'); DELETE FROM customer WHERE id = 9",
+    "key of one row": "UPDATE customer SET email = 'one', name = 'one' WHERE id = 4",
+    "primary key of one row": "UPDATE customer SET id = 40 WHERE id = 4",
+    "primary key and key of one row": "UPDATE customer SET id = 40, email = 'x' WHERE id = 4",
+    "included of one row": "UPDATE customer SET balance = balance + 1 WHERE id = 4",
+    "unrelated of one row": "UPDATE customer SET balance = balance WHERE id = 4",
+    "one row to null and back": "UPDATE customer SET email = NULL, name = NULL WHERE id = 4;"
+    "UPDATE customer SET balance = 4 WHERE id = 4;"
+    "UPDATE customer SET email = 'm4', name = 'n' WHERE id = 4",
+    "upsert of one row": "INSERT INTO customer VALUES (1, 4, 'up', 'up')"
+    " ON CONFLICT (tenant_id, id) DO UPDATE SET email = excluded.email, name = excluded.name",
     "unicode": "UPDATE customer SET email = 'Ünïcødé 漢字 ' || id, name = repeat('é', 500)",
 }
 
@@ -124,6 +135,53 @@ def test_an_update_that_changes_no_index_row_writes_none(engine: Engine) -> None
 
         after = conn.execute(text("SELECT ctid FROM datapatterns.customer_by_email")).all()
         assert after == before
+
+
+def test_an_update_of_one_row_that_computes_the_same_index_row_writes_none(engine: Engine) -> None:
+    by_lower = IndexTable(
+        "customer_by_lower",
+        on=[func.lower(customer.c.email)],
+        unique=True,
+        include=[customer.c.balance],
+        where=customer.c.name != "hidden",
+    )
+    build(engine, by_lower)
+    places = text("SELECT id, ctid FROM datapatterns.customer_by_lower WHERE id <> 6 ORDER BY id")
+    with engine.begin() as conn:
+        before = conn.execute(places).all()
+        run(conn, "UPDATE customer SET email = upper(email) WHERE id = 4")
+        run(conn, "UPDATE customer SET name = 'other' WHERE id = 4")
+        run(conn, "UPDATE customer SET balance = balance WHERE id = 5")
+
+        assert conn.execute(places).all() == before
+        # As much as before, but written in another way.
+        run(conn, "UPDATE customer SET balance = 6.00 WHERE id = 6")
+        assert str(by_lower.lookup_range(conn, "m6")[0].entry.included["balance"]) == "6.00"
+        run(conn, "UPDATE customer SET name = 'hidden' WHERE id = 6")
+        assert assert_agrees(conn, by_lower) == 8
+        run(conn, "UPDATE customer SET name = 'shown' WHERE id = 6")
+        assert assert_agrees(conn, by_lower) == 9
+
+
+def test_a_key_of_a_collation_of_its_own_is_kept_row_by_row(engine: Engine) -> None:
+    metadata = MetaData()
+    word = Table(
+        "word",
+        metadata,
+        Column("spelling", Text(collation="C"), primary_key=True),
+        Column("meaning", Text),
+    )
+    index = IndexTable(
+        "word_by_meaning", on=[collate(func.lower(word.c.meaning), "POSIX"), word.c.spelling]
+    )
+    metadata.create_all(engine)
+    build(engine, index)
+    with engine.begin() as conn:
+        run(conn, "INSERT INTO word VALUES ('a', 'A'), ('b', 'B')")
+        run(conn, "UPDATE word SET meaning = 'É' WHERE spelling = 'a'")
+        run(conn, "UPDATE word SET spelling = 'c' WHERE spelling = 'b'")
+        assert [row.spelling for row in index.lookup(conn, "b", "c")] == ["c"]
+        assert assert_agrees(conn, index) == 2
 
 
 def test_columns_that_an_index_uses_cannot_be_dropped_or_retyped(engine: Engine) -> None:

@@ -31,6 +31,13 @@ TRIGGERS = {
         "INSERT OR UPDATE",
         "UPDATE order_line SET id = id + 100 WHERE id = NEW.id AND id < 100",
     ),
+    "puts another row in its place": (
+        "UPDATE",
+        (
+            "INSERT INTO order_line SELECT NEW.id - 20, NEW.product_id, NEW.note || '?'"
+            " WHERE NEW.id > 20 AND NOT EXISTS (SELECT FROM order_line WHERE id = NEW.id - 20)"
+        ),
+    ),
     "deletes the row": ("INSERT OR UPDATE", "DELETE FROM order_line WHERE id = NEW.id"),
     "brings the row back": ("DELETE", "INSERT INTO order_line SELECT OLD.*"),
     "brings another row back": (
@@ -43,6 +50,9 @@ STATEMENTS = [
     "UPDATE order_line SET product_id = product_id + 4",
     "UPDATE order_line SET note = note || '-'",
     "UPDATE order_line SET id = id + 10",
+    "UPDATE order_line SET product_id = product_id + 1 WHERE id = 2",
+    "UPDATE order_line SET note = note || '+' WHERE id = 2",
+    "UPDATE order_line SET id = id + 20 WHERE id = (SELECT min(id) FROM order_line)",
     "DELETE FROM order_line WHERE id = 1",
     (
         "INSERT INTO order_line VALUES (1, 5, 'e'), (6, 6, 'f')"
