@@ -79,6 +79,7 @@ ALLOWED = {
     "datapatterns/index_table/creating.py:_rehearse_triggers": QUOTED,
     "datapatterns/index_table/creating.py:_require_one_meaning": QUOTED,
     "datapatterns/index_table/finishing.py:retry_index": QUOTED,
+    "datapatterns/index_table/maintenance.py:_record": QUOTED,
     "datapatterns/index_table/states.py:is_ready": COMPILED,
     "datapatterns/index_table/sweeping.py:sweep_index": QUOTED,
     "datapatterns/index_table/sweeping.py:_place": QUOTED,
