@@ -9,8 +9,8 @@ from sqlalchemy import URL, Connection, insert, text
 
 from datapatterns.errors import IndexKeyTakenError
 from datapatterns.failpoints import armed
+from datapatterns.index_table.over_shards import claiming, notes, owners, shard_indexes
 from datapatterns.index_table.over_shards import entries as entry_statements
-from datapatterns.index_table.over_shards import notes, owners, shard_indexes
 from datapatterns.index_table.over_shards.claiming import Claiming
 from datapatterns.index_table.over_shards.entries import Claimed, Entries, remove_everywhere
 from datapatterns.index_table.over_shards.net_changes import Entry, Included
@@ -379,3 +379,58 @@ def test_locks_are_taken_before_claims_can_be_seen(
     monkeypatch.setattr(Claiming, "claim", then_claim)
     put(cluster, 1)
     assert order[:2] == ["lock", "claim"]
+
+
+def overtaken_before_a_take_over(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> BaseException | None:
+    """Two find an entry that leads nowhere; the second takes it over and commits before the first.
+
+    The entry's row would be on the shard of the second: so its lock keeps neither waiting.
+    """
+
+    def crash() -> None:
+        raise Crash
+
+    with armed("index.keys-claimed", crash), pytest.raises(Crash):
+        put(cluster, tenant_on(cluster, "s1"))
+    assert (rows(cluster), len(entries(cluster))) == ([], 1)
+
+    first = Halted(lambda: put(cluster, tenant_on(cluster, "s0")))
+
+    def then_halted(*arguments: object, **named: object) -> bool:
+        found = has_key(*arguments, **named)  # type: ignore[arg-type]
+        first.halt()
+        return found
+
+    monkeypatch.setattr(claiming, "has_key", then_halted)
+    first.start()
+    assert first.arrived.wait(TIMEOUT), first.raised
+    try:
+        put(cluster, tenant_on(cluster, "s1", nth=1))
+    finally:
+        first.finish()
+    return first.raised
+
+
+@pytest.mark.filterwarnings("ignore:transaction already deassociated:sqlalchemy.exc.SAWarning")
+def test_who_takes_over_an_entry_looks_again_if_another_was_faster(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised = overtaken_before_a_take_over(cluster, monkeypatch)
+
+    assert isinstance(raised, IndexKeyTakenError)
+    assert [row[1] for row in rows(cluster)] == [tenant_on(cluster, "s1", nth=1)]
+    assert entries(cluster) == rows(cluster)
+
+
+@pytest.mark.filterwarnings("ignore:transaction already deassociated:sqlalchemy.exc.SAWarning")
+def test_without_the_claim_a_take_over_would_give_two_rows_one_key(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = Entries._is  # noqa: SLF001 -- only its last condition is taken away
+    monkeypatch.setattr(Entries, "_is", lambda self, seen: guarded(self, seen)[:-1])
+
+    assert overtaken_before_a_take_over(cluster, monkeypatch) is None
+    assert len(rows(cluster)) == 2
+    assert len(entries(cluster)) == 1
