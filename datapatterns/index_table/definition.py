@@ -15,6 +15,7 @@ from sqlalchemy import (
     FromClause,
     Table,
     and_,
+    case,
     column,
     select,
     table,
@@ -103,12 +104,15 @@ class IndexDefinition:
         )
 
     def projection(self, rows: FromClause) -> dict[str, ColumnElement[Any]]:
-        """Return the columns of an index row, computed from ``rows`` of the base table."""
+        """Return the columns of an index row, computed from ``rows`` of the base table.
+
+        A computed part of the key is NULL for a row that ``where`` leaves out.
+        """
         return {name: self._computed(name, rows) for name in self.columns}
 
     def is_indexed(self, rows: FromClause) -> ColumnElement[bool]:
         """Return whether a row has an index row: no part of its key is NULL, and ``where``."""
-        present = [on_rows(expression, rows).is_not(None) for expression in self.key.values()]
+        present = [self._computed(name, rows).is_not(None) for name in self.key]
         predicate = [] if self.where is None else [on_rows(self.where, rows)]
         return and_(*present, *predicate)
 
@@ -118,7 +122,12 @@ class IndexDefinition:
 
     def _computed(self, name: str, rows: FromClause) -> ColumnElement[Any]:
         own = self.key[name] if name in self.key else _own_column(self.base, name)
-        return on_rows(own, rows)
+        computed = on_rows(own, rows)
+        if self.where is None or isinstance(own, ColumnClause):
+            return computed
+        # PostgreSQL evaluates conditions in any order, but nothing in a CASE before its WHEN:
+        # ``100 / x`` is computed only where ``x != 0`` has been found true.
+        return case((on_rows(self.where, rows), computed))
 
 
 @cache

@@ -19,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from datapatterns.errors import IndexFailedError, IndexNotReadyError
+from datapatterns.errors import IndexDiffersError, IndexFailedError, IndexNotReadyError
 from datapatterns.failpoints import failpoint
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.entries import IndexConflict, VerifyReport
@@ -86,6 +86,33 @@ def finish_index(conn: Connection, definition: IndexDefinition) -> VerifyReport:
         more = " or more" if conflicts == CONFLICTS_MAX else ""
         failure += f"; {conflicts}{more} rows have a key that another row has"
     _become(conn, tables, status.index_id, "failed", failure=failure)
+    return report
+
+
+def activate_index(conn: Connection, definition: IndexDefinition) -> VerifyReport:
+    """Let an index be read once the caller commits, if it agrees with its table.
+
+    If it doesn't, nothing is written: the error ends the caller's transaction, and the index stays
+    what it was. That it failed is written by `finish_index`, whose caller commits that.
+
+    Raises:
+        IndexNotReadyError: Its backfill isn't done.
+        IndexDiffersError: It doesn't agree; in a unique index, two rows may have one key.
+        IsolationLevelError: The transaction isn't READ COMMITTED.
+    """
+    require_read_committed(conn)
+    status = require_kept(conn, definition)
+    if definition.mode == "async" and (consumer := hold(conn, definition)) is not None:
+        take_in(conn, definition, consumer)
+    tables = index_tables(definition.schema)
+    backfills = tables.index_backfill
+    done = conn.scalar(select(backfills.c.done).where(backfills.c.index_id == status.index_id))
+    if not done:
+        raise IndexNotReadyError(definition.name, state=status.state)
+    report = verify_index(conn, definition)
+    if not report.clean:
+        raise _differs(report)
+    _become(conn, tables, status.index_id, "ready")
     return report
 
 
@@ -208,3 +235,12 @@ def _write_conflicts_down(
 def _json(rows: FromClause, names: Sequence[str]) -> ColumnElement[Mapping[str, Any]]:
     named = [part for name in names for part in (cast(literal(name), Text), rows.c[name])]
     return func.jsonb_build_object(*named)
+
+
+def _differs(report: VerifyReport) -> IndexDiffersError:
+    return IndexDiffersError(
+        report.index,
+        missing=report.missing,
+        orphaned=report.orphaned,
+        different=report.different,
+    )

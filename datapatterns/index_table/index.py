@@ -21,12 +21,13 @@ from datapatterns.index_table.entries import (
     VerifyReport,
 )
 from datapatterns.index_table.explaining import explain_index
+from datapatterns.index_table.finishing import activate_index
 from datapatterns.index_table.following import catch_up
 from datapatterns.index_table.lagging import read_lag
 from datapatterns.index_table.lookups import Lookups
 from datapatterns.index_table.maintenance import constraint_name
 from datapatterns.index_table.over_shards.sharded_index import sharded_index
-from datapatterns.index_table.verifying import activate_index, repair_index, verify_index
+from datapatterns.index_table.verifying import repair_index, verify_index
 from datapatterns.index_table.waiting import AwaitedRow, wait_for, wait_for_async
 from datapatterns.sql.metadata import DEFAULT_SCHEMA
 
@@ -124,7 +125,7 @@ class IndexTable(Lookups):
         return backfill_chunk(conn, self.definition, limit=limit)
 
     def activate(self, conn: Connection) -> VerifyReport:
-        """Verify it and let it be read, from the caller's commit on.
+        """Verify it and let it be read, from the caller's commit on; or write nothing.
 
         Raises:
             IndexNotReadyError: Its backfill isn't done.

@@ -15,14 +15,13 @@ from sqlalchemy import (
     or_,
     select,
     true,
-    update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from datapatterns.errors import IndexBehindError, IndexDiffersError, IndexNotReadyError
+from datapatterns.errors import IndexBehindError
 from datapatterns.index_table.definition import IndexDefinition
 from datapatterns.index_table.entries import IndexDifference, VerifyReport
-from datapatterns.index_table.following import follow_anew, hold, take_in
+from datapatterns.index_table.following import follow_anew
 from datapatterns.index_table.images import differ, same_identity
 from datapatterns.index_table.lagging import (
     followed_log,
@@ -31,9 +30,9 @@ from datapatterns.index_table.lagging import (
     must_rebuild,
 )
 from datapatterns.index_table.maintenance import enable_triggers
-from datapatterns.index_table.schema import entry_table, guard_view, index_tables
+from datapatterns.index_table.schema import entry_table, guard_view
 from datapatterns.index_table.statements import run, table_name
-from datapatterns.index_table.states import index_status, require_kept, require_read_committed
+from datapatterns.index_table.states import index_status, require_read_committed
 
 SAMPLES_MAX = 20
 """At most how many differences a report names."""
@@ -74,30 +73,6 @@ def verify_index(conn: Connection, definition: IndexDefinition) -> VerifyReport:
         samples=tuple(samples),
         pending=found[0].pending,
     )
-
-
-def activate_index(conn: Connection, definition: IndexDefinition) -> VerifyReport:
-    """Let an index be read once the caller commits, if it agrees with its table.
-
-    Raises:
-        IndexNotReadyError: Its backfill isn't done.
-        IndexDiffersError: It doesn't agree; in a unique index, two rows may have one key.
-        IsolationLevelError: The transaction isn't READ COMMITTED.
-    """
-    require_read_committed(conn)
-    status = require_kept(conn, definition)
-    if definition.mode == "async" and (consumer := hold(conn, definition)) is not None:
-        take_in(conn, definition, consumer)
-    tables = index_tables(definition.schema)
-    known, backfills = tables.index_table, tables.index_backfill
-    done = conn.scalar(select(backfills.c.done).where(backfills.c.index_id == status.index_id))
-    if not done:
-        raise IndexNotReadyError(definition.name, state=status.state)
-    report = verify_index(conn, definition)
-    if not report.clean:
-        raise _differs(report)
-    conn.execute(update(known).where(known.c.index_id == status.index_id).values(state="ready"))
-    return report
 
 
 def repair_index(conn: Connection, definition: IndexDefinition) -> VerifyReport:
@@ -184,12 +159,3 @@ def _pending(definition: IndexDefinition, log: FromClause) -> CTE:
     own = [log.c[name] for name in definition.primary_key]
     named = is_pending(definition, log) & (log.c.change_sign != 0)
     return select(*own).where(named).distinct().cte("pending").prefix_with("MATERIALIZED")
-
-
-def _differs(report: VerifyReport) -> IndexDiffersError:
-    return IndexDiffersError(
-        report.index,
-        missing=report.missing,
-        orphaned=report.orphaned,
-        different=report.different,
-    )
