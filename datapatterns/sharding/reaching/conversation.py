@@ -29,6 +29,7 @@ _Either: TypeAlias = DriverConnection[Any] | AsyncConnection[Any]
 
 _USABLE = (TransactionStatus.IDLE, TransactionStatus.INTRANS)
 _IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+_MOST_VALUES: Final = 65_535  # PQ_QUERY_PARAM_MAX_LIMIT of libpq
 _MARK = "datapatterns_can_converse"
 
 
@@ -93,6 +94,8 @@ def ask(
     Raises:
         psycopg.Error: The server refuses it, or is not there.
     """
+    if len(query.params) > _MOST_VALUES:
+        _send(driver, query, None)  # libpq refuses it; in a pipeline, BEGIN would be under way
     manager = driver._prepared  # noqa: SLF001 -- there is no public name
     preparing, name = manager.get(query, prepare)  # type: ignore[arg-type] # it uses what ours has
     begins = not driver.autocommit and driver.pgconn.transaction_status == TransactionStatus.IDLE

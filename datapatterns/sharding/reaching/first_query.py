@@ -53,6 +53,9 @@ def _begun(cursor: Any, query: Query, params: Params, prepare: bool | None) -> P
         cursor._last_query = None  # noqa: SLF001
         cursor._tx = Transformer(cursor)  # noqa: SLF001
     converted = cursor._query = cursor._convert_query(query, params)  # noqa: SLF001
+    if not converted.params:  # the query has no place for the values: as without any
+        yield from super(_BeginsWithQuery, cursor)._execute_gen(query, params, prepare=prepare)
+        return
     result = yield from ask(cursor.connection, converted, prepare=prepare)
     cursor._set_results([result])  # noqa: SLF001
     cursor._last_query = query  # noqa: SLF001
