@@ -516,7 +516,7 @@ class DataLayer(SeenLayer):
                 views=self.views,
                 indexes=self.indexes,
                 relay=relay,
-                clusters=tuple({*self._clusters, *clusters}),
+                clusters=tuple(dict.fromkeys([*self._clusters, *clusters])),
             )
 
     def check(self) -> list[ServerReport]:

@@ -66,7 +66,8 @@ def status(
     shown = [
         one
         for one in found
-        if (not patterns or one.pattern in patterns)
+        # Of what a server that is away holds nothing is known, so it is told in any case.
+        if (not patterns or one.pattern in patterns or _hides_others(one))
         and not (problems and one.concern.value == "fine")
     ]
     invocation.output.table(
@@ -78,6 +79,10 @@ def status(
         _tell(invocation, wrong)
     if wrong:
         click.get_current_context().exit(1)
+
+
+def _hides_others(one: "Standing") -> bool:
+    return one.pattern == "server" and one.concern.value == "wrong"
 
 
 def _row(invocation: Invocation, one: "Standing") -> dict[str, Any]:

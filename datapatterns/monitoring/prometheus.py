@@ -41,6 +41,7 @@ _BOUNDS: Final = (
 )
 """Seconds; from a hit in Redis to a rebuild."""
 
+_About: TypeAlias = tuple[str, str, str]
 _Labels: TypeAlias = tuple[tuple[str, str], ...]
 
 
@@ -137,13 +138,18 @@ class StatusCollector(Collector):
         stale = _gauge("stale_seconds", "For how long at most the oldest change is missing.")
         pending = _gauge("pending", "How many changes, events or rows are missing.")
         concern = _gauge("concern", "0 fine, 1 waiting, 2 wrong: somebody has to do something.")
+        # Two clusters may have shards of one name, and a scrape with a series twice is refused.
+        stalest: dict[_About, float] = {}
+        most: dict[_About, float] = {}
+        worst: dict[_About, float] = {}
         for one in self._status():
-            about = [one.pattern, one.name, one.database]
-            concern.add_metric(about, _CONCERNS[one.concern])
-            if one.stale_seconds is not None:
-                stale.add_metric(about, one.stale_seconds)
-            if one.pending is not None:
-                pending.add_metric(about, one.pending)
+            about = one.pattern, one.name, one.database
+            _keep_larger(worst, about, _CONCERNS[one.concern])
+            _keep_larger(stalest, about, one.stale_seconds)
+            _keep_larger(most, about, one.pending)
+        for gauge, values in ((stale, stalest), (pending, most), (concern, worst)):
+            for about, value in values.items():
+                gauge.add_metric(about, value)
         return stale, pending, concern
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
@@ -184,6 +190,11 @@ _CONCERNS: Final = {Concern.FINE: 0, Concern.WAITING: 1, Concern.WRONG: 2}
 
 def _gauge(name: str, told: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"datapatterns_{name}", told, labels=_ABOUT)
+
+
+def _keep_larger(values: dict[_About, float], about: _About, value: float | None) -> None:
+    if value is not None:
+        values[about] = max(value, values.get(about, value))
 
 
 def _label_names(series: Iterable[_Labels]) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from datapatterns.errors import DataPatternsError
 from datapatterns.overview.standing import Concern, Standing
@@ -45,7 +46,7 @@ def server_standing(engine: Engine, name: str, *, schema: str) -> Standing:
 
     try:
         found = asked(engine, name, look)
-    except DataPatternsError as error:
+    except (DataPatternsError, SQLAlchemyError) as error:
         return unreachable(name, name, error)
     state, revision = found.state, found.revision or "no tables"
     return Standing(
@@ -67,6 +68,12 @@ def unreachable(name: str, database: str, error: Exception) -> Standing:
         database=database,
         state="not answering",
         concern=Concern.WRONG,
-        reason=str(error),
+        reason=told(error),
         advice="datapatterns doctor",
     )
+
+
+def told(error: Exception) -> str:
+    """Return what went wrong in a line: of a driver's error without its statement."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return next(iter(str(cause).strip().splitlines()), type(error).__name__)

@@ -23,7 +23,7 @@ from datapatterns.overview.comparing import (
     shard_index_compared,
     view_compared,
 )
-from datapatterns.overview.databases import server_standing
+from datapatterns.overview.databases import server_standing, told
 from datapatterns.overview.gathering import Declared
 from datapatterns.overview.proof import Proof, Verdict
 from datapatterns.overview.standing import Concern
@@ -101,7 +101,7 @@ def prove(wanted: Iterable[Claim | Proof], *, clock: Clock = SYSTEM_CLOCK) -> It
         try:
             found = claim.compare()
         except (DataPatternsError, SQLAlchemyError) as error:
-            yield _unknown(pattern, name, database, str(error), None)
+            yield _unknown(pattern, name, database, told(error), None)
             continue
         seconds = clock.monotonic() - began
         if isinstance(found, LeftOut):
@@ -149,9 +149,14 @@ def _of_projections(declared: Declared, sample: float | None) -> Iterator[Claim]
         yield Claim("projection", title, models, partial(ask, projection))
 
 
-def _of_indexes(declared: Declared, database: str) -> Iterator[Claim]:
+def _of_indexes(declared: Declared, database: str) -> Iterator[Claim | Proof]:
     engine, indexes = declared.engines[database], declared.indexes
-    for name in declared_where(engine, database, indexes):
+    try:
+        names = declared_where(engine, database, indexes)
+    except (DataPatternsError, SQLAlchemyError) as error:
+        yield _unknown("index", "all", database, told(error), None)
+        return
+    for name in names:
         compare = partial(index_compared, engine, indexes, name, database=database)
         yield Claim("index", name, database, compare)
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL, create_engine, insert
 
 from datapatterns.errors import MoveRefusedError
 from datapatterns.sharding import ShardCluster
-from datapatterns.sharding.companions import Companions
+from datapatterns.sharding.companions import Companions, over_shards
 from tests.fixtures.old_people import unindexed
 from tests.fixtures.shard_model import named
 from tests.fixtures.sharded_people import (
@@ -107,6 +107,21 @@ def test_an_index_that_is_being_built_is_built_on_the_new_shard_too(
         assert {each.state for each in both.status(cluster)} == {"building"}
         both.build(cluster)
         assert {each.state for each in both.status(cluster)} == {"ready"}
+
+
+def test_a_shard_that_has_rows_already_is_not_said_to_be_whole(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows from before would be missed by every look-up."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Companions, "join", lambda *_: None)
+        cluster.add_shard(NEW)
+    with cluster.engines[NEW].begin() as conn:
+        conn.execute(insert(Customer), [{"tenant_id": 7, "id": 9, "email": "old@x"}])
+
+    both.join(over_shards(cluster.session()).shard_access, NEW, ["s0", "s1"])
+
+    assert {each.shards[NEW] for each in both.status(cluster)} == {"building"}
 
 
 def test_nothing_is_made_where_nothing_was_created(shard_urls: list[URL]) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     MetaData,
     Numeric,
     Table,
+    Text,
     delete,
     insert,
     select,
@@ -26,7 +27,7 @@ from datapatterns.errors import (
     IndexKeyTransferError,
     IndexPlaceError,
 )
-from datapatterns.index_table import IndexTable, ShardIndexes
+from datapatterns.index_table import Indexes, IndexTable, ShardIndexes
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing import Databases
 from tests.fixtures.atomic import needs_prepared_transactions
@@ -302,3 +303,20 @@ def test_its_rows_are_those_of_a_sharded_table(cluster: ShardCluster) -> None:
     put(cluster, Customer(tenant_id=1, id=1, email=BOB))
     with cluster.session() as session:
         assert session.execute(select(table.c.id).where(table.c.email == BOB)).all() == [(1,)]
+
+
+def test_how_many_buckets_there_are_is_declared_for_indexes_over_shards_alone() -> None:
+    person = Table(
+        "person", MetaData(), Column("id", BigInteger, primary_key=True), Column("email", Text)
+    )
+    spread = IndexTable("person_by_email", on=[person.c.email], mode="reserve", buckets=8)
+
+    [group] = ShardIndexes([spread]).groups
+    assert group.strategy.buckets == 8
+    with pytest.raises(IndexDefinitionError, match="only an index over shards has buckets"):
+        IndexTable("person_by_name", on=[person.c.email], mode="local", buckets=8)
+
+
+def test_an_index_over_shards_is_none_of_one_database() -> None:
+    with pytest.raises(IndexPlaceError, match="ShardIndexes"):
+        Indexes([by_email])

@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 from contextlib import closing
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from threading import Barrier, Thread
@@ -31,7 +32,7 @@ from datapatterns.monitoring import (
     exposed,
     watch_status,
 )
-from datapatterns.overview import Standing
+from datapatterns.overview import Concern, Standing
 from datapatterns.telemetry import Observers
 from tests.fixtures.commands import Run, ended, start
 from tests.fixtures.view_tables import run as execute
@@ -131,6 +132,18 @@ def test_nothing_is_lost_between_threads() -> None:
     counter, histogram = observer.collect()
     assert counter.samples[0].value == 4_000
     assert max(s.value for s in histogram.samples if "le" in s.labels) == 4_000
+
+
+def test_what_stands_twice_is_told_once_by_the_worse() -> None:
+    """A scrape with one series twice is refused as a whole."""
+    fine = Standing(pattern="shard", name="s0", database="s0", state="answers", pending=7)
+    away = replace(fine, state="not answering", concern=Concern.WRONG, pending=None)
+
+    gauges = StatusCollector(lambda: [fine, away]).collect()
+
+    told = {sample.name: sample.value for gauge in gauges for sample in gauge.samples}
+    assert told == {"datapatterns_concern": 2, "datapatterns_pending": 7}
+    assert sum(len(gauge.samples) for gauge in gauges) == 2
 
 
 def test_a_port_that_is_taken_says_so() -> None:

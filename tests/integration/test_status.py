@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, Connection, Engine, text
@@ -10,10 +11,11 @@ from sqlalchemy import URL, Connection, Engine, text
 from datapatterns import DataLayer
 from datapatterns.errors import IndexFailedError, ProjectionStoppedError
 from datapatterns.index_table import IndexTable
-from datapatterns.overview import Concern, Standing
+from datapatterns.overview import Concern, Standing, Verdict
 from datapatterns.sharding import ShardCluster
 from tests.fixtures.commands import Run, rows
 from tests.fixtures.declared_everything import BY_EMAIL, NOWHERE, WEEKLY, opened
+from tests.fixtures.empty_database import shown
 from tests.fixtures.index_tables import customer
 from tests.fixtures.read_models import ItemScanned, SalesByProduct, append, append_all
 from tests.fixtures.shard_model import households
@@ -183,6 +185,37 @@ def test_a_server_that_is_away_keeps_nobody_from_asking_the_rest(
     assert standing(found, "view").state == "fresh"
     assert "secret" not in repr(found)
     assert whole.status()
+
+
+def test_a_database_that_is_not_there_keeps_nobody_from_asking_the_rest(
+    whole: DataLayer, database_url: URL, redis_url: str
+) -> None:
+    nowhere = shown(database_url.set(database="no_such_database"))
+    with closing(opened(database_url, redis_url, far=nowhere)) as half_there:
+        found = half_there.status()
+        proofs = {one.name: one.verdict for one in half_there.verify()}
+
+    far = standing(found, "server", "far")
+    assert whole.status()
+    assert (far.concern, far.state) == (Concern.WRONG, "not answering")
+    assert 'database "no_such_database" does not exist' in str(far.reason)
+    assert "\n" not in str(far.reason)
+    assert standing(found, "view").state == "fresh"
+    assert (proofs["far"], proofs["weekly_sales"]) == (Verdict.UNKNOWN, Verdict.RIGHT)
+
+
+def test_what_is_asked_of_one_pattern_tells_that_its_server_is_away(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone_app.py").write_text(
+        f"from datapatterns import DataLayer\nlayer = DataLayer({NOWHERE!r})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    ran = run("status", "view", "--app", "gone_app:layer")
+
+    assert ran.code == 1
+    assert "server main" in ran.err
 
 
 def test_shards_are_asked_and_one_that_is_away_is_told(

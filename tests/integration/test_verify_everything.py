@@ -62,6 +62,17 @@ def test_each_thing_that_differs_is_told_with_what_mends_it(
     assert found["index"].advice == "datapatterns indexes repair customer_by_email"
 
 
+def test_what_cannot_be_looked_up_keeps_nobody_from_proving_the_rest(
+    whole: DataLayer, engine: Engine
+) -> None:
+    spoil(engine, "ALTER TABLE datapatterns.index_table RENAME TO mislaid")
+
+    found = verdicts(list(whole.verify()))
+
+    assert found["index", "all"] is Verdict.UNKNOWN
+    assert found["view", "weekly_sales"] is Verdict.RIGHT
+
+
 def test_what_is_not_whole_is_left_out(whole: DataLayer, engine: Engine) -> None:
     spoil(engine, "UPDATE datapatterns.change_consumer SET populated = false")
 

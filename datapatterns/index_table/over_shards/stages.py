@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, exists, select, update
 
 from datapatterns.errors import (
     IndexChangedError,
@@ -158,8 +158,14 @@ def join(access: ShardAccess, index: ShardedIndex, shard: str, others: Iterable[
         fresh_reads(access.companions.side_engines[shard]) as conn,
         resuming(conn, f"index {index.name} on shard {shard}"),
     ):
-        if create_index(conn, index.definition) and worst(found) == "ready":
-            # There is nothing from before; else look-ups would refuse until somebody says so.
+        base = index.definition.base
+        # Its triggers have let nobody write since, so what is empty now has nothing from before.
+        if (
+            create_index(conn, index.definition)
+            and worst(found) == "ready"
+            and not conn.scalar(select(exists().select_from(base)))
+        ):
+            # Else look-ups would refuse until somebody says so.
             own = select(known.c.index_id).where(known.c.name == index.name).scalar_subquery()
             conn.execute(update(known).where(known.c.index_id == own).values(state="ready"))
             done = update(backfills).where(backfills.c.index_id == own)
