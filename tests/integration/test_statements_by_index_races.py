@@ -16,6 +16,7 @@ from tests.fixtures.sharded_accounts import (
     before_statements,
     empty,
     put,
+    set_state,
     tenant_on,
     tenants,
 )
@@ -128,6 +129,57 @@ def test_a_row_is_changed_whose_key_was_handed_over_meanwhile(
     with cluster.session(scatter=True) as session:
         balances = session.execute(select(Account.id, Account.balance).order_by(Account.id)).all()
         assert balances == [(1, 1), (2, 12), (3, 13)]
+
+
+@pytest.mark.parametrize("returning", [True, False])
+def test_a_row_is_changed_that_gets_its_key_back_meanwhile(
+    cluster: ShardCluster, *, returning: bool
+) -> None:
+    turns = iter([(tenant_on(cluster, "s1"), 3), (tenant_on(cluster, "s0"), 1)])
+    changed = update(Account).where(Account.email == BOB).values(balance=Account.balance + 10)
+    with (
+        cluster.session(atomic=True) as session,
+        session.begin(),
+        in_between(cluster, lambda: give(cluster, BOB, to=next(turns)), times=2),
+    ):
+        result: Any = session.execute(changed.returning(Account.id) if returning else changed)
+        if returning:
+            assert result.all() == [(1,)]
+        else:
+            assert result.rowcount == 1
+    with cluster.session(scatter=True) as session:
+        balances = session.execute(select(Account.id, Account.balance).order_by(Account.id)).all()
+        assert balances == [(1, 11), (2, 2), (3, 3)]
+
+
+def test_a_change_says_so_if_a_key_goes_from_row_to_row_all_the_time(
+    cluster: ShardCluster,
+) -> None:
+    turns = iter([(tenant_on(cluster, "s1"), 3), (tenant_on(cluster, "s0"), 1)] * 3)
+    changed = update(Account).where(Account.email == BOB).values(balance=10)
+    with (
+        cluster.session(atomic=True) as session,
+        in_between(cluster, lambda: give(cluster, BOB, to=next(turns)), times=5),
+        pytest.raises(IndexBusyError),
+    ):
+        session.execute(changed)
+
+
+def test_a_change_says_so_if_the_index_can_not_be_read_any_more(cluster: ShardCluster) -> None:
+    def hand_on_and_stop() -> None:
+        give(cluster, BOB, to=(tenant_on(cluster, "s1"), 3))
+        set_state(cluster, "building", index="account_by_email")
+
+    changed = update(Account).where(Account.email.in_([BOB, ANN])).values(balance=10)
+    try:
+        with (
+            cluster.session(atomic=True) as session,
+            in_between(cluster, hand_on_and_stop),
+            pytest.raises(IndexBusyError),
+        ):
+            session.execute(changed)
+    finally:
+        set_state(cluster, "ready")
 
 
 def test_a_row_whose_key_is_given_up_meanwhile_is_not_found(cluster: ShardCluster) -> None:

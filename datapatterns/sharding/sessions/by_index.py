@@ -104,6 +104,8 @@ class ByIndex:
             change: Changes rows whose primary keys a statement lists.
 
         Raises:
+            IndexBusyError: A key goes from row to row all the time, or can't be read any more
+                while it does; some rows may be changed.
             UnavailableError: The index does not answer.
         """
         if len(sets) > 1:
@@ -111,24 +113,43 @@ class ByIndex:
         finding = self._finding(state, statement, sets[0] if sets else {})
         if finding is None or not self._sees_what_is_committed():
             return None
-        found = self._find(state, finding, scatters=False)
-        results: list[Result[Any]] = []
-        asked: set[Row] = set()
-        while found is not None and len(results) < _LOOKS_MAX:
-            # A row that was asked for is not asked again: it may have been changed.
-            rows = [row for row in found.rows if row not in asked]
-            if results and not rows:
-                break
-            asked.update(rows)
-            narrowed = statement.where(finding.among(rows))
-            state.statement = narrowed
-            results.append(change(narrowed))
-            if getattr(results[-1], "rowcount", -1) >= len(rows):
-                break
-            found = self._find(state, finding, scatters=False, again=True)
+        results = self._changed(state, statement, finding, change)
         if len(results) <= 1:
             return results[0] if results else None
         return _together(statement, results)
+
+    def _changed(
+        self,
+        state: ORMExecuteState,
+        statement: Update | Delete,
+        finding: Finding,
+        change: Callable[[Update | Delete], Result[Any]],
+    ) -> list[Result[Any]]:
+        """Change rows until no key can have gone to another one; return what each look gave."""
+        found = self._find(state, finding, scatters=False)
+        results: list[Result[Any]] = []
+        asked: set[Row] = set()
+        version: Hashable = None
+        while found is not None:
+            # A row that was asked for is not asked again: it may have been changed.
+            rows = [row for row in found.rows if row not in asked]
+            if results and (not rows or found.version == version):
+                break
+            if len(results) == _LOOKS_MAX:
+                raise IndexBusyError(finding.index)
+            narrowed = statement.where(finding.among(rows))
+            state.statement = narrowed
+            result, count = _counted(statement, change(narrowed))
+            results.append(result)
+            if count >= len(rows):
+                break
+            if count != 0:  # else none was changed, and one may get its key back
+                asked.update(rows)
+            version = found.version
+            found = self._find(state, finding, scatters=False, again=True)
+        if found is None and results:  # nobody says where the rest is
+            raise IndexBusyError(finding.index)
+        return results
 
     def _finding(
         self,
@@ -248,6 +269,15 @@ def _has_a_row_for_each(statement: Select[Any], footprint: Footprint) -> bool:
         and not statement._has_row_limiting_clause  # noqa: SLF001
         and all(isinstance(column, Column) for column in statement.selected_columns)
     )
+
+
+def _counted(statement: Update | Delete, result: Result[Any]) -> tuple[Result[Any], int]:
+    """Return a result and how many rows were changed; -1 if nobody says."""
+    count = cast("int", getattr(result, "rowcount", -1))
+    if count >= 0 or not statement._returning:  # noqa: SLF001 -- there is no public name
+        return result, count
+    frozen = result.freeze()
+    return frozen(), len(frozen.data)
 
 
 def _together(statement: Update | Delete, results: Sequence[Result[Any]]) -> Result[Any]:
