@@ -1,13 +1,16 @@
 """Indexes over shards are compared with their tables, mended and swept, while all goes on."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from sqlalchemy import URL, delete
 
+from datapatterns import DataLayer
 from datapatterns.errors import IndexMissingError
 from datapatterns.failpoints import armed
 from datapatterns.index_table.over_shards import digests, walking
+from datapatterns.overview import Proof, Verdict
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing import Databases
 from tests.fixtures.old_people import forget_indexes, put, run, settle, unindexed
@@ -186,6 +189,21 @@ def test_an_entry_that_is_claimed_again_is_not_swept(cluster: ShardCluster) -> N
     assert both.verify(cluster, [EMAIL])[EMAIL].missing == 0
     with cluster.session() as session:
         assert len(by_email.lookup(session, "5@example.org")) == 1
+
+
+def test_the_overview_calls_nothing_wrong_that_is_in_flight(cluster: ShardCluster) -> None:
+    proofs: list[Proof] = []
+
+    def look() -> None:
+        with closing(DataLayer(cluster.engines["s0"].url)) as layer:
+            proofs.extend(layer.verify(clusters=[cluster], wanted=lambda one: one.name == EMAIL))
+
+    with armed("index.keys-claimed", look), cluster.session() as session, session.begin():
+        session.get_one(Customer, (5, 5)).email = "in flight"
+    look()
+
+    assert [one.verdict for one in proofs] == [Verdict.LEFT_OUT, Verdict.RIGHT]
+    assert "about to change" in str(proofs[0].reason)
 
 
 def test_claims_of_running_transactions_are_left_alone(cluster: ShardCluster) -> None:
