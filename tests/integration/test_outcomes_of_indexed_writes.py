@@ -1,6 +1,6 @@
 """A COMMIT that fails, or whose answer is lost: no row is without its entry, no key in the way."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from sqlalchemy import URL, text
@@ -13,8 +13,12 @@ from datapatterns.errors import (
     StaleShardMapError,
 )
 from datapatterns.failpoints import armed
-from datapatterns.index_table.over_shards.entries import Entries
+from datapatterns.index_table.over_shards import reserving
+from datapatterns.index_table.over_shards.claiming import Claiming
+from datapatterns.index_table.over_shards.entries import Claimed, Entries, remove_everywhere
+from datapatterns.index_table.over_shards.sharded_index import ShardedIndex
 from datapatterns.sharding import ShardCluster
+from datapatterns.sharding.access import ShardAccess
 from datapatterns.testing import Databases
 from datapatterns.testing.faults import FaultProxy
 from tests.fixtures.atomic import needs_prepared_transactions
@@ -252,3 +256,41 @@ def test_neither_claims_nor_rows_are_taken_back_by_a_crash_of_one_server(urls: l
         with of_index.writing(shard, keys) as claiming:
             seen.append(claiming.scalar(text("SHOW synchronous_commit")) or "")
     assert seen == ["on", "on"]
+
+
+def test_why_a_commit_is_refused_is_told_also_if_claims_cannot_be_given_up(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: object) -> None:
+        raise ShardUnavailableError("s0")
+
+    with cluster.session() as session, session.begin():
+        session.add(Customer(tenant_id=1, id=1, email="taken@x"))
+    monkeypatch.setattr(Claiming, "give_up", away)
+
+    with cluster.session() as session:
+        session.add(Customer(tenant_id=2, id=1, email="taken@x"))
+        with pytest.raises(IndexKeyTakenError) as refused:
+            session.commit()
+
+    assert any("left to a sweep" in note for note in refused.value.__notes__)
+
+
+def test_one_index_that_is_away_keeps_no_key_of_another(
+    cluster: ShardCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster.session() as session, session.begin():
+        session.add(Customer(tenant_id=1, id=1, email="old@x", city="Bonn"))
+
+    def without_cities(access: ShardAccess, index: ShardedIndex, seen: Iterable[Claimed]) -> int:
+        if index.name == "customer_by_city":
+            raise ShardUnavailableError("s0")
+        return remove_everywhere(access, index, seen)
+
+    monkeypatch.setattr(reserving, "remove_everywhere", without_cities)
+    with cluster.session() as session, session.begin():
+        session.get_one(Customer, (1, 1)).city = "Rome"
+        session.get_one(Customer, (1, 1)).email = "new@x"
+    monkeypatch.undo()
+
+    assert [email for email, *_ in entries(cluster)] == ["new@x"]

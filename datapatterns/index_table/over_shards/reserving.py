@@ -12,12 +12,14 @@ A key that one row gives up and another takes can be neither claimed before the 
 after it: its entry changes in the transaction itself.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
-from datapatterns.errors import IndexKeyTakenError, IndexKeyTransferError
+from datapatterns.errors import DataPatternsError, IndexKeyTakenError, IndexKeyTransferError
 from datapatterns.failpoints import failpoint
 from datapatterns.index_table.over_shards.claiming import Claiming
 from datapatterns.index_table.over_shards.entries import Claimed, Entries, remove_everywhere
@@ -94,18 +96,34 @@ class Reserving:
             for shard in self.changes:
                 with self.access.asking(shard):
                     forget_notes(parts[shard], schema=self.access.schema)
-        except Exception:
-            self.rolled_back()
+        except Exception as error:
+            try:
+                self.rolled_back()
+            except (DataPatternsError, SQLAlchemyError) as left:
+                # Why the transaction is refused is what its caller has to know.
+                error.add_note(f"what was claimed is left to a sweep: {left}")
             raise
 
     def committed(self) -> None:
         """Forget the keys that rows gave up, and read included columns again."""
         failpoint("index.base-committed")
-        for name, seen in self._remembered.items():
-            remove_everywhere(self.access, self.indexes[name], seen)
-        for name, index in self.indexes.items():
-            if refreshed := self._refreshed(name):
-                refresh(self.access, index, refreshed)
+        todo: list[Callable[[], object]] = [
+            partial(remove_everywhere, self.access, self.indexes[name], seen)
+            for name, seen in self._remembered.items()
+        ]
+        todo += [
+            partial(refresh, self.access, index, refreshed)
+            for name, index in self.indexes.items()
+            if (refreshed := self._refreshed(name))
+        ]
+        failed: list[Exception] = []
+        for each in todo:  # a shard that is away keeps nothing of the others back
+            try:
+                each()
+            except (DataPatternsError, SQLAlchemyError) as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def rolled_back(self) -> None:
         """Forget what was claimed.
