@@ -38,7 +38,7 @@ from datapatterns.cqrs import (
 )
 from datapatterns.cqrs.commands.commands import ExecuteOptions
 from datapatterns.cqrs.running.declared import refuse_twins
-from datapatterns.errors import SettingsError
+from datapatterns.errors import IndexPlaceError, SettingsError
 from datapatterns.event_sourcing import Codecs, EventStore, Position, SubjectKeys
 from datapatterns.index_table import Indexes, IndexTable, ShardIndexes
 from datapatterns.materialized_view import MaterializedView, Views
@@ -109,6 +109,7 @@ class DataLayer(SeenLayer):
         observer: Receives counts and durations.
 
     Raises:
+        IndexPlaceError: An index table lies over shards.
         IndexUndeclaredError: Two index tables have one name, or one lives in another schema.
         ProjectionDefinitionError: A version of a projection is declared twice.
         SettingsError: A URL or a name cannot be used.
@@ -147,7 +148,7 @@ class DataLayer(SeenLayer):
         refuse_twins(self._declared)
         self._handlers = commands or CommandHandlers()
         self._views = Views(tuple(views), self.settings.schema)
-        self._indexes = Indexes(tuple(indexes), self.settings.schema)
+        self._indexes = Indexes(_in_one_database(indexes), self.settings.schema)
         self._redis_prefix = redis_prefix or self.settings.schema
         found = self.settings
         self._engine = open_engine(found.database_url) if found.database_url else None
@@ -562,3 +563,11 @@ class DataLayer(SeenLayer):
         main, read_models = self.settings.database_url, self.settings.read_models_url
         named = {MAIN: main, READ_MODELS: read_models}
         return {name: url for name, url in named.items() if url} | dict(self.settings.shards)
+
+
+def _in_one_database(indexes: Sequence[IndexTable]) -> tuple[IndexTable, ...]:
+    for index in indexes:
+        if index.definition.mode == "reserve":
+            advice = "give it to a cluster of shards: layer.cluster(indexes=ShardIndexes([...]))"
+            raise IndexPlaceError(index.name, mode="reserve", advice=advice)
+    return tuple(indexes)

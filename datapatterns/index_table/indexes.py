@@ -13,7 +13,6 @@ from datapatterns.errors import (
     IndexDetachedError,
     IndexFailedError,
     IndexMissingError,
-    IndexPlaceError,
     IndexUndeclaredError,
 )
 from datapatterns.index_table.catalog import table_facts
@@ -95,7 +94,6 @@ class Indexes:
         schema: Where all of them live.
 
     Raises:
-        IndexPlaceError: One lies over shards.
         IndexUndeclaredError: Two have one name, or one lives in another schema.
     """
 
@@ -105,13 +103,6 @@ class Indexes:
 
     def __post_init__(self) -> None:
         for index in self.declared:
-            if index.definition.mode == "reserve":
-                raise IndexPlaceError(
-                    index.name,
-                    mode="reserve",
-                    advice="it lies over the shards of a cluster: ShardCluster(indexes="
-                    "ShardIndexes([...]))",
-                )
             if self._by_name.setdefault(index.name, index) is not index:
                 raise IndexUndeclaredError(index.name, "two are declared; give one another name")
             if index.definition.schema != self.schema:

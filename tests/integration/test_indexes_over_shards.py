@@ -21,13 +21,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
+from datapatterns import DataLayer
 from datapatterns.errors import (
     IndexDefinitionError,
     IndexKeyTakenError,
     IndexKeyTransferError,
     IndexPlaceError,
 )
-from datapatterns.index_table import Indexes, IndexTable, ShardIndexes
+from datapatterns.index_table import IndexTable, ShardIndexes
 from datapatterns.sharding import ShardCluster
 from datapatterns.testing import Databases
 from tests.fixtures.atomic import needs_prepared_transactions
@@ -319,4 +320,4 @@ def test_how_many_buckets_there_are_is_declared_for_indexes_over_shards_alone() 
 
 def test_an_index_over_shards_is_none_of_one_database() -> None:
     with pytest.raises(IndexPlaceError, match="ShardIndexes"):
-        Indexes([by_email])
+        DataLayer(indexes=[by_email])
